@@ -1,0 +1,26 @@
+"""Shared fixtures. Annotations are enforced while the tests run: shapes and dtypes by jaxtyping, types by beartype."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook("lopjax", "beartype.beartype")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def unchecked():
+    """Run time type checks off, so that a test sees the library's own message about bad input."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
