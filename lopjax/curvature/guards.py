@@ -1,0 +1,180 @@
+"""Refusals: losses whose Hessian means nothing, trees that do not match, matrices that do not fit in memory."""
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Var
+from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree
+
+DENSE_LIMIT_BYTES = 2 * 2**30
+
+
+def check_loss(loss: Callable[[PyTree], object], params: PyTree) -> None:
+    """Refuse a loss of which no Hessian should be taken, saying why and what to do.
+
+    The loss is called twice and must give the same number up to rounding (1,000 eps, relative), as dropout, fresh
+    noise and reshuffled batches do not; its Hessian must exist and be symmetric along the gradient, as it is not
+    when `stop_gradient` or a custom derivative makes the "gradient" the gradient of nothing. Costs two evaluations,
+    one gradient and two Hessian-vector products. Derivatives that do not exist at isolated points, as in ReLU, pass.
+
+    Args:
+        loss: The candidate, `params -> scalar`.
+        params: A point at which to try it: concrete arrays, so call this outside `jax.jit`.
+
+    Raises:
+        ValueError: If a parameter is not floating point; if the value is not one real floating-point number, differs
+            between two calls or is not finite; if it does not depend differentiably on any parameter, its Hessian
+            cannot be taken, is not finite or is not symmetric.
+
+    >>> check_loss(lambda p: p**2, jnp.arange(3.0))
+    Traceback (most recent call last):
+    ValueError: loss returned an array of shape (3,): it must be one number; take its mean over samples and outputs
+    """
+    _check_float_leaves(params)
+    _check_scalar_output(loss, params)
+    _check_repeatable(loss, params)
+    _check_depends_on_parameters(loss, params)
+    _check_second_derivative(loss, params)
+
+
+def check_same_tree(params: PyTree, other: PyTree, name: str) -> None:
+    """Refuse a tree whose structure, shapes or dtypes are not those of `params`.
+
+    Args:
+        params: The reference.
+        other: The tree to compare.
+        name: What to call it in the message.
+
+    Raises:
+        ValueError: Naming the first array that differs.
+    """
+    if jax.tree.structure(params) != jax.tree.structure(other):
+        raise ValueError(
+            f"{name} has the tree {jax.tree.structure(other)}: it must be that of the parameters, "
+            f"{jax.tree.structure(params)}; build it with jax.tree.map over the parameters"
+        )
+    for (path, expected), given in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(other)):
+        if jnp.shape(expected) != jnp.shape(given) or jnp.result_type(expected) != jnp.result_type(given):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(given)} and dtype "
+                f"{jnp.result_type(given)}: the parameter has {jnp.shape(expected)} and "
+                f"{jnp.result_type(expected)}; reshape or cast it"
+            )
+
+
+def check_size(what: str, shape: Sequence[int], dtype: object, max_bytes: int, instead: str) -> None:
+    """Refuse an array of more than `max_bytes`.
+
+    Args:
+        what: Name of the array in the message.
+        shape: Its shape.
+        dtype: Its dtype.
+        max_bytes: The limit.
+        instead: What to use in its place, for the message.
+
+    Raises:
+        ValueError: With the shape, the size in bytes and the alternative.
+    """
+    num_bytes = prod(shape) * jnp.dtype(dtype).itemsize
+    if num_bytes > max_bytes:
+        raise ValueError(
+            f"{what} of shape {tuple(shape)} in {jnp.dtype(dtype).name} takes {num_bytes:,} bytes, more than "
+            f"max_bytes={max_bytes:,}: {instead}, or raise max_bytes"
+        )
+
+
+def _check_float_leaves(params: PyTree) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError("params has no arrays: pass the tree of parameters to differentiate with respect to")
+    for path, leaf in leaves:
+        if isinstance(leaf, jax.core.Tracer):
+            raise ValueError("params is traced: check_loss compares numbers; call it outside jax.jit and jax.vmap")
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)}: parameters must be real "
+                "floating point; close over integers and keys instead of passing them as parameters"
+            )
+
+
+def _check_scalar_output(loss: Callable, params: PyTree) -> None:
+    value = jax.eval_shape(loss, params)
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"loss returned {jax.tree.structure(value)}: it must be one number; return the loss alone, without "
+            "auxiliary values"
+        )
+    if value.shape != ():
+        raise ValueError(
+            f"loss returned an array of shape {value.shape}: it must be one number; take its mean over samples "
+            "and outputs"
+        )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"loss returned dtype {value.dtype}: it must be real floating point; counts and comparisons have no "
+            "derivatives, use a differentiable loss"
+        )
+
+
+def _check_repeatable(loss: Callable, params: PyTree) -> None:
+    first, second = jnp.asarray(loss(params)), jnp.asarray(loss(params))
+    if not (jnp.isfinite(first) and jnp.isfinite(second)):
+        raise ValueError(
+            f"loss returned {first} and {second}: it must be finite; look for overflow in the parameters or data"
+        )
+    if abs(first - second) > 1000 * jnp.finfo(first.dtype).eps * jnp.maximum(abs(first), abs(second)):
+        raise ValueError(
+            f"loss returned {first} and then {second} at the same parameters: it must be deterministic; fix the "
+            "batch, switch dropout off or close over one random key"
+        )
+
+
+def _check_depends_on_parameters(loss: Callable, params: PyTree) -> None:
+    """Look for a path of derivatives from a parameter to the loss; its value may well be zero (dead units)."""
+    _, differential = jax.linearize(loss, params)
+    program = jax.make_jaxpr(differential)(params).jaxpr
+    reached = set(program.invars)
+    for equation in program.eqns:
+        if any(isinstance(variable, Var) and variable in reached for variable in equation.invars):
+            reached.update(equation.outvars)
+    if not any(isinstance(variable, Var) and variable in reached for variable in program.outvars):
+        raise ValueError(
+            "loss has no differentiable dependence on any parameter: argmax, rounding, comparisons, casts to "
+            "integers and stop_gradient cut it; use a differentiable loss"
+        )
+
+
+def _check_second_derivative(loss: Callable, params: PyTree) -> None:
+    flat, unravel = ravel_pytree(params)
+    gradient_of = jax.grad(lambda flat: loss(unravel(flat)))
+
+    def product(vector):
+        return jax.jvp(gradient_of, (flat,), (vector,))[1]
+
+    try:
+        jax.eval_shape(product, flat)
+    except Exception as error:
+        raise ValueError(
+            f"loss is not twice differentiable: {type(error).__name__}: {error}; replace callbacks, while loops and "
+            "custom derivatives that lack a second one"
+        ) from error
+    gradient = gradient_of(flat)
+    along_gradient = gradient / jnp.maximum(jnp.linalg.norm(gradient), jnp.finfo(flat.dtype).tiny)
+    once = product(along_gradient)
+    twice = product(once)
+    if not (jnp.isfinite(gradient).all() and jnp.isfinite(once).all()):
+        raise ValueError(
+            "loss is finite but its derivatives are not: look for square roots, norms or logarithms at zero and "
+            "add a small constant inside them"
+        )
+    # For g the unit gradient, |Hg|² = g'H(Hg) iff H is symmetric in that plane. Below `floor` H is rounding noise.
+    size, floor = once @ once, jnp.finfo(flat.dtype).eps * jnp.maximum(1.0, abs(loss(params))) ** 2
+    if size > floor and abs(size - along_gradient @ twice) > 0.01 * size:
+        raise ValueError(
+            f"loss has a Hessian H that is not symmetric: |Hg|² = {size} but g'HHg = {along_gradient @ twice} for "
+            "the unit gradient g; a stop_gradient or custom derivative makes its gradient the gradient of nothing, "
+            "remove it"
+        )

@@ -1,0 +1,255 @@
+"""Lanczos iterations that survive break-downs: the core shared by eigenpairs, blocks and spectral densities.
+
+matfree iterates; this module decides how much of the result to believe. After an exact break-down (the operator is
+0, a multiple of the identity, or has an invariant subspace around the start) matfree divides by a vector of length
+zero, or of rounding noise, and what follows is NaN or junk.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, Shaped
+from matfree import decomp
+
+from lopjax.curvature.products import Matvec, Params
+
+FlatMatvec = Callable[[Array], Array]
+
+# A new Lanczos vector shorter than this times eps times the operator's size is rounding noise. matfree
+# orthogonalises twice, which holds down to a few eps; a larger factor would cut the weak bulk behind strong outliers.
+_BREAKDOWN = 16
+
+
+class RitzDecomposition(NamedTuple):
+    """Eigen-decomposition of the operator compressed to a Krylov space, believable part first.
+
+    Attributes:
+        values: Ritz values, ascending over the first `num_steps` entries; zero beyond.
+        coordinates: Column i holds Ritz vector i in the Lanczos basis; zero beyond `num_steps`.
+        basis: Orthonormal Lanczos vectors as rows, the normalised start first; zero beyond `num_steps`.
+        valid: Which entries to believe.
+        num_steps: How many.
+    """
+
+    values: Float[Array, "steps"]
+    coordinates: Float[Array, "steps steps"]
+    basis: Float[Array, "steps dimension"]
+    valid: Bool[Array, "steps"]
+    num_steps: Int[Array, ""]
+
+
+class Pairs(NamedTuple):
+    """Approximate eigenpairs, each confirmed by one more product; fields as in `Eigenpairs`, vectors flat."""
+
+    values: Float[Array, "pairs"]
+    vectors: Float[Array, "pairs dimension"]
+    residuals: Float[Array, "pairs"]
+    converged: Bool[Array, "pairs"]
+
+
+class FlatOperator(NamedTuple):
+    """A matvec on pytrees, seen as one on flat vectors in at least float32."""
+
+    matvec: FlatMatvec
+    project: FlatMatvec
+    unravel: Callable[[Array], Params]
+    dimension: int
+    work_dtype: jnp.dtype
+    epsilon: float
+
+
+def flatten(matvec: Matvec, project: Callable[[Params], Params] | None, example: Params) -> FlatOperator:
+    """Cross from pytrees to flat vectors, restricting the operator to the range of `project`.
+
+    Args:
+        matvec: The operator on trees like `example`.
+        project: Orthogonal projector on such trees, or None for the whole space.
+        example: A tree with the right structure, shapes and dtypes; its values are not used.
+
+    Returns:
+        The flat operator `P A P`; half-precision trees are handled in float32 between products.
+
+    Raises:
+        ValueError: If `example` has arrays that are not floating point, or `matvec` changes the tree.
+    """
+    flat, unravel_native = ravel_pytree(example)
+    if not jnp.issubdtype(flat.dtype, jnp.floating):
+        raise ValueError(f"example has dtype {flat.dtype}: pass the parameters, real floating-point arrays only")
+    work_dtype = jnp.promote_types(flat.dtype, jnp.float32)
+
+    def unravel(vector: Array) -> Params:
+        return unravel_native(vector.astype(flat.dtype))
+
+    def apply(function: Callable[[Params], Params], vector: Array) -> Array:
+        return ravel_pytree(function(unravel(vector)))[0].astype(work_dtype)
+
+    for name, function in (("matvec", matvec), ("project", project)):
+        result = None if function is None else jax.eval_shape(function, example)
+        if result is not None and jax.tree.structure(result) != jax.tree.structure(example):
+            raise ValueError(
+                f"{name} returned the tree {jax.tree.structure(result)}: it must be that of example, "
+                f"{jax.tree.structure(example)}"
+            )
+    on_subspace = (lambda vector: vector) if project is None else (lambda vector: apply(project, vector))
+    return FlatOperator(
+        matvec=lambda vector: on_subspace(apply(matvec, on_subspace(vector))),
+        project=on_subspace,
+        unravel=unravel,
+        dimension=flat.size,
+        work_dtype=work_dtype,
+        epsilon=float(jnp.finfo(flat.dtype).eps),
+    )
+
+
+def limit_steps(num_steps: int, dimension: int | None, num_coordinates: int) -> int:
+    """Number of iterations that make sense: never more than the (sub)space has dimensions.
+
+    Args:
+        num_steps: What was asked for.
+        dimension: Dimension of the subspace, or None if it is the whole space.
+        num_coordinates: Dimension of the whole space.
+
+    Returns:
+        The smaller of the two.
+
+    Raises:
+        ValueError: If `num_steps` is not positive or `dimension` not in 1..num_coordinates.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps}: must be a positive integer")
+    if num_coordinates < 1 or (dimension is not None and not 1 <= dimension <= num_coordinates):
+        raise ValueError(
+            f"dimension={dimension}: the subspace must have between 1 and {num_coordinates} dimensions, the number "
+            "of parameters; an empty subspace has no eigenvalues"
+        )
+    return min(num_steps, num_coordinates if dimension is None else dimension)
+
+
+def ritz_decomposition(
+    matvec: FlatMatvec,
+    project: FlatMatvec,
+    start: Float[Array, "dimension"],
+    num_steps: int,
+    max_steps: Int[Array, ""] | int,
+    epsilon: float,
+) -> RitzDecomposition:
+    """Lanczos with full reorthogonalisation, cut at the first sign of break-down.
+
+    The tridiagonal matrix T is cut before step j when the new vector's length beta falls to 16 eps ||T||, when
+    the vector is not orthogonal to its predecessors or has left the subspace by more than sqrt(eps), when anything
+    is not finite, and at `max_steps`.
+
+    Args:
+        matvec: Symmetric flat operator, already restricted to the subspace.
+        project: Projector onto the subspace (the identity for the whole space).
+        start: Start vector; a zero vector gives zero steps.
+        num_steps: Iterations to run (static).
+        max_steps: Iterations to believe at most: the dimension of the subspace (may be traced).
+        epsilon: Rounding unit of the operator's products.
+
+    Returns:
+        The decomposition; `num_steps` says how much of it is valid.
+    """
+
+    def finite_matvec(vector: Array) -> Array:
+        # After a break-down matfree hands over NaN: keep it out of a product that other blocks may share.
+        return matvec(jnp.where(jnp.isfinite(vector).all(), vector, 0.0))
+
+    iterate = decomp.hessenberg(num_steps, reortho="full", custom_vjp=False)
+    basis, hessenberg, *_ = cast(tuple[Array, ...], iterate(finite_matvec, start))
+    lengths = jnp.diag(hessenberg, -1)
+    valid = _believable(basis, jnp.diag(hessenberg), lengths, project, epsilon)
+    valid = valid & (jnp.arange(num_steps) < max_steps)
+
+    diagonal = jnp.where(valid, jnp.diag(hessenberg), 0.0)
+    off_diagonal = jnp.where(valid[1:], lengths, 0.0)
+    largest = jnp.maximum(jnp.max(abs(diagonal)), jnp.max(off_diagonal, initial=0.0))
+    # By Gershgorin no valid Ritz value exceeds 3 * largest: the discarded steps sort last.
+    beyond = jnp.where(largest > 0, 4 * largest, 1.0)
+    tridiagonal = jnp.diag(jnp.where(valid, diagonal, beyond))
+    tridiagonal = tridiagonal + jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
+    values, coordinates = jnp.linalg.eigh(tridiagonal)
+    count = jnp.sum(valid)
+    first = jnp.arange(num_steps) < count
+    return RitzDecomposition(
+        values=jnp.where(first, values, 0.0),
+        coordinates=jnp.where(first, coordinates, 0.0),
+        basis=jnp.where(valid[:, None], basis, 0.0),
+        valid=first,
+        num_steps=count,
+    )
+
+
+def _believable(
+    basis: Float[Array, "steps dimension"],
+    diagonal: Float[Array, "steps"],
+    lengths: Float[Array, "_"],
+    project: FlatMatvec,
+    epsilon: float,
+) -> Bool[Array, "steps"]:
+    """Steps before the first break-down, as a mask: True, ..., True, False, ..., False."""
+    size = jax.lax.cummax(jnp.maximum(abs(diagonal[:-1]), lengths))
+    long_enough = jnp.append(True, lengths > _BREAKDOWN * epsilon * size)
+
+    finite = jnp.isfinite(basis).all(1) & jnp.isfinite(diagonal)
+    clean = jnp.where(finite[:, None], basis, 0.0)
+    overlaps = abs(jnp.tril(clean @ clean.T - jnp.eye(len(basis), dtype=basis.dtype))).max(1)
+    leaks = jax.lax.map(lambda vector: jnp.linalg.norm(vector - project(vector)), clean)
+    tolerance = epsilon**0.5
+    ok = finite & long_enough & (overlaps < tolerance) & (leaks < tolerance)
+    return jnp.cumprod(ok).astype(bool)
+
+
+def subspace_start(project: FlatMatvec, direction: Float[Array, "n"], epsilon: float) -> Float[Array, "n"]:
+    """Project a random direction; exactly zero where rounding noise is all that is left of it."""
+    projected = project(direction)
+    floor = _BREAKDOWN * epsilon * jnp.linalg.norm(direction)
+    return jnp.where(jnp.linalg.norm(projected) > floor, projected, 0.0)
+
+
+def select_pairs(
+    ritz: RitzDecomposition, project: FlatMatvec, num_pairs: int
+) -> tuple[Float[Array, "pairs dimension"], Bool[Array, "pairs"]]:
+    """Unit Ritz vectors of the `num_pairs` smallest and largest Ritz values, with a mask of those that exist."""
+    ends = jnp.arange(num_pairs)
+    indices = jnp.concatenate([ends, ritz.num_steps - num_pairs + ends])
+    exists = (indices >= 0) & (indices < ritz.num_steps)
+    coordinates = jnp.where(exists, ritz.coordinates[:, jnp.where(exists, indices, 0)], 0.0)
+    vectors = jax.lax.map(project, coordinates.T @ ritz.basis)
+    lengths = jnp.linalg.norm(vectors, axis=1)
+    exists = exists & (lengths > 0.5)
+    return jnp.where(exists[:, None], vectors / jnp.where(exists, lengths, 1.0)[:, None], 0.0), exists
+
+
+def confirm_pairs(
+    vectors: Float[Array, "pairs dimension"],
+    products: Float[Array, "pairs dimension"],
+    exists: Bool[Array, "pairs"],
+    tolerance: Shaped[Array, ""] | float,
+) -> Pairs:
+    """Rayleigh quotients and residuals from a fresh product with each vector.
+
+    For a symmetric operator some eigenvalue lies within `||A v - theta v||` of theta (v a unit vector).
+
+    Args:
+        vectors: Unit vectors v.
+        products: A v.
+        exists: Which of them to use; the others get the value 0 with an infinite residual.
+        tolerance: A pair counts as converged when its residual is at most this times the largest ||A v||.
+
+    Returns:
+        The confirmed pairs.
+    """
+    values = jnp.sum(vectors * products, axis=1)
+    residuals = jnp.linalg.norm(products - values[:, None] * vectors, axis=1)
+    exists = exists & jnp.isfinite(residuals)
+    size = jnp.max(jnp.where(exists, jnp.linalg.norm(products, axis=1), 0.0))
+    return Pairs(
+        values=jnp.where(exists, values, 0.0),
+        vectors=vectors,
+        residuals=jnp.where(exists, residuals, jnp.inf),
+        converged=exists & (residuals <= tolerance * size),
+    )

@@ -1,0 +1,88 @@
+"""Means over a data set too large for one pass, in batches of a fixed size."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from lopjax.curvature.products import Params, hvp
+
+
+def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_size: int) -> PyTree:
+    """Mean over a data set of a quantity that is itself a mean over the samples of a batch.
+
+    `(1/N) sum_b n_b function(batch_b)`, with n_b the size of batch b; the last batch holds the remainder and counts
+    by its size. Equal to `function(data)`, up to rounding, for losses, gradients, Hessian and Gauss-Newton products
+    of losses in which samples do not interact (so not under batch normalisation in training mode).
+
+    Compiled as one loop: memory is that of one batch. Under `jax.jit` pass `data` as an argument rather than closing
+    over it, or compilation treats it as a constant.
+
+    Args:
+        function: `batch -> pytree of float arrays`, a mean over the samples of the batch.
+        data: A pytree of arrays whose first axis counts the N samples, of any dtype.
+        batch_size: Samples in a batch; at most N are used.
+
+    Returns:
+        The mean, a tree like the value of `function`.
+
+    Raises:
+        ValueError: If `batch_size` is not a positive integer, or the first axes of `data` differ or are empty.
+
+    >>> mean_over_batches(jnp.mean, jnp.arange(7.0), batch_size=3).item()
+    3.0
+    """
+    num_samples = _num_samples(data)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be a positive integer")
+    batch_size = min(batch_size, num_samples)
+    num_full, remainder = divmod(num_samples, batch_size)
+
+    def value(start: int | Array, size: int) -> PyTree:
+        batch = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(jnp.asarray(x), start, size), data)
+        return jax.tree.map(lambda x: size * x, function(batch))
+
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: value(0, batch_size)))
+    total, _ = jax.lax.scan(
+        lambda total, index: (jax.tree.map(jnp.add, total, value(index * batch_size, batch_size)), None),
+        total,
+        jnp.arange(num_full),
+    )
+    if remainder:
+        total = jax.tree.map(jnp.add, total, value(num_full * batch_size, remainder))
+    return jax.tree.map(lambda x: x / num_samples, total)
+
+
+def hvp_over_batches(
+    batch_loss: Callable[[Params, PyTree], Array], params: Params, vector: Params, data: PyTree, batch_size: int
+) -> Params:
+    """Hessian-vector product of the mean loss over a data set, one batch at a time.
+
+    Args:
+        batch_loss: `(params, batch) -> scalar`, the mean over the samples of the batch.
+        params: The point.
+        vector: The direction: same tree, shapes and dtypes as `params`.
+        data: A pytree of arrays whose first axis counts the samples.
+        batch_size: Samples in a batch; the last one may be smaller and counts by its size.
+
+    Returns:
+        The product, a tree like `params`.
+
+    Raises:
+        ValueError: As `mean_over_batches` and `hvp`.
+    """
+    return mean_over_batches(
+        lambda batch: hvp(lambda params: batch_loss(params, batch), params, vector), data, batch_size
+    )
+
+
+def _num_samples(data: PyTree) -> int:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(data)]
+    lengths = {shape[0] if shape else 0 for shape in shapes}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"data has arrays of shapes {shapes}: their first axes must have one common, positive length; "
+            "put the samples first"
+        )
+    return lengths.pop()
