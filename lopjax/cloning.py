@@ -1,0 +1,259 @@
+"""Cloning a network n times, the partition it leaves behind, and finding clones in any network.
+
+Both are the two generic rules of the wiring: repeat every cloned axis, and divide by the number of clones along input
+axes. Nothing here knows what a convolution, a residual stream or an attention head is.
+"""
+
+from collections.abc import Mapping
+from numbers import Integral
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.model import Model, Params, Variables, samples_by_units
+from lopjax.wiring import In, Label, Wiring, multiplicity
+
+Factor = int | Mapping[str, int]
+Partition = Mapping[str, tuple[int, ...]]
+"""Cluster id of every unit, per unit space; a space that is absent has no clones."""
+
+
+def clone_factors(wiring: Wiring, factor: Factor) -> dict[str, int]:
+    """`{space: number of clones}` for every cloned space.
+
+    Args:
+        wiring: wiring of the network.
+        factor: one positive integer for all cloneable spaces, or one per space for a subset of them.
+
+    Raises:
+        ValueError: a factor that is not a positive integer, an unknown space, a fixed one (inputs, outputs).
+    """
+    factors = dict(factor) if isinstance(factor, Mapping) else dict.fromkeys(wiring.cloneable, factor)
+    for space, value in factors.items():
+        wiring.size(space)
+        if space in wiring.fixed:
+            raise ValueError(f"unit space {space!r} is fixed: only {list(wiring.cloneable)} can be cloned")
+        _check_factor(value, space if isinstance(factor, Mapping) else None)
+    if not factors:
+        _check_factor(factor, None)
+    return factors
+
+
+def _check_factor(value: object, space: str | None) -> None:
+    where = "" if space is None else f" for {space!r}"
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"factor={value!r}{where}: must be a positive integer")
+
+
+def widen(model: Model, factor: Factor) -> Model:
+    """The same architecture with every cloned space `factor` times as wide: where cloned variables live.
+
+    Args:
+        model: the base model.
+        factor: as in `clone_variables`.
+
+    Raises:
+        ValueError: as in `clone_factors`; or a user's module without a `sizes` field.
+    """
+    factors = clone_factors(model.wiring, factor)
+    return model.resize({space: model.wiring.size(space) * n for space, n in factors.items()})
+
+
+def clone_variables(variables: Variables, base_wiring: Wiring, factor: Factor) -> Variables:
+    """Variables of the n times wider network that computes the same function with n copies of every unit.
+
+    Every array is repeated along its cloned axes, clones adjacent, and divided by n along input axes. Parameters land
+    in block-constant form (BC), so the clones are trapped: theory 3.1, arXiv 2510.00304 section 4 and appendix A.2.
+
+    Args:
+        variables: `{"params": ..., "batch_stats": ...}` of the base network (or its parameters alone).
+        base_wiring: wiring of the base network.
+        factor: number of clones of every unit, or `{space: number}` for a subset of the unit spaces.
+
+    Returns:
+        Variables of the wide network, same dtypes. Logits agree to rounding: exactly, up to the order of summation,
+        when n is a power of two.
+
+    Raises:
+        ValueError: see `clone_factors`; or variables that do not match the wiring.
+
+    Example:
+        >>> import jax
+        >>> from lopjax.models import mlp
+        >>> base = mlp((4,), (3,), 2)
+        >>> wide = clone_variables(base.init(jax.random.key(0)), base.wiring, 2)
+        >>> wide["params"]["hidden_0"]["kernel"].shape
+        (4, 6)
+    """
+    factors = clone_factors(base_wiring, factor)
+
+    def clone(label: Label, array: jax.Array) -> jax.Array:
+        for index, axis in enumerate(label.axes):
+            if axis is not None and axis.space in factors:
+                array = jnp.repeat(array, factors[axis.space], axis=index)
+        return array / jnp.asarray(multiplicity(label, factors)[0], array.dtype)
+
+    return base_wiring.map(clone, variables)
+
+
+def uniform_partition(wide_wiring: Wiring, factor: Factor) -> Partition:
+    """The partition that `clone_variables` makes: runs of `factor` adjacent clones in every cloned space.
+
+    Args:
+        wide_wiring: wiring of the cloned (wide) network.
+        factor: as in `clone_variables`.
+
+    Raises:
+        ValueError: see `clone_factors`; or a space whose size the factor does not divide.
+    """
+    partition = {}
+    for space, n in clone_factors(wide_wiring, factor).items():
+        size = wide_wiring.size(space)
+        if size % n:
+            raise ValueError(f"factor={n}: does not divide the {size} units of {space!r}")
+        partition[space] = tuple(int(unit) for unit in np.repeat(np.arange(size // n), n))
+    return partition
+
+
+class ClonesFound(NamedTuple):
+    """Clusters of one unit space, found in three ways; each a tuple of cluster ids, one per unit.
+
+    Attributes:
+        activations: units with the same activations on the batch.
+        parameters: units that stay clones under training whatever the data: the coarsest clusters for which RE and CE
+            (theory 3.1) hold in every array at once.
+        proportional: units whose activations agree up to a factor: what parameters may miss (ReLU units up to scale,
+            odd units up to sign, theory 3.7). Units that are zero on the whole batch form one cluster here.
+        silent: number of units whose activation is zero on the whole batch: equal for a trivial reason.
+        agree: whether activations and parameters give the same clusters.
+    """
+
+    activations: tuple[int, ...]
+    parameters: tuple[int, ...]
+    proportional: tuple[int, ...]
+    silent: int
+    agree: bool
+
+
+def find_clones(
+    model: Model, variables: Variables, batch: jax.Array, tolerance: float | None = None
+) -> dict[str, ClonesFound]:
+    """Find the clones of a network from what its units do and, independently, from its parameters.
+
+    Args:
+        model: any model.
+        variables: its variables, evaluated in eval mode.
+        batch: inputs, `(batch, *input_shape)`; more samples than clusters make accidents unlikely.
+        tolerance: relative distance under which two units are the same; default `sqrt(eps)` of the dtype.
+
+    Returns:
+        A `ClonesFound` for every cloneable space. Where `agree` is false, units act alike on this batch without being
+        trapped (or the tolerance is too tight).
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(variables["params"]))
+    limit = float(jnp.finfo(dtype).eps) ** 0.5 if tolerance is None else tolerance
+    from_parameters = refine_partition(variables["params"], model.wiring, limit)
+    taps = model.apply(variables, batch)[2]
+    found = {}
+    for space in model.wiring.cloneable:
+        sites = [samples_by_units(taps[site].post) for site in model.wiring.sites_of(space)]
+        if not sites:
+            continue
+        activations = np.concatenate([np.asarray(site, np.float64) for site in sites]).T
+        by_activation = cluster_rows(activations, limit)
+        norms = np.linalg.norm(activations, axis=1, keepdims=True)
+        directions = activations / np.where(norms == 0, 1.0, norms)
+        sign = np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(axis=1)])
+        found[space] = ClonesFound(
+            activations=by_activation,
+            parameters=from_parameters[space],
+            proportional=cluster_rows(directions * sign[:, None], limit),
+            silent=int((norms == 0).sum()),
+            agree=by_activation == from_parameters[space],
+        )
+    return found
+
+
+def refine_partition(params: Params, wiring: Wiring, tolerance: float) -> dict[str, tuple[int, ...]]:
+    """The coarsest partition with RE and CE in every parameter, by refinement: split whatever can be told apart.
+
+    Starts from one cluster per space. Two units stay together while, in every array, they get the same totals from
+    each source cluster (RE), give the same totals to each target cluster (CE), and have equal biases and norm
+    parameters. This is the coarsest equitable partition of a weighted graph.
+
+    Args:
+        params: parameters.
+        wiring: their wiring.
+        tolerance: relative distance under which two units are the same.
+
+    Returns:
+        `{space: cluster id of every unit}` for all spaces; fixed spaces are singletons.
+    """
+    labels = wiring.labels_of(params)
+    arrays = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
+    partition = {space: tuple(range(size)) if space in wiring.fixed else (0,) * size for space, size in wiring.sizes}
+    while True:
+        refined = {
+            space: partition[space]
+            if space in wiring.fixed
+            else cluster_rows(_signatures(space, labels, arrays, partition), tolerance, partition[space])
+            for space in wiring.spaces
+        }
+        if refined == partition:
+            return partition
+        partition = refined
+
+
+def _signatures(
+    space: str, labels: list[Label], arrays: list[np.ndarray], partition: Mapping[str, tuple[int, ...]]
+) -> np.ndarray:
+    """What a unit gets from and gives to every cluster: `(units, features)`, each array scaled to unit size."""
+    features = []
+    for label, array in zip(labels, arrays, strict=True):
+        for index, axis in enumerate(label.axes):
+            if axis is None or axis.space != space:
+                continue
+            incoming = not isinstance(axis, In)
+            sums = array
+            for other, other_axis in enumerate(label.axes):
+                if other == index or other_axis is None:
+                    continue
+                # RE sums over sources, CE over targets; along the remaining axes clusters are compared by their mean.
+                summed = isinstance(other_axis, In) == incoming
+                sums = _reduce_clusters(sums, other, partition[other_axis.space], mean=not summed)
+            rows = np.moveaxis(sums, index, 0).reshape(sums.shape[index], -1)
+            largest = np.linalg.norm(rows, axis=1).max()
+            features.append(rows / largest if largest > 0 else rows)
+    return np.concatenate(features, axis=1)
+
+
+def _reduce_clusters(array: np.ndarray, axis: int, clusters: tuple[int, ...], mean: bool) -> np.ndarray:
+    member = np.eye(max(clusters) + 1)[list(clusters)]
+    if mean:
+        member = member / member.sum(axis=0)
+    return np.moveaxis(np.tensordot(array, member, axes=(axis, 0)), -1, axis)
+
+
+def cluster_rows(rows: np.ndarray, tolerance: float, within: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Cluster ids, numbered by first appearance, of rows that agree up to `tolerance` times the largest row norm.
+
+    Args:
+        rows: `(units, features)`.
+        tolerance: relative Euclidean distance.
+        within: only units with the same id here may share a cluster.
+    """
+    limit = tolerance * np.linalg.norm(rows, axis=1).max()
+    leaders: list[int] = []
+    clusters = []
+    for unit, row in enumerate(rows):
+        close = np.linalg.norm(rows[leaders] - row, axis=1) <= limit
+        candidates = [
+            cluster for cluster in np.flatnonzero(close) if within is None or within[leaders[cluster]] == within[unit]
+        ]
+        if not candidates:
+            candidates = [len(leaders)]
+            leaders.append(unit)
+        clusters.append(int(candidates[0]))
+    return tuple(clusters)

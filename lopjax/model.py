@@ -1,0 +1,63 @@
+"""What every architecture is to the rest of the library: three pure things and a way to change its sizes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lopjax.wiring import Wiring
+
+Params = Any
+Variables = Mapping[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tap:
+    """What a site carries on one batch.
+
+    The same container holds activations, perturbations added to them, and the backward signals dL/d(pre), dL/d(post).
+
+    Attributes:
+        space: the unit space written here (static).
+        pre: input of the activation function, `(batch, ..., units)`.
+        post: its output, same shape, before dropout.
+        activation: name of the activation function (static).
+    """
+
+    space: str = field(metadata={"static": True})
+    pre: jax.Array
+    post: jax.Array
+    activation: str = field(default="identity", metadata={"static": True})
+
+
+Taps = Mapping[str, Tap]
+
+
+class Model(NamedTuple):
+    """A network as pure functions, and its wiring.
+
+    Constructors are cached: the same arguments give the same object, so nothing is compiled twice.
+
+    Attributes:
+        init: `key -> variables`, `{"params": ..., "batch_stats": ...}`; vmap over keys gives seeds. Floating point
+            type: JAX's default (float64 under x64).
+        apply: `apply(variables, x, train=False, key=None, perturbations=None, dropout_rate=None) -> (logits, variables,
+            taps)`. Pure. `x`: `(batch, *input_shape)`. `key` is needed when dropout draws. `perturbations`: taps (of
+            any subset of the sites) added to the pre- and post-activations. `dropout_rate`: overrides the model's own
+            and may be traced. The variables returned are the given ones with batch statistics updated in train mode.
+        wiring: the labelled axes; static and hashable.
+        resize: `{space: size} -> Model`: the same architecture with other numbers of units.
+    """
+
+    init: Callable[[jax.Array], Variables]
+    apply: Callable[..., tuple[jax.Array, Variables, dict[str, Tap]]]
+    wiring: Wiring
+    resize: Callable[[Mapping[str, int]], "Model"]
+
+
+def samples_by_units(array: jax.Array) -> jax.Array:
+    """Reshape `(batch, ..., units)` to `(samples, units)`: positions, tokens and head width count as samples."""
+    return jnp.reshape(array, (-1, array.shape[-1]))

@@ -1,0 +1,86 @@
+"""Axis labels and taps for Linen modules: what a model's author writes beside each array and each activation."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import struct
+
+from lopjax.activations import activation as activation_function
+from lopjax.model import Tap
+from lopjax.wiring import Axis, Label, Window
+
+
+class Labelled(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
+    """Box around an array at initialisation that carries its label; `from_linen` takes it off again."""
+
+    value: Any
+    label: Label = struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        """The array."""
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Labelled":
+        """The same label around another array."""
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> "Labelled":
+        """A lifted transform (`nn.scan`, `nn.vmap`) stacks the array: the new axis is no unit axis."""
+        axes = list(self.label.axes)
+        axes.insert(index, None)
+        return self.replace(label=replace(self.label, axes=tuple(axes)))
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Labelled":
+        """The inverse of `add_axis`."""
+        axes = list(self.label.axes)
+        axes.pop(index)
+        return self.replace(label=replace(self.label, axes=tuple(axes)))
+
+
+def labelled(
+    init: Callable[..., jax.Array],
+    *axes: Axis,
+    site: str | None = None,
+    source: str | None = None,
+    window: Window | None = None,
+) -> Callable[..., Any]:
+    """Wrap an initialiser so that the array it creates carries its wiring label.
+
+    Args:
+        init: initialiser `(key, shape, dtype) -> array` (for a variable: `(shape, dtype) -> array`).
+        axes: `In(space)`, `Out(space)` or `None` for each axis of the array.
+        site: see `lopjax.wiring.Label`.
+        source: see `lopjax.wiring.Label`.
+        window: see `lopjax.wiring.Label`.
+    """
+    label = Label(axes=axes, site=site, source=source, window=window)
+    return lambda *args: Labelled(value=init(*args), label=label)
+
+
+def tap(module: nn.Module, site: str, space: str, activation: str, pre: jax.Array) -> jax.Array:
+    """Apply an activation function at a named site, and make the site observable.
+
+    Records `Tap(space, pre, post)` and adds the perturbation of this site, if one was passed to `Model.apply`.
+
+    Args:
+        module: the calling module (`self`).
+        site: name of the site, unique in the network.
+        space: the unit space written here.
+        activation: name in `lopjax.activations`.
+        pre: pre-activations, `(batch, ..., units)`.
+
+    Returns:
+        The activations, same shape.
+    """
+    shift = module.get_variable("perturbations", site)
+    if shift is not None:
+        pre = pre + shift.pre
+    post = activation_function(activation)(pre)
+    if shift is not None:
+        post = post + shift.post
+    if module.is_mutable_collection("taps"):
+        module.put_variable("taps", site, Tap(space, pre, post, activation))
+    return post

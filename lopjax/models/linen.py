@@ -1,0 +1,146 @@
+"""From a labelled Linen module to a `Model`: the only place where the library meets Flax's variable collections."""
+
+from collections.abc import Mapping
+from functools import cache, reduce
+from operator import getitem
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lopjax.model import Model, Tap, Variables
+from lopjax.models.labels import Labelled
+from lopjax.wiring import Path, Site, Wiring, build_wiring, tree_paths
+
+STATE_COLLECTIONS = ("params", "batch_stats")
+
+
+def from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[str, ...] = ()) -> Model:
+    """Make a `Model` from a Linen module whose arrays are labelled.
+
+    The module is called as `module(x, train=..., dropout_rate=...)` and returns logits. It creates every parameter and
+    every batch statistic (collection `"batch_stats"`) through `labelled`, and applies activations through `tap`.
+
+    Args:
+        module: a labelled module. Its fields must be hashable. If it has a field `sizes`, a tuple of
+            `(space, units)`, the model can be resized (and so cloned into a wider one).
+        input_shape: shape of one input, without the batch axis.
+        fixed: unit spaces that must not be cloned, besides inputs and outputs.
+
+    Raises:
+        ValueError: an array without a label (all are listed), or labels that contradict each other.
+    """
+    if any(not isinstance(size, int) or size < 1 for size in input_shape):
+        raise ValueError(f"input_shape={input_shape!r}: must be positive integers, one input without the batch axis")
+    return _from_linen(module, tuple(input_shape), tuple(fixed))
+
+
+@cache
+def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[str, ...]) -> Model:
+    def init_boxed(key: jax.Array) -> Any:
+        return module.init({"params": key}, jnp.zeros((1, *input_shape)), train=False, dropout_rate=None)
+
+    scopes: dict[str, Path] = {}
+
+    def shapes(key: jax.Array) -> Any:
+        variables = init_boxed(key)
+        # Read here, where dicts still have the order of the forward pass: pytrees come back sorted by key.
+        scopes.update(_tap_scopes(variables.get("taps", {})))
+        return variables
+
+    boxed = jax.eval_shape(shapes, jax.random.key(0))
+    wiring = _read_wiring(boxed, scopes, fixed)
+
+    def init(key: jax.Array) -> Variables:
+        variables = nn.meta.unbox(init_boxed(key))
+        return {name: dict(variables[name]) for name in STATE_COLLECTIONS if name in variables}
+
+    def apply(
+        variables: Variables,
+        x: jax.Array,
+        train: bool = False,
+        key: jax.Array | None = None,
+        perturbations: Mapping[str, Tap] | None = None,
+        dropout_rate: jax.typing.ArrayLike | None = None,
+    ) -> tuple[jax.Array, Variables, dict[str, Tap]]:
+        collections = dict(variables)
+        if perturbations:
+            collections["perturbations"] = _nest(perturbations, scopes)
+        logits, updates = module.apply(
+            collections,
+            x,
+            train=train,
+            dropout_rate=dropout_rate,
+            rngs=None if key is None else {"dropout": key},
+            mutable=["taps", "batch_stats"],
+        )
+        taps = {site: _follow(updates["taps"], path) for site, path in scopes.items()}
+        state = {name: updates[name] for name in updates if name != "taps"}
+        return logits, {**variables, **state}, taps
+
+    def resize(sizes: Mapping[str, int]) -> Model:
+        return _from_linen(_resized(module, sizes, wiring), input_shape, fixed)
+
+    return Model(init, apply, wiring, resize)
+
+
+def _read_wiring(boxed: Mapping[str, Any], scopes: Mapping[str, Path], fixed: tuple[str, ...]) -> Wiring:
+    """Labels, shapes and sites of a module, from the shapes of its boxed initial variables."""
+    arrays = {name: boxed[name] for name in STATE_COLLECTIONS if name in boxed}
+    boxes = jax.tree.leaves(arrays, is_leaf=_is_box)
+    paths = tree_paths(jax.tree.map(lambda _: 0, arrays, is_leaf=_is_box))
+    labels = {path: box.label if _is_box(box) else None for path, box in zip(paths, boxes, strict=True)}
+    shapes = {path: tuple(nn.meta.unbox(box).shape) for path, box in zip(paths, boxes, strict=True)}
+    taps = {site: _follow(boxed["taps"], path) for site, path in scopes.items()}
+    sites = {name: Site(tap.space, tap.activation) for name, tap in taps.items()}
+    return build_wiring(labels, shapes, sites, fixed)
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, Labelled)
+
+
+def _tap_scopes(taps: Mapping[str, Any], prefix: Path = ()) -> dict[str, Path]:
+    """Where in the module tree each site is tapped; the last key of the path is the site's name."""
+    scopes: dict[str, Path] = {}
+    for key, value in taps.items():
+        found = {key: (*prefix, key)} if isinstance(value, Tap) else _tap_scopes(value, (*prefix, key))
+        if twice := sorted(set(found) & set(scopes)):
+            raise ValueError(f"sites tapped twice: {twice}; give every site of the network its own name")
+        scopes.update(found)
+    return scopes
+
+
+def _follow(tree: Any, path: Path) -> Any:
+    return reduce(getitem, path, tree)
+
+
+def _nest(perturbations: Mapping[str, Tap], scopes: Mapping[str, Path]) -> dict[str, Any]:
+    """Put the perturbation of each site into the scope where the module looks for it."""
+    unknown = [site for site in perturbations if site not in scopes]
+    if unknown:
+        raise ValueError(f"perturbations of unknown sites {unknown}; the sites are {list(scopes)}")
+    nested: dict[str, Any] = {}
+    for site, shift in perturbations.items():
+        scope = nested
+        for key in scopes[site][:-1]:
+            scope = scope.setdefault(key, {})
+        scope[site] = shift
+    return nested
+
+
+def _resized(module: nn.Module, sizes: Mapping[str, int], wiring: Wiring) -> nn.Module:
+    current = getattr(module, "sizes", None)
+    if current is None:
+        raise ValueError(
+            f"{type(module).__name__} has no field `sizes` (a tuple of (space, units)) to set: "
+            "build the module with the new sizes yourself and pass it to from_linen"
+        )
+    for space, size in sizes.items():
+        wiring.size(space)
+        if space in wiring.fixed or space not in dict(current):
+            raise ValueError(f"unit space {space!r} is fixed: its size cannot be changed")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"size of {space!r} = {size!r}: must be a positive integer")
+    return module.clone(sizes=tuple((space, sizes.get(space, size)) for space, size in current))

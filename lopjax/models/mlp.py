@@ -1,0 +1,95 @@
+"""The multilayer perceptron of the paper: [dense, norm, activation, dropout] x depth, then a dense layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lopjax.model import Model
+from lopjax.models.labels import tap
+from lopjax.models.layers import BatchNorm, Dense, LayerNorm, dropout
+from lopjax.models.linen import from_linen
+from lopjax.models.options import check_options
+
+
+class MLP(nn.Module):
+    """Hidden layer k reads `hidden_{k-1}` and writes `hidden_k`; the first reads `input`, the last writes `classes`."""
+
+    sizes: tuple[tuple[str, int], ...]
+    activation: str
+    norm: str
+    affine: bool
+    dropout: float
+    initialisation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, dropout_rate: Any = None) -> jax.Array:
+        """`(batch, *input_shape)` to `(batch, classes)`; the input is flattened in C order."""
+        x = x.reshape((x.shape[0], -1))
+        reads = "input"
+        plain = self.norm == "none"
+        for space, size in self.sizes[:-1]:
+            # Layer norm couples the units: the kernel before it has gradients even where its own unit is dead.
+            owner = None if self.norm == "layer" else space
+            source = reads if plain else None
+            x = Dense(reads, space, size, owner, source, self.initialisation, name=space)(x)
+            if self.norm == "batch":
+                x = BatchNorm(space, space, self.affine, name=f"{space}_norm")(x, train)
+            elif self.norm == "layer":
+                x = LayerNorm(space, space, self.affine, name=f"{space}_norm")(x)
+            x = tap(self, space, space, self.activation, x)
+            x = dropout(self, x, self.dropout, dropout_rate, train)
+            reads = space
+        space, size = self.sizes[-1]
+        return Dense(reads, space, size, space, reads, self.initialisation, name=space)(x)
+
+
+def mlp(
+    input_shape: Sequence[int],
+    widths: Sequence[int],
+    num_classes: int,
+    activation: str = "relu",
+    norm: str = "none",
+    affine: bool = True,
+    dropout: float = 0.0,
+    init: str = "pytorch",
+) -> Model:
+    """Build a multilayer perceptron. Unit spaces and sites: `hidden_0`, `hidden_1`, ...; fixed: `input`, `classes`.
+
+    Args:
+        input_shape: shape of one input, `(32, 32, 3)` for CIFAR-10; flattened.
+        widths: number of units of each hidden layer.
+        num_classes: number of logits.
+        activation: one of `lopjax.models.ACTIVATIONS`.
+        norm: `"none"`, `"batch"` or `"layer"`, between the dense layer and the activation.
+        affine: whether the norm has a scale and an offset per unit.
+        dropout: rate after each activation, in [0, 1).
+        init: `"pytorch"` (uniform +-1/sqrt(fan_in), biases too), `"lecun"` or `"he"` (normal, zero biases).
+
+    Returns:
+        The model; the same arguments give the same object.
+
+    Raises:
+        ValueError: a bad argument; names it, what was given and what is allowed.
+
+    Example:
+        >>> from lopjax.models import mlp
+        >>> model = mlp((8, 8, 1), (32, 32), 10, activation="tanh")
+        >>> model.wiring.cloneable
+        ('hidden_0', 'hidden_1')
+
+    References:
+        arXiv 2510.00304, section 2 and appendix C: 5 x 128, ReLU, batch norm.
+    """
+    check_options(input_shape, num_classes, activation, norm, dropout, init, widths=widths)
+    sizes = tuple((f"hidden_{index}", int(width)) for index, width in enumerate(widths))
+    module = MLP(
+        sizes=(*sizes, ("classes", int(num_classes))),
+        activation=activation,
+        norm=norm,
+        affine=bool(affine),
+        dropout=float(dropout),
+        initialisation=init,
+    )
+    return from_linen(module, tuple(int(size) for size in input_shape))

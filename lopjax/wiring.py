@@ -1,0 +1,260 @@
+"""The wiring diagram of a network: which unit space every axis of every array indexes.
+
+A network is a set of *unit spaces* joined by arrays. An axis of an array either reads a space (`In`: it is summed
+over), writes one (`Out`), or is no unit axis at all (`None`: a kernel offset, a position, the width of a head).
+Written once, beside each array in the model code, this is all that cloning, manifolds, certificates, stability and
+resets need to know about an architecture. No other module derives any of it from layer order, shapes or names.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class In:
+    """An axis that reads the unit space: the array is summed over it."""
+
+    space: str
+
+
+@dataclass(frozen=True)
+class Out:
+    """An axis that writes the unit space: one slice of the array belongs to each of its units."""
+
+    space: str
+
+
+Axis = In | Out | None
+
+
+class Window(NamedTuple):
+    """How a convolution kernel slides: what is needed to rebuild the patches it reads."""
+
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Label:
+    """What one array is in the wiring.
+
+    Attributes:
+        axes: one entry per array axis.
+        site: the site that *every* path from this array to the output passes, unit by unit: when unit j is dead there,
+            the array's slice j has no gradient. `None` where there is no such site (a kernel followed by layer
+            norm, which couples the units; an early writer of a residual stream).
+        source: for a kernel whose product, plus at most a bias, *is* the pre-activation of `site` (or the logits): the
+            site whose activations it reads, or the name of the input space. `None` where something else (norm,
+            pooling, a residual sum) stands in between. Where given, the closed form of the stability blocks applies.
+        window: for a convolution kernel with a `source`, how it slides.
+    """
+
+    axes: tuple[Axis, ...]
+    site: str | None = None
+    source: str | None = None
+    window: Window | None = None
+
+    def reads(self) -> tuple[str, ...]:
+        """The spaces on the input axes, in axis order."""
+        return tuple(axis.space for axis in self.axes if isinstance(axis, In))
+
+    def writes(self) -> tuple[str, ...]:
+        """The spaces on the output axes, in axis order."""
+        return tuple(axis.space for axis in self.axes if isinstance(axis, Out))
+
+
+class Site(NamedTuple):
+    """A place where a unit space is written and observed: a residual stream has many, a plain layer one."""
+
+    space: str
+    activation: str
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Labels of every array, size of every unit space, sites, and the spaces whose units cannot be cloned.
+
+    Static and hashable, so it can be a static argument of a jitted function. Build it with `build_wiring`, which
+    validates it.
+
+    Attributes:
+        labels: `(path, label)` of every array; a path starts with the collection, `("params", "hidden_0", "kernel")`.
+        sizes: `(space, number of units)`.
+        sites: `(name, Site)`, in the order of the forward pass.
+        fixed: spaces that belong to the outside world: network inputs (never written) and outputs (never read).
+    """
+
+    labels: tuple[tuple[Path, Label], ...]
+    sizes: tuple[tuple[str, int], ...]
+    sites: tuple[tuple[str, Site], ...]
+    fixed: frozenset[str]
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """Every unit space: inputs, then in the order of the forward pass, then outputs."""
+        return tuple(space for space, _ in self.sizes)
+
+    @property
+    def cloneable(self) -> tuple[str, ...]:
+        """The spaces whose units may be cloned, frozen or reset: all but the fixed ones."""
+        return tuple(space for space in self.spaces if space not in self.fixed)
+
+    def size(self, space: str) -> int:
+        """Number of units of a space. Raises ValueError that lists the spaces when there is no such space."""
+        sizes = dict(self.sizes)
+        if space not in sizes:
+            raise ValueError(f"unit space {space!r}: not in this wiring; its spaces are {list(self.spaces)}")
+        return sizes[space]
+
+    def site(self, name: str) -> Site:
+        """The site of that name. Raises ValueError that lists the sites when there is none."""
+        sites = dict(self.sites)
+        if name not in sites:
+            raise ValueError(f"site {name!r}: not in this wiring; its sites are {list(sites)}")
+        return sites[name]
+
+    def sites_of(self, space: str) -> tuple[str, ...]:
+        """Names of the sites that write a space, in the order of the forward pass."""
+        self.size(space)
+        return tuple(name for name, site in self.sites if site.space == space)
+
+    def incoming(self, space: str) -> tuple[tuple[Path, int], ...]:
+        """`(path, axis)` of every output axis on the space, statistics included: a unit's incoming parameters."""
+        return self._axes(Out(space))
+
+    def outgoing(self, space: str) -> tuple[tuple[Path, int], ...]:
+        """`(path, axis)` of every input axis on the space: a unit's outgoing parameters."""
+        return self._axes(In(space))
+
+    def _axes(self, wanted: Axis) -> tuple[tuple[Path, int], ...]:
+        return tuple(
+            (path, index) for path, label in self.labels for index, axis in enumerate(label.axes) if axis == wanted
+        )
+
+    def map(self, function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+        """Apply `function(label, array, *arrays)` to every labelled array.
+
+        Args:
+            function: called with the `Label` first.
+            tree: parameters (the `"params"` collection) or variables (`{"params": ..., "batch_stats": ...}`).
+            rest: further trees of the same structure.
+
+        Returns:
+            A tree like `tree`.
+
+        Raises:
+            ValueError: a path of the tree is not in the wiring, or a parameter of the wiring is not in the tree.
+        """
+        labels = self.labels_of(tree)
+        flat, structure = jax.tree.flatten(tree)
+        others = [structure.flatten_up_to(other) for other in rest]
+        return structure.unflatten([function(*args) for args in zip(labels, flat, *others, strict=True)])
+
+    def labels_of(self, tree: Any) -> list[Label]:
+        """The labels of a parameter or variable tree in the order of `jax.tree.leaves`; errors as in `map`."""
+        prefix: Path = () if isinstance(tree, Mapping) and "params" in tree else ("params",)
+        labels = dict(self.labels)
+        paths = [prefix + path for path in tree_paths(tree)]
+        expected = [path for path in labels if not prefix or path[0] == "params"]
+        unknown = [path for path in paths if path not in labels]
+        missing = [path for path in expected if path not in set(paths)]
+        if unknown or missing:
+            raise ValueError(
+                "tree does not match the wiring: "
+                f"without a label {['/'.join(p) for p in unknown]}, missing {['/'.join(p) for p in missing]}; "
+                "pass the parameters (or variables) of the model this wiring belongs to"
+            )
+        return [labels[path] for path in paths]
+
+
+def tree_paths(tree: Any) -> list[Path]:
+    """Key path of every leaf of a nested dict, as strings, in the order of `jax.tree.leaves`."""
+    keyed, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path) for path, _ in keyed]
+
+
+def multiplicity(label: Label, factors: Mapping[str, int]) -> tuple[int, int]:
+    """`(n_in, n_out)`: the product of the clone factors over the input axes and over the output axes of an array."""
+    return (
+        prod(factors.get(space, 1) for space in label.reads()),
+        prod(factors.get(space, 1) for space in label.writes()),
+    )
+
+
+def build_wiring(
+    labels: Mapping[Path, Label | None],
+    shapes: Mapping[Path, tuple[int, ...]],
+    sites: Mapping[str, Site],
+    fixed: Iterable[str] = (),
+) -> Wiring:
+    """Build and validate a wiring.
+
+    Spaces that no parameter writes are network inputs, spaces that none reads are outputs: both are fixed.
+
+    Args:
+        labels: label of every array (`None`: the array came without one).
+        shapes: shape of every array.
+        sites: every site the model taps.
+        fixed: further spaces whose units must not be cloned.
+
+    Raises:
+        ValueError: arrays without a label (all are listed), a label whose number of axes is not the array's, a space
+            with two sizes, a site or a fixed space that no array knows.
+    """
+    unlabelled = [path for path in shapes if labels.get(path) is None]
+    if unlabelled:
+        raise ValueError(
+            f"arrays without axis labels: {['/'.join(path) for path in unlabelled]}; "
+            "create each with lopjax.models.labelled(init, *axes)"
+        )
+    known = {path: label for path, label in labels.items() if label is not None}
+    sizes: dict[str, int] = {}
+    first: dict[str, Path] = {}
+    for path, shape in shapes.items():
+        axes = known[path].axes
+        if len(axes) != len(shape):
+            raise ValueError(f"{'/'.join(path)}: {len(axes)} axis labels for an array of shape {shape}")
+        for axis, size in zip(axes, shape):
+            if axis is None:
+                continue
+            if sizes.setdefault(axis.space, size) != size:
+                raise ValueError(
+                    f"unit space {axis.space!r} has {sizes[axis.space]} units in {'/'.join(first[axis.space])} "
+                    f"but {size} in {'/'.join(path)}"
+                )
+            first.setdefault(axis.space, path)
+    _check_references(known, sizes, sites, fixed)
+    read = {space for label in known.values() for space in label.reads()}
+    written = {space for label in known.values() for space in label.writes()}
+    forward = [site.space for site in sites.values()]
+    rank = {space: forward.index(space) if space in forward else len(forward) for space in sizes}
+    rank |= dict.fromkeys(set(sizes) - written, -1)
+    return Wiring(
+        labels=tuple(known.items()),
+        sizes=tuple(sorted(sizes.items(), key=lambda item: rank[item[0]])),
+        sites=tuple(sites.items()),
+        fixed=frozenset(fixed) | (set(sizes) - read) | (set(sizes) - written),
+    )
+
+
+def _check_references(
+    labels: Mapping[Path, Label], sizes: Mapping[str, int], sites: Mapping[str, Site], fixed: Iterable[str]
+) -> None:
+    for name, site in sites.items():
+        if site.space not in sizes:
+            raise ValueError(f"site {name!r} writes the unknown space {site.space!r}; spaces are {list(sizes)}")
+    for space in fixed:
+        if space not in sizes:
+            raise ValueError(f"fixed space {space!r}: not in this wiring; its spaces are {list(sizes)}")
+    outputs = set(sizes) - {space for label in labels.values() for space in label.reads()}
+    for path, label in labels.items():
+        if label.site is not None and label.site not in sites and label.site not in outputs:
+            raise ValueError(f"{'/'.join(path)}: unknown site {label.site!r}; sites are {list(sites)}")
+        if label.source is not None and label.source not in sites and label.source not in sizes:
+            raise ValueError(f"{'/'.join(path)}: unknown source {label.source!r}; sites are {list(sites)}")
