@@ -56,7 +56,8 @@ def block_eigenvalues(
     """One independent Lanczos run for each block of `diag(M_1, ..., M_b)`, sharing every operator product.
 
     Inner products are taken inside a block, so each block gets its own spectrum (global ones would give only their
-    union), while `matvec` is called once a step on the vectors of all blocks: `num_steps + 2` products in all.
+    union), while `matvec` is called once a step on the vectors of all blocks: `num_steps + 3` products in all
+    (one fixes the scale, two confirm the ends).
 
     Args:
         matvec: Maps the stack of vectors (blocks, dim) to the stack of `M_j v_j`; each M_j symmetric, and rows must
@@ -90,6 +91,7 @@ def block_eigenvalues(
     sizes = jnp.full(num_blocks, dim) if block_dimensions is None else block_dimensions
     steps = limit_steps(num_steps, None, dim)
     epsilon = float(jnp.finfo(start.dtype).eps)
+    relative_tolerance = epsilon**0.5 if tolerance is None else tolerance
 
     def run(start_row: Array, size: Array) -> BlockSpectra:
         def inside(vector: Array) -> Array:
@@ -103,9 +105,8 @@ def block_eigenvalues(
         begin = subspace_start(inside, start_row, epsilon)
         ritz = ritz_decomposition(own_row, inside, begin, steps, size, epsilon)
         vectors, exists = select_pairs(ritz, inside, num_pairs=1)
-        pairs = confirm_pairs(
-            vectors, jax.lax.map(own_row, vectors), exists, epsilon**0.5 if tolerance is None else tolerance
-        )
+        products = jax.lax.map(own_row, vectors)
+        pairs = confirm_pairs(vectors, products, exists, ritz.scale, relative_tolerance)
         return BlockSpectra(
             ritz_values=ritz.values,
             valid=ritz.valid,

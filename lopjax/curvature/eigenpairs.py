@@ -90,7 +90,8 @@ def extreme_eigenvalues(
     )
     vectors, exists = select_pairs(ritz, operator.project, num_pairs)
     products = jax.lax.map(operator.matvec, vectors)
-    pairs = confirm_pairs(vectors, products, exists, operator.epsilon**0.5 if tolerance is None else tolerance)
+    relative_tolerance = operator.epsilon**0.5 if tolerance is None else tolerance
+    pairs = confirm_pairs(vectors, products, exists, ritz.scale, relative_tolerance)
     return Eigenpairs(
         eigenvalues=pairs.values,
         eigenvectors=jax.vmap(operator.unravel)(pairs.vectors),

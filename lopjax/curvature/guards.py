@@ -5,8 +5,10 @@ from math import prod
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend.core import Var
 from jax.flatten_util import ravel_pytree
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 DENSE_LIMIT_BYTES = 2 * 2**30
@@ -65,7 +67,7 @@ def check_same_tree(params: PyTree, other: PyTree, name: str) -> None:
             )
 
 
-def check_size(what: str, shape: Sequence[int], dtype: object, max_bytes: int, instead: str) -> None:
+def check_size(what: str, shape: Sequence[int], dtype: DTypeLike, max_bytes: int, instead: str) -> None:
     """Refuse an array of more than `max_bytes`.
 
     Args:
@@ -91,7 +93,7 @@ def _check_float_leaves(params: PyTree) -> None:
     if not leaves:
         raise ValueError("params has no arrays: pass the tree of parameters to differentiate with respect to")
     for path, leaf in leaves:
-        if isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, Tracer):
             raise ValueError("params is traced: check_loss compares numbers; call it outside jax.jit and jax.vmap")
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 from matfree import decomp
 
 from lopjax.curvature.products import Matvec, Params
@@ -29,9 +29,10 @@ class RitzDecomposition(NamedTuple):
     Attributes:
         values: Ritz values, ascending over the first `num_steps` entries; zero beyond.
         coordinates: Column i holds Ritz vector i in the Lanczos basis; zero beyond `num_steps`.
-        basis: Orthonormal Lanczos vectors as rows, the normalised start first; zero beyond `num_steps`.
+        basis: Lanczos vectors as rows, the normalised start first; the first `num_steps` are orthonormal.
         valid: Which entries to believe.
         num_steps: How many.
+        scale: The power of two by which the operator was divided while iterating.
     """
 
     values: Float[Array, "steps"]
@@ -39,6 +40,7 @@ class RitzDecomposition(NamedTuple):
     basis: Float[Array, "steps dimension"]
     valid: Bool[Array, "steps"]
     num_steps: Int[Array, ""]
+    scale: Float[Array, ""]
 
 
 class Pairs(NamedTuple):
@@ -140,7 +142,7 @@ def ritz_decomposition(
 
     The tridiagonal matrix T is cut before step j when the new vector's length beta falls to 16 eps ||T||, when
     the vector is not orthogonal to its predecessors or has left the subspace by more than sqrt(eps), when anything
-    is not finite, and at `max_steps`.
+    is not finite, and at `max_steps`. Spends `num_steps + 1` products, one of them on the operator's scale.
 
     Args:
         matvec: Symmetric flat operator, already restricted to the subspace.
@@ -156,13 +158,16 @@ def ritz_decomposition(
 
     def finite_matvec(vector: Array) -> Array:
         # After a break-down matfree hands over NaN: keep it out of a product that other blocks may share.
-        return matvec(jnp.where(jnp.isfinite(vector).all(), vector, 0.0))
+        return matvec(jnp.where(jnp.isfinite(vector).all(), vector, 0.0)) / scale
 
+    scale = _operator_scale(matvec, start)
     iterate = decomp.hessenberg(num_steps, reortho="full", custom_vjp=False)
     basis, hessenberg, *_ = cast(tuple[Array, ...], iterate(finite_matvec, start))
     lengths = jnp.diag(hessenberg, -1)
-    valid = _believable(basis, jnp.diag(hessenberg), lengths, project, epsilon)
-    valid = valid & (jnp.arange(num_steps) < max_steps)
+    finite = jnp.isfinite(jnp.diag(hessenberg))
+    basis = jnp.where(finite[:, None], basis, 0.0)
+    valid = finite & _long_enough(jnp.diag(hessenberg), lengths, epsilon) & _orthonormal(basis, project, epsilon)
+    valid = jnp.cumprod(valid).astype(bool) & (jnp.arange(num_steps) < max_steps)
 
     diagonal = jnp.where(valid, jnp.diag(hessenberg), 0.0)
     off_diagonal = jnp.where(valid[1:], lengths, 0.0)
@@ -175,32 +180,33 @@ def ritz_decomposition(
     count = jnp.sum(valid)
     first = jnp.arange(num_steps) < count
     return RitzDecomposition(
-        values=jnp.where(first, values, 0.0),
-        coordinates=jnp.where(first, coordinates, 0.0),
-        basis=jnp.where(valid[:, None], basis, 0.0),
+        values=jnp.where(first, values * scale, 0.0),
+        coordinates=jnp.where(first & valid[:, None], coordinates, 0.0),
+        basis=basis,
         valid=first,
         num_steps=count,
+        scale=scale,
     )
 
 
-def _believable(
-    basis: Float[Array, "steps dimension"],
-    diagonal: Float[Array, "steps"],
-    lengths: Float[Array, "_"],
-    project: FlatMatvec,
-    epsilon: float,
-) -> Bool[Array, "steps"]:
-    """Steps before the first break-down, as a mask: True, ..., True, False, ..., False."""
-    size = jax.lax.cummax(jnp.maximum(abs(diagonal[:-1]), lengths))
-    long_enough = jnp.append(True, lengths > _BREAKDOWN * epsilon * size)
+def _operator_scale(matvec: FlatMatvec, start: Float[Array, "dimension"]) -> Float[Array, ""]:
+    """Power of two near the operator's size: float32 norms underflow below 1e-19, float32 curvature does not."""
+    largest = jnp.max(abs(matvec(start)))
+    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0))
+    return jnp.ldexp(jnp.ones_like(largest), exponent)
 
-    finite = jnp.isfinite(basis).all(1) & jnp.isfinite(diagonal)
-    clean = jnp.where(finite[:, None], basis, 0.0)
-    overlaps = abs(jnp.tril(clean @ clean.T - jnp.eye(len(basis), dtype=basis.dtype))).max(1)
-    leaks = jax.lax.map(lambda vector: jnp.linalg.norm(vector - project(vector)), clean)
-    tolerance = epsilon**0.5
-    ok = finite & long_enough & (overlaps < tolerance) & (leaks < tolerance)
-    return jnp.cumprod(ok).astype(bool)
+
+def _long_enough(diagonal: Float[Array, "steps"], lengths: Float[Array, "_"], epsilon: float) -> Bool[Array, "steps"]:
+    """Whether each Lanczos vector was more than rounding noise before it was normalised."""
+    size = jax.lax.cummax(jnp.maximum(abs(diagonal[:-1]), lengths))
+    return jnp.append(True, lengths > _BREAKDOWN * epsilon * size)
+
+
+def _orthonormal(basis: Float[Array, "steps dimension"], project: FlatMatvec, epsilon: float) -> Bool[Array, "steps"]:
+    """Whether each Lanczos vector is a unit vector of the subspace, orthogonal to those before it."""
+    overlaps = abs(jnp.tril(basis @ basis.T - jnp.eye(len(basis), dtype=basis.dtype))).max(1)
+    leaks = jax.lax.map(lambda vector: jnp.linalg.norm(vector - project(vector)), basis)
+    return jnp.maximum(overlaps, leaks) < epsilon**0.5
 
 
 def subspace_start(project: FlatMatvec, direction: Float[Array, "n"], epsilon: float) -> Float[Array, "n"]:
@@ -228,7 +234,8 @@ def confirm_pairs(
     vectors: Float[Array, "pairs dimension"],
     products: Float[Array, "pairs dimension"],
     exists: Bool[Array, "pairs"],
-    tolerance: Shaped[Array, ""] | float,
+    scale: Float[Array, ""],
+    tolerance: float,
 ) -> Pairs:
     """Rayleigh quotients and residuals from a fresh product with each vector.
 
@@ -238,18 +245,20 @@ def confirm_pairs(
         vectors: Unit vectors v.
         products: A v.
         exists: Which of them to use; the others get the value 0 with an infinite residual.
+        scale: Size of the operator, to keep squares within range.
         tolerance: A pair counts as converged when its residual is at most this times the largest ||A v||.
 
     Returns:
         The confirmed pairs.
     """
+    products = products / scale
     values = jnp.sum(vectors * products, axis=1)
     residuals = jnp.linalg.norm(products - values[:, None] * vectors, axis=1)
     exists = exists & jnp.isfinite(residuals)
     size = jnp.max(jnp.where(exists, jnp.linalg.norm(products, axis=1), 0.0))
     return Pairs(
-        values=jnp.where(exists, values, 0.0),
+        values=jnp.where(exists, values * scale, 0.0),
         vectors=vectors,
-        residuals=jnp.where(exists, residuals, jnp.inf),
+        residuals=jnp.where(exists, residuals * scale, jnp.inf),
         converged=exists & (residuals <= tolerance * size),
     )
