@@ -1,0 +1,51 @@
+"""Makes data sets ready for `lopjax.data.load`: the only part of the library that may use a network."""
+
+import os
+from pathlib import Path
+
+from lopjax.data.cifar10 import prepare_cifar10
+from lopjax.data.tfds_source import find_prepared, import_tfds, resolve_data_dir
+
+
+def prepare(name: str, data_dir: str | os.PathLike | None = None, archive: str | os.PathLike | None = None) -> Path:
+    """Downloads and prepares a set of TensorFlow Datasets as array_record files, unless it is already there.
+
+    CIFAR-10 needs no TensorFlow; many other sets do, to be prepared but not to be read.
+
+    Args:
+        name: `set`, `set/config`, with `:1.2.3` appended for a certain version.
+        data_dir: TFDS data directory; by default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
+        archive: CIFAR-10 only: the authors' `cifar-10-binary.tar.gz`, instead of a download.
+
+    Returns:
+        The folder of the prepared set.
+
+    Raises:
+        ValueError: the set needs no preparation or does not exist, or the archive is not the right one.
+        ImportError: TFDS, or TensorFlow where the set's own builder uses it, is not installed.
+        ConnectionError: CIFAR-10 could not be downloaded.
+    """
+    if name == "digits":
+        raise ValueError('name="digits": is embedded in scikit-learn and needs no preparation')
+    root = resolve_data_dir(data_dir)
+    if (folder := find_prepared(name, root)) is not None:
+        return folder
+    if name in ("cifar10", "cifar10:3.0.2"):
+        return prepare_cifar10(root, Path(archive) if archive is not None else None)
+    if archive is not None:
+        raise ValueError(f"archive={archive}: only for name='cifar10', not {name!r}")
+    return _prepare_with_tfds(name, root)
+
+
+def _prepare_with_tfds(name: str, data_dir: Path) -> Path:
+    tfds = import_tfds()
+    try:
+        builder = tfds.builder(name, data_dir=os.fspath(data_dir), file_format="array_record")
+        builder.download_and_prepare()
+    except ImportError as error:
+        raise ImportError(
+            f"name={name!r}: TFDS's builder of this set needs a package that is not installed ({error}). To prepare "
+            "it, not to read it: pip install tensorflow, then run the command again; or prepare it on another machine "
+            "and copy the folder."
+        ) from error
+    return Path(builder.data_dir)
