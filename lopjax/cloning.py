@@ -30,19 +30,18 @@ def clone_factors(wiring: Wiring, factor: Factor) -> dict[str, int]:
     Raises:
         ValueError: a factor that is not a positive integer, an unknown space, a fixed one (inputs, outputs).
     """
-    factors = dict(factor) if isinstance(factor, Mapping) else dict.fromkeys(wiring.cloneable, factor)
-    for space, value in factors.items():
+    if not isinstance(factor, Mapping):
+        _check_factor(factor, "")
+        return dict.fromkeys(wiring.cloneable, int(factor))
+    for space, value in factor.items():
         wiring.size(space)
         if space in wiring.fixed:
             raise ValueError(f"unit space {space!r} is fixed: only {list(wiring.cloneable)} can be cloned")
-        _check_factor(value, space if isinstance(factor, Mapping) else None)
-    if not factors:
-        _check_factor(factor, None)
-    return factors
+        _check_factor(value, f" for {space!r}")
+    return {space: int(value) for space, value in factor.items()}
 
 
-def _check_factor(value: object, space: str | None) -> None:
-    where = "" if space is None else f" for {space!r}"
+def _check_factor(value: object, where: str) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"factor={value!r}{where}: must be a positive integer")
 
@@ -146,7 +145,8 @@ def find_clones(
         model: any model.
         variables: its variables, evaluated in eval mode.
         batch: inputs, `(batch, *input_shape)`; more samples than clusters make accidents unlikely.
-        tolerance: relative distance under which two units are the same; default `sqrt(eps)` of the dtype.
+        tolerance: relative distance under which two units are the same; default `sqrt(eps)` of the dtype. Relative to
+            the larger activation vector of the two, and for parameters as in `refine_partition`.
 
     Returns:
         A `ClonesFound` for every cloneable space. Where `agree` is false, units act alike on this batch without being
@@ -162,14 +162,15 @@ def find_clones(
         if not sites:
             continue
         activations = np.concatenate([np.asarray(site, np.float64) for site in sites]).T
-        by_activation = cluster_rows(activations, limit)
-        norms = np.linalg.norm(activations, axis=1, keepdims=True)
-        directions = activations / np.where(norms == 0, 1.0, norms)
-        sign = np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(axis=1)])
+        norms = np.linalg.norm(activations, axis=1)
+        by_activation = cluster_rows(activations, limit * np.maximum(norms, limit * norms.max()))
+        directions = activations / np.where(norms == 0, 1.0, norms)[:, None]
+        # The sign of a generic projection: the sign of the largest entry flips where two entries tie.
+        sign = np.where(directions @ np.random.default_rng(0).normal(size=directions.shape[1]) < 0, -1.0, 1.0)
         found[space] = ClonesFound(
             activations=by_activation,
             parameters=from_parameters[space],
-            proportional=cluster_rows(directions * sign[:, None], limit),
+            proportional=cluster_rows(directions * sign[:, None], np.full(len(norms), limit)),
             silent=int((norms == 0).sum()),
             agree=by_activation == from_parameters[space],
         )
@@ -181,12 +182,14 @@ def refine_partition(params: Params, wiring: Wiring, tolerance: float) -> dict[s
 
     Starts from one cluster per space. Two units stay together while, in every array, they get the same totals from
     each source cluster (RE), give the same totals to each target cluster (CE), and have equal biases and norm
-    parameters. This is the coarsest equitable partition of a weighted graph.
+    parameters. This is the coarsest equitable partition of a weighted graph. It exists and refinement finds it: units
+    that share a cluster of any equitable partition can never be told apart by totals over unions of its clusters.
 
     Args:
         params: parameters.
         wiring: their wiring.
-        tolerance: relative distance under which two units are the same.
+        tolerance: distance under which two units are the same, relative to the totals of absolute values in each
+            array: totals that cancel are rounding noise and tell nothing apart.
 
     Returns:
         `{space: cluster id of every unit}` for all spaces; fixed spaces are singletons.
@@ -198,7 +201,9 @@ def refine_partition(params: Params, wiring: Wiring, tolerance: float) -> dict[s
         refined = {
             space: partition[space]
             if space in wiring.fixed
-            else cluster_rows(_signatures(space, labels, arrays, partition), tolerance, partition[space])
+            else cluster_rows(
+                _signatures(space, labels, arrays, partition), np.full(wiring.size(space), tolerance), partition[space]
+            )
             for space in wiring.spaces
         }
         if refined == partition:
@@ -209,46 +214,42 @@ def refine_partition(params: Params, wiring: Wiring, tolerance: float) -> dict[s
 def _signatures(
     space: str, labels: list[Label], arrays: list[np.ndarray], partition: Mapping[str, tuple[int, ...]]
 ) -> np.ndarray:
-    """What a unit gets from and gives to every cluster: `(units, features)`, each array scaled to unit size."""
+    """What a unit gets from and gives to every cluster: `(units, features)`, each array in units of its size."""
     features = []
     for label, array in zip(labels, arrays, strict=True):
         for index, axis in enumerate(label.axes):
             if axis is None or axis.space != space:
                 continue
-            incoming = not isinstance(axis, In)
-            sums = array
+            totals, sizes = array, np.abs(array)
             for other, other_axis in enumerate(label.axes):
-                if other == index or other_axis is None:
-                    continue
-                # RE sums over sources, CE over targets; along the remaining axes clusters are compared by their mean.
-                summed = isinstance(other_axis, In) == incoming
-                sums = _reduce_clusters(sums, other, partition[other_axis.space], mean=not summed)
-            rows = np.moveaxis(sums, index, 0).reshape(sums.shape[index], -1)
-            largest = np.linalg.norm(rows, axis=1).max()
+                # RE sums over sources, CE over targets. A second axis of the unit's own kind is compared entry by
+                # entry: equal pairs (b, c) ~ (b', c) and (b, c) ~ (b, c') are equal blocks, their means are not.
+                if other_axis is not None and isinstance(other_axis, In) != isinstance(axis, In):
+                    totals = _cluster_totals(totals, other, partition[other_axis.space])
+                    sizes = _cluster_totals(sizes, other, partition[other_axis.space])
+            rows, size_rows = (np.moveaxis(each, index, 0).reshape(each.shape[index], -1) for each in (totals, sizes))
+            largest = np.linalg.norm(size_rows, axis=1).max()
             features.append(rows / largest if largest > 0 else rows)
     return np.concatenate(features, axis=1)
 
 
-def _reduce_clusters(array: np.ndarray, axis: int, clusters: tuple[int, ...], mean: bool) -> np.ndarray:
+def _cluster_totals(array: np.ndarray, axis: int, clusters: tuple[int, ...]) -> np.ndarray:
     member = np.eye(max(clusters) + 1)[list(clusters)]
-    if mean:
-        member = member / member.sum(axis=0)
     return np.moveaxis(np.tensordot(array, member, axes=(axis, 0)), -1, axis)
 
 
-def cluster_rows(rows: np.ndarray, tolerance: float, within: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """Cluster ids, numbered by first appearance, of rows that agree up to `tolerance` times the largest row norm.
+def cluster_rows(rows: np.ndarray, limits: np.ndarray, within: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Cluster ids, numbered by first appearance, of rows that agree with the first row of their cluster.
 
     Args:
         rows: `(units, features)`.
-        tolerance: relative Euclidean distance.
+        limits: `(units,)`: two rows agree when their Euclidean distance is at most the larger of their limits.
         within: only units with the same id here may share a cluster.
     """
-    limit = tolerance * np.linalg.norm(rows, axis=1).max()
     leaders: list[int] = []
     clusters = []
     for unit, row in enumerate(rows):
-        close = np.linalg.norm(rows[leaders] - row, axis=1) <= limit
+        close = np.linalg.norm(rows[leaders] - row, axis=1) <= np.maximum(limits[leaders], limits[unit])
         candidates = [
             cluster for cluster in np.flatnonzero(close) if within is None or within[leaders[cluster]] == within[unit]
         ]

@@ -162,8 +162,9 @@ class Wiring:
         labels = dict(self.labels)
         paths = [prefix + path for path in tree_paths(tree)]
         expected = [path for path in labels if not prefix or path[0] == "params"]
+        given = set(paths)
         unknown = [path for path in paths if path not in labels]
-        missing = [path for path in expected if path not in set(paths)]
+        missing = [path for path in expected if path not in given]
         if unknown or missing:
             raise ValueError(
                 "tree does not match the wiring: "
@@ -204,8 +205,9 @@ def build_wiring(
         fixed: further spaces whose units must not be cloned.
 
     Raises:
-        ValueError: arrays without a label (all are listed), a label whose number of axes is not the array's, a space
-            with two sizes, a site or a fixed space that no array knows.
+        ValueError: arrays without a label (all are listed), labels without an array, a label whose number of axes is
+            not the array's, an axis that is not `In`, `Out` or `None`, a space with two sizes, a site or a fixed space
+            that no array knows.
     """
     unlabelled = [path for path in shapes if labels.get(path) is None]
     if unlabelled:
@@ -213,6 +215,8 @@ def build_wiring(
             f"arrays without axis labels: {['/'.join(path) for path in unlabelled]}; "
             "create each with lopjax.models.labelled(init, *axes)"
         )
+    if strays := ["/".join(path) for path in labels if path not in shapes]:
+        raise ValueError(f"labels of arrays that do not exist: {strays}")
     known = {path: label for path, label in labels.items() if label is not None}
     sizes: dict[str, int] = {}
     first: dict[str, Path] = {}
@@ -223,6 +227,8 @@ def build_wiring(
         for axis, size in zip(axes, shape):
             if axis is None:
                 continue
+            if not isinstance(axis, In | Out):
+                raise ValueError(f"{'/'.join(path)}: axis label {axis!r}: must be In(space), Out(space) or None")
             if sizes.setdefault(axis.space, size) != size:
                 raise ValueError(
                     f"unit space {axis.space!r} has {sizes[axis.space]} units in {'/'.join(first[axis.space])} "
@@ -234,6 +240,7 @@ def build_wiring(
     written = {space for label in known.values() for space in label.writes()}
     forward = [site.space for site in sites.values()]
     rank = {space: forward.index(space) if space in forward else len(forward) for space in sizes}
+    rank |= dict.fromkeys(set(sizes) - read, len(forward) + 1)
     rank |= dict.fromkeys(set(sizes) - written, -1)
     return Wiring(
         labels=tuple(known.items()),
