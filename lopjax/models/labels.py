@@ -82,5 +82,7 @@ def tap(module: nn.Module, site: str, space: str, activation: str, pre: jax.Arra
     if shift is not None:
         post = post + shift.post
     if module.is_mutable_collection("taps"):
+        if module.has_variable("taps", site):
+            raise ValueError(f"sites tapped twice: {[site]}; give every site of the network its own name")
         module.put_variable("taps", site, Tap(space, pre, post, activation))
     return post

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache, reduce
+from numbers import Integral
 from operator import getitem
 from typing import Any
 
@@ -31,9 +32,9 @@ def from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[str
     Raises:
         ValueError: an array without a label (all are listed), or labels that contradict each other.
     """
-    if any(not isinstance(size, int) or size < 1 for size in input_shape):
+    if any(isinstance(size, bool) or not isinstance(size, Integral) or size < 1 for size in input_shape):
         raise ValueError(f"input_shape={input_shape!r}: must be positive integers, one input without the batch axis")
-    return _from_linen(module, tuple(input_shape), tuple(fixed))
+    return _from_linen(module, tuple(int(size) for size in input_shape), tuple(fixed))
 
 
 @cache
@@ -141,6 +142,6 @@ def _resized(module: nn.Module, sizes: Mapping[str, int], wiring: Wiring) -> nn.
         wiring.size(space)
         if space in wiring.fixed or space not in dict(current):
             raise ValueError(f"unit space {space!r} is fixed: its size cannot be changed")
-        if not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
             raise ValueError(f"size of {space!r} = {size!r}: must be a positive integer")
-    return module.clone(sizes=tuple((space, sizes.get(space, size)) for space, size in current))
+    return module.clone(sizes=tuple((space, int(sizes.get(space, size))) for space, size in current))
