@@ -22,14 +22,14 @@ class Tap:
 
     Attributes:
         space: the unit space written here (static).
-        pre: input of the activation function, `(batch, ..., units)`.
+        pre: input of the activation function, an array `(batch, ..., units)`; any leaf under `jax.tree.map`.
         post: its output, same shape, before dropout.
         activation: name of the activation function (static).
     """
 
     space: str = field(metadata={"static": True})
-    pre: jax.Array
-    post: jax.Array
+    pre: Any
+    post: Any
     activation: str = field(default="identity", metadata={"static": True})
 
 
