@@ -1,0 +1,228 @@
+"""A manifold seen from one of its points: the orthogonal projector onto its tangent space, and what follows from it.
+
+Vectors are trees like the parameters; inner products and norms are those of all their entries together.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key, PyTree
+
+from lopjax.curvature import check_same_tree, check_size
+from lopjax.curvature.guards import DENSE_LIMIT_BYTES
+
+Params = PyTree[Float[Array, "..."]]
+Projector = Callable[[Params], Params]
+
+
+class Subspace(NamedTuple):
+    """A linear space of parameter changes.
+
+    Attributes:
+        project: orthogonal projector onto it.
+        dimension: its dimension, known from the wiring.
+    """
+
+    project: Projector
+    dimension: int
+
+
+class CloneNormals(NamedTuple):
+    """The three orthogonal pieces of the normal space of a leaf M_D (theory: arXiv 2510.00304, appendix A.2).
+
+    P averages over clusters along the axes of one side of an array, Q = I - P. Together with the tangent space of the
+    leaf, `P_in P_out`, the pieces span everything (on an intersection with frozen units: everything not frozen).
+
+    Attributes:
+        incoming: `P_in Q_out`, clones that get different totals; normal to V. For arrays without an input axis
+            (biases, norm parameters): `Q_out`.
+        outgoing: `Q_in P_out`, clones that give different amounts; normal to V.
+        gauge: `Q_in Q_out`, redistributions that change neither totals nor any activation; tangent to V.
+    """
+
+    incoming: Subspace
+    outgoing: Subspace
+    gauge: Subspace
+
+
+class Manifold(NamedTuple):
+    """A manifold of parameters, seen from one of its points.
+
+    The first two fields are all that the tools need; the constructors of this package fill in the rest.
+
+    Attributes:
+        origin: the point; affine manifolds are `origin + range(project)`.
+        project: orthogonal projector onto the tangent space at `origin`: linear, idempotent, self-adjoint.
+        tangent_dimension: dimension of the tangent space; `None` if it is not known from the structure.
+        space: what the manifold is: "leaf" or "V" (cloned units), "frozen", "leaf & frozen", "V & frozen",
+            "level set", or the user's own word.
+        normals: for cloned units, the pieces of the leaf's normal space, whichever `space` is used.
+        structure: for cloned and frozen units, the clusters and masks that define the manifold.
+        rank_loss: for level sets, the number of constraints whose gradients are not independent of the others; not
+            zero means that the level set need not be a manifold at `origin`. `None` elsewhere, or under a trace.
+    """
+
+    origin: Params
+    project: Projector
+    tangent_dimension: int | None = None
+    space: str = "custom"
+    normals: CloneNormals | None = None
+    structure: Any = None
+    rank_loss: int | None = None
+
+
+def num_parameters(manifold: Manifold) -> int:
+    """Number of coordinates of the surrounding space."""
+    return sum(leaf.size for leaf in jax.tree.leaves(manifold.origin))
+
+
+def dimension(manifold: Manifold, max_bytes: int = DENSE_LIMIT_BYTES) -> int:
+    """Dimension of the tangent space.
+
+    Known without computation for the manifolds of this package; for a projector of the user's own it is the trace,
+    which takes a dense matrix.
+
+    Args:
+        manifold: any manifold.
+        max_bytes: refuse a dense matrix larger than this.
+
+    Raises:
+        ValueError: the trace is needed and the matrix would exceed `max_bytes`.
+    """
+    if manifold.tangent_dimension is not None:
+        return manifold.tangent_dimension
+    return round(float(jnp.trace(_dense(manifold.project, manifold.origin, max_bytes))))
+
+
+def codimension(manifold: Manifold) -> int:
+    """Dimension of the normal space."""
+    return num_parameters(manifold) - dimension(manifold)
+
+
+def tangent_part(manifold: Manifold, vector: Params) -> Params:
+    """Component of a vector along the manifold.
+
+    Raises:
+        ValueError: the vector does not match the parameters.
+    """
+    check_same_tree(manifold.origin, vector, "vector")
+    return manifold.project(vector)
+
+
+def normal_part(manifold: Manifold, vector: Params) -> Params:
+    """Component of a vector that leaves the manifold, `v - P v`.
+
+    Raises:
+        ValueError: the vector does not match the parameters.
+    """
+    return jax.tree.map(jnp.subtract, vector, tangent_part(manifold, vector))
+
+
+def distance(manifold: Manifold, params: Params) -> Float[Array, ""]:
+    """Euclidean distance from parameters to an affine manifold.
+
+    For a level set it is the distance to the tangent plane at its origin, first order in the displacement.
+
+    Args:
+        manifold: any manifold.
+        params: the parameters, a tree like its origin.
+
+    Raises:
+        ValueError: the parameters do not match the manifold's.
+    """
+    check_same_tree(manifold.origin, params, "params")
+    normal = normal_part(manifold, jax.tree.map(jnp.subtract, params, manifold.origin))
+    scaled, scale = _scaled(normal)
+    return scale * tree_norm(scaled)
+
+
+def tangency_residual(manifold: Manifold, vector: Params) -> Float[Array, ""]:
+    """Share of a vector that leaves the manifold, `||P_N v|| / ||v||`, between 0 and 1.
+
+    0 for a gradient means that gradient descent does not leave to first order; on affine manifolds not at all. Zero at
+    one point is necessary, not sufficient: every critical point gives it. For another optimizer, pass the update.
+
+    Args:
+        manifold: any manifold.
+        vector: a tree like its origin; of any magnitude, as it is scaled by its largest entry first.
+
+    Returns:
+        A scalar, float32 at least. 0 if the vector is 0; infinite if it has an entry that is not finite.
+
+    Raises:
+        ValueError: the vector does not match the parameters.
+
+    References:
+        arXiv 2510.00304, definition of a loss-of-plasticity manifold, section 3.
+    """
+    scaled, scale = _scaled(vector)
+    norm = tree_norm(scaled)
+    residual = tree_norm(normal_part(manifold, scaled)) / jnp.where(norm > 0, norm, 1)
+    return jnp.where(jnp.isfinite(scale), residual, jnp.inf)
+
+
+def normal_basis(manifold: Manifold, max_bytes: int = DENSE_LIMIT_BYTES) -> Float[Array, "codimension parameters"]:
+    """Orthonormal basis of the normal space of a small network, one vector a row.
+
+    Coordinates are those of `jax.flatten_util.ravel_pytree(params)`.
+
+    Args:
+        manifold: any manifold.
+        max_bytes: refuse a dense projector (parameters squared) larger than this.
+
+    Raises:
+        ValueError: the projector would exceed `max_bytes`; or it is none (an eigenvalue far from 0 and 1).
+    """
+    projector = _dense(manifold.project, manifold.origin, max_bytes)
+    normal = jnp.eye(len(projector), dtype=projector.dtype) - (projector + projector.T) / 2
+    eigenvalues, vectors = jnp.linalg.eigh(normal)
+    slack = float(jnp.finfo(projector.dtype).eps) ** 0.5
+    if not bool(jnp.all(jnp.minimum(jnp.abs(eigenvalues), jnp.abs(eigenvalues - 1)) < slack)):
+        raise ValueError("manifold.project is not an orthogonal projector: it has eigenvalues other than 0 and 1")
+    return vectors[:, eigenvalues > 0.5].T
+
+
+def random_normal_vector(key: Key[Array, ""], manifold: Manifold) -> Params:
+    """A unit vector normal to the manifold, uniform on the sphere of the normal space.
+
+    Args:
+        key: random key; vmap over keys gives many.
+        manifold: any manifold.
+
+    Raises:
+        ValueError: the manifold has no normal direction.
+    """
+    if manifold.tangent_dimension == num_parameters(manifold):
+        raise ValueError("the manifold fills the parameter space: it has no normal directions")
+    leaves, structure = jax.tree.flatten(manifold.origin)
+    keys = jax.random.split(key, len(leaves))
+    draws = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    # The second projection removes what the rounding of the first one left.
+    normal = normal_part(manifold, normal_part(manifold, structure.unflatten(draws)))
+    norm = tree_norm(normal)
+    return jax.tree.map(lambda leaf: leaf / norm.astype(leaf.dtype), normal)
+
+
+def tree_norm(tree: Params) -> Float[Array, ""]:
+    """Euclidean norm of all entries of a tree together, accumulated in float32 at least."""
+    dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(tree)), jnp.float32)
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(tree)))
+
+
+def _scaled(tree: Params) -> tuple[Params, Float[Array, ""]]:
+    """The tree divided by its largest absolute entry, and that entry: norms then neither overflow nor underflow."""
+    leaves = jax.tree.leaves(tree)
+    dtype = jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
+    scale = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in leaves]))
+    usable = jnp.where((scale >= jnp.finfo(dtype).tiny) & jnp.isfinite(scale), scale, 1)
+    return jax.tree.map(lambda leaf: (leaf.astype(dtype) / usable).astype(leaf.dtype), tree), scale
+
+
+def _dense(project: Projector, origin: Params, max_bytes: int) -> Float[Array, "parameters parameters"]:
+    flat, unravel = ravel_pytree(origin)
+    shape = (flat.size, flat.size)
+    check_size("dense projector", shape, flat.dtype, max_bytes, "use project, normal_part or random_normal_vector")
+    return jax.vmap(lambda row: ravel_pytree(project(unravel(row)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
