@@ -4,6 +4,7 @@ Hessians come from `jax.hessian` on ravelled parameters, Gauss-Newton matrices f
 differences only from gradients, so that no oracle shares a code path with what it checks.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def problem(
             "kernel": jnp.asarray(generator.normal(size=(n_in, n_out)) / np.sqrt(n_in), dtype),
             "bias": jnp.asarray(0.3 * generator.normal(size=n_out), dtype),
         }
-        for n_in, n_out in zip(sizes[:-1], sizes[1:])
+        for n_in, n_out in itertools.pairwise(sizes)
     ]
     inputs = jnp.asarray(generator.normal(size=(num_samples, sizes[0])), dtype)
     targets = jnp.asarray(np.eye(sizes[-1])[generator.integers(sizes[-1], size=num_samples)], dtype)
@@ -108,9 +109,7 @@ def finite_difference_hvp(loss: Callable, params: Any, vector: Any, step: float 
     flat, unravel = ravel_pytree(params)
     direction = ravel_pytree(vector)[0]
     gradient = jax.jit(lambda flat: ravel_pytree(jax.grad(loss)(unravel(flat)))[0])
-    near, far = (
-        gradient(flat + k * step * direction) - gradient(flat - k * step * direction) for k in (1.0, 2.0)
-    )
+    near, far = (gradient(flat + k * step * direction) - gradient(flat - k * step * direction) for k in (1.0, 2.0))
     return np.asarray((8 * near - far) / (12 * step))
 
 

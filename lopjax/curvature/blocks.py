@@ -99,7 +99,7 @@ def block_eigenvalues(
 
         def own_row(vector: Array) -> Array:
             # Gathering along the mapped axis gives the same, unmapped stack to all: the operator runs once.
-            products = matvec(jax.lax.all_gather(inside(vector), "block"))
+            products = matvec(jax.lax.all_gather(vector, "block"))
             return inside(products[jax.lax.axis_index("block")])
 
         begin = subspace_start(inside, start_row, epsilon)

@@ -6,6 +6,7 @@ zero, or of rounding noise, and what follows is NaN or junk.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, cast
 
 import jax
@@ -53,7 +54,7 @@ class Pairs(NamedTuple):
 
 
 class FlatOperator(NamedTuple):
-    """A matvec on pytrees, seen as one on flat vectors in at least float32."""
+    """A matvec on pytrees, seen as one from the subspace to itself, on flat vectors in at least float32."""
 
     matvec: FlatMatvec
     project: FlatMatvec
@@ -72,7 +73,8 @@ def flatten(matvec: Matvec, project: Callable[[Params], Params] | None, example:
         example: A tree with the right structure, shapes and dtypes; its values are not used.
 
     Returns:
-        The flat operator `P A P`; half-precision trees are handled in float32 between products.
+        The flat operator `P A`, to be given vectors of the subspace; half-precision trees are handled in float32
+        between products.
 
     Raises:
         ValueError: If `example` has arrays that are not floating point, or `matvec` changes the tree.
@@ -97,7 +99,7 @@ def flatten(matvec: Matvec, project: Callable[[Params], Params] | None, example:
             )
     on_subspace = (lambda vector: vector) if project is None else (lambda vector: apply(project, vector))
     return FlatOperator(
-        matvec=lambda vector: on_subspace(apply(matvec, on_subspace(vector))),
+        matvec=lambda vector: on_subspace(apply(matvec, vector)),
         project=on_subspace,
         unravel=unravel,
         dimension=flat.size,
@@ -145,7 +147,7 @@ def ritz_decomposition(
     is not finite, and at `max_steps`. Spends `num_steps + 1` products, one of them on the operator's scale.
 
     Args:
-        matvec: Symmetric flat operator, already restricted to the subspace.
+        matvec: Symmetric flat operator that maps the subspace to itself; only given vectors of the subspace.
         project: Projector onto the subspace (the identity for the whole space).
         start: Start vector; a zero vector gives zero steps.
         num_steps: Iterations to run (static).
@@ -156,29 +158,61 @@ def ritz_decomposition(
         The decomposition; `num_steps` says how much of it is valid.
     """
 
-    def finite_matvec(vector: Array) -> Array:
+    def steady_matvec(vector: Array) -> Array:
         # After a break-down matfree hands over NaN: keep it out of a product that other blocks may share.
-        return matvec(jnp.where(jnp.isfinite(vector).all(), vector, 0.0)) / scale
+        vector = jnp.where(jnp.isfinite(vector).all(), vector, 0.0)
+        inside = project(vector)
+        product = matvec(inside) / scale
+        # Rounding leaves a trace of `vector` outside the subspace, where the operator is 0. Were it 0 here too, the
+        # recurrence would amplify the trace as it does any isolated eigenvalue (9 times a step was seen); moving with
+        # the Rayleigh quotient it stays put.
+        return product + (inside @ product) * (vector - inside)
 
-    scale = _operator_scale(matvec, start)
+    scale = _power_of_two_above(matvec(start))
     iterate = decomp.hessenberg(num_steps, reortho="full", custom_vjp=False)
-    basis, hessenberg, *_ = cast(tuple[Array, ...], iterate(finite_matvec, start))
-    lengths = jnp.diag(hessenberg, -1)
-    finite = jnp.isfinite(jnp.diag(hessenberg))
-    basis = jnp.where(finite[:, None], basis, 0.0)
-    valid = finite & _long_enough(jnp.diag(hessenberg), lengths, epsilon) & _orthonormal(basis, project, epsilon)
-    valid = jnp.cumprod(valid).astype(bool) & (jnp.arange(num_steps) < max_steps)
+    basis, hessenberg, *_ = cast(tuple[Array, ...], iterate(steady_matvec, start))
+    leaks = jax.lax.map(lambda vector: jnp.linalg.norm(vector - project(vector)), basis)
+    return _cut_and_diagonalise(basis, hessenberg, leaks, scale, max_steps, epsilon)
 
-    diagonal = jnp.where(valid, jnp.diag(hessenberg), 0.0)
-    off_diagonal = jnp.where(valid[1:], lengths, 0.0)
-    largest = jnp.maximum(jnp.max(abs(diagonal)), jnp.max(off_diagonal, initial=0.0))
+
+# The pieces below act on arrays alone. They are compiled one by one, for calls outside `jax.jit`.
+
+
+@jax.jit
+def _power_of_two_above(product: Float[Array, "dimension"]) -> Float[Array, ""]:
+    """A scale for the operator: squares underflow below 1e-19 in float32, curvature does not stop there."""
+    largest = jnp.max(abs(product))
+    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0))
+    return jnp.ldexp(jnp.ones_like(largest), exponent)
+
+
+@jax.jit
+def _cut_and_diagonalise(
+    basis: Float[Array, "steps dimension"],
+    hessenberg: Float[Array, "steps steps"],
+    leaks: Float[Array, "steps"],
+    scale: Float[Array, ""],
+    max_steps: Int[Array, ""] | int,
+    epsilon: float | Float[Array, ""],
+) -> RitzDecomposition:
+    """Find the first break-down, and decompose the tridiagonal matrix before it."""
+    diagonal, lengths = jnp.diag(hessenberg), jnp.diag(hessenberg, -1)
+    finite = jnp.isfinite(diagonal)
+    basis = jnp.where(finite[:, None], basis, 0.0)
+    size = jax.lax.cummax(jnp.maximum(abs(diagonal[:-1]), lengths))
+    long_enough = jnp.append(True, lengths > _BREAKDOWN * epsilon * size)
+    overlaps = abs(jnp.tril(basis @ basis.T - jnp.eye(len(basis), dtype=basis.dtype))).max(1)
+    valid = finite & long_enough & (jnp.maximum(overlaps, leaks) < jnp.sqrt(epsilon))
+    valid = jnp.cumprod(valid).astype(bool) & (jnp.arange(len(valid)) < max_steps)
+
+    diagonal, lengths = jnp.where(valid, diagonal, 0.0), jnp.where(valid[1:], lengths, 0.0)
+    largest = jnp.maximum(jnp.max(abs(diagonal)), jnp.max(lengths, initial=0.0))
     # By Gershgorin no valid Ritz value exceeds 3 * largest: the discarded steps sort last.
-    beyond = jnp.where(largest > 0, 4 * largest, 1.0)
-    tridiagonal = jnp.diag(jnp.where(valid, diagonal, beyond))
-    tridiagonal = tridiagonal + jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
+    diagonal = jnp.where(valid, diagonal, jnp.where(largest > 0, 4 * largest, 1.0))
+    tridiagonal = jnp.diag(diagonal) + jnp.diag(lengths, 1) + jnp.diag(lengths, -1)
     values, coordinates = jnp.linalg.eigh(tridiagonal)
     count = jnp.sum(valid)
-    first = jnp.arange(num_steps) < count
+    first = jnp.arange(len(valid)) < count
     return RitzDecomposition(
         values=jnp.where(first, values * scale, 0.0),
         coordinates=jnp.where(first & valid[:, None], coordinates, 0.0),
@@ -189,28 +223,12 @@ def ritz_decomposition(
     )
 
 
-def _operator_scale(matvec: FlatMatvec, start: Float[Array, "dimension"]) -> Float[Array, ""]:
-    """Power of two near the operator's size: float32 norms underflow below 1e-19, float32 curvature does not."""
-    largest = jnp.max(abs(matvec(start)))
-    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0))
-    return jnp.ldexp(jnp.ones_like(largest), exponent)
-
-
-def _long_enough(diagonal: Float[Array, "steps"], lengths: Float[Array, "_"], epsilon: float) -> Bool[Array, "steps"]:
-    """Whether each Lanczos vector was more than rounding noise before it was normalised."""
-    size = jax.lax.cummax(jnp.maximum(abs(diagonal[:-1]), lengths))
-    return jnp.append(True, lengths > _BREAKDOWN * epsilon * size)
-
-
-def _orthonormal(basis: Float[Array, "steps dimension"], project: FlatMatvec, epsilon: float) -> Bool[Array, "steps"]:
-    """Whether each Lanczos vector is a unit vector of the subspace, orthogonal to those before it."""
-    overlaps = abs(jnp.tril(basis @ basis.T - jnp.eye(len(basis), dtype=basis.dtype))).max(1)
-    leaks = jax.lax.map(lambda vector: jnp.linalg.norm(vector - project(vector)), basis)
-    return jnp.maximum(overlaps, leaks) < epsilon**0.5
-
-
-def subspace_start(project: FlatMatvec, direction: Float[Array, "n"], epsilon: float) -> Float[Array, "n"]:
-    """Project a random direction; exactly zero where rounding noise is all that is left of it."""
+def subspace_start(
+    project: FlatMatvec, direction: Float[Array, "dimension"], epsilon: float
+) -> Float[Array, "dimension"]:
+    """Project a direction; exactly zero where rounding noise is all that is left of it."""
+    largest = jnp.max(abs(direction))
+    direction = direction / jnp.where(largest > 0, largest, 1.0)
     projected = project(direction)
     floor = _BREAKDOWN * epsilon * jnp.linalg.norm(direction)
     return jnp.where(jnp.linalg.norm(projected) > floor, projected, 0.0)
@@ -220,22 +238,38 @@ def select_pairs(
     ritz: RitzDecomposition, project: FlatMatvec, num_pairs: int
 ) -> tuple[Float[Array, "pairs dimension"], Bool[Array, "pairs"]]:
     """Unit Ritz vectors of the `num_pairs` smallest and largest Ritz values, with a mask of those that exist."""
+    vectors, exists = _ritz_vectors(ritz, num_pairs)
+    return _normalise(jax.lax.map(project, vectors), exists)
+
+
+@partial(jax.jit, static_argnames="num_pairs")
+def _ritz_vectors(
+    ritz: RitzDecomposition, num_pairs: int
+) -> tuple[Float[Array, "pairs dimension"], Bool[Array, "pairs"]]:
     ends = jnp.arange(num_pairs)
     indices = jnp.concatenate([ends, ritz.num_steps - num_pairs + ends])
     exists = (indices >= 0) & (indices < ritz.num_steps)
     coordinates = jnp.where(exists, ritz.coordinates[:, jnp.where(exists, indices, 0)], 0.0)
-    vectors = jax.lax.map(project, coordinates.T @ ritz.basis)
+    return coordinates.T @ ritz.basis, exists
+
+
+@jax.jit
+def _normalise(
+    vectors: Float[Array, "pairs dimension"], exists: Bool[Array, "pairs"]
+) -> tuple[Float[Array, "pairs dimension"], Bool[Array, "pairs"]]:
+    """A Ritz vector of which projecting took more than half was no vector of the subspace."""
     lengths = jnp.linalg.norm(vectors, axis=1)
     exists = exists & (lengths > 0.5)
     return jnp.where(exists[:, None], vectors / jnp.where(exists, lengths, 1.0)[:, None], 0.0), exists
 
 
+@jax.jit
 def confirm_pairs(
     vectors: Float[Array, "pairs dimension"],
     products: Float[Array, "pairs dimension"],
     exists: Bool[Array, "pairs"],
     scale: Float[Array, ""],
-    tolerance: float,
+    tolerance: float | Float[Array, ""],
 ) -> Pairs:
     """Rayleigh quotients and residuals from a fresh product with each vector.
 

@@ -19,9 +19,7 @@ from lopjax.curvature import (
 from tests import oracles
 
 COMBINATIONS = [
-    (activation, loss)
-    for activation in ("tanh", "gelu", "relu", "softplus")
-    for loss in ("mse", "cross_entropy")
+    (activation, loss) for activation in ("tanh", "gelu", "relu", "softplus") for loss in ("mse", "cross_entropy")
 ]
 
 
@@ -78,9 +76,7 @@ def test_symmetric_and_linear_for_any_shape(sizes, num_samples, seed):
         scale = np.linalg.norm(flat(product(v))) * np.linalg.norm(flat(w)) + 1.0
         assert abs(flat(w) @ flat(product(v)) - flat(v) @ flat(product(w))) < 1e-13 * scale
         combined = product(jax.tree.map(lambda a, b: 2.5 * a - b, v, w))
-        assert np.allclose(
-            flat(combined), 2.5 * flat(product(v)) - flat(product(w)), rtol=0, atol=1e-13 * scale
-        )
+        assert np.allclose(flat(combined), 2.5 * flat(product(v)) - flat(product(w)), rtol=0, atol=1e-13 * scale)
 
 
 def test_gauss_newton_is_the_hessian_of_a_linear_model(x64):
@@ -94,9 +90,7 @@ def test_gauss_newton_is_the_hessian_of_a_linear_model(x64):
 def test_gauss_newton_has_no_negative_eigenvalue(x64, activation):
     net = oracles.problem(activation)
     size, unravel = len(flat(net.params)), ravel_pytree(net.params)[1]
-    column = jax.jit(
-        jax.vmap(lambda v: ravel_pytree(ggn_vp(net.model, net.output_loss, net.params, unravel(v)))[0])
-    )
+    column = jax.jit(jax.vmap(lambda v: ravel_pytree(ggn_vp(net.model, net.output_loss, net.params, unravel(v)))[0]))
     eigenvalues = np.linalg.eigvalsh(column(jnp.eye(size)))
     assert eigenvalues[0] > -1e-14 * eigenvalues[-1]
     # Control: the Hessian of the same network has some.
@@ -185,7 +179,7 @@ def test_dense_requests_beyond_memory_say_their_size_and_the_way_out(x64, call, 
 
 def test_a_paper_sized_hessian_is_refused_before_it_is_built():
     params = jax.tree.map(jnp.zeros, {"kernel": (1_064_970,)}, is_leaf=lambda x: isinstance(x, tuple))
-    with pytest.raises(ValueError, match="4,536,644,403,600 bytes.*extreme_eigenvalues"):
+    with pytest.raises(ValueError, match=r"4,536,644,403,600 bytes.*extreme_eigenvalues"):
         dense_hessian(lambda p: jnp.sum(p["kernel"] ** 2), params)
 
 
@@ -197,5 +191,5 @@ def test_directions_that_do_not_match_are_refused(x64):
     with pytest.raises(ValueError, match=r"vector\[0\]\['bias'\] has shape \(5, 1\)"):
         ggn_vp(net.model, net.output_loss, net.params, wrong_shape)
     wrong_dtype = jax.tree.map(lambda x: x.astype(jnp.float32), net.params)
-    with pytest.raises(ValueError, match="dtype float32: the parameter has .* float64"):
+    with pytest.raises(ValueError, match=r"dtype float32: the parameter has .* float64"):
         hvp(net.loss, net.params, wrong_dtype)
