@@ -93,14 +93,16 @@ def check_archive(path: Path, expected: Archive) -> None:
     with path.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     if checksum != expected.sha256:
-        raise ValueError(f"archive={path}: SHA-256 {checksum} instead of {expected.sha256}; download it again")
+        raise ValueError(
+            f"archive={path}: SHA-256 {checksum} instead of {expected.sha256}; delete it and download it again"
+        )
 
 
 def download(expected: Archive, folder: Path) -> Path:
     """Fetches the archive into `folder`, once; a file that is already there and intact is used as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / expected.url.rpartition("/")[2]
-    if path.exists():
+    if path.is_file() and path.stat().st_size == expected.num_bytes:
         check_archive(path, expected)
         return path
     # Renamed when complete and verified, so that an interrupted download is not mistaken for the archive.
@@ -151,15 +153,16 @@ def write_prepared(contents: Contents, data_dir: Path) -> Path:
         """CIFAR-10, encoded by Pillow."""
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
-            self.info.features["label"].names = contents.class_names
+            features: Any = self.info.features
+            features["label"].names = contents.class_names
             return {
                 "train": self._generate_examples("train_", contents.train),
                 "test": self._generate_examples("test_", contents.test),
             }
 
-        def _generate_examples(self, split_prefix: str, filepaths: np.ndarray) -> Iterator[tuple[int, dict]]:
-            # The base class passes paths in this place; the key decides the order on disk.
-            for key, record in enumerate(filepaths):
+        def _generate_examples(self, split_prefix: str, records: np.ndarray) -> Iterator[tuple[int, dict]]:
+            # The key decides the order on disk.
+            for key, record in enumerate(records):
                 image = Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0).copy())
                 yield key, {"id": f"{split_prefix}{key:05d}", "label": int(record[0]), "image": image}
 

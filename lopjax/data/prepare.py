@@ -1,7 +1,10 @@
 """Makes data sets ready for `lopjax.data.load`: the only part of the library that may use a network."""
 
 import os
+import socket
+from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lopjax.data.cifar10 import prepare_cifar10
 from lopjax.data.tfds_source import find_prepared, import_tfds, resolve_data_dir
@@ -23,7 +26,7 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None, archive: str |
     Raises:
         ValueError: the set needs no preparation or does not exist, or the archive is not the right one.
         ImportError: TFDS, or TensorFlow where the set's own builder uses it, is not installed.
-        ConnectionError: CIFAR-10 could not be downloaded.
+        ConnectionError: a host that the set is downloaded from cannot be reached.
     """
     if name == "digits":
         raise ValueError('name="digits": is embedded in scikit-learn and needs no preparation')
@@ -41,6 +44,7 @@ def _prepare_with_tfds(name: str, data_dir: Path) -> Path:
     tfds = import_tfds()
     try:
         builder = tfds.builder(name, data_dir=os.fspath(data_dir), file_format="array_record")
+        _check_network(name, builder.url_infos or (), data_dir)
         builder.download_and_prepare()
     except ImportError as error:
         raise ImportError(
@@ -49,3 +53,17 @@ def _prepare_with_tfds(name: str, data_dir: Path) -> Path:
             "and copy the folder."
         ) from error
     return Path(builder.data_dir)
+
+
+def _check_network(name: str, urls: Iterable[str], data_dir: Path) -> None:
+    """Fails at once where TFDS would retry for minutes: no address for a host that it has to download from."""
+    if any((data_dir / "downloads").rglob("*.INFO")):
+        return  # TFDS has finished downloads here before; what is needed may be among them.
+    for host in sorted({host for url in urls if (host := urlsplit(url).hostname)}):
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            raise ConnectionError(
+                f"name={name!r}: {host}, where TFDS downloads this set from, cannot be reached ({error}). Prepare it "
+                "on a machine with a network and copy the folder."
+            ) from error

@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from lopjax.data.cache import Arrays, load_or_build, user_cache_folder
 from lopjax.data.dataset import Dataset, from_arrays
@@ -149,7 +148,7 @@ def _decode_split(source: Any, image_key: str, label_key: str, channels: int) ->
     return images, labels
 
 
-def _decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
+def _decode_image(encoded: bytes, channels: int) -> np.ndarray:
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as image:
