@@ -1,0 +1,80 @@
+"""Probe: how far the pairwise correlations of a layer's units have moved towards 0 or 1."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class CorrelationReport(NamedTuple):
+    """Where the pairwise |correlations| r of a layer lie, as averages over pairs of units that are not constant.
+
+    Attributes:
+        polarisation: mean of |2r - 1|: 1 if every r is 0 or 1, 0 if every r is 1/2, 1/2 if r is uniform.
+        mean: mean of r.
+        near_zero: fraction of pairs with r below the margin: features of their own.
+        near_one: fraction of pairs with r above 1 - margin: copies, the way to a cloned-unit manifold.
+        num_pairs: pairs counted. If there are none, the averages are 0 and mean nothing.
+        constant_fraction: fraction of the units that do not vary over the samples; they have no correlation.
+    """
+
+    polarisation: Float[Array, ""]
+    mean: Float[Array, ""]
+    near_zero: Float[Array, ""]
+    near_one: Float[Array, ""]
+    num_pairs: Float[Array, ""]
+    constant_fraction: Float[Array, ""]
+
+
+def correlation_report(activations: Float[Array, "samples units"], margin: float = 0.1) -> CorrelationReport:
+    """Measure how far pairwise unit correlations have moved towards {0, 1}.
+
+    The paper's tension: features that generalise are either independent (r = 0) or copies of each other (r = 1), and
+    copies are what traps training later. `near_zero` and `near_one` tell the two apart. Finite samples alone give
+    independent units r of about sqrt(2 / (pi samples)), so `samples` should be a few hundred.
+
+    Args:
+        activations: one row per sample, one column per unit, any floating type; reshape maps and tokens first.
+        margin: what counts as near, between 0 and 1/2.
+
+    Returns:
+        The report, of scalars; usable under jit and vmap.
+
+    Raises:
+        ValueError: if the margin is out of range.
+
+    References:
+        arXiv 2510.00304, section 5 (tension between generalisation and plasticity).
+
+    >>> copies = jnp.array([[0.0, 0.0, 5.0], [1.0, -2.0, 5.0], [2.0, -4.0, 5.0]])
+    >>> report = correlation_report(copies)  # two copies (one negated), one constant unit
+    >>> float(report.near_one), float(report.num_pairs), round(float(report.constant_fraction), 3)
+    (1.0, 1.0, 0.333)
+    """
+    if not 0 < margin < 0.5:
+        raise ValueError(f"margin={margin}: must lie between 0 and 1/2")
+    eps = jnp.finfo(activations.dtype).eps
+    mean = activations.mean(axis=0)
+    centred = activations - mean
+    size = jnp.max(jnp.abs(activations), axis=0)
+    # Rounding of the mean makes a constant unit vary by a few ulps; smaller deviations would underflow when squared.
+    spread = jnp.max(jnp.abs(centred), axis=0)
+    is_varying = spread > 8 * eps * size
+    centred = jnp.where(is_varying, centred / jnp.where(is_varying, spread, 1), 0)
+    norm = jnp.linalg.norm(centred, axis=0)
+    unit = centred / jnp.where(is_varying, norm, 1)
+    r = jnp.clip(jnp.abs(unit.T @ unit), 0, 1)
+    is_pair = jnp.triu(is_varying[:, None] & is_varying[None, :], k=1)
+    num_pairs = jnp.sum(is_pair).astype(r.dtype)
+
+    def average(values: Float[Array, "units units"]) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(is_pair, values, 0)) / jnp.maximum(num_pairs, 1)
+
+    return CorrelationReport(
+        polarisation=average(jnp.abs(2 * r - 1)),
+        mean=average(r),
+        near_zero=average((r < margin).astype(r.dtype)),
+        near_one=average((r > 1 - margin).astype(r.dtype)),
+        num_pairs=num_pairs,
+        constant_fraction=1 - jnp.mean(is_varying.astype(r.dtype)),
+    )

@@ -1,0 +1,175 @@
+"""Rank of Gaussian representations before and after an activation: exact, and by the paper's formulas."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lopjax.theory.hermite import Function, require_float64
+from lopjax.theory.kernels import kernel_map
+from lopjax.theory.moments import is_traced
+
+
+def equicorrelated_effective_rank(num_units: int, eps: Float[Array, "..."] | float) -> Float[Array, "..."]:
+    """Compute the effective rank of n units that are all correlated by 1 - eps, exactly.
+
+    The correlation matrix has the eigenvalue `1 + (n-1)(1-eps)` once and `eps` n - 1 times. With
+    `delta = eps (n-1)/n` and `L = ln(n / eps)` the entropy of the normalised eigenvalues is
+    `-(1-delta) ln(1-delta) + delta L`, and the effective rank is its exponential.
+
+    Args:
+        num_units: n, at least 2.
+        eps: distance of the correlations from 1, in [0, n/(n-1)] (beyond, no such matrix exists).
+
+    Returns:
+        The effective rank between 1 and n, of the shape of `eps`; NaN for an eps out of range under `jit`.
+
+    Raises:
+        ValueError: if `num_units` or eps is out of range.
+        RuntimeError: if double precision is off.
+
+    References:
+        Roy & Vetterli, The effective rank (2007); arXiv 2510.00304, section 4.
+
+    >>> with jax.enable_x64(True):
+    ...     [round(float(equicorrelated_effective_rank(10, eps)), 6) for eps in (0.0, 1.0)]
+    [1.0, 10.0]
+    """
+    require_float64()
+    if num_units < 2:
+        raise ValueError(f"num_units={num_units}: must be at least 2")
+    eps = jnp.asarray(eps, float)
+    largest = num_units / (num_units - 1)
+    if not is_traced(eps) and not np.all((np.asarray(eps) >= 0) & (np.asarray(eps) <= largest)):
+        raise ValueError(f"eps={eps}: must lie in [0, n/(n-1)] = [0, {largest:.6g}]")
+    delta = jnp.minimum(eps / largest, 1.0)
+    # xlogy is 0 at 0; (n - 1) eigenvalues eps / n each.
+    small = -(num_units - 1) * jax.scipy.special.xlogy(eps / num_units, eps / num_units)
+    return jnp.exp(small - jax.scipy.special.xlogy(1 - delta, 1 - delta))
+
+
+def _corrected_gain(num_units: int, eps, alpha):
+    delta, log = eps * (num_units - 1) / num_units, jnp.log(num_units / eps)
+    return jnp.exp(delta * (alpha * (1 + log) - (1 + alpha) * jnp.log1p(alpha)))
+
+
+def _leading_log_gain(num_units: int, eps, alpha):
+    return jnp.exp(alpha * eps * (num_units - 1) / num_units * jnp.log(num_units / eps))
+
+
+def _linear_gain(num_units: int, eps, alpha):
+    del num_units
+    return 1 + alpha * eps
+
+
+RANK_GAIN_FORMULAS: Mapping[str, Callable[..., Float[Array, "..."]]] = MappingProxyType(
+    {"corrected": _corrected_gain, "leading_log": _leading_log_gain, "linear": _linear_gain}
+)
+"""Approximations of er(C_f) / er(C) as functions of n, eps and alpha; see `rank_gain`."""
+
+
+def rank_gain(
+    num_units: int,
+    eps: Float[Array, "..."] | float,
+    alpha: Float[Array, "..."] | float,
+    formula: str = "corrected",
+) -> Float[Array, "..."]:
+    """Approximate by what factor an activation multiplies the effective rank of equicorrelated units.
+
+    With `delta = eps (n-1)/n`, `L = ln(n / eps)` and correlations 1 - (1 + alpha) eps behind the activation:
+
+    - "corrected": `exp(delta [alpha (1 + L) - (1 + alpha) ln(1 + alpha)])`, relative error O(delta² L).
+    - "leading_log": `exp(delta alpha L)`, the form of the paper's appendix: right in the limit L -> infinity only, that
+      is, up to a relative 1/L in the exponent.
+    - "linear": `1 + alpha eps`, the form of the paper's main text: wrong at leading order, as it lacks the factor L.
+
+    Args:
+        num_units: n.
+        eps: distance of the correlations from 1 before the activation, positive.
+        alpha: `lopjax.theory.alpha` of the activation, centred if the covariance is.
+        formula: one of `RANK_GAIN_FORMULAS`.
+
+    Returns:
+        The approximate er(C_f) / er(C), of the broadcast shape. Exact: `exact_rank_gain`.
+
+    Raises:
+        ValueError: for an unknown formula or an eps that is not positive.
+        RuntimeError: if double precision is off.
+
+    References:
+        arXiv 2510.00304, section 4 and appendix A.
+    """
+    require_float64()
+    if formula not in RANK_GAIN_FORMULAS:
+        raise ValueError(f"formula={formula!r}: must be one of {', '.join(RANK_GAIN_FORMULAS)}")
+    eps = jnp.asarray(eps, float)
+    if not is_traced(eps) and not np.all(np.asarray(eps) > 0):
+        raise ValueError(f"eps={eps}: must be positive")
+    return RANK_GAIN_FORMULAS[formula](num_units, eps, jnp.asarray(alpha))
+
+
+def exact_rank_gain(
+    num_units: int, eps: Float[Array, "..."] | float, gap: Float[Array, "..."] | float
+) -> Float[Array, "..."]:
+    """Compute er(C_f) / er(C) exactly, from the distance of the correlations from 1 on both sides.
+
+    Args:
+        num_units: n, at least 2.
+        eps: distance from 1 before the activation.
+        gap: distance from 1 behind it, `lopjax.theory.kernel_gap(f, eps)`.
+
+    Returns:
+        The ratio, of the broadcast shape.
+
+    Raises:
+        ValueError: as `equicorrelated_effective_rank`.
+    """
+    return equicorrelated_effective_rank(num_units, gap) / equicorrelated_effective_rank(num_units, eps)
+
+
+def activation_covariance(
+    f: Function, correlation: Float[Array, "units units"], centred: bool = False
+) -> Float[Array, "units units"]:
+    """Compute the matrix kappa_f(rho_ij) of the units behind an activation (standard Gaussian pre-activations).
+
+    By Schur's product theorem it has full rank if |rho_ij| < 1 off the diagonal and f is not a polynomial.
+
+    Args:
+        f: activation.
+        correlation: correlation matrix of the pre-activations.
+        centred: correlations instead of normalised second moments.
+
+    Returns:
+        The matrix, with 1 on the diagonal.
+
+    Raises:
+        ValueError: if the matrix is not symmetric with diagonal 1, or f is not integrable, not resolved or constant.
+        RuntimeError: if double precision is off.
+
+    References:
+        arXiv 2510.00304, section 4 (hard rank recovery).
+    """
+    require_float64()
+    given = np.asarray(correlation)
+    if not (np.allclose(given, given.T, atol=1e-12) and np.allclose(np.diag(given), 1, atol=1e-12)):
+        raise ValueError("correlation: must be symmetric with diagonal 1")
+    rows, columns = np.triu_indices(len(given), k=1)
+    entries = kernel_map(f, jnp.clip(jnp.asarray(given[rows, columns]), -1.0, 1.0), centred)
+    return jnp.eye(len(given)).at[rows, columns].set(entries).at[columns, rows].set(entries)
+
+
+def hard_rank(matrix: Float[Array, "units units"], tolerance: float = 1e-10) -> int:
+    """Count the eigenvalues of a symmetric matrix above `tolerance` times the largest.
+
+    Args:
+        matrix: positive semi-definite.
+        tolerance: relative to the largest eigenvalue.
+
+    Returns:
+        The numerical rank.
+    """
+    eigenvalues = np.linalg.eigvalsh(np.asarray(matrix))
+    return int(np.sum(eigenvalues > tolerance * eigenvalues[-1]))
