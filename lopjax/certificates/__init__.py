@@ -1,0 +1,29 @@
+"""Certificates: is this network trapped, by which claim, and on what evidence?"""
+
+from lopjax.certificates.cloned import (
+    ArrayResiduals,
+    ClonedCertificate,
+    CloneVerdict,
+    SignalResiduals,
+    certify_cloned,
+)
+from lopjax.certificates.dead_units import interval_bounds, joint_margin, revival_radius
+from lopjax.certificates.frozen import FrozenCertificate, FrozenVerdict, UnitEvidence, certify_frozen
+from lopjax.certificates.tolerances import parameter_tolerance, signal_tolerance
+
+__all__ = [
+    "ArrayResiduals",
+    "CloneVerdict",
+    "ClonedCertificate",
+    "FrozenCertificate",
+    "FrozenVerdict",
+    "SignalResiduals",
+    "UnitEvidence",
+    "certify_cloned",
+    "certify_frozen",
+    "interval_bounds",
+    "joint_margin",
+    "parameter_tolerance",
+    "revival_radius",
+    "signal_tolerance",
+]

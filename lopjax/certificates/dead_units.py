@@ -1,0 +1,166 @@
+"""How far a dead unit is from waking up: radii on data, and interval bounds over all inputs of a box.
+
+Both need the unit's pre-activation as an affine function of what it reads, `z = <w, h_prev> + b`. The labels of the
+wiring say where this is so (`Label.source`); the patch that a convolution reads at one position plays the part of
+h_prev.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lopjax.activations import activation as activation_function
+from lopjax.model import Params
+from lopjax.wiring import In, Label, Wiring
+
+MONOTONE = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "selu", "identity", "erf", "softplus", "exp")
+"""Non-decreasing activations: an interval maps to the interval of its ends."""
+
+
+class PlainLayer(NamedTuple):
+    """A layer whose output is the pre-activation of a site.
+
+    Attributes:
+        kernel: `(..., units)`.
+        bias: `(units,)`; zeros if the layer has none.
+        label: the kernel's label, with its source and window.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+    label: Label
+
+
+def plain_layer(params: Params, wiring: Wiring, site: str) -> PlainLayer | None:
+    """The layer that alone computes a site's pre-activation, or `None` where something stands in between."""
+    own = [
+        (label, leaf)
+        for label, leaf in zip(wiring.labels_of(params), jax.tree.leaves(params), strict=True)
+        if label.site == site
+    ]
+    kernels = [(label, leaf) for label, leaf in own if label.reads()]
+    biases = [leaf for label, leaf in own if not label.reads()]
+    if len(kernels) != 1 or len(biases) > 1 or kernels[0][0].source is None or isinstance(kernels[0][0].axes[-1], In):
+        return None
+    label, kernel = kernels[0]
+    return PlainLayer(kernel, biases[0] if biases else jnp.zeros(kernel.shape[-1], kernel.dtype), label)
+
+
+def apply_layer(layer: PlainLayer, kernel: jax.Array, sources: jax.Array) -> Float[Array, "batch *positions units"]:
+    """The layer's linear part with another kernel of the same form.
+
+    Args:
+        layer: supplies the window.
+        kernel: `(..., units)`.
+        sources: `(batch, ...)`, the activations that the layer reads; an input may come unflattened.
+    """
+    if layer.label.window is None:
+        contracted = kernel.ndim - 1
+        if sources.shape[sources.ndim - contracted :] != kernel.shape[:-1]:
+            sources = jnp.reshape(sources, (sources.shape[0], *kernel.shape[:-1]))
+        return jnp.tensordot(sources, kernel, contracted)
+    last = kernel.ndim - 1
+    spatial = tuple(range(1, last))
+    channels_last = jax.lax.ConvDimensionNumbers(
+        (0, last, *spatial), (last, last - 1, *range(last - 1)), (0, last, *spatial)
+    )
+    window = layer.label.window
+    return jax.lax.conv_general_dilated(
+        sources, kernel, window.strides, window.padding, dimension_numbers=channels_last
+    )
+
+
+def source_norms(layer: PlainLayer, sources: jax.Array) -> Float[Array, "samples"]:
+    """`||(h_prev, 1)||` of every sample and position: what one unit of change in (w, b) can do to z."""
+    ones = jnp.ones((*layer.kernel.shape[:-1], 1), layer.kernel.dtype)
+    return jnp.ravel(jnp.sqrt(1 + apply_layer(layer, ones, jnp.square(sources))))
+
+
+def revival_radius(pre: Float[Array, "samples units"], norms: Float[Array, "samples"]) -> Float[Array, "units"]:
+    """How much a unit's incoming parameters may change before it can wake up.
+
+    `r = min_x -z(x) / ||(h_prev(x), 1)||`: with h_prev fixed, a ReLU unit stays dead on these samples under every
+    change of (w, b) of Euclidean norm below r, and some change of norm r reaches z = 0. Not positive for a unit that
+    is alive.
+
+    Args:
+        pre: pre-activations z, positions counted as samples.
+        norms: `||(h_prev, 1)||`; for a convolution h_prev is the patch.
+    """
+    return jnp.min(-pre / norms[:, None], axis=0)
+
+
+def joint_margin(
+    pre: Float[Array, "samples units"],
+    norms: Float[Array, "samples"],
+    weight_norms: Float[Array, "units"],
+    parameter_change: jax.typing.ArrayLike,
+    source_change: jax.typing.ArrayLike,
+) -> Float[Array, "units"]:
+    """Distance to activation that is left when the unit and everything upstream of it change at once.
+
+    `min_x -z - ||d(w,b)|| ||(h_prev,1)|| - (||w|| + ||d(w,b)||) ||dh_prev||`: positive means dead on every sample.
+
+    Args:
+        pre: pre-activations z.
+        norms: `||(h_prev, 1)||`.
+        weight_norms: `||w||`, without the bias.
+        parameter_change: bound on the norm of the change of (w, b), per unit or one for all.
+        source_change: bound on the norm of the change of h_prev, on every sample.
+    """
+    sources = (weight_norms + parameter_change) * source_change
+    return jnp.min(-pre - parameter_change * norms[:, None] - sources, axis=0)
+
+
+def interval_bounds(
+    params: Params,
+    wiring: Wiring,
+    site: str,
+    input_box: tuple[jax.Array, jax.Array],
+    tolerance: float = 0.0,
+) -> tuple[Float[Array, "*positions units"], Float[Array, "*positions units"]]:
+    """Bounds on the pre-activations of a site over all inputs of a box, by interval arithmetic.
+
+    `z_max = W+ h_max + W- h_min + b` (W+ and W- the positive and negative parts), layer by layer; activations must be
+    monotone. Sound, in general not tight.
+
+    Args:
+        params: parameters.
+        wiring: their wiring.
+        site: the site.
+        input_box: lower and upper bounds, each shaped like one input.
+        tolerance: intervals are widened by this times `|W| max|h| + |b|`, to cover rounding.
+
+    Returns:
+        Lower and upper bounds.
+
+    Raises:
+        ValueError: a norm, pooling or a residual sum on the way, or an activation that is not monotone.
+    """
+    layer = plain_layer(params, wiring, site)
+    if layer is None:
+        raise ValueError(
+            f"interval bounds at site {site!r}: its pre-activation is not one labelled layer applied to activations "
+            "(a norm, pooling or a sum stands in between); certify on a batch instead"
+        )
+    source = layer.label.source
+    if source not in dict(wiring.sites):
+        lower, upper = (jnp.asarray(bound, layer.kernel.dtype)[None] for bound in input_box)
+    else:
+        name = wiring.site(source).activation
+        if name not in MONOTONE:
+            raise ValueError(f"interval bounds through site {source!r}: activation {name!r} is not monotone")
+        lower, upper = interval_bounds(params, wiring, source, input_box, tolerance)
+        lower, upper = (activation_function(name)(bound)[None] for bound in (lower, upper))
+    return _propagate(layer, lower, upper, tolerance)
+
+
+def _propagate(layer: PlainLayer, lower: jax.Array, upper: jax.Array, tolerance: float) -> tuple[jax.Array, jax.Array]:
+    positive, negative = jnp.maximum(layer.kernel, 0), jnp.minimum(layer.kernel, 0)
+    largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+    slack = tolerance * (apply_layer(layer, jnp.abs(layer.kernel), largest) + jnp.abs(layer.bias))
+    low = apply_layer(layer, positive, lower) + apply_layer(layer, negative, upper) + layer.bias - slack
+    high = apply_layer(layer, positive, upper) + apply_layer(layer, negative, lower) + layer.bias + slack
+    return low[0], high[0]

@@ -1,0 +1,27 @@
+"""What rounding alone can leave of a residual, from the dtype and the size of the network."""
+
+from math import prod
+
+import jax
+import jax.numpy as jnp
+
+from lopjax.model import Params
+from lopjax.wiring import Out, Wiring
+
+# A residual up to the tolerance counts as zero, from this many tolerances on as not zero, in between as undecided.
+GAP = 10.0
+
+
+def parameter_tolerance(params: Params) -> float:
+    """`64 eps` of the parameters' dtype, for residuals relative to an array's own norm."""
+    return 64 * float(jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).eps)
+
+
+def signal_tolerance(params: Params, wiring: Wiring) -> float:
+    """`64 eps sqrt(N)`, N the longest sum in a layer, for activations and gradients."""
+    longest = 1
+    for label, leaf in zip(wiring.labels_of(params), jax.tree.leaves(params), strict=True):
+        if label.reads():
+            summed = [size for size, axis in zip(leaf.shape, label.axes) if not isinstance(axis, Out)]
+            longest = max(longest, prod(summed))
+    return parameter_tolerance(params) * longest**0.5
