@@ -1,9 +1,26 @@
 """Architectures: labelled Linen modules behind `Model(init, apply, wiring)`."""
 
 from lopjax.model import Model, Tap, Variables
+from lopjax.models.cnn import cnn
+from lopjax.models.convolution import convolve
 from lopjax.models.labels import labelled, tap
 from lopjax.models.linen import from_linen
 from lopjax.models.mlp import mlp
 from lopjax.models.options import ACTIVATIONS
+from lopjax.models.resnet import resnet18
+from lopjax.models.vit import vit
 
-__all__ = ["ACTIVATIONS", "Model", "Tap", "Variables", "from_linen", "labelled", "mlp", "tap"]
+__all__ = [
+    "ACTIVATIONS",
+    "Model",
+    "Tap",
+    "Variables",
+    "cnn",
+    "convolve",
+    "from_linen",
+    "labelled",
+    "mlp",
+    "resnet18",
+    "tap",
+    "vit",
+]

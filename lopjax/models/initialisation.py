@@ -7,20 +7,28 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
+# Standard deviation of a standard normal variable truncated to [-2, 2].
+TRUNCATED_DEVIATION = 0.87962566103423978
+
 
 class Initialisation(NamedTuple):
-    """Initialisers of a layer whose kernel has the given input axes.
+    """Initialisers of one layer.
 
     Attributes:
         kernel: `(key, shape, dtype) -> array`.
-        bias: the same; the fan-in of the layer is already known to it.
+        bias: the same; the fans of the layer are already known to it.
     """
 
     kernel: Callable[..., jax.Array]
     bias: Callable[..., jax.Array]
 
 
-def _pytorch(input_axes: Sequence[int], fan_in: int) -> Initialisation:
+def truncated_normal(deviation: float) -> Callable[..., jax.Array]:
+    """Normal, cut at two of its standard deviations, with the given standard deviation *after* the cut."""
+    return initializers.truncated_normal(deviation / TRUNCATED_DEVIATION)
+
+
+def _pytorch(fan_in: int, fan_out: int) -> Initialisation:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernels and biases: the default of torch.nn.Linear and Conv2d."""
     bound = fan_in**-0.5
 
@@ -30,21 +38,34 @@ def _pytorch(input_axes: Sequence[int], fan_in: int) -> Initialisation:
     return Initialisation(uniform, uniform)
 
 
-def _lecun(input_axes: Sequence[int], fan_in: int) -> Initialisation:
+def _lecun(fan_in: int, fan_out: int) -> Initialisation:
     """Truncated normal of variance 1/fan_in, zero bias: the default of Flax."""
-    return Initialisation(initializers.lecun_normal(in_axis=tuple(input_axes)), initializers.zeros)
+    return Initialisation(truncated_normal(fan_in**-0.5), initializers.zeros)
 
 
-def _he(input_axes: Sequence[int], fan_in: int) -> Initialisation:
+def _he(fan_in: int, fan_out: int) -> Initialisation:
     """Normal of variance 2/fan_in, zero bias (He et al., arXiv 1502.01852)."""
-    return Initialisation(initializers.variance_scaling(2.0, "fan_in", "normal", tuple(input_axes)), initializers.zeros)
+    return Initialisation(initializers.normal((2 / fan_in) ** 0.5), initializers.zeros)
 
 
-INITIALISATIONS: dict[str, Callable[[Sequence[int], int], Initialisation]] = {
+def _he_fan_out(fan_in: int, fan_out: int) -> Initialisation:
+    """Normal of variance 2/fan_out, zero bias: the usual one of residual networks (the same paper, section 2.2)."""
+    return Initialisation(initializers.normal((2 / fan_out) ** 0.5), initializers.zeros)
+
+
+def _truncated_normal(fan_in: int, fan_out: int) -> Initialisation:
+    """Truncated normal of standard deviation 0.02 whatever the fans, zero bias: the usual one of transformers."""
+    return Initialisation(truncated_normal(0.02), initializers.zeros)
+
+
+INITIALISATIONS: dict[str, Callable[[int, int], Initialisation]] = {
     "pytorch": _pytorch,
     "lecun": _lecun,
     "he": _he,
+    "he_fan_out": _he_fan_out,
+    "truncated_normal": _truncated_normal,
 }
+"""By name: `(fan_in, fan_out) -> Initialisation`. The fans count kernel positions as well as units."""
 
 
 def float_type() -> jnp.dtype:

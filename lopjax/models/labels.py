@@ -77,10 +77,10 @@ def tap(module: nn.Module, site: str, space: str, activation: str, pre: jax.Arra
     """
     shift = module.get_variable("perturbations", site)
     if shift is not None:
-        pre = pre + shift.pre
+        pre = pre + shift.pre.astype(pre.dtype)
     post = activation_function(activation)(pre)
     if shift is not None:
-        post = post + shift.post
+        post = post + shift.post.astype(post.dtype)
     if module.is_mutable_collection("taps"):
         if module.has_variable("taps", site):
             raise ValueError(f"sites tapped twice: {[site]}; give every site of the network its own name")

@@ -1,4 +1,8 @@
-"""Labelled layers: every array says which unit space each of its axes reads or writes."""
+"""Labelled layers: every array says which unit space each of its axes reads or writes.
+
+A layer computes in the floating point type of its input and casts its parameters to it, so a model chooses the type
+once, with `to_compute_type` on its input.
+"""
 
 from math import prod
 from numbers import Real
@@ -7,13 +11,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import ones, zeros
 
+from lopjax.models.convolution import convolve
 from lopjax.models.initialisation import INITIALISATIONS, float_type
 from lopjax.models.labels import labelled
-from lopjax.wiring import In, Out
+from lopjax.wiring import In, Out, Window
 
-NORMS = ("none", "batch", "layer")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 class Dense(nn.Module):
@@ -43,79 +47,70 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, ..., *contracted)` to `(batch, ..., units)`."""
         contracted = x.shape[x.ndim - self.contract :]
-        init = INITIALISATIONS[self.initialisation](range(self.contract), prod(contracted))
+        init = INITIALISATIONS[self.initialisation](prod(contracted), self.size)
         axes = (*[None] * (self.contract - 1), In(self.reads), Out(self.writes))
         kernel_init = labelled(init.kernel, *axes, site=self.site, source=self.source)
         bias_init = labelled(init.bias, Out(self.writes), site=self.site)
         kernel = self.param("kernel", kernel_init, (*contracted, self.size), float_type())
         bias = self.param("bias", bias_init, (self.size,), float_type())
-        return jnp.tensordot(x, kernel, self.contract) + bias
+        return jnp.tensordot(x, kernel.astype(x.dtype), self.contract) + bias.astype(x.dtype)
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, with PyTorch's conventions (arXiv 1502.03167).
+class Conv(nn.Module):
+    """Convolution with a square kernel of odd size, centred, zeros outside the map (PyTorch: `padding=size // 2`).
 
-    Variance in two passes (the one-pass formula loses all digits at large means); running statistics are
-    `0.9 old + 0.1 new`, the running variance unbiased; eps 1e-5. Flax's own layer differs in each of these, and its
-    statistics carry no labels.
+    Attributes:
+        reads: unit space of the channels of the input.
+        writes: unit space of the output.
+        size: number of units of the output.
+        kernel_size: height and width of the kernel.
+        stride: step between the positions of the kernel, along both axes.
+        site: as in `Dense`.
+        source: as in `Dense`; a kernel with a source also carries its `Window`.
+        initialisation: its name.
+        use_bias: whether there is a bias.
     """
 
-    space: str
+    reads: str
+    writes: str
+    size: int
+    kernel_size: int = 3
+    stride: int = 1
     site: str | None = None
-    affine: bool = True
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`(batch, ..., units)` to the same shape; updates the running statistics when `train`."""
-        size, dtype = (x.shape[-1],), float_type()
-        running_mean = self.variable("batch_stats", "mean", self._labelled(jnp.zeros), size, dtype)
-        running_var = self.variable("batch_stats", "var", self._labelled(jnp.ones), size, dtype)
-        mean, var = running_mean.value, running_var.value
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            samples = x.size // x.shape[-1]
-            mean = jnp.mean(x, axes)
-            var = jnp.mean(jnp.square(x - mean), axes)
-            if not self.is_initializing():
-                unbiased = var * (samples / max(samples - 1, 1))
-                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
-        x = (x - mean) * jax.lax.rsqrt(var + self.epsilon)
-        return _affine(self, x) if self.affine else x
-
-    def _labelled(self, init: Any) -> Any:
-        return labelled(init, Out(self.space), site=self.site)
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation over the last `num_axes` axes (all of one sample's map: group norm with one group), eps 1e-5.
-
-    Scale and offset are per unit. The layer couples the units, so only its own scale and offset belong to `site`.
-    """
-
-    space: str
-    site: str | None = None
-    affine: bool = True
-    num_axes: int = 1
-    epsilon: float = 1e-5
+    source: str | None = None
+    initialisation: str = "pytorch"
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(batch, ..., units)` to the same shape."""
-        axes = tuple(range(x.ndim - self.num_axes, x.ndim))
-        centred = x - jnp.mean(x, axes, keepdims=True)
-        x = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + self.epsilon)
-        return _affine(self, x) if self.affine else x
+        """`(batch, height, width, channels)` to `(batch, ceil(height / stride), ceil(width / stride), units)`."""
+        half = self.kernel_size // 2
+        window = Window((self.stride, self.stride), ((half, half), (half, half)))
+        positions, channels = self.kernel_size**2, x.shape[-1]
+        init = INITIALISATIONS[self.initialisation](positions * channels, positions * self.size)
+        kernel_init = labelled(
+            init.kernel,
+            *(None, None, In(self.reads), Out(self.writes)),
+            site=self.site,
+            source=self.source,
+            window=None if self.source is None else window,
+        )
+        shape = (self.kernel_size, self.kernel_size, channels, self.size)
+        y = convolve(x, self.param("kernel", kernel_init, shape, float_type()).astype(x.dtype), window)
+        if not self.use_bias:
+            return y
+        bias_init = labelled(init.bias, Out(self.writes), site=self.site)
+        return y + self.param("bias", bias_init, (self.size,), float_type()).astype(x.dtype)
 
 
-def _affine(module: BatchNorm | LayerNorm, x: jax.Array) -> jax.Array:
-    """Multiply by the unit's scale and add its offset."""
-    size, dtype = (x.shape[-1],), float_type()
-    scale = module.param("scale", labelled(ones, Out(module.space), site=module.site), size, dtype)
-    offset = module.param("offset", labelled(zeros, Out(module.space), site=module.site), size, dtype)
-    return x * scale + offset
+def to_compute_type(x: jax.Array, compute_dtype: str) -> jax.Array:
+    """Cast a network's input to the type it computes in.
+
+    Args:
+        x: any real array.
+        compute_dtype: `"bfloat16"`, or `"float32"` for the type of the parameters (float64 under `jax.enable_x64`).
+    """
+    return x.astype(jnp.bfloat16 if compute_dtype == "bfloat16" else float_type())
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float, override: Any, train: bool) -> jax.Array:
@@ -131,8 +126,6 @@ def dropout(module: nn.Module, x: jax.Array, rate: float, override: Any, train: 
     rate = rate if override is None else override
     if not train or (isinstance(rate, Real) and rate == 0):
         return x
-    if isinstance(rate, Real) and not 0 < rate < 1:
-        raise ValueError(f"dropout_rate={rate!r}: must be in [0, 1)")
     if not module.has_rng("dropout"):
         raise ValueError("train=True with dropout needs a random key: pass key=jax.random.key(...) to Model.apply")
     keep = 1.0 - jnp.asarray(rate, x.dtype)

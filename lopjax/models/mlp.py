@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 
 from lopjax.model import Model
+from lopjax.models.initialisation import float_type
 from lopjax.models.labels import tap
-from lopjax.models.layers import BatchNorm, Dense, LayerNorm, dropout
+from lopjax.models.layers import Dense, dropout, to_compute_type
 from lopjax.models.linen import from_linen
+from lopjax.models.norms import kernel_site, normalise
 from lopjax.models.options import check_options
 
 
@@ -22,27 +24,22 @@ class MLP(nn.Module):
     affine: bool
     dropout: float
     initialisation: str
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: Any = None) -> jax.Array:
         """`(batch, *input_shape)` to `(batch, classes)`; the input is flattened in C order."""
-        x = x.reshape((x.shape[0], -1))
+        x = to_compute_type(x.reshape((x.shape[0], -1)), self.compute_dtype)
         reads = "input"
-        plain = self.norm == "none"
         for space, size in self.sizes[:-1]:
-            # Layer norm couples the units: the kernel before it has gradients even where its own unit is dead.
-            owner = None if self.norm == "layer" else space
-            source = reads if plain else None
-            x = Dense(reads, space, size, owner, source, self.initialisation, name=space)(x)
-            if self.norm == "batch":
-                x = BatchNorm(space, space, self.affine, name=f"{space}_norm")(x, train)
-            elif self.norm == "layer":
-                x = LayerNorm(space, space, self.affine, name=f"{space}_norm")(x)
+            source = reads if self.norm == "none" else None
+            x = Dense(reads, space, size, kernel_site(self.norm, space), source, self.initialisation, name=space)(x)
+            x = normalise(x, self.norm, space, space, self.affine, train, name=f"{space}_norm")
             x = tap(self, space, space, self.activation, x)
             x = dropout(self, x, self.dropout, dropout_rate, train)
             reads = space
         space, size = self.sizes[-1]
-        return Dense(reads, space, size, space, reads, self.initialisation, name=space)(x)
+        return Dense(reads, space, size, space, reads, self.initialisation, name=space)(x.astype(float_type()))
 
 
 def mlp(
@@ -54,6 +51,7 @@ def mlp(
     affine: bool = True,
     dropout: float = 0.0,
     init: str = "pytorch",
+    compute_dtype: str = "float32",
 ) -> Model:
     """Build a multilayer perceptron. Unit spaces and sites: `hidden_0`, `hidden_1`, ...; fixed: `input`, `classes`.
 
@@ -65,7 +63,10 @@ def mlp(
         norm: `"none"`, `"batch"` or `"layer"`, between the dense layer and the activation.
         affine: whether the norm has a scale and an offset per unit.
         dropout: rate after each activation, in [0, 1).
-        init: `"pytorch"` (uniform +-1/sqrt(fan_in), biases too), `"lecun"` or `"he"` (normal, zero biases).
+        init: `"pytorch"` (uniform +-1/sqrt(fan_in), biases too), or with zero biases `"lecun"`, `"he"`, `"he_fan_out"`
+            or `"truncated_normal"` (see `lopjax.models.initialisation`).
+        compute_dtype: `"float32"` (the parameters' own type, float64 under x64) or `"bfloat16"`: activations and matrix
+            products in bfloat16; parameters, statistics of norms and logits stay float32. Not for verdicts.
 
     Returns:
         The model; the same arguments give the same object.
@@ -82,7 +83,7 @@ def mlp(
     References:
         arXiv 2510.00304, section 2 and appendix C: 5 x 128, ReLU, batch norm.
     """
-    check_options(input_shape, num_classes, activation, norm, dropout, init, widths=widths)
+    check_options(input_shape, num_classes, activation, norm, dropout, init, compute_dtype, widths=widths)
     sizes = tuple((f"hidden_{index}", int(width)) for index, width in enumerate(widths))
     module = MLP(
         sizes=(*sizes, ("classes", int(num_classes))),
@@ -91,5 +92,6 @@ def mlp(
         affine=bool(affine),
         dropout=float(dropout),
         initialisation=init,
+        compute_dtype=compute_dtype,
     )
     return from_linen(module, tuple(int(size) for size in input_shape))

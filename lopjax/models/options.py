@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 
 from lopjax.models.initialisation import INITIALISATIONS
-from lopjax.models.layers import NORMS
+from lopjax.models.layers import COMPUTE_DTYPES
+from lopjax.models.norms import NORMS
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "selu", "silu", "identity")
 
@@ -16,6 +17,7 @@ def check_options(
     norm: str,
     dropout: float,
     init: str,
+    compute_dtype: str,
     **sizes: Sequence[int],
 ) -> None:
     """Raise ValueError, naming the field, its value and what is allowed, for the first option that is not valid.
@@ -27,19 +29,35 @@ def check_options(
         norm: name of the normalisation.
         dropout: rate in [0, 1).
         init: name of the initialisation.
+        compute_dtype: name of the floating point type of the activations.
         sizes: further fields, each a non-empty sequence of positive integers.
     """
     for field, values in {"input_shape": input_shape, "num_classes": (num_classes,), **sizes}.items():
         check_positive(field, values)
-    for field, value, allowed in (
-        ("activation", activation, ACTIVATIONS),
-        ("norm", norm, NORMS),
-        ("init", init, tuple(INITIALISATIONS)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{field}={value!r}: must be one of {list(allowed)}")
-    if isinstance(dropout, bool) or not isinstance(dropout, Real) or not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout={dropout!r}: must be in [0, 1)")
+    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("norm", norm, NORMS)
+    check_choice("init", init, tuple(INITIALISATIONS))
+    check_choice("compute_dtype", compute_dtype, COMPUTE_DTYPES)
+    check_rate("dropout", dropout)
+
+
+def check_image_shape(input_shape: Sequence[int]) -> None:
+    """Raise ValueError unless `input_shape` is `(height, width, channels)`, three positive integers."""
+    check_positive("input_shape", input_shape)
+    if len(input_shape) != 3:
+        raise ValueError(f"input_shape={input_shape!r}: must be (height, width, channels)")
+
+
+def check_choice(field: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of the allowed names."""
+    if value not in allowed:
+        raise ValueError(f"{field}={value!r}: must be one of {list(allowed)}")
+
+
+def check_rate(field: str, rate: float) -> None:
+    """Raise ValueError unless `rate` is a number in [0, 1)."""
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0.0 <= rate < 1.0:
+        raise ValueError(f"{field}={rate!r}: must be in [0, 1)")
 
 
 def check_positive(field: str, values: Sequence[int]) -> None:

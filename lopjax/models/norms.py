@@ -1,0 +1,120 @@
+"""Labelled normalisation layers, with PyTorch's conventions and statistics in at least float32."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import ones, zeros
+
+from lopjax.models.initialisation import float_type
+from lopjax.models.labels import labelled
+from lopjax.wiring import Out
+
+NORMS = ("none", "batch", "layer")
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, with PyTorch's conventions (arXiv 1502.03167).
+
+    Variance in two passes (the one-pass formula loses all digits at large means); running statistics are
+    `0.9 old + 0.1 new`, the running variance unbiased; eps 1e-5. Flax's own layer differs in each of these, and its
+    statistics carry no labels.
+    """
+
+    space: str
+    site: str | None = None
+    affine: bool = True
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`(batch, ..., units)` to the same shape; updates the running statistics when `train`."""
+        size = (x.shape[-1],)
+        running_mean = self.variable("batch_stats", "mean", self._labelled(jnp.zeros), size, float_type())
+        running_var = self.variable("batch_stats", "var", self._labelled(jnp.ones), size, float_type())
+        mean, var = running_mean.value, running_var.value
+        wide = _widened(x)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            samples = x.size // x.shape[-1]
+            mean = jnp.mean(wide, axes)
+            var = jnp.mean(jnp.square(wide - mean), axes)
+            if not self.is_initializing():
+                running_mean.value = self._updated(running_mean.value, mean)
+                running_var.value = self._updated(running_var.value, var * (samples / max(samples - 1, 1)))
+        y = (wide - mean) * jax.lax.rsqrt(var + self.epsilon)
+        return (_affine(self, y) if self.affine else y).astype(x.dtype)
+
+    def _updated(self, running: jax.Array, new: jax.Array) -> jax.Array:
+        return (self.momentum * running + (1 - self.momentum) * new).astype(running.dtype)
+
+    def _labelled(self, init: Any) -> Any:
+        return labelled(init, Out(self.space), site=self.site)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last `num_axes` axes (all of one sample's map: group norm with one group), eps 1e-5.
+
+    Scale and offset are per unit. The layer couples the units, so only its own scale and offset belong to `site`.
+    """
+
+    space: str
+    site: str | None = None
+    affine: bool = True
+    num_axes: int = 1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`(batch, ..., units)` to the same shape."""
+        axes = tuple(range(x.ndim - self.num_axes, x.ndim))
+        wide = _widened(x)
+        centred = wide - jnp.mean(wide, axes, keepdims=True)
+        y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + self.epsilon)
+        return (_affine(self, y) if self.affine else y).astype(x.dtype)
+
+
+def normalise(
+    x: jax.Array, norm: str, space: str, site: str | None, affine: bool, train: bool, name: str, num_axes: int = 1
+) -> jax.Array:
+    """Apply the normalisation of that name as a submodule; call it inside a module's compact method.
+
+    Args:
+        x: `(batch, ..., units)`.
+        norm: one of `NORMS`.
+        space: the unit space of the last axis.
+        site: site that every path from the layer's scale and offset passes.
+        affine: whether there are a scale and an offset per unit.
+        train: whether batch norm uses the statistics of this batch and updates its running ones.
+        name: of the submodule.
+        num_axes: number of trailing axes that layer norm averages over.
+    """
+    if norm == "batch":
+        return BatchNorm(space, site, affine, name=name)(x, train)
+    if norm == "layer":
+        return LayerNorm(space, site, affine, num_axes, name=name)(x)
+    return x
+
+
+def kernel_site(norm: str, site: str) -> str | None:
+    """The site of a kernel and bias in front of a norm: `None` before layer norm, which couples the units.
+
+    Under layer norm a unit that is dead at the site still moves the mean and variance of the others, so its kernel
+    has gradients. Batch norm works unit by unit.
+    """
+    return None if norm == "layer" else site
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    """Statistics of 16-bit activations are taken in float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _affine(module: BatchNorm | LayerNorm, x: jax.Array) -> jax.Array:
+    """Multiply by the unit's scale and add its offset."""
+    size, dtype = (x.shape[-1],), float_type()
+    scale = module.param("scale", labelled(ones, Out(module.space), site=module.site), size, dtype)
+    offset = module.param("offset", labelled(zeros, Out(module.space), site=module.site), size, dtype)
+    return x * scale + offset

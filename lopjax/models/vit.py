@@ -1,0 +1,195 @@
+"""The vision transformer (arXiv 2010.11929): one residual stream `width`, heads and an MLP per block."""
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lopjax.model import Model
+from lopjax.models.attention import SelfAttention
+from lopjax.models.initialisation import float_type, truncated_normal
+from lopjax.models.labels import labelled, tap
+from lopjax.models.layers import Dense, dropout, to_compute_type
+from lopjax.models.linen import from_linen
+from lopjax.models.norms import normalise
+from lopjax.models.options import check_image_shape, check_options, check_rate
+from lopjax.wiring import Out
+
+
+class PatchEmbedding(nn.Module):
+    """Tokens of the stream: a class token, then one projection per patch in reading order, each plus its position."""
+
+    patch: int
+    width: int
+    initialisation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`(batch, height, width, channels)` to `(batch, 1 + patches, units)`."""
+        batch, height, width, channels = x.shape
+        rows, columns = height // self.patch, width // self.patch
+        patches = x.reshape(batch, rows, self.patch, columns, self.patch, channels).swapaxes(2, 3)
+        projection = Dense(
+            "input", "width", self.width, "embedding", None, self.initialisation, contract=3, name="patches"
+        )
+        tokens = projection(patches).reshape(batch, rows * columns, self.width)
+        small = truncated_normal(0.02)
+        class_init = labelled(small, Out("width"), site="embedding")
+        position_init = labelled(small, None, Out("width"), site="embedding")
+        class_token = self.param("class_token", class_init, (self.width,), float_type())
+        positions = self.param("positions", position_init, (1 + rows * columns, self.width), float_type())
+        class_tokens = jnp.broadcast_to(class_token.astype(x.dtype), (batch, 1, self.width))
+        return jnp.concatenate([class_tokens, tokens], axis=1) + positions.astype(x.dtype)
+
+
+class ViT(nn.Module):
+    """Block k adds attention with heads `heads_k`, then an MLP `mlp_k`, to the stream `width`; norms come first.
+
+    Every write to the stream is observed: sites `embedding`, `attention_0`, `block_0`, `attention_1`, ... of the space
+    `width`, without an activation. What is written at a site passes it unit by unit; what was there before passed it
+    too, but also went through the attention or MLP on its way.
+    """
+
+    sizes: tuple[tuple[str, int], ...]
+    depth: int
+    patch: int
+    head_width: int
+    activation: str
+    norm: str
+    affine: bool
+    dropout: float
+    attention_dropout: float
+    initialisation: str
+    compute_dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, dropout_rate: Any = None) -> jax.Array:
+        """`(batch, height, width, channels)` to `(batch, classes)`."""
+        sizes = dict(self.sizes)
+
+        def drop(values: jax.Array) -> jax.Array:
+            return dropout(self, values, self.dropout, dropout_rate, train)
+
+        def norm(values: jax.Array, name: str) -> jax.Array:
+            return normalise(values, self.norm, "width", None, self.affine, train, name)
+
+        x = to_compute_type(x, self.compute_dtype)
+        x = PatchEmbedding(self.patch, sizes["width"], self.initialisation, name="embedding")(x)
+        x = drop(tap(self, "embedding", "width", "identity", x))
+        for k in range(self.depth):
+            attention = self._attention(k, sizes)
+            x = x + drop(attention(norm(x, f"heads_{k}_norm"), train=train, dropout_rate=dropout_rate))
+            x = tap(self, f"attention_{k}", "width", "identity", x)
+            space = f"mlp_{k}"
+            # Without a norm the first layer of the MLP reads the stream itself.
+            source = f"attention_{k}" if self.norm == "none" else None
+            hidden = Dense("width", space, sizes[space], space, source, self.initialisation, name=space)
+            out = Dense(space, "width", sizes["width"], f"block_{k}", None, self.initialisation, name=f"{space}_out")
+            h = tap(self, space, space, self.activation, hidden(norm(x, f"{space}_norm")))
+            x = tap(self, f"block_{k}", "width", "identity", x + drop(out(drop(h))))
+        x = norm(x, "norm")[:, 0].astype(float_type())
+        return Dense("width", "classes", sizes["classes"], "classes", None, self.initialisation, name="classes")(x)
+
+    def _attention(self, k: int, sizes: dict[str, int]) -> SelfAttention:
+        return SelfAttention(
+            "width",
+            sizes["width"],
+            f"heads_{k}",
+            sizes[f"heads_{k}"],
+            self.head_width,
+            f"attention_{k}",
+            self.attention_dropout,
+            self.initialisation,
+            name=f"heads_{k}",
+        )
+
+
+def vit(
+    input_shape: Sequence[int],
+    num_classes: int,
+    patch: int = 8,
+    width: int = 384,
+    depth: int = 6,
+    heads: int = 6,
+    mlp_ratio: float = 4.0,
+    activation: str = "gelu",
+    norm: str = "layer",
+    affine: bool = True,
+    dropout: float = 0.0,
+    attention_dropout: float | None = None,
+    init: str = "truncated_normal",
+    compute_dtype: str = "float32",
+) -> Model:
+    """Build a vision transformer with class token, learned positions and norms in front of attention and MLP.
+
+    Unit spaces: `width` (the residual stream), `heads_k` and `mlp_k` of each block. The width of a head is `width /
+    heads` and stays what it is when the stream or the heads are cloned. Sites: `heads_k` (`(batch, tokens, head width,
+    heads)`), `mlp_k`, and, of the stream, `embedding`, `attention_k`, `block_k` after each write. The head reads the
+    class token after a last norm.
+
+    Args:
+        input_shape: `(height, width, channels)` of one input; multiples of `patch`.
+        num_classes: number of logits.
+        patch: height and width of a patch.
+        width: number of units of the residual stream, a multiple of `heads`.
+        depth: number of blocks.
+        heads: number of attention heads of each block.
+        mlp_ratio: units of each MLP over units of the stream.
+        activation: of the MLPs, one of `lopjax.models.ACTIVATIONS`.
+        norm: `"layer"` (per token), `"batch"` (over samples and tokens) or `"none"`.
+        affine: whether the norm has a scale and an offset per unit.
+        dropout: rate on the embedding, on what attention and MLP add to the stream, and after the MLP's activation.
+        attention_dropout: rate on the attention weights; `None` for the same rate. The `dropout_rate` argument of
+            `Model.apply` replaces both rates.
+        init: as in `mlp`; `"truncated_normal"` (standard deviation 0.02) is the usual one of transformers. Class token
+            and positions are always drawn from it.
+        compute_dtype: as in `mlp`.
+
+    Returns:
+        The model; the same arguments give the same object.
+
+    Raises:
+        ValueError: a bad argument; names it, what was given and what is allowed.
+
+    Example:
+        >>> from lopjax.models import vit
+        >>> model = vit((8, 8, 3), 10, patch=4, width=8, depth=1, heads=2)
+        >>> model.wiring.cloneable
+        ('width', 'heads_0', 'mlp_0')
+
+    References:
+        arXiv 2010.11929, section 3.1; arXiv 2510.00304, appendix C.
+    """
+    check_image_shape(input_shape)
+    shape = {"patch": (patch,), "width": (width,), "depth": (depth,), "heads": (heads,)}
+    check_options(input_shape, num_classes, activation, norm, dropout, init, compute_dtype, **shape)
+    check_rate("attention_dropout", dropout if attention_dropout is None else attention_dropout)
+    mlp_size = _mlp_size(width, mlp_ratio)
+    if any(size % patch for size in input_shape[:2]):
+        raise ValueError(f"patch={patch}: must divide the height and width of input_shape={input_shape!r}")
+    if width % heads:
+        raise ValueError(f"heads={heads}: must divide width={width}")
+    blocks = [(f"{space}_{k}", size) for k in range(depth) for space, size in (("heads", heads), ("mlp", mlp_size))]
+    module = ViT(
+        sizes=(("width", int(width)), *((space, int(size)) for space, size in blocks), ("classes", int(num_classes))),
+        depth=int(depth),
+        patch=int(patch),
+        head_width=int(width) // int(heads),
+        activation=activation,
+        norm=norm,
+        affine=bool(affine),
+        dropout=float(dropout),
+        attention_dropout=float(dropout if attention_dropout is None else attention_dropout),
+        initialisation=init,
+        compute_dtype=compute_dtype,
+    )
+    return from_linen(module, tuple(int(size) for size in input_shape))
+
+
+def _mlp_size(width: int, mlp_ratio: float) -> int:
+    if isinstance(mlp_ratio, bool) or not isinstance(mlp_ratio, Real) or int(width * mlp_ratio) < 1:
+        raise ValueError(f"mlp_ratio={mlp_ratio!r}: must be positive, with at least one unit for width={width}")
+    return int(width * mlp_ratio)
