@@ -137,7 +137,7 @@ class ClonesFound(NamedTuple):
 
 
 def find_clones(
-    model: Model, variables: Variables, batch: jax.Array, tolerance: float | None = None
+    model: Model, variables: Variables, batch: jax.Array | np.ndarray, tolerance: float | None = None
 ) -> dict[str, ClonesFound]:
     """Find the clones of a network from what its units do and, independently, from its parameters.
 
@@ -155,7 +155,7 @@ def find_clones(
     dtype = jnp.result_type(*jax.tree.leaves(variables["params"]))
     limit = float(jnp.finfo(dtype).eps) ** 0.5 if tolerance is None else tolerance
     from_parameters = refine_partition(variables["params"], model.wiring, limit)
-    taps = model.apply(variables, batch)[2]
+    taps = model.apply(variables, jnp.asarray(batch))[2]
     found = {}
     for space in model.wiring.cloneable:
         sites = [samples_by_units(taps[site].post) for site in model.wiring.sites_of(space)]

@@ -1,0 +1,119 @@
+"""The quotient dynamics of a cloned network: its whole training run, computed on the small network.
+
+Clones that stay clones carry no information of their own, so the cloned network's trajectory is one of the *base*
+network, with rates that differ from array to array. Let an array W of the cloned network repeat the base array w
+`n_in` times along its input axes and `n_out` times along its output axes, `W = w / n_in` (`clone_variables`). Then
+
+    dL/dW = (dL/dw) / n_out,        dw = n_in dW.
+
+So an optimizer that acts on each coordinate through its gradient history, `dW = U(dL/dW, W)`, moves the base network by
+`dw = n_in U((dL/dw) / n_out, w / n_in)`: SGD and momentum with rate `eta n_in / n_out` and the *same* weight decay,
+Adam with rate `eta n_in` and `epsilon n_out`. The whole cloned loss curve is predicted from the small network.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopjax.cloning import Factor, clone_factors
+from lopjax.model import Params
+from lopjax.wiring import Wiring, multiplicity
+
+
+def multiplicities(params: Params, base_wiring: Wiring, factor: Factor) -> tuple[Params, Params]:
+    """How often every parameter array is repeated by cloning: along its input axes and along its output axes.
+
+    Args:
+        params: parameters of the base network; only their structure is read.
+        base_wiring: wiring of the base network.
+        factor: as in `lopjax.cloning.clone_variables`.
+
+    Returns:
+        `(n_in, n_out)`: two trees like `params` with a Python int for each array. For a bias or a norm parameter
+        `n_in = 1`.
+
+    Raises:
+        ValueError: see `lopjax.cloning.clone_factors`; or parameters that do not match the wiring.
+    """
+    factors = clone_factors(base_wiring, factor)
+    return (
+        base_wiring.map(lambda label, _: multiplicity(label, factors)[0], params),
+        base_wiring.map(lambda label, _: multiplicity(label, factors)[1], params),
+    )
+
+
+def quotient_optimizer(
+    optimizer: optax.GradientTransformation, base_wiring: Wiring, factor: Factor
+) -> optax.GradientTransformation:
+    """The optimizer under which the base network runs exactly like its cloned network under `optimizer`.
+
+    Args:
+        optimizer: a coordinate-wise optimizer (SGD, momentum, Adam, AdamW, RMSProp, Lion, ...), decoupled weight decay
+            included. Not one that looks at whole arrays; for clipping by global norm chain
+            `clip_by_cloned_norm` *before* this.
+        base_wiring: wiring of the base network.
+        factor: as in `lopjax.cloning.clone_variables`.
+
+    Returns:
+        An optax transformation for the base network's parameters, with the state of `optimizer`.
+
+    Raises:
+        ValueError: see `lopjax.cloning.clone_factors`.
+
+    Example:
+        >>> from lopjax.models import mlp
+        >>> base = mlp((4,), (3,), 2)
+        >>> slow = quotient_optimizer(optax.sgd(0.1), base.wiring, 2)
+        >>> params = base.init(jax.random.key(0))["params"]
+        >>> updates, _ = slow.update(jax.tree.map(jnp.ones_like, params), slow.init(params), params)
+        >>> float(updates["hidden_0"]["kernel"][0, 0]), float(updates["classes"]["kernel"][0, 0])
+        (-0.05000000074505806, -0.20000000298023224)
+    """
+    clone_factors(base_wiring, factor)
+
+    def cloned(params: Params) -> Params:
+        n_in, _ = multiplicities(params, base_wiring, factor)
+        return jax.tree.map(jnp.divide, params, n_in)
+
+    def init(params: Params) -> optax.OptState:
+        return optimizer.init(cloned(params))
+
+    def update(
+        gradients: optax.Updates, state: optax.OptState, params: Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        n_in, n_out = multiplicities(gradients, base_wiring, factor)
+        of_one_clone = jax.tree.map(jnp.divide, gradients, n_out)
+        updates, state = optimizer.update(of_one_clone, state, None if params is None else cloned(params))
+        return jax.tree.map(jnp.multiply, updates, n_in), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def cloned_norm(gradients: Params, base_wiring: Wiring, factor: Factor) -> jax.Array:
+    """Euclidean norm of the cloned network's gradient, from the base network's: `sqrt(sum n_in / n_out |g|²)`.
+
+    Args:
+        gradients: gradient of the base network.
+        base_wiring: wiring of the base network.
+        factor: as in `lopjax.cloning.clone_variables`.
+    """
+    n_in, n_out = multiplicities(gradients, base_wiring, factor)
+    squares = jax.tree.map(lambda g, reads, writes: reads / writes * jnp.sum(jnp.square(g)), gradients, n_in, n_out)
+    return jnp.sqrt(jax.tree.reduce(jnp.add, squares))
+
+
+def clip_by_cloned_norm(max_norm: float, base_wiring: Wiring, factor: Factor) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm(max_norm)` of the cloned network, for the base network's gradients.
+
+    Args:
+        max_norm: largest norm of the *cloned* network's gradient that is left alone.
+        base_wiring: wiring of the base network.
+        factor: as in `lopjax.cloning.clone_variables`.
+    """
+
+    def update(gradients: optax.Updates, params: Params | None = None) -> optax.Updates:
+        norm = cloned_norm(gradients, base_wiring, factor)
+        scale = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+
+    return optax.stateless(update)

@@ -1,0 +1,202 @@
+"""Cloning against a NumPy version written from the paper (arXiv 2510.00304, section 4), and what it preserves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lopjax.cloning import clone_variables, uniform_partition, widen
+from lopjax.models import mlp
+from lopjax.wiring import multiplicity
+
+UNEQUAL = {"hidden_0": 3, "hidden_1": 2}
+FACTORS = [1, 2, 3, 5, {"hidden_1": 4}, UNEQUAL]
+
+
+def counts(factor):
+    """Clones of the units of input, hidden_0, hidden_1, classes."""
+    hidden = [factor.get(f"hidden_{k}", 1) if isinstance(factor, dict) else factor for k in (0, 1)]
+    return [1, *hidden, 1]
+
+
+def base_network(norm="batch", init="pytorch"):
+    """A network and variables in which every array is generic, statistics included."""
+    model = mlp((4,), (3, 5), 2, activation="tanh", norm=norm, init=init)
+    leaves, structure = jax.tree.flatten(model.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noise = [leaf + jax.random.uniform(key, leaf.shape, leaf.dtype, 0.1, 0.5) for leaf, key in zip(leaves, keys)]
+    return model, jax.tree.unflatten(structure, noise)
+
+
+def clone_in_numpy(variables, factor):
+    """The paper's construction: the block (i, j) of a wide weight matrix is w_ij / n_i, everything else is copied."""
+    n = counts(factor)
+    layers = ["hidden_0", "hidden_1", "classes"]
+    wide = {name: {} for name in variables}
+    for k, layer in enumerate(layers):
+        base = np.asarray(variables["params"][layer]["kernel"])
+        kernel = np.empty((base.shape[0] * n[k], base.shape[1] * n[k + 1]), base.dtype)
+        for source in range(kernel.shape[0]):
+            for target in range(kernel.shape[1]):
+                kernel[source, target] = base[source // n[k], target // n[k + 1]] / n[k]
+        bias = np.asarray(variables["params"][layer]["bias"])
+        wide["params"][layer] = {"kernel": kernel, "bias": np.array([b for b in bias for _ in range(n[k + 1])])}
+    for name, collection in variables.items():
+        for layer, arrays in collection.items():
+            if layer.endswith("_norm"):
+                copies = n[1 + int(layer[len("hidden_")])]
+                wide[name][layer] = {key: np.array([v for v in a for _ in range(copies)]) for key, a in arrays.items()}
+    return wide
+
+
+def assert_trees_close(one, other, tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), dict(one), dict(other))
+
+
+@pytest.mark.parametrize("factor", FACTORS, ids=str)
+def test_variables_equal_the_papers_construction(x64, factor):
+    model, variables = base_network()
+    clones = clone_variables(variables, model.wiring, factor)
+    assert_trees_close(clones, clone_in_numpy(variables, factor), 1e-16)
+    shapes = jax.eval_shape(widen(model, factor).init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, clones) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+
+
+@pytest.mark.parametrize("factor", FACTORS, ids=str)
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+def test_function_is_preserved(x64, norm, factor):
+    model, variables = base_network(norm)
+    inputs = jax.random.normal(jax.random.key(2), (7, 4))
+    wide, clones = widen(model, factor), clone_variables(variables, model.wiring, factor)
+    for train in (False, True):
+        logits, after, taps = model.apply(variables, inputs, train=train)
+        wide_logits, wide_after, wide_taps = wide.apply(clones, inputs, train=train)
+        np.testing.assert_allclose(wide_logits, logits, rtol=0, atol=1e-13)
+        assert_trees_close(wide_after, clone_variables(after, model.wiring, factor), 1e-13)
+        for site, copies in zip(("hidden_0", "hidden_1"), counts(factor)[1:]):
+            np.testing.assert_allclose(wide_taps[site].pre, jnp.repeat(taps[site].pre, copies, 1), atol=1e-13)
+    # Control: without the division by the number of clones the function is another.
+    undivided = model.wiring.map(
+        lambda label, array: array * multiplicity(label, dict(zip(("hidden_0", "hidden_1"), counts(factor)[1:])))[0],
+        variables,
+    )
+    if factor != 1:
+        wrong = wide.apply(clone_variables(undivided, model.wiring, factor), inputs)[0]
+        assert jnp.max(jnp.abs(wrong - model.apply(variables, inputs)[0])) > 1e-2
+
+
+def test_unequal_factors_under_layer_norm_keep_the_function(x64):
+    """Each layer's factor is its own; within one layer all units have the same number of clones."""
+    model, variables = base_network("layer")
+    inputs = jax.random.normal(jax.random.key(2), (7, 4))
+    wide_logits = widen(model, UNEQUAL).apply(clone_variables(variables, model.wiring, UNEQUAL), inputs)[0]
+    np.testing.assert_allclose(wide_logits, model.apply(variables, inputs)[0], atol=1e-13)
+
+
+@pytest.mark.parametrize(("factor", "digits"), [(2, 2e-6), (4, 2e-6), (3, 2e-6)])
+def test_float32_logits_agree_to_rounding(factor, digits):
+    model, variables = base_network()
+    inputs = jax.random.normal(jax.random.key(2), (7, 4))
+    logits = model.apply(variables, inputs)[0]
+    wide = widen(model, factor).apply(clone_variables(variables, model.wiring, factor), inputs)[0]
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(wide, logits, rtol=0, atol=digits)
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_dividing_by_a_power_of_two_rounds_nothing(n):
+    model, variables = base_network()
+    clones = clone_variables(variables, model.wiring, n)["params"]["hidden_1"]["kernel"]
+    np.testing.assert_array_equal(clones[::n, ::n] * n, variables["params"]["hidden_1"]["kernel"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+def test_dtypes_are_kept(x64, dtype):
+    model, variables = base_network()
+    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
+    assert {leaf.dtype for leaf in jax.tree.leaves(clone_variables(cast, model.wiring, 3))} == {jnp.dtype(dtype)}
+
+
+def test_under_vmap_and_jit(x64):
+    model, _ = base_network()
+    seeds = jax.vmap(model.init)(jax.random.split(jax.random.key(3), 2))
+    together = jax.jit(jax.vmap(lambda variables: clone_variables(variables, model.wiring, UNEQUAL)))(seeds)
+    one_by_one = [
+        clone_variables(model.init(key), model.wiring, UNEQUAL) for key in jax.random.split(jax.random.key(3), 2)
+    ]
+    assert_trees_close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one), 0)
+
+
+def test_parameters_alone_and_numpy_integers(unchecked):
+    model, variables = base_network()
+    whole = clone_variables(variables, model.wiring, 2)
+    assert_trees_close(clone_variables(variables["params"], model.wiring, np.int64(2)), whole["params"], 0)
+    assert widen(model, {"hidden_0": np.int32(2)}) is widen(model, {"hidden_0": 2})
+    assert uniform_partition(model.wiring, {"hidden_0": np.int64(3)}) == {"hidden_0": (0, 0, 0)}
+
+
+def test_cloning_nothing_changes_nothing():
+    model, variables = base_network()
+    assert_trees_close(clone_variables(variables, model.wiring, {}), variables, 0)
+    assert widen(model, {}) is widen(model, 1) is model
+
+
+def test_widen_builds_the_wide_architecture():
+    model, _ = base_network()
+    wide = widen(model, UNEQUAL)
+    assert dict(wide.wiring.sizes) == {"input": 4, "hidden_0": 9, "hidden_1": 10, "classes": 2}
+    assert wide is mlp((4,), (9, 10), 2, activation="tanh", norm="batch")
+    assert wide.wiring.labels == model.wiring.labels
+    assert dict(model.wiring.sizes)["hidden_0"] == 3
+
+
+def test_uniform_partition_lists_adjacent_clones():
+    wide = widen(base_network()[0], UNEQUAL)
+    assert uniform_partition(wide.wiring, UNEQUAL) == {
+        "hidden_0": (0, 0, 0, 1, 1, 1, 2, 2, 2),
+        "hidden_1": (0, 0, 1, 1, 2, 2, 3, 3, 4, 4),
+    }
+    assert uniform_partition(wide.wiring, {"hidden_1": 2}) == {"hidden_1": (0, 0, 1, 1, 2, 2, 3, 3, 4, 4)}
+    assert uniform_partition(wide.wiring, 1)["hidden_0"] == tuple(range(9))
+
+
+BAD = [
+    (0, r"factor=0: must be a positive integer"),
+    (-1, r"factor=-1: must be a positive integer"),
+    (1.5, r"factor=1\.5: must be a positive integer"),
+    (2.0, r"factor=2\.0: must be a positive integer"),
+    (True, r"factor=True: must be a positive integer"),
+    ("2", r"factor='2': must be a positive integer"),
+    (None, r"factor=None: must be a positive integer"),
+    ({"hidden_0": 0}, r"factor=0 for 'hidden_0': must be a positive integer"),
+    ({"hidden_0": 2, "hidden_1": False}, r"factor=False for 'hidden_1': must be a positive integer"),
+    ({"hidden_7": 2}, r"unit space 'hidden_7': not in this wiring; its spaces are \['input', 'hidden_0', 'hidden_1', "),
+    ({"input": 2}, r"unit space 'input' is fixed: only \['hidden_0', 'hidden_1'\] can be cloned"),
+    ({"classes": 2}, r"unit space 'classes' is fixed: only \['hidden_0', 'hidden_1'\] can be cloned"),
+]
+
+
+@pytest.mark.parametrize(("factor", "message"), BAD, ids=[str(factor) for factor, _ in BAD])
+def test_bad_factors(unchecked, factor, message):
+    model, variables = base_network()
+    for attempt in (
+        lambda: clone_variables(variables, model.wiring, factor),
+        lambda: widen(model, factor),
+        lambda: uniform_partition(model.wiring, factor),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attempt()
+
+
+def test_partition_needs_a_factor_that_divides():
+    with pytest.raises(ValueError, match=r"factor=2: does not divide the 3 units of 'hidden_0'"):
+        uniform_partition(base_network()[0].wiring, 2)
+
+
+def test_variables_of_another_network_are_refused():
+    model, variables = base_network()
+    plain = mlp((4,), (3, 5), 2, activation="tanh")
+    with pytest.raises(ValueError, match=r"without a label \['batch_stats/hidden_0_norm/mean'"):
+        clone_variables(variables, plain.wiring, 2)
+    with pytest.raises(ValueError, match=r"missing \['params/hidden_0_norm/"):
+        clone_variables(plain.init(jax.random.key(0))["params"], model.wiring, 2)

@@ -1,0 +1,69 @@
+"""Losses against the formula written in NumPy, and their derivatives against the textbook ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lopjax.losses import accuracy, cross_entropy, mean_cross_entropy, mean_squared_error, mse
+from lopjax.models import mlp
+
+RANDOM = np.random.default_rng(0)
+LOGITS = RANDOM.normal(size=(6, 4)) * 3
+LABELS = np.array([0, 3, 1, 1, 2, 0])
+TARGETS = RANDOM.normal(size=(6, 4))
+
+
+def test_cross_entropy_is_the_mean_negative_log_probability(x64):
+    probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    expected = -np.mean(np.log(probabilities[np.arange(6), LABELS]))
+    value, gradient = jax.value_and_grad(mean_cross_entropy)(jnp.asarray(LOGITS), jnp.asarray(LABELS))
+    np.testing.assert_allclose(value, expected, rtol=1e-14)
+    np.testing.assert_allclose(gradient, (probabilities - np.eye(4)[LABELS]) / 6, atol=1e-15)
+
+
+def test_cross_entropy_survives_large_logits(x64):
+    value = mean_cross_entropy(jnp.array([[1e4, 0.0], [0.0, 1e4]]), jnp.array([0, 0]))
+    np.testing.assert_allclose(value, 5e3)
+
+
+def test_squared_error_sums_over_outputs_and_averages_over_samples(x64):
+    value, gradient = jax.value_and_grad(mean_squared_error)(jnp.asarray(LOGITS), jnp.asarray(TARGETS))
+    np.testing.assert_allclose(value, sum(np.sum((y - t) ** 2) for y, t in zip(LOGITS, TARGETS)) / 12, rtol=1e-14)
+    np.testing.assert_allclose(gradient, (LOGITS - TARGETS) / 6, atol=1e-15)
+
+
+def test_accuracy_counts_right_answers():
+    logits = jnp.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    assert accuracy(logits, jnp.array([1, 0, 0, 0])) == 0.75
+    assert accuracy(logits, jnp.array([0, 1, 0, 1])) == 0.0
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("name", "labels"), [("cross_entropy", LABELS), ("mse", TARGETS)])
+def test_loss_of_parameters_is_the_loss_of_logits(x64, name, labels, train):
+    model = mlp((3,), (5,), 4, norm="batch", dropout=0.5)
+    variables = model.init(jax.random.key(0))
+    inputs, labels = jnp.asarray(RANDOM.normal(size=(6, 3))), jnp.asarray(labels)
+    of_params, of_logits = {
+        "cross_entropy": (cross_entropy, mean_cross_entropy),
+        "mse": (mse, mean_squared_error),
+    }[name]
+    loss = of_params(model, variables, (inputs, labels), train=train)
+    logits = model.apply(variables, inputs, train=train, dropout_rate=0.0)[0]
+    np.testing.assert_allclose(loss(variables["params"]), of_logits(logits, labels), rtol=1e-15)
+    # Train mode normalises by this batch: another value. The statistics passed in are not the parameters' business.
+    other = of_params(model, variables, (inputs, labels), train=not train)
+    assert abs(other(variables["params"]) - loss(variables["params"])) > 1e-3
+
+
+def test_gradient_of_the_loss_against_finite_differences(x64):
+    model = mlp((3,), (5,), 4, activation="tanh")
+    variables = model.init(jax.random.key(0))
+    loss = jax.jit(cross_entropy(model, variables, (jnp.asarray(RANDOM.normal(size=(6, 3))), jnp.asarray(LABELS))))
+    flat, unravel = jax.flatten_util.ravel_pytree(variables["params"])
+    direction = jnp.asarray(RANDOM.normal(size=flat.shape))
+    slope = jnp.vdot(jax.grad(lambda vector: loss(unravel(vector)))(flat), direction)
+    step = 1e-5
+    difference = (loss(unravel(flat + step * direction)) - loss(unravel(flat - step * direction))) / (2 * step)
+    np.testing.assert_allclose(slope, difference, rtol=1e-8)
