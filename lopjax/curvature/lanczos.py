@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 from matfree import decomp
 
+from lopjax import linalg
 from lopjax.curvature.products import Matvec, Params
 
 FlatMatvec = Callable[[Array], Array]
@@ -210,7 +211,7 @@ def _cut_and_diagonalise(
     # By Gershgorin no valid Ritz value exceeds 3 * largest: the discarded steps sort last.
     diagonal = jnp.where(valid, diagonal, jnp.where(largest > 0, 4 * largest, 1.0))
     tridiagonal = jnp.diag(diagonal) + jnp.diag(lengths, 1) + jnp.diag(lengths, -1)
-    values, coordinates = jnp.linalg.eigh(tridiagonal)
+    values, coordinates = linalg.eigh(tridiagonal)
     count = jnp.sum(valid)
     first = jnp.arange(len(valid)) < count
     return RitzDecomposition(

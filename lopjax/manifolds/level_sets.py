@@ -8,6 +8,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from lopjax import linalg
 from lopjax.curvature import constraint_jacobian
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES
 from lopjax.manifolds.manifold import Manifold, Params
@@ -72,7 +73,7 @@ def _row_space(jacobian: Float[Array, "c p"], limit: float) -> tuple[Float[Array
     lengths = jnp.linalg.norm(scaled, axis=1, keepdims=True)
     is_long = largest_entry > limit * jnp.max(largest_entry)
     rows = jnp.where(is_long, scaled / jnp.where(lengths > 0, lengths, 1), 0)
-    _, singular, basis = jnp.linalg.svd(rows, full_matrices=False)
+    _, singular, basis = linalg.svd(rows)
     is_independent = singular > limit * singular[0]
     return jnp.where(is_independent[:, None], basis, 0), is_independent
 
