@@ -126,6 +126,8 @@ def dropout(module: nn.Module, x: jax.Array, rate: float, override: Any, train: 
     rate = rate if override is None else override
     if not train or (isinstance(rate, Real) and rate == 0):
         return x
+    if isinstance(rate, Real) and not 0 < rate < 1:
+        raise ValueError(f"dropout_rate={rate!r}: must be in [0, 1)")
     if not module.has_rng("dropout"):
         raise ValueError("train=True with dropout needs a random key: pass key=jax.random.key(...) to Model.apply")
     keep = 1.0 - jnp.asarray(rate, x.dtype)
