@@ -79,12 +79,12 @@ def quotient_optimizer(
         return optimizer.init(cloned(params))
 
     def update(
-        gradients: optax.Updates, state: optax.OptState, params: Params | None = None
+        updates: optax.Updates, state: optax.OptState, params: Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        n_in, n_out = multiplicities(gradients, base_wiring, factor)
-        of_one_clone = jax.tree.map(jnp.divide, gradients, n_out)
-        updates, state = optimizer.update(of_one_clone, state, None if params is None else cloned(params))
-        return jax.tree.map(jnp.multiply, updates, n_in), state
+        n_in, n_out = multiplicities(updates, base_wiring, factor)
+        of_one_clone = jax.tree.map(jnp.divide, updates, n_out)
+        moves, state = optimizer.update(of_one_clone, state, None if params is None else cloned(params))
+        return jax.tree.map(jnp.multiply, moves, n_in), state
 
     return optax.GradientTransformation(init, update)
 
@@ -111,9 +111,9 @@ def clip_by_cloned_norm(max_norm: float, base_wiring: Wiring, factor: Factor) ->
         factor: as in `lopjax.cloning.clone_variables`.
     """
 
-    def update(gradients: optax.Updates, params: Params | None = None) -> optax.Updates:
-        norm = cloned_norm(gradients, base_wiring, factor)
+    def update(updates: optax.Updates, params: Params | None = None) -> optax.Updates:
+        norm = cloned_norm(updates, base_wiring, factor)
         scale = jnp.where(norm < max_norm, 1.0, max_norm / norm)
-        return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates)
 
     return optax.stateless(update)

@@ -104,10 +104,7 @@ def gap(one, other, norm="none"):
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize(
-    ("norm", "factor"),
-    [("none", 2), ("none", 3), ("none", SUBSET), ("layer", 2), ("layer", 3), ("batch", 2), ("batch", 3)],
-)
+@pytest.mark.parametrize(("norm", "factor"), [("none", 2), ("none", 3), ("none", SUBSET), ("layer", 2), ("batch", 3)])
 def test_cloned_trajectory_equals_the_base_trajectory_with_scaled_rates(norm, factor, name):
     base = make_base(norm)
     variables = base.init(jax.random.key(0))
