@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -26,7 +27,9 @@ class CorrelationReport(NamedTuple):
     constant_fraction: Float[Array, ""]
 
 
-def correlation_report(activations: Float[Array, "samples units"], margin: float = 0.1) -> CorrelationReport:
+def correlation_report(
+    activations: Float[Array | np.ndarray, "samples units"], margin: float = 0.1
+) -> CorrelationReport:
     """Measure how far pairwise unit correlations have moved towards {0, 1}.
 
     The paper's tension: features that generalise are either independent (r = 0) or copies of each other (r = 1), and
@@ -53,6 +56,7 @@ def correlation_report(activations: Float[Array, "samples units"], margin: float
     """
     if not 0 < margin < 0.5:
         raise ValueError(f"margin={margin}: must lie between 0 and 1/2")
+    activations = jnp.asarray(activations)
     eps = jnp.finfo(activations.dtype).eps
     mean = activations.mean(axis=0)
     centred = activations - mean
@@ -76,5 +80,5 @@ def correlation_report(activations: Float[Array, "samples units"], margin: float
         near_zero=average((r < margin).astype(r.dtype)),
         near_one=average((r > 1 - margin).astype(r.dtype)),
         num_pairs=num_pairs,
-        constant_fraction=1 - jnp.mean(is_varying.astype(r.dtype)),
+        constant_fraction=jnp.mean((~is_varying).astype(r.dtype)),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lopjax.theory.hermite import Function, gauss_hermite_rule, kinks_of, require_float64, split_rule
-from lopjax.theory.moments import Moments, activation_moments, derivative, is_traced, name_of
+from lopjax.theory.moments import Moments, activation_moments, derivative, is_traced, name_of, spread_of
 
 _SMOOTH_ORDER = 192
 """Gauss-Hermite nodes in each of the two directions for a smooth activation."""
@@ -103,7 +103,7 @@ def kernel_map(
     rho = _correlations(rho)
     moments = _usable_moments(f, centred)
     offset = moments.mean if centred else jnp.zeros(())
-    return _over_pairs(f, "product", offset, 1 - rho, order) / _spread(moments, centred)
+    return _over_pairs(f, "product", offset, 1 - rho, order) / spread_of(f, moments, centred)
 
 
 def kernel_gap(
@@ -126,7 +126,7 @@ def kernel_gap(
     """
     eps = _in_range("eps", eps, 0.0, 2.0)
     moments = _usable_moments(f, centred)
-    return _over_pairs(f, "gap", jnp.zeros(()), eps, order) / _spread(moments, centred)
+    return _over_pairs(f, "gap", jnp.zeros(()), eps, order) / spread_of(f, moments, centred)
 
 
 def kernel_slope(
@@ -152,7 +152,7 @@ def kernel_slope(
     """
     rho = _correlations(rho)
     moments = _usable_moments(f, centred)
-    return _over_pairs(f, "slope", jnp.zeros(()), 1 - rho, order) / _spread(moments, centred)
+    return _over_pairs(f, "slope", jnp.zeros(()), 1 - rho, order) / spread_of(f, moments, centred)
 
 
 def kernel_series(
@@ -213,24 +213,18 @@ def _over_pairs(
 def _usable_moments(f: Function, centred: bool) -> Moments:
     """Moments of f at unit scale, refused if f is constant or too steep for the two-dimensional rule."""
     moments = activation_moments(f)
-    spread = _spread(moments, centred)
-    if is_traced(spread):
+    if is_traced(spread_of(f, moments, centred)):
         return moments
-    if not spread > 1e-30:
-        raise ValueError(f"{name_of(f)} has {'variance' if centred else 'second moment'} {spread:g}: no correlation")
     if not kinks_of(f):
-        z, weights = gauss_hermite_rule(_SMOOTH_ORDER)
-        error = abs(weights @ derivative(f)(z) ** 2 / moments.derivative_second_moment - 1)
+        error = float(
+            abs(_over_pairs(f, "slope", jnp.zeros(()), jnp.zeros(()), 1) / moments.derivative_second_moment - 1)
+        )
         if error > 1e-10:
             raise ValueError(
                 f"{name_of(f)} is too steep for {_SMOOTH_ORDER} Gauss-Hermite nodes (relative error {error:.1e}): give "
                 "the points where it bends as kinks, Activation(name, function, kinks)"
             )
     return moments
-
-
-def _spread(moments: Moments, centred: bool) -> Float[Array, ""]:
-    return moments.variance if centred else moments.second_moment
 
 
 def _correlations(rho: Float[Array, "..."] | float) -> Float[Array, "..."]:

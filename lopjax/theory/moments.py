@@ -80,15 +80,18 @@ def _integrate(samples: _Samples) -> Float[Array, " moments"]:
     return jnp.stack([mean, *(jnp.sum(weights * g**2) for g in (value, value - mean, slope))])
 
 
-def _largest_jump(samples: _Samples, ends: Float[Array, " edges"], second_moment: Float[Array, ""]) -> Float[Array, ""]:
-    """Return the largest rise over a panel that the integral of the derivative does not explain, relative.
+def _largest_jump(
+    samples: _Samples, ends: Float[Array, " edges"], rounding: Float[Array, " edges"], second_moment: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Return the largest rise over a panel that neither the integral of the derivative nor rounding explains, relative.
 
     Autodiff sees slope 0 on both sides of a jump; the true derivative there is no square-integrable function.
     """
-    explained = jnp.sum(samples.lengths * samples.slope, axis=1)
+    steepest = jnp.max(jnp.abs(samples.slope), axis=1)
+    unexplained = jnp.abs(jnp.diff(ends) - jnp.sum(samples.lengths * samples.slope, axis=1))
+    unexplained = jnp.maximum(unexplained - 4 * steepest * (rounding[1:] + rounding[:-1]), 0.0)
     size = jnp.abs(ends[1:]) + jnp.abs(ends[:-1]) + jnp.max(jnp.abs(samples.value), axis=1)
     size += 1e-6 * jnp.sqrt(second_moment)  # where f itself underflows, its rounding is no jump
-    unexplained = jnp.abs(jnp.diff(ends) - explained)
     return jnp.max(jnp.where(size > 0, unexplained / jnp.where(size > 0, size, 1.0), 0.0))
 
 
@@ -102,7 +105,9 @@ def _moments(f: Function, scale: Float[Array, ""], shift: Float[Array, ""], orde
     size = jnp.stack([jnp.sqrt(fine[1]), fine[1], fine[1], fine[3]])
     change = jnp.abs(fine - coarse) + jnp.stack([jnp.zeros(()), tail, tail, slope_tail])
     relative = jnp.where(size > 0, change / jnp.where(size > 0, size, 1.0), change)
-    jump = _largest_jump(samples, f(scale * edges + shift), fine[1])
+    # Rounding of scale * z + shift, in z: near a kink panels can be as short as that.
+    rounding = jnp.finfo(edges.dtype).eps * (jnp.abs(edges) + jnp.abs(shift / scale))
+    jump = _largest_jump(samples, f(scale * edges + shift), rounding, fine[1])
     error = jnp.max(relative) + jnp.where(jump > 1e-6, jump, 0.0)
     return Moments(*fine, error=jax.lax.stop_gradient(jnp.where(jnp.isfinite(error), error, jnp.inf)))
 
@@ -145,6 +150,19 @@ def activation_moments(
     if not is_traced(moments.error, scale, shift):
         _refuse_bad_moments(f, scale, shift, moments.error, order)
     return moments
+
+
+def spread_of(f: Function, moments: Moments, centred: bool) -> Float[Array, "..."]:
+    """Return the variance if centred, else the second moment, after refusing 0.
+
+    Raises:
+        ValueError: if it is 0 to rounding, so that there is nothing to divide by.
+    """
+    spread = moments.variance if centred else moments.second_moment
+    if not is_traced(spread) and not np.all(np.asarray(spread) > 1e-28 * np.asarray(moments.mean) ** 2):
+        what = "variance" if centred else "second moment"
+        raise ValueError(f"{name_of(f)} has {what} 0 under this Gaussian: neither correlation nor alpha exists")
+    return spread
 
 
 def _refuse_bad_moments(

@@ -131,7 +131,7 @@ def exact_rank_gain(
 
 
 def activation_covariance(
-    f: Function, correlation: Float[Array, "units units"], centred: bool = False
+    f: Function, correlation: Float[Array | np.ndarray, "units units"], centred: bool = False
 ) -> Float[Array, "units units"]:
     """Compute the matrix kappa_f(rho_ij) of the units behind an activation (standard Gaussian pre-activations).
 
@@ -161,7 +161,7 @@ def activation_covariance(
     return jnp.eye(len(given)).at[rows, columns].set(entries).at[columns, rows].set(entries)
 
 
-def hard_rank(matrix: Float[Array, "units units"], tolerance: float = 1e-10) -> int:
+def hard_rank(matrix: Float[Array | np.ndarray, "units units"], tolerance: float = 1e-10) -> int:
     """Count the eigenvalues of a symmetric matrix above `tolerance` times the largest.
 
     Args:

@@ -4,11 +4,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from lopjax.theory.hermite import Function, require_float64, split_edges
-from lopjax.theory.moments import activation_moments, bends, derivative, is_traced, name_of
+from lopjax.theory.moments import activation_moments, bends, derivative, is_traced, spread_of
 
 _CELLS = 32
 """Cells per panel in which each level of f' is looked for once."""
@@ -51,12 +50,7 @@ def alpha(
     [0.0, 0.466942]
     """
     moments = activation_moments(f, scale, shift, order)
-    spread = moments.variance if centred else moments.second_moment
-    if not is_traced(spread) and not np.all(np.asarray(spread) > 0):
-        raise ValueError(
-            f"{name_of(f)} has {'variance' if centred else 'second moment'} 0 at a scale or shift: alpha is 0/0"
-        )
-    return moments.derivative_second_moment / spread - 1
+    return moments.derivative_second_moment / spread_of(f, moments, centred) - 1
 
 
 def alpha_gradient(
@@ -146,8 +140,8 @@ def _frozen_fraction(f: Function, scale, shift, threshold) -> Float[Array, "..."
         edges = split_edges(bends(f, scale, shift))
         length = jnp.diff(edges)[:, None]
         z = edges[:-1, None] + length * jnp.linspace(0.0, 1.0, _CELLS + 1)
-        below = _mass_below(slope, z, threshold) - _mass_below(slope, z, -threshold)
-        return jnp.where(jnp.all(jnp.isfinite(slope(z))), jnp.clip(below, 0.0, 1.0), jnp.nan)
+        below, far_below = jax.vmap(lambda level: _mass_below(slope, z, level))(jnp.stack([threshold, -threshold]))
+        return jnp.where(jnp.all(jnp.isfinite(slope(z))), jnp.clip(below - far_below, 0.0, 1.0), jnp.nan)
 
     return jnp.vectorize(one)(scale, shift)
 

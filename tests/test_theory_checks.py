@@ -1,0 +1,108 @@
+"""Every check of the theory at its small size; and the runner on checks that must fail."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from theory_checks import THEOREMS, __main__, check
+from theory_checks.check import Check, Row, all_checks, judge, select
+
+CHECKS = all_checks()
+
+
+@pytest.mark.parametrize("one", CHECKS, ids=[one.name for one in CHECKS])
+def test_check_holds_at_its_small_size(one, x64):
+    verdict = judge(one, "small")
+    assert verdict.holds, f"{one.statement} {verdict.reason} {verdict.rows}"
+
+
+def test_names_are_unique_and_every_theorem_has_a_check():
+    assert len({one.name for one in CHECKS}) == len(CHECKS)
+    assert {one.name.split(".")[0] for one in CHECKS} == set(THEOREMS)
+
+
+GOOD, CONTROL = Row("claim", 0.5, 1.0), Row("control", 2.0, 1.0, control=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([GOOD], "no control"),
+        ([CONTROL], "nothing was measured"),
+        ([Row("claim", 2.0, 1.0), CONTROL], "claim: out of bound"),
+        ([Row("claim", 0.5, 1.0, ">="), CONTROL], "claim: out of bound"),
+        ([GOOD, Row("control", 0.5, 1.0, control=True)], "control kept its bound"),
+        ([Row("claim", math.nan, 1.0), CONTROL], "claim: out of bound"),
+        ([GOOD, Row("control", math.nan, 1.0, control=True)], "control: out of bound"),
+    ],
+)
+def test_a_check_fails_when(rows, reason):
+    verdict = judge(Check("x.y", "", "", lambda size: rows), "small")
+    assert not verdict.holds
+    assert reason in verdict.reason
+
+
+def test_a_check_holds_when_claims_are_within_and_controls_beyond():
+    assert judge(Check("x.y", "", "", lambda size: [GOOD, CONTROL]), "small").holds
+
+
+def test_select():
+    checks = [Check(name, "", "", lambda size: []) for name in ("a.x", "a.y", "b.x")]
+    assert [one.name for one in select(checks, "")] == ["a.x", "a.y", "b.x"]
+    assert [one.name for one in select(checks, "a")] == ["a.x", "a.y"]
+    assert [one.name for one in select(checks, "b.x")] == ["b.x"]
+    with pytest.raises(ValueError, match=r"--only c: must be one of a, b, a\.x, a\.y, b\.x"):
+        select(checks, "c")
+
+
+def run_main(monkeypatch, tmp_path, rows, *arguments):
+    checks = (Check("toy.one", "Toy.", "none", lambda size: rows),)
+    monkeypatch.setattr(check, "all_checks", lambda: checks)
+    monkeypatch.setattr(sys, "argv", ["theory_checks", "--out", str(tmp_path), *arguments])
+    import jax
+
+    with jax.enable_x64(jax.config.jax_enable_x64):
+        before = jax.config.jax_enable_x64
+        status = __main__.main()
+        jax.config.update("jax_enable_x64", before)
+    return status
+
+
+def test_runner_writes_results_and_figures(monkeypatch, tmp_path, capsys):
+    assert run_main(monkeypatch, tmp_path, [GOOD, CONTROL]) == 0
+    assert "1 of 1 checks hold" in capsys.readouterr().out
+    (result,) = json.loads((tmp_path / "results.json").read_text())["checks"]
+    assert result["holds"]
+    assert result["rows"][1] == {**CONTROL._asdict(), "as_claimed": True}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["margins.pdf", "margins.png", "results.json"]
+
+
+def test_runner_fails_with_a_failing_check(monkeypatch, tmp_path, capsys):
+    assert run_main(monkeypatch, tmp_path, [Row("claim", 2.0, 1.0), CONTROL]) == 1
+    assert "toy.one FAILED: Toy. (claim: out of bound)" in capsys.readouterr().out
+
+
+def test_runner_lists_names_for_an_unknown_one(monkeypatch, tmp_path, capsys):
+    assert run_main(monkeypatch, tmp_path, [GOOD, CONTROL], "--only", "lemma") == 2
+    assert "--only lemma: must be one of toy, toy.one" in capsys.readouterr().err
+
+
+def test_help_does_not_import_jax():
+    code = (
+        "import sys; sys.argv = ['theory_checks', '--help']\n"
+        "from theory_checks.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit as done: assert not done.code\n"
+        "assert 'jax' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_decades():
+    assert __main__.decades(0.1, 1.0, "<=") == -1
+    assert __main__.decades(0.1, 1.0, ">=") == 1
+    assert __main__.decades(0.0, 1e-12, "<=") == -8
+    assert __main__.decades(math.nan, 1.0, "<=") == 8

@@ -1,0 +1,147 @@
+"""Run the checks: `python -m theory_checks [--full] [--only NAME] [--out DIR]`. Exit status 1 if one fails."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from theory_checks.check import Size, Verdict
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Check the theory numerically, in float64: measured value, bound, verdict; controls must miss their bound."""
+
+    full: bool = False
+    """Larger sizes: minutes instead of seconds."""
+    only: str = ""
+    """Name of one check, or of a theorem file for all of its checks."""
+    out: Path = Path("runs/theory_checks")
+    """Folder of results.json and of the figure."""
+
+
+def main() -> int:
+    """Parse, run, print, write; return the exit status."""
+    import tyro
+
+    arguments = tyro.cli(Arguments, prog="python -m theory_checks")
+
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from theory_checks.check import all_checks, judge, select
+
+    try:
+        checks = select(all_checks(), arguments.only)
+    except ValueError as error:
+        print(f"python -m theory_checks: error: {error}", file=sys.stderr)
+        return 2
+    size: Size = "full" if arguments.full else "small"
+    verdicts = [judge(check, size) for check in checks]
+    print_table(verdicts)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.out / "results.json", verdicts, size)
+    draw(arguments.out / "margins", verdicts)
+    for name in ("results.json", "margins.png", "margins.pdf"):
+        print(f"  {arguments.out / name}")
+    return 0 if all(verdict.holds for verdict in verdicts) else 1
+
+
+def print_table(verdicts: "Sequence[Verdict]") -> None:
+    """Print theorem | what was measured | value | bound | verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    table.add_column("theorem", no_wrap=True)
+    table.add_column("what was measured", overflow="fold")
+    for column in ("value", "bound", "verdict"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for verdict in verdicts:
+        for index, row in enumerate(verdict.rows):
+            text = "as claimed" if row.is_as_claimed else "FAILED"
+            if row.control:
+                text = "misses, as it must" if row.is_as_claimed else "FAILED: control"
+            color = "green" if row.is_as_claimed else "red"
+            name = verdict.check.name if index == 0 else ""
+            what = f"control: {row.what}" if row.control else row.what
+            table.add_row(name, what, f"{row.value:.4g}", f"{row.sense} {row.bound:.4g}", f"[{color}]{text}[/]")
+        table.add_section()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=130)
+    console.print(table)
+    failed = [verdict for verdict in verdicts if not verdict.holds]
+    for verdict in failed:
+        console.print(f"[red]{verdict.check.name} FAILED[/]: {verdict.check.statement} ({verdict.reason})")
+    console.print(f"{len(verdicts) - len(failed)} of {len(verdicts)} checks hold")
+
+
+def write_json(path: Path, verdicts: "Sequence[Verdict]", size: "Size") -> None:
+    """Write every row; to a temporary name first, so that a reader never sees half a file."""
+    content = [
+        {
+            "name": verdict.check.name,
+            "statement": verdict.check.statement,
+            "source": verdict.check.source,
+            "holds": verdict.holds,
+            "reason": verdict.reason,
+            "rows": [{**row._asdict(), "as_claimed": row.is_as_claimed} for row in verdict.rows],
+        }
+        for verdict in verdicts
+    ]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"size": size, "checks": content}, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def draw(path: Path, verdicts: "Sequence[Verdict]") -> None:
+    """Draw how far every row is from its bound, in decades, as PNG and PDF."""
+    import matplotlib as mpl
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    rows = [(verdict.check.name, row) for verdict in verdicts for row in verdict.rows]
+    with mpl.rc_context({"font.size": 8, "pdf.fonttype": 42}):
+        figure = Figure(figsize=(8, 1.2 + 0.2 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for control, color, marker, label in (
+            (False, "#0072B2", "o", "claim: must lie left"),
+            (True, "#D55E00", "s", "control: must lie right"),
+        ):
+            chosen = [(i, row) for i, (_, row) in enumerate(rows) if row.control == control]
+            margins = [decades(row.value, row.bound, row.sense) for _, row in chosen]
+            axes.plot(margins, [i for i, _ in chosen], marker, color=color, label=label, markersize=5)
+        axes.axvline(0, color="0.3", linewidth=1)
+        axes.set_yticks(np.arange(len(rows)), [f"{name.split('.', 1)[1]}: {row.what}" for name, row in rows])
+        axes.set_xlabel("decades beyond the bound (clipped at ±8)")
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_xlim(-8.5, 8.5)
+        axes.invert_yaxis()
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+        for suffix in (".png", ".pdf"):
+            figure.savefig(path.with_suffix(suffix), dpi=100)
+
+
+def decades(value: float, bound: float, sense: str) -> float:
+    """log10 of value / bound, signed so that negative keeps the bound; clipped to [-8, 8]; 8 for a NaN.
+
+    Where one of the two is not positive there is no ratio: only the side is shown.
+    """
+    if value != value:
+        return 8.0
+    is_within = value <= bound if sense == "<=" else value >= bound
+    if value <= 0 or bound <= 0:
+        return -8.0 if is_within else 8.0
+    import math
+
+    signed = math.log10(value / bound) if sense == "<=" else math.log10(bound / value)
+    return max(-8.0, min(8.0, signed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
