@@ -43,9 +43,17 @@ _svd = _batchable(lambda matrix: tuple(jnp.linalg.svd(matrix, full_matrices=Fals
 _eigh = _batchable(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
 
 
+@jax.custom_jvp
 def singular_values(matrix: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch rank"]:
-    """Singular values in descending order; not differentiable."""
+    """Singular values in descending order; differentiable once where they are distinct."""
     return _singular_values(matrix)[0]
+
+
+@singular_values.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """`ds_k = u_k' dA v_k`."""
+    left, values, right = _svd(jax.lax.stop_gradient(primals[0]))
+    return values, jnp.einsum("...ik,...ij,...kj->...k", left, tangents[0], right)
 
 
 def svd(
