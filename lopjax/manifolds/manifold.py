@@ -135,8 +135,8 @@ def distance(manifold: Manifold, params: Params) -> Float[Array, ""]:
     """
     check_same_tree(manifold.origin, params, "params")
     normal = normal_part(manifold, jax.tree.map(jnp.subtract, params, manifold.origin))
-    scaled, scale = _scaled(normal)
-    return scale * tree_norm(scaled)
+    scale, divide = _scaling(normal)
+    return scale * tree_norm(divide(normal))
 
 
 def tangency_residual(manifold: Manifold, vector: Params) -> Float[Array, ""]:
@@ -158,9 +158,10 @@ def tangency_residual(manifold: Manifold, vector: Params) -> Float[Array, ""]:
     References:
         arXiv 2510.00304, definition of a loss-of-plasticity manifold, section 3.
     """
-    scaled, scale = _scaled(vector)
-    norm = tree_norm(scaled)
-    residual = tree_norm(normal_part(manifold, scaled)) / jnp.where(norm > 0, norm, 1)
+    scale, divide = _scaling(vector)
+    norm = tree_norm(divide(vector))
+    # Project before scaling: compiled together, a scaled difference is one rounding, and equal entries do not cancel.
+    residual = tree_norm(divide(normal_part(manifold, vector))) / jnp.where(norm > 0, norm, 1)
     return jnp.where(jnp.isfinite(scale), residual, jnp.inf)
 
 
@@ -212,13 +213,13 @@ def tree_norm(tree: Params) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(tree)))
 
 
-def _scaled(tree: Params) -> tuple[Params, Float[Array, ""]]:
-    """The tree divided by its largest absolute entry, and that entry: norms then neither overflow nor underflow."""
+def _scaling(tree: Params) -> tuple[Float[Array, ""], Callable[[Params], Params]]:
+    """The largest absolute entry, and a function that divides by it: norms then neither overflow nor underflow."""
     leaves = jax.tree.leaves(tree)
     dtype = jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
     scale = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in leaves]))
     usable = jnp.where((scale >= jnp.finfo(dtype).tiny) & jnp.isfinite(scale), scale, 1)
-    return jax.tree.map(lambda leaf: (leaf.astype(dtype) / usable).astype(leaf.dtype), tree), scale
+    return scale, lambda tree: jax.tree.map(lambda leaf: (leaf.astype(dtype) / usable).astype(leaf.dtype), tree)
 
 
 def _dense(project: Projector, origin: Params, max_bytes: int) -> Float[Array, "parameters parameters"]:
