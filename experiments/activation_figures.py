@@ -1,0 +1,207 @@
+"""Figures of E7, as PNG and PDF: arXiv 2510.00304 A.1 to A.4, kernel maps over depth, correlations in training."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette without its yellow.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "pdf.fonttype": 42,
+}
+DISPLAY_NAMES = {
+    "identity": "before",
+    "relu": "ReLU",
+    "leaky_relu": "LeakyReLU",
+    "gelu": "GELU",
+    "elu": "ELU",
+    "selu": "SELU",
+    "silu": "SiLU",
+}
+
+
+@contextmanager
+def figure_at(path: Path, width: float, height: float) -> "Iterator[Figure]":
+    """A figure in the style of this file, written to `path.png` and `path.pdf` at the end."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        for suffix in (".png", ".pdf"):
+            figure.savefig(path.with_suffix(suffix), dpi=110)
+
+
+def display(name: str) -> str:
+    """Name of an activation as it is usually written."""
+    return DISPLAY_NAMES.get(name, name)
+
+
+def hard_rank(path: Path, eigenvalues: dict[str, Any], ranks: dict[str, int], rank: int) -> None:
+    """A.1: spectra of rank-deficient Gaussian samples, before and behind each activation."""
+    with figure_at(path, 5.2, 3.4) as figure:
+        axes = figure.subplots()
+        for (name, values), color in zip(eigenvalues.items(), ("0.25", *COLORS), strict=False):
+            style = "--" if name == "identity" else "-"
+            label = f"{display(name)}: rank {ranks[name]}"
+            axes.semilogy(range(1, len(values) + 1), values.clip(1e-18), style, color=color, label=label)
+        axes.axvline(rank + 0.5, color="0.6", linewidth=0.8)
+        axes.set_xlabel("index")
+        axes.set_ylabel("eigenvalue of H'H, relative to the largest")
+        axes.set_title(f"Activations restore full rank of rank-{rank} Gaussian inputs", fontsize=9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.35, 0.1), fontsize=8)
+
+
+def effective_rank(path: Path, num_units: int) -> None:
+    """A.2: exact gain of effective rank of equicorrelated units, and how far each formula is from it."""
+    import jax.numpy as jnp
+
+    from lopjax.activations import Activation, activation
+    from lopjax.theory import alpha, exact_rank_gain, kernel_gap, rank_gain
+
+    eps = jnp.geomspace(1e-8, 0.5, 40)
+    labels = {"corrected": "corrected", "leading_log": "appendix: leading log", "linear": "main text: 1 + αε"}
+    steep = Activation("tanh(10z)", lambda z: jnp.tanh(10 * z), (0.0,))
+    with figure_at(path, 7.6, 3.3) as figure:
+        left, right = figure.subplots(1, 2)
+        for f, marker, style in ((activation("tanh"), "o", "-"), (steep, "s", "--")):
+            strength = alpha(f)
+            exact = jnp.log(exact_rank_gain(num_units, eps, kernel_gap(f, eps)))
+            name = f"{f.name}, α = {strength:.2f}"
+            left.plot(eps, exact / (strength * eps), marker, color="0.25", markersize=3, label=f"exact, {name}")
+            for (formula, label), color in zip(labels.items(), COLORS, strict=False):
+                gain = jnp.log(rank_gain(num_units, eps, strength, formula))
+                is_first = style == "-"
+                left.plot(eps, gain / (strength * eps), style, color=color, label=label if is_first else None)
+                error = jnp.abs(gain / exact - 1)
+                right.loglog(eps, error, style, color=color, label=f"{label}, {f.name}")
+        left.set_xscale("log")
+        left.set_ylim(0, 26)
+        left.set_ylabel(f"ln [er(C_f)/er(C)] / (αε), {num_units} units")
+        right.set_ylabel("relative error of ln [er(C_f)/er(C)]")
+        right.set_ylim(1e-8, 10)
+        for axes in (left, right):
+            axes.set_xlabel("ε = 1 - correlation before the activation")
+        left.legend(fontsize=7, loc="upper right")
+        right.legend(fontsize=7, loc="lower right")
+
+
+def frozen_against_alpha(path: Path) -> None:
+    """A.3: frozen fraction against alpha along one-parameter families, with the two that do not freeze."""
+    import jax.numpy as jnp
+
+    from lopjax.activations import activation
+    from lopjax.theory import alpha, frozen_fraction
+
+    scales, shifts = jnp.geomspace(0.3, 1e4, 40), jnp.linspace(2.0, -8.0, 40)
+    ones = jnp.ones_like(shifts)
+    families = (
+        ("tanh(az), a → ∞", activation("tanh"), scales, 0 * scales),
+        ("ReLU(z + b), b → -∞", activation("relu"), ones, shifts),
+        ("sin(kz), k → ∞ (control)", activation("sin"), jnp.geomspace(1.0, 30.0, 40), 0 * shifts),
+        ("LeakyReLU(z + b) (exception)", activation("leaky_relu"), ones, shifts),
+    )
+    with figure_at(path, 5.2, 3.4) as figure:
+        axes = figure.subplots()
+        for (label, f, scale, shift), color, style in zip(families, COLORS, ("-", "-", "--", "--"), strict=False):
+            gain = 1 + alpha(f, scale, shift, centred=True)
+            axes.semilogx(gain, frozen_fraction(f, scale, shift), style, color=color, label=label, marker=".")
+        axes.set_xlabel("1 + α, centred")
+        axes.set_ylabel("frozen fraction P(|f'| < 1e-4)")
+        axes.set_ylim(-0.03, 1.03)
+        axes.legend(fontsize=8)
+
+
+def heat_maps(path: Path, count: int) -> None:
+    """A.4: frozen fraction and alpha over scale and shift of the pre-activation."""
+    import jax.numpy as jnp
+
+    from lopjax.activations import activation
+    from lopjax.theory import alpha, frozen_fraction
+
+    scale, shift = jnp.geomspace(0.1, 100.0, count), jnp.linspace(-5.0, 5.0, count)
+    grid = jnp.meshgrid(scale, shift, indexing="ij")
+    names = ("relu", "selu", "tanh", "sigmoid")
+    with figure_at(path, 8.4, 4.4) as figure:
+        panels = figure.subplots(2, len(names), sharex=True, sharey=True)
+        for column, name in enumerate(names):
+            f = activation(name)
+            # In units of the pre-activation's deviation: f(a (z + c)), so that a mean of 5 is as rare at every a.
+            arguments = f, grid[0], grid[0] * grid[1]
+            fraction = frozen_fraction(*arguments)
+            strength = jnp.log10(1 + alpha(*arguments, centred=True))
+            top = panels[0, column].pcolormesh(scale, shift, fraction.T, cmap="cividis", vmin=0, vmax=1)
+            low = panels[1, column].pcolormesh(scale, shift, strength.T, cmap="viridis", vmin=0, vmax=2)
+            panels[0, column].set_title(display(name), fontsize=9)
+            panels[1, column].set_xlabel("scale a")
+        for axes in panels.flat:
+            axes.set_xscale("log")
+            axes.set_xticks([0.1, 1, 10, 100])
+            axes.grid(False)
+        for axes in panels[:, 0]:
+            axes.set_ylabel("shift c = b/a")
+        figure.colorbar(top, ax=panels[0], label="frozen fraction", aspect=12)
+        figure.colorbar(low, ax=panels[1], label="log10(1 + α), centred", extend="max", aspect=12)
+
+
+def kernel_maps(path: Path, depth: int) -> None:
+    """Kernel maps, and correlations iterated over depth, uncentred and centred."""
+    import jax.numpy as jnp
+
+    from lopjax.activations import activation
+    from lopjax.theory import iterate_map, kernel_map
+
+    names = ("sigmoid", "exp", "relu", "gelu", "selu", "tanh")
+    rho = jnp.linspace(-1.0, 1.0, 81)
+    with figure_at(path, 8.4, 3.3) as figure:
+        maps, uncentred, centred = figure.subplots(1, 3)
+        for name, color in zip(names, COLORS, strict=True):
+            f = activation(name)
+            maps.plot(rho, kernel_map(f, rho), color=color, label=display(name))
+            for axes, is_centred in ((uncentred, False), (centred, True)):
+
+                def kernel(r, f=f, is_centred=is_centred):
+                    return kernel_map(f, r, is_centred)
+
+                path_over_depth = iterate_map(kernel, jnp.array([0.9]), depth)[:, 0]
+                axes.plot(range(depth + 1), path_over_depth, color=color)
+        maps.plot(rho, rho, ":", color="0.4", label="ρ")
+        maps.set_xlabel("correlation before, ρ")
+        maps.set_ylabel("κ(ρ), uncentred")
+        maps.legend(fontsize=7)
+        for axes, title in ((uncentred, "uncentred"), (centred, "centred")):
+            axes.set_xlabel("layer")
+            axes.set_ylabel(f"correlation, {title}")
+            axes.set_ylim(-0.03, 1.03)
+
+
+def correlations_in_training(path: Path, trained: dict[str, Any]) -> None:
+    """Correlation probe of every hidden layer of an MLP along training."""
+    import matplotlib as mpl
+
+    fields = (
+        ("polarisation", "polarisation, mean |2r - 1|"),
+        ("near_zero", "pairs with r < 0.1"),
+        ("near_one", "pairs with r > 0.9"),
+    )
+    with figure_at(path, 8.4, 3.0) as figure:
+        panels = figure.subplots(1, len(fields))
+        colors = mpl.colormaps["viridis"].resampled(len(trained["layers"]) + 1)
+        for axes, (field, label) in zip(panels, fields, strict=True):
+            for index, layer in enumerate(trained["layers"]):
+                axes.plot(trained["steps"], trained[field][:, index], color=colors(index), label=layer)
+            axes.set_xlabel("SGD step")
+            axes.set_ylabel(label)
+        panels[2].legend(fontsize=8)

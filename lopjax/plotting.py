@@ -1,0 +1,102 @@
+"""Figures of recorded runs: vector PDF beside PNG, a colour-blind-safe palette, bands over seeds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lopjax.runs import RunData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, in an order that keeps neighbours apart.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE = {
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "pdf.fonttype": 42,
+}
+METHOD_NAMES = {"sgd": "SGD", "noisy_sgd": "noisy SGD", "dropout": "dropout", "adam": "Adam"}
+
+
+def new_figure(columns: int, width: float = 3.3, height: float = 2.8) -> "tuple[Figure, Sequence[Axes]]":
+    """A row of panels in the house style, drawn without a display; sizes in inches a panel."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width * columns, height), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, axes
+
+
+def band(
+    axes: "Axes", x: np.ndarray, runs: Sequence[np.ndarray], color: str, label: str | None = None, style: str = "-"
+) -> None:
+    """Mean over runs as a line, one standard deviation on either side as a band.
+
+    Args:
+        axes: where.
+        x: `(points,)`.
+        runs: one `(points,)` array a seed.
+        color: of line and band.
+        label: in the legend.
+        style: matplotlib line style.
+    """
+    values = np.stack(runs)
+    mean, deviation = values.mean(axis=0), values.std(axis=0)
+    axes.plot(x, mean, style, color=color, label=label)
+    if len(values) > 1:
+        axes.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
+
+
+def save(figure: "Figure", path: Path) -> tuple[Path, Path]:
+    """Write `path.png` and `path.pdf`; returns both paths."""
+    import matplotlib as mpl
+
+    written = path.with_suffix(".png"), path.with_suffix(".pdf")
+    with mpl.rc_context(STYLE):
+        for file in written:
+            figure.savefig(file, dpi=200)
+    return written
+
+
+def cloning_figure(run: RunData) -> "Figure":
+    """E1: R², training loss and effective rank of base and clone after cloning, a colour a method.
+
+    The arrangement of arXiv 2510.00304, figure 2.1: how alike the clones are, whether they help, and how much of the
+    added width is used.
+    """
+    figure, (r2_axes, loss_axes, rank_axes) = new_figure(3)
+    unit = run.config["unit"]
+    for color, method in zip(PALETTE, run.config["methods"]):
+
+        def seeds(name: str, method: str = method) -> list[np.ndarray]:
+            return [run.column(name, method=method, seed=seed, phase="clone") for seed in run.config["seeds"]]
+
+        x = seeds(unit)[0]
+        label = METHOD_NAMES.get(method, method)
+        band(r2_axes, x, seeds("clone/r2_forward/mean"), color, label)
+        for name, style in (("base", "--"), ("clone", "-")):
+            losses = seeds(f"{name}/train_loss")
+            band(loss_axes, x[-len(losses[0]) :], losses, color, style=style)
+            band(rank_axes, x, seeds(f"{name}/effective_rank/mean"), color, style=style)
+    r2_axes.set_ylabel("R² of clones (mean over layers)")
+    r2_axes.legend(title="after cloning")
+    loss_axes.set_ylabel("training loss (nats)")
+    rank_axes.set_ylabel("effective rank (mean over layers)")
+    for style, name in (("-", "clone"), ("--", "base")):
+        rank_axes.plot([], [], style, color="0.3", label=name)
+    rank_axes.legend()
+    for axes in (r2_axes, loss_axes, rank_axes):
+        axes.set_xlabel(f"{unit} since cloning")
+    return figure

@@ -1,0 +1,138 @@
+"""All symptoms of a network on one batch: activations and backward signals at every site, and the metrics on them.
+
+One forward pass with zero perturbations added at every site gives the activations; its gradient with respect to those
+perturbations gives the backward signals dL/d(pre) and dL/d(post). Nothing here knows the architecture.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lopjax import metrics
+from lopjax.cloning import Partition
+from lopjax.losses import mean_cross_entropy
+from lopjax.model import Model, Taps, Variables, samples_by_units
+
+Symptoms = dict[str, dict[str, Float[Array, ""]]]
+"""`{metric: {site: value}}`, with the mean over sites under the name `"mean"`."""
+
+
+class Signals(NamedTuple):
+    """What flows through a network on one batch.
+
+    Attributes:
+        loss: the mean loss.
+        logits: `(batch, classes)`.
+        forward: taps: pre- and post-activations of every site.
+        backward: taps of the same shapes: dL/d(pre) and dL/d(post), which carry the 1/N of the mean loss.
+    """
+
+    loss: Float[Array, ""]
+    logits: Float[Array, "batch classes"]
+    forward: Taps
+    backward: Taps
+
+
+def observe(
+    model: Model,
+    variables: Variables,
+    inputs: jax.Array,
+    labels: jax.Array,
+    loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_cross_entropy,
+    train: bool = False,
+) -> Signals:
+    """Activations and backward signals of every site on one batch. Pure; use under jit.
+
+    Args:
+        model: any model.
+        variables: its variables.
+        inputs: `(batch, *input_shape)`.
+        labels: what `loss` takes besides the logits.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
+        train: train mode, with dropout off.
+    """
+
+    def forward(perturbations: Taps) -> tuple[jax.Array, tuple[jax.Array, Taps]]:
+        logits, _, taps = model.apply(variables, inputs, train=train, perturbations=perturbations, dropout_rate=0.0)
+        return loss(logits, labels), (logits, taps)
+
+    shapes = jax.eval_shape(lambda: model.apply(variables, inputs, train=train, dropout_rate=0.0)[2])
+    nothing = jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), shapes)
+    (value, (logits, taps)), backward = jax.value_and_grad(forward, has_aux=True)(nothing)
+    return Signals(value, logits, taps, backward)
+
+
+def symptoms(
+    model: Model,
+    variables: Variables,
+    inputs: jax.Array,
+    labels: jax.Array,
+    loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_cross_entropy,
+    partition: Partition | None = None,
+) -> Symptoms:
+    """Every symptom of lost plasticity, at every site and on average: one compiled call under `jax.jit`.
+
+    Ranks, dead, duplicate and saturated fractions are those of the post-activations; the departures from a Gaussian
+    those of the pre-activations. Positions, tokens and head width count as samples. Eval mode.
+
+    Args:
+        model: any model.
+        variables: its variables.
+        inputs: `(batch, *input_shape)`.
+        labels: what `loss` takes besides the logits.
+        loss: `(logits, labels) -> scalar`, a mean over samples; its gradient is the backward signal.
+        partition: clusters of clones. If given, R² of forward activations and of backward signals inside the clusters
+            is measured at the sites of every space in it (`r2_forward`, `r2_backward`).
+
+    Returns:
+        `{metric: {site: scalar, ..., "mean": scalar}}`.
+    """
+    signals = observe(model, variables, inputs, labels, loss)
+    partition = partition or {}
+    # Sites of one shape are measured by one vmapped program: compiling the metrics is what a short run waits for.
+    alike: dict[tuple[tuple[int, ...], tuple[int, ...] | None], list[str]] = {}
+    arrays: dict[str, tuple[jax.Array, jax.Array, jax.Array]] = {}
+    for site, tap in signals.forward.items():
+        z, h, e = (samples_by_units(array) for array in (tap.pre, tap.post, signals.backward[site].post))
+        arrays[site] = (z, h, e)
+        clusters = tuple(partition[tap.space]) if tap.space in partition else None
+        alike.setdefault((h.shape, clusters), []).append(site)
+    measured: dict[str, dict[str, jax.Array]] = {}
+    for (_, clusters), sites in alike.items():
+        stacked = jax.tree.map(lambda *site_arrays: jnp.stack(site_arrays), *(arrays[site] for site in sites))
+        values = jax.vmap(lambda z, h, e, clusters=clusters: _site_symptoms(z, h, e, clusters))(*stacked)
+        measured |= {site: {name: v[i] for name, v in values.items()} for i, site in enumerate(sites)}
+    table: Symptoms = {}
+    for site in signals.forward:
+        for metric, value in measured[site].items():
+            table.setdefault(metric, {})[site] = value
+    for values in table.values():
+        values["mean"] = jnp.mean(jnp.stack(list(values.values())))
+    return table
+
+
+def _site_symptoms(
+    z: Float[Array, "samples units"],
+    h: Float[Array, "samples units"],
+    e: Float[Array, "samples units"],
+    clusters: Sequence[int] | None,
+) -> dict[str, jax.Array]:
+    """Every metric of one site, from its pre-activations, activations and backward signal dL/dh."""
+    measured = {
+        "effective_rank": metrics.effective_rank(h),
+        "stable_rank": metrics.stable_rank(h),
+        "renyi2_rank": metrics.renyi2_rank(h),
+        "numerical_rank": metrics.numerical_rank(h),
+        "dead_fraction": metrics.dead_fraction(h),
+        "duplicate_fraction": metrics.duplicate_fraction(h),
+        "saturated_fraction": metrics.saturated_fraction(h, e),
+        "ks_non_gaussianity": metrics.ks_non_gaussianity(z),
+        "excess_kurtosis": metrics.excess_kurtosis(z),
+    }
+    if clusters is not None:
+        measured["r2_forward"] = metrics.partition_r2(h, clusters)
+        measured["r2_backward"] = metrics.partition_r2(e, clusters)
+    return measured
