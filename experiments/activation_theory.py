@@ -33,7 +33,7 @@ class Config:
     """Units of the effective-rank experiment."""
     grid: int = 19
     """Points per axis of the heat maps over scale and shift."""
-    depth: int = 40
+    depth: int = 30
     """Layers over which kernel maps are iterated."""
     train_steps: int = 2_000
     """SGD steps of the MLP on the digits."""

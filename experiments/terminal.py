@@ -42,13 +42,21 @@ class Table(NamedTuple):
 
 def print_results(table: Table, paths: Sequence[Path]) -> None:
     """Print a table and the files that were written."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
 
     console = Console()
-    drawn = RichTable(title=table.title, title_justify="left", header_style="bold")
+    drawn = RichTable(
+        title=table.title,
+        title_justify="left",
+        title_style="",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
     for index, name in enumerate(table.columns):
-        drawn.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*row)
     console.print(drawn)

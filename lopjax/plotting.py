@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,14 +14,13 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, in an order that keeps neighbours apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLE = {
+STYLE: "dict[Any, Any]" = {
     "figure.dpi": 150,
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "legend.frameon": False,
     "lines.linewidth": 1.4,
     "pdf.fonttype": 42,
 }
@@ -77,26 +76,26 @@ def cloning_figure(run: RunData) -> "Figure":
     added width is used.
     """
     figure, (r2_axes, loss_axes, rank_axes) = new_figure(3)
-    unit = run.config["unit"]
-    for color, method in zip(PALETTE, run.config["methods"]):
+    unit, methods = run.config["unit"], run.config["methods"]
+    for index, (color, method) in enumerate(zip(PALETTE, methods)):
 
         def seeds(name: str, method: str = method) -> list[np.ndarray]:
             return [run.column(name, method=method, seed=seed, phase="clone") for seed in run.config["seeds"]]
 
         x = seeds(unit)[0]
-        label = METHOD_NAMES.get(method, method)
-        band(r2_axes, x, seeds("clone/r2_forward/mean"), color, label)
+        # Methods that keep the clones lie on one line: let each show through the gaps of the next.
+        together = (0, (4, len(methods) * 2)) if index else "-"
+        band(r2_axes, x, seeds("clone/r2_forward/mean"), color, style="-")
+        r2_axes.lines[-1].set_linestyle(together if min(map(np.min, seeds("clone/r2_forward/mean"))) > 0.999 else "-")
+        r2_axes.plot([], [], color=color, label=METHOD_NAMES.get(method, method))
         for name, style in (("base", "--"), ("clone", "-")):
             losses = seeds(f"{name}/train_loss")
             band(loss_axes, x[-len(losses[0]) :], losses, color, style=style)
             band(rank_axes, x, seeds(f"{name}/effective_rank/mean"), color, style=style)
-    r2_axes.set_ylabel("R² of clones (mean over layers)")
-    r2_axes.legend(title="after cloning")
-    loss_axes.set_ylabel("training loss (nats)")
-    rank_axes.set_ylabel("effective rank (mean over layers)")
     for style, name in (("-", "clone"), ("--", "base")):
-        rank_axes.plot([], [], style, color="0.3", label=name)
-    rank_axes.legend()
-    for axes in (r2_axes, loss_axes, rank_axes):
-        axes.set_xlabel(f"{unit} since cloning")
+        r2_axes.plot([], [], style, color="0.3", label=name)
+    labels = ("R² of clones (mean over layers)", "training loss (nats)", "effective rank (mean over layers)")
+    for axes, label in zip((r2_axes, loss_axes, rank_axes), labels):
+        axes.set(xlabel=f"{unit} since cloning", ylabel=label)
+    figure.legend(loc="outside upper center", ncols=len(methods) + 2, frameon=False)
     return figure

@@ -7,7 +7,7 @@ or a base and its clone that see the same batches. The engine decides which exam
 
 from collections.abc import Callable
 from math import ceil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +53,8 @@ class Preprocess(NamedTuple):
 
     def inputs(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Normalised images, augmented if a key is given. Floating point type: JAX's default."""
-        if key is not None:
-            images = augment(key, images, self.crop_padding, self.flip)
-        return normalize(images, self.mean, self.std, jnp.zeros(()).dtype)
+        shown = images if key is None else augment(key, images, self.crop_padding, self.flip)
+        return normalize(shown, self.mean, self.std, jnp.zeros(()).dtype)
 
 
 def init_state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:

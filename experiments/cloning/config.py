@@ -1,0 +1,151 @@
+"""What E1 can be asked to do: the config and its presets, checked and built before anything is compiled."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from lopjax.data import Dataset
+    from lopjax.model import Model
+    from lopjax.training import Preprocess
+
+Method = Literal["sgd", "noisy_sgd", "dropout", "adam"]
+
+
+@dataclass(frozen=True)
+class Net:
+    """The base network."""
+
+    widths: tuple[int, ...] = (128,) * 5
+    """Units of each hidden layer."""
+    activation: str = "relu"
+    """One of lopjax.models.ACTIVATIONS."""
+    norm: Literal["batch", "layer", "none"] = "batch"
+    """Normalisation before the activation."""
+    affine: bool = True
+    """Whether the norm has scale and offset."""
+    init: Literal["pytorch", "lecun", "he"] = "pytorch"
+    """Initialisation."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the result."""
+
+    dataset: str = "cifar10"
+    """"digits" or any prepared TFDS image classification set."""
+    label_noise: float = 0.0
+    """Fraction of the training labels redrawn at random."""
+    augment: bool = True
+    """Random crops (4 pixels of padding) and horizontal flips."""
+    model: Literal["mlp"] = "mlp"
+    """Architecture."""
+    net: Net = field(default_factory=Net)
+    factor: int = 2
+    """Clones of every unit."""
+    methods: tuple[Method, ...] = ("sgd", "noisy_sgd", "dropout", "adam")
+    """What to train with, side by side."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """One run each."""
+    unit: Literal["epochs", "steps"] = "epochs"
+    """Unit of the three lengths below."""
+    base_length: int = 20
+    """Training of the base before cloning."""
+    clone_length: int = 500
+    """Training of base and clone side by side."""
+    record_every: int = 1
+    """How often symptoms are measured."""
+    batch_size: int = 128
+    """Examples a step."""
+    learning_rate: float = 0.01
+    """Of SGD, with and without noise or dropout; no momentum, no weight decay."""
+    adam_learning_rate: float = 0.001
+    """Of Adam."""
+    noise_scale: float = 0.01
+    """Noisy SGD: noise per entry over the norm of the gradient array, at first."""
+    noise_decay: float = 0.999
+    """Noisy SGD: factor on the noise per step."""
+    dropout: float = 0.1
+    """Rate of the dropout method, in base and clone."""
+    probe_samples: int = 500
+    """Training images on which symptoms are measured."""
+    fused: bool = False
+    """Compile SGD, noisy SGD and dropout as one program: half the compilation, but everyone pays for drawing noise."""
+
+
+PRESETS = {
+    "quick": Config(
+        dataset="digits", label_noise=0.5, augment=False, net=Net(widths=(32,) * 5), seeds=(0, 1),
+        unit="steps", base_length=500, clone_length=4000, record_every=250,
+        batch_size=32, learning_rate=0.1, fused=True,
+    ),
+    "paper": Config(),
+    "reference": Config(augment=False, seeds=(0, 1, 2), base_length=5, clone_length=10),
+}  # fmt: skip
+
+
+class Setup(NamedTuple):
+    """Config and everything built from it before compilation."""
+
+    config: Config
+    dataset: "Dataset"
+    base: "Model"
+    wide: "Model"
+    preprocess: "Preprocess"
+    steps_per_unit: int
+
+
+def build(config: Config, data_dir: Path | None = None) -> Setup:
+    """Check the config, load the data and build both models; nothing is compiled.
+
+    Raises:
+        ValueError: a field out of range; the message names it, its value and what is allowed.
+        FileNotFoundError: the data set is not prepared; the message has the command that prepares it.
+    """
+    from lopjax import data, models
+    from lopjax.cloning import clone_factors, widen
+    from lopjax.optim import noisy_sgd
+    from lopjax.training import Preprocess
+
+    for name in ("base_length", "clone_length", "record_every", "batch_size", "probe_samples"):
+        _check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
+    for name in ("learning_rate", "adam_learning_rate"):
+        _check(name, getattr(config, name), 0 < getattr(config, name) < float("inf"), "positive and finite")
+    for name in ("base_length", "clone_length"):
+        _check(
+            name, getattr(config, name), getattr(config, name) % config.record_every == 0, "a multiple of record_every"
+        )
+    _check("seeds", config.seeds, len(set(config.seeds)) == len(config.seeds) > 0, "distinct, at least one")
+    _check("methods", config.methods, len(set(config.methods)) == len(config.methods) > 0, "distinct, at least one")
+    noisy_sgd(config.learning_rate, config.noise_scale, config.noise_decay, seed=0)
+    dataset = data.load(config.dataset, data_dir, config.label_noise)
+    num_train = len(dataset.train_labels)
+    _check(
+        "batch_size", config.batch_size, config.batch_size <= num_train, f"at most the {num_train} training examples"
+    )
+    net = config.net
+    base = {"mlp": models.mlp}[config.model](
+        dataset.image_shape,
+        net.widths,
+        dataset.num_classes,
+        net.activation,
+        net.norm,
+        net.affine,
+        config.dropout,
+        net.init,
+    )
+    clone_factors(base.wiring, config.factor)
+    crop_and_flip = (4, True) if config.augment else (0, False)
+    return Setup(
+        config=config,
+        dataset=dataset,
+        base=base,
+        wide=widen(base, config.factor),
+        preprocess=Preprocess(dataset.mean, dataset.std, *crop_and_flip),
+        steps_per_unit=1 if config.unit == "steps" else num_train // config.batch_size,
+    )
+
+
+def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
+    if not is_allowed:
+        raise ValueError(f"{name}={value}: must be {allowed}")
