@@ -9,7 +9,6 @@ docs/theory/activation.md. Expected: alpha of ReLU 0, tanh 0.17780723, GELU 0.07
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,29 +212,19 @@ def train_and_probe(config: Config, every: int = 20) -> dict[str, Any]:
     return {"steps": np.arange(chunks) * every, "test_accuracy": score, "layers": layers, **fields}
 
 
-def _draw_theory(folder: Path, config: Config, spectra: Spectra) -> None:
-    """Draw the figures that need no training."""
-    from experiments import activation_figures as figures
-
-    figures.hard_rank(folder / "a1_hard_rank", spectra.eigenvalues, spectra.ranks, config.rank)
-    figures.effective_rank(folder / "a2_effective_rank", config.num_equicorrelated)
-    figures.frozen_against_alpha(folder / "a3_frozen_fraction")
-    figures.heat_maps(folder / "a4_heat_maps", config.grid)
-    figures.kernel_maps(folder / "kernel_maps", config.depth)
-
-
 def run(config: Config) -> tuple[Path, dict[str, Any]]:
     """Measure everything, write figures, tables and numbers; return the folder and the numbers."""
     from experiments import activation_figures as figures
 
     folder = config.root / "activation_theory" / config.name
     folder.mkdir(parents=True, exist_ok=True)
-    # Most of the time is compilation, which a second thread does beside the first.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        training, tabulating = pool.submit(train_and_probe, config), pool.submit(measure, config.num_equicorrelated)
-        spectra = sampled_spectra(config)
-        _draw_theory(folder, config, spectra)
-    trained, measured = training.result(), tabulating.result()
+    spectra, trained = sampled_spectra(config), train_and_probe(config)
+    measured = measure(config.num_equicorrelated)
+    figures.hard_rank(folder / "a1_hard_rank", spectra.eigenvalues, spectra.ranks, config.rank)
+    figures.effective_rank(folder / "a2_effective_rank", config.num_equicorrelated)
+    figures.frozen_against_alpha(folder / "a3_frozen_fraction")
+    figures.heat_maps(folder / "a4_heat_maps", config.grid)
+    figures.kernel_maps(folder / "kernel_maps", config.depth)
     figures.correlations_in_training(folder / "correlations_in_training", trained)
     (folder / "tables.md").write_text("\n".join(tables(measured).values()))
     numbers = {

@@ -53,7 +53,7 @@ def print_results(table: Table, paths: Sequence[Path]) -> None:
         title_style="",
         header_style="bold",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1),
+        padding=0,
     )
     for index, name in enumerate(table.columns):
         drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
