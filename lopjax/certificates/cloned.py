@@ -21,7 +21,7 @@ from lopjax.manifolds import (
     tangency_residual,
     tree_norm,
 )
-from lopjax.model import Model, Params, Tap, Variables
+from lopjax.model import Model, Params, Tap, Taps, Variables
 from lopjax.wiring import Wiring, tree_paths
 
 
@@ -29,8 +29,8 @@ class CloneVerdict(Enum):
     """What a cloned-unit certificate concludes; the value is the sentence shown to the user."""
 
     BLOCK_CONSTANT = (
-        "exact clones with equal weights (BC): trapped; any update that depends only on gradients, or also shrinks "
-        "weights, leaves them equal"
+        "clones with equal weights (BC): trapped under gradient descent and under every update that treats equal "
+        "weights with equal gradients alike"
     )
     ON_V = (
         "clones on V (RE and CE hold, BC does not or is undecided): trapped on the leaf W + BC under gradient "
@@ -157,7 +157,8 @@ def certify_cloned(
     gradients, sites, tangency = {}, {}, None
     if batch is not None:
         leaf = cloned_manifold(params, wiring, partition)
-        gradient, sites = _signals(model, variables, clusters, batch, loss, train)
+        gradient, sites, taps = _signals(model, variables, clusters, batch, loss, train)
+        data_tolerance = max(tolerance, signal_tolerance(params, wiring, taps))
         tangency = float(tangency_residual(leaf, gradient))
         gradients = _gradient_shares(leaf, gradient)
     arrays = _array_residuals(variables, wiring, partition, clusters, excluded, gradients)
@@ -200,6 +201,7 @@ def _array_residuals(
     return residuals
 
 
+@jax.jit
 def _to_unit_norm(array: jax.Array) -> jax.Array:
     """The array over its norm; scaled by its largest entry first, so that the norm cannot overflow."""
     largest = jnp.max(jnp.abs(array))
@@ -215,8 +217,8 @@ def _signals(
     batch: Batch,
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     train: bool,
-) -> tuple[Params, dict[str, SignalResiduals]]:
-    """Gradient of the loss, and the spread of activations and backward signals inside clusters."""
+) -> tuple[Params, dict[str, SignalResiduals], Taps]:
+    """Gradient of the loss, spread of activations and backward signals inside clusters, and the activations."""
     inputs, labels = batch
 
     def objective(params: Params, shifts: Mapping[str, Tap]) -> tuple[jax.Array, Any]:
@@ -233,11 +235,12 @@ def _signals(
         norm = tree_norm(signal)
         return float(tree_norm(within) / jnp.where(norm > 0, norm, 1))
 
-    return gradient, {
+    sites = {
         site: SignalResiduals(spread(tap.post, tap.space), spread(backward[site].pre, tap.space))
         for site, tap in taps.items()
         if tap.space in clusters
     }
+    return gradient, sites, taps
 
 
 def _gradient_shares(leaf: Manifold, gradient: Params) -> dict[str, float]:

@@ -56,6 +56,7 @@ def apply_layer(layer: PlainLayer, kernel: jax.Array, sources: jax.Array) -> Flo
         kernel: `(..., units)`.
         sources: `(batch, ...)`, the activations that the layer reads; an input may come unflattened.
     """
+    sources = sources.astype(kernel.dtype)
     if layer.label.window is None:
         contracted = kernel.ndim - 1
         if sources.shape[sources.ndim - contracted :] != kernel.shape[:-1]:

@@ -21,7 +21,7 @@ from lopjax.certificates.text import number, table
 from lopjax.certificates.tolerances import GAP, signal_tolerance
 from lopjax.losses import Batch, mean_cross_entropy
 from lopjax.manifolds import FrozenUnits, resolve_frozen_units, tree_norm
-from lopjax.model import Model, Params, Tap, Variables, samples_by_units
+from lopjax.model import Model, Params, Tap, Taps, Variables, samples_by_units
 from lopjax.wiring import Out, Wiring
 
 NON_NEGATIVE = ("relu", "sigmoid", "softplus", "exp")
@@ -103,7 +103,7 @@ class FrozenCertificate(NamedTuple):
 def _lasts(unit: UnitEvidence) -> str:
     if unit.verdict not in (FrozenVerdict.FROZEN, FrozenVerdict.FROZEN_EVERYWHERE):
         return "-"
-    return "while " + ", ".join(unit.depends_on) + " stay" if unit.depends_on else "for good"
+    return "while unchanged: " + ", ".join(unit.depends_on) if unit.depends_on else "for good"
 
 
 class _OnBatch(NamedTuple):
@@ -166,20 +166,23 @@ def certify_frozen(
     if not frozen:
         raise ValueError("frozen_units names no unit: give indices per site")
     _check_box(input_box, batch)
-    limit = signal_tolerance(params, wiring) if tolerance is None else tolerance
     seen = None if batch is None else _run(model, variables, batch, loss, train)
+    if tolerance is None:
+        tolerance = signal_tolerance(params, wiring, _tap_shapes(model, variables, batch, input_box))
     notes, units = [], []
     for site, indices in frozen.items():
         layer = plain_layer(params, wiring, site)
-        evidence = _gather(params, wiring, site, layer, seen, input_box, limit)
+        evidence = _gather(params, wiring, site, layer, seen, input_box, tolerance)
         depends_on = _upstream(wiring, site, layer)
-        units += [_judge(wiring, site, unit, evidence, depends_on, limit, slope_threshold) for unit in indices]
+        units += [_judge(wiring, site, unit, evidence, depends_on, tolerance, slope_threshold) for unit in indices]
         if layer is None:
-            mode = "this batch's own statistics" if train else "the running statistics"
-            notes.append(f"{site}: not a plain layer, so no radius and no signs; a norm before it used {mode}")
+            mode = (
+                "any batch norm used this batch's statistics" if train else "any batch norm used its running statistics"
+            )
+            notes.append(f"{site}: a norm, pooling or a sum feeds it, so there is no radius and no sign proof; {mode}")
     order = list(FrozenVerdict)
     verdict = min((unit.verdict for unit in units), key=order.index)
-    return FrozenCertificate(verdict, tuple(units), limit, tuple(notes))
+    return FrozenCertificate(verdict, tuple(units), tolerance, tuple(notes))
 
 
 def _check_box(input_box: tuple[jax.Array, jax.Array] | None, batch: Batch | None) -> None:
@@ -193,6 +196,19 @@ def _check_box(input_box: tuple[jax.Array, jax.Array] | None, batch: Batch | Non
         )
     if not (lower <= upper).all():
         raise ValueError("input_box: a lower bound exceeds its upper bound (or is not a number)")
+
+
+def _tap_shapes(
+    model: Model, variables: Variables, batch: Batch | None, input_box: tuple[jax.Array, jax.Array] | None
+) -> Taps | None:
+    """Shapes and dtypes of what the sites carry, if anything says what an input looks like."""
+    if batch is not None:
+        inputs = batch[0]
+    elif input_box is not None:
+        inputs = jnp.asarray(input_box[0])[None]
+    else:
+        return None
+    return jax.eval_shape(lambda: model.apply(variables, inputs, dropout_rate=0.0)[2])
 
 
 def _run(
@@ -276,10 +292,10 @@ def _checked_norms(layer: PlainLayer, wiring: Wiring, site: str, seen: _OnBatch,
 
 
 def _upstream(wiring: Wiring, site: str, layer: PlainLayer | None) -> tuple[str, ...]:
-    """The sites (and norm) whose parameters can bring a unit back to life."""
+    """What can bring a unit back to life: parameters at earlier sites, and what stands between layer and unit."""
     if layer is None:
         names = [name for name, _ in wiring.sites]
-        return (*names[: names.index(site)], "the norm's input and statistics")
+        return (*names[: names.index(site)], "norm and sum before it")
     upstream: tuple[str, ...] = ()
     source = layer.label.source
     if source in dict(wiring.sites):

@@ -5,6 +5,8 @@ nothing in the slices of frozen units. A cloned manifold has no frozen slices, a
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.cloning import Partition
-from lopjax.manifolds.clusters import Clusters, check_partition, cluster_mean
+from lopjax.manifolds.clusters import Clusters, check_partition, cluster_mean, make_clusters
 from lopjax.manifolds.manifold import CloneNormals, Manifold, Params, Subspace
 from lopjax.wiring import In, Label, Out, Wiring
 
@@ -178,17 +180,16 @@ def _check_whole_clusters(structure: AffineStructure) -> None:
 
 def _build(params: Params, structure: AffineStructure, kind: str) -> Manifold:
     """The manifold whose projector is the leaf's or V's, with nothing left in frozen slices."""
-    plans = [
-        _plan(label, leaf.shape, structure)
-        for label, leaf in zip(structure.wiring.labels_of(params), jax.tree.leaves(params), strict=True)
-    ]
+    plans = _plans(params, structure)
 
     def subspace(pieces: tuple[int, ...]) -> Subspace:
-        def project(vector: Params) -> Params:
-            flat, tree = jax.tree.flatten(vector)
-            return tree.unflatten([_project(plan, leaf, pieces) for plan, leaf in zip(plans, flat, strict=True)])
-
-        return Subspace(project, sum(plan.ranks[piece] for plan in plans for piece in pieces))
+        projector = _Projector(
+            structure.wiring,
+            tuple((space, tuple(clusters.ids.tolist())) for space, clusters in structure.clusters.items()),
+            tuple(structure.frozen.items()),
+            pieces,
+        )
+        return Subspace(projector, sum(plan.ranks[piece] for plan in plans for piece in pieces))
 
     tangent = subspace((0, 3) if kind == "V" else (0,))
     is_cloned = kind != "frozen"
@@ -200,6 +201,35 @@ def _build(params: Params, structure: AffineStructure, kind: str) -> Manifold:
         normals=CloneNormals(subspace((1,)), subspace((2,)), subspace((3,))) if is_cloned else None,
         structure=structure,
     )
+
+
+@dataclass(frozen=True)
+class _Projector:
+    """Projector onto some of BC (0), incoming (1), outgoing (2) and gauge (3), hashable: what it compiles to is shared.
+
+    A projector that is called operation by operation costs seconds of compilation for every new network.
+    """
+
+    wiring: Wiring
+    partition: tuple[tuple[str, tuple[int, ...]], ...]
+    frozen: tuple[tuple[str, tuple[int, ...]], ...]
+    pieces: tuple[int, ...]
+
+    def __call__(self, vector: Params) -> Params:
+        return _project_tree(self, vector)
+
+
+@partial(jax.jit, static_argnums=0)
+def _project_tree(projector: _Projector, vector: Params) -> Params:
+    clusters = {space: make_clusters(ids) for space, ids in projector.partition}
+    plans = _plans(vector, AffineStructure(projector.wiring, clusters, dict(projector.frozen)))
+    flat, tree = jax.tree.flatten(vector)
+    return tree.unflatten([_project(plan, leaf, projector.pieces) for plan, leaf in zip(plans, flat, strict=True)])
+
+
+def _plans(tree: Params, structure: AffineStructure) -> list[_ArrayPlan]:
+    labels = structure.wiring.labels_of(tree)
+    return [_plan(label, leaf.shape, structure) for label, leaf in zip(labels, jax.tree.leaves(tree), strict=True)]
 
 
 def _plan(label: Label, shape: tuple[int, ...], structure: AffineStructure) -> _ArrayPlan:

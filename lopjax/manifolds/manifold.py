@@ -4,6 +4,7 @@ Vectors are trees like the parameters; inner products and norms are those of all
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -158,10 +159,17 @@ def tangency_residual(manifold: Manifold, vector: Params) -> Float[Array, ""]:
     References:
         arXiv 2510.00304, definition of a loss-of-plasticity manifold, section 3.
     """
+    check_same_tree(manifold.origin, vector, "vector")
+    return _residual(manifold.project, vector)
+
+
+@partial(jax.jit, static_argnums=0)
+def _residual(project: Projector, vector: Params) -> Float[Array, ""]:
     scale, divide = _scaling(vector)
     norm = tree_norm(divide(vector))
     # Project before scaling: compiled together, a scaled difference is one rounding, and equal entries do not cancel.
-    residual = tree_norm(divide(normal_part(manifold, vector))) / jnp.where(norm > 0, norm, 1)
+    normal = jax.tree.map(jnp.subtract, vector, project(vector))
+    residual = tree_norm(divide(normal)) / jnp.where(norm > 0, norm, 1)
     return jnp.where(jnp.isfinite(scale), residual, jnp.inf)
 
 
@@ -198,15 +206,15 @@ def random_normal_vector(key: Key[Array, ""], manifold: Manifold) -> Params:
     """
     if manifold.tangent_dimension == num_parameters(manifold):
         raise ValueError("the manifold fills the parameter space: it has no normal directions")
-    leaves, structure = jax.tree.flatten(manifold.origin)
-    keys = jax.random.split(key, len(leaves))
-    draws = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    flat, unravel = ravel_pytree(manifold.origin)
+    draw = unravel(jax.random.normal(key, flat.shape, flat.dtype))
     # The second projection removes what the rounding of the first one left.
-    normal = normal_part(manifold, normal_part(manifold, structure.unflatten(draws)))
+    normal = normal_part(manifold, normal_part(manifold, draw))
     norm = tree_norm(normal)
     return jax.tree.map(lambda leaf: leaf / norm.astype(leaf.dtype), normal)
 
 
+@jax.jit
 def tree_norm(tree: Params) -> Float[Array, ""]:
     """Euclidean norm of all entries of a tree together, accumulated in float32 at least."""
     dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(tree)), jnp.float32)
