@@ -163,11 +163,11 @@ def kernel_maps(path: Path, depth: int) -> None:
     from lopjax.activations import activation
     from lopjax.theory import iterate_map, kernel_map
 
-    names = ("sigmoid", "exp", "relu", "gelu", "selu", "tanh")
+    names = ("sigmoid", "exp", "relu", "gelu", "tanh")
     rho = jnp.linspace(-1.0, 1.0, 81)
     with figure_at(path, 8.4, 3.3) as figure:
         maps, uncentred, centred = figure.subplots(1, 3)
-        for name, color in zip(names, COLORS, strict=True):
+        for name, color in zip(names, COLORS, strict=False):
             f = activation(name)
             maps.plot(rho, kernel_map(f, rho), color=color, label=display(name))
             for axes, is_centred in ((uncentred, False), (centred, True)):

@@ -77,7 +77,7 @@ def test_runner_writes_results_and_figures(monkeypatch, tmp_path, capsys):
     (result,) = json.loads((tmp_path / "results.json").read_text())["checks"]
     assert result["holds"]
     assert result["rows"][1] == {**CONTROL._asdict(), "as_claimed": True}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["margins.pdf", "margins.png", "results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "toy.pdf", "toy.png"]
 
 
 def test_runner_fails_with_a_failing_check(monkeypatch, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Run the checks: `python -m theory_checks [--full] [--only NAME] [--out DIR]`. Exit status 1 if one fails."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ class Arguments:
     only: str = ""
     """Name of one check, or of a theorem file for all of its checks."""
     out: Path = Path("runs/theory_checks")
-    """Folder of results.json and of the figure."""
+    """Folder of results.json and of one figure a theorem."""
 
 
 def main() -> int:
@@ -45,9 +46,12 @@ def main() -> int:
     print_table(verdicts)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "results.json", verdicts, size)
-    draw(arguments.out / "margins", verdicts)
-    for name in ("results.json", "margins.png", "margins.pdf"):
-        print(f"  {arguments.out / name}")
+    written = [arguments.out / "results.json"]
+    for theorem in dict.fromkeys(verdict.check.name.split(".")[0] for verdict in verdicts):
+        chosen = [verdict for verdict in verdicts if verdict.check.name.startswith(f"{theorem}.")]
+        written += draw(arguments.out / theorem, chosen)
+    for path in written:
+        print(f"  {path}")
     return 0 if all(verdict.holds for verdict in verdicts) else 1
 
 
@@ -99,8 +103,8 @@ def write_json(path: Path, verdicts: "Sequence[Verdict]", size: "Size") -> None:
     os.replace(temporary, path)
 
 
-def draw(path: Path, verdicts: "Sequence[Verdict]") -> None:
-    """Draw how far every row is from its bound, in decades, as PNG and PDF."""
+def draw(path: Path, verdicts: "Sequence[Verdict]") -> list[Path]:
+    """Draw how far every row of a theorem is from its bound, in decades, as PNG and PDF; return their paths."""
     import matplotlib as mpl
     import numpy as np
     from matplotlib.figure import Figure
@@ -121,10 +125,12 @@ def draw(path: Path, verdicts: "Sequence[Verdict]") -> None:
         axes.set_xlabel("decades beyond the bound (clipped at ±8)")
         axes.grid(axis="x", alpha=0.3)
         axes.set_xlim(-8.5, 8.5)
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-        for suffix in (".png", ".pdf"):
-            figure.savefig(path.with_suffix(suffix), dpi=100)
+        written = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
+        for file in written:
+            figure.savefig(file, dpi=100)
+    return written
 
 
 def decades(value: float, bound: float, sense: str) -> float:
@@ -132,13 +138,11 @@ def decades(value: float, bound: float, sense: str) -> float:
 
     Where one of the two is not positive there is no ratio: only the side is shown.
     """
-    if value != value:
+    if math.isnan(value):
         return 8.0
     is_within = value <= bound if sense == "<=" else value >= bound
     if value <= 0 or bound <= 0:
         return -8.0 if is_within else 8.0
-    import math
-
     signed = math.log10(value / bound) if sense == "<=" else math.log10(bound / value)
     return max(-8.0, min(8.0, signed))
 

@@ -87,7 +87,8 @@ def _largest_jump(
 
     Autodiff sees slope 0 on both sides of a jump; the true derivative there is no square-integrable function.
     """
-    steepest = jnp.max(jnp.abs(samples.slope), axis=1)
+    # The steepest slope anywhere: in a panel of rounding's length at a kink the slope of the other side may be missing.
+    steepest = jnp.max(jnp.abs(samples.slope))
     unexplained = jnp.abs(jnp.diff(ends) - jnp.sum(samples.lengths * samples.slope, axis=1))
     unexplained = jnp.maximum(unexplained - 4 * steepest * (rounding[1:] + rounding[:-1]), 0.0)
     size = jnp.abs(ends[1:]) + jnp.abs(ends[:-1]) + jnp.max(jnp.abs(samples.value), axis=1)

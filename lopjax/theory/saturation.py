@@ -147,8 +147,11 @@ def _frozen_fraction(f: Function, scale, shift, threshold) -> Float[Array, "..."
 
 
 def _mass_below(slope: Function, z: Float[Array, "panels points"], level: Float[Array, ""]) -> Float[Array, ""]:
-    """Return the normal mass of {slope < level}, if the slope crosses the level at most once in a cell."""
-    left, right = z[:, :-1], z[:, 1:]
+    """Return the normal mass of {slope < level}, if the slope crosses the level at most once in a cell.
+
+    No cell contains 0 inside, so the mass between two points of a cell is the difference of their tails, which is
+    accurate far out as well.
+    """
     is_below = slope(z) < level
     starts_below, ends_below = is_below[:, :-1], is_below[:, 1:]
 
@@ -158,13 +161,9 @@ def _mass_below(slope: Function, z: Float[Array, "panels points"], level: Float[
         is_before = (slope(middle) < level) == starts_below
         return jnp.where(is_before, middle, low), jnp.where(is_before, high, middle)
 
-    low, high = jax.lax.fori_loop(0, 45, halve, (left, right))
-    crossing = jnp.where(starts_below == ends_below, right, (low + high) / 2)
-    parts = jnp.where(starts_below, _mass(left, crossing), 0.0) + jnp.where(ends_below, _mass(crossing, right), 0.0)
-    return jnp.sum(parts)
-
-
-def _mass(low: Float[Array, "..."], high: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return P(low < z < high), with the tails subtracted from each other on the side where they are small."""
-    ndtr = jax.scipy.special.ndtr
-    return jnp.where(low > 0, ndtr(-low) - ndtr(-high), ndtr(high) - ndtr(low))
+    low, high = jax.lax.fori_loop(0, 45, halve, (z[:, :-1], z[:, 1:]))
+    tail, crossing_tail = (jax.scipy.special.ndtr(-jnp.abs(x)) for x in (z, (low + high) / 2))
+    # A cell without a crossing is below or above as a whole.
+    split = jnp.where(starts_below == ends_below, tail[:, 1:], crossing_tail)
+    before, after = jnp.abs(tail[:, :-1] - split), jnp.abs(split - tail[:, 1:])
+    return jnp.sum(jnp.where(starts_below, before, 0.0) + jnp.where(ends_below, after, 0.0))
