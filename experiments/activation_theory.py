@@ -139,6 +139,7 @@ class Spectra(NamedTuple):
 
 def sampled_spectra(config: Config) -> Spectra:
     """Send rank-deficient Gaussian samples through activations: the paper's hard-rank experiment."""
+    import jax.numpy as jnp
     import numpy as np
 
     from lopjax.activations import activation
@@ -149,7 +150,7 @@ def sampled_spectra(config: Config) -> Spectra:
     z = generator.standard_normal((config.num_samples, config.rank)) @ mixing
     spectra, ranks = {}, {}
     for name in ("identity", "relu", "tanh", "gelu", "sigmoid", "elu"):
-        singular = np.linalg.svd(np.asarray(activation(name)(z)), compute_uv=False)
+        singular = np.linalg.svd(np.asarray(activation(name)(jnp.asarray(z))), compute_uv=False)
         spectra[name] = (singular / singular[0]) ** 2
         ranks[name] = int(np.sum(singular > singular[0] * max(z.shape) * np.finfo(float).eps))
     return Spectra(spectra, ranks)
