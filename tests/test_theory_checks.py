@@ -49,6 +49,15 @@ def test_a_check_holds_when_claims_are_within_and_controls_beyond():
     assert judge(Check("x.y", "", "", lambda size: [GOOD, CONTROL]), "small").holds
 
 
+def test_a_check_that_raises_has_failed():
+    def run(size):
+        raise ValueError(f"no {size} matrix")
+
+    verdict = judge(Check("x.y", "", "", run), "small")
+    assert not verdict.holds
+    assert verdict.reason == "ValueError: no small matrix"
+
+
 def test_select():
     checks = [Check(name, "", "", lambda size: []) for name in ("a.x", "a.y", "b.x")]
     assert [one.name for one in select(checks, "")] == ["a.x", "a.y", "b.x"]

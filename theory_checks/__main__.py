@@ -66,6 +66,8 @@ def print_table(verdicts: "Sequence[Verdict]") -> None:
     for column in ("value", "bound", "verdict"):
         table.add_column(column, justify="right", no_wrap=True)
     for verdict in verdicts:
+        if not verdict.rows:
+            table.add_row(verdict.check.name, "nothing: it raised", "", "", "[red]FAILED[/]")
         for index, row in enumerate(verdict.rows):
             text = "as claimed" if row.is_as_claimed else "FAILED"
             if row.control:

@@ -67,7 +67,11 @@ class Verdict(NamedTuple):
 
 def judge(check: Check, size: Size) -> Verdict:
     """Run a check. It holds if every row is as claimed, and only if there is a control to show that it could fail."""
-    rows = tuple(Row(row.what, float(row.value), float(row.bound), row.sense, row.control) for row in check.run(size))
+    try:
+        measured = check.run(size)
+    except Exception as error:  # The other checks still run, and this one has failed.
+        return Verdict(check, (), False, f"{type(error).__name__}: {error}")
+    rows = tuple(Row(row.what, float(row.value), float(row.bound), row.sense, row.control) for row in measured)
     wrong = [row for row in rows if not row.is_as_claimed]
     if not any(row.control for row in rows):
         return Verdict(check, rows, False, "no control: nothing shows that the measurement could fail")

@@ -79,6 +79,7 @@ def fixed_points(f: Function, centred: bool = False) -> tuple[FixedPoint, ...]:
             resolved or constant.
         RuntimeError: if double precision is off.
 
+    >>> import jax
     >>> with jax.enable_x64(True):
     ...     [(round(p.rho, 6), round(p.multiplier, 6), p.kind) for p in fixed_points(jnp.exp)]
     [(1.0, 1.0, 'marginal')]
