@@ -225,7 +225,7 @@ def check_hard_rank(size: Size) -> list[Row]:
 
 def check_frozen_limits(size: Size) -> list[Row]:
     """Follow alpha and the frozen fraction to the limits, and where the corollary says nothing or is false."""
-    scale, offset = (1e4, -6.0) if size == "small" else (1e7, -8.0)
+    scale, offset = (1e4, -6.0) if size == "small" else (1e6, -8.0)
     tanh, relu, leaky = (activation(name) for name in ("tanh", "relu", "leaky_relu"))
     shifts = jnp.linspace(-8, 8, 33)
     return [
