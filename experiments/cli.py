@@ -4,13 +4,18 @@ Nothing here imports JAX, so `--help` and a mistyped flag answer at once.
 """
 
 import argparse
+import dataclasses
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry
 
 ConfigType = TypeVar("ConfigType")
 
@@ -44,37 +49,116 @@ def parse(
 
     Returns:
         The config and where the output goes.
+
+    Raises:
+        SystemExit: with status 2 after a message about a flag or value that cannot be read; 0 after `--help`.
     """
     import tyro
 
     # LAPACK's own threads fight XLA's over few cores: a probe of 5 layers took 3-10 s so, 0.2-0.8 s with one (load 10).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = sys.argv[1:] if argv is None else list(argv)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    prog = f"python -m experiments.{experiment}"
+    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=next(iter(presets)))
     preset = first.parse_known_args(arguments)[0].preset
-    prog = f"python -m experiments.{experiment}"
     if preset not in presets:
-        print(f"{prog}: error: preset={preset!r}: must be one of {list(presets)}", file=sys.stderr)
-        raise SystemExit(2)
+        refuse(experiment, f"--preset={preset!r}: must be one of {list(presets)}")
     default = presets[preset]
-    both = make_dataclass("Arguments", [("config", type(default)), ("output", Output)], frozen=True)
+    both = make_dataclass(
+        "Arguments",
+        [
+            ("config", Annotated[type(default), tyro.conf.arg(name="")]),
+            ("output", Annotated[Output, tyro.conf.arg(name="")]),
+        ],
+        frozen=True,
+    )
     parsed = tyro.cli(
         both,
         prog=prog,
         description=f"{description}\n\nPresets (--preset): {', '.join(presets)}.",
         default=both(default, Output(preset=preset, name=preset)),
         args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        registry=_numbers(),
     )
     return parsed.config, parsed.output
 
 
+def _numbers() -> "ConstructorRegistry":
+    """How tyro reads numbers, with what is allowed in the message about something else."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+    def reader(kind: Callable[[str], Any], metavar: str, allowed: str) -> Callable[..., Any]:
+        def read(words: list[str]) -> Any:
+            try:
+                return kind(words[0])
+            except ValueError:
+                raise ValueError(f"{words[0]!r}: must be {allowed}") from None
+
+        return lambda info: (
+            PrimitiveConstructorSpec(
+                nargs=1,
+                metavar=metavar,
+                instance_from_str=read,
+                is_instance=lambda instance: isinstance(instance, info.type),
+                str_from_instance=lambda instance: [str(instance)],
+            )
+            if info.type is kind
+            else None
+        )
+
+    registry = ConstructorRegistry()
+    registry.primitive_rule(reader(int, "INT", "an integer"))
+    registry.primitive_rule(reader(float, "FLOAT", "a number"))
+    return registry
+
+
+def refuse(experiment: str, message: object) -> None:
+    """Say on stderr what is wrong and end with exit status 2."""
+    print(f"python -m experiments.{experiment}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 @contextmanager
-def user_errors(experiment: str) -> Iterator[None]:
-    """Around all that is checked before compilation: a mistake becomes one line on stderr and exit status 2."""
+def user_errors(experiment: str, config: Any, phrases: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Around all that is checked before compilation: a mistake becomes one message on stderr and exit status 2.
+
+    The library speaks of arguments (`noise_decay=2.0: must be ...`); the user has typed flags. So the names of fields
+    become those of their flags (`--noise-decay=2.0: must be ...`).
+
+    Args:
+        experiment: module name of the experiment.
+        config: the config, for the names of its fields.
+        phrases: what else to replace in messages: `{"name=": "--dataset="}` where a library argument has another name.
+    """
     try:
         yield
-    except (ValueError, OSError) as error:
-        print(f"python -m experiments.{experiment}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except (ValueError, OSError, ImportError) as error:
+        refuse(experiment, as_flags(str(error), config, phrases or {}))
+
+
+def as_flags(message: str, config: Any, phrases: Mapping[str, str]) -> str:
+    """A message of the library in the words of the command line; arguments as in `user_errors`.
+
+    >>> as_flags("data_dir=x: not a folder", Output(), {})
+    '--data-dir=x: not a folder'
+    """
+    for phrase, replacement in phrases.items():
+        message = message.replace(phrase, replacement)
+    for path in (*_field_paths(config), *_field_paths(Output())):
+        field = path.rsplit(".", 1)[-1]
+        # A name that is also an English word counts only where a value follows.
+        follows = "" if "_" in field else "(?==|: )"
+        flag = f"--{path.replace('_', '-')}"
+        message = re.sub(rf"(?<![\w/.-])(?:{re.escape(path)}|{field})\b{follows}", flag, message)
+    return message
+
+
+def _field_paths(config: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields, nested ones included: `net.widths`."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _field_paths(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name

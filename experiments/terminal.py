@@ -1,5 +1,7 @@
 """What the experiments print: a progress bar with rate and ETA, one table at the end, the paths of what was written."""
 
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,13 @@ class Progress(Protocol):
 
 @contextmanager
 def progress_bar(total: int) -> Iterator[Progress]:
-    """A bar over `total` steps with the rate in steps a second and the time left; silent when not a terminal."""
+    """Progress over `total` steps on stderr, with the rate in steps a second and the time left.
+
+    A bar on a terminal; in a file one line whenever another tenth is done.
+    """
+    if not sys.stderr.isatty():
+        yield progress_lines(total)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
@@ -26,10 +34,31 @@ def progress_bar(total: int) -> Iterator[Progress]:
             speed = task.finished_speed or task.speed
             return Text("compiling" if not speed else f"{speed:,.0f} steps/s")
 
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), Rate())
-    with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), Rate())
+    # A chunk of a long run may take minutes: the rate looks back as far as it must.
+    with Progress(
+        *columns, TextColumn("ETA"), TimeRemainingColumn(), console=Console(stderr=True), speed_estimate_period=3600
+    ) as bar:
         task = bar.add_task("", total=total)
         yield lambda description, steps: bar.update(task, description=description, advance=steps)
+
+
+def progress_lines(total: int) -> Progress:
+    """Progress as plain lines: a new description, and every tenth of `total`."""
+    started, done, described, printed = time.monotonic(), 0, "", 0
+
+    def advance(description: str, steps: int) -> None:
+        nonlocal done, described, printed
+        done += steps
+        tenths = 10 * done // total
+        if description == described and tenths == printed:
+            return
+        described, printed = description, tenths
+        rate = done / (time.monotonic() - started)
+        left = f", {rate:,.0f} steps/s, ETA {round((total - done) / rate):,} s" if done else ""
+        print(f"{description}: {done / total:.0%}{left}", file=sys.stderr, flush=True)
+
+    return advance
 
 
 class Table(NamedTuple):

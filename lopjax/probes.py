@@ -89,9 +89,14 @@ def symptoms(
 
     Returns:
         `{metric: {site: scalar, ..., "mean": scalar}}`.
+
+    Raises:
+        ValueError: the partition names an unknown unit space, or not one cluster for each unit of a space.
     """
-    signals = observe(model, variables, inputs, labels, loss)
     partition = partition or {}
+    for space in partition:
+        model.wiring.size(space)  # raises for an unknown one
+    signals = observe(model, variables, inputs, labels, loss)
     # Sites of one shape are measured by one vmapped program: compiling the metrics is what a short run waits for.
     alike: dict[tuple[tuple[int, ...], tuple[int, ...] | None], list[str]] = {}
     arrays: dict[str, tuple[jax.Array, jax.Array, jax.Array]] = {}

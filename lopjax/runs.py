@@ -6,6 +6,7 @@
 
 The rule for a folder that exists: a complete run of the same config is shown, not repeated; anything else is refused,
 unless `overwrite` is given, which moves the old folder aside (`<folder>.1`, `.2`, ...). Nothing is ever deleted.
+A run that was interrupted keeps every record it had measured; `load` reads it like any other.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PACKAGES = ("lopjax", "jax", "jaxlib", "flax", "optax", "numpy", "matfree")
+_ABSENT = "absent"
 
 
 class RunFolderError(ValueError):
@@ -84,10 +86,20 @@ class RunData(NamedTuple):
             KeyError: no matching record has it; the message lists the names there are.
         """
         rows = [row for row in self.records if all(row.get(key) == value for key, value in where.items())]
+        if not rows:
+            raise KeyError(
+                f"no record where {where}; there are {len(self.records)} records{_choices(self.records, where)}"
+            )
         values = [row[name] for row in rows if name in row]
         if not values:
             raise KeyError(f"no record with {name!r} where {where}; names are {sorted({k for r in rows for k in r})}")
         return np.array([math.nan if value is None else value for value in values], np.float64)
+
+
+def _choices(records: list[dict[str, Any]], where: Mapping[str, Any]) -> str:
+    """What the records have under the names asked for: `, with seed in [0, 1]`."""
+    found = {name: sorted({repr(row[name]) for row in records if name in row}) for name in where}
+    return "".join(f", with {name} in [{', '.join(values)}]" for name, values in found.items())
 
 
 def open_run(folder: Path | str, config: Any, overwrite: bool = False) -> Run:
@@ -116,29 +128,44 @@ def open_run(folder: Path | str, config: Any, overwrite: bool = False) -> Run:
         write_json(folder / "config.json", {"config": plain, "hash": config_hash(plain), **_environment()})
     except OSError as error:
         raise RunFolderError(
-            f"run folder {folder}: cannot be written ({error.strerror}); choose another --root"
+            f"run folder {folder}: cannot be written ({error.strerror}); choose another folder"
         ) from error
     return Run(folder, plain, is_complete=False)
 
 
 def _existing(folder: Path, config: dict[str, Any]) -> Run:
-    path = folder / "config.json"
-    if not path.exists():
-        raise RunFolderError(f"run folder {folder}: exists and is not a run; choose another --name")
-    recorded = json.loads(path.read_text(encoding="utf-8"))["config"]
+    aside = "choose another folder, or move this one aside with overwrite=True"
+    recorded = _recorded_config(folder)
+    if recorded is None:
+        raise RunFolderError(f"run folder {folder}: exists and is not a run (no readable config.json); {aside}")
     if recorded != config:
-        fields = [key for key in {**recorded, **config} if recorded.get(key) != config.get(key)]
-        changes = "; ".join(f"{key}: {recorded.get(key)!r} there, {config.get(key)!r} now" for key in fields)
-        raise RunFolderError(
-            f"run folder {folder}: belongs to another config ({changes}); "
-            "choose another --name, or --overwrite to move it aside"
+        there, now = dict(_flat(recorded)), dict(_flat(config))
+        fields = [name for name in {**there, **now} if there.get(name, _ABSENT) != now.get(name, _ABSENT)]
+        changes = "; ".join(
+            f"{name}: {there.get(name, _ABSENT)} there, {now.get(name, _ABSENT)} now" for name in fields
         )
+        raise RunFolderError(f"run folder {folder}: belongs to another config ({changes}); {aside}")
     if not (folder / "summary.json").exists():
-        raise RunFolderError(
-            f"run folder {folder}: holds an incomplete run of this config; "
-            "choose another --name, or --overwrite to move it aside and start again"
-        )
+        raise RunFolderError(f"run folder {folder}: holds an incomplete run of this config; {aside}")
     return Run(folder, config, is_complete=True)
+
+
+def _recorded_config(folder: Path) -> dict[str, Any] | None:
+    """The config in `config.json`; None if there is none, or something else of that name."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every field under its dotted name, as JSON: `("net.widths", "[32, 32]")`."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, json.dumps(value)
 
 
 def _free_name(folder: Path) -> Path:
@@ -155,9 +182,11 @@ def load(folder: Path | str) -> RunData:
         FileNotFoundError: no run there; says which folder and what a run folder holds.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder}: not a run folder (no config.json); runs are under runs/<experiment>/<name>")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+    config = _recorded_config(folder)
+    if config is None:
+        raise FileNotFoundError(
+            f"{folder}: not a run folder (no readable config.json); runs are under runs/<experiment>/<name>"
+        )
     summary_path = folder / "summary.json"
     summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else None
     return RunData(folder, config, list(_records(folder / "metrics.jsonl")), summary)
@@ -213,15 +242,20 @@ def _environment() -> dict[str, Any]:
 
 def _git_revision() -> str | None:
     """Commit of the checkout this file is in, `-dirty` if tracked files differ; None outside a checkout."""
+    here = Path(__file__)
+    # Installed into an environment inside somebody's repository, this file is not part of it.
+    is_tracked = _git("ls-files", "--error-unmatch", here.name, folder=here.parent) is not None
+    return (
+        _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=here.parent)
+        if is_tracked
+        else None
+    )
+
+
+def _git(*arguments: str, folder: Path) -> str | None:
+    """What git prints; None if it fails or is not installed."""
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()
+    return done.stdout.strip()

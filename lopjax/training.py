@@ -113,8 +113,13 @@ def batch_indices(
         start: number of the first step; may be traced.
         num_steps: how many (static).
         num_examples: size of the training set (static).
-        batch_size: examples a batch (static).
+        batch_size: examples a batch (static), between 1 and `num_examples`.
+
+    Raises:
+        ValueError: if `batch_size` is outside 1..num_examples.
     """
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(f"batch_size={batch_size}: must be between 1 and the {num_examples} training examples")
     steps_per_epoch = num_examples // batch_size
     first = jnp.asarray(start) // steps_per_epoch
     epochs = first + jnp.arange(ceil((steps_per_epoch - 1 + num_steps) / steps_per_epoch))
@@ -170,8 +175,13 @@ def evaluate(
         images: 8-bit images.
         labels: their classes.
         batch_size: images held as floats at once; the last batch may be smaller.
+
+    Raises:
+        ValueError: if there is nothing to evaluate, or `batch_size` is not positive.
     """
     num = len(images)
+    if batch_size < 1 or num < 1:
+        raise ValueError(f"batch_size={batch_size}, {num} images: both must be at least 1")
     size = min(batch_size, num)
     whole = num // size * size
 

@@ -19,7 +19,7 @@ class Net:
     widths: tuple[int, ...] = (128,) * 5
     """Units of each hidden layer."""
     activation: str = "relu"
-    """One of lopjax.models.ACTIVATIONS."""
+    """relu, leaky_relu, tanh, sigmoid, gelu, elu, selu, silu or identity."""
     norm: Literal["batch", "layer", "none"] = "batch"
     """Normalisation before the activation."""
     affine: bool = True
@@ -103,27 +103,15 @@ def build(config: Config, data_dir: Path | None = None) -> Setup:
         FileNotFoundError: the data set is not prepared; the message has the command that prepares it.
     """
     from lopjax import data, models
-    from lopjax.cloning import clone_factors, widen
-    from lopjax.optim import noisy_sgd
+    from lopjax.cloning import widen
     from lopjax.training import Preprocess
 
-    for name in ("base_length", "clone_length", "record_every", "batch_size", "probe_samples"):
-        _check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
-    for name in ("learning_rate", "adam_learning_rate"):
-        _check(name, getattr(config, name), 0 < getattr(config, name) < float("inf"), "positive and finite")
-    for name in ("base_length", "clone_length"):
-        _check(
-            name, getattr(config, name), getattr(config, name) % config.record_every == 0, "a multiple of record_every"
-        )
-    _check("seeds", config.seeds, len(set(config.seeds)) == len(config.seeds) > 0, "distinct, at least one")
-    _check("methods", config.methods, len(set(config.methods)) == len(config.methods) > 0, "distinct, at least one")
-    noisy_sgd(config.learning_rate, config.noise_scale, config.noise_decay, seed=0)
+    _check_config(config)
     dataset = data.load(config.dataset, data_dir, config.label_noise)
-    num_train = len(dataset.train_labels)
-    _check(
-        "batch_size", config.batch_size, config.batch_size <= num_train, f"at most the {num_train} training examples"
-    )
-    net = config.net
+    num_train, net = len(dataset.train_labels), config.net
+    for name in ("batch_size", "probe_samples"):
+        is_enough = getattr(config, name) <= num_train
+        _check(name, getattr(config, name), is_enough, f"at most the {num_train} training examples")
     base = {"mlp": models.mlp}[config.model](
         dataset.image_shape,
         net.widths,
@@ -134,7 +122,6 @@ def build(config: Config, data_dir: Path | None = None) -> Setup:
         config.dropout,
         net.init,
     )
-    clone_factors(base.wiring, config.factor)
     crop_and_flip = (4, True) if config.augment else (0, False)
     return Setup(
         config=config,
@@ -144,6 +131,25 @@ def build(config: Config, data_dir: Path | None = None) -> Setup:
         preprocess=Preprocess(dataset.mean, dataset.std, *crop_and_flip),
         steps_per_unit=1 if config.unit == "steps" else num_train // config.batch_size,
     )
+
+
+def _check_config(config: Config) -> None:
+    """What can be checked without the data and the models, which check their own arguments."""
+    from lopjax.optim import noisy_sgd
+
+    lengths = ("base_length", "clone_length")
+    for name in (*lengths, "record_every", "batch_size", "probe_samples"):
+        _check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
+    for name in ("learning_rate", "adam_learning_rate"):
+        _check(name, getattr(config, name), 0 < getattr(config, name) < float("inf"), "positive and finite")
+    for name in lengths:
+        is_multiple = getattr(config, name) % config.record_every == 0
+        _check(name, getattr(config, name), is_multiple, f"a multiple of record_every={config.record_every}")
+    for name in ("seeds", "methods"):
+        values = getattr(config, name)
+        _check(name, values, len(set(values)) == len(values) > 0, "distinct, at least one")
+    _check("seeds", config.seeds, all(0 <= seed < 2**31 for seed in config.seeds), "in 0..2147483647")
+    noisy_sgd(config.learning_rate, config.noise_scale, config.noise_decay, seed=0)
 
 
 def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:

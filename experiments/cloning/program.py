@@ -58,14 +58,13 @@ def knobs_of(config: Config, method: Method) -> Knobs:
 class Program(NamedTuple):
     """The pure functions of one group, all for one lane; `make_program` says what each is."""
 
-    init: Any
+    start: Any
     clone: Any
     step: Any
-    measure: Any
 
 
 def make_program(setup: Setup, group: Group) -> Program:
-    """How one lane of a group is initialised, cloned, stepped and measured.
+    """How one lane of a group starts from an initialised network, is cloned, and takes a step.
 
     Args:
         setup: from `build`.
@@ -74,13 +73,11 @@ def make_program(setup: Setup, group: Group) -> Program:
     import jax
     import optax
 
-    from lopjax.cloning import clone_variables, uniform_partition
+    from lopjax.cloning import clone_variables
     from lopjax.optim import noisy_sgd
-    from lopjax.probes import symptoms
-    from lopjax.training import evaluate, init_state, sgd_step
+    from lopjax.training import init_state, sgd_step
 
     config = setup.config
-    partition = uniform_partition(setup.wide.wiring, config.factor)
     constants = knobs_of(config, group.methods[0]) if len(group.methods) == 1 else None
 
     def knobs(pair: Pair) -> Knobs:
@@ -94,10 +91,8 @@ def make_program(setup: Setup, group: Group) -> Program:
             return plain
         return noisy_sgd(config.learning_rate, scale, config.noise_decay, seed=pair.noise_key)
 
-    def init(key: "jax.Array", lane_knobs: Knobs) -> Pair:
-        init_key, noise_key = jax.random.split(key)
-        base = init_state(setup.base.init(init_key), plain)
-        return Pair(base, None, noise_key, lane_knobs)
+    def start(variables: Any, noise_key: "jax.Array", lane_knobs: Knobs) -> Pair:
+        return Pair(init_state(variables, plain), None, noise_key, lane_knobs)
 
     def clone(pair: Pair) -> Pair:
         variables = clone_variables(pair.base.variables, setup.base.wiring, config.factor)
@@ -117,103 +112,105 @@ def make_program(setup: Setup, group: Group) -> Program:
         named |= {f"clone/train_{name}": value for name, value in logs.items()}
         return pair._replace(base=base, clone=cloned), named
 
-    def measure(pair: Pair, images: Any, labels: Any, test_images: Any, test_labels: Any) -> dict[str, "jax.Array"]:
-        inputs, measured = setup.preprocess.inputs(images), {}
-        for name, model, state, clusters in (
-            ("base", setup.base, pair.base, None),
-            ("clone", setup.wide, pair.clone, partition),
-        ):
-            if state is None:
-                continue
-            test = evaluate(model, state.variables, setup.preprocess, test_images, test_labels)
-            measured |= {f"{name}/test_{key}": value for key, value in test.items()}
-            if pair.clone is None:
-                continue
-            for metric, values in symptoms(model, state.variables, inputs, labels, partition=clusters).items():
-                measured |= {f"{name}/{metric}/{site}": value for site, value in values.items()}
-        if pair.clone is not None:
-            base_logits = setup.base.apply(pair.base.variables, inputs)[0]
-            clone_logits = setup.wide.apply(pair.clone.variables, inputs)[0]
-            measured["logit_difference"] = abs(base_logits - clone_logits).max()
-            measured |= confinement(setup, pair.clone.variables, (inputs, labels))
-        return measured
-
-    return Program(init, clone, step, measure)
+    return Program(start, clone, step)
 
 
-def confinement(setup: Setup, variables: Any, batch: Any) -> dict[str, "jax.Array"]:
-    """How far parameters and gradient of the clone are from the manifold: norms of the violating parts, relative.
+class Shared(NamedTuple):
+    """What all groups share, compiled and moved to the device once.
 
-    RE: incoming totals differ inside a cluster; CE: outgoing totals do; BC: anything does (theory 3.1).
+    Attributes:
+        networks: the initialised base network of every seed.
+        noise_keys: of noisy SGD, one a seed.
+        data_keys: of the order of the examples and of all else that is random in a step, one a seed.
+        measure: `make_measure`, for all seeds of one method at once; compiling it is a large part of a short run.
+        train: images and labels.
+        probe: the first of them, on which symptoms are measured.
+        test: images and labels.
     """
+
+    networks: Any
+    noise_keys: "jax.Array"
+    data_keys: "jax.Array"
+    measure: Any
+    train: Any
+    probe: Any
+    test: Any
+
+
+def share(setup: Setup) -> Shared:
+    """Networks, keys and data of all groups: only the seed decides where a method starts and which batches it sees."""
     import jax
+    import jax.numpy as jnp
 
-    from lopjax.cloning import uniform_partition
-    from lopjax.losses import cross_entropy
-    from lopjax.manifolds import cloned_manifold, tangency_residual, tree_norm
+    from experiments.cloning.measurements import make_measure
 
-    params = variables["params"]
-    manifold = cloned_manifold(params, setup.wide.wiring, uniform_partition(setup.wide.wiring, setup.config.factor))
-    assert manifold.normals is not None  # every cloned manifold has them
-    gradient = jax.grad(cross_entropy(setup.wide, variables, batch))(params)
-    size = tree_norm(params)
-    return {
-        "clone/re_residual": tree_norm(manifold.normals.incoming.project(params)) / size,
-        "clone/ce_residual": tree_norm(manifold.normals.outgoing.project(params)) / size,
-        "clone/bc_residual": tangency_residual(manifold, params),
-        "clone/tangency_residual": tangency_residual(manifold, gradient),
-    }
+    def of_seed(seed: "jax.Array") -> tuple[Any, "jax.Array", "jax.Array"]:
+        key, data_key = jax.random.split(jax.random.key(seed, impl="philox4x32"))
+        init_key, noise_key = jax.random.split(key)
+        return setup.base.init(init_key), noise_key, data_key
+
+    data, num_probe = setup.dataset, setup.config.probe_samples
+    train = (jnp.asarray(data.train_images), jnp.asarray(data.train_labels))
+    return Shared(
+        *jax.jit(jax.vmap(of_seed))(jnp.array(setup.config.seeds)),
+        measure=jax.jit(jax.vmap(make_measure(setup), in_axes=(0, 0, None, None))),
+        train=train,
+        probe=(train[0][:num_probe], train[1][:num_probe]),
+        test=(jnp.asarray(data.test_images), jnp.asarray(data.test_labels)),
+    )
 
 
 def run(setup: Setup, folder: "Run", progress: "Progress") -> None:
     """Train every group, recording one line for each lane and record; the run folder holds the result."""
+    shared = share(setup)
     for group in groups(setup.config):
-        run_group(setup, group, folder, progress)
+        run_group(setup, group, shared, folder, progress)
 
 
-def run_group(setup: Setup, group: Group, folder: "Run", progress: "Progress") -> None:
+def run_group(setup: Setup, group: Group, shared: Shared, folder: "Run", progress: "Progress") -> None:
     """Train the lanes of one group: base, clone, then both side by side."""
     import jax
     import jax.numpy as jnp
 
     from lopjax.training import make_chunk
 
-    config, data = setup.config, setup.dataset
+    config = setup.config
+    num_seeds = len(config.seeds)
     program = make_program(setup, group)
     chunk_steps = config.record_every * setup.steps_per_unit
     chunk = make_chunk(program.step, chunk_steps, config.batch_size)
-    measure = jax.jit(jax.vmap(program.measure, in_axes=(0, None, None, None, None)))
-    train = (jnp.asarray(data.train_images), jnp.asarray(data.train_labels))
-    probe = (train[0][: config.probe_samples], train[1][: config.probe_samples])
-    test = (jnp.asarray(data.test_images), jnp.asarray(data.test_labels))
-
-    # Methods see the same initial network and the same batches: only the seed decides the key.
-    keys = jax.vmap(lambda seed: jax.random.key(seed, impl="philox4x32"))(jnp.array([seed for _, seed in group.lanes]))
-    init_keys, data_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
+    lanes_of_method = jax.jit(
+        lambda tree, first: jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, num_seeds), tree)
+    )
+    per_lane = jnp.tile(jnp.arange(num_seeds), len(group.methods))
+    networks, noise_keys, data_keys = jax.tree.map(lambda a: a[per_lane], shared[:3])
     knobs = jax.tree.map(lambda *values: jnp.array(values), *(knobs_of(config, method) for method, _ in group.lanes))
-    pairs = jax.jit(jax.vmap(program.init))(init_keys, knobs)
+    pairs = jax.jit(jax.vmap(program.start))(networks, noise_keys, knobs)
 
     def record(phase: str, steps: int, logs: Any) -> None:
-        values = {**logs, **measure(pairs, *probe, *test)}
-        host = jax.device_get(values)
-        rows = (
-            {"method": method, "seed": seed, "phase": phase, "step": steps, config.unit: steps / setup.steps_per_unit}
-            | {name: float(array[lane]) for name, array in host.items()}
-            for lane, (method, seed) in enumerate(group.lanes)
-        )
+        variables = (pairs.base.variables, None if pairs.clone is None else pairs.clone.variables)
+        logs, rows = jax.device_get(logs), []
+        for first in range(0, len(group.lanes), num_seeds):
+            measured = jax.device_get(shared.measure(*lanes_of_method(variables, first), shared.probe, shared.test))
+            values = {name: array[first : first + num_seeds] for name, array in logs.items()} | measured
+            for lane, (method, seed) in enumerate(group.lanes[first : first + num_seeds]):
+                where = {"method": method, "seed": seed, "phase": phase, "step": steps}
+                where[config.unit] = steps / setup.steps_per_unit
+                rows.append(where | {name: float(array[lane]) for name, array in values.items()})
         folder.append(*rows)
 
     names = ", ".join(group.methods)
     for phase, length in (("base", config.base_length), ("clone", config.clone_length)):
+        progress(f"{phase}: {names}", 0)
         offset = 0
         if phase == "clone":
             offset = config.base_length * setup.steps_per_unit
             pairs = jax.jit(jax.vmap(program.clone))(pairs)
             record("clone", 0, {})
         for start in range(0, length * setup.steps_per_unit, chunk_steps):
-            pairs, logs = chunk(pairs, data_keys, offset + start, *train)
+            pairs, logs = chunk(pairs, data_keys, offset + start, *shared.train)
             record(phase, start + chunk_steps, logs)
-            progress(names, chunk_steps * len(group.lanes))
+            progress(f"{phase}: {names}", chunk_steps * len(group.lanes))
 
 
 def total_steps(setup: Setup) -> int:

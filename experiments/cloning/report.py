@@ -1,5 +1,6 @@
 """What became of the clones: the verdicts of E1, its summary and the table on the terminal."""
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ class Fate(NamedTuple):
     """What became of one clone.
 
     Attributes:
-        verdict: "stayed", "left" or "escaped".
+        verdict: "stayed", "left", "escaped", or "diverged" if the last R² is not a finite number.
         left: first step from which 1 - R² > 1e-3 to the end, at two records at least; None if there is none.
         escaped: first step from which R² < 0.95 to the end; None if there is none.
-        rounding: largest 1 - R² seen: what rounding alone has done to clones that stayed.
+        rounding: largest finite 1 - R² seen: what rounding alone has done to clones that stayed.
     """
 
     verdict: str
@@ -31,15 +32,19 @@ def fate(steps: Any, r2: Any) -> Fate:
     import numpy as np
 
     steps, r2 = np.asarray(steps), np.asarray(r2)
+    lost = 1 - r2
+    rounding = float(np.max(lost, where=np.isfinite(lost), initial=0.0))
+    if not np.isfinite(r2[-1]):
+        return Fate("diverged", None, None, rounding)
 
     def start_of_final_run(holds: Any, at_least: int) -> int | None:
         length = len(holds) if holds.all() else int(holds[::-1].argmin())
         return int(steps[len(steps) - length]) if length >= at_least else None
 
-    left = start_of_final_run(~(1 - r2 <= LEFT), 2)
-    escaped = start_of_final_run(~(r2 >= ESCAPED), 1)
+    left = start_of_final_run(lost > LEFT, 2)
+    escaped = start_of_final_run(r2 < ESCAPED, 1)
     verdict = "escaped" if escaped is not None else "left" if left is not None else "stayed"
-    return Fate(verdict, left, escaped, float(np.max(1 - r2)))
+    return Fate(verdict, left, escaped, rounding)
 
 
 def summarise(data: "RunData") -> list[dict[str, Any]]:
@@ -63,14 +68,12 @@ def summarise(data: "RunData") -> list[dict[str, Any]]:
 
 def table(data: "RunData") -> "Table":
     """The table on the terminal: a row a method, means over its seeds."""
-    import numpy as np
-
     from experiments.terminal import Table
 
     rows = []
     for method in data.config["methods"]:
         seeds = [row for row in data.summary if row["method"] == method]
-        mean = {name: np.mean([row[name] for row in seeds]) for name in seeds[0] if name not in _NOT_NUMBERS}
+        mean = {name: _mean([row[name] for row in seeds]) for name in seeds[0] if name not in _NOT_NUMBERS}
         rows.append(
             (
                 method,
@@ -92,6 +95,11 @@ def table(data: "RunData") -> "Table":
         f"R², effective rank, training loss (nats): means of {len(data.config['seeds'])} seeds at the end"
     )
     return Table(title, columns, rows)
+
+
+def _mean(values: list[float | None]) -> float:
+    """Mean over seeds; not a number if a seed has none (JSON's null)."""
+    return math.nan if None in values else math.fsum(value for value in values if value is not None) / len(values)
 
 
 def _step(steps: list[int | None]) -> str:

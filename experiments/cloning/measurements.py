@@ -1,0 +1,69 @@
+"""What E1 measures at every record, as one pure function of the variables of a base and its clone."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from experiments.cloning.config import Setup
+
+if TYPE_CHECKING:
+    import jax
+
+Measurements = dict[str, "jax.Array"]
+
+
+def make_measure(setup: Setup) -> Callable[[Any, Any, Any, Any], Measurements]:
+    """How one lane is measured.
+
+    Returns:
+        `measure(base, clone, probe, test)`: variables of the base and of the clone (None before cloning: then only the
+        test set is used), images and labels of the probe batch and of the test set.
+    """
+    from lopjax.cloning import uniform_partition
+    from lopjax.probes import symptoms
+    from lopjax.training import evaluate
+
+    partition = uniform_partition(setup.wide.wiring, setup.config.factor)
+
+    def measure(base: Any, clone: Any, probe: Any, test: Any) -> Measurements:
+        inputs, labels = setup.preprocess.inputs(probe[0]), probe[1]
+        networks = [("base", setup.base, base, None)]
+        networks += [] if clone is None else [("clone", setup.wide, clone, partition)]
+        measured = {}
+        for name, model, variables, clusters in networks:
+            values = evaluate(model, variables, setup.preprocess, *test)
+            measured |= {f"{name}/test_{key}": value for key, value in values.items()}
+            if clone is None:
+                continue
+            for metric, sites in symptoms(model, variables, inputs, labels, partition=clusters).items():
+                measured |= {f"{name}/{metric}/{site}": value for site, value in sites.items()}
+        if clone is not None:
+            difference = setup.base.apply(base, inputs)[0] - setup.wide.apply(clone, inputs)[0]
+            measured["logit_difference"] = abs(difference).max()
+            measured |= confinement(setup, clone, (inputs, labels))
+        return measured
+
+    return measure
+
+
+def confinement(setup: Setup, variables: Any, batch: Any) -> dict[str, "jax.Array"]:
+    """How far parameters and gradient of the clone are from the manifold: norms of the violating parts, relative.
+
+    RE: incoming totals differ inside a cluster; CE: outgoing totals do; BC: anything does (theory 3.1).
+    """
+    import jax
+
+    from lopjax.cloning import uniform_partition
+    from lopjax.losses import cross_entropy
+    from lopjax.manifolds import cloned_manifold, tangency_residual, tree_norm
+
+    params = variables["params"]
+    manifold = cloned_manifold(params, setup.wide.wiring, uniform_partition(setup.wide.wiring, setup.config.factor))
+    assert manifold.normals is not None  # every cloned manifold has them
+    gradient = jax.grad(cross_entropy(setup.wide, variables, batch))(params)
+    size = tree_norm(params)
+    return {
+        "clone/re_residual": tree_norm(manifold.normals.incoming.project(params)) / size,
+        "clone/ce_residual": tree_norm(manifold.normals.outgoing.project(params)) / size,
+        "clone/bc_residual": tangency_residual(manifold, params),
+        "clone/tangency_residual": tangency_residual(manifold, gradient),
+    }
