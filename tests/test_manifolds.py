@@ -84,17 +84,22 @@ def dense(project, params):
 
 
 def data(shape, classes, samples=12, seed=1):
-    inputs = jax.random.normal(jax.random.key(seed), (samples, *shape))
+    inputs = jnp.asarray(np.random.default_rng(seed).normal(size=(samples, *shape)))
     return inputs, jnp.arange(samples) % classes
 
 
-def perturbed(params, path=("hidden_0", "kernel"), amount=0.1):
+def perturbed(params, path=("hidden_0", "kernel"), amount=0.5):
     module, name = path
     return {**params, module: {**params[module], name: params[module][name].at[..., 0].add(amount)}}
 
 
-def initial(model, key):
-    return jax.jit(model.init)(key)
+def initial(model, seed):
+    """Random variables by numpy: compiling an initialisation takes longer than everything else here."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    drawn = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-0.6, 0.6, leaf.shape)), shapes)
+    statistics = jax.tree.map(lambda leaf: 1 + leaf**2, drawn.get("batch_stats", {}))
+    return {**drawn, "batch_stats": statistics}
 
 
 def gradient_of(model, variables, batch, train=False):
@@ -111,13 +116,13 @@ def _gradients(model, train):
 # --- Tangency of gradients -----------------------------------------------------------------------------------------
 
 CASES = [(name, "none", 2) for name in ACTIVATIONS]
-CASES += [("tanh", "none", 3), ("tanh", "batch", 2), ("relu", "layer", 3)]
+CASES += [("tanh", "none", 3), ("tanh", "batch", 2), ("gelu", "layer", 3)]
 
 
 @pytest.mark.parametrize(("activation", "norm", "factor"), CASES)
 def test_gradients_are_tangent_at_cloned_networks_and_only_there(x64, activation, norm, factor):
     base = mlp((5,), (4, 3), 3, activation=activation, norm=norm)
-    variables = clone_variables(initial(base, jax.random.key(0)), base.wiring, factor)
+    variables = clone_variables(initial(base, 0), base.wiring, factor)
     wide = base.resize({"hidden_0": 4 * factor, "hidden_1": 3 * factor})
     partition = uniform_partition(wide.wiring, factor)
     params, batch = variables["params"], data((5,), 3)
@@ -139,11 +144,11 @@ def test_gradients_are_tangent_at_cloned_networks_and_only_there(x64, activation
 )
 def test_gradients_are_tangent_at_cloned_convolutions_and_attention(x64, build, shape):
     base = build()
-    variables = clone_variables(initial(base, jax.random.key(0)), base.wiring, 2)
+    variables = clone_variables(initial(base, 0), base.wiring, 2)
     wide = base.resize({space: 2 * base.wiring.size(space) for space in base.wiring.cloneable})
     leaf = cloned_manifold(variables["params"], wide.wiring, uniform_partition(wide.wiring, 2))
     assert tangency_residual(leaf, gradient_of(wide, variables, data(shape, 3))) <= 1e-14
-    fresh = initial(wide, jax.random.key(1))
+    fresh = initial(wide, 1)
     assert tangency_residual(leaf, gradient_of(wide, fresh, data(shape, 3))) > 1e-3
 
 
@@ -151,7 +156,7 @@ def test_gradients_are_tangent_at_cloned_convolutions_and_attention(x64, build, 
 def test_gradients_are_tangent_on_v_with_unequal_clusters(x64, norm):
     model = mlp((4,), (6, 5), 3, activation="tanh", norm=norm)
     # Layer norm amplifies rounding where large gauge parts cancel.
-    params = v_point(initial(model, jax.random.key(3))["params"], model.wiring, UNEQUAL, scale=0.5)
+    params = v_point(initial(model, 3)["params"], model.wiring, UNEQUAL, scale=0.5)
     leaf = cloned_manifold(params, model.wiring, UNEQUAL)
     assert distance(leaf, jax.tree.map(jnp.zeros_like, params)) > 0.1  # not block-constant: a leaf apart from BC
     gradient = gradient_of(model, {"params": params}, data((4,), 3))
@@ -162,7 +167,7 @@ def test_gradients_are_tangent_on_v_with_unequal_clusters(x64, norm):
 
 def test_gradient_descent_stays_on_the_leaf_and_noise_does_not(x64):
     model = mlp((4,), (6, 5), 3, activation="tanh")
-    start = v_point(initial(model, jax.random.key(3))["params"], model.wiring, UNEQUAL)
+    start = v_point(initial(model, 3)["params"], model.wiring, UNEQUAL)
     leaf = cloned_manifold(start, model.wiring, UNEQUAL)
 
     @jax.jit
@@ -182,12 +187,9 @@ def test_gradient_descent_stays_on_the_leaf_and_noise_does_not(x64):
 
 PLACES = {
     ("params", "plain"): (In("a"), Out("b")),
-    ("params", "offset"): (None, In("b"), Out("a")),
     ("params", "bias"): (Out("b"),),
     ("params", "heads"): (In("a"), Out("c"), None),
     ("params", "merge"): (In("c"), In("b"), Out("a")),
-    ("params", "embed"): (In("input"), Out("a")),
-    ("params", "head"): (In("a"), Out("output")),
 }
 
 
@@ -195,15 +197,15 @@ def clusterings(size):
     return st.lists(st.integers(0, 2), min_size=size, max_size=size).map(tuple)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     ids=st.tuples(clusterings(3), clusterings(4), clusterings(2)), cluster=st.integers(0, 2), seed=st.integers(0, 99)
 )
 def test_projectors_are_those_of_the_kronecker_oracle(ids, cluster, seed):
     partition = dict(zip("abc", ids))
-    sizes = {"a": 3, "b": 4, "c": 2, "input": 2, "output": 2, None: 2}
+    sizes = {"a": 3, "b": 4, "c": 2, None: 2}
     shapes = {path: tuple(sizes[axis and axis.space] for axis in axes) for path, axes in PLACES.items()}
-    site_of = {"plain": "b", "bias": "b", "offset": "a"}
+    site_of = {"plain": "b", "bias": "b", "merge": "a"}
     labels = {path: Label(axes, site=site_of.get(path[1])) for path, axes in PLACES.items()}
     wiring = build_wiring(labels, shapes, {"a": Site("a", "relu"), "b": Site("b", "relu")})
     with jax.enable_x64(True):
@@ -214,7 +216,13 @@ def test_projectors_are_those_of_the_kronecker_oracle(ids, cluster, seed):
         both = intersection(leaf, dead)
         normals, kept = leaf.normals, both.normals
         projects = (leaf.project, v.project, *(n.project for n in normals), dead.project, both.project)
-        matrices = [dense(project, params) for project in (*projects, *(n.project for n in kept))]
+        flat, unravel = ravel_pytree(params)
+
+        @jax.jit
+        def columns(row):
+            return [ravel_pytree(project(unravel(row)))[0] for project in (*projects, *(n.project for n in kept))]
+
+        matrices = [np.asarray(matrix).T for matrix in jax.vmap(columns)(jnp.eye(flat.size))]
     order = sorted(PLACES)  # the order of leaves in a dict
     blocks = [kron_pieces(PLACES[path], shapes[path], partition) for path in order]
     bc, incoming, outgoing, gauge = (block_diagonal([block[index] for block in blocks]) for index in range(4))
@@ -240,20 +248,15 @@ def _kept(path, shape, frozen):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("ids", [(0, 0, 0, 1, 1, 1), (0, 1, 0, 2, 1, 0), (0,) * 6, (5, 5, 9, 9, 7, 7)])
 def test_block_constant_arrays_come_back_bit_for_bit(x64, dtype, ids):
-    rng = np.random.default_rng(0)
+    rng, clusters = np.random.default_rng(0), make_clusters(ids)
     _, label = np.unique(ids, return_inverse=True)
-    for axis in (0, 1, 2):
-        shape = [2, 3, 2]
-        shape[axis] = 6
-        constant = jnp.asarray(np.take(rng.normal(size=shape), label, axis=axis), dtype)
-        assert jnp.array_equal(cluster_mean(constant, axis, make_clusters(ids)), constant)
-        spread = jnp.asarray(rng.normal(size=shape), dtype)
-        expected = np.moveaxis(np.tensordot(averaging(ids), np.asarray(spread, np.float64), (1, axis)), 0, axis)
-        np.testing.assert_allclose(
-            np.asarray(cluster_mean(spread, axis, make_clusters(ids)), np.float64),
-            expected,
-            atol=8 * jnp.finfo(dtype).eps,
-        )
+    means = jax.jit(lambda array: (cluster_mean(array, 0, clusters), cluster_mean(array, 1, clusters)))
+    constant = jnp.asarray(rng.normal(size=(6, 6))[label][:, label], dtype)
+    assert all(jnp.array_equal(mean, constant) for mean in means(constant))
+    spread = jnp.asarray(rng.normal(size=(6, 6)), dtype)
+    P, exact = averaging(ids), np.asarray(spread, np.float64)
+    for mean, expected in zip(means(spread), (P @ exact, exact @ P), strict=True):
+        np.testing.assert_allclose(np.asarray(mean, np.float64), expected, atol=8 * jnp.finfo(dtype).eps)
 
 
 def test_long_runs_take_the_general_road(x64):
@@ -270,7 +273,7 @@ def test_long_runs_take_the_general_road(x64):
 @pytest.fixture
 def leaf(x64):
     model = mlp((4,), (6, 5), 3, activation="tanh")
-    params = v_point(initial(model, jax.random.key(3))["params"], model.wiring, UNEQUAL)
+    params = v_point(initial(model, 3)["params"], model.wiring, UNEQUAL)
     return cloned_manifold(params, model.wiring, UNEQUAL)
 
 
@@ -331,7 +334,7 @@ def test_random_normal_vectors_are_isotropic(leaf):
 
 def test_gradients_are_tangent_where_units_are_dead_and_only_there(x64):
     model = mlp((4,), (6, 5), 3)
-    params = initial(model, jax.random.key(0))["params"]
+    params = initial(model, 0)["params"]
     bias = params["hidden_0"]["bias"].at[jnp.array([1, 4])].set(-50.0)
     dead = {**params, "hidden_0": {**params["hidden_0"], "bias": bias}}
     manifold = frozen_manifold(dead, model.wiring, {"hidden_0": [1, 4]})
@@ -347,7 +350,7 @@ def test_gradients_are_tangent_where_units_are_dead_and_only_there(x64):
 
 def test_frozen_clones_stay_on_the_intersection(x64):
     model = mlp((4,), (6, 5), 3)
-    params = v_point(initial(model, jax.random.key(3))["params"], model.wiring, UNEQUAL)
+    params = v_point(initial(model, 3)["params"], model.wiring, UNEQUAL)
     bias = params["hidden_0"]["bias"].at[jnp.array([0, 2])].set(-50.0)
     params = {**params, "hidden_0": {**params["hidden_0"], "bias": bias}}
     cloned = cloned_manifold(params, model.wiring, UNEQUAL)
@@ -394,7 +397,7 @@ def test_level_set_of_a_sphere_and_its_centre(x64):
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 def test_conserved_quantities_of_homogeneous_units(x64, activation):
     model = mlp((4,), (6, 5), 3, activation=activation)
-    params = initial(model, jax.random.key(0))["params"]
+    params = initial(model, 0)["params"]
     batch = data((4,), 3)
     conserved = homogeneous_conserved(model.wiring)
     gradient = gradient_of(model, {"params": params}, batch)
@@ -438,7 +441,7 @@ def codimension_of(params):
 )
 def test_partitions_that_do_not_fit_are_refused(unchecked, partition, message):
     model = mlp((4,), (6, 5), 3)
-    params = initial(model, jax.random.key(0))["params"]
+    params = initial(model, 0)["params"]
     with pytest.raises(ValueError, match=message):
         cloned_manifold(params, model.wiring, partition)
 
@@ -456,12 +459,12 @@ def test_partitions_that_do_not_fit_are_refused(unchecked, partition, message):
 def test_frozen_units_that_do_not_exist_are_refused(unchecked, frozen, message):
     model = mlp((4,), (6, 5), 3)
     with pytest.raises(ValueError, match=message):
-        frozen_manifold(initial(model, jax.random.key(0))["params"], model.wiring, frozen)
+        frozen_manifold(initial(model, 0)["params"], model.wiring, frozen)
 
 
 def test_a_space_with_several_sites_must_be_frozen_by_site(x64):
     model = vit((4, 4, 1), 3, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.5, activation="relu")
-    params = initial(model, jax.random.key(0))["params"]
+    params = initial(model, 0)["params"]
     with pytest.raises(ValueError, match=r"'width' is written at 3 sites \['embedding'"):
         frozen_manifold(params, model.wiring, {"width": [0]})
     one = frozen_manifold(params, model.wiring, {"block_0": [0]})
@@ -470,7 +473,7 @@ def test_a_space_with_several_sites_must_be_frozen_by_site(x64):
 
 def test_other_bad_input(unchecked, leaf):
     wiring = leaf.structure.wiring
-    other = initial(mlp((4,), (6,), 3), jax.random.key(0))["params"]
+    other = initial(mlp((4,), (6,), 3), 0)["params"]
     with pytest.raises(ValueError, match="does not match the wiring"):
         cloned_manifold(other, wiring, {})
     with pytest.raises(ValueError, match="space='W'"):
