@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +158,8 @@ def certify_cloned(
     gradients, sites, tangency = {}, {}, None
     if batch is not None:
         leaf = cloned_manifold(params, wiring, partition)
-        gradient, sites, taps = _signals(model, variables, clusters, batch, loss, train)
+        gradient, backward, taps = _run(model.apply, loss, train, variables, batch)
+        sites = _signal_residuals(clusters, taps, backward)
         data_tolerance = max(tolerance, signal_tolerance(params, wiring, taps))
         tangency = float(tangency_residual(leaf, gradient))
         gradients = _gradient_shares(leaf, gradient)
@@ -210,37 +212,40 @@ def _to_unit_norm(array: jax.Array) -> jax.Array:
     return array / jnp.where(norm > 0, norm, 1)
 
 
-def _signals(
-    model: Model,
-    variables: Variables,
-    clusters: Mapping[str, Clusters],
-    batch: Batch,
+# Compiled once per model, not once per certificate.
+@partial(jax.jit, static_argnames=("apply", "loss", "train"))
+def _run(
+    apply: Callable[..., tuple],
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     train: bool,
-) -> tuple[Params, dict[str, SignalResiduals], Taps]:
-    """Gradient of the loss, spread of activations and backward signals inside clusters, and the activations."""
+    variables: Variables,
+    batch: Batch,
+) -> tuple[Params, Taps, Taps]:
+    """Gradient, backward signals and activations on a batch."""
     inputs, labels = batch
 
-    def objective(params: Params, shifts: Mapping[str, Tap]) -> tuple[jax.Array, Any]:
+    def objective(params: Params, shifts: Mapping[str, Tap]) -> tuple[jax.Array, Taps]:
         state = {**variables, "params": params}
-        logits, _, taps = model.apply(state, inputs, train=train, perturbations=shifts, dropout_rate=0.0)
+        logits, _, taps = apply(state, inputs, train=train, perturbations=shifts, dropout_rate=0.0)
         return loss(logits, labels), taps
 
-    shapes = jax.eval_shape(lambda: model.apply(variables, inputs, train=train, dropout_rate=0.0)[2])
+    shapes = jax.eval_shape(lambda: apply(variables, inputs, train=train, dropout_rate=0.0)[2])
     shifts = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (gradient, backward), taps = jax.grad(objective, argnums=(0, 1), has_aux=True)(variables["params"], shifts)
+    return gradient, backward, taps
 
+
+def _signal_residuals(clusters: Mapping[str, Clusters], taps: Taps, backward: Taps) -> dict[str, SignalResiduals]:
     def spread(signal: jax.Array, space: str) -> float:
         within = signal - cluster_mean(signal, signal.ndim - 1, clusters[space])
         norm = tree_norm(signal)
         return float(tree_norm(within) / jnp.where(norm > 0, norm, 1))
 
-    sites = {
+    return {
         site: SignalResiduals(spread(tap.post, tap.space), spread(backward[site].pre, tap.space))
         for site, tap in taps.items()
         if tap.space in clusters
     }
-    return gradient, sites, taps
 
 
 def _gradient_shares(leaf: Manifold, gradient: Params) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -166,7 +167,10 @@ def certify_frozen(
     if not frozen:
         raise ValueError("frozen_units names no unit: give indices per site")
     _check_box(input_box, batch)
-    seen = None if batch is None else _run(model, variables, batch, loss, train)
+    seen = None
+    if batch is not None:
+        taps, gradient = _run(model.apply, loss, train, variables, batch)
+        seen = _OnBatch(taps, gradient, batch[0])
     if tolerance is None:
         tolerance = signal_tolerance(params, wiring, _tap_shapes(model, variables, batch, input_box))
     notes, units = [], []
@@ -211,17 +215,23 @@ def _tap_shapes(
     return jax.eval_shape(lambda: model.apply(variables, inputs, dropout_rate=0.0)[2])
 
 
+# Compiled once per model, not once per certificate.
+@partial(jax.jit, static_argnames=("apply", "loss", "train"))
 def _run(
-    model: Model, variables: Variables, batch: Batch, loss: Callable[[jax.Array, jax.Array], jax.Array], train: bool
-) -> _OnBatch:
-    inputs, labels = batch
+    apply: Callable[..., tuple],
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    train: bool,
+    variables: Variables,
+    batch: Batch,
+) -> tuple[dict[str, Tap], Params]:
+    """Taps and gradient on a batch."""
 
     def objective(params: Params) -> tuple[jax.Array, dict[str, Tap]]:
-        logits, _, taps = model.apply({**variables, "params": params}, inputs, train=train, dropout_rate=0.0)
-        return loss(logits, labels), taps
+        logits, _, taps = apply({**variables, "params": params}, batch[0], train=train, dropout_rate=0.0)
+        return loss(logits, batch[1]), taps
 
     gradient, taps = jax.grad(objective, has_aux=True)(variables["params"])
-    return _OnBatch(taps, gradient, inputs)
+    return taps, gradient
 
 
 def _gather(
