@@ -31,7 +31,9 @@ GOOD, CONTROL = Row("claim", 0.5, 1.0), Row("control", 2.0, 1.0, control=True)
     ("rows", "reason"),
     [
         ([GOOD], "no control"),
-        ([CONTROL], "nothing was measured"),
+        ([CONTROL], "nothing was claimed"),
+        ([CONTROL, Row("finding", 0.5)], "nothing was claimed"),
+        ([GOOD, CONTROL, Row("finding", math.nan)], "finding: out of bound"),
         ([Row("claim", 2.0, 1.0), CONTROL], "claim: out of bound"),
         ([Row("claim", 0.5, 1.0, ">="), CONTROL], "claim: out of bound"),
         ([GOOD, Row("control", 0.5, 1.0, control=True)], "control kept its bound"),

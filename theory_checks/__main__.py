@@ -1,8 +1,6 @@
 """Run the checks: `python -m theory_checks [--full] [--only NAME] [--out DIR]`. Exit status 1 if one fails."""
 
-import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +21,8 @@ class Arguments:
     """Name of one check, or of a theorem file for all of its checks."""
     out: Path = Path("runs/theory_checks")
     """Folder of results.json and of one figure a theorem."""
+    write_docs: bool = False
+    """Write docs/theory too: results.json, a page for each theorem, the index. With --only the rest stays as it is."""
 
 
 def main() -> int:
@@ -34,6 +34,7 @@ def main() -> int:
     import jax
 
     jax.config.update("jax_enable_x64", True)
+    from theory_checks import pages
     from theory_checks.check import all_checks, judge, select
 
     try:
@@ -45,11 +46,15 @@ def main() -> int:
     verdicts = [judge(check, size) for check in checks]
     print_table(verdicts)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out / "results.json", verdicts, size)
+    records = [pages.record(verdict, size) for verdict in verdicts]
+    pages.write_records(arguments.out / "results.json", records)
     written = [arguments.out / "results.json"]
     for theorem in dict.fromkeys(verdict.check.name.split(".")[0] for verdict in verdicts):
         chosen = [verdict for verdict in verdicts if verdict.check.name.startswith(f"{theorem}.")]
         written += draw(arguments.out / theorem, chosen)
+    if arguments.write_docs:
+        known = pages.read_records(pages.FOLDER / "results.json")
+        written += pages.write_pages(pages.FOLDER, pages.merged(known, records, [check.name for check in all_checks()]))
     for path in written:
         print(f"  {path}")
     return 0 if all(verdict.holds for verdict in verdicts) else 1
@@ -60,6 +65,8 @@ def print_table(verdicts: "Sequence[Verdict]") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from theory_checks.check import describe
+
     table = Table(header_style="bold")
     table.add_column("theorem", no_wrap=True)
     table.add_column("what was measured", overflow="fold")
@@ -69,13 +76,10 @@ def print_table(verdicts: "Sequence[Verdict]") -> None:
         if not verdict.rows:
             table.add_row(verdict.check.name, "nothing: it raised", "", "", "[red]FAILED[/]")
         for index, row in enumerate(verdict.rows):
-            text = "as claimed" if row.is_as_claimed else "FAILED"
-            if row.control:
-                text = "misses, as it must" if row.is_as_claimed else "FAILED: control"
+            what, bound, text = describe(row)
             color = "green" if row.is_as_claimed else "red"
             name = verdict.check.name if index == 0 else ""
-            what = f"control: {row.what}" if row.control else row.what
-            table.add_row(name, what, f"{row.value:.4g}", f"{row.sense} {row.bound:.4g}", f"[{color}]{text}[/]")
+            table.add_row(name, what, f"{row.value:.4g}", bound, f"[{color}]{text}[/]")
         table.add_section()
     console = Console()
     if not console.is_terminal:
@@ -87,31 +91,13 @@ def print_table(verdicts: "Sequence[Verdict]") -> None:
     console.print(f"{len(verdicts) - len(failed)} of {len(verdicts)} checks hold")
 
 
-def write_json(path: Path, verdicts: "Sequence[Verdict]", size: "Size") -> None:
-    """Write every row; to a temporary name first, so that a reader never sees half a file."""
-    content = [
-        {
-            "name": verdict.check.name,
-            "statement": verdict.check.statement,
-            "source": verdict.check.source,
-            "holds": verdict.holds,
-            "reason": verdict.reason,
-            "rows": [{**row._asdict(), "as_claimed": row.is_as_claimed} for row in verdict.rows],
-        }
-        for verdict in verdicts
-    ]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"size": size, "checks": content}, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
 def draw(path: Path, verdicts: "Sequence[Verdict]") -> list[Path]:
     """Draw how far every row of a theorem is from its bound, in decades, as PNG and PDF; return their paths."""
     import matplotlib as mpl
     import numpy as np
     from matplotlib.figure import Figure
 
-    rows = [(verdict.check.name, row) for verdict in verdicts for row in verdict.rows]
+    rows = [(verdict.check.name, row) for verdict in verdicts for row in verdict.rows if row.bound is not None]
     with mpl.rc_context({"font.size": 8, "pdf.fonttype": 42}):
         figure = Figure(figsize=(8, 1.2 + 0.2 * len(rows)), layout="constrained")
         axes = figure.subplots()
@@ -120,7 +106,7 @@ def draw(path: Path, verdicts: "Sequence[Verdict]") -> list[Path]:
             (True, "#D55E00", "s", "control: must lie right"),
         ):
             chosen = [(i, row) for i, (_, row) in enumerate(rows) if row.control == control]
-            margins = [decades(row.value, row.bound, row.sense) for _, row in chosen]
+            margins = [decades(row.value, row.bound or 0.0, row.sense) for _, row in chosen]
             axes.plot(margins, [i for i, _ in chosen], marker, color=color, label=label, markersize=5)
         axes.axvline(0, color="0.3", linewidth=1)
         axes.set_yticks(np.arange(len(rows)), [f"{name.split('.', 1)[1]}: {row.what}" for name, row in rows])

@@ -17,26 +17,38 @@ class Row(NamedTuple):
     Attributes:
         what: what was measured.
         value: the number.
-        bound: what it is held against.
+        bound: what it is held against; `None` for a finding, a number that is reported and not judged.
         sense: "<=" or ">=": how a value that supports the theorem lies to the bound.
         control: the value belongs to a case for which the theorem must fail: it has to miss the bound.
     """
 
     what: str
     value: float
-    bound: float
+    bound: float | None = None
     sense: Literal["<=", ">="] = "<="
     control: bool = False
 
     @property
     def is_within(self) -> bool:
-        """Whether the value keeps its bound; a NaN never does."""
+        """Whether the value keeps its bound; a NaN never does, a finding has none to miss."""
+        if self.bound is None:
+            return not math.isnan(self.value)
         return self.value <= self.bound if self.sense == "<=" else self.value >= self.bound
 
     @property
     def is_as_claimed(self) -> bool:
         """Whether the row supports the theorem; a control does by missing the bound, a number that is NaN never."""
         return not math.isnan(self.value) and self.is_within != self.control
+
+
+def describe(row: Row) -> tuple[str, str, str]:
+    """What was measured, its bound and its verdict, in words."""
+    if row.bound is None:
+        return f"finding: {row.what}", "", "measured" if row.is_as_claimed else "FAILED"
+    bound = f"{row.sense} {row.bound:.3g}"
+    if row.control:
+        return f"control: {row.what}", bound, "misses, as it must" if row.is_as_claimed else "FAILED: control"
+    return row.what, bound, "as claimed" if row.is_as_claimed else "FAILED"
 
 
 @dataclass(frozen=True)
@@ -48,12 +60,14 @@ class Check:
         statement: one sentence, as a reader would want it said.
         source: where the statement comes from (arXiv number and section, or a classical reference).
         run: a pure function of the size; float64 is on when it is called.
+        consequence: what follows for someone who trains networks, in plain words.
     """
 
     name: str
     statement: str
     source: str
     run: Callable[[Size], Sequence[Row]]
+    consequence: str = ""
 
 
 class Verdict(NamedTuple):
@@ -71,12 +85,15 @@ def judge(check: Check, size: Size) -> Verdict:
         measured = check.run(size)
     except Exception as error:  # The other checks still run, and this one has failed.
         return Verdict(check, (), False, f"{type(error).__name__}: {error}")
-    rows = tuple(Row(row.what, float(row.value), float(row.bound), row.sense, row.control) for row in measured)
+    rows = tuple(
+        Row(row.what, float(row.value), None if row.bound is None else float(row.bound), row.sense, row.control)
+        for row in measured
+    )
     wrong = [row for row in rows if not row.is_as_claimed]
-    if not any(row.control for row in rows):
+    if not any(row.control and row.bound is not None for row in rows):
         return Verdict(check, rows, False, "no control: nothing shows that the measurement could fail")
-    if not any(not row.control for row in rows):
-        return Verdict(check, rows, False, "only controls: nothing was measured")
+    if all(row.control or row.bound is None for row in rows):
+        return Verdict(check, rows, False, "only controls and findings: nothing was claimed")
     if wrong:
         kinds = ("control kept its bound" if row.control and row.is_within else "out of bound" for row in wrong)
         return Verdict(check, rows, False, "; ".join(f"{row.what}: {kind}" for row, kind in zip(wrong, kinds)))

@@ -1,8 +1,9 @@
 """Cloned units.
 
 Units that receive the same totals from every cluster of sources (RE) and send the same totals to every cluster of
-targets (CE) stay clones of each other under gradient descent, on any data, in any architecture. V is the linear space of
-all such parameters; its block-constant points (BC) are the ones with *equal* weights.
+targets (CE) stay clones of each other under gradient descent, on any data, in any architecture. V is the linear space
+of all such parameters; its block-constant points (BC) are the ones with *equal* weights. The leaf of a point W of V is
+W + BC: clones keep the differences that they have, and add equal changes.
 """
 
 from functools import cache, partial
@@ -15,7 +16,6 @@ import numpy as np
 from lopjax.cloning import clone_variables, widen
 from lopjax.losses import mean_cross_entropy
 from lopjax.model import Model, Taps, Variables
-from lopjax.probes import observe
 from theory_checks.architectures import Architecture, architectures, random_batches, random_variables
 from theory_checks.check import Check, Row, Size
 from theory_checks.clusters import Points, cloned_points, departure, spread, unequal_partition
@@ -73,3 +73,101 @@ def measure(architecture: Architecture, size: Size) -> dict[str, Residuals]:
         name: Residuals(*np.max([at(point, batch) for batch in range(len(batches[0]))], axis=0))
         for point, name in enumerate(Points._fields)
     }
+
+
+@cache
+def _table(size: Size) -> dict[str, dict[str, Residuals]]:
+    return {name: measure(architecture, size) for name, architecture in architectures(size).items()}
+
+
+def largest(table: dict[str, dict[str, Residuals]], name: str, points: str, field: str) -> float:
+    """Of an architecture, over the points named."""
+    return max(getattr(table[name][point], field) for point in points.split())
+
+
+def least(table: dict[str, dict[str, Residuals]], point: str, field: str) -> float:
+    """Of all architectures, at one point."""
+    return min(getattr(found[point], field) for found in table.values())
+
+
+def check_tangency(size: Size) -> list[Row]:
+    """Share of the gradient that leaves the leaf, at points of BC and of V with unequal clusters."""
+    table = _table(size)
+    return [
+        *(Row(f"{name}: at BC and V", largest(table, name, "bc v", "gradient"), ROUNDING) for name in table),
+        Row("RE without CE: least of all", least(table, "re", "gradient"), SIGNAL, control=True),
+        Row("no clones: least of all", least(table, "off", "gradient"), SIGNAL, control=True),
+    ]
+
+
+def check_forward(size: Size) -> list[Row]:
+    """Differences of activations inside clusters, at every site."""
+    table = _table(size)
+    return [
+        *(Row(f"{name}: at BC, V, RE", largest(table, name, "bc v re", "forward"), ROUNDING) for name in table),
+        Row("no clones: least of all", least(table, "off", "forward"), SIGNAL, control=True),
+    ]
+
+
+def check_backward(size: Size) -> list[Row]:
+    """Differences of backward signals inside clusters, at every site."""
+    table = _table(size)
+    return [
+        *(Row(f"{name}: at BC and V", largest(table, name, "bc v", "backward"), ROUNDING) for name in table),
+        Row("RE without CE: least of all", least(table, "re", "backward"), SIGNAL, control=True),
+        Row("no clones: least of all", least(table, "off", "backward"), SIGNAL, control=True),
+    ]
+
+
+def check_same_function(size: Size) -> list[Row]:
+    """Logits of a cloned network minus those of its base, and what they are without the division by n."""
+    rows, undivided = [], []
+    for name in ("mlp, tanh, batch norm", "cnn, relu", "vit, gelu, layer norm"):
+        architecture = architectures(size)[name]
+        base = architecture.build()
+        variables = random_variables(base)
+        inputs = random_batches(architecture.input_shape, 1)[0][0]
+        logits = jax.jit(base.apply)(variables, inputs)[0]
+        wide_apply = jax.jit(widen(base, 3).apply)
+        clones = clone_variables(variables, base.wiring, 3)
+        repeated = base.wiring.map(lambda label, leaf: leaf * 3 ** len(label.reads()), clones)
+
+        def error(state: Variables, apply=wide_apply, inputs=inputs, logits=logits) -> float:
+            return float(jnp.linalg.norm(apply(state, inputs)[0] - logits) / jnp.linalg.norm(logits))
+
+        rows.append(Row(f"{name}, 3 clones a unit", error(clones), ROUNDING))
+        undivided.append(error(repeated))
+    return [*rows, Row("repeated without dividing: least of all", min(undivided), SIGNAL, control=True)]
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "cloning.same_function",
+        "Units repeated n times, with weights divided by n along input axes, compute what the base network does.",
+        f"{PAPER}, section 4",
+        check_same_function,
+        "A trained network can be widened without changing its outputs; the question is what training does next.",
+    ),
+    Check(
+        "cloning.forward",
+        "On RE all units of a cluster have the same activations, on every input.",
+        f"{PAPER}, proposition 4.1 and appendix A.2",
+        check_forward,
+        "Duplicate units cost memory and time and add no feature; equal *totals* are enough, weights may differ.",
+    ),
+    Check(
+        "cloning.backward",
+        "On V all units of a cluster also receive the same backward signals; RE alone is not enough.",
+        f"{PAPER}, proposition 4.1 and appendix A.2",
+        check_backward,
+        "To free clones break what they send (outgoing totals): then their gradients differ at the next step.",
+    ),
+    Check(
+        "cloning.tangency",
+        "On V the gradient of every loss on every batch is block-constant: tangent to the leaf W + BC.",
+        f"{PAPER}, proposition 4.1; unequal clusters, norms and attention: this library",
+        check_tangency,
+        "No data and no labels give clones different gradients: a new task alone does not bring plasticity back.",
+    ),
+)
+"""In the order of the proof."""
