@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lopjax.activations import activation as activation_function
@@ -17,6 +18,8 @@ from lopjax.wiring import In, Label, Wiring
 
 MONOTONE = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "selu", "identity", "erf", "softplus", "exp")
 """Non-decreasing activations: an interval maps to the interval of its ends."""
+
+NON_NEGATIVE = ("relu", "sigmoid", "softplus", "exp")
 
 
 class PlainLayer(NamedTuple):
@@ -113,6 +116,20 @@ def joint_margin(
     """
     sources = (weight_norms + parameter_change) * source_change
     return jnp.min(-pre - parameter_change * norms[:, None] - sources, axis=0)
+
+
+def dead_by_sign(layer: PlainLayer, wiring: Wiring, input_box: tuple[jax.Array, jax.Array] | None) -> np.ndarray:
+    """Which units are dead by signs alone, whatever the data and the weights upstream: h_prev >= 0, w <= 0, b < 0.
+
+    A network input counts as non-negative if `input_box` says so.
+    """
+    source = layer.label.source
+    if source in dict(wiring.sites):
+        reads_non_negative = wiring.site(source).activation in NON_NEGATIVE
+    else:
+        reads_non_negative = input_box is not None and bool((np.asarray(input_box[0]) >= 0).all())
+    weights, bias = np.asarray(layer.kernel).reshape(-1, layer.kernel.shape[-1]), np.asarray(layer.bias)
+    return reads_non_negative & (weights <= 0).all(axis=0) & (bias < 0)
 
 
 def interval_bounds(

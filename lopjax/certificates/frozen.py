@@ -13,6 +13,7 @@ from lopjax.activations import activation as activation_function
 from lopjax.certificates.dead_units import (
     PlainLayer,
     apply_layer,
+    dead_by_sign,
     interval_bounds,
     plain_layer,
     revival_radius,
@@ -25,7 +26,6 @@ from lopjax.manifolds import FrozenUnits, resolve_frozen_units, tree_norm
 from lopjax.model import Model, Params, Tap, Taps, Variables, samples_by_units
 from lopjax.wiring import Out, Wiring
 
-NON_NEGATIVE = ("relu", "sigmoid", "softplus", "exp")
 SATURATING = ("tanh", "sigmoid", "elu", "selu", "softplus", "erf", "gelu", "silu")
 
 
@@ -247,7 +247,7 @@ def _gather(
     largest = activity = slope = radius = source_radius = gradient = upper = None
     by_sign = np.zeros(len(size), bool)
     if layer is not None:
-        by_sign = _dead_by_sign(layer, wiring, input_box)
+        by_sign = dead_by_sign(layer, wiring, input_box)
     if input_box is not None:
         upper = np.asarray(interval_bounds(params, wiring, site, input_box, limit)[1]).reshape(-1, len(size)).max(0)
     if seen is not None:
@@ -275,16 +275,6 @@ def _incoming_norms(tree: Params, wiring: Wiring, site: str) -> np.ndarray:
             rows = np.moveaxis(np.asarray(leaf, np.float64), label.axes.index(Out(space)), -1)
             squares += np.square(rows).reshape(-1, len(squares)).sum(axis=0)
     return np.sqrt(squares)
-
-
-def _dead_by_sign(layer: PlainLayer, wiring: Wiring, input_box: tuple[jax.Array, jax.Array] | None) -> np.ndarray:
-    source = layer.label.source
-    if source in dict(wiring.sites):
-        reads_non_negative = wiring.site(source).activation in NON_NEGATIVE
-    else:
-        reads_non_negative = input_box is not None and bool((np.asarray(input_box[0]) >= 0).all())
-    weights, bias = np.asarray(layer.kernel).reshape(-1, layer.kernel.shape[-1]), np.asarray(layer.bias)
-    return reads_non_negative & (weights <= 0).all(axis=0) & (bias < 0)
 
 
 def _checked_norms(layer: PlainLayer, wiring: Wiring, site: str, seen: _OnBatch, limit: float) -> jax.Array:
