@@ -62,7 +62,8 @@ def save(figure: "Figure", path: Path) -> tuple[Path, Path]:
     """Write `path.png` and `path.pdf`; returns both paths."""
     import matplotlib as mpl
 
-    written = path.with_suffix(".png"), path.with_suffix(".pdf")
+    # Not `with_suffix`: a name like `noise_0.01` has none to replace.
+    written = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.pdf")
     with mpl.rc_context(STYLE):
         for file in written:
             figure.savefig(file, dpi=200)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Int32, Key, PyTree, UInt8
 
@@ -19,6 +20,7 @@ from lopjax.losses import accuracy, mean_cross_entropy
 from lopjax.model import Model, Variables
 
 Logs = dict[str, jax.Array]
+Images = UInt8[Array | np.ndarray, "batch height width channels"]
 State = PyTree
 Batch = tuple[UInt8[Array, "batch height width channels"], Int32[Array, " batch"]]
 Step = Callable[[State, Batch, jax.Array, jax.Array], tuple[State, Logs]]
@@ -51,7 +53,7 @@ class Preprocess(NamedTuple):
     crop_padding: int = 0
     flip: bool = False
 
-    def inputs(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def inputs(self, images: Images, key: jax.Array | None = None) -> jax.Array:
         """Normalised images, augmented if a key is given. Floating point type: JAX's default."""
         shown = images if key is None else augment(key, images, self.crop_padding, self.flip)
         return normalize(shown, self.mean, self.std, jnp.zeros(()).dtype)
@@ -162,8 +164,8 @@ def evaluate(
     model: Model,
     variables: Variables,
     preprocess: Preprocess,
-    images: UInt8[Array, "n height width channels"],
-    labels: Int32[Array, " n"],
+    images: UInt8[Array | np.ndarray, "n height width channels"],
+    labels: Int32[Array | np.ndarray, " n"],
     batch_size: int = 1000,
 ) -> dict[str, Float[Array, ""]]:
     """Mean cross-entropy (nats) and accuracy in eval mode over a whole set, in batches. Pure; use under jit.
