@@ -51,7 +51,8 @@ def main() -> int:
     written = [arguments.out / "results.json"]
     for theorem in dict.fromkeys(verdict.check.name.split(".")[0] for verdict in verdicts):
         chosen = [verdict for verdict in verdicts if verdict.check.name.startswith(f"{theorem}.")]
-        written += draw(arguments.out / theorem, chosen)
+        if any(verdict.rows for verdict in chosen):
+            written += draw(arguments.out / theorem, chosen)
     if arguments.write_docs:
         known = pages.read_records(pages.FOLDER / "results.json")
         written += pages.write_pages(pages.FOLDER, pages.merged(known, records, [check.name for check in all_checks()]))

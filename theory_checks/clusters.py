@@ -70,6 +70,11 @@ def _averages(array: np.ndarray, label: Label, side: type[In] | type[Out], parti
     return array
 
 
+def take(tree: Any, *index: int) -> Any:
+    """The entries of every array at an index of its leading axes."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
 def norm(*trees: Any) -> float:
     """Euclidean norm of all entries of all trees, accumulated in float64."""
     leaves = [np.asarray(leaf, np.float64) for tree in trees for leaf in jax.tree.leaves(tree)]
