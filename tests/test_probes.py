@@ -1,0 +1,206 @@
+"""Backward signals against finite differences and numpy; symptoms against the metrics of every site, one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from lopjax.cloning import clone_variables, uniform_partition, widen
+from lopjax.model import Tap
+from lopjax.models import cnn, mlp, resnet18, vit
+from lopjax.probes import observe, symptoms
+
+MODELS = {
+    "mlp with batch norm": mlp((2, 3, 1), (4, 4), 3, activation="tanh", norm="batch"),
+    "cnn": cnn((4, 4, 1), 3, channels=(2,), dense=4, activation="gelu"),
+    "resnet": resnet18((4, 4, 1), 3, width=2, blocks=(1,), activation="silu", norm="none"),
+    "vit": vit((4, 4, 1), 3, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0),
+}
+
+
+def initialised(model):
+    return jax.jit(model.init)(jax.random.key(0))
+
+
+def batch_for(model_name: str, num: int = 5):
+    shape = (2, 3, 1) if model_name.startswith("mlp") else (4, 4, 1)
+    generator = np.random.default_rng(0)
+    return jnp.asarray(generator.normal(size=(num, *shape))), jnp.arange(num, dtype=jnp.int32) % 3
+
+
+# --- Backward signals --------------------
+
+
+@pytest.mark.parametrize("name", ["mlp with batch norm", "resnet", "vit"])
+def test_backward_signals_predict_what_a_perturbation_does_to_the_loss(x64, name):
+    """<backward, direction> equals the central difference of the loss along it, at pre- and post-activations."""
+    model, (inputs, labels) = MODELS[name], batch_for(name)
+    variables = initialised(model)
+    signals = jax.jit(lambda variables: observe(model, variables, inputs, labels))(variables)
+    generator, step = np.random.default_rng(1), 1e-5
+
+    def loss(perturbations):
+        logits = model.apply(variables, inputs, perturbations=perturbations)[0]
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        return jnp.mean(jnp.log(jnp.exp(shifted).sum(axis=1)) - shifted[jnp.arange(len(labels)), labels])
+
+    loss = jax.jit(loss)
+    assert list(signals.forward) == list(signals.backward)
+    for part in ("pre", "post"):
+        directions, predicted = {}, 0.0
+        for site, tap in signals.forward.items():
+            chosen = generator.normal(size=tap.pre.shape)
+            fields = {"pre": np.zeros_like(chosen), "post": np.zeros_like(chosen), part: chosen}
+            directions[site] = Tap(tap.space, fields["pre"], fields["post"], tap.activation)
+            predicted += float(np.sum(chosen * np.asarray(getattr(signals.backward[site], part))))
+        forward, backward = (jax.tree.map(lambda d, s=s: jnp.asarray(s * step * d), directions) for s in (1, -1))
+        measured = float(loss(forward) - loss(backward)) / (2 * step)
+        np.testing.assert_allclose(predicted, measured, rtol=1e-6)
+        assert abs(measured) > 1e-3
+
+
+def test_backward_signals_of_an_mlp_in_closed_form(x64):
+    model = mlp((3,), (4, 4), 3, activation="tanh")
+    generator = np.random.default_rng(0)
+    x, labels = generator.normal(size=(6, 3)), np.arange(6, dtype=np.int32) % 3
+    variables = initialised(model)
+    layers = jax.tree.map(np.asarray, variables["params"])
+    pre_0 = x @ layers["hidden_0"]["kernel"] + layers["hidden_0"]["bias"]
+    pre_1 = np.tanh(pre_0) @ layers["hidden_1"]["kernel"] + layers["hidden_1"]["bias"]
+    logits = np.tanh(pre_1) @ layers["classes"]["kernel"] + layers["classes"]["bias"]
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    e_1 = (shares - np.eye(3)[labels]) / 6 @ layers["classes"]["kernel"].T
+    delta_1 = e_1 * (1 - np.tanh(pre_1) ** 2)
+    e_0 = delta_1 @ layers["hidden_1"]["kernel"].T
+    signals = jax.jit(lambda variables: observe(model, variables, jnp.asarray(x), jnp.asarray(labels)))(variables)
+    expected = {"hidden_0": (pre_0, e_0, e_0 * (1 - np.tanh(pre_0) ** 2)), "hidden_1": (pre_1, e_1, delta_1)}
+    for site, (pre, e, delta) in expected.items():
+        np.testing.assert_allclose(signals.forward[site].pre, pre, atol=1e-14)
+        np.testing.assert_allclose(signals.forward[site].post, np.tanh(pre), atol=1e-14)
+        np.testing.assert_allclose(signals.backward[site].post, e, atol=1e-14)
+        np.testing.assert_allclose(signals.backward[site].pre, delta, atol=1e-14)
+        assert np.abs(e - delta).max() > 1e-3  # the two are not the same thing
+    np.testing.assert_allclose(signals.loss, -np.log(shares[np.arange(6), labels]).mean(), rtol=1e-13)
+    np.testing.assert_allclose(signals.logits, logits, atol=1e-14)
+
+
+def test_train_mode_observes_the_statistics_of_the_batch_without_dropout(x64):
+    model = mlp((2, 3, 1), (4,), 3, norm="batch", affine=False, dropout=0.5)
+    inputs, labels = batch_for("mlp")
+    variables = initialised(model)
+    pre = {
+        train: observe(model, variables, inputs, labels, train=train).forward["hidden_0"].pre for train in (False, True)
+    }
+    np.testing.assert_allclose(np.mean(pre[True], axis=0), 0, atol=1e-12)
+    assert np.abs(np.mean(pre[False], axis=0)).max() > 1e-2
+
+
+# --- Symptoms --------------------
+
+
+def numpy_samples(array) -> np.ndarray:
+    array = np.asarray(array)
+    return np.concatenate([array[index] for index in np.ndindex(array.shape[:-2])]) if array.ndim > 2 else array
+
+
+@pytest.mark.parametrize("name", ["mlp with batch norm", "cnn"])
+def test_symptoms_are_the_metrics_of_every_site(name):
+    model, (inputs, labels) = MODELS[name], batch_for(name)
+    wide, factor = widen(model, 2), 2
+    variables = clone_variables(initialised(model), model.wiring, factor)
+    # Break the clones, so that R² is neither 0 nor 1.
+    generator = np.random.default_rng(2)
+    variables = jax.tree.map(lambda a: a + 0.1 * generator.uniform(0, 1, a.shape).astype(a.dtype), variables)
+    partition = uniform_partition(wide.wiring, factor)
+    program = jax.jit(lambda variables: (symptoms(wide, variables, inputs, labels, partition=partition),
+                                         observe(wide, variables, inputs, labels)))  # fmt: skip
+    table, signals = program(variables)
+    assert table.keys() >= {"effective_rank", "dead_fraction", "ks_non_gaussianity", "r2_forward", "r2_backward"}
+    for site, tap in signals.forward.items():
+        z, h, e = map(numpy_samples, (tap.pre, tap.post, signals.backward[site].post))
+        expected = metrics_in_numpy(z, h, e)
+        if tap.space in partition:
+            expected |= {"r2_forward": r2_in_numpy(h, factor), "r2_backward": r2_in_numpy(e, factor)}
+        for metric, value in expected.items():
+            np.testing.assert_allclose(table[metric][site], value, rtol=2e-3, atol=2e-4, err_msg=f"{metric} at {site}")
+    for metric, values in table.items():
+        sites = [float(value) for site, value in values.items() if site != "mean"]
+        np.testing.assert_allclose(values["mean"], np.mean(sites), rtol=1e-5, err_msg=metric)
+    assert 0.01 < float(table["r2_forward"]["mean"]) < 0.9999
+
+
+def metrics_in_numpy(z: np.ndarray, h: np.ndarray, e: np.ndarray) -> dict[str, float]:
+    """The definitions, written out in float64: z pre-activations, h activations, e backward signal."""
+    z, h, e = (array.astype(np.float64) for array in (z, h, e))
+    spectrum = np.linalg.svd(h, compute_uv=False)
+    shares = spectrum[spectrum > 0] / spectrum.sum()
+    covariance = np.cov(h.T)
+    directions = h / np.maximum(np.linalg.norm(h, axis=0), 1e-300)
+    standard = (z - z.mean(axis=0)) / z.std(axis=0)
+    return {
+        "effective_rank": np.exp(-np.sum(shares * np.log(shares))),
+        "stable_rank": np.sum(spectrum**2) / spectrum[0] ** 2,
+        "renyi2_rank": np.trace(covariance) ** 2 / np.sum(covariance**2),
+        "numerical_rank": np.linalg.matrix_rank(h.astype(np.float32)),
+        "dead_fraction": np.mean(np.mean(np.abs(h) <= 1e-7, axis=0) > 0.95),
+        "duplicate_fraction": np.mean((np.triu(directions.T @ directions, k=1) > 0.95).any(axis=1)),
+        "saturated_fraction": np.mean(np.mean(np.abs(e) < 1e-4 * np.abs(h).mean(axis=0), axis=0) > 0.99),
+        "ks_non_gaussianity": np.mean([scipy.stats.kstest(unit, "norm").statistic for unit in standard.T]),
+        "excess_kurtosis": np.mean(np.abs(np.mean(standard**4, axis=0) - 3)),
+    }
+
+
+def r2_in_numpy(h: np.ndarray, factor: int) -> float:
+    clusters = h.reshape(len(h), -1, factor)
+    within = np.sum((clusters - clusters.mean(axis=2, keepdims=True)) ** 2)
+    return 1 - within / np.sum((h - h.mean(axis=1, keepdims=True)) ** 2)
+
+
+def test_clones_have_r2_one_and_any_other_pairing_does_not():
+    model, (inputs, labels) = mlp((2, 3, 1), (4,), 3, activation="tanh"), batch_for("mlp")
+    wide = widen(model, 2)
+    variables = clone_variables(initialised(model), model.wiring, 2)
+    for partition, is_right in (
+        (uniform_partition(wide.wiring, 2), True),
+        ({"hidden_0": (0, 1, 0, 1, 2, 3, 2, 3)}, False),
+    ):
+        table = jax.jit(lambda variables, p=partition: symptoms(wide, variables, inputs, labels, partition=p))(
+            variables
+        )
+        for direction in ("r2_forward", "r2_backward"):
+            assert (float(table[direction]["mean"]) == 1) is is_right
+            assert is_right or float(table[direction]["mean"]) < 0.9
+
+
+def test_without_a_partition_there_is_no_r2():
+    model, (inputs, labels) = MODELS["mlp with batch norm"], batch_for("mlp")
+    shapes = jax.eval_shape(lambda variables: symptoms(model, variables, inputs, labels), initialised(model))
+    assert "r2_forward" not in shapes
+    assert set(shapes["effective_rank"]) == {"hidden_0", "hidden_1", "mean"}
+
+
+def test_seeds_side_by_side_give_what_each_gives_alone():
+    """Many sites of several shapes under one vmap: the pattern in which batched LAPACK calls deadlock on CPU."""
+    model, (inputs, labels) = mlp((2, 3, 1), (4, 4, 3), 3), batch_for("mlp")
+    keys = jax.vmap(jax.random.key)(jnp.arange(3))
+    variables = jax.vmap(model.init)(keys)
+    one = jax.jit(lambda variables: symptoms(model, variables, inputs, labels))
+    together = jax.jit(jax.vmap(one))(variables)
+    for lane in range(3):
+        alone = one(jax.tree.map(lambda a, lane=lane: a[lane], variables))
+        jax.tree.map(
+            lambda a, b, lane=lane: np.testing.assert_allclose(a[lane], b, rtol=1e-4, atol=1e-5), together, alone
+        )
+    assert len(set(np.asarray(together["effective_rank"]["mean"]).tolist())) == 3
+
+
+def test_a_partition_of_an_unknown_space_is_refused():
+    model, (inputs, labels) = MODELS["mlp with batch norm"], batch_for("mlp")
+    variables = initialised(model)
+    for partition, message in (
+        ({"hidden_9": (0, 0, 1, 1)}, "hidden_9"),
+        ({"hidden_0": (0, 0, 1)}, "3 entries: must name one cluster for each of 4 units"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda v, p=partition: symptoms(model, v, inputs, labels, partition=p), variables)
