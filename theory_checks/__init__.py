@@ -4,5 +4,14 @@ To add a theorem: write `theory_checks/<theorem>.py` with a tuple `CHECKS` of `t
 name to `THEOREMS`. The runner, its figure and `tests/test_theory_checks.py` pick it up from there.
 """
 
-THEOREMS: tuple[str, ...] = ("cloning", "confinement", "optimizers", "breakers", "activation")
+THEOREMS: tuple[str, ...] = (
+    "cloning",
+    "confinement",
+    "flatness",
+    "optimizers",
+    "breakers",
+    "frozen",
+    "frozen_optimizers",
+    "activation",
+)
 """Modules of this package that hold checks, in the order in which they are printed."""

@@ -1,0 +1,151 @@
+"""Optimizers and frozen units.
+
+The gradient of a frozen parameter is 0; what an optimizer remembers of it need not be. Here the incoming weights of one
+unit, a column of a matrix, have gradients for a while and then none, and every optimizer says how far it moves them
+after that, in units of its learning rate.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax import contrib
+
+from theory_checks.check import Check, Row, Size
+
+RATE, DECAY, AWAKE = 0.01, 0.1, 50
+MAKE: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "sgd": partial(optax.sgd, RATE),
+    "rmsprop": partial(optax.rmsprop, RATE),
+    "adagrad": partial(optax.adagrad, RATE),
+    "momentum": partial(optax.sgd, RATE, 0.9),
+    "adam": partial(optax.adam, RATE),
+    "lion": partial(optax.lion, RATE, weight_decay=0.0),
+    "muon": partial(contrib.muon, RATE),
+    "adamw": partial(optax.adamw, RATE, weight_decay=DECAY),
+    "sgd, L2": lambda: optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE)),
+    "adam, L2": lambda: optax.chain(optax.add_decayed_weights(DECAY), optax.adam(RATE)),
+}
+"""A new optimizer joins by one row, and one line in a check that says what it does."""
+
+
+def _weights_and_gradients(steps: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix and its gradients, steady plus noise; the first column's are steady, and 0 after `AWAKE` steps."""
+    rng = np.random.default_rng(0)
+    weights, steady = rng.normal(size=(2, *shape))
+    gradients = steady + 0.3 * rng.normal(size=(AWAKE + steps, *shape))
+    gradients[:, :, 0] = steady[:, 0]
+    gradients[AWAKE:, :, 0] = 0.0
+    return weights, gradients
+
+
+def path(name: str, steps: int, is_awake_first: bool = True, shape: tuple[int, int] = (8, 6)) -> np.ndarray:
+    """The frozen column from its last gradient on, `(steps + 1, rows)`; or without any gradient from the start."""
+    weights, gradients = _weights_and_gradients(steps, shape)
+    if not is_awake_first:
+        gradients = gradients[AWAKE:]
+    optimizer = MAKE[name]()
+
+    @jax.jit
+    def run(weights: jax.Array, gradients: jax.Array) -> jax.Array:
+        def step(carry, gradient):
+            weights, state = carry
+            updates, state = optimizer.update(gradient, state, weights)
+            weights = weights + updates
+            return (weights, state), weights[:, 0]
+
+        return jax.lax.scan(step, (weights, optimizer.init(weights)), gradients)[1]
+
+    columns = np.asarray(run(jnp.asarray(weights), jnp.asarray(gradients)))
+    return np.concatenate([weights[None, :, 0], columns])[-steps - 1 :]
+
+
+def travelled(name: str, steps: int, is_awake_first: bool = True, shape: tuple[int, int] = (8, 6)) -> float:
+    """Largest distance of an entry from where it was, in learning rates."""
+    column = path(name, steps, is_awake_first, shape)
+    return float(np.abs(column[-1] - column[0]).max() / RATE)
+
+
+def check_memory(size: Size) -> list[Row]:
+    """Distance travelled after the last gradient, against what the optimizer's memory predicts."""
+    steps = 300 if size == "small" else 3_000
+    _, gradients = _weights_and_gradients(1, (8, 6))
+    trace = np.abs(gradients[0, :, 0]).max() * (1 - 0.9**AWAKE) / (1 - 0.9)
+    momentum = travelled("momentum", steps)
+    return [
+        *(
+            Row(f"{name}: learning rates travelled", travelled(name, steps), 0.0)
+            for name in ("sgd", "rmsprop", "adagrad")
+        ),
+        Row("momentum: travelled over |m| beta/(1 - beta), minus 1", abs(momentum / (trace * 9) - 1), 1e-9),
+        Row("adam: travelled minus 10", abs(travelled("adam", steps) - 10), 2),
+        Row(f"lion: travelled over {steps} steps, minus 1", abs(travelled("lion", steps) / steps - 1), 1e-9),
+        Row("muon: travelled", travelled("muon", steps), 5, ">="),
+        Row("muon, (8, 6): travelled", travelled("muon", steps)),
+        Row("muon, (64, 48): travelled", travelled("muon", steps, shape=(64, 48))),
+        Row("momentum: learning rates travelled", momentum, 0.0, control=True),
+        Row("adam: learning rates travelled", travelled("adam", steps), 0.0, control=True),
+    ]
+
+
+def check_zero_moments(size: Size) -> list[Row]:
+    """Distance travelled without any gradient from the start; weight decay as the control."""
+    steps = 300 if size == "small" else 3_000
+    still = ("sgd", "rmsprop", "adagrad", "momentum", "adam", "lion", "muon")
+    return [
+        *(
+            Row(f"{name}: learning rates travelled", travelled(name, steps, is_awake_first=False), 0.0)
+            for name in still
+        ),
+        Row("adamw: learning rates travelled", travelled("adamw", steps, is_awake_first=False), 1e-3, control=True),
+    ]
+
+
+def check_decay(size: Size) -> list[Row]:
+    """How weight decay shrinks the incoming weights and bias of a sleeping unit."""
+    steps = 50 if size == "small" else 500
+    rows = []
+    for name in ("adamw", "sgd, L2"):
+        column = path(name, steps, is_awake_first=False)
+        error = np.abs(column[-1] / (column[0] * (1 - RATE * DECAY) ** steps) - 1).max()
+        rows.append(Row(f"{name}: weights over (1 - eta lambda)^{steps}, minus 1", float(error), 1e-12))
+    speeds = {}
+    for name in ("adam, L2", "adamw"):
+        column = path(name, 1, is_awake_first=False)
+        speeds[name] = float(np.abs(column[1] - column[0]).min() / RATE)
+    return [
+        *rows,
+        Row("adam, L2: least entry of the first step, in learning rates", speeds["adam, L2"], 1 - 1e-3, ">="),
+        Row("adamw: the same", speeds["adamw"], 1 - 1e-3, ">=", control=True),
+    ]
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "frozen_optimizers.zero_moments",
+        "Without weight decay and without memory of an earlier gradient, optimizers leave frozen parameters alone.",
+        "this library",
+        check_zero_moments,
+        "A unit that has been dead from the start stays dead under any optimizer.",
+    ),
+    Check(
+        "frozen_optimizers.memory",
+        "After a unit dies SGD, RMSProp and Adagrad stop at once, momentum, Adam and Muon coast, and Lion goes on at"
+        " full speed until its momentum underflows.",
+        "this library",
+        check_memory,
+        "An optimizer's moments can carry a unit past the edge, or back over it: reset the moments with the unit.",
+    ),
+    Check(
+        "frozen_optimizers.weight_decay",
+        "Weight decay moves frozen weights and bias to 0 together; L2 inside Adam does it at full speed.",
+        "this library",
+        check_decay,
+        "Decay brings a dead unit closer to waking without waking it: a first-layer unit keeps the sign of all its"
+        " pre-activations.",
+    ),
+)
+"""From the optimizers that hold to those that do not."""
