@@ -123,6 +123,8 @@ def refuse(experiment: str, message: object) -> None:
 def user_errors(experiment: str, config: Any, phrases: Mapping[str, str] | None = None) -> Iterator[None]:
     """Around all that is checked before compilation: a mistake becomes one message on stderr and exit status 2.
 
+    Ctrl-C ends quietly with status 130.
+
     The library speaks of arguments (`noise_decay=2.0: must be ...`); the user has typed flags. So the names of fields
     become those of their flags (`--noise-decay=2.0: must be ...`).
 
@@ -135,6 +137,8 @@ def user_errors(experiment: str, config: Any, phrases: Mapping[str, str] | None 
         yield
     except (ValueError, OSError, ImportError) as error:
         refuse(experiment, as_flags(str(error), config, phrases or {}))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def as_flags(message: str, config: Any, phrases: Mapping[str, str]) -> str:

@@ -119,13 +119,15 @@ def open_run(folder: Path | str, config: Any, overwrite: bool = False) -> Run:
     """
     folder = Path(folder)
     plain = _plain(dataclasses.asdict(config))
+    description = {"config": plain, "hash": config_hash(plain), **_environment()}
     try:
-        if folder.exists() and any(folder.iterdir()):
+        # A crash while a config was being written leaves a folder that holds nothing yet.
+        if folder.exists() and any(path.name != "config.json.partial" for path in folder.iterdir()):
             if not overwrite:
                 return _existing(folder, plain)
             folder.rename(_free_name(folder))
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", {"config": plain, "hash": config_hash(plain), **_environment()})
+        write_json(folder / "config.json", description)
     except OSError as error:
         raise RunFolderError(
             f"run folder {folder}: cannot be written ({error.strerror}); choose another folder"

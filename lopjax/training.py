@@ -181,7 +181,7 @@ def evaluate(
     Raises:
         ValueError: if there is nothing to evaluate, or `batch_size` is not positive.
     """
-    num = len(images)
+    images, labels, num = jnp.asarray(images), jnp.asarray(labels), len(images)
     if batch_size < 1 or num < 1:
         raise ValueError(f"batch_size={batch_size}, {num} images: both must be at least 1")
     size = min(batch_size, num)

@@ -182,7 +182,7 @@ def test_without_a_partition_there_is_no_r2():
 
 def test_seeds_side_by_side_give_what_each_gives_alone():
     """Many sites of several shapes under one vmap: the pattern in which batched LAPACK calls deadlock on CPU."""
-    model, (inputs, labels) = mlp((2, 3, 1), (4, 4, 3), 3), batch_for("mlp")
+    model, (inputs, labels) = mlp((2, 3, 1), (4, 3), 3), batch_for("mlp")
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
     variables = jax.vmap(model.init)(keys)
     one = jax.jit(lambda variables: symptoms(model, variables, inputs, labels))

@@ -57,6 +57,16 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path):
     assert not open_run(tmp_path, Config()).is_complete
 
 
+def test_a_crash_while_the_config_was_written_leaves_a_folder_that_can_be_used(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            open_run(tmp_path / "run", Config())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json.partial"]
+    open_run(tmp_path / "run", Config())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
 def test_a_complete_run_of_the_same_config_is_recognised_and_untouched(tmp_path):
     complete(tmp_path / "run")
     before = contents(tmp_path)

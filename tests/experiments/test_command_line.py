@@ -206,6 +206,17 @@ def test_an_interrupted_run_says_what_is_kept(capsys, monkeypatch, tmp_path):
     assert not (tmp_path / "cloning" / "quick" / "summary.json").exists()
 
 
+def test_an_interrupt_before_training_is_quiet(capsys, monkeypatch, tmp_path):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lopjax.data, "load", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["--root", str(tmp_path)])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == ""
+
+
 # --- What is printed --------------------
 
 
