@@ -12,6 +12,8 @@ THEOREMS: tuple[str, ...] = (
     "breakers",
     "frozen",
     "frozen_optimizers",
+    "other_clones",
+    "conserved",
     "activation",
 )
 """Modules of this package that hold checks, in the order in which they are printed."""

@@ -36,7 +36,7 @@ def small_network() -> Model:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _run(
+def train_path(
     model: Model,
     make_optimizer: Callable[[jax.Array], optax.GradientTransformation],
     setting: jax.Array,
@@ -69,7 +69,7 @@ def check_sgd(size: Size) -> list[Row]:
     stream = random_batches(INPUT, steps)
     rows = []
     for noise in (0.0, 1e-2):
-        path, _ = _run(model, _noisy, jnp.asarray(noise), params, stream)
+        path, _ = train_path(model, _noisy, jnp.asarray(noise), params, stream)
         furthest = float(jnp.max(jax.vmap(lambda p: distance(leaf, p))(path)))
         moved = float(optax.global_norm(jax.tree.map(lambda p, start: p[-1] - start, path, params)))
         if noise:
@@ -96,9 +96,9 @@ def check_quotient(size: Size) -> list[Row]:
     stream, rate = random_batches(INPUT, steps), jnp.asarray(1e-3)
     rows, plain = [], []
     for name, rule in RULES.items():
-        _, wide = _run(widen(base, factor), rule, rate, clones, stream)
-        _, predicted = _run(base, partial(_quotient, rule, factor), rate, params, stream)
-        _, unscaled = _run(base, rule, rate, params, stream)
+        _, wide = train_path(widen(base, factor), rule, rate, clones, stream)
+        _, predicted = train_path(base, partial(_quotient, rule, factor), rate, params, stream)
+        _, unscaled = train_path(base, rule, rate, params, stream)
         rows.append(
             Row(f"{name}: loss of the clones minus prediction", float(jnp.max(jnp.abs(wide - predicted))), 1e-11)
         )
@@ -123,7 +123,9 @@ def check_rounding(size: Size) -> list[Row]:
         """Distance from the leaf at the end."""
         with jax.enable_x64(dtype == "float64"):
             params, inputs = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (start, stream[0]))
-            path, _ = _run(model, make, jnp.asarray(0.01, dtype), params, (inputs, jnp.asarray(stream[1], "int32")))
+            path, _ = train_path(
+                model, make, jnp.asarray(0.01, dtype), params, (inputs, jnp.asarray(stream[1], "int32"))
+            )
             end = jax.device_get(take(path, -1))
         moved = jax.tree.map(lambda leaf, before: np.float64(leaf) - before, end, start)
         return departure(model.wiring, partition, moved).leaf * norm(moved)

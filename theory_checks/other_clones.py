@@ -1,0 +1,143 @@
+"""Clones up to a factor.
+
+Linear spaces that gradient descent never leaves, whatever the data, beyond equal units: units that are positive
+multiples of each other under a positive-homogeneous activation, units that differ by a sign under an odd one, and units
+that have vanished under an activation with f(0) = 0.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lopjax.curvature import hvp
+from lopjax.losses import cross_entropy
+from lopjax.model import Model, Params
+from lopjax.models import mlp
+from theory_checks.architectures import NUM_CLASSES, random_batches, random_variables
+from theory_checks.check import Check, Row, Size
+from theory_checks.clusters import norm, take
+from theory_checks.confinement import train_path
+
+INPUT, RATE, ROUNDING, SIGNAL = (5,), 0.01, 1e-11, 1e-3
+WEIGHTED = {"hidden_0": (1.0, 2.0, 0.5, 0.0), "hidden_1": (1.0, 0.7, 1.6, 0.0)}
+SIGNED = {"hidden_0": (1.0, -1.0, 1.0, 0.0), "hidden_1": (1.0, 1.0, -1.0, 0.0)}
+VANISHED = {"hidden_0": (0.0, 0.0, 0.0, 1.0), "hidden_1": (0.0, 0.0, 0.0, 1.0)}
+"""Multiples of one unit, for the units of a cluster; 0 outside it. In `VANISHED` 1 marks the units that are left."""
+
+
+def _network(activation: str) -> Model:
+    return mlp(INPUT, (4, 4), NUM_CLASSES, activation=activation)
+
+
+def _projector(multiples: tuple[float, ...]) -> np.ndarray:
+    """Onto `(c_1 u, ..., c_n u)` inside the cluster and anything outside it; a vanished cluster has nothing inside."""
+    c = np.array(multiples)
+    if set(multiples) == {0.0, 1.0}:
+        return np.diag(c)
+    return np.outer(c, c) / (c @ c) + np.diag((c == 0).astype(float))
+
+
+def project(model: Model, multiples: Mapping[str, tuple[float, ...]], tree: Params) -> Params:
+    """Project parameters onto the clones: along every axis of a space that has multiples."""
+
+    def along(label, leaf):
+        array = np.asarray(leaf)
+        for index, axis in enumerate(label.axes):
+            if axis is not None and axis.space in multiples:
+                array = np.moveaxis(np.tensordot(_projector(multiples[axis.space]), array, (1, index)), 0, index)
+        return jnp.asarray(array)
+
+    return model.wiring.map(along, tree)
+
+
+def distance(activation: str, multiples: Mapping[str, tuple[float, ...]], optimizer: str, size: Size) -> float:
+    """How far a run on changing batches ends from the clones it started on."""
+    model, steps = _network(activation), 200 if size == "small" else 2_000
+    start = project(model, multiples, random_variables(model)["params"])
+    path, _ = train_path(model, OPTIMIZERS[optimizer], jnp.asarray(RATE), start, random_batches(INPUT, steps))
+    end = take(path, -1)
+    return norm(jax.tree.map(lambda a, b: np.asarray(a - b), end, project(model, multiples, end)))
+
+
+def _momentum(rate: jax.Array) -> optax.GradientTransformation:
+    return optax.sgd(3 * rate, 0.9)
+
+
+OPTIMIZERS = {"momentum": _momentum, "adam": optax.adam}
+
+
+def check_weighted(size: Size) -> list[Row]:
+    """Distance from clones that are multiples of each other, after a run."""
+    return [
+        Row("relu, momentum", distance("relu", WEIGHTED, "momentum", size), ROUNDING),
+        Row("leaky_relu, momentum", distance("leaky_relu", WEIGHTED, "momentum", size), ROUNDING),
+        Row("relu, adam", distance("relu", WEIGHTED, "adam", size), SIGNAL, control=True),
+        Row("tanh, momentum", distance("tanh", WEIGHTED, "momentum", size), SIGNAL, control=True),
+    ]
+
+
+def check_signed(size: Size) -> list[Row]:
+    """Distance from clones that differ by a sign, after a run."""
+    return [
+        Row("tanh, momentum", distance("tanh", SIGNED, "momentum", size), ROUNDING),
+        Row("tanh, adam", distance("tanh", SIGNED, "adam", size), ROUNDING),
+        Row("gelu, momentum", distance("gelu", SIGNED, "momentum", size), SIGNAL, control=True),
+    ]
+
+
+def check_vanished(size: Size) -> list[Row]:
+    """Distance from zero units, after a run; and the curvature at them along two directions."""
+    rows = [
+        Row("tanh, momentum", distance("tanh", VANISHED, "momentum", size), 0.0),
+        Row("tanh, adam", distance("tanh", VANISHED, "adam", size), 0.0),
+        Row("sigmoid, momentum", distance("sigmoid", VANISHED, "momentum", size), SIGNAL, control=True),
+    ]
+    # One zero unit in the last hidden layer, so that its B is not zero: H pairs incoming with outgoing directions.
+    model = _network("tanh")
+    params = project(model, {"hidden_1": (0.0, 1.0, 1.0, 1.0)}, random_variables(model)["params"])
+    batch = take(random_batches(INPUT, 1), 0)
+    noise = jax.tree.map(jnp.zeros_like, params)
+    noise["hidden_1"]["kernel"] = noise["hidden_1"]["kernel"].at[:, 0].set(1.0)
+    product = jax.jit(lambda v: hvp(cross_entropy(model, {}, batch), params, v))
+    answer = product(noise)["classes"]["kernel"][0]
+
+    def curvature(sign: float) -> float:
+        """Curvature v'Hv along v = (incoming, sign * outgoing), both of the same unit."""
+        v = {**noise, "classes": {**noise["classes"], "kernel": noise["classes"]["kernel"].at[0].set(sign * answer)}}
+        return sum(float(jnp.vdot(a, b)) for a, b in zip(jax.tree.leaves(v), jax.tree.leaves(product(v))))
+
+    return [
+        *rows,
+        Row("tanh: v'Hv, incoming and outgoing weights change together", curvature(1.0), SIGNAL, ">="),
+        Row("tanh: v'Hv, outgoing weights the other way", curvature(-1.0), -SIGNAL),
+    ]
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "other_clones.weighted",
+        "Positive multiples (w, b, a) c_t of one positive-homogeneous unit stay multiples of it under SGD and momentum,"
+        " on any data; not under Adam.",
+        "this library: affine manifolds that arXiv 2510.00304 does not list",
+        check_weighted,
+        "Duplicate ReLU units need not look equal: compare directions, not weights (find_clones does).",
+    ),
+    Check(
+        "other_clones.signed",
+        "Units that differ by the sign of all their weights stay so under an odd activation, for SGD, momentum, Adam.",
+        "this library: affine manifolds that arXiv 2510.00304 does not list",
+        check_signed,
+        "For tanh networks count a unit and its mirror image as one.",
+    ),
+    Check(
+        "other_clones.vanished",
+        "A unit with w = b = a = 0 stays there if f(0) = 0, at a saddle of the loss.",
+        "this library; zero initialisation in many texts",
+        check_vanished,
+        "Units set to zero, by pruning or by decay, do not come back by themselves; a small kick is enough.",
+    ),
+)
+"""From multiples to signs to nothing."""
