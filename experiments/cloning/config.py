@@ -135,6 +135,8 @@ def build(config: Config, data_dir: Path | None = None) -> Setup:
 
 def _check_config(config: Config) -> None:
     """What can be checked without the data and the models, which check their own arguments."""
+    import jax
+
     from lopjax.optim import noisy_sgd
 
     lengths = ("base_length", "clone_length")
@@ -149,7 +151,9 @@ def _check_config(config: Config) -> None:
         values = getattr(config, name)
         _check(name, values, len(set(values)) == len(values) > 0, "distinct, at least one")
     _check("seeds", config.seeds, all(0 <= seed < 2**31 for seed in config.seeds), "in 0..2147483647")
-    noisy_sgd(config.learning_rate, config.noise_scale, config.noise_decay, seed=0)
+    _check("factor", config.factor, config.factor >= 1, "a positive integer")
+    # Traced only, so that a mistake is answered before anything is compiled, be it the making of a key.
+    jax.eval_shape(lambda: noisy_sgd(config.learning_rate, config.noise_scale, config.noise_decay, seed=0).init({}))
 
 
 def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -138,12 +139,32 @@ MISTAKES = {
 }
 
 
+@pytest.fixture
+def compiled():
+    """What XLA has compiled since the test began."""
+    names: list[str] = []
+
+    def listen(event: str, duration: float, **details: str) -> None:
+        if event.endswith("backend_compile_duration"):
+            names.append(details.get("fun_name", event))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_the_fixture_sees_compilation(compiled):
+    jax.jit(lambda x: x + len(compiled))(1.0)
+    assert compiled
+
+
 @pytest.mark.parametrize("argv", MISTAKES)
-def test_a_mistake_is_one_message_with_field_value_and_range(argv, capsys, monkeypatch, tmp_path, unchecked):
+def test_a_mistake_is_one_message_with_field_value_and_range(argv, capsys, monkeypatch, tmp_path, unchecked, compiled):
     message = refused(argv.split(), capsys, monkeypatch, tmp_path)
     for fragment in MISTAKES[argv]:
         assert fragment in message
-    assert not list(tmp_path.iterdir())  # nothing was written either
+    assert not list(tmp_path.iterdir())  # nothing was written either,
+    assert not compiled  # and nothing compiled
 
 
 def test_a_data_set_that_is_unknown_or_not_prepared(capsys, monkeypatch, tmp_path):
