@@ -1,0 +1,162 @@
+"""Coordinates of the normal space of cloned units, and the base network under a point of BC.
+
+The normal directions that concern unit j are, for each pattern c over its clones with sum 0, changes `c_a u` of the
+incoming parameters (u constant over the clones of the sources) and `c_a r` of the outgoing ones. At a point of BC every
+pattern sees the same block M_j, so one pattern is enough: (+, -, 0, ...)/sqrt(2).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.manifolds import Clusters, cluster_mean
+from lopjax.model import Params, Variables
+from lopjax.wiring import In, Label, Wiring
+
+UnitRows = dict[str, jax.Array]
+"""Per space with clones, `(units, dimension)`: coordinates u of every unit, then r, in the order of `unit_slots`."""
+
+
+class Slot(NamedTuple):
+    """Where one array's coordinates lie in the rows of a space.
+
+    Attributes:
+        leaf: index of the array in `jax.tree.leaves(params)`.
+        axis: the axis that indexes the units of the space.
+        is_outgoing: whether the array reads the space.
+        start: first column.
+        shape: shape of the base network's array with `axis` moved to the front.
+    """
+
+    leaf: int
+    axis: int
+    is_outgoing: bool
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        """Column after the last."""
+        return self.start + int(np.prod(self.shape[1:]))
+
+
+def clone_counts(clusters: Mapping[str, Clusters]) -> dict[str, np.ndarray]:
+    """n_j, the number of clones of every unit of the base network, per space with clones."""
+    return {space: np.bincount(found.ids) for space, found in clusters.items()}
+
+
+def unit_slots(params: Params, wiring: Wiring, clusters: Mapping[str, Clusters]) -> dict[str, list[Slot]]:
+    """The incoming parameters of every space with clones, then the outgoing ones, in the order of the leaves.
+
+    Args:
+        params: parameters of the cloned network.
+        wiring: its wiring.
+        clusters: clusters of every space with clones.
+    """
+    labels, leaves = wiring.labels_of(params), jax.tree.leaves(params)
+    slots: dict[str, list[Slot]] = {}
+    for space in clusters:
+        slots[space], start = [], 0
+        for is_outgoing in (False, True):
+            for index, (label, leaf) in enumerate(zip(labels, leaves, strict=True)):
+                for axis, role in enumerate(label.axes):
+                    if role is None or role.space != space or isinstance(role, In) != is_outgoing:
+                        continue
+                    shape = [_base_size(label, other, size, clusters) for other, size in enumerate(leaf.shape)]
+                    shape = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+                    slots[space].append(Slot(index, axis, is_outgoing, start, shape))
+                    start = slots[space][-1].stop
+    return slots
+
+
+def make_lift(
+    params: Params, wiring: Wiring, clusters: Mapping[str, Clusters]
+) -> tuple[Callable[[UnitRows], Params], UnitRows]:
+    """The isometry from unit coordinates to parameter changes of the cloned network, and a zero to call it with.
+
+    Its transpose (`jax.linear_transpose`) reads the coordinates back. Clusters of one unit have no pattern: their rows
+    map to zero.
+
+    Args:
+        params: parameters of the cloned network.
+        wiring: its wiring.
+        clusters: clusters of every space with clones.
+    """
+    labels, (leaves, structure) = wiring.labels_of(params), jax.tree.flatten(params)
+    slots = unit_slots(params, wiring, clusters)
+    counts = clone_counts(clusters)
+    shared = {space: counts[space][found.ids] ** -0.5 for space, found in clusters.items()}
+    patterns = {space: _pattern(found) for space, found in clusters.items()}
+
+    def lift(rows: UnitRows) -> Params:
+        totals = [jnp.zeros_like(leaf) for leaf in leaves]
+        for space, places in slots.items():
+            for slot in places:
+                block = jnp.moveaxis(rows[space][:, slot.start : slot.stop].reshape(slot.shape), 0, slot.axis)
+                for index, role in enumerate(labels[slot.leaf].axes):
+                    if role is None or role.space not in clusters:
+                        continue
+                    weight = patterns[role.space] if index == slot.axis else shared[role.space]
+                    across = [1] * block.ndim
+                    across[index] = -1
+                    block = jnp.take(block, clusters[role.space].ids, axis=index)
+                    block = block * jnp.asarray(weight, block.dtype).reshape(across)
+                totals[slot.leaf] = totals[slot.leaf] + block
+        return structure.unflatten(totals)
+
+    dtype = jnp.result_type(*leaves)
+    zero = {
+        space: jnp.zeros((len(clusters[space].leaders), places[-1].stop if places else 0), dtype)
+        for space, places in slots.items()
+    }
+    return lift, zero
+
+
+def collapse(variables: Variables, wiring: Wiring, clusters: Mapping[str, Clusters]) -> Variables:
+    """Variables of the base network whose clones these are: sums over sources, means over targets."""
+    counts = clone_counts(clusters)
+
+    def collapse_array(label: Label, array: jax.Array) -> jax.Array:
+        for index, role in enumerate(label.axes):
+            if role is None or role.space not in clusters:
+                continue
+            found = clusters[role.space]
+            array = jnp.take(cluster_mean(array, index, found), found.leaders, axis=index)
+            if isinstance(role, In):
+                across = [1] * array.ndim
+                across[index] = -1
+                array = array * jnp.asarray(counts[role.space], array.dtype).reshape(across)
+        return array
+
+    return wiring.map(collapse_array, variables)
+
+
+def block_constant_residual(variables: Variables, wiring: Wiring, clusters: Mapping[str, Clusters]) -> float:
+    """`max over arrays of ||W - P W|| / ||W||`, P the average over clusters along every unit axis: 0 on BC."""
+
+    def residual(label: Label, array: jax.Array) -> jax.Array:
+        mean = array
+        for index, role in enumerate(label.axes):
+            if role is not None and role.space in clusters:
+                mean = cluster_mean(mean, index, clusters[role.space])
+        norm = jnp.linalg.norm(array.ravel())
+        return jnp.linalg.norm((array - mean).ravel()) / jnp.where(norm > 0, norm, 1)
+
+    return max(float(leaf) for leaf in jax.tree.leaves(wiring.map(residual, variables)))
+
+
+def _pattern(clusters: Clusters) -> np.ndarray:
+    """+1/sqrt(2) on the first unit of every cluster of two or more, -1/sqrt(2) on the second, 0 elsewhere."""
+    pattern = np.zeros(len(clusters.ids))
+    for size, units in clusters.members.items():
+        if size > 1:
+            pattern[units[:, 0]], pattern[units[:, 1]] = 0.5**0.5, -(0.5**0.5)
+    return pattern
+
+
+def _base_size(label: Label, axis: int, size: int, clusters: Mapping[str, Clusters]) -> int:
+    role = label.axes[axis]
+    return size if role is None or role.space not in clusters else len(clusters[role.space].leaders)

@@ -1,0 +1,353 @@
+"""Is a network of clones trapped at a saddle? One small block for every unit answers for the whole normal space.
+
+At a point of BC the Hessian on the normal space of the leaf is `sum_j I_(n_j - 1) x M_j + 0(gauge)`.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from lopjax.cloning import Factor, Partition, clone_variables, uniform_partition, widen
+from lopjax.losses import Batch
+from lopjax.manifolds import Clusters, check_partition, cloned_manifold
+from lopjax.model import Model, Variables
+from lopjax.stability.closed_form import LossOfLogits, num_rows, unit_matrices, unit_scales
+from lopjax.stability.hvp_blocks import Curved, UnitExtremes, hessian_size, unit_extremes
+from lopjax.stability.patterns import block_constant_residual, clone_counts, collapse
+from lopjax.stability.plain import PlainSpace, plain_space
+from lopjax.stability.report import (
+    SignCounts,
+    Stability,
+    StabilityReport,
+    counted_report,
+    rounding_tolerance,
+    witnessed_report,
+)
+from lopjax.stability.spectra import block_eigenvalues, block_inertia, structural_zeros
+
+METHODS = ("auto", "closed form", "batched hvp")
+
+
+class SpaceBlocks(NamedTuple):
+    """The blocks M_j of all units of one unit space, as arrays over the units of the base network.
+
+    Attributes:
+        space: name of the unit space.
+        multiplicity: n_j - 1, how often the block occurs in the normal Hessian.
+        dimension: of one block: incoming plus outgoing parameters of the base unit.
+        reports: one report per unit, of its block counted once.
+        gradient_residual: `|diag(sqrt n_i, 1) g_j| / |diag(sqrt n_k) w_out|` with g_j the base gradient by the unit's
+            incoming parameters: at most this much of B_j's smallest singular value is owed to the base not being at a
+            critical point. NaN where unknown, 0 where the outgoing weights are 0.
+        is_dead: units whose block is zero term by term, as those of a unit that is dead on all data.
+        eigenvalues: the whole spectrum of every block, `(units, dimension)`, ascending; from Lanczos the Ritz values,
+            `(units, steps)`, NaN where there is none.
+    """
+
+    space: str
+    multiplicity: np.ndarray
+    dimension: int
+    reports: tuple[StabilityReport, ...]
+    gradient_residual: np.ndarray
+    is_dead: np.ndarray
+    eigenvalues: np.ndarray
+
+    def of_units(self, field: str) -> np.ndarray:
+        """One field of the reports as an array over units, such as `of_units("min_eigenvalue")`."""
+        if field not in StabilityReport._fields:
+            raise ValueError(f"field={field!r}: must be one of {list(StabilityReport._fields)}")
+        return np.array([getattr(report, field) for report in self.reports])
+
+
+class UnitBlocks(NamedTuple):
+    """Result of `unit_blocks`.
+
+    Attributes:
+        spaces: per unit space with clones, its blocks.
+        total: the report of the whole normal space of the leaf: every block n_j - 1 times, and the gauge directions.
+    """
+
+    spaces: Mapping[str, SpaceBlocks]
+    total: StabilityReport
+
+
+def unit_blocks(
+    model: Model,
+    variables: Variables,
+    loss: LossOfLogits,
+    batch: Batch,
+    factor: Factor,
+    *,
+    method: str = "auto",
+    batch_size: int = 500,
+    near_critical: bool = False,
+    train: bool = False,
+    num_steps: int = 32,
+    key: Key[Array, ""] | None = None,
+) -> UnitBlocks:
+    """Stability of the network that `clone_variables(variables, model.wiring, factor)` makes, unit by unit.
+
+    Args:
+        model: the *base* network.
+        variables: its variables.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
+        batch: inputs and labels, all the data: it is streamed.
+        factor: number of clones of every unit, or `{space: number}`.
+        method: "closed form" counts every eigenvalue, and needs plain layers: kernel, bias, activation, with nothing
+            in between (convolutions and flatten are plain). "batched hvp" takes any network, bounds the ends of every
+            spectrum and counts nothing. "auto" takes the closed form where it applies.
+        batch_size: samples per pass.
+        near_critical: take the point for an approximation of a critical point of the base network, at which B_j is
+            rank deficient, and add `gradient_residual` to the tolerance. By default the report is about the point.
+        train: whether batch norm uses the statistics of the batch (all of it at once; "batched hvp" only).
+        num_steps: Lanczos steps of "batched hvp".
+        key: random key of its start vectors, `jax.random.key(0)` by default.
+
+    Returns:
+        Reports and spectra per unit, and the report of the whole.
+
+    Raises:
+        ValueError: see `clone_factors`; a factor that clones nothing; an unknown method; the closed form where it does
+            not apply, or in train mode.
+
+    Example:
+        >>> from lopjax.losses import mean_cross_entropy
+        >>> from lopjax.models import mlp
+        >>> base, batch = mlp((4,), (3,), 2), (jnp.ones((5, 4)), jnp.array([0, 1, 0, 0, 1]))
+        >>> blocks = unit_blocks(base, base.init(jax.random.key(0)), mean_cross_entropy, batch, factor=2)
+        >>> len(blocks.spaces["hidden_0"].reports), blocks.spaces["hidden_0"].dimension
+        (3, 7)
+
+    References:
+        arXiv 2510.00304, definition 4 and section 4; the decomposition into unit blocks is this library's own.
+    """
+    wide_model = widen(model, factor)
+    clusters = check_partition(wide_model.wiring, uniform_partition(wide_model.wiring, factor))
+    wide = clone_variables(variables, model.wiring, factor)
+    options = _Options(loss, batch_size, near_critical, train, num_steps, key)
+    return _blocks(_Networks(model, variables, wide_model, wide, clusters), batch, method, options)
+
+
+def unit_blocks_of_clones(
+    wide_model: Model,
+    wide_variables: Variables,
+    loss: LossOfLogits,
+    batch: Batch,
+    partition: Partition,
+    *,
+    bc_tolerance: float | None = None,
+    method: str = "auto",
+    batch_size: int = 500,
+    near_critical: bool = False,
+    train: bool = False,
+    num_steps: int = 32,
+    key: Key[Array, ""] | None = None,
+) -> UnitBlocks:
+    """Stability of a cloned network from its own variables: checks that they are on BC, then as `unit_blocks`.
+
+    Clusters of one space may have different sizes.
+
+    Args:
+        wide_model: the cloned network.
+        wide_variables: its variables.
+        loss: as in `unit_blocks`, like the arguments after `bc_tolerance`.
+        batch: inputs and labels.
+        partition: cluster id of every unit, per space with clones.
+        bc_tolerance: largest `||W - P W|| / ||W||` of an array that passes as block constant; default 64 eps.
+        method: see `unit_blocks`.
+        batch_size: see `unit_blocks`.
+        near_critical: see `unit_blocks`.
+        train: see `unit_blocks`.
+        num_steps: see `unit_blocks`.
+        key: see `unit_blocks`.
+
+    Raises:
+        ValueError: variables that are not block constant: on the rest of V units couple, and blocks would be wrong.
+            Also as in `unit_blocks`, and for partitions that are none.
+    """
+    clusters = check_partition(wide_model.wiring, partition)
+    residual = block_constant_residual(wide_variables, wide_model.wiring, clusters)
+    dtype = jnp.result_type(*jax.tree.leaves(wide_variables["params"]))
+    allowed = 64 * float(jnp.finfo(dtype).eps) if bc_tolerance is None else bc_tolerance
+    if not residual <= allowed:
+        raise ValueError(
+            f"the variables are not block constant on these clusters: residual {residual:.3g}, allowed {allowed:.3g}. "
+            "Off BC the units couple and their blocks would give wrong eigenvalues; use "
+            "classify(loss, params, cloned_manifold(params, wiring, partition), method='dense' or 'lanczos')"
+        )
+    base_model = wide_model.resize({space: len(found.leaders) for space, found in clusters.items()})
+    base = collapse(wide_variables, wide_model.wiring, clusters)
+    options = _Options(loss, batch_size, near_critical, train, num_steps, key)
+    return _blocks(_Networks(base_model, base, wide_model, wide_variables, clusters), batch, method, options)
+
+
+class _Networks(NamedTuple):
+    base_model: Model
+    base: Variables
+    wide_model: Model
+    wide: Variables
+    clusters: dict[str, Clusters]
+
+
+class _Options(NamedTuple):
+    loss: LossOfLogits
+    batch_size: int
+    near_critical: bool
+    train: bool
+    num_steps: int
+    key: Key[Array, ""] | None
+
+
+def _blocks(networks: _Networks, batch: Batch, method: str, options: _Options) -> UnitBlocks:
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: must be one of {list(METHODS)}")
+    if not networks.clusters:
+        raise ValueError("no unit has a clone: pass a factor of at least 2, or clusters of two or more units")
+    if options.batch_size < 1 or options.num_steps < 1:
+        raise ValueError(f"batch_size={options.batch_size}, num_steps={options.num_steps}: must be positive integers")
+    plans = [plain_space(networks.base_model.wiring, space) for space in networks.clusters]
+    reasons = [plan for plan in plans if isinstance(plan, str)]
+    if options.train and networks.wide.get("batch_stats"):
+        reasons.append("train=True: batch norm couples the samples")
+    if method == "closed form" and reasons:
+        raise ValueError(f"the closed form does not apply: {'; '.join(reasons)}. Use method='batched hvp'")
+    if method == "batched hvp" or reasons:
+        spaces = _by_products(networks, batch, options)
+        return UnitBlocks(spaces, _total_witnessed(spaces))
+    spaces = {
+        plan.space: _by_closed_form(networks, plan, batch, options) for plan in plans if isinstance(plan, PlainSpace)
+    }
+    return UnitBlocks(spaces, _total_counted(spaces, _gauge_dimension(networks)))
+
+
+def _by_closed_form(networks: _Networks, plan: PlainSpace, batch: Batch, options: _Options) -> SpaceBlocks:
+    model, variables = networks.base_model, networks.base
+    dtype = jnp.result_type(*jax.tree.leaves(variables["params"]))
+    clones = clone_counts(networks.clusters)
+    counts = {space: jnp.asarray(number, dtype) for space, number in clones.items()}
+    size = min(options.batch_size, len(batch[0]))
+    scales = unit_scales(model, variables, options.loss, batch, plan, counts, size)
+    rounding = rounding_tolerance(
+        dtype, num_rows(model, variables, batch[0], plan.site), scales.curvature + scales.coupling
+    )
+    gradient_residual = np.where(
+        scales.outgoing > 0, scales.gradient / np.where(scales.outgoing > 0, scales.outgoing, 1), 0
+    )
+    tolerances = rounding + gradient_residual * options.near_critical
+    is_bent = bool(scales.curvature.max() > 0)
+    reports, spectra = [], []
+    matrices = unit_matrices(model, variables, options.loss, batch, plan, counts, size, is_bent)
+    for unit, bend, coupling in matrices:
+        curvature = bend if scales.curvature[unit] > 0 else None
+        tolerance = float(tolerances[unit])
+        spectra.append(block_eigenvalues(curvature, coupling))
+        reports.append(
+            counted_report(
+                block_inertia(curvature, coupling, tolerance),
+                (float(spectra[-1][0]), float(spectra[-1][-1])),
+                tolerance=tolerance,
+                residual=0.0,
+                structural=structural_zeros(*coupling.shape, curvature is not None),
+                method="closed form",
+                space=plan.space,
+            )
+        )
+    return SpaceBlocks(
+        space=plan.space,
+        multiplicity=clones[plan.space] - 1,
+        dimension=len(spectra[0]),
+        reports=tuple(reports),
+        gradient_residual=gradient_residual,
+        is_dead=scales.curvature + scales.coupling == 0,
+        eigenvalues=np.stack(spectra),
+    )
+
+
+def _by_products(networks: _Networks, batch: Batch, options: _Options) -> dict[str, SpaceBlocks]:
+    samples = len(batch[0])
+    size = samples if options.train else min(options.batch_size, samples)
+    curved = Curved(networks.wide_model, options.loss, options.train, size)
+    key_scale, key_start = jax.random.split(jax.random.key(0) if options.key is None else options.key)
+    scale = float(hessian_size(curved, networks.wide, batch, key_scale))
+    dtype = jnp.result_type(*jax.tree.leaves(networks.wide["params"]))
+    tolerance = float(rounding_tolerance(dtype, samples, scale))
+    found = unit_extremes(curved, networks.wide, batch, networks.clusters, options.num_steps, key_start)
+    counts = clone_counts(networks.clusters)
+    return {
+        space: _space_of_extremes(space, extremes, counts[space] - 1, tolerance) for space, extremes in found.items()
+    }
+
+
+def _space_of_extremes(space: str, found: UnitExtremes, multiplicity: np.ndarray, tolerance: float) -> SpaceBlocks:
+    reports = [
+        witnessed_report(
+            (float(low), float(high)),
+            tolerance=tolerance,
+            residual=float(residuals.max()),
+            method="batched hvp",
+            space=space,
+            is_zero=bool(is_zero),
+        )
+        for (low, high), residuals, is_zero in zip(found.extremes, found.residuals, found.is_zero, strict=True)
+    ]
+    unknown = np.full(len(reports), np.nan)
+    return SpaceBlocks(space, multiplicity, found.dimension, tuple(reports), unknown, found.is_zero, found.ritz_values)
+
+
+def _gauge_dimension(networks: _Networks) -> int:
+    params = networks.wide["params"]
+    partition = {space: tuple(int(unit) for unit in found.ids) for space, found in networks.clusters.items()}
+    normals = cloned_manifold(params, networks.wide_model.wiring, partition).normals
+    assert normals is not None  # cloned manifolds have them
+    return normals.gauge.dimension
+
+
+def _repeated(spaces: Mapping[str, SpaceBlocks]) -> list[tuple[StabilityReport, int, int]]:
+    """Report, multiplicity and dimension of every block that occurs."""
+    return [
+        (report, int(multiplicity), blocks.dimension)
+        for blocks in spaces.values()
+        for report, multiplicity in zip(blocks.reports, blocks.multiplicity, strict=True)
+        if multiplicity
+    ]
+
+
+def _total_counted(spaces: Mapping[str, SpaceBlocks], gauge: int) -> StabilityReport:
+    """Every block n_j - 1 times, and the gauge directions, along which the Hessian vanishes by algebra."""
+    blocks = _repeated(spaces)
+    counts, structural = SignCounts(0, 0, gauge), gauge
+    for report, multiplicity, dimension in blocks:
+        decided = (report.n_plus, report.n_minus, report.n_zero)
+        counts = counts.plus_counts(SignCounts(*decided, dimension - sum(decided)).times(multiplicity))
+        structural += multiplicity * report.structural
+    ends = [0.0] if gauge else []
+    return counted_report(
+        counts,
+        (
+            min(ends + [report.min_eigenvalue for report, _, _ in blocks]),
+            max(ends + [report.max_eigenvalue for report, _, _ in blocks]),
+        ),
+        tolerance=max(report.tolerance for report, _, _ in blocks),
+        residual=max(report.residual for report, _, _ in blocks),
+        structural=structural,
+        method="closed form",
+        space="leaf",
+    )
+
+
+def _total_witnessed(spaces: Mapping[str, SpaceBlocks]) -> StabilityReport:
+    blocks = [report for report, _, _ in _repeated(spaces)]
+    lowest = min(blocks, key=lambda report: report.min_eigenvalue)
+    highest = max(blocks, key=lambda report: report.max_eigenvalue)
+    return witnessed_report(
+        (lowest.min_eigenvalue, highest.max_eigenvalue),
+        tolerance=lowest.tolerance,
+        residual=max(lowest.residual, highest.residual),
+        method="batched hvp",
+        space="leaf",
+        is_zero=all(report.verdict is Stability.NEUTRAL for report in blocks),
+    )
