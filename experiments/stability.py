@@ -73,6 +73,8 @@ def build(config: Config, data_dir: Any = None) -> "tuple[Dataset, Model]":
         values = getattr(config, name)
         if not values or any(epoch < 0 for epoch in values) or list(values) != sorted(set(values)):
             raise ValueError(f"{name}={values}: must be epochs >= 0 in ascending order, at least one")
+    if not 0 < config.learning_rate < float("inf"):
+        raise ValueError(f"learning_rate={config.learning_rate}: must be positive and finite")
     dataset = data.load(config.dataset, data_dir)
     num_train = len(dataset.train_labels)
     for name in ("num_images", "batch_size"):
@@ -199,6 +201,7 @@ def figure(data: "RunData") -> "Figure":
     for panel in (loss_axes, axes):
         panel.axvline(change * 1.01, color="0.5", linestyle=":", label="labels redrawn" if panel is axes else None)
         panel.set_xlabel("epochs")
+    loss_axes.set_yscale("log")
     loss_axes.set_ylabel("loss on the measured images (nats)")
     axes.set(yscale="log", ylabel="escape rate of a unit's clones, $-\\lambda_{min}(M_j)$")
     drawn.legend(loc="outside right center", frameon=False, title="median and 10-90 %\nof units")
