@@ -1,5 +1,6 @@
 """Verdicts of stability, the evidence beside them, and the one rule by which numbers become signs."""
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -82,7 +83,7 @@ class SignCounts(NamedTuple):
         return SignCounts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
-def count_signs(eigenvalues: ArrayLike, tolerance: float, residual: float = 0.0) -> SignCounts:
+def count_signs(eigenvalues: ArrayLike | Sequence[float], tolerance: float, residual: float = 0.0) -> SignCounts:
     """Count signs: zero up to the tolerance, signed from ten times the tolerance plus the residual, else undecided.
 
     Args:
@@ -119,7 +120,7 @@ def verdict_of(counts: SignCounts) -> Stability:
     return Stability.NEUTRAL
 
 
-def rounding_tolerance(dtype: DTypeLike, num_terms: int, scale: ArrayLike) -> np.ndarray:
+def rounding_tolerance(dtype: DTypeLike, num_terms: int, scale: ArrayLike) -> np.ndarray | np.float64:
     """`64 eps(dtype) sqrt(N) S`: what rounding can make of a zero eigenvalue.
 
     Args:
