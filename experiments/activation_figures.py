@@ -1,25 +1,12 @@
 """Figures of E7, as PNG and PDF: arXiv 2510.00304 A.1 to A.4, kernel maps over depth, correlations in training."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lopjax.plotting import PALETTE, figure_at
 
-# Okabe and Ito's palette without its yellow.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 1.5,
-    "pdf.fonttype": 42,
-}
+COLORS = PALETTE[:6]
+DPI = 110
 DISPLAY_NAMES = {
     "identity": "before",
     "relu": "ReLU",
@@ -31,19 +18,6 @@ DISPLAY_NAMES = {
 }
 
 
-@contextmanager
-def figure_at(path: Path, width: float, height: float) -> "Iterator[Figure]":
-    """A figure in the style of this file, written to `path.png` and `path.pdf` at the end."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure
-        for suffix in (".png", ".pdf"):
-            figure.savefig(path.with_suffix(suffix), dpi=110)
-
-
 def display(name: str) -> str:
     """Name of an activation as it is usually written."""
     return DISPLAY_NAMES.get(name, name)
@@ -51,7 +25,7 @@ def display(name: str) -> str:
 
 def hard_rank(path: Path, eigenvalues: dict[str, Any], ranks: dict[str, int], rank: int) -> None:
     """A.1: spectra of rank-deficient Gaussian samples, before and behind each activation."""
-    with figure_at(path, 5.2, 3.4) as figure:
+    with figure_at(path, 5.2, 3.4, DPI) as figure:
         axes = figure.subplots()
         for (name, values), color in zip(eigenvalues.items(), ("0.25", *COLORS), strict=False):
             style = "--" if name == "identity" else "-"
@@ -74,7 +48,7 @@ def effective_rank(path: Path, num_units: int) -> None:
     eps = jnp.geomspace(1e-8, 0.5, 40)
     labels = {"corrected": "corrected", "leading_log": "appendix: leading log", "linear": "main text: 1 + αε"}
     steep = Activation("tanh(10z)", lambda z: jnp.tanh(10 * z), (0.0,))
-    with figure_at(path, 7.6, 3.3) as figure:
+    with figure_at(path, 7.6, 3.3, DPI) as figure:
         left, right = figure.subplots(1, 2)
         for f, marker, style in ((activation("tanh"), "o", "-"), (steep, "s", "--")):
             strength = alpha(f)
@@ -113,7 +87,7 @@ def frozen_against_alpha(path: Path) -> None:
         ("sin(kz), k → ∞ (control)", activation("sin"), jnp.geomspace(1.0, 30.0, 40), 0 * shifts),
         ("LeakyReLU(z + b) (exception)", activation("leaky_relu"), ones, shifts),
     )
-    with figure_at(path, 5.2, 3.4) as figure:
+    with figure_at(path, 5.2, 3.4, DPI) as figure:
         axes = figure.subplots()
         for (label, f, scale, shift), color, style in zip(families, COLORS, ("-", "-", "--", "--"), strict=False):
             gain = 1 + alpha(f, scale, shift, centred=True)
@@ -134,7 +108,7 @@ def heat_maps(path: Path, count: int) -> None:
     scale, shift = jnp.geomspace(0.1, 100.0, count), jnp.linspace(-5.0, 5.0, count)
     grid = jnp.meshgrid(scale, shift, indexing="ij")
     names = ("relu", "selu", "tanh", "sigmoid")
-    with figure_at(path, 8.4, 4.4) as figure:
+    with figure_at(path, 8.4, 4.4, DPI) as figure:
         panels = figure.subplots(2, len(names), sharex=True, sharey=True)
         for column, name in enumerate(names):
             f = activation(name)
@@ -165,7 +139,7 @@ def kernel_maps(path: Path, depth: int) -> None:
 
     names = ("sigmoid", "exp", "relu", "gelu", "tanh")
     rho = jnp.linspace(-1.0, 1.0, 81)
-    with figure_at(path, 8.4, 3.3) as figure:
+    with figure_at(path, 8.4, 3.3, DPI) as figure:
         maps, uncentred, centred = figure.subplots(1, 3)
         for name, color in zip(names, COLORS, strict=False):
             f = activation(name)
@@ -196,7 +170,7 @@ def correlations_in_training(path: Path, trained: dict[str, Any]) -> None:
         ("near_zero", "pairs with r < 0.1"),
         ("near_one", "pairs with r > 0.9"),
     )
-    with figure_at(path, 8.4, 3.0) as figure:
+    with figure_at(path, 8.4, 3.0, DPI) as figure:
         panels = figure.subplots(1, len(fields))
         colors = mpl.colormaps["viridis"].resampled(len(trained["layers"]) + 1)
         for axes, (field, label) in zip(panels, fields, strict=True):

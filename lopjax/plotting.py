@@ -1,6 +1,7 @@
 """Figures of recorded runs: vector PDF beside PNG, a colour-blind-safe palette, bands over seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ STYLE: "dict[Any, Any]" = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
+    "legend.frameon": False,
     "lines.linewidth": 1.4,
     "pdf.fonttype": 42,
 }
@@ -58,15 +60,27 @@ def band(
         axes.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
 
 
-def save(figure: "Figure", path: Path) -> tuple[Path, Path]:
-    """Write `path.png` and `path.pdf`; returns both paths."""
+@contextmanager
+def figure_at(path: Path, width: float, height: float, dpi: int = 200) -> "Iterator[Figure]":
+    """A figure of any layout in the house style, sizes in inches, written to `path.png` and `path.pdf` at the end."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+    save(figure, path, dpi)
+
+
+def save(figure: "Figure", path: Path, dpi: int = 200) -> tuple[Path, Path]:
+    """Write `path.png` (at `dpi` dots an inch) and `path.pdf`; returns both paths."""
     import matplotlib as mpl
 
     # Not `with_suffix`: a name like `noise_0.01` has none to replace.
     written = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.pdf")
     with mpl.rc_context(STYLE):
         for file in written:
-            figure.savefig(file, dpi=200)
+            figure.savefig(file, dpi=dpi)
     return written
 
 
