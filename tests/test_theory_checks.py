@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from theory_checks import THEOREMS, __main__, check
+from theory_checks import THEOREMS, __main__, check, pages
 from theory_checks.check import Check, Row, all_checks, judge, select
 
 CHECKS = all_checks()
@@ -117,3 +117,43 @@ def test_decades():
     assert __main__.decades(0.1, 1.0, ">=") == 1
     assert __main__.decades(0.0, 1e-12, "<=") == -8
     assert __main__.decades(math.nan, 1.0, "<=") == 8
+
+
+RECORDS = pages.read_records(pages.FOLDER / "results.json")
+
+
+def test_committed_pages_are_a_function_of_the_committed_json():
+    for theorem, records in pages.by_theorem(RECORDS).items():
+        committed = (pages.FOLDER / f"{theorem}.md").read_text()
+        assert pages.page(committed, theorem, records) == committed
+    assert pages.index(RECORDS) == (pages.FOLDER / "README.md").read_text()
+
+
+def test_every_check_has_its_record_with_the_words_of_the_code():
+    """Words and verdicts; digits belong to the machine that wrote them."""
+    assert [record["name"] for record in RECORDS] == [one.name for one in CHECKS]
+    for record, one in zip(RECORDS, CHECKS, strict=True):
+        words = {"statement": one.statement, "source": one.source, "consequence": one.consequence}
+        assert {name: record[name] for name in words} == words
+        assert record["holds"]
+
+
+def test_a_page_keeps_what_is_written_by_hand_and_replaces_what_is_measured():
+    verdict = judge(Check("cloning.x", "Claim.", "us", lambda size: [GOOD, CONTROL], "Use it."), "small")
+    record = pages.record(verdict, "small")
+    by_hand = f"# Mine\n\nbefore\n\n{pages.BEGIN}\nold 0.123\n{pages.END}\n\nafter\n"
+    written = pages.page(by_hand, "cloning", [record])
+    assert written.startswith("# Mine\n\nbefore\n")
+    assert written.endswith("\n\nafter\n")
+    assert "old" not in written
+    assert "| claim | 0.5 | <= 1 | as claimed |" in written
+    assert "*In practice:* Use it." in written
+    assert pages.page("", "cloning", [record]).startswith("# Cloned units\n")
+    changed = {**record, "rows": [{**row, "value": 0.25} for row in record["rows"]]}
+    assert pages.page(by_hand, "cloning", [changed]) != written
+
+
+def test_a_run_of_one_check_leaves_the_records_of_the_others():
+    old = [{"name": "a.x", "n": 1}, {"name": "a.y", "n": 1}, {"name": "gone.z", "n": 1}]
+    merged = pages.merged(old, [{"name": "a.y", "n": 2}], ["a.y", "a.x"])
+    assert merged == [{"name": "a.y", "n": 2}, {"name": "a.x", "n": 1}]
