@@ -124,8 +124,8 @@ def critical_weight_decay(smallest: UnitBlocks | ArrayLike) -> float:
     """The weight decay beyond which a cloned manifold attracts: `max(0, -min_j lambda_min(M_j))`.
 
     Decay adds `lambda/2 ||theta||²` to the loss and lambda to every eigenvalue. The blocks are those at the given
-    point, and training with decay moves it. For positive-homogeneous units at a stationary point of the decayed loss this is
-    never less than the decay, which therefore never strictly attracts there.
+    point, and training with decay moves it. For positive-homogeneous units at a stationary point of the decayed loss
+    this is never less than the decay, which therefore never strictly attracts there.
 
     Args:
         smallest: result of `unit_blocks`, or the smallest eigenvalues of the blocks. From "batched hvp" or Lanczos,
