@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from jax.flatten_util import ravel_pytree
 from matfree import decomp, eig
@@ -16,7 +17,6 @@ from lopjax.curvature import (
     restrict,
     spectral_density,
 )
-from tests import oracles
 
 DIM = 24
 SPECTRA = {

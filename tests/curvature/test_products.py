@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,6 @@ from lopjax.curvature import (
     per_sample_gradients,
     restrict,
 )
-from tests import oracles
 
 COMBINATIONS = [
     (activation, loss) for activation in ("tanh", "gelu", "relu", "softplus") for loss in ("mse", "cross_entropy")

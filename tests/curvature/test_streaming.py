@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 from lopjax.curvature import extreme_eigenvalues, hvp_over_batches, mean_over_batches
-from tests import oracles
 
 
 @settings(max_examples=10, deadline=None)
