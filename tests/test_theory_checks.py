@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -72,6 +73,7 @@ def test_select():
 def run_main(monkeypatch, tmp_path, rows, *arguments):
     checks = (Check("toy.one", "Toy.", "none", lambda size: rows),)
     monkeypatch.setattr(check, "all_checks", lambda: checks)
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     monkeypatch.setattr(sys, "argv", ["theory_checks", "--out", str(tmp_path), *arguments])
     import jax
 

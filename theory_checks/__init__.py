@@ -1,7 +1,8 @@
 """Numerical checks of the theory, one file a theorem: `python -m theory_checks`.
 
 To add a theorem: write `theory_checks/<theorem>.py` with a tuple `CHECKS` of `theory_checks.check.Check`, and add its
-name to `THEOREMS`. The runner, its figure and `tests/test_theory_checks.py` pick it up from there.
+name to `THEOREMS`. The runner, its figure and `tests/test_theory_checks.py` pick it up from there; its page and its
+rows of the index are written by `python -m theory_checks --only <theorem> --write-docs`.
 """
 
 THEOREMS: tuple[str, ...] = (
@@ -14,6 +15,7 @@ THEOREMS: tuple[str, ...] = (
     "frozen_optimizers",
     "other_clones",
     "conserved",
+    "stability",
     "activation",
 )
 """Modules of this package that hold checks, in the order in which they are printed."""

@@ -1,6 +1,7 @@
 """Run the checks: `python -m theory_checks [--full] [--only NAME] [--out DIR]`. Exit status 1 if one fails."""
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ def main() -> int:
 
     arguments = tyro.cli(Arguments, prog="python -m theory_checks")
 
+    # Nearly all the time is compilation of tiny programs; this makes it a quarter to a third shorter.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     import jax
 
     jax.config.update("jax_enable_x64", True)
