@@ -1,6 +1,7 @@
 """The vision transformer (arXiv 2010.11929): one residual stream `width`, heads and an MLP per block."""
 
 from collections.abc import Sequence
+from math import isfinite
 from numbers import Real
 from typing import Any
 
@@ -190,6 +191,7 @@ def vit(
 
 
 def _mlp_size(width: int, mlp_ratio: float) -> int:
-    if isinstance(mlp_ratio, bool) or not isinstance(mlp_ratio, Real) or int(width * mlp_ratio) < 1:
+    is_number = isinstance(mlp_ratio, Real) and not isinstance(mlp_ratio, bool) and isfinite(mlp_ratio)
+    if not is_number or width * mlp_ratio < 1:
         raise ValueError(f"mlp_ratio={mlp_ratio!r}: must be positive, with at least one unit for width={width}")
     return int(width * mlp_ratio)
