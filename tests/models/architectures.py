@@ -1,0 +1,208 @@
+"""What holds for every architecture, and the means to check it: used by the tests of the CNN, ResNet and ViT."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.cloning import Factor, clone_factors, clone_variables, find_clones, widen
+from lopjax.model import Model, Tap, Variables
+from lopjax.wiring import In, Label, Out, Path, tree_paths
+
+NUM_CLASSES = 3
+
+
+def draw(model: Model, seed: int = 0) -> Variables:
+    """Generic variables from NumPy: no scale is 1, no offset 0; nothing is compiled, as `model.init` would be."""
+    random = np.random.default_rng(seed)
+
+    def array(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = path[-1].key
+        values = random.normal(size=leaf.shape)
+        if name == "kernel":
+            values *= 1.5 / np.sqrt(np.prod(leaf.shape[:-1]))
+        elif name in ("scale", "var"):
+            values = random.uniform(0.5, 1.5, leaf.shape)
+        else:
+            values *= 0.3
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(array, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def batch(shape: tuple[int, ...], size: int = 5, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    """Normal inputs and class labels."""
+    random = np.random.default_rng(seed)
+    return jnp.asarray(random.normal(size=(size, *shape))), jnp.asarray(random.integers(NUM_CLASSES, size=size))
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def logits_and_gradient(model: Model, variables: Variables, data: tuple, train: bool) -> tuple:
+    """Logits, updated statistics, and the gradient of the mean cross-entropy."""
+
+    def loss(params: Any) -> tuple:
+        logits, after, _ = model.apply({**variables, "params": params}, data[0], train=train)
+        taken = jnp.take_along_axis(jax.nn.log_softmax(logits), data[1][:, None], axis=1)
+        return -jnp.mean(taken), (logits, after.get("batch_stats", {}))
+
+    gradient, (logits, statistics) = jax.grad(loss, has_aux=True)(variables["params"])
+    return logits, statistics, gradient
+
+
+def block_mean(array: np.ndarray, label: Label, factors: Mapping[str, int]) -> np.ndarray:
+    """Average over runs of adjacent clones along every cloned axis, in plain NumPy."""
+    mean = np.asarray(array, np.float64)
+    for index, axis in enumerate(label.axes):
+        n = factors.get(axis.space, 1) if axis is not None else 1
+        runs = [mean.take(range(i, i + n), index).mean(index, keepdims=True) for i in range(0, mean.shape[index], n)]
+        mean = np.concatenate([np.repeat(run, n, index) for run in runs], index)
+    return mean
+
+
+def normal_fraction(model: Model, tree: Any, factors: Mapping[str, int]) -> float:
+    """`||T - block mean of T|| / ||T||` over a whole tree of parameters or statistics."""
+    labels, arrays = model.wiring.labels_of(tree), [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    normal = sum(np.sum((a - block_mean(a, label, factors)) ** 2) for a, label in zip(arrays, labels, strict=True))
+    return float(np.sqrt(normal / sum(np.sum(a**2) for a in arrays)))
+
+
+def check_cloning(base: Model, shape: tuple[int, ...], factor: Factor, train: bool) -> None:
+    """Cloning keeps logits, statistics and block-constant gradients; a perturbed clone does not."""
+    data, variables = batch(shape), draw(base)
+    wide, cloned = widen(base, factor), clone_variables(variables, base.wiring, factor)
+    factors = clone_factors(base.wiring, factor)
+    assert jax.tree.map(jnp.shape, cloned) == jax.tree.map(
+        jnp.shape, dict(jax.eval_shape(wide.init, jax.random.key(0)))
+    )
+    expected, after, _ = jax.jit(base.apply, static_argnames="train")(variables, data[0], train=train)
+    logits, statistics, gradient = logits_and_gradient(wide, cloned, data, train)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12)
+    if statistics:
+        of_base = clone_variables(after, base.wiring, factor)["batch_stats"]
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), statistics, of_base)
+    assert normal_fraction(wide, gradient, factors) <= 1e-12
+    assert float(np.std(expected)) > 0.1  # the logits are not trivial
+
+    # Control: clones with unequal incoming and outgoing weights compute something else and drift apart.
+    random = np.random.default_rng(1)
+    apart = jax.tree.map(
+        lambda a: jnp.where(a == 0, a, a * jnp.asarray(random.uniform(-1, 3, a.shape))), cloned["params"]
+    )
+    logits, _, gradient = logits_and_gradient(wide, {**cloned, "params": apart}, data, train)
+    assert float(np.abs(logits - expected).max()) > 0.1
+    assert normal_fraction(wide, gradient, factors) > 0.1
+
+
+def check_clones_are_found(base: Model, shape: tuple[int, ...], factor: int) -> None:
+    """`find_clones` recovers the clusters from activations and from parameters; a base network has none."""
+    inputs, _ = batch(shape, 8)
+    variables = draw(base)
+    wide = widen(base, factor)
+    for space, found in find_clones(wide, clone_variables(variables, base.wiring, factor), inputs).items():
+        expected = tuple(int(i) for i in np.repeat(np.arange(base.wiring.size(space)), factor))
+        assert (space, found.activations, found.parameters) == (space, expected, expected)
+    for space, found in find_clones(base, variables, inputs).items():
+        expected = tuple(range(base.wiring.size(space)))
+        assert (space, found.activations, found.parameters) == (space, expected, expected)
+
+
+def cut_gradients(model: Model, variables: Variables, data: tuple, train: bool = False) -> dict[str | None, Any]:
+    """Gradients when unit 0 of a site passes no derivative, for every site; under `None` the whole gradient.
+
+    The unit keeps its value: what is added to it is its own activation, held constant, minus that activation.
+    """
+
+    def loss(params: Any, gates: dict[str, jax.Array]) -> jax.Array:
+        state = {**variables, "params": params}
+        taps = model.apply(state, data[0], train=train)[2]
+        shifts = {
+            site: Tap(
+                tap.space,
+                jnp.zeros_like(tap.pre),
+                (jax.lax.stop_gradient(tap.post) - tap.post).at[..., 1:].set(0.0) * gates[site],
+                tap.activation,
+            )
+            for site, tap in taps.items()
+        }
+        # Each site is shifted alone, so the activations subtracted are those that reach it.
+        logits = model.apply(state, data[0], train=train, perturbations=shifts)[0]
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), data[1][:, None], axis=1))
+
+    gradient = jax.jit(jax.grad(loss))
+    sites = [site for site, _ in model.wiring.sites]
+    return {
+        cut: gradient(variables["params"], {site: jnp.float64(site == cut) for site in sites}) for cut in (None, *sites)
+    }
+
+
+def check_site_labels(model: Model, shape: tuple[int, ...], train: bool = False) -> None:
+    """A unit cut at a site silences its slice of exactly the arrays labelled with that site.
+
+    Arrays that write the same space elsewhere (earlier and later writers of a residual stream), or in front of a
+    layer norm, keep their gradients: a label that claims too little is caught as well as one that claims too much.
+    """
+    gradients = cut_gradients(model, draw(model), batch(shape), train)
+    labels = model.wiring.labels_of(gradients[None])
+    paths = tree_paths(gradients[None])
+    sizes = {site: 0 for site, _ in model.wiring.sites}
+
+    def slices(tree: Any, space: str) -> list[tuple[Path, Label, float]]:
+        return [
+            (path, label, float(np.abs(np.asarray(leaf).take(0, label.axes.index(Out(space)))).max()))
+            for path, label, leaf in zip(paths, labels, jax.tree.leaves(tree), strict=True)
+            if Out(space) in label.axes
+        ]
+
+    for site, description in model.wiring.sites:
+        whole, cut = (slices(gradients[key], description.space) for key in (None, site))
+        for (path, label, before), (_, _, after) in zip(whole, cut, strict=True):
+            if before < 1e-12:  # translations: a bias in front of batch norm, or of the keys in front of softmax
+                assert path[-1] == "bias"
+                continue
+            silent = after <= 1e-11 * before
+            assert silent == (label.site == site), (site, path, label.site, before, after)
+            sizes[site] += silent
+    assert all(sizes.values()), sizes
+
+
+def check_sources(model: Model, shape: tuple[int, ...], expected: set[str]) -> None:
+    """Where a label names a source, its activations times the kernel, plus the bias, are the pre-activations."""
+    variables, (inputs, _) = draw(model), batch(shape)
+    logits, _, taps = jax.jit(model.apply)(variables, inputs)
+    seen = set()
+    for path, label in model.wiring.labels:
+        if label.source is None:
+            continue
+        layer = variables
+        for key in path[:-1]:
+            layer = layer[key]
+        reads = taps[label.source].post if label.source in taps else inputs
+        if label.window is not None:
+            product = jax.lax.conv_general_dilated(
+                reads, layer["kernel"], *label.window, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        else:
+            summed = [i for i, axis in enumerate(label.axes) if axis is None or isinstance(axis, In)]
+            product = np.tensordot(reads, layer["kernel"], len(summed))
+        target = taps[label.site].pre if label.site in taps else logits
+        np.testing.assert_allclose(product + layer["bias"], target, rtol=0, atol=1e-12)
+        seen.add("/".join(path[1:-1]))
+    assert seen == expected
+
+
+def check_bfloat16(model: Model, full: Model, shape: tuple[int, ...]) -> None:
+    """bfloat16 inside; parameters, statistics, gradients and logits in float32; close to the float32 network."""
+    with jax.enable_x64(False):
+        variables = jax.tree.map(lambda a: a.astype(jnp.float32), draw(model))
+        data = jax.tree.map(lambda a: a.astype(jnp.float32 if a.dtype == np.float64 else jnp.int32), batch(shape))
+        logits, statistics, gradient = logits_and_gradient(model, variables, data, True)
+        taps = jax.eval_shape(model.apply, variables, data[0])[2]
+        drawn = jax.eval_shape(model.init, jax.random.key(0))
+        assert {leaf.dtype for leaf in jax.tree.leaves((drawn, logits, statistics, gradient))} == {np.dtype("float32")}
+        assert np.dtype(jnp.bfloat16) in {tap.pre.dtype for tap in taps.values()}
+        exact = jax.jit(full.apply, static_argnames="train")(variables, data[0], train=True)[0]
+        difference = float(jnp.abs(logits - exact).max() / jnp.abs(exact).max())
+        assert 1e-5 < difference < 0.1  # rounded to 8 bits, and nothing worse
