@@ -55,12 +55,15 @@ class Scales(NamedTuple):
     Attributes:
         curvature: `sum_x |e_j f''| ||phi||² / n_j`, of A_j.
         coupling: `2 sum_x |f'| ||phi|| ||delta_next||`, of B_j and its transpose.
+        residual: the same two sums for a backward signal as large as what the terms that cancel in dL/d(logits) are
+            rounded by, in units of eps: a fitted network's residuals are differences of large numbers.
         gradient: length of `diag(sqrt n_i, 1) dL/d(w_j, b_j) = B_j diag(sqrt n_k) w_out`.
         outgoing: length of `diag(sqrt n_k) w_out`.
     """
 
     curvature: np.ndarray
     coupling: np.ndarray
+    residual: np.ndarray
     gradient: np.ndarray
     outgoing: np.ndarray
 
@@ -75,7 +78,9 @@ def unit_scales(
     model: Model, variables: Variables, loss: LossOfLogits, batch: Batch, space: PlainSpace, counts: Counts, size: int
 ) -> Scales:
     """Cancellation-free scales of the blocks of one unit space, over all the data in batches of `size`."""
-    curvature, coupling, (kernel, bias) = _accumulate_scales(model, variables, loss, batch, space, counts, size)
+    (curvature, coupling), residual, (kernel, bias) = _accumulate_scales(
+        model, variables, loss, batch, space, counts, size
+    )
     root = np.sqrt(np.asarray(_count_along(model.wiring, counts, space.kernel, -2), np.float64))
     squares = np.sum((np.asarray(kernel, np.float64) * root[:, None]) ** 2, axis=tuple(range(kernel.ndim - 1)))
     if bias is not None:
@@ -85,9 +90,8 @@ def unit_scales(
         root = np.sqrt(np.asarray(_count_along(model.wiring, counts, path, -1), np.float64))
         weights = (np.asarray(_leaf(variables, path), np.float64) * root) ** 2
         outgoing = outgoing + weights.sum(axis=(*range(weights.ndim - 2), -1))
-    return Scales(
-        np.asarray(curvature, np.float64), np.asarray(coupling, np.float64), np.sqrt(squares), np.sqrt(outgoing)
-    )
+    sums = [np.asarray(part, np.float64) for part in (curvature, coupling, residual[0] + residual[1])]
+    return Scales(*sums, np.sqrt(squares), np.sqrt(outgoing))
 
 
 def unit_matrices(
@@ -139,17 +143,24 @@ def _accumulate_scales(model, variables, loss, batch, space, counts, size):
     """Scales of A and B, and the gradient of the base loss by the space's kernel and bias."""
 
     def batch_means(part: Batch):
-        rows = _rows(model, variables, loss, part, space, counts)
-        length = jnp.linalg.norm(rows.features, axis=1)
-        curvature = jnp.sum(jnp.abs(rows.bend) * length[:, None] ** 2, axis=0)
-        products = length * jnp.linalg.norm(rows.signals, axis=1)
-        coupling = 2 * jnp.sum(jnp.abs(rows.slope) * products[:, None], axis=0)
+        sums = _sizes(_rows(model, variables, loss, part, space, counts))
+        residual = _sizes(_rows(model, variables, loss, part, space, counts, of_rounding=True))
         gradient = jax.grad(lambda params: loss(model.apply({**variables, "params": params}, part[0])[0], part[1]))
         tree = {"params": gradient(variables["params"])}
         bias = None if space.bias is None else _leaf(tree, space.bias)
-        return curvature, coupling, (_leaf(tree, space.kernel), bias)
+        return sums, residual, (_leaf(tree, space.kernel), bias)
 
     return mean_over_batches(batch_means, batch, size)
+
+
+def _sizes(rows: Rows) -> tuple[Array, Array]:
+    """Sums of the sizes of the terms of A_j, and of B_j with its transpose, per unit."""
+    length = jnp.linalg.norm(rows.features, axis=1)
+    products = length * jnp.linalg.norm(rows.signals, axis=1)
+    return (
+        jnp.sum(jnp.abs(rows.bend) * length[:, None] ** 2, axis=0),
+        2 * jnp.sum(jnp.abs(rows.slope) * products[:, None], axis=0),
+    )
 
 
 @partial(jax.jit, static_argnames=("model", "loss", "space", "size", "group", "is_bent"))
@@ -174,10 +185,16 @@ def _weighted_products(left: Array, weights: Array, right: Array) -> Array:
 
 
 def _rows(
-    model: Model, variables: Variables, loss: LossOfLogits, batch: Batch, space: PlainSpace, counts: Counts
+    model: Model,
+    variables: Variables,
+    loss: LossOfLogits,
+    batch: Batch,
+    space: PlainSpace,
+    counts: Counts,
+    of_rounding: bool = False,
 ) -> Rows:
-    """Activations and backward signals of one batch, as rows."""
-    taps, gradients, output_delta = _signals(model, variables, loss, batch)
+    """Activations and backward signals of one batch, as rows; or the signals of what rounding does to the residuals."""
+    taps, gradients, output_delta = _signals(model, variables, loss, batch, of_rounding)
     wired = dict(model.wiring.labels)
     writer = wired["params", *space.kernel]
     pre, error = taps[space.site].pre, gradients[space.site].post
@@ -201,18 +218,37 @@ def _rows(
     )
 
 
-def _signals(model: Model, variables: Variables, loss: LossOfLogits, batch: Batch):
+def _signals(model: Model, variables: Variables, loss: LossOfLogits, batch: Batch, of_rounding: bool):
     """Taps, the loss's derivatives by every pre- and post-activation, and by the logits."""
     inputs, labels = batch
-    logits, _, taps = jax.eval_shape(lambda v, x: model.apply(v, x, dropout_rate=0.0), variables, inputs)
-    shifts, logit_shift = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (taps, logits))
+    taps = jax.eval_shape(lambda v, x: model.apply(v, x, dropout_rate=0.0), variables, inputs)[2]
+    shifts = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), taps)
 
-    def shifted_loss(shifts, logit_shift):
+    def shifted(shifts):
         logits, _, taps = model.apply(variables, inputs, perturbations=shifts, dropout_rate=0.0)
-        return loss(logits + logit_shift, labels), taps
+        return logits, taps
 
-    (gradients, output_delta), taps = jax.grad(shifted_loss, argnums=(0, 1), has_aux=True)(shifts, logit_shift)
-    return taps, gradients, output_delta
+    logits, pull_back, taps = jax.vjp(shifted, shifts, has_aux=True)
+    output_delta = _cancelling_terms(loss, logits, labels) if of_rounding else jax.grad(loss)(logits, labels)
+    return taps, pull_back(output_delta)[0], output_delta
+
+
+def _cancelling_terms(loss: LossOfLogits, logits: Array, labels: Array) -> Array:
+    """Size of the terms that dL/d(logits) is the difference of, with random signs.
+
+    Outputs minus targets for real targets, probabilities minus indicators for classes; to first order these are the
+    Hessian in the logits times logits and targets, and 1/N.
+    """
+
+    def delta(logits: Array) -> Array:
+        return jax.grad(loss)(logits, labels)
+
+    size = jnp.abs(jax.jvp(delta, (logits,), (logits,))[1])
+    if labels.shape == logits.shape and jnp.issubdtype(labels.dtype, jnp.floating):
+        size += jnp.abs(jax.jvp(delta, (logits,), (labels.astype(logits.dtype),))[1])
+    else:
+        size += 1 / len(logits)
+    return size * jax.random.rademacher(jax.random.key(0), size.shape, size.dtype)
 
 
 def _derivatives(function: Callable, z: Array) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 
 from lopjax.curvature import block_eigenvalues, extreme_eigenvalues, hvp_over_batches
@@ -103,6 +104,13 @@ def unit_extremes(
             is_zero = np.all((values == 0) & (residuals == 0), axis=1)
             found[space] = UnitExtremes(values, residuals, ritz, is_zero, zero[space].shape[1])
     return found
+
+
+def coarsest_type(model: Model, variables: Variables, inputs: Array) -> DTypeLike:
+    """The floating point type with the largest rounding in which some site or parameter of the network lives."""
+    taps = jax.eval_shape(lambda v, x: model.apply(v, x, dropout_rate=0.0)[2], variables, inputs)
+    types = [leaf.dtype for leaf in jax.tree.leaves((taps, variables["params"]))]
+    return max(types, key=lambda dtype: float(jnp.finfo(dtype).eps))
 
 
 @partial(jax.jit, static_argnames=("curved",))

@@ -16,7 +16,7 @@ from lopjax.losses import Batch
 from lopjax.manifolds import Clusters, check_partition, cloned_manifold
 from lopjax.model import Model, Variables
 from lopjax.stability.closed_form import LossOfLogits, num_rows, unit_matrices, unit_scales
-from lopjax.stability.hvp_blocks import Curved, UnitExtremes, hessian_size, unit_extremes
+from lopjax.stability.hvp_blocks import Curved, UnitExtremes, coarsest_type, hessian_size, unit_extremes
 from lopjax.stability.patterns import block_constant_residual, clone_counts, collapse
 from lopjax.stability.plain import PlainSpace, plain_space
 from lopjax.stability.report import (
@@ -30,6 +30,9 @@ from lopjax.stability.report import (
 from lopjax.stability.spectra import block_eigenvalues, block_inertia, structural_zeros
 
 METHODS = ("auto", "closed form", "batched hvp")
+
+# The residuals of a loss are rounded by a few eps of the terms that cancel in them.
+RESIDUAL_ROUNDINGS = 16
 
 
 class SpaceBlocks(NamedTuple):
@@ -231,9 +234,10 @@ def _by_closed_form(networks: _Networks, plan: PlainSpace, batch: Batch, options
     counts = {space: jnp.asarray(number, dtype) for space, number in clones.items()}
     size = min(options.batch_size, len(batch[0]))
     scales = unit_scales(model, variables, options.loss, batch, plan, counts, size)
-    rounding = rounding_tolerance(
-        dtype, num_rows(model, variables, batch[0], plan.site), scales.curvature + scales.coupling
-    )
+    num_terms = num_rows(model, variables, batch[0], plan.site)
+    compute_type = coarsest_type(model, variables, batch[0][:1])
+    rounding = rounding_tolerance(compute_type, num_terms, scales.curvature + scales.coupling)
+    rounding = rounding + RESIDUAL_ROUNDINGS * float(jnp.finfo(compute_type).eps) * scales.residual
     gradient_residual = np.where(
         scales.outgoing > 0, scales.gradient / np.where(scales.outgoing > 0, scales.outgoing, 1), 0
     )
@@ -273,8 +277,8 @@ def _by_products(networks: _Networks, batch: Batch, options: _Options) -> dict[s
     curved = Curved(networks.wide_model, options.loss, options.train, size)
     key_scale, key_start = jax.random.split(jax.random.key(0) if options.key is None else options.key)
     scale = float(hessian_size(curved, networks.wide, batch, key_scale))
-    dtype = jnp.result_type(*jax.tree.leaves(networks.wide["params"]))
-    tolerance = float(rounding_tolerance(dtype, samples, scale))
+    compute_type = coarsest_type(networks.wide_model, networks.wide, batch[0][:1])
+    tolerance = float(rounding_tolerance(compute_type, samples, scale))
     found = unit_extremes(curved, networks.wide, batch, networks.clusters, options.num_steps, key_start)
     counts = clone_counts(networks.clusters)
     return {

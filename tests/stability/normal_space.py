@@ -17,11 +17,12 @@ from lopjax.wiring import In
 
 
 class Normal(NamedTuple):
-    """Hessian on the normal space of the leaf, and how many of its directions are gauge."""
+    """Hessian on the normal space of the leaf, how many of its directions are gauge, and the size of all of it."""
 
     hessian: np.ndarray
     basis: np.ndarray
     num_gauge: int
+    size: float  # Frobenius norm of the whole Hessian, which its rounding is proportional to
 
     @property
     def eigenvalues(self):
@@ -106,7 +107,7 @@ def dense_normal(model, variables, loss, batch, partition, train=False):
     full = np.asarray(compiled_hessian(model, loss, train)(params, variables, batch))
     assert full.dtype == np.float64
     basis, num_gauge = normal_basis(params, model.wiring, partition)
-    return Normal(basis.T @ full @ basis, basis, num_gauge)
+    return Normal(basis.T @ full @ basis, basis, num_gauge, float(np.linalg.norm(full)))
 
 
 def clone_by_hand(params, wiring, partition):

@@ -370,8 +370,9 @@ def test_single_precision_reaches_the_verdict_of_double(activation):
 def test_dead_clones_are_neutral_and_counted_apart(x64):
     model = mlp((INPUT,), (3, 2), 2, activation="relu")
     variables, batch = random_variables(model), random_batch(model, "mse")
-    bias = variables["params"]["hidden_0"]["bias"].at[1].set(-100.0)
-    params = {**variables["params"], "hidden_0": {**variables["params"]["hidden_0"], "bias": bias}}
+    params = jax.tree.map(lambda leaf: leaf, variables["params"])
+    params["hidden_0"]["bias"] = jnp.array([9.0, -99.0, 9.0])
+    params["hidden_1"]["bias"] = jnp.full(2, 99.0)
     blocks = unit_blocks(model, {"params": params}, mean_squared_error, batch, 2)
     space = blocks.spaces["hidden_0"]
     assert space.is_dead.tolist() == [False, True, False]
