@@ -25,7 +25,7 @@ def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_
         batch_size: Samples in a batch; at most N are used.
 
     Returns:
-        The mean, a tree like the value of `function`.
+        The mean, a tree like the value of `function`, same dtypes; summed in at least float32.
 
     Raises:
         ValueError: If `batch_size` is not a positive integer, or the first axes of `data` differ or are empty.
@@ -39,19 +39,21 @@ def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_
     batch_size = min(batch_size, num_samples)
     num_full, remainder = divmod(num_samples, batch_size)
 
-    def value(start: int | Array, size: int) -> PyTree:
-        batch = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(jnp.asarray(x), start, size), data)
-        return jax.tree.map(lambda x: size * x, function(batch))
+    def batch_mean(start: int | Array, size: int) -> PyTree:
+        return function(jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(jnp.asarray(x), start, size), data))
 
-    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: value(0, batch_size)))
+    def add(total: PyTree, start: int | Array, size: int) -> PyTree:
+        return jax.tree.map(lambda sum_, x: sum_ + size * x.astype(sum_.dtype), total, batch_mean(start, size))
+
+    shapes = jax.eval_shape(lambda: batch_mean(0, batch_size))
+    # A running sum in 16 bits stops growing after a few hundred batches.
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
     total, _ = jax.lax.scan(
-        lambda total, index: (jax.tree.map(jnp.add, total, value(index * batch_size, batch_size)), None),
-        total,
-        jnp.arange(num_full),
+        lambda total, index: (add(total, index * batch_size, batch_size), None), total, jnp.arange(num_full)
     )
     if remainder:
-        total = jax.tree.map(jnp.add, total, value(num_full * batch_size, remainder))
-    return jax.tree.map(lambda x: x / num_samples, total)
+        total = add(total, num_full * batch_size, remainder)
+    return jax.tree.map(lambda x, shape: (x / num_samples).astype(shape.dtype), total, shapes)
 
 
 def hvp_over_batches(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
-from lopjax.curvature import extreme_eigenvalues, hvp_over_batches, mean_over_batches
+from lopjax.curvature import extreme_eigenvalues, ggn_vp, hvp_over_batches, mean_over_batches
 
 
 @settings(max_examples=10, deadline=None)
@@ -64,6 +64,45 @@ def test_integer_data_reach_the_function_uncast():
 
     assert np.isclose(mean_over_batches(mean_pixel, images, 2), 4.5 / 255)
     assert set(seen) == {jnp.dtype("uint8")}
+
+
+def test_gauss_newton_products_stream_too(x64):
+    net = oracles.problem("tanh", num_samples=7)
+    flat, unravel = ravel_pytree(net.params)
+    vector = np.random.default_rng(0).normal(size=flat.size)
+    expected = oracles.gauss_newton(net.model, net.output_loss, net.params) @ vector
+
+    def product(batch):
+        return ggn_vp(
+            lambda params: oracles.forward(params, batch[0], "tanh"),
+            lambda outputs: oracles.cross_entropy(outputs, batch[1]),
+            net.params,
+            unravel(jnp.asarray(vector)),
+        )
+
+    streamed = jax.jit(lambda data: mean_over_batches(product, data, 3))((net.inputs, net.targets))
+    assert np.allclose(ravel_pytree(streamed)[0], expected, rtol=0, atol=1e-14)
+
+
+def test_sixteen_bits_are_summed_in_float32():
+    ones = jnp.ones(2000, jnp.bfloat16)
+    mean = mean_over_batches(jnp.mean, ones, 1)
+    assert mean.dtype == jnp.bfloat16
+    assert mean == 1.0
+    stuck = jax.lax.scan(lambda total, x: (total + x, None), jnp.zeros((), jnp.bfloat16), ones)[0]
+    assert stuck == 256  # control: what a running sum in 16 bits gives
+
+
+def test_memory_is_that_of_one_batch():
+    net = oracles.problem("tanh", sizes=(8, 64, 3), dtype=np.float32)
+    data = (jnp.ones((4096, 8)), jnp.ones((4096, 3)))
+
+    def temporary_bytes(batch_size):
+        product = jax.jit(lambda data: hvp_over_batches(net.batch_loss, net.params, net.params, data, batch_size))
+        return product.lower(data).compile().memory_analysis().temp_size_in_bytes
+
+    hidden = 4 * 4096 * 64
+    assert temporary_bytes(64) < hidden / 4 < hidden < temporary_bytes(4096)
 
 
 @pytest.mark.parametrize(
