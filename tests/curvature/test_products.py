@@ -109,6 +109,18 @@ def test_jit_and_float32_agree_with_float64():
     assert 1e-9 < relative_error(flat(product), expected) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_sixteen_bit_products_keep_their_dtype(dtype):
+    net = oracles.problem("tanh", dtype=dtype)
+    vector = random_tree(net.params, 6)
+    product = jax.jit(lambda params, v: hvp(net.loss, params, v))(net.params, vector)
+    assert {leaf.dtype for leaf in jax.tree.leaves(product)} == {np.dtype(dtype)}
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: x.astype(jnp.float64), (net.params, vector, net.inputs, net.targets))
+        expected = flat(hvp(lambda params: net.batch_loss(params, wide[2:]), *wide[:2]))
+    assert relative_error(flat(product).astype(np.float64), expected) < 20 * float(jnp.finfo(dtype).eps)
+
+
 def test_restrict_is_projector_operator_projector(x64):
     matrix = oracles.random_symmetric(np.linspace(-1.0, 2.0, 6))
     basis = oracles.random_orthonormal(6, 2, seed=1)
