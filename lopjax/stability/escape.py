@@ -1,6 +1,6 @@
 """Getting out: how long a kick takes to grow, which kick costs nothing, what holds a network back, what noise does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -69,8 +69,8 @@ def kick_components(eigenvectors: Params, kick: Params) -> Float[Array, "pairs"]
 
 
 def escape_time(
-    eigenvalues: Float[ArrayLike, "pairs"],
-    components: Float[ArrayLike, "pairs"],
+    eigenvalues: ArrayLike | Sequence[float],
+    components: ArrayLike | Sequence[float],
     radius: float,
     learning_rate: float,
     *,
@@ -88,9 +88,9 @@ def escape_time(
     `transverse_lyapunov`.
 
     Args:
-        eigenvalues: lambda_k, in units of the loss per squared parameter; those that are not negative are ignored, so
-            overshooting (eta lambda > 2) is not covered.
-        components: c_k, in units of parameters; see `kick_components`.
+        eigenvalues: lambda_k, (pairs,), in units of the loss per squared parameter; those that are not negative are
+            ignored, so overshooting (eta lambda > 2) is not covered.
+        components: c_k, (pairs,), in units of parameters; see `kick_components`.
         radius: R, in units of parameters, small enough for the linear theory.
         learning_rate: eta.
         continuous: gradient flow in place of gradient descent, its time divided by eta.
@@ -120,7 +120,7 @@ def escape_time(
     return jnp.min(times, initial=jnp.inf)
 
 
-def critical_weight_decay(smallest: UnitBlocks | ArrayLike) -> float:
+def critical_weight_decay(smallest: UnitBlocks | ArrayLike | Sequence[float]) -> float:
     """The weight decay beyond which a cloned manifold attracts: `max(0, -min_j lambda_min(M_j))`.
 
     Decay adds `lambda/2 ||theta||²` to the loss and lambda to every eigenvalue. The blocks are those at the given
