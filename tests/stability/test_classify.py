@@ -18,6 +18,8 @@ from lopjax.wiring import Out
 # --- Planted spectra -------------------------------------------------------------------------------------------------
 
 SIZE, CODIMENSION = 9, 6
+FLOAT32_SLOW = [pytest.param("float32", marks=pytest.mark.slow), "float64"]
+FLOAT64_SLOW = ["float32", pytest.param("float64", marks=pytest.mark.slow)]
 
 
 def planted(spectrum, dtype, seed=0):
@@ -45,7 +47,7 @@ NEAR_ZERO = {0.5: ("SEMI_STABLE", (5, 0, 1)), 3.0: ("UNDECIDED", (5, 0, 0)), -3.
 FAR_FROM_ZERO = {30.0: ("STABLE", (6, 0, 0)), -30.0: ("SADDLE", (5, 1, 0))}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", FLOAT32_SLOW)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_planted_spectra_are_counted(x64, name, dtype):
     spectrum, verdict, inertia = SPECTRA[name]
@@ -59,7 +61,7 @@ def test_planted_spectra_are_counted(x64, name, dtype):
     np.testing.assert_allclose(ends, [min(spectrum), max(spectrum)], atol=report.tolerance)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", FLOAT64_SLOW)
 @pytest.mark.parametrize("multiple", [*NEAR_ZERO, *FAR_FROM_ZERO])
 def test_eigenvalues_near_the_tolerance_are_undecided(x64, multiple, dtype):
     loss, manifold = planted([0.5] * 5 + [multiple * tolerance_of(dtype)], dtype)
@@ -69,7 +71,7 @@ def test_eigenvalues_near_the_tolerance_are_undecided(x64, multiple, dtype):
     assert report.exact == (sum(inertia) == CODIMENSION)
 
 
-@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("name", ["zero", "identity", "two clusters"])
 def test_lanczos_counts_nothing_and_contradicts_nothing(x64, name):
     spectrum, verdict, _ = SPECTRA[name]
     loss, manifold = planted(spectrum, "float64")
@@ -190,7 +192,7 @@ def test_structure_is_claimed_only_where_it_holds(x64, method):
 
 
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", FLOAT32_SLOW)
 def test_dead_relu_units_are_neutral(x64, method, dtype):
     model = mlp((3,), (4,), 2)
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), model.init(jax.random.key(0)))
@@ -278,7 +280,7 @@ def test_losses_without_a_hessian_are_refused(unchecked):
         "must be one number": lambda p: p**2,
         "deterministic": lambda p: jnp.sum(p**2) + next(draws),
         "twice differentiable": lambda p: jax.lax.while_loop(lambda x: x < 9, lambda x: 2 * x, jnp.sum(p**2)),
-        "not finite": lambda p: jnp.sqrt(jnp.sum((p - 1) ** 2)),
+        "derivatives are not": lambda p: jnp.sqrt(jnp.sum((p - 1) ** 2)),
     }
     for message, loss in cases.items():
         with pytest.raises(ValueError, match=message):
