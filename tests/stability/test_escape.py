@@ -96,7 +96,7 @@ def test_clones_of_a_critical_base_escape_when_predicted(x64, seed):
     measured = simulated_steps(loss, flat + kick, rows, radius, eta)
     assert abs(predicted / measured - 1) < 0.05
     # Controls: the length of the kick is not its component; another radius takes another time.
-    assert abs(float(escape_time(values[:1], [np.linalg.norm(kick)], radius, eta)) / measured - 1) > 0.05
+    assert abs(float(escape_time(values[:1], [float(np.linalg.norm(kick))], radius, eta)) / measured - 1) > 0.05
     assert abs(float(escape_time(values, components, 3 * radius, eta)) / measured - 1) > 0.05
 
 
