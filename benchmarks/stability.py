@@ -47,14 +47,16 @@ def closed_form(dtype: str, samples: int, width: int, repeats: int) -> dict[str,
     wide_model, wide = widen(base, FACTOR), clone_variables(variables, base.wiring, FACTOR)
     gradient_pass = make_gradient_pass(wide_model, mean_cross_entropy, batch)
     # The first call of each also compiles.
-    _, *gradients = timed(lambda: gradient_pass(wide["params"]), repeats + 1)
+    _, *gradients = timed(lambda: gradient_pass(wide["params"]), max(repeats, 1) + 1)
     totals = []
+    start = time.process_time()
     first, *seconds = timed(
         lambda: totals.append(unit_blocks(base, variables, mean_cross_entropy, batch, FACTOR).total), repeats + 1
     )
-    total = totals[-1]
+    seconds, total = seconds or [first], totals[-1]
     return {
         "seconds": statistics.median(seconds),
+        "cpu_seconds_per_call": (time.process_time() - start) / len(totals),
         "first_seconds": first,
         "gradient_pass_seconds": statistics.median(gradients),
         "ratio_to_gradient_pass": statistics.median(seconds) / statistics.median(gradients),
@@ -84,7 +86,7 @@ def dense_classify(repeats: int) -> dict[str, Any]:
     )
     manifold = cloned_manifold(wide["params"], wide_model.wiring, uniform_partition(wide_model.wiring, FACTOR))
     loss, reports = cross_entropy(wide_model, wide, batch), []
-    seconds = timed(lambda: reports.append(classify(loss, wide["params"], manifold, method="dense")), repeats)
+    seconds = timed(lambda: reports.append(classify(loss, wide["params"], manifold, method="dense")), max(repeats, 1))
     return {
         "seconds": statistics.median(seconds),
         "verdict": reports[-1].verdict.name,
@@ -125,7 +127,7 @@ def make_gradient_pass(model, loss, batch, size: int = 500) -> Callable[[Any], A
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(LIMITS), help="one measurement, in this process")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="0: only the first call, which also compiles")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=128)
     args = parser.parse_args(argv)
