@@ -1,7 +1,7 @@
 """No verdict and no count of `unit_blocks` may be contradicted by the dense Hessian in float64.
 
-Random networks in float32 and float64, among them those that tempt a method to guess: fitted to the last bit, with dead
-units, without outgoing weights, tiny, saturated, with twice the same unit.
+Random networks with float32 and float64 parameters (under x64 both compute in double precision), among them those that
+tempt a method to guess: fitted to the last bit, dead units, no outgoing weights, tiny, saturated, equal units.
 """
 
 import jax
