@@ -30,7 +30,7 @@ def _gradient(params: Params, batch: tuple[jax.Array, jax.Array]) -> Params:
 def _sharpness_aware(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Params:
     del key
     gradient = _gradient(params, batch)
-    radius = 0.1 / optax.global_norm(gradient)
+    radius = 0.1 / optax.tree.norm(gradient)
     return _gradient(jax.tree.map(lambda p, g: p + radius * g, params, gradient), batch)
 
 

@@ -71,7 +71,7 @@ def check_sgd(size: Size) -> list[Row]:
     for noise in (0.0, 1e-2):
         path, _ = train_path(model, _noisy, jnp.asarray(noise), params, stream)
         furthest = float(jnp.max(jax.vmap(lambda p: distance(leaf, p))(path)))
-        moved = float(optax.global_norm(jax.tree.map(lambda p, start: p[-1] - start, path, params)))
+        moved = float(optax.tree.norm(jax.tree.map(lambda p, start: p[-1] - start, path, params)))
         if noise:
             rows.append(Row(f"SGD with relative noise {noise:g}: largest distance", furthest, 1e-3, control=True))
         else:
@@ -131,7 +131,7 @@ def check_rounding(size: Size) -> list[Row]:
         return departure(model.wiring, partition, moved).leaf * norm(moved)
 
     def projected(rate: jax.Array) -> optax.GradientTransformation:
-        leaf = cloned_manifold(start, model.wiring, partition)
+        leaf = cloned_manifold(jax.tree.map(jnp.asarray, start), model.wiring, partition)
         return optax.chain(contrib.muon(rate), keep_on_manifold(leaf.project))
 
     return [

@@ -87,9 +87,9 @@ def asleep_and_awake(name: str) -> tuple[Slices, Slices]:
     manifold = frozen_manifold(asleep["params"], model.wiring, {case.site: UNITS})
 
     def frozen_part(tree: Params) -> Params:
-        return jax.tree.map(np.subtract, tree, jax.device_get(manifold.project(tree)))
+        return jax.tree.map(jnp.subtract, tree, manifold.project(tree))
 
-    direction = frozen_part(random_variables(model, seed=2)["params"])
+    direction = jax.tree.map(jnp.asarray, frozen_part(random_variables(model, seed=2)["params"]))
 
     @jax.jit
     def both(variables: Variables) -> tuple[Params, Params]:
@@ -97,7 +97,7 @@ def asleep_and_awake(name: str) -> tuple[Slices, Slices]:
         return jax.grad(loss)(variables["params"]), hvp(loss, variables["params"], direction)
 
     def slices(variables: Variables) -> Slices:
-        gradient, curvature = jax.device_get(both(variables))
+        gradient, curvature = both(variables)
         share = norm(frozen_part(gradient)) / norm(gradient)
         return Slices(share, norm(curvature) / norm(direction), gradient)
 
