@@ -24,7 +24,7 @@ from theory_checks.check import Check, Row, Size
 from theory_checks.clusters import Departure, cloned_points, departure, split, take, unequal_partition
 from theory_checks.optimizer_table import OPTIMIZERS, RATE, Kind, Optimizer
 
-INPUT, HISTORY = (5,), 3
+INPUT, HISTORY = (5,), 2
 ROUNDING = 64 * float(np.finfo(np.float64).eps)
 SIGNAL = 1e-6
 
