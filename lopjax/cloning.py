@@ -151,11 +151,16 @@ def find_clones(
     Returns:
         A `ClonesFound` for every cloneable space. Where `agree` is false, units act alike on this batch without being
         trapped (or the tolerance is too tight).
+
+    Raises:
+        ValueError: parameters or activations that are not finite; see also `Wiring.labels_of`.
     """
     dtype = jnp.result_type(*jax.tree.leaves(variables["params"]))
     limit = float(jnp.finfo(dtype).eps) ** 0.5 if tolerance is None else tolerance
     from_parameters = refine_partition(variables["params"], model.wiring, limit)
     taps = model.apply(variables, jnp.asarray(batch))[2]
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((variables, taps))):
+        raise ValueError("parameters or activations are not finite: units cannot be compared")
     found = {}
     for space in model.wiring.cloneable:
         sites = [samples_by_units(taps[site].post) for site in model.wiring.sites_of(space)]

@@ -57,6 +57,39 @@ def of_parameters(
     return loss_of_params
 
 
+def check_batch(
+    loss: Callable[[jax.Array, jax.Array], jax.Array], model: Model, variables: Variables, batch: Batch, size: int = 500
+) -> None:
+    """Refuse data on which no verdict can rest; nothing is compiled for it, and it must be called outside jit.
+
+    The derivatives of a loss can be finite where the loss is not: a label that is no class drops out of the gradient.
+
+    Args:
+        loss: `(logits, labels) -> scalar`.
+        model: the network.
+        variables: its variables.
+        batch: `(inputs, labels)`.
+        size: the loss is evaluated on this many samples at most.
+
+    Raises:
+        ValueError: no inputs and labels of one length; inputs that are not finite; integer labels, one per sample,
+            outside the classes; a loss that is not finite.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or len(batch[0]) != len(batch[1]) or not len(batch[0]):
+        raise ValueError("batch must be (inputs, labels) with one label per input, at least one")
+    inputs, labels = batch
+    if not bool(jnp.all(jnp.isfinite(inputs))):
+        raise ValueError("the inputs of the batch hold values that are not finite: every number must be")
+    logits = model.apply(variables, jnp.asarray(inputs[:size]))[0]
+    if jnp.issubdtype(jnp.result_type(labels), jnp.integer) and jnp.ndim(labels) == 1:
+        low, high = int(jnp.min(labels)), int(jnp.max(labels))
+        if low < 0 or high >= logits.shape[-1]:
+            raise ValueError(f"labels {low}..{high}: must be classes, 0..{logits.shape[-1] - 1}")
+    value = loss(logits, jnp.asarray(labels[:size]))
+    if not bool(jnp.all(jnp.isfinite(value))):
+        raise ValueError(f"the loss is {value} on this batch: it must be finite; look at the parameters and the labels")
+
+
 def cross_entropy(
     model: Model, variables: Variables, batch: Batch, train: bool = False
 ) -> Callable[[Params], jax.Array]:

@@ -56,7 +56,7 @@ def _check(name: str, value: Any, minimum: float, maximum: float = math.inf) -> 
     is_number = jnp.issubdtype(number.dtype, jnp.integer) or jnp.issubdtype(number.dtype, jnp.floating)
     if not is_number or not np.all(np.isfinite(number) & (number >= minimum) & (number <= maximum)):
         allowed = f"finite and at least {minimum:g}" if maximum == math.inf else f"in [{minimum:g}, {maximum:g}]"
-        raise ValueError(f"{name}={value}: must be {allowed}")
+        raise ValueError(f"{name}={value!r}: must be {allowed}")
 
 
 def _as_key(seed: ArrayLike) -> Key[Array, ""]:

@@ -171,6 +171,16 @@ class Wiring:
                 f"without a label {['/'.join(p) for p in unknown]}, missing {['/'.join(p) for p in missing]}; "
                 "pass the parameters (or variables) of the model this wiring belongs to"
             )
+        sizes = dict(self.sizes)
+        for path, leaf in zip(paths, jax.tree.leaves(tree), strict=True):
+            expected = tuple(None if axis is None else sizes[axis.space] for axis in labels[path].axes)
+            shape = getattr(leaf, "shape", expected)
+            if len(shape) != len(expected) or any(n not in (None, size) for n, size in zip(expected, shape)):
+                raise ValueError(
+                    f"tree does not match the wiring: {'/'.join(path)} has shape {tuple(shape)}, "
+                    f"its unit spaces ask for {expected} (None: any); pass the parameters (or variables) of the model "
+                    "this wiring belongs to, one network at a time (vmap over several)"
+                )
         return [labels[path] for path in paths]
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lopjax import losses
 from lopjax.losses import accuracy, cross_entropy, mean_cross_entropy, mean_squared_error, mse
 from lopjax.models import mlp
 
@@ -67,3 +68,29 @@ def test_gradient_of_the_loss_against_finite_differences(x64):
     step = 1e-5
     difference = (loss(unravel(flat + step * direction)) - loss(unravel(flat - step * direction))) / (2 * step)
     np.testing.assert_allclose(slope, difference, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": jnp.array([1, 2, 3, 1])}, r"labels 1\.\.3: must be classes, 0\.\.2"),
+        ({"labels": jnp.array([-1, 0, 1, 1])}, r"labels -1\.\.1: must be classes, 0\.\.2"),
+        ({"inputs": jnp.full((4, 2), jnp.nan)}, "inputs of the batch hold values that are not finite"),
+        ({"labels": jnp.array([0, 1])}, "one label per input"),
+    ],
+)
+def test_no_verdict_rests_on_a_batch_without_meaning(change, message, unchecked):
+    from lopjax.certificates import certify_cloned
+    from lopjax.cloning import clone_variables, uniform_partition, widen
+    from lopjax.stability import unit_blocks
+
+    base = mlp((2,), (2,), 3)
+    variables, wide = base.init(jax.random.key(0)), widen(base, 2)
+    good = {"inputs": jnp.ones((4, 2)), "labels": jnp.array([0, 1, 2, 2])}
+    batch = tuple({**good, **change}.values())
+    with pytest.raises(ValueError, match=message):
+        unit_blocks(base, variables, losses.mean_cross_entropy, batch, 2)
+    cloned = clone_variables(variables, base.wiring, 2)
+    with pytest.raises(ValueError, match=message):
+        certify_cloned(wide, cloned, uniform_partition(wide.wiring, 2), batch)
+    losses.check_batch(losses.mean_cross_entropy, base, variables, tuple(good.values()))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lopjax.certificates.text import number, table
 from lopjax.certificates.tolerances import GAP, parameter_tolerance, signal_tolerance
 from lopjax.cloning import Partition
-from lopjax.losses import Batch, mean_cross_entropy
+from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import (
     Clusters,
     Manifold,
@@ -121,7 +121,7 @@ def certify_cloned(
     loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_cross_entropy,
     *,
     train: bool = False,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     tolerance: float | None = None,
 ) -> ClonedCertificate:
     """Certify that the units of each cluster are clones.
@@ -157,6 +157,7 @@ def certify_cloned(
     data_tolerance = max(tolerance, signal_tolerance(params, wiring))
     gradients, sites, tangency = {}, {}, None
     if batch is not None:
+        check_batch(loss, model, variables, batch)
         leaf = cloned_manifold(params, wiring, partition)
         gradient, backward, taps = _run(model.apply, loss, train, variables, batch)
         sites = _signal_residuals(clusters, taps, backward)
@@ -170,7 +171,8 @@ def certify_cloned(
     return ClonedCertificate(verdict, arrays, sites, tangency, tolerance, data_tolerance, tuple(notes))
 
 
-def _resolve_excluded(exclude: Sequence[str], names: Sequence[str]) -> set[str]:
+def _resolve_excluded(exclude: str | Sequence[str], names: Sequence[str]) -> set[str]:
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
     resolved = {name if name in names else f"params/{name}" for name in exclude}
     if unknown := sorted(resolved - set(names)):
         raise ValueError(f"exclude={unknown}: no such arrays; they are {names}")

@@ -21,7 +21,7 @@ from lopjax.certificates.dead_units import (
 )
 from lopjax.certificates.text import number, table
 from lopjax.certificates.tolerances import GAP, signal_tolerance
-from lopjax.losses import Batch, mean_cross_entropy
+from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import FrozenUnits, resolve_frozen_units, tree_norm
 from lopjax.model import Model, Params, Tap, Taps, Variables, samples_by_units
 from lopjax.wiring import Out, Wiring
@@ -169,6 +169,7 @@ def certify_frozen(
     _check_box(input_box, batch)
     seen = None
     if batch is not None:
+        check_batch(loss, model, variables, batch)
         taps, gradient = _run(model.apply, loss, train, variables, batch)
         seen = _OnBatch(taps, gradient, batch[0])
     if tolerance is None:

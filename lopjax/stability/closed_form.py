@@ -143,8 +143,8 @@ def _accumulate_scales(model, variables, loss, batch, space, counts, size):
     """Scales of A and B, and the gradient of the base loss by the space's kernel and bias."""
 
     def batch_means(part: Batch):
-        sums = _sizes(_rows(model, variables, loss, part, space, counts))
-        residual = _sizes(_rows(model, variables, loss, part, space, counts, of_rounding=True))
+        sums = _sizes(_rows(model, variables, loss, part, space, counts, as_sizes=True))
+        residual = _sizes(_rows(model, variables, loss, part, space, counts, of_rounding=True, as_sizes=True))
         gradient = jax.grad(lambda params: loss(model.apply({**variables, "params": params}, part[0])[0], part[1]))
         tree = {"params": gradient(variables["params"])}
         bias = None if space.bias is None else _leaf(tree, space.bias)
@@ -192,13 +192,20 @@ def _rows(
     space: PlainSpace,
     counts: Counts,
     of_rounding: bool = False,
+    as_sizes: bool = False,
 ) -> Rows:
-    """Activations and backward signals of one batch, as rows; or the signals of what rounding does to the residuals."""
+    """Activations and backward signals of one batch, as rows; or the signals of what rounding does to the residuals.
+
+    With `as_sizes`, derivatives are at least as large as what their rounding is counted for, see `_derivative_floor`.
+    """
     taps, gradients, output_delta = _signals(model, variables, loss, batch, of_rounding)
     wired = dict(model.wiring.labels)
     writer = wired["params", *space.kernel]
     pre, error = taps[space.site].pre, gradients[space.site].post
     slope, bend = _derivatives(space.activation, pre)
+    if as_sizes:
+        floor = _derivative_floor(space.activation)
+        slope, bend = jnp.maximum(jnp.abs(slope), floor), jnp.maximum(jnp.abs(bend), floor)
     source = taps[writer.source].post if writer.source in taps else batch[0].astype(pre.dtype)
     signals = []
     for path in space.readers:
@@ -249,6 +256,16 @@ def _cancelling_terms(loss: LossOfLogits, logits: Array, labels: Array) -> Array
     else:
         size += 1 / len(logits)
     return size * jax.random.rademacher(jax.random.key(0), size.shape, size.dtype)
+
+
+def _derivative_floor(function: Callable) -> float:
+    """Size below which the rounding of f' and f'' no longer shrinks with them.
+
+    Where tanh, sigmoid, GELU or SiLU saturate, their derivatives are differences such as 1 - tanh² of numbers near 1:
+    wrong by a few eps, and exactly 0 in float32 where they are 1e-9. With this floor the tolerance, 64 eps times the
+    sizes, allows for 4 eps. Functions made of exact pieces (those with kinks, the identity) need none.
+    """
+    return 0.0 if getattr(function, "kinks", ()) or getattr(function, "name", "") == "identity" else 1 / 16
 
 
 def _derivatives(function: Callable, z: Array) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from lopjax.cloning import Factor, Partition, clone_variables, uniform_partition, widen
-from lopjax.losses import Batch
+from lopjax.losses import Batch, check_batch
 from lopjax.manifolds import Clusters, check_partition, cloned_manifold
 from lopjax.model import Model, Variables
 from lopjax.stability.closed_form import LossOfLogits, num_rows, unit_matrices, unit_scales
@@ -211,7 +211,9 @@ def _blocks(networks: _Networks, batch: Batch, method: str, options: _Options) -
     if not networks.clusters:
         raise ValueError("no unit has a clone: pass a factor of at least 2, or clusters of two or more units")
     if options.batch_size < 1 or options.num_steps < 1:
-        raise ValueError(f"batch_size={options.batch_size}, num_steps={options.num_steps}: must be positive integers")
+        wrong = ("batch_size", options.batch_size) if options.batch_size < 1 else ("num_steps", options.num_steps)
+        raise ValueError(f"{wrong[0]}={wrong[1]}: must be a positive integer")
+    check_batch(options.loss, networks.base_model, networks.base, batch, options.batch_size)
     plans = [plain_space(networks.base_model.wiring, space) for space in networks.clusters]
     reasons = [plan for plan in plans if isinstance(plan, str)]
     if options.train and networks.wide.get("batch_stats"):
