@@ -90,8 +90,13 @@ def unit_scales(
         root = np.sqrt(np.asarray(_count_along(model.wiring, counts, path, -1), np.float64))
         weights = (np.asarray(_leaf(variables, path), np.float64) * root) ** 2
         outgoing = outgoing + weights.sum(axis=(*range(weights.ndim - 2), -1))
-    sums = [np.asarray(part, np.float64) for part in (curvature, coupling, residual[0] + residual[1])]
-    return Scales(*sums, np.sqrt(squares), np.sqrt(outgoing))
+    return Scales(
+        curvature=np.asarray(curvature, np.float64),
+        coupling=np.asarray(coupling, np.float64),
+        residual=np.asarray(residual[0] + residual[1], np.float64),
+        gradient=np.sqrt(squares),
+        outgoing=np.sqrt(outgoing),
+    )
 
 
 def unit_matrices(

@@ -327,8 +327,9 @@ def _total_counted(spaces: Mapping[str, SpaceBlocks], gauge: int) -> StabilityRe
     blocks = _repeated(spaces)
     counts, structural = SignCounts(0, 0, gauge), gauge
     for report, multiplicity, dimension in blocks:
-        decided = (report.n_plus, report.n_minus, report.n_zero)
-        counts = counts.plus_counts(SignCounts(*decided, dimension - sum(decided)).times(multiplicity))
+        undecided = dimension - report.n_plus - report.n_minus - report.n_zero
+        block = SignCounts(report.n_plus, report.n_minus, report.n_zero, undecided)
+        counts = counts.plus_counts(block.times(multiplicity))
         structural += multiplicity * report.structural
     ends = [0.0] if gauge else []
     return counted_report(
