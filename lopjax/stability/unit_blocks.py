@@ -257,7 +257,7 @@ def _by_closed_form(networks: _Networks, plan: PlainSpace, batch: Batch, options
                 (float(spectra[-1][0]), float(spectra[-1][-1])),
                 tolerance=tolerance,
                 residual=0.0,
-                structural=structural_zeros(*coupling.shape, curvature is not None),
+                structural=structural_zeros(coupling.shape[0], coupling.shape[1], curvature is not None),
                 method="closed form",
                 space=plan.space,
             )
