@@ -10,6 +10,7 @@ import pytest
 
 from theory_checks import THEOREMS, __main__, check, pages
 from theory_checks.check import Check, Row, all_checks, judge, select
+from theory_checks.running import judge_all
 
 CHECKS = all_checks()
 
@@ -159,3 +160,12 @@ def test_a_run_of_one_check_leaves_the_records_of_the_others():
     old = [{"name": "a.x", "n": 1}, {"name": "a.y", "n": 1}, {"name": "gone.z", "n": 1}]
     merged = pages.merged(old, [{"name": "a.y", "n": 2}], ["a.y", "a.x"])
     assert merged == [{"name": "a.y", "n": 2}, {"name": "a.x", "n": 1}]
+
+
+def test_processes_give_the_same_verdicts_in_the_same_order(x64):
+    chosen = [one for one in CHECKS if one.name in ("frozen_optimizers.weight_decay", "activation.effective_rank")]
+    verdicts = judge_all(chosen, "small", processes=2)
+    assert [verdict.check for verdict in verdicts] == chosen
+    for verdict, alone in zip(verdicts, judge_all(chosen, "small", processes=1), strict=True):
+        assert [row.what for row in verdict.rows] == [row.what for row in alone.rows]
+        assert verdict.holds

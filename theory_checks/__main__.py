@@ -1,10 +1,10 @@
-"""Run the checks: `python -m theory_checks [--full] [--only NAME] [--out DIR]`. Exit status 1 if one fails."""
+"""Run the checks: `python -m theory_checks [--full] [--only NAME] [--write-docs]`. Exit status 1 if one fails."""
 
 import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ class Arguments:
     """Name of one check, or of a theorem file for all of its checks."""
     out: Path = Path("runs/theory_checks")
     """Folder of results.json and of one figure a theorem."""
+    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """How many theorems are checked at a time, each in a process of its own; 1 keeps to this process."""
     write_docs: bool = False
     """Write docs/theory too: results.json, a page for each theorem, the index. With --only the rest stays as it is."""
 
@@ -38,7 +40,8 @@ def main() -> int:
 
     jax.config.update("jax_enable_x64", True)
     from theory_checks import pages
-    from theory_checks.check import all_checks, judge, select
+    from theory_checks.check import all_checks, select
+    from theory_checks.running import judge_all
 
     try:
         checks = select(all_checks(), arguments.only)
@@ -46,7 +49,7 @@ def main() -> int:
         print(f"python -m theory_checks: error: {error}", file=sys.stderr)
         return 2
     size: Size = "full" if arguments.full else "small"
-    verdicts = [judge(check, size) for check in checks]
+    verdicts = judge_all(checks, size, arguments.processes)
     print_table(verdicts)
     arguments.out.mkdir(parents=True, exist_ok=True)
     records = [pages.record(verdict, size) for verdict in verdicts]

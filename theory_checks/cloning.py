@@ -128,9 +128,10 @@ def check_same_function(size: Size) -> list[Row]:
         variables = random_variables(base)
         inputs = random_batches(architecture.input_shape, 1)[0][0]
         logits = jax.jit(base.apply)(variables, inputs)[0]
-        wide_apply = jax.jit(widen(base, 3).apply)
+        wide = widen(base, 3)
+        wide_apply = jax.jit(wide.apply)
         clones = clone_variables(variables, base.wiring, 3)
-        repeated = base.wiring.map(lambda label, leaf: leaf * 3 ** len(label.reads()), clones)
+        repeated = wide.wiring.map(lambda label, leaf: leaf * 3 ** len(label.reads()), clones)
 
         def error(state: Variables, apply=wide_apply, inputs=inputs, logits=logits) -> float:
             return float(jnp.linalg.norm(apply(state, inputs)[0] - logits) / jnp.linalg.norm(logits))

@@ -1,0 +1,36 @@
+"""Judging many checks, several theorems at a time."""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from theory_checks.check import Check, Size, Verdict, judge
+
+
+def judge_all(checks: Sequence[Check], size: Size, processes: int) -> list[Verdict]:
+    """Judge checks; the checks of one theorem share what they measure, so they stay together.
+
+    Args:
+        checks: the checks, those of a theorem next to each other.
+        size: "small" or "full".
+        processes: how many theorems at a time, each in a process of its own; 1, or a single theorem: in this one.
+
+    Returns:
+        Verdicts, in the order of the checks.
+    """
+    theorems: dict[str, list[Check]] = {}
+    for check in checks:
+        theorems.setdefault(check.name.split(".")[0], []).append(check)
+    if processes == 1 or len(theorems) <= 1:
+        return [judge(check, size) for check in checks]
+    # Spawned, not forked: a process that has started XLA's threads must not fork.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        judged = list(pool.map(_judge_theorem, theorems.values(), [size] * len(theorems)))
+    return [verdict for verdicts in judged for verdict in verdicts]
+
+
+def _judge_theorem(checks: Sequence[Check], size: Size) -> list[Verdict]:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    return [judge(check, size) for check in checks]
