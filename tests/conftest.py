@@ -6,6 +6,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # LAPACK's own threads would fight XLA's and the other xdist workers over the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Nearly all of the suite's time is compilation, and what it checks does not depend on how well XLA optimises.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import jaxtyping
 import pytest
