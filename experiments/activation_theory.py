@@ -253,6 +253,8 @@ def main() -> None:
 
     config = tyro.cli(Config, prog="python -m experiments.activation_theory")
 
+    # Most of the time is compilation of small programs, which optimises nothing that matters here.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     import jax
 
     jax.config.update("jax_enable_x64", True)
