@@ -11,6 +11,7 @@ from lopjax.stability.escape import (
     transverse_lyapunov,
 )
 from lopjax.stability.report import Stability, StabilityReport
+from lopjax.stability.trajectory import escape_time_along
 from lopjax.stability.unit_blocks import SpaceBlocks, UnitBlocks, unit_blocks, unit_blocks_of_clones
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "classify",
     "critical_weight_decay",
     "escape_time",
+    "escape_time_along",
     "free_kick",
     "kick_components",
     "transverse_lyapunov",

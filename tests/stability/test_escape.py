@@ -12,11 +12,12 @@ from jax.flatten_util import ravel_pytree
 from lopjax.cloning import clone_variables, uniform_partition
 from lopjax.curvature import hvp
 from lopjax.losses import mean_squared_error, mse
-from lopjax.manifolds import cloned_manifold, normal_basis
+from lopjax.manifolds import Manifold, cloned_manifold, normal_basis
 from lopjax.models import mlp
 from lopjax.stability import (
     critical_weight_decay,
     escape_time,
+    escape_time_along,
     free_kick,
     kick_components,
     transverse_lyapunov,
@@ -109,6 +110,37 @@ def test_a_base_off_its_critical_point_breaks_the_prediction(x64):
     predicted = float(escape_time(values, vectors.T @ kick, 3e-3, 0.2))
     measured = simulated_steps(loss, moved + kick @ rows, rows, 3e-3, 0.2)
     assert abs(predicted / measured - 1) > 0.05
+    # Following the curvature along the way mends it.
+    manifold = Manifold(jnp.asarray(moved), lambda vector: vector - rows.T @ (rows @ vector))
+    followed = escape_time_along(loss, jnp.asarray(moved), manifold, jnp.asarray(kick @ rows), 3e-3, 0.2, 6000)
+    assert abs(float(followed) / measured - 1) < 0.01
+
+
+def test_following_the_curvature_of_a_critical_base_gives_the_closed_form(x64):
+    _, _, unravel, _, values, vectors = normal_modes()
+    batch, _, wide = critical_clones()
+    manifold = cloned_manifold(wide["params"], WIDE.wiring, PARTITION)
+    kick, wide_loss = unravel(jnp.asarray(1e-7 * vectors[0])), mse(WIDE, wide, batch)
+    expected = float(escape_time(values, vectors @ (1e-7 * vectors[0]), 1e-3, 0.2))
+    followed = escape_time_along(wide_loss, wide["params"], manifold, kick, 1e-3, 0.2, 6000)
+    np.testing.assert_allclose(followed, expected, rtol=1e-6)
+    # Controls: the same kick in a stable direction never escapes, and a run that ends a step early has not escaped.
+    stable = unravel(jnp.asarray(1e-7 * vectors[-1]))
+    short = escape_time_along(wide_loss, wide["params"], manifold, kick, 1e-3, 0.2, int(expected) - 1)
+    assert short == jnp.inf
+    assert escape_time_along(wide_loss, wide["params"], manifold, stable, 1e-3, 0.2, 50) == jnp.inf
+
+
+def test_following_refuses_kicks_that_cannot_leave(unchecked):
+    line = Manifold(jnp.zeros(2), lambda vector: vector * jnp.array([1.0, 0.0]))
+    run = (lambda p: p[0] - 0.5 * p[1] ** 2, jnp.zeros(2), line)
+    assert escape_time_along(*run, jnp.array([0.0, 1.0]), 0.5, 0.1, 3) == 0
+    with pytest.raises(ValueError, match="no component normal"):
+        escape_time_along(*run, jnp.array([1.0, 0.0]), 0.1, 0.1, 3)
+    with pytest.raises(ValueError, match="level set"):
+        escape_time_along(*run[:2], line._replace(space="level set"), jnp.array([0.0, 1.0]), 0.1, 0.1, 3)
+    with pytest.raises(ValueError, match="max_steps=0"):
+        escape_time_along(*run, jnp.array([0.0, 1.0]), 0.1, 0.1, 0)
 
 
 def test_the_discrete_rate_is_exact_for_large_steps(x64):
