@@ -339,7 +339,8 @@ def test_saturated_units_are_slow_with_a_time_scale(model):
         np.append(tree["kernel"][:, 1], tree["bias"][1]) for tree in (variables["params"]["hidden_0"], gradient)
     ]
     expected = np.linalg.norm(incoming[0]) / np.linalg.norm(incoming[1])
-    np.testing.assert_allclose(slow.time_scale, expected, rtol=1e-12)
+    # Two compilations of 1 - tanh², a difference of numbers near 1, agree to eps over the derivative only.
+    np.testing.assert_allclose(slow.time_scale, expected, rtol=1e-7)
     assert slow.time_scale > 1e4 * alive.time_scale
     assert slow.radius is None
 
