@@ -138,6 +138,7 @@ def test_every_check_has_its_record_with_the_words_of_the_code():
     for record, one in zip(RECORDS, CHECKS, strict=True):
         words = {"statement": one.statement, "source": one.source, "consequence": one.consequence}
         assert {name: record[name] for name in words} == words
+        assert all(words.values()), one.name
         assert record["holds"]
 
 

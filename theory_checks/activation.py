@@ -268,60 +268,87 @@ CHECKS: tuple[Check, ...] = (
         "The kernel map by integration equals its closed form, centred and not.",
         "Cho & Saul 2009; Williams 1998",
         check_closed_forms,
+        "Kernel maps of activations without a closed form can be trusted to the printed digits; use the "
+        "closed form where there is one, it is faster.",
     ),
     Check(
         "activation.hermite_series",
         "The kernel map is the power series with the squared Hermite coefficients.",
         "Mehler's formula; arXiv 1606.05340",
         check_hermite_series,
+        "The first Hermite coefficients of an activation say how much of a correlation survives a layer: "
+        "a large linear one keeps it, large higher ones destroy it.",
     ),
     Check(
         "activation.expansion",
         "Close to 1 an activation multiplies the distance of correlations from 1 by 1 + alpha.",
         f"{PAPER}, section 4",
         check_expansion,
+        "Alpha is a rate: units that are almost copies move apart by 1 + alpha a layer, or together if "
+        "alpha is negative. Choose activation and pre-activation scale so that it is not negative.",
     ),
     Check(
         "activation.alpha_values",
         "alpha = E f'²/E f² - 1 is 0, 0.177807, 0.072032 for ReLU, tanh, GELU: not what is printed.",
         f"{PAPER}, section 4 (corrected)",
         check_alpha_values,
+        "Do not rank activations by the printed values: ReLU does not separate near-copies at all "
+        "(uncentred), tanh does so more than GELU.",
     ),
     Check(
         "activation.alpha_gradients",
         "The gradient of alpha in scale and shift is exact, also across a moving kink.",
         "this library",
         check_alpha_gradients,
+        "Alpha can be an objective: scale and shift of the pre-activations may be tuned for it by "
+        "gradient descent, ReLU's kink included.",
     ),
-    Check("activation.poincare", "Centred alpha is never negative.", "Gaussian Poincaré inequality", check_poincare),
+    Check(
+        "activation.poincare",
+        "Centred alpha is never negative.",
+        "Gaussian Poincaré inequality",
+        check_poincare,
+        "Seen by covariance, no activation can bring near-copies closer together: a centred correlation "
+        "that collapses is the work of the weights.",
+    ),
     Check(
         "activation.fixed_points",
         "Depth collapses correlations to 1 where alpha < 0 and away from 1 where alpha > 0.",
         "arXiv 1611.01232; arXiv 2510.00304, section 4",
         check_fixed_points,
+        "A deep network at initialisation forgets the difference between inputs where 1 is the stable "
+        "fixed point (sigmoid, softplus), and keeps or creates it where it is not (tanh, GELU).",
     ),
     Check(
         "activation.effective_rank",
         "er(C_f) = er(C) exp(delta [alpha (1 + L) - (1 + alpha) ln(1 + alpha)]) at leading order.",
         f"{PAPER}, section 4 and appendix A (corrected)",
         check_effective_rank,
+        "How much rank an activation adds to nearly copied units can be computed before training; the "
+        "linear formula in the paper's main text has the wrong size and should not be used.",
     ),
     Check(
         "activation.hard_rank",
         "Units that are no copies of each other have full rank behind any function that is not a polynomial.",
         f"{PAPER}, section 4; Schur's product theorem",
         check_hard_rank,
+        "Numerical rank recovers after one non-linear layer even from very few directions, so it is no "
+        "sign of health: watch the effective rank.",
     ),
     Check(
         "activation.frozen_limits",
         "For plateauing and half-vanishing activations a diverging alpha freezes units; not in general.",
         f"{PAPER}, corollary in section 4 (restricted)",
         check_frozen_limits,
+        "Growing pre-activations (tanh) or falling biases (ReLU) trade plasticity for separation: when "
+        "alpha diverges there, units freeze. A large alpha alone does not mean frozen units.",
     ),
     Check(
         "activation.correlation_probe",
         "The probe reads 1 where every pairwise |correlation| is 0 or 1.",
         f"{PAPER}, section 5",
         check_correlation_probe,
+        "Record the polarisation of correlations during training: units that become copies or turn "
+        "independent show there before dead units do.",
     ),
 )
