@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
 
+    from lopjax.runs import Run
+
 ConfigType = TypeVar("ConfigType")
 
 
@@ -34,6 +36,10 @@ class Output:
     """Folder of prepared data sets; default: TFDS_DATA_DIR or TFDS's own default."""
     overwrite: bool = False
     """If the run folder exists, move it aside instead of refusing it."""
+    resume: bool = False
+    """If the run folder holds an interrupted run of this config, go on where it stopped."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay in the folder of an unfinished run."""
 
 
 def parse(
@@ -111,6 +117,55 @@ def _numbers() -> "ConstructorRegistry":
     registry.primitive_rule(reader(int, "INT", "an integer"))
     registry.primitive_rule(reader(float, "FLOAT", "a number"))
     return registry
+
+
+# Where the library has another name for what the user has typed.
+PHRASES = {
+    "name=": "--dataset=",
+    "another folder": "another --name or --root",
+    "overwrite=True": "--overwrite",
+    "resume=True": "--resume",
+}
+
+
+def open_folder(experiment: str, config: Any, output: Output) -> "Run":
+    """The run folder that the flags ask for: new, complete, or one that goes on.
+
+    Raises:
+        ValueError: `keep_checkpoints` is not positive.
+        RunFolderError: the folder cannot be used; see `lopjax.runs.open_run`.
+    """
+    from lopjax import runs
+
+    if output.keep_checkpoints < 1:
+        raise ValueError(f"keep_checkpoints={output.keep_checkpoints}: must be at least 1")
+    return runs.open_run(output.root / experiment / output.name, config, output.overwrite, output.resume)
+
+
+def say_refused(reasons: Sequence[str]) -> None:
+    """Say on stderr which newer checkpoints were passed over, and why."""
+    for reason in reasons:
+        print(f"resumed from an older checkpoint: {reason}", file=sys.stderr)
+
+
+@contextmanager
+def kept_records(experiment: str, folder: "Run") -> Iterator[None]:
+    """Around a run: after Ctrl-C, a full disk or checkpoints that cannot be used, say what is kept and how to go on."""
+    from lopjax import runs
+    from lopjax.checkpoints import CheckpointError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        records = len(runs.load(folder.folder).records)
+        print(
+            f"interrupted: {records} records are kept, lopjax.runs.load({str(folder.folder)!r}) reads them; "
+            "--resume goes on, --overwrite starts again and moves them aside",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    except (OSError, CheckpointError) as error:
+        refuse(experiment, f"{error}; what was recorded is kept in {folder.folder}")
 
 
 def refuse(experiment: str, message: object) -> None:

@@ -10,7 +10,7 @@ across the manifold of clones, its class and exact inertia (closed form; bounds 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from experiments.cli import parse, user_errors
+from experiments.cli import PHRASES, kept_records, open_folder, parse, say_refused, user_errors
 from experiments.cloning.config import Net
 
 if TYPE_CHECKING:
@@ -88,8 +88,24 @@ def build(config: Config, data_dir: Any = None) -> "tuple[Dataset, Model]":
     return dataset, model
 
 
-def run(config: Config, dataset: "Dataset", model: "Model", folder: "Run", progress: "Progress") -> None:
-    """Train on the first labels, then on redrawn ones, and record the stability of clones at the asked epochs."""
+def run(
+    config: Config,
+    dataset: "Dataset",
+    model: "Model",
+    folder: "Run",
+    progress: "Progress",
+    keep_checkpoints: int = 2,
+) -> tuple[str, ...]:
+    """Train on the first labels, then on redrawn ones, and record the stability of clones at the asked epochs.
+
+    A checkpoint is saved after every epoch; the run goes on from where those of the folder end.
+
+    Returns:
+        Why newer checkpoints than the one resumed from were passed over; empty if none was.
+
+    Raises:
+        CheckpointError: the folder has checkpoints and none of them can be used.
+    """
     import jax
     import jax.numpy as jnp
     import optax
@@ -108,20 +124,29 @@ def run(config: Config, dataset: "Dataset", model: "Model", folder: "Run", progr
     states = jax.tree.map(lambda leaf: leaf[None], init_state(model.init(init_key), optimizer))
     images, first_labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     new_labels = jax.random.randint(label_key, first_labels.shape, 0, dataset.num_classes)
-    done = 0
-    for task, (labels, epochs) in enumerate(((first_labels, config.epochs), (new_labels, config.epochs_after))):
-        for epoch in range(epochs[-1] + 1):
-            if epoch > 0:
-                states, logs = epoch_of(states, data_key[None], done * steps_per_epoch, images, labels)
-                done += 1
-                folder.append({"task": task, "epoch": epoch, "train_loss": float(logs["loss"][0])})
-                progress(f"task {task + 1}", 1)
-            if epoch in epochs:
-                variables = jax.tree.map(lambda leaf: leaf[0], states.variables)
-                part = slice(0, config.num_images)
-                inputs = preprocess.inputs(images[part])
-                folder.append({"task": task, "epoch": epoch, **measure(config, model, variables, inputs, labels[part])})
-                progress(f"task {task + 1}", 1)
+    tasks = ((first_labels, config.epochs), (new_labels, config.epochs_after))
+    parts = [(task, epoch) for task, (_, epochs) in enumerate(tasks) for epoch in range(epochs[-1] + 1)]
+    found = folder.restore(lambda done, like=states: like)
+    done = 0 if found is None else found.step
+    states = states if found is None else found.tree
+    for number, (task, epoch) in enumerate(parts):
+        (labels, epochs), name = tasks[task], f"task {task + 1}"
+        units = (epoch > 0) + (epoch in epochs)
+        if number < done:
+            progress(name, units)
+            continue
+        if epoch > 0:
+            # Task 2 goes on counting: part `number` follows `number - task` epochs of training, its own included.
+            states, logs = epoch_of(states, data_key[None], (number - task - 1) * steps_per_epoch, images, labels)
+            folder.append({"task": task, "epoch": epoch, "train_loss": float(logs["loss"][0])})
+        if epoch in epochs:
+            variables = jax.tree.map(lambda leaf: leaf[0], states.variables)
+            part = slice(0, config.num_images)
+            inputs = preprocess.inputs(images[part])
+            folder.append({"task": task, "epoch": epoch, **measure(config, model, variables, inputs, labels[part])})
+        folder.checkpoint(number + 1, states, keep_checkpoints)
+        progress(name, units)
+    return () if found is None else found.refused
 
 
 def measure(config: Config, model: "Model", variables: "Variables", inputs: Any, labels: Any) -> dict[str, Any]:
@@ -213,15 +238,15 @@ def main() -> None:
     config, output = parse("stability", str(__doc__), PRESETS)
     from experiments.terminal import print_results, progress_bar
 
-    with user_errors("stability", config):
+    with user_errors("stability", config, PHRASES):
         from lopjax import runs
 
         dataset, model = build(config, output.data_dir)
-        folder = runs.open_run(output.root / "stability" / output.name, config, output.overwrite)
+        folder = open_folder("stability", config, output)
     if not folder.is_complete:
         total = config.epochs[-1] + config.epochs_after[-1] + len(config.epochs) + len(config.epochs_after)
-        with progress_bar(total) as progress:
-            run(config, dataset, model, folder, progress)
+        with kept_records("stability", folder), progress_bar(total) as progress:
+            say_refused(run(config, dataset, model, folder, progress, output.keep_checkpoints))
         folder.finish([row["report"] for row in measured(runs.load(folder.folder))])
     from lopjax.plotting import save
 

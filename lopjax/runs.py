@@ -2,11 +2,16 @@
 
     <folder>/config.json      the config, its hash, package versions and the git revision
     <folder>/metrics.jsonl    one record a line, flushed as it is measured
+    <folder>/checkpoints/     state of the newest records (`lopjax.checkpoints`), while the run is not complete
     <folder>/summary.json     written last: its presence says that the run is complete
 
-The rule for a folder that exists: a complete run of the same config is shown, not repeated; anything else is refused,
-unless `overwrite` is given, which moves the old folder aside (`<folder>.1`, `.2`, ...). Nothing is ever deleted.
-A run that was interrupted keeps every record it had measured; `load` reads it like any other.
+The rule for a folder that exists: a complete run of the same config is shown, not repeated; an incomplete one of the
+same config goes on if `resume` is given; anything else is refused, unless `overwrite` is given, which moves the old
+folder aside (`<folder>.1`, `.2`, ...). No run is ever deleted. One that was interrupted keeps every record it had
+measured; `load` reads it like any other.
+
+Records are flushed before the checkpoint that knows how many bytes of them there are. Resuming cuts `metrics.jsonl`
+back to those bytes, so what a run records does not depend on where it was interrupted.
 """
 
 import dataclasses
@@ -16,12 +21,14 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from lopjax import checkpoints
 
 PACKAGES = ("lopjax", "jax", "jaxlib", "flax", "optax", "numpy", "matfree")
 _ABSENT = "absent"
@@ -57,9 +64,50 @@ class Run(NamedTuple):
             file.flush()
             os.fsync(file.fileno())
 
+    def checkpoint(self, step: int, state: Any, keep: int = 2) -> None:
+        """Save the state that belongs to the records so far, and remove all but the newest `keep` checkpoints.
+
+        Args:
+            step: how far the run is; larger is later.
+            state: a tree of arrays and random keys.
+            keep: how many checkpoints to keep.
+        """
+        size = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+        checkpoints.save(self.checkpoint_folder, step, state, {**self._identity(), "metrics_bytes": size}, keep)
+
+    def restore(self, like: Callable[[int], Any]) -> checkpoints.Restored | None:
+        """The newest usable checkpoint, with `metrics.jsonl` cut back to it; None, and no records, if there is none.
+
+        Args:
+            like: step to a tree of the structure, shapes and types of the state there.
+
+        Raises:
+            CheckpointError: there are checkpoints and none can be used: damaged, of another config, version or model.
+        """
+        found = checkpoints.restore(self.checkpoint_folder, like, self._identity())
+        size = 0 if found is None else found.header["metrics_bytes"]
+        if self.metrics_path.exists():
+            if self.metrics_path.stat().st_size < size:
+                raise checkpoints.CheckpointError(
+                    f"{self.metrics_path}: has fewer than the {size} bytes that belong to the checkpoint of step "
+                    f"{found.step if found else 0}; records have been lost, start again"
+                )
+            os.truncate(self.metrics_path, size)
+        return found
+
     def finish(self, summary: Any) -> None:
-        """Write `summary.json`, atomically: the run is complete."""
+        """Write `summary.json`, atomically: the run is complete. Then its checkpoints are of no more use."""
         write_json(self.folder / "summary.json", summary)
+        checkpoints.remove(self.checkpoint_folder)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """`checkpoints`."""
+        return self.folder / "checkpoints"
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be used: the same numbers follow only from the same code and config."""
+        return {"config": config_hash(self.config), "versions": _environment_versions()}
 
 
 class RunData(NamedTuple):
@@ -102,13 +150,14 @@ def _choices(records: list[dict[str, Any]], where: Mapping[str, Any]) -> str:
     return "".join(f", with {name} in [{', '.join(values)}]" for name, values in found.items())
 
 
-def open_run(folder: Path | str, config: Any, overwrite: bool = False) -> Run:
-    """Create a run folder, or recognise a complete one.
+def open_run(folder: Path | str, config: Any, overwrite: bool = False, resume: bool = False) -> Run:
+    """Create a run folder, or recognise a complete one, or one that is to go on.
 
     Args:
         folder: where; parents are created.
         config: a dataclass of plain values: all that decides the result.
         overwrite: move an existing folder aside instead of refusing it.
+        resume: let an incomplete run of this config go on. A folder that does not exist is created all the same.
 
     Returns:
         The run; `is_complete` if the same config has already been run to the end there.
@@ -124,7 +173,7 @@ def open_run(folder: Path | str, config: Any, overwrite: bool = False) -> Run:
         # A crash while a config was being written leaves a folder that holds nothing yet.
         if folder.exists() and any(path.name != "config.json.partial" for path in folder.iterdir()):
             if not overwrite:
-                return _existing(folder, plain)
+                return _existing(folder, plain, resume)
             folder.rename(_free_name(folder))
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", description)
@@ -135,7 +184,7 @@ def open_run(folder: Path | str, config: Any, overwrite: bool = False) -> Run:
     return Run(folder, plain, is_complete=False)
 
 
-def _existing(folder: Path, config: dict[str, Any]) -> Run:
+def _existing(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     aside = "choose another folder, or move this one aside with overwrite=True"
     recorded = _recorded_config(folder)
     if recorded is None:
@@ -148,7 +197,11 @@ def _existing(folder: Path, config: dict[str, Any]) -> Run:
         )
         raise RunFolderError(f"run folder {folder}: belongs to another config ({changes}); {aside}")
     if not (folder / "summary.json").exists():
-        raise RunFolderError(f"run folder {folder}: holds an incomplete run of this config; {aside}")
+        if resume:
+            return Run(folder, config, is_complete=False)
+        raise RunFolderError(
+            f"run folder {folder}: holds an incomplete run of this config; let it go on with resume=True, {aside}"
+        )
     return Run(folder, config, is_complete=True)
 
 
@@ -233,13 +286,17 @@ def _plain(value: Any) -> Any:
 
 
 def _environment() -> dict[str, Any]:
-    versions = {}
+    return {"python": sys.version.split()[0], "versions": _environment_versions(), "git": _git_revision()}
+
+
+def _environment_versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    return {"python": sys.version.split()[0], "versions": versions, "git": _git_revision()}
+    return versions
 
 
 def _git_revision() -> str | None:

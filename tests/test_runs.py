@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lopjax import runs
+from lopjax.checkpoints import CheckpointError
 from lopjax.runs import RunFolderError, config_hash, load, open_run, write_json
 
 
@@ -102,6 +103,48 @@ def test_an_incomplete_run_is_refused(tmp_path):
     open_run(tmp_path / "run", Config()).append({"step": 1})
     with pytest.raises(RunFolderError, match=r"incomplete run of this config.*overwrite"):
         open_run(tmp_path / "run", Config())
+
+
+def test_an_incomplete_run_goes_on_where_its_checkpoint_is(tmp_path):
+    state, like = {"a": np.arange(3.0, dtype=np.float32)}, lambda step: {"a": np.zeros(3, np.float32)}
+    run = open_run(tmp_path / "run", Config(), resume=True)  # a new folder is created all the same
+    assert run.restore(like) is None
+    run.append({"step": 1})
+    run.checkpoint(1, state)
+    run.append({"step": 2})
+    again = open_run(tmp_path / "run", Config(), resume=True)
+    assert not again.is_complete
+    found = again.restore(like)
+    assert found.step == 1
+    np.testing.assert_array_equal(found.tree["a"], state["a"])
+    assert [record["step"] for record in load(again.folder).records] == [1]
+    again.finish({})
+    assert not again.checkpoint_folder.exists()
+    assert open_run(tmp_path / "run", Config(), resume=True).is_complete
+    with pytest.raises(RunFolderError, match="belongs to another config"):
+        open_run(tmp_path / "run", Config(rate=0.5), resume=True)
+
+
+def test_a_checkpoint_whose_records_are_lost_or_of_another_version_is_refused(tmp_path, monkeypatch):
+    def like(step):
+        return {"a": np.zeros(3, np.float32)}
+
+    run = open_run(tmp_path / "run", Config())
+    run.append({"step": 1})
+    run.checkpoint(1, like(1))
+    run.metrics_path.write_text("")
+    with pytest.raises(CheckpointError, match=r"fewer than the 12 bytes that belong to the checkpoint of step 1"):
+        run.restore(like)
+    monkeypatch.setattr(runs, "PACKAGES", ("lopjax", "numpy"))
+    with pytest.raises(CheckpointError, match="belongs to versions"):
+        run.restore(like)
+
+
+def test_without_a_checkpoint_a_resumed_run_starts_with_no_records(tmp_path):
+    run = open_run(tmp_path / "run", Config())
+    run.append({"step": 1})
+    assert open_run(tmp_path / "run", Config(), resume=True).restore(lambda step: {}) is None
+    assert load(run.folder).records == []
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"no": 1}', '{"config": 3}'])

@@ -7,58 +7,46 @@ clones apart and stay; noise and dropout can. What to expect, on two CPU cores:
     python -m experiments.cloning --preset paper      # CIFAR-10, 20 + 500 epochs, 5 seeds: a day on two CPU cores
     python -m experiments.cloning --preset reference  # CIFAR-10, 5 + 10 epochs, 3 seeds: ten minutes, docs/cloning.md
 
-A complete run is shown, not repeated. An interrupted one keeps what it has recorded; `lopjax.runs.load` reads it.
+A complete run is shown, not repeated. An interrupted one, also by a crash, goes on with --resume and ends with the same
+bits as if nothing had happened; `lopjax.runs.load` reads what it has recorded so far.
 """
 
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.cli import parse, user_errors
+from experiments.cli import PHRASES, kept_records, open_folder, parse, say_refused, user_errors
 from experiments.cloning.config import PRESETS, Setup, build
 
 if TYPE_CHECKING:
     from lopjax.runs import Run
-
-# Where the library has another name for what the user has typed.
-PHRASES = {"name=": "--dataset=", "another folder": "another --name or --root", "overwrite=True": "--overwrite"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run (or show a complete run), and report."""
     config, output = parse("cloning", str(__doc__), PRESETS, argv)
     with user_errors("cloning", config, PHRASES):
-        from lopjax import runs
-
         setup = build(config, output.data_dir)
-        folder = runs.open_run(output.root / "cloning" / output.name, config, output.overwrite)
+        folder = open_folder("cloning", config, output)
     if folder.is_complete:
         print(f"{folder.folder}: this config has been run; --overwrite runs it again", file=sys.stderr)
     else:
-        train(setup, folder)
+        train(setup, folder, output.keep_checkpoints)
     with user_errors("cloning", config, PHRASES):
         report(folder)
 
 
-def train(setup: Setup, folder: "Run") -> None:
-    """Run to the end and conclude; after Ctrl-C say what is kept."""
+def train(setup: Setup, folder: "Run", keep_checkpoints: int) -> None:
+    """Run to the end and conclude; if that is not to be, say what is kept and how to go on."""
     from experiments.cloning.program import run, total_steps
     from experiments.cloning.report import summarise
     from experiments.terminal import progress_bar
     from lopjax import runs
 
-    try:
+    with kept_records("cloning", folder):
         with progress_bar(total_steps(setup)) as progress:
-            run(setup, folder, progress)
+            say_refused(run(setup, folder, progress, keep_checkpoints))
         folder.finish(summarise(runs.load(folder.folder)))
-    except KeyboardInterrupt:
-        records = len(runs.load(folder.folder).records)
-        print(
-            f"interrupted: {records} records are kept, lopjax.runs.load({str(folder.folder)!r}) reads them; "
-            "--overwrite starts again and moves them aside",
-            file=sys.stderr,
-        )
-        raise SystemExit(130) from None
 
 
 def report(folder: "Run") -> None:

@@ -1,5 +1,6 @@
 """E1 as pure functions of one lane, and the host loop that runs many lanes in compiled chunks and records them."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.cloning.config import Config, Method, Setup
@@ -160,15 +161,96 @@ def share(setup: Setup) -> Shared:
     )
 
 
-def run(setup: Setup, folder: "Run", progress: "Progress") -> None:
-    """Train every group, recording one line for each lane and record; the run folder holds the result."""
+def run(setup: Setup, folder: "Run", progress: "Progress", keep_checkpoints: int = 2) -> "tuple[str, ...]":
+    """Train every group, recording one line for each lane and record, from where the folder's checkpoints end.
+
+    A run is a sequence of *parts*, numbered through all groups: a chunk of training of the base, the cloning, or a
+    chunk of training side by side. After each, its records are flushed and then the state is saved under the number of
+    parts done, so a run that is killed at any moment and resumed ends with the same bits.
+
+    Args:
+        setup: from `build`.
+        folder: a run folder that is not complete.
+        progress: told of every part.
+        keep_checkpoints: how many of the newest checkpoints stay in the folder.
+
+    Returns:
+        Why newer checkpoints than the one resumed from were passed over; empty if none was.
+
+    Raises:
+        CheckpointError: the folder has checkpoints and none of them can be used.
+    """
+    programs = [make_program(setup, group) for group in groups(setup.config)]
     shared = share(setup)
-    for group in groups(setup.config):
-        run_group(setup, group, shared, folder, progress)
+    starts = [start_of(setup, group, shared) for group in groups(setup.config)]
+    num_parts = parts_per_group(setup)
+
+    def like(done: int) -> Any:
+        """Structure of the state after `done` parts."""
+        import jax
+
+        index, part = divmod(done - 1, num_parts)
+        pairs = jax.eval_shape(jax.vmap(programs[index].start), *starts[index])
+        return pairs if part < base_parts(setup) else jax.eval_shape(jax.vmap(programs[index].clone), pairs)
+
+    found = folder.restore(like)
+    done = 0 if found is None else found.step
+    for index, group in enumerate(groups(setup.config)):
+        finished = min(max(done - index * num_parts, 0), num_parts)
+        pairs = found.tree if found is not None and 0 < finished < num_parts else None
+
+        def save(part: int, pairs: Pair, before: int = index * num_parts) -> None:
+            folder.checkpoint(before + part, pairs, keep_checkpoints)
+
+        run_group(setup, group, shared, folder, progress, pairs, finished, save)
+    return () if found is None else found.refused
 
 
-def run_group(setup: Setup, group: Group, shared: Shared, folder: "Run", progress: "Progress") -> None:
-    """Train the lanes of one group: base, clone, then both side by side."""
+def base_parts(setup: Setup) -> int:
+    """Parts of training the base."""
+    return setup.config.base_length // setup.config.record_every
+
+
+def parts_per_group(setup: Setup) -> int:
+    """Parts of a group: of the base, the cloning, and those of base and clone side by side."""
+    return base_parts(setup) + 1 + setup.config.clone_length // setup.config.record_every
+
+
+def start_of(setup: Setup, group: Group, shared: Shared) -> tuple[Any, "jax.Array", Knobs]:
+    """Initialised networks, noise keys and knobs of every lane of a group: the arguments of its program's `start`."""
+    import jax
+    import jax.numpy as jnp
+
+    per_lane = jnp.tile(jnp.arange(len(setup.config.seeds)), len(group.methods))
+    networks, noise_keys = jax.tree.map(lambda a: a[per_lane], (shared.networks, shared.noise_keys))
+    knobs = jax.tree.map(
+        lambda *values: jnp.array(values), *(knobs_of(setup.config, method) for method, _ in group.lanes)
+    )
+    return networks, noise_keys, knobs
+
+
+def run_group(
+    setup: Setup,
+    group: Group,
+    shared: Shared,
+    folder: "Run",
+    progress: "Progress",
+    pairs: Any = None,
+    finished: int = 0,
+    save: Callable[[int, Any], None] = lambda part, pairs: None,
+) -> None:
+    """Train the lanes of one group: base, clone, then both side by side.
+
+    Args:
+        setup: from `build`.
+        group: which lanes.
+        shared: from `share`.
+        folder: where records go.
+        progress: told of every part, also of those that were finished before.
+        pairs: the state after `finished` parts; None to start from the initialised networks.
+        finished: how many parts have been done, and recorded, before.
+        save: called with the number of parts done and the state, after every part.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -176,16 +258,21 @@ def run_group(setup: Setup, group: Group, shared: Shared, folder: "Run", progres
 
     config = setup.config
     num_seeds = len(config.seeds)
-    program = make_program(setup, group)
     chunk_steps = config.record_every * setup.steps_per_unit
+    num_base, num_parts = base_parts(setup), parts_per_group(setup)
+    names = ", ".join(group.methods)
+    if finished:
+        progress(f"resumed: {names}", chunk_steps * len(group.lanes) * (finished - (finished > num_base)))
+    if finished == num_parts:
+        return
+    program = make_program(setup, group)
     chunk = make_chunk(program.step, chunk_steps, config.batch_size)
     lanes_of_method = jax.jit(
         lambda tree, first: jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, num_seeds), tree)
     )
-    per_lane = jnp.tile(jnp.arange(num_seeds), len(group.methods))
-    networks, noise_keys, data_keys = jax.tree.map(lambda a: a[per_lane], shared[:3])
-    knobs = jax.tree.map(lambda *values: jnp.array(values), *(knobs_of(config, method) for method, _ in group.lanes))
-    pairs = jax.jit(jax.vmap(program.start))(networks, noise_keys, knobs)
+    data_keys = shared.data_keys[jnp.tile(jnp.arange(num_seeds), len(group.methods))]
+    if pairs is None:
+        pairs = jax.jit(jax.vmap(program.start))(*start_of(setup, group, shared))
 
     def record(phase: str, steps: int, logs: Any) -> None:
         variables = (pairs.base.variables, None if pairs.clone is None else pairs.clone.variables)
@@ -199,18 +286,18 @@ def run_group(setup: Setup, group: Group, shared: Shared, folder: "Run", progres
                 rows.append(where | {name: float(array[lane]) for name, array in values.items()})
         folder.append(*rows)
 
-    names = ", ".join(group.methods)
-    for phase, length in (("base", config.base_length), ("clone", config.clone_length)):
+    for part in range(finished, num_parts):
+        phase = "base" if part < num_base else "clone"
         progress(f"{phase}: {names}", 0)
-        offset = 0
-        if phase == "clone":
-            offset = config.base_length * setup.steps_per_unit
+        if part == num_base:
             pairs = jax.jit(jax.vmap(program.clone))(pairs)
-            record("clone", 0, {})
-        for start in range(0, length * setup.steps_per_unit, chunk_steps):
-            pairs, logs = chunk(pairs, data_keys, offset + start, *shared.train)
-            record(phase, start + chunk_steps, logs)
+            record(phase, 0, {})
+        else:
+            start = chunk_steps * (part - (part > num_base))
+            pairs, logs = chunk(pairs, data_keys, start, *shared.train)
+            record(phase, start + chunk_steps - (phase == "clone") * num_base * chunk_steps, logs)
             progress(f"{phase}: {names}", chunk_steps * len(group.lanes))
+        save(part + 1, pairs)
 
 
 def total_steps(setup: Setup) -> int:

@@ -65,3 +65,33 @@ def test_table_and_figure_show_every_measurement(recorded):
 def test_mistakes_are_refused_before_anything_is_compiled(change, message, unchecked):
     with pytest.raises(ValueError, match=message):
         stability.build(dataclasses.replace(TINY, **change))
+
+
+def test_a_run_killed_after_every_part_ends_with_the_same_bits(recorded, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def dying(description, steps):
+        calls.append(steps)
+        if len(calls) > len(lives):  # parts done in earlier lives are reported again
+            raise Killed
+
+    dataset, model = stability.build(TINY)
+    folder, lives = runs.open_run(tmp_path / "tiny", TINY), []
+    for life in range(2):
+        calls = []
+        with pytest.raises(Killed):
+            stability.run(TINY, dataset, model, folder, dying)
+        lives.append(life)
+    folder = runs.open_run(folder.folder, TINY, resume=True)
+    assert len(runs.load(folder.folder).records) == 3  # two measurements and an epoch of training
+    assert stability.run(TINY, dataset, model, folder, lambda description, steps: None) == ()
+    assert folder.metrics_path.read_bytes() == (recorded.folder / "metrics.jsonl").read_bytes()
+
+
+def test_the_number_of_checkpoints_is_checked(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["stability", "--root", str(tmp_path), "--keep-checkpoints", "0"])
+    with pytest.raises(SystemExit) as stop:
+        stability.main()
+    assert stop.value.code == 2
+    assert "--keep-checkpoints=0: must be at least 1" in capsys.readouterr().err

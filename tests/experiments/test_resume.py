@@ -1,0 +1,157 @@
+"""A run that is killed and resumed ends with the bits of one that was not: in-process at every part, and by SIGKILL."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import experiments.cloning.program as program
+from experiments.cloning.__main__ import main
+from experiments.cloning.config import Config, Net, build
+from lopjax import checkpoints
+from lopjax.runs import open_run
+
+CONFIG = Config(
+    dataset="digits", augment=False, net=Net(widths=(4,)), label_noise=0.5, seeds=(0, 1),
+    methods=("noisy_sgd", "adam"), unit="steps", base_length=8, clone_length=16, record_every=8,
+    batch_size=16, learning_rate=0.3, noise_scale=0.1, probe_samples=40,
+)  # fmt: skip
+FLAGS = [
+    *("--net.widths", "4", "--batch-size", "16", "--learning-rate", "0.3", "--noise-scale", "0.1"),
+    *("--methods", "noisy_sgd", "adam", "--base-length", "8", "--clone-length", "160", "--record-every", "8"),
+    *("--probe-samples", "40", "--name", "tiny"),
+]
+
+
+class Killed(BaseException):
+    """Ends a run as suddenly as a signal, from inside."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Records of an uninterrupted run, and its last checkpoint's bits."""
+    folder = open_run(tmp_path_factory.mktemp("whole") / "run", CONFIG)
+    assert program.run(build(CONFIG), folder, lambda description, steps: None) == ()
+    return folder.metrics_path.read_bytes(), last_state(folder)
+
+
+def last_state(folder) -> list[bytes]:
+    newest = max(folder.checkpoint_folder.iterdir(), key=lambda path: int(path.stem.split("_")[1]))
+    with np.load(newest) as archive:
+        return [archive[name].tobytes() for name in sorted(archive.files) if name != checkpoints.HEADER]
+
+
+def killed_before(number: int, folder, monkeypatch, during: str) -> None:
+    """Run until just before something is done for the `number`-th time, in a way that leaves no time to clean up."""
+    done = 0
+    with monkeypatch.context() as patch:
+        target, name = {"append": (type(folder), "append"), "replace": (os, "replace")}[during]
+        original = getattr(target, name)
+
+        def counting(*args, **kwargs):
+            nonlocal done
+            done += 1
+            if done == number:
+                raise Killed
+            return original(*args, **kwargs)
+
+        patch.setattr(target, name, counting)
+        with pytest.raises(Killed):
+            program.run(build(CONFIG), folder, lambda description, steps: None)
+
+
+@pytest.mark.parametrize("during", ["append", "replace"])
+def test_a_run_resumed_after_every_part_ends_with_the_same_bits(whole, tmp_path, monkeypatch, during):
+    """Killed at each part in turn: before its records are there, or with its checkpoint written and not in place."""
+    folder = open_run(tmp_path / "run", CONFIG)
+    for _ in range(3):
+        killed_before(2, folder, monkeypatch, during)
+        folder = open_run(folder.folder, CONFIG, resume=True)
+    steps = []
+    assert program.run(build(CONFIG), folder, lambda description, steps_done: steps.append(steps_done)) == ()
+    assert folder.metrics_path.read_bytes() == whole[0]
+    assert last_state(folder) == whole[1]
+    assert sum(steps) == program.total_steps(build(CONFIG))
+
+
+def test_what_stands_after_the_checkpoint_is_cut_off(whole, tmp_path, monkeypatch):
+    folder = open_run(tmp_path / "run", CONFIG)
+    killed_before(3, folder, monkeypatch, "replace")
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'{"method": "noisy_sgd", "half a rec')
+    program.run(build(CONFIG), folder, lambda description, steps: None)
+    assert folder.metrics_path.read_bytes() == whole[0]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(whole, tmp_path, monkeypatch):
+    folder = open_run(tmp_path / "run", CONFIG)
+    killed_before(4, folder, monkeypatch, "replace")
+    path = folder.checkpoint_folder / "step_3.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    (reason,) = program.run(build(CONFIG), folder, lambda description, steps: None)
+    assert "step_3.npz: damaged" in reason
+    assert folder.metrics_path.read_bytes() == whole[0]
+
+
+def test_without_a_usable_checkpoint_the_command_says_why(tmp_path, monkeypatch, capsys):
+    run = open_run(tmp_path / "cloning" / "tiny", build_config())
+    run.append({"step": 1})
+    run.checkpoint_folder.mkdir()
+    (run.checkpoint_folder / "step_1.npz").write_bytes(b"nothing")
+    with pytest.raises(SystemExit) as stop:
+        main(["--root", str(tmp_path), *FLAGS, "--resume"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "no checkpoint can be used" in error
+    assert "step_1.npz: damaged" in error
+    assert len(run.metrics_path.read_text().splitlines()) == 1
+
+
+def build_config() -> Config:
+    from experiments.cli import parse
+    from experiments.cloning.config import PRESETS
+
+    return parse("cloning", "", PRESETS, FLAGS)[0]
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path):
+    """SIGKILL to a real process, wherever it is; the last life is let live."""
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-m", "experiments.cloning", "--root", str(tmp_path / name), *FLAGS, "--resume"]
+
+    def metrics(name: str) -> bytes:
+        return (tmp_path / name / "cloning" / "tiny" / "metrics.jsonl").read_bytes()
+
+    subprocess.run(command("cold"), env=environment, check=True, capture_output=True)
+    start = time.monotonic()
+    subprocess.run(command("whole"), env=environment, check=True, capture_output=True)
+    duration = time.monotonic() - start
+    generator, killed, summary = random.Random(0), 0, tmp_path / "killed" / "cloning" / "tiny" / "summary.json"
+    while killed < 20:
+        process = subprocess.Popen(
+            command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(generator.uniform(0.2, 0.9) * duration)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += 1
+        process.wait()
+        if summary.exists():  # it came to its end between two kills: the next one starts anew
+            assert metrics("killed") == metrics("whole")
+            (tmp_path / "killed").rename(tmp_path / f"killed_{killed}")
+    subprocess.run(command("killed"), env=environment, check=True, capture_output=True)
+    assert metrics("killed") == metrics("whole")
+    assert not (summary.parent / "checkpoints").exists()
+    jax.clear_caches()
