@@ -150,7 +150,7 @@ def test_a_process_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_p
         process.wait()
         if summary.exists():  # it came to its end between two kills: the next one starts anew
             assert metrics("killed") == metrics("whole")
-            (tmp_path / "killed").rename(tmp_path / f"killed_{killed}")
+            (tmp_path / "killed").rename(tmp_path / f"complete_{len(list(tmp_path.iterdir()))}")
     subprocess.run(command("killed"), env=environment, check=True, capture_output=True)
     assert metrics("killed") == metrics("whole")
     assert not (summary.parent / "checkpoints").exists()
