@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from tyro.constructors import ConstructorRegistry
 
     from lopjax.runs import Run
 
 ConfigType = TypeVar("ConfigType")
+OutputType = TypeVar("OutputType", bound="Output")
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,30 @@ class Output:
     """How many of the newest checkpoints stay in the folder of an unfinished run."""
 
 
+@dataclass(frozen=True)
+class SpreadOutput(Output):
+    """Where a run of many lanes goes, and the devices that it is spread over."""
+
+    seed_devices: int = 1
+    """Spread the seeds over this many devices, or groups of devices; it must divide the number of seeds."""
+    batch_devices: int = 1
+    """Spread every batch over this many devices: results then agree to rounding, not in every bit."""
+    coordinator: str = ""
+    """Of a run over several processes, each started with the same flags: host:port of process 0, or "auto" on a cluster
+    that JAX knows (Slurm, Open MPI, TPU pods). All of them must see the same run folder."""
+    num_processes: int = 1
+    """How many processes there are, with a coordinator of host:port."""
+    process_id: int = 0
+    """Which of them this one is."""
+
+
 def parse(
-    experiment: str, description: str, presets: Mapping[str, ConfigType], argv: Sequence[str] | None = None
-) -> tuple[ConfigType, Output]:
+    experiment: str,
+    description: str,
+    presets: Mapping[str, ConfigType],
+    argv: Sequence[str] | None = None,
+    output: type[OutputType] = Output,
+) -> tuple[ConfigType, OutputType]:
     """Read `--preset`, take that config as the default, and let flags override its fields.
 
     Args:
@@ -52,6 +75,7 @@ def parse(
         description: what `--help` says first.
         presets: config of every preset; the first is the default.
         argv: arguments; default `sys.argv[1:]`.
+        output: `Output`, or a dataclass of more such flags.
 
     Returns:
         The config and where the output goes.
@@ -75,7 +99,7 @@ def parse(
         "Arguments",
         [
             ("config", Annotated[type(default), tyro.conf.arg(name="")]),
-            ("output", Annotated[Output, tyro.conf.arg(name="")]),
+            ("output", Annotated[output, tyro.conf.arg(name="")]),
         ],
         frozen=True,
     )
@@ -83,7 +107,7 @@ def parse(
         both,
         prog=prog,
         description=f"{description}\n\nPresets (--preset): {', '.join(presets)}.",
-        default=both(default, Output(preset=preset, name=preset)),
+        default=both(default, output(preset=preset, name=preset)),
         args=arguments,
         registry=_numbers(),
     )
@@ -139,7 +163,64 @@ def open_folder(experiment: str, config: Any, output: Output) -> "Run":
 
     if output.keep_checkpoints < 1:
         raise ValueError(f"keep_checkpoints={output.keep_checkpoints}: must be at least 1")
-    return runs.open_run(output.root / experiment / output.name, config, output.overwrite, output.resume)
+    arguments = (output.root / experiment / output.name, config)
+    if not getattr(output, "coordinator", ""):
+        return runs.open_run(*arguments, output.overwrite, output.resume)
+    # One process opens the folder, and the others learn what became of it.
+    import jax
+    import numpy as np
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    new, complete, refused = range(3)
+    run, state = None, refused
+    try:
+        if jax.process_index() == 0:
+            run = runs.open_run(*arguments, output.overwrite, output.resume)
+            state = complete if run.is_complete else new
+    finally:
+        state = int(broadcast_one_to_all(np.int32(state)))
+    if state == refused:
+        raise SystemExit(2)
+    return run or runs.follow_run(*arguments, is_complete=state == complete)
+
+
+def devices_of(output: SpreadOutput) -> "Mesh | None":
+    """Join the other processes of the run, if there are any, and lay out the devices; first of all that uses JAX.
+
+    Returns:
+        The mesh of the lanes; None for a single device.
+
+    Raises:
+        ValueError: a flag is out of range, there are too few devices, or the other processes cannot be reached.
+    """
+    if not output.coordinator:
+        for name, value, only in (("num_processes", output.num_processes, 1), ("process_id", output.process_id, 0)):
+            if value != only:
+                raise ValueError(f"{name}={value}: must be {only} without --coordinator")
+    elif output.coordinator != "auto" and not 0 <= output.process_id < output.num_processes:
+        raise ValueError(f"process_id={output.process_id}: must be in 0..{output.num_processes - 1}")
+    import jax
+
+    from lopjax.lanes import lane_mesh
+
+    if output.coordinator:
+        try:
+            if output.coordinator == "auto":
+                jax.distributed.initialize()
+            else:
+                jax.distributed.initialize(output.coordinator, output.num_processes, output.process_id)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"coordinator={output.coordinator}: {error}") from error
+    return lane_mesh(output.seed_devices, output.batch_devices)
+
+
+def is_main_process(output: SpreadOutput) -> bool:
+    """Whether this process is the one that writes and prints."""
+    if not output.coordinator:
+        return True
+    import jax
+
+    return jax.process_index() == 0
 
 
 def say_refused(reasons: Sequence[str]) -> None:
@@ -150,7 +231,10 @@ def say_refused(reasons: Sequence[str]) -> None:
 
 @contextmanager
 def kept_records(experiment: str, folder: "Run") -> Iterator[None]:
-    """Around a run: after Ctrl-C, a full disk or checkpoints that cannot be used, say what is kept and how to go on."""
+    """Around a run: if it ends early, say why, what is kept and how to go on.
+
+    Early ends: Ctrl-C, a full disk, a loss that is not finite, checkpoints that cannot be used.
+    """
     from lopjax import runs
     from lopjax.checkpoints import CheckpointError
 
@@ -164,7 +248,7 @@ def kept_records(experiment: str, folder: "Run") -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(130) from None
-    except (OSError, CheckpointError) as error:
+    except (OSError, CheckpointError, FloatingPointError) as error:
         refuse(experiment, f"{error}; what was recorded is kept in {folder.folder}")
 
 
@@ -204,7 +288,7 @@ def as_flags(message: str, config: Any, phrases: Mapping[str, str]) -> str:
     """
     for phrase, replacement in phrases.items():
         message = message.replace(phrase, replacement)
-    for path in (*_field_paths(config), *_field_paths(Output())):
+    for path in (*_field_paths(config), *_field_paths(SpreadOutput())):
         field = path.rsplit(".", 1)[-1]
         # A name that is also an English word counts only where a value follows.
         follows = "" if "_" in field else "(?==|: )"

@@ -110,7 +110,7 @@ def run(
     import jax.numpy as jnp
     import optax
 
-    from lopjax.training import Preprocess, init_state, make_chunk, sgd_step
+    from lopjax.training import Preprocess, init_state, make_chunk, sgd_step, start_lanes
 
     preprocess = Preprocess(dataset.mean, dataset.std)
     optimizer = optax.sgd(config.learning_rate)
@@ -119,16 +119,16 @@ def run(
     def step(state: Any, batch: Any, key: Any, index: Any) -> Any:
         return sgd_step(model, optimizer, state, preprocess.inputs(batch[0]), batch[1], key)
 
-    epoch_of = make_chunk(step, steps_per_epoch, config.batch_size)
+    chunk = make_chunk(step, config.batch_size)
     init_key, data_key, label_key = jax.random.split(jax.random.key(config.seed, impl="philox4x32"), 3)
-    states = jax.tree.map(lambda leaf: leaf[None], init_state(model.init(init_key), optimizer))
+    lanes = start_lanes(jax.tree.map(lambda leaf: leaf[None], init_state(model.init(init_key), optimizer)))
     images, first_labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     new_labels = jax.random.randint(label_key, first_labels.shape, 0, dataset.num_classes)
     tasks = ((first_labels, config.epochs), (new_labels, config.epochs_after))
     parts = [(task, epoch) for task, (_, epochs) in enumerate(tasks) for epoch in range(epochs[-1] + 1)]
-    found = folder.restore(lambda done, like=states: like)
+    found = folder.restore(lambda done, like=lanes: like)
     done = 0 if found is None else found.step
-    states = states if found is None else found.tree
+    lanes = lanes if found is None else found.tree
     for number, (task, epoch) in enumerate(parts):
         (labels, epochs), name = tasks[task], f"task {task + 1}"
         units = (epoch > 0) + (epoch in epochs)
@@ -137,14 +137,20 @@ def run(
             continue
         if epoch > 0:
             # Task 2 goes on counting: part `number` follows `number - task` epochs of training, its own included.
-            states, logs = epoch_of(states, data_key[None], (number - task - 1) * steps_per_epoch, images, labels)
+            start = (number - task - 1) * steps_per_epoch
+            lanes, logs = chunk(lanes, data_key[None], start, steps_per_epoch, images, labels)
+            if (frozen_at := int(lanes.frozen_at[0])) >= 0:
+                raise FloatingPointError(
+                    f"the loss is not finite at step {frozen_at} (epoch {frozen_at // steps_per_epoch}) of training; "
+                    f"learning_rate={config.learning_rate} is too large for this network"
+                )
             folder.append({"task": task, "epoch": epoch, "train_loss": float(logs["loss"][0])})
         if epoch in epochs:
-            variables = jax.tree.map(lambda leaf: leaf[0], states.variables)
+            variables = jax.tree.map(lambda leaf: leaf[0], lanes.state.variables)
             part = slice(0, config.num_images)
             inputs = preprocess.inputs(images[part])
             folder.append({"task": task, "epoch": epoch, **measure(config, model, variables, inputs, labels[part])})
-        folder.checkpoint(number + 1, states, keep_checkpoints)
+        folder.checkpoint(number + 1, lanes, keep_checkpoints)
         progress(name, units)
     return () if found is None else found.refused
 

@@ -17,11 +17,14 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Progress]:
+def progress_bar(total: int, is_shown: bool = True) -> Iterator[Progress]:
     """Progress over `total` steps on stderr, with the rate in steps a second and the time left.
 
-    A bar on a terminal; in a file one line whenever another tenth is done.
+    A bar on a terminal; in a file one line whenever another tenth is done; nothing unless `is_shown`.
     """
+    if not is_shown:
+        yield lambda description, steps: None
+        return
     if not sys.stderr.isatty():
         yield progress_lines(total)
         return

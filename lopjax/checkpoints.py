@@ -66,10 +66,18 @@ def save(folder: Path | str, step: int, tree: PyTree, header: Mapping[str, Any],
     if step < 0 or keep < 1:
         raise ValueError(f"step={step}, keep={keep}: step must be at least 0, keep at least 1")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step}.npz"
+    write(path, tree, header, step)
+    for old, _ in list(_newest_first(folder))[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write(path: Path, tree: PyTree, header: Mapping[str, Any], step: int = 0) -> None:
+    """Write a tree as one file, atomically; arguments as in `save`. The folder is created if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     described, arrays = _described(tree)
     text = json.dumps({"format": FORMAT, "step": step, "leaves": described, "header": dict(header)}, allow_nan=False)
-    path = folder / f"step_{step}.npz"
     temporary = path.with_name(path.name + ".partial")
     try:
         with temporary.open("wb") as file:
@@ -81,10 +89,33 @@ def save(folder: Path | str, step: int, tree: PyTree, header: Mapping[str, Any],
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(folder)
-    for old, _ in list(_newest_first(folder))[keep:]:
-        old.unlink(missing_ok=True)
-    return path
+    _sync(path.parent)
+
+
+def read(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a file back that holds nested dictionaries of arrays, such as variables; nothing need be known of them.
+
+    Returns:
+        The dictionaries, on the default device, and the header.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged, or holds another kind of tree.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    stored, arrays = _archive(path)
+    tree: dict[str, Any] = {}
+    for array, leaf in zip(arrays, stored["leaves"]):
+        names = re.findall(r"\['([^']*)'\]", leaf["path"])
+        if "".join(f"['{name}']" for name in names) != leaf["path"]:
+            raise CheckpointError(f"{path}: holds {leaf['path']}, which is not in nested dictionaries; use restore")
+        inner = tree
+        for name in names[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[names[-1]] = _encoded(array, leaf)
+    return tree, stored["header"]
 
 
 def restore(folder: Path | str, like: Callable[[int], PyTree], expected: Mapping[str, Any]) -> Restored | None:
@@ -134,13 +165,7 @@ def _read(
     path: Path, step: int, like: Callable[[int], PyTree], expected: Mapping[str, Any]
 ) -> tuple[PyTree, dict[str, Any]]:
     """One checkpoint as a tree, or the reason why not."""
-    try:
-        # Opened here: NumPy leaves a file open that is no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            stored = _header(archive)
-            arrays = [archive[str(index)] for index in range(len(stored["leaves"]))]
-    except _DAMAGE as error:
-        raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+    stored, arrays = _archive(path)
     if stored["step"] != step:
         raise CheckpointError(f"{path}: is the checkpoint of step {stored['step']} under another name")
     header = stored["header"]
@@ -154,6 +179,17 @@ def _read(
         what = f"{different[0][0]} there, {different[0][1]} wanted" if different else "one has more arrays"
         raise CheckpointError(f"{path}: holds {len(arrays)} arrays for {len(wanted)} wanted, of another model ({what})")
     return structure.unflatten([_encoded(a, one) for a, one in zip(arrays, stored["leaves"])]), header
+
+
+def _archive(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """What a file says of itself, and its arrays, every checksum looked at."""
+    try:
+        # Opened here: NumPy leaves a file open that is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            stored = _header(archive)
+            return stored, [archive[str(index)] for index in range(len(stored["leaves"]))]
+    except _DAMAGE as error:
+        raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from error
 
 
 def _header(archive: Any) -> dict[str, Any]:

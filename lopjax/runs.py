@@ -3,6 +3,7 @@
     <folder>/config.json      the config, its hash, package versions and the git revision
     <folder>/metrics.jsonl    one record a line, flushed as it is measured
     <folder>/checkpoints/     state of the newest records (`lopjax.checkpoints`), while the run is not complete
+    <folder>/variables/       what training ended with, one file a name (`RunData.variables`)
     <folder>/summary.json     written last: its presence says that the run is complete
 
 The rule for a folder that exists: a complete run of the same config is shown, not repeated; an incomplete one of the
@@ -45,11 +46,14 @@ class Run(NamedTuple):
         folder: where it is.
         config: the config as plain JSON.
         is_complete: whether `summary.json` is there.
+        is_writer: whether this process writes; of several that share a run, one does, and nothing that the others
+            record, save or conclude is written.
     """
 
     folder: Path
     config: dict[str, Any]
     is_complete: bool
+    is_writer: bool = True
 
     @property
     def metrics_path(self) -> Path:
@@ -58,6 +62,8 @@ class Run(NamedTuple):
 
     def append(self, *records: Mapping[str, Any]) -> None:
         """Append records to `metrics.jsonl` and flush them to disk. Numbers that are not finite are kept as null."""
+        if not self.is_writer:
+            return
         lines = "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records)
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(lines)
@@ -72,6 +78,8 @@ class Run(NamedTuple):
             state: a tree of arrays and random keys.
             keep: how many checkpoints to keep.
         """
+        if not self.is_writer:
+            return
         size = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
         checkpoints.save(self.checkpoint_folder, step, state, {**self._identity(), "metrics_bytes": size}, keep)
 
@@ -86,7 +94,7 @@ class Run(NamedTuple):
         """
         found = checkpoints.restore(self.checkpoint_folder, like, self._identity())
         size = 0 if found is None else found.header["metrics_bytes"]
-        if self.metrics_path.exists():
+        if self.is_writer and self.metrics_path.exists():
             if self.metrics_path.stat().st_size < size:
                 raise checkpoints.CheckpointError(
                     f"{self.metrics_path}: has fewer than the {size} bytes that belong to the checkpoint of step "
@@ -95,8 +103,15 @@ class Run(NamedTuple):
             os.truncate(self.metrics_path, size)
         return found
 
+    def keep(self, name: str, variables: Mapping[str, Any]) -> None:
+        """Keep nested dictionaries of arrays, such as the variables training ended with, as `variables/<name>.npz`."""
+        if self.is_writer:
+            checkpoints.write(self.folder / "variables" / f"{name}.npz", dict(variables), self._identity())
+
     def finish(self, summary: Any) -> None:
         """Write `summary.json`, atomically: the run is complete. Then its checkpoints are of no more use."""
+        if not self.is_writer:
+            return
         write_json(self.folder / "summary.json", summary)
         checkpoints.remove(self.checkpoint_folder)
 
@@ -125,6 +140,10 @@ class RunData(NamedTuple):
     records: list[dict[str, Any]]
     summary: Any
 
+    def select(self, **where: Any) -> list[dict[str, Any]]:
+        """The records that have all the given values, in order."""
+        return [row for row in self.records if all(row.get(key) == value for key, value in where.items())]
+
     def column(self, name: str, **where: Any) -> np.ndarray:
         """One value of every record that has it and matches `where`, as float64 (missing values are NaN).
 
@@ -133,7 +152,7 @@ class RunData(NamedTuple):
         Raises:
             KeyError: no matching record has it; the message lists the names there are.
         """
-        rows = [row for row in self.records if all(row.get(key) == value for key, value in where.items())]
+        rows = self.select(**where)
         if not rows:
             raise KeyError(
                 f"no record where {where}; there are {len(self.records)} records{_choices(self.records, where)}"
@@ -142,6 +161,21 @@ class RunData(NamedTuple):
         if not values:
             raise KeyError(f"no record with {name!r} where {where}; names are {sorted({k for r in rows for k in r})}")
         return np.array([math.nan if value is None else value for value in values], np.float64)
+
+    def variables(self, name: str) -> dict[str, Any]:
+        """What training ended with, as nested dictionaries of arrays on the default device.
+
+        Example: `run.variables("noisy_sgd")["clone"]["params"]`, with one seed after the other along the leading axes.
+
+        Raises:
+            FileNotFoundError: nothing is kept under this name; the message lists the names there are.
+            CheckpointError: the file is damaged.
+        """
+        path = self.folder / "variables" / f"{name}.npz"
+        if not path.exists():
+            names = sorted(file.stem for file in path.parent.glob("*.npz"))
+            raise FileNotFoundError(f"{path}: no such file; names are {names}")
+        return checkpoints.read(path)[0]
 
 
 def _choices(records: list[dict[str, Any]], where: Mapping[str, Any]) -> str:
@@ -182,6 +216,17 @@ def open_run(folder: Path | str, config: Any, overwrite: bool = False, resume: b
             f"run folder {folder}: cannot be written ({error.strerror}); choose another folder"
         ) from error
     return Run(folder, plain, is_complete=False)
+
+
+def follow_run(folder: Path | str, config: Any, is_complete: bool) -> Run:
+    """A run folder that another process of the same run has opened with `open_run`; this one reads and never writes.
+
+    Args:
+        folder: where, on a file system that both see.
+        config: as there.
+        is_complete: what the other process found.
+    """
+    return Run(Path(folder), _plain(dataclasses.asdict(config)), is_complete, is_writer=False)
 
 
 def _existing(folder: Path, config: dict[str, Any], resume: bool) -> Run:

@@ -1,21 +1,22 @@
-"""The training engine: steps scanned in compiled chunks, seeds side by side, order and noise fixed by keys alone.
+"""The training engine: steps in compiled chunks, many lanes, order and noise fixed by keys alone.
 
 A *step* is a pure function `(state, batch, key, index) -> (state, logs)`, where the state is any pytree: one network,
-or a base and its clone that see the same batches. The engine decides which examples step `t` of a seed sees from
-`(key, t)` alone, so the result does not depend on how the steps are cut into chunks.
+or a base and its clone that see the same batches. The engine decides which examples step `t` of a lane sees from
+`(key, t)` alone, so the result does not depend on how the steps are cut into chunks, nor on the lanes beside it.
 """
 
 from collections.abc import Callable
-from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Int32, Key, PyTree, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int32, PyTree, UInt8
 
 from lopjax.data import augment, epoch_permutation, normalize, take_batch
+from lopjax.lanes import cut_batch, over_lanes
 from lopjax.losses import accuracy, mean_cross_entropy
 from lopjax.model import Model, Variables
 
@@ -103,61 +104,90 @@ def sgd_step(
     return TrainState({**updated, "params": params}, opt_state), {"loss": value, "accuracy": accuracy(logits, labels)}
 
 
-def batch_indices(
-    key: Key[Array, ""], start: Int[Array, ""] | int, num_steps: int, num_examples: int, batch_size: int
-) -> Int32[Array, "num_steps batch_size"]:
-    """Which examples steps `start, ..., start + num_steps - 1` see: a fresh shuffle every epoch, last batch dropped.
+class Lanes(NamedTuple):
+    """Many lanes in training.
 
-    A function of the key and the step number alone: the same whatever `num_steps` the run is cut into.
-
-    Args:
-        key: random key; epoch e is shuffled by `fold_in(key, e)`.
-        start: number of the first step; may be traced.
-        num_steps: how many (static).
-        num_examples: size of the training set (static).
-        batch_size: examples a batch (static), between 1 and `num_examples`.
-
-    Raises:
-        ValueError: if `batch_size` is outside 1..num_examples.
+    Attributes:
+        state: of every lane; leaves have a leading lane axis.
+        frozen_at: int32, one a lane: the first step whose logs were not all finite; -1 while there is none.
     """
-    if not 1 <= batch_size <= num_examples:
-        raise ValueError(f"batch_size={batch_size}: must be between 1 and the {num_examples} training examples")
-    steps_per_epoch = num_examples // batch_size
-    first = jnp.asarray(start) // steps_per_epoch
-    epochs = first + jnp.arange(ceil((steps_per_epoch - 1 + num_steps) / steps_per_epoch))
-    orders = jax.vmap(lambda epoch: epoch_permutation(jax.random.fold_in(key, epoch), num_examples, batch_size))(epochs)
-    flat = orders.reshape(-1, batch_size)
-    return jax.lax.dynamic_slice_in_dim(flat, jnp.asarray(start) - first * steps_per_epoch, num_steps)
+
+    state: State
+    frozen_at: Int32[Array, " lanes"]
 
 
-def make_chunk(step: Step, num_steps: int, batch_size: int) -> Callable[..., tuple[State, Logs]]:
-    """Compile `num_steps` steps into one call, for many seeds side by side.
+def start_lanes(state: State) -> Lanes:
+    """Lanes at the start of training, from states with a leading lane axis."""
+    return Lanes(state, jnp.full(len(jax.tree.leaves(state)[0]), -1, jnp.int32))
+
+
+def make_chunk(step: Step, batch_size: int, mesh: Mesh | None = None) -> Callable[..., tuple[Lanes, Logs]]:
+    """Compile steps for many lanes, as many steps a call as the call says.
+
+    Step t of a lane sees a batch that is a function of its key and of t alone: a fresh shuffle every epoch, by
+    `fold_in(key, epoch)`, and the last batch of an epoch dropped if it is not full. The number of steps is no part of
+    the compiled program, so that a run has the same bits however it is cut into calls.
+
+    A lane any of whose logs is not finite at some step is frozen: it keeps the state that this step found, and
+    `frozen_at` names the step. The others go on.
 
     Args:
-        step: one step of one seed.
-        num_steps: steps a call.
+        step: one step of one lane.
         batch_size: examples a batch.
+        mesh: from `lopjax.lanes.lane_mesh`, to spread the lanes, and their batches, over several devices.
 
     Returns:
-        `chunk(states, keys, start, images, labels) -> (states, logs)`. `states` and `keys` have a leading seed axis
-        (the buffers of `states` are donated); images and labels are shared by all seeds; logs are means over the steps,
-        one per seed. Pass the data as arguments: closed over, they would be compiled in as constants.
+        `chunk(lanes, keys, start, num_steps, images, labels) -> (lanes, logs)`: steps `start, ...,
+        start + num_steps - 1`. `lanes` (whose buffers are donated) and `keys` have a leading lane axis; images and
+        labels are shared by all lanes; logs are means over the steps, one per lane, NaN for a frozen one. Pass the
+        data as arguments: closed over, they would be compiled in as constants. Raises ValueError if `num_steps` is not
+        positive, or `batch_size` is outside 1..number of examples.
     """
 
-    def chunk_of_one(
-        state: State, key: jax.Array, start: jax.Array, images: jax.Array, labels: jax.Array
-    ) -> tuple[State, Logs]:
+    def of_one(lane: Lanes, key: jax.Array, start: Any, num_steps: Any, images: Any, labels: Any) -> tuple[Lanes, Logs]:
         order_key, step_key = jax.random.split(key)
-        indices = batch_indices(order_key, start, num_steps, len(images), batch_size)
+        steps_per_epoch = len(images) // batch_size
+        batch = (images[:batch_size], labels[:batch_size])
+        logged = jax.eval_shape(step, lane.state, batch, step_key, start)[1]
+        dtype = jnp.zeros(()).dtype
+        sums = jax.tree.map(lambda log: jnp.zeros(log.shape, dtype), logged)
 
-        def body(state: State, now: tuple[jax.Array, jax.Array]) -> tuple[State, Logs]:
-            index, chosen = now
-            return step(state, take_batch(images, labels, chosen), jax.random.fold_in(step_key, index), index)
+        def epoch(number: Any, carry: tuple[Lanes, Logs]) -> tuple[Lanes, Logs]:
+            order = epoch_permutation(jax.random.fold_in(order_key, number), len(images), batch_size)
+            first = number * steps_per_epoch
 
-        state, logs = jax.lax.scan(body, state, (start + jnp.arange(num_steps), indices))
-        return state, jax.tree.map(lambda log: jnp.mean(log, axis=0), logs)
+            def one(within: Any, carry: tuple[Lanes, Logs]) -> tuple[Lanes, Logs]:
+                (state, frozen_at), sums = carry
+                index = first + within
+                batch = cut_batch(take_batch(images, labels, order[within]), mesh)
+                found, logs = step(state, batch, jax.random.fold_in(step_key, index), index)
+                is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(log)) for log in jax.tree.leaves(logs)]))
+                frozen_at = jnp.where((frozen_at < 0) & ~is_finite, index, frozen_at)
+                state = jax.tree.map(lambda new, old: jnp.where(frozen_at < 0, new, old), found, state)
+                return Lanes(state, frozen_at), jax.tree.map(lambda a, b: a + b.astype(dtype), sums, logs)
 
-    return jax.jit(jax.vmap(chunk_of_one, in_axes=(0, 0, None, None, None)), donate_argnums=0)
+            end = start + num_steps
+            return jax.lax.fori_loop(
+                jnp.maximum(start - first, 0), jnp.minimum(end - first, steps_per_epoch), one, carry
+            )
+
+        last = (start + num_steps - 1) // steps_per_epoch
+        lane, sums = jax.lax.fori_loop(start // steps_per_epoch, last + 1, epoch, (lane, sums))
+        means = jax.tree.map(lambda log: jnp.where(lane.frozen_at < 0, log / num_steps, jnp.nan), sums)
+        return lane, means
+
+    compiled = over_lanes(of_one, 2, mesh, donate=True)
+
+    def chunk(
+        lanes: Lanes, keys: jax.Array, start: int, num_steps: int, images: Any, labels: Any
+    ) -> tuple[Lanes, Logs]:
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps}: must be at least 1")
+        if not 1 <= batch_size <= len(images):
+            raise ValueError(f"batch_size={batch_size}: must be between 1 and the {len(images)} training examples")
+        return compiled(lanes, keys, jnp.int32(start), jnp.int32(num_steps), images, labels)
+
+    return chunk
 
 
 def evaluate(

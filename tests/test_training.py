@@ -8,7 +8,7 @@ import pytest
 
 from lopjax.data import augment
 from lopjax.models import mlp
-from lopjax.training import Preprocess, batch_indices, evaluate, init_state, make_chunk, sgd_step
+from lopjax.training import Preprocess, evaluate, init_state, make_chunk, sgd_step, start_lanes
 
 NUM, BATCH = 11, 3  # an epoch has 3 steps and drops 2 examples
 MODEL = mlp((2, 2, 1), (4,), 3, activation="tanh", dropout=0.3)
@@ -28,15 +28,26 @@ def inputs_of(images: np.ndarray) -> np.ndarray:
 # --- Order of the examples --------------------
 
 
-@pytest.fixture(scope="module")
-def indices():
-    """`indices(seed, start, num_steps)`, compiled once a length."""
-    compiled = jax.jit(batch_indices, static_argnums=(2, 3, 4))
-    return lambda seed, start, steps: np.asarray(compiled(jax.random.key(seed), start, steps, NUM, BATCH))
+def recording_step(state, batch, key, index):
+    """Writes down which examples each step saw: their labels are their numbers."""
+    return state.at[index].set(batch[1]), {"loss": jnp.float32(0)}
 
 
-def test_every_epoch_is_a_fresh_shuffle_without_repetition(indices):
-    epochs = indices(0, 0, 30).reshape(10, 9)
+RECORDING = make_chunk(recording_step, BATCH)
+
+
+def seen(seed: int, *cuts: int) -> np.ndarray:
+    """Examples of every step, `(steps, batch)`, when training is cut into calls of the given lengths."""
+    order_key = jax.random.key(seed)
+    lanes, start = start_lanes(jnp.full((1, sum(cuts), BATCH), -1, jnp.int32)), 0
+    for length in cuts:
+        lanes, _ = RECORDING(lanes, order_key[None], start, length, data()[0], np.arange(NUM, dtype=np.int32))
+        start += length
+    return np.asarray(lanes.state[0])
+
+
+def test_every_epoch_is_a_fresh_shuffle_without_repetition():
+    epochs = seen(0, 30).reshape(10, 9)
     assert epochs.min() == 0
     assert epochs.max() == NUM - 1
     assert all(len(set(epoch)) == 9 for epoch in epochs)
@@ -44,36 +55,36 @@ def test_every_epoch_is_a_fresh_shuffle_without_repetition(indices):
     # Which examples an epoch drops changes too: otherwise two would never be seen.
     assert set(epochs.ravel()) == set(range(NUM))
     # The control: nine steps from the middle of an epoch see some example twice.
-    assert len(set(indices(0, 1, 3).ravel())) < 9
+    assert len(set(epochs.ravel()[3:12])) < 9
 
 
-def test_an_epoch_is_the_permutation_of_its_own_key(indices):
+def test_an_epoch_is_the_permutation_of_its_own_key():
+    order_key, _ = jax.random.split(jax.random.key(5))
+    epochs = seen(5, 30).reshape(10, 3, 3)
     for epoch in (0, 1, 7):
-        key = jax.random.fold_in(jax.random.key(5), epoch)
-        expected = np.asarray(jax.random.permutation(key, NUM))[:9].reshape(3, 3)
-        np.testing.assert_array_equal(indices(5, 3 * epoch, 3), expected)
+        expected = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), NUM))[:9].reshape(3, 3)
+        np.testing.assert_array_equal(epochs[epoch], expected)
 
 
-@pytest.mark.parametrize("length", [2, 5])
-def test_the_order_does_not_depend_on_how_the_steps_are_cut(indices, length):
-    pieces = [indices(1, start, length) for start in range(0, 20, length)]
-    np.testing.assert_array_equal(np.concatenate(pieces), indices(1, 0, 20))
+@pytest.mark.parametrize("cuts", [(1,) * 30, (2, 5, 3, 1, 12, 7), (29, 1)])
+def test_the_order_does_not_depend_on_how_the_steps_are_cut(cuts):
+    np.testing.assert_array_equal(seen(1, *cuts), seen(1, 30))
 
 
-def test_keys_decide_the_order(indices):
-    assert (indices(0, 0, 3) != indices(1, 0, 3)).any()
-    np.testing.assert_array_equal(indices(0, 0, 3), indices(0, 0, 3))
-
-
-def test_a_batch_of_everything_is_one_step_an_epoch():
-    steps = np.asarray(batch_indices(jax.random.key(0), 3, 4, 5, 5))
-    np.testing.assert_array_equal(np.sort(steps, axis=1), np.tile(np.arange(5), (4, 1)))
+def test_keys_decide_the_order():
+    assert (seen(0, 30) != seen(1, 30)).any()
+    np.testing.assert_array_equal(seen(0, 30), seen(0, 30))
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 12])
 def test_a_batch_larger_than_the_data_is_refused(batch_size):
     with pytest.raises(ValueError, match=rf"batch_size={batch_size}: must be between 1 and the 11"):
-        batch_indices(jax.random.key(0), 0, 1, NUM, batch_size)
+        make_chunk(recording_step, batch_size)(start_lanes(jnp.zeros(1)), jax.random.key(0)[None], 0, 1, *data())
+
+
+def test_a_chunk_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="num_steps=0: must be at least 1"):
+        RECORDING(start_lanes(jnp.zeros(1)), jax.random.key(0)[None], 0, 0, *data())
 
 
 # --- Chunks --------------------
@@ -88,18 +99,20 @@ def noisy_step(state, batch, key, index):
 
 
 OPTIMIZER = optax.sgd(RATE, MOMENTUM)
-CHUNKS: dict[int, object] = {}
+CHUNK = make_chunk(noisy_step, BATCH)
 
 
-def train(seeds: list[int], length: int, num_steps: int = 12):
-    """States and per-chunk logs after `num_steps` steps in chunks of `length`."""
+def train(seeds: list[int], *cuts: int):
+    """States, and logs of every call, after calls of the given lengths."""
     keys = jax.vmap(jax.random.key)(jnp.array(seeds))
-    states = jax.vmap(lambda key: init_state(MODEL.init(key), OPTIMIZER))(keys)
-    chunk, logs = CHUNKS.setdefault(length, make_chunk(noisy_step, length, BATCH)), []
-    for start in range(0, num_steps, length):
-        states, measured = chunk(states, keys, start, *data())
+    lanes = start_lanes(jax.vmap(lambda key: init_state(MODEL.init(key), OPTIMIZER))(keys))
+    logs, start = [], 0
+    for length in cuts:
+        lanes, measured = CHUNK(lanes, keys, start, length, *data())
         logs.append(measured)
-    return states, jax.tree.map(lambda *values: np.stack(values), *logs)
+        start += length
+    assert (lanes.frozen_at == -1).all()
+    return lanes.state, jax.tree.map(lambda *values: np.stack(values), *logs)
 
 
 def assert_bitwise_equal(one, other):
@@ -111,18 +124,20 @@ def whole():
     return train([0, 1, 2], 12)
 
 
-@pytest.mark.parametrize("length", [4])
-def test_the_chunk_length_changes_no_bit(whole, length):
-    states, logs = train([0, 1, 2], length)
+@pytest.mark.parametrize("cuts", [(1, 2, 4, 5), (4, 4, 4)])
+def test_the_chunk_length_changes_no_bit(whole, cuts):
+    states, logs = train([0, 1, 2], *cuts)
     assert_bitwise_equal(states, whole[0])
-    np.testing.assert_allclose(logs["loss"].mean(axis=0), whole[1]["loss"][0], rtol=1e-6)
-    np.testing.assert_allclose(logs["index"].mean(axis=0), 5.5)
+    weights = np.array(cuts)[:, None] / 12
+    np.testing.assert_allclose((weights * logs["loss"]).sum(axis=0), whole[1]["loss"][0], rtol=1e-6)
+    np.testing.assert_allclose((weights * logs["index"]).sum(axis=0), 5.5, rtol=1e-6)
 
 
-def test_the_number_of_seeds_beside_one_changes_no_bit(whole):
-    alone, logs = train([1], 12)
-    assert_bitwise_equal(jax.tree.map(lambda a: a[0], alone), jax.tree.map(lambda a: a[1], whole[0]))
-    assert_bitwise_equal(logs["loss"][:, 0], whole[1]["loss"][:, 1])
+@pytest.mark.parametrize("seeds", [[1], [3, 1, 4, 0, 6]])
+def test_the_seeds_beside_one_change_no_bit(whole, seeds):
+    states, logs = train(seeds, 12)
+    assert_bitwise_equal(jax.tree.map(lambda a: a[seeds.index(1)], states), jax.tree.map(lambda a: a[1], whole[0]))
+    assert_bitwise_equal(logs["loss"][:, seeds.index(1)], whole[1]["loss"][:, 1])
     # The control: another seed is another run.
     assert not np.array_equal(*(whole[0].variables["params"]["hidden_0"]["kernel"][i] for i in (0, 1)))
 
@@ -144,6 +159,76 @@ def test_a_chunk_is_a_plain_loop_over_the_step(whole):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), ours, state)
     np.testing.assert_allclose(whole[1]["loss"][0, 2], np.mean(losses), rtol=1e-5)
     assert abs(np.mean(losses) - losses[-1]) > 1e-3  # logs are means over the chunk, not the last step
+
+
+# --- Lanes that are not finite --------------------
+
+
+def exploding_step(state, batch, key, index):
+    """Plain SGD, and a log that is not finite from a step on that differs from lane to lane."""
+    state, ends = state
+    state, logs = sgd_step(MODEL, optax.sgd(RATE), state, PREPROCESS.inputs(batch[0]), batch[1], key)
+    return (state, ends), {**logs, "loss": jnp.where(index >= ends, jnp.nan, logs["loss"])}
+
+
+EXPLODING = make_chunk(exploding_step, BATCH)
+
+
+def explode(ends: list[int], *cuts: int):
+    keys = jax.vmap(jax.random.key)(jnp.arange(len(ends)))
+    states = jax.vmap(lambda key: init_state(MODEL.init(key), optax.sgd(RATE)))(keys)
+    lanes, start, logs = start_lanes((states, jnp.array(ends))), 0, []
+    for length in cuts:
+        lanes, measured = EXPLODING(lanes, keys, start, length, *data())
+        logs.append(jax.device_get(measured))
+        start += length
+    return jax.device_get(lanes), logs
+
+
+def test_a_lane_that_is_not_finite_is_frozen_where_it_was_and_the_others_go_on():
+    lanes, logs = explode([100, 5, 0, 100], 4, 4)
+    assert lanes.frozen_at.tolist() == [-1, 5, 0, -1]
+    healthy, _ = explode([100] * 4, 8)
+    stopped, _ = explode([100] * 4, 5)
+    start, _ = explode([0] * 4, 1)
+    for lane, expected in ((0, healthy), (1, stopped), (2, start), (3, healthy)):
+        take = lambda tree, lane=lane: jax.tree.map(lambda a: a[lane], tree.state[0])  # noqa: E731
+        assert_bitwise_equal(take(lanes), take(expected))
+    # The control: it would have gone on.
+    kernels = [run.state[0].variables["params"]["classes"]["kernel"][1] for run in (lanes, healthy)]
+    assert not np.array_equal(*kernels)
+    # Marked in every log of the chunk that it happened in, and of all that follow.
+    assert np.isfinite(logs[0]["loss"]).tolist() == [True, True, False, True]
+    for name in ("loss", "accuracy"):
+        assert np.isfinite(logs[1][name]).tolist() == [True, False, False, True]
+
+
+def test_where_a_lane_freezes_does_not_depend_on_how_the_steps_are_cut():
+    whole, _ = explode([100, 5, 0, 100], 8)
+    pieces, _ = explode([100, 5, 0, 100], 1, 5, 2)
+    assert_bitwise_equal(whole, pieces)
+
+
+def test_parameters_that_overflow_freeze_the_lane():
+    """No made-up log: a learning rate of 1e30 does it within three steps, and the lane beside it does not notice."""
+    model = mlp((2, 2, 1), (4,), 3)
+
+    def step(state, batch, key, index):
+        state, rate = state
+        state, logs = sgd_step(model, optax.sgd(rate), state, PREPROCESS.inputs(batch[0]), batch[1])
+        return (state, rate), logs
+
+    variables = model.init(jax.random.key(0))
+    chunk, trained = make_chunk(step, BATCH), {}
+    for rates in ((0.1, 1e30), (0.1, 0.1)):
+        states = jax.vmap(lambda rate: (init_state(variables, optax.sgd(rate)), rate))(jnp.array(rates))
+        trained[rates], _ = chunk(start_lanes(states), jnp.stack([jax.random.key(1)] * 2), 0, 9, *data())
+    frozen = trained[0.1, 1e30].frozen_at
+    assert frozen[0] == -1
+    assert 1 <= frozen[1] <= 3
+    kernels = [np.asarray(run.state[0].variables["params"]["hidden_0"]["kernel"]) for run in trained.values()]
+    np.testing.assert_array_equal(kernels[0][0], kernels[1][0])
+    assert np.isfinite(kernels[0][0]).all()
 
 
 # --- One step --------------------

@@ -15,28 +15,52 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.cli import PHRASES, kept_records, open_folder, parse, say_refused, user_errors
+from experiments.cli import (
+    PHRASES,
+    SpreadOutput,
+    devices_of,
+    is_main_process,
+    kept_records,
+    open_folder,
+    parse,
+    say_refused,
+    user_errors,
+)
 from experiments.cloning.config import PRESETS, Setup, build
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from lopjax.runs import Run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run (or show a complete run), and report."""
-    config, output = parse("cloning", str(__doc__), PRESETS, argv)
+    config, output = parse("cloning", str(__doc__), PRESETS, argv, SpreadOutput)
     with user_errors("cloning", config, PHRASES):
+        mesh = devices_of(output)
+        from lopjax.lanes import check_lanes
+
         setup = build(config, output.data_dir)
+        check_lanes(len(config.seeds), mesh)
         folder = open_folder("cloning", config, output)
     if folder.is_complete:
         print(f"{folder.folder}: this config has been run; --overwrite runs it again", file=sys.stderr)
     else:
-        train(setup, folder, output.keep_checkpoints)
+        train(setup, folder, output.keep_checkpoints, mesh)
+    if not is_main_process(output):
+        return
+    from lopjax import runs
+
     with user_errors("cloning", config, PHRASES):
         report(folder)
+    frozen = [row["frozen_at"] for row in runs.load(folder.folder).summary]
+    if None not in frozen:
+        print(f"stopped: the loss of every seed is not finite, of the last from step {max(frozen)} on", file=sys.stderr)
+        raise SystemExit(1)
 
 
-def train(setup: Setup, folder: "Run", keep_checkpoints: int) -> None:
+def train(setup: Setup, folder: "Run", keep_checkpoints: int, mesh: "Mesh | None") -> None:
     """Run to the end and conclude; if that is not to be, say what is kept and how to go on."""
     from experiments.cloning.program import run, total_steps
     from experiments.cloning.report import summarise
@@ -44,9 +68,10 @@ def train(setup: Setup, folder: "Run", keep_checkpoints: int) -> None:
     from lopjax import runs
 
     with kept_records("cloning", folder):
-        with progress_bar(total_steps(setup)) as progress:
-            say_refused(run(setup, folder, progress, keep_checkpoints))
-        folder.finish(summarise(runs.load(folder.folder)))
+        with progress_bar(total_steps(setup), is_shown=folder.is_writer) as progress:
+            say_refused(run(setup, folder, progress, keep_checkpoints, mesh))
+        if folder.is_writer:
+            folder.finish(summarise(runs.load(folder.folder)))
 
 
 def report(folder: "Run") -> None:

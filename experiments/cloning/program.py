@@ -1,6 +1,7 @@
 """E1 as pure functions of one lane, and the host loop that runs many lanes in compiled chunks and records them."""
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.cloning.config import Config, Method, Setup
@@ -8,6 +9,7 @@ from experiments.cloning.config import Config, Method, Setup
 if TYPE_CHECKING:
     import jax
     import optax
+    from jax.sharding import Mesh
 
     from experiments.terminal import Progress
     from lopjax.runs import Run
@@ -117,18 +119,20 @@ def make_program(setup: Setup, group: Group) -> Program:
 
 
 class Shared(NamedTuple):
-    """What all groups share, compiled and moved to the device once.
+    """What all groups share, compiled and moved to the devices once.
 
     Attributes:
+        mesh: devices that the lanes are spread over; None for one.
         networks: the initialised base network of every seed.
         noise_keys: of noisy SGD, one a seed.
         data_keys: of the order of the examples and of all else that is random in a step, one a seed.
-        measure: `make_measure`, for all seeds of one method at once; compiling it is a large part of a short run.
+        measure: `make_measure`, for all seeds of one method; compiling it is a large part of a short run.
         train: images and labels.
         probe: the first of them, on which symptoms are measured.
         test: images and labels.
     """
 
+    mesh: "Mesh | None"
     networks: Any
     noise_keys: "jax.Array"
     data_keys: "jax.Array"
@@ -138,12 +142,13 @@ class Shared(NamedTuple):
     test: Any
 
 
-def share(setup: Setup) -> Shared:
+def share(setup: Setup, mesh: "Mesh | None" = None) -> Shared:
     """Networks, keys and data of all groups: only the seed decides where a method starts and which batches it sees."""
     import jax
     import jax.numpy as jnp
 
     from experiments.cloning.measurements import make_measure
+    from lopjax.lanes import over_lanes, place
 
     def of_seed(seed: "jax.Array") -> tuple[Any, "jax.Array", "jax.Array"]:
         key, data_key = jax.random.split(jax.random.key(seed, impl="philox4x32"))
@@ -151,28 +156,30 @@ def share(setup: Setup) -> Shared:
         return setup.base.init(init_key), noise_key, data_key
 
     data, num_probe = setup.dataset, setup.config.probe_samples
-    train = (jnp.asarray(data.train_images), jnp.asarray(data.train_labels))
-    return Shared(
-        *jax.jit(jax.vmap(of_seed))(jnp.array(setup.config.seeds)),
-        measure=jax.jit(jax.vmap(make_measure(setup), in_axes=(0, 0, None, None))),
-        train=train,
-        probe=(train[0][:num_probe], train[1][:num_probe]),
-        test=(jnp.asarray(data.test_images), jnp.asarray(data.test_labels)),
-    )
+    train, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
+    probe = jax.tree.map(lambda array: array[:num_probe], train)
+    networks, noise_keys, data_keys = over_lanes(of_seed, 1)(jnp.array(setup.config.seeds))
+    on_devices = [jax.tree.map(jnp.asarray, part) for part in (train, probe, test)]
+    train, probe, test = place(on_devices, mesh, is_per_lane=False)
+    return Shared(mesh, networks, noise_keys, data_keys, over_lanes(make_measure(setup), 2, mesh), train, probe, test)
 
 
-def run(setup: Setup, folder: "Run", progress: "Progress", keep_checkpoints: int = 2) -> "tuple[str, ...]":
+def run(
+    setup: Setup, folder: "Run", progress: "Progress", keep_checkpoints: int = 2, mesh: "Mesh | None" = None
+) -> "tuple[str, ...]":
     """Train every group, recording one line for each lane and record, from where the folder's checkpoints end.
 
     A run is a sequence of *parts*, numbered through all groups: a chunk of training of the base, the cloning, or a
     chunk of training side by side. After each, its records are flushed and then the state is saved under the number of
-    parts done, so a run that is killed at any moment and resumed ends with the same bits.
+    parts done, so a run that is killed at any moment and resumed ends with the same bits. The variables that a group
+    ends with are kept, a file a method. A group all of whose lanes are frozen is not trained on.
 
     Args:
         setup: from `build`.
         folder: a run folder that is not complete.
         progress: told of every part.
         keep_checkpoints: how many of the newest checkpoints stay in the folder.
+        mesh: devices to spread the lanes over.
 
     Returns:
         Why newer checkpoints than the one resumed from were passed over; empty if none was.
@@ -180,8 +187,11 @@ def run(setup: Setup, folder: "Run", progress: "Progress", keep_checkpoints: int
     Raises:
         CheckpointError: the folder has checkpoints and none of them can be used.
     """
+    from lopjax.lanes import gathered
+    from lopjax.training import start_lanes
+
     programs = [make_program(setup, group) for group in groups(setup.config)]
-    shared = share(setup)
+    shared = share(setup, mesh)
     starts = [start_of(setup, group, shared) for group in groups(setup.config)]
     num_parts = parts_per_group(setup)
 
@@ -191,18 +201,19 @@ def run(setup: Setup, folder: "Run", progress: "Progress", keep_checkpoints: int
 
         index, part = divmod(done - 1, num_parts)
         pairs = jax.eval_shape(jax.vmap(programs[index].start), *starts[index])
-        return pairs if part < base_parts(setup) else jax.eval_shape(jax.vmap(programs[index].clone), pairs)
+        pairs = pairs if part < base_parts(setup) else jax.eval_shape(jax.vmap(programs[index].clone), pairs)
+        return jax.eval_shape(start_lanes, pairs)
 
     found = folder.restore(like)
     done = 0 if found is None else found.step
     for index, group in enumerate(groups(setup.config)):
         finished = min(max(done - index * num_parts, 0), num_parts)
-        pairs = found.tree if found is not None and 0 < finished < num_parts else None
+        lanes = found.tree if found is not None and 0 < finished < num_parts else None
 
-        def save(part: int, pairs: Pair, before: int = index * num_parts) -> None:
-            folder.checkpoint(before + part, pairs, keep_checkpoints)
+        def save(part: int, lanes: Any, before: int = index * num_parts) -> None:
+            folder.checkpoint(before + part, gathered(lanes, mesh), keep_checkpoints)
 
-        run_group(setup, group, shared, folder, progress, pairs, finished, save)
+        run_group(setup, group, shared, folder, progress, lanes, finished, save)
     return () if found is None else found.refused
 
 
@@ -235,9 +246,9 @@ def run_group(
     shared: Shared,
     folder: "Run",
     progress: "Progress",
-    pairs: Any = None,
+    lanes: Any = None,
     finished: int = 0,
-    save: Callable[[int, Any], None] = lambda part, pairs: None,
+    save: Callable[[int, Any], None] = lambda part, lanes: None,
 ) -> None:
     """Train the lanes of one group: base, clone, then both side by side.
 
@@ -247,16 +258,17 @@ def run_group(
         shared: from `share`.
         folder: where records go.
         progress: told of every part, also of those that were finished before.
-        pairs: the state after `finished` parts; None to start from the initialised networks.
+        lanes: the state after `finished` parts; None to start from the initialised networks.
         finished: how many parts have been done, and recorded, before.
         save: called with the number of parts done and the state, after every part.
     """
     import jax
     import jax.numpy as jnp
 
-    from lopjax.training import make_chunk
+    from lopjax.lanes import gathered, over_lanes, place
+    from lopjax.training import make_chunk, start_lanes
 
-    config = setup.config
+    config, mesh = setup.config, shared.mesh
     num_seeds = len(config.seeds)
     chunk_steps = config.record_every * setup.steps_per_unit
     num_base, num_parts = base_parts(setup), parts_per_group(setup)
@@ -266,38 +278,63 @@ def run_group(
     if finished == num_parts:
         return
     program = make_program(setup, group)
-    chunk = make_chunk(program.step, chunk_steps, config.batch_size)
-    lanes_of_method = jax.jit(
+    chunk = make_chunk(program.step, config.batch_size, mesh)
+    seeds_of = jax.jit(
         lambda tree, first: jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, num_seeds), tree)
     )
-    data_keys = shared.data_keys[jnp.tile(jnp.arange(num_seeds), len(group.methods))]
-    if pairs is None:
-        pairs = jax.jit(jax.vmap(program.start))(*start_of(setup, group, shared))
+    data_keys = place(shared.data_keys[jnp.tile(jnp.arange(num_seeds), len(group.methods))], mesh, is_per_lane=True)
+    if lanes is None:
+        lanes = start_lanes(over_lanes(program.start, 3)(*start_of(setup, group, shared)))
+    lanes = place(lanes, mesh, is_per_lane=True)
+
+    def read(tree: Any) -> Any:
+        return jax.device_get(gathered(tree, mesh))
+
+    def variables() -> dict[str, Any]:
+        return {name: getattr(lanes.state, name).variables for name in ("base", "clone") if getattr(lanes.state, name)}
 
     def record(phase: str, steps: int, logs: Any) -> None:
-        variables = (pairs.base.variables, None if pairs.clone is None else pairs.clone.variables)
-        logs, rows = jax.device_get(logs), []
+        logs, frozen_at, rows = read(logs), read(lanes.frozen_at), []
         for first in range(0, len(group.lanes), num_seeds):
-            measured = jax.device_get(shared.measure(*lanes_of_method(variables, first), shared.probe, shared.test))
+            networks = place(seeds_of(variables(), first), mesh, is_per_lane=True)
+            measured = read(shared.measure(networks["base"], networks.get("clone"), shared.probe, shared.test))
             values = {name: array[first : first + num_seeds] for name, array in logs.items()} | measured
             for lane, (method, seed) in enumerate(group.lanes[first : first + num_seeds]):
                 where = {"method": method, "seed": seed, "phase": phase, "step": steps}
                 where[config.unit] = steps / setup.steps_per_unit
+                if frozen_at[first + lane] >= 0:
+                    where["frozen_at"] = int(frozen_at[first + lane])
                 rows.append(where | {name: float(array[lane]) for name, array in values.items()})
         folder.append(*rows)
 
     for part in range(finished, num_parts):
         phase = "base" if part < num_base else "clone"
+        if all(read(lanes.frozen_at) >= 0):
+            rest = num_parts - 1 - (part - (part > num_base))
+            progress(f"not finite: {names}", chunk_steps * len(group.lanes) * rest)
+            break
         progress(f"{phase}: {names}", 0)
         if part == num_base:
-            pairs = jax.jit(jax.vmap(program.clone))(pairs)
+            lanes = lanes._replace(state=over_lanes(program.clone, 1, mesh)(lanes.state))
             record(phase, 0, {})
         else:
             start = chunk_steps * (part - (part > num_base))
-            pairs, logs = chunk(pairs, data_keys, start, *shared.train)
+            lanes, logs = chunk(lanes, data_keys, start, chunk_steps, *shared.train)
             record(phase, start + chunk_steps - (phase == "clone") * num_base * chunk_steps, logs)
             progress(f"{phase}: {names}", chunk_steps * len(group.lanes))
-        save(part + 1, pairs)
+        if part == num_parts - 1:
+            keep_variables(folder, group, read(variables()))
+        save(part + 1, lanes)
+
+
+def keep_variables(folder: "Run", group: Group, variables: dict[str, Any]) -> None:
+    """Keep what a group ended with, a file a method: `{"base", "clone"}`, the seeds along the leading axes."""
+    import jax
+
+    num_seeds = len(group.lanes) // len(group.methods)
+    for index, method in enumerate(group.methods):
+        seeds = slice(index * num_seeds, (index + 1) * num_seeds)
+        folder.keep(method, jax.tree.map(itemgetter(seeds), variables))
 
 
 def total_steps(setup: Setup) -> int:

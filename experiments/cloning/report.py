@@ -8,14 +8,17 @@ if TYPE_CHECKING:
     from lopjax.runs import RunData
 
 LEFT, ESCAPED = 1e-3, 0.95
-_NOT_NUMBERS = ("method", "seed", "verdict", "left", "escaped")
+_NUMBERS = (
+    *("r2_at_cloning", "r2_final", "rank_at_cloning", "rank_final", "logit_difference_at_cloning", "leaf_residual"),
+    *("base_train_loss", "clone_train_loss", "base_test_accuracy", "clone_test_accuracy"),
+)
 
 
 class Fate(NamedTuple):
     """What became of one clone.
 
     Attributes:
-        verdict: "stayed", "left", "escaped", or "diverged" if the last R² is not a finite number.
+        verdict: "stayed", "left", "escaped", or "diverged" if the lane was frozen or its last R² is not finite.
         left: first step from which 1 - R² > 1e-3 to the end, at two records at least; None if there is none.
         escaped: first step from which R² < 0.95 to the end; None if there is none.
         rounding: largest finite 1 - R² seen: what rounding alone has done to clones that stayed.
@@ -27,6 +30,9 @@ class Fate(NamedTuple):
     rounding: float
 
 
+_DIVERGED = Fate("diverged", None, None, 0.0)
+
+
 def fate(steps: Any, r2: Any) -> Fate:
     """Decide what became of a clone from its R² at the recorded steps (the words are those of the documentation)."""
     import numpy as np
@@ -35,7 +41,7 @@ def fate(steps: Any, r2: Any) -> Fate:
     lost = 1 - r2
     rounding = float(np.max(lost, where=np.isfinite(lost), initial=0.0))
     if not np.isfinite(r2[-1]):
-        return Fate("diverged", None, None, rounding)
+        return _DIVERGED._replace(rounding=rounding)
 
     def start_of_final_run(holds: Any, at_least: int) -> int | None:
         length = len(holds) if holds.all() else int(holds[::-1].argmin())
@@ -48,22 +54,39 @@ def fate(steps: Any, r2: Any) -> Fate:
 
 
 def summarise(data: "RunData") -> list[dict[str, Any]]:
-    """One row a method and seed: what became of the clones, and how losses, R² and rank moved."""
+    """One row a method and seed: what became of the clones, and how losses, R² and rank moved.
+
+    `frozen_at` is the step, counted from the first of the base, at which the lane was frozen because a loss was not
+    finite. A lane frozen before it was cloned has None for all that is said of its clone.
+    """
     rows = []
     for method in data.config["methods"]:
         for seed in data.config["seeds"]:
-            where = {"method": method, "seed": seed, "phase": "clone"}
-            r2 = data.column("clone/r2_forward/mean", **where)
-            rank = data.column("clone/effective_rank/mean", **where)
-            row = {"method": method, "seed": seed, **fate(data.column("step", **where), r2)._asdict()}
-            row |= {"r2_at_cloning": r2[0], "r2_final": r2[-1], "rank_at_cloning": rank[0], "rank_final": rank[-1]}
-            row["logit_difference_at_cloning"] = data.column("logit_difference", **where)[0]
-            row["leaf_residual"] = data.column("clone/bc_residual", **where).max()
-            for name in ("base", "clone"):
-                row[f"{name}_train_loss"] = data.column(f"{name}/train_loss", **where)[-1]
-                row[f"{name}_test_accuracy"] = data.column(f"{name}/test_accuracy", **where)[-1]
-            rows.append(row)
+            lane = {"method": method, "seed": seed}
+            marks = [record["frozen_at"] for record in data.select(**lane) if "frozen_at" in record]
+            frozen_at = marks[0] if marks else None
+            rows.append({**lane, **_numbers(data, frozen_at, phase="clone", **lane), "frozen_at": frozen_at})
     return rows
+
+
+def _numbers(data: "RunData", frozen_at: int | None, **where: Any) -> dict[str, Any]:
+    """Fate and numbers of one lane; None for each number of a lane without a clone."""
+    if not data.select(**where):
+        return {**_DIVERGED._asdict(), **dict.fromkeys(_NUMBERS)}
+
+    def column(name: str) -> Any:
+        return data.column(name, **where)
+
+    r2, rank = column("clone/r2_forward/mean"), column("clone/effective_rank/mean")
+    found = fate(column("step"), r2)
+    found = found if frozen_at is None else _DIVERGED._replace(rounding=found.rounding)
+    numbers = (
+        *(r2[0], r2[-1], rank[0], rank[-1]),
+        *(column("logit_difference")[0], column("clone/bc_residual").max()),
+        *(column(f"{name}/train_loss")[-1] for name in ("base", "clone")),
+        *(column(f"{name}/test_accuracy")[-1] for name in ("base", "clone")),
+    )
+    return {**found._asdict(), **dict(zip(_NUMBERS, numbers))}
 
 
 def table(data: "RunData") -> "Table":
@@ -73,7 +96,7 @@ def table(data: "RunData") -> "Table":
     rows = []
     for method in data.config["methods"]:
         seeds = [row for row in data.summary if row["method"] == method]
-        mean = {name: _mean([row[name] for row in seeds]) for name in seeds[0] if name not in _NOT_NUMBERS}
+        mean = {name: _mean([row[name] for row in seeds]) for name in _NUMBERS}
         rows.append(
             (
                 method,
@@ -87,10 +110,14 @@ def table(data: "RunData") -> "Table":
             )
         )
     columns = ("method", "clones", "left", "escaped", "R²", "rank", "base loss", "clone loss")
-    difference = max(row["logit_difference_at_cloning"] for row in data.summary)
+    cloned = [row for row in data.summary if row["r2_at_cloning"] is not None]
+    at_cloning = "No lane was cloned"
+    if cloned:
+        difference = max(row["logit_difference_at_cloning"] for row in cloned)
+        r2 = min(row["r2_at_cloning"] for row in cloned)
+        at_cloning = f"At cloning: R² ≥ {r2:.7f}, logits of base and clone within {difference:.1e}"
     title = (
-        f"At cloning: R² ≥ {min(row['r2_at_cloning'] for row in data.summary):.7f}, "
-        f"logits of base and clone within {difference:.1e}\n"
+        f"{at_cloning}\n"
         "left, escaped: step from which 1 - R² > 0.001, R² < 0.95 to the end (median)\n"
         f"R², effective rank, training loss (nats): means of {len(data.config['seeds'])} seeds at the end"
     )
@@ -115,6 +142,9 @@ def _step(steps: list[int | None]) -> str:
 def _verdict(seeds: list[dict[str, Any]]) -> str:
     """What became of the clones of all seeds; for clones that stayed, whether exactly or up to rounding."""
     verdicts = sorted({row["verdict"] for row in seeds})
+    if verdicts == ["diverged"]:
+        frozen = [row["frozen_at"] for row in seeds if row["frozen_at"] is not None]
+        return f"diverged at {_step(frozen)}" if frozen else "diverged"
     if verdicts != ["stayed"]:
         return " / ".join(verdicts)
     rounding = max(row["rounding"] for row in seeds)

@@ -100,7 +100,7 @@ def test_methods_see_the_same_network_and_the_same_batches(recorded):
 
 def test_the_folder_holds_what_the_run_was_and_what_came_out(recorded):
     assert sorted(path.name for path in recorded.folder.iterdir()) == [
-        "cloning.pdf", "cloning.png", "config.json", "metrics.jsonl", "summary.json",
+        "cloning.pdf", "cloning.png", "config.json", "metrics.jsonl", "summary.json", "variables",
     ]  # fmt: skip
     assert recorded.config["net"]["widths"] == [4]
     assert [(row["method"], row["seed"]) for row in recorded.summary] == [(m, s) for m in METHODS for s in SEEDS]

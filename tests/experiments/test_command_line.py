@@ -213,7 +213,7 @@ def test_the_process_ends_with_status_2_and_one_line():
 
 
 def test_an_interrupted_run_says_what_is_kept(capsys, monkeypatch, tmp_path):
-    def interrupted(setup, folder, progress, keep_checkpoints):
+    def interrupted(setup, folder, progress, keep_checkpoints, mesh):
         folder.append({"step": 1}, {"step": 2})
         raise KeyboardInterrupt
 

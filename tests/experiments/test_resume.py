@@ -1,7 +1,10 @@
 """A run that is killed and resumed ends with the bits of one that was not: in-process at every part, and by SIGKILL."""
 
+import errno
+import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -9,11 +12,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import experiments.cloning.program as program
+from experiments.cli import kept_records
 from experiments.cloning.__main__ import main
 from experiments.cloning.config import Config, Net, build
-from lopjax import checkpoints
+from lopjax import checkpoints, runs
 from lopjax.runs import open_run
 
 CONFIG = Config(
@@ -32,36 +37,64 @@ class Killed(BaseException):
     """Ends a run as suddenly as a signal, from inside."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Every run here compiles the same programs: let them be found on disk."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+        "jax_enable_compilation_cache": True,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    compilation_cache.reset_cache()
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Records of an uninterrupted run, and its last checkpoint's bits."""
+    """What an uninterrupted run leaves."""
     folder = open_run(tmp_path_factory.mktemp("whole") / "run", CONFIG)
     assert program.run(build(CONFIG), folder, lambda description, steps: None) == ()
-    return folder.metrics_path.read_bytes(), last_state(folder)
+    return left_by(folder)
 
 
-def last_state(folder) -> list[bytes]:
+def left_by(folder) -> tuple[bytes, list[bytes], dict[str, list[bytes]]]:
+    """Records, and the bits of the last checkpoint's arrays and of the variables that are kept."""
     newest = max(folder.checkpoint_folder.iterdir(), key=lambda path: int(path.stem.split("_")[1]))
     with np.load(newest) as archive:
-        return [archive[name].tobytes() for name in sorted(archive.files) if name != checkpoints.HEADER]
+        state = [archive[name].tobytes() for name in sorted(archive.files) if name != checkpoints.HEADER]
+    data = runs.load(folder.folder)
+    variables = {
+        method: [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(data.variables(method))]
+        for method in CONFIG.methods
+    }
+    return folder.metrics_path.read_bytes(), state, variables
 
 
 def killed_before(number: int, folder, monkeypatch, during: str) -> None:
     """Run until just before something is done for the `number`-th time, in a way that leaves no time to clean up."""
     done = 0
     with monkeypatch.context() as patch:
-        target, name = {"append": (type(folder), "append"), "replace": (os, "replace")}[during]
+        targets = {"append": (type(folder), "append"), "replace": (os, "replace"), "fsync": (os, "fsync")}
+        target, name = targets[during]
+        error = OSError(errno.ENOSPC, "No space left on device") if during == "fsync" else Killed()
         original = getattr(target, name)
 
         def counting(*args, **kwargs):
             nonlocal done
             done += 1
             if done == number:
-                raise Killed
+                raise error
             return original(*args, **kwargs)
 
         patch.setattr(target, name, counting)
-        with pytest.raises(Killed):
+        with pytest.raises(type(error)):
             program.run(build(CONFIG), folder, lambda description, steps: None)
 
 
@@ -74,8 +107,7 @@ def test_a_run_resumed_after_every_part_ends_with_the_same_bits(whole, tmp_path,
         folder = open_run(folder.folder, CONFIG, resume=True)
     steps = []
     assert program.run(build(CONFIG), folder, lambda description, steps_done: steps.append(steps_done)) == ()
-    assert folder.metrics_path.read_bytes() == whole[0]
-    assert last_state(folder) == whole[1]
+    assert left_by(folder) == whole
     assert sum(steps) == program.total_steps(build(CONFIG))
 
 
@@ -98,6 +130,27 @@ def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(whole, tmp_path, m
     (reason,) = program.run(build(CONFIG), folder, lambda description, steps: None)
     assert "step_3.npz: damaged" in reason
     assert folder.metrics_path.read_bytes() == whole[0]
+
+
+@pytest.mark.parametrize("number", [5, 6])
+def test_a_full_disk_loses_nothing_that_was_recorded(whole, tmp_path, monkeypatch, number):
+    """While records are written, or a checkpoint: what is there can be read, and the run goes on from it."""
+    folder = open_run(tmp_path / "run", CONFIG)
+    killed_before(number, folder, monkeypatch, "fsync")
+    records = runs.load(folder.folder).records
+    assert len(records) >= 4
+    assert records == [json.loads(line) for line in whole[0].splitlines()[: len(records)]]
+    assert not list(folder.folder.rglob("*.partial"))
+    program.run(build(CONFIG), folder, lambda description, steps: None)
+    assert left_by(folder) == whole
+
+
+def test_a_full_disk_is_said(tmp_path, capsys):
+    folder = open_run(tmp_path / "run", CONFIG)
+    with pytest.raises(SystemExit) as stop, kept_records("cloning", folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert stop.value.code == 2
+    assert f"No space left on device; what was recorded is kept in {folder.folder}" in capsys.readouterr().err
 
 
 def test_without_a_usable_checkpoint_the_command_says_why(tmp_path, monkeypatch, capsys):
@@ -123,15 +176,16 @@ def build_config() -> Config:
 
 @pytest.mark.slow
 def test_a_process_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path):
-    """SIGKILL to a real process, wherever it is; the last life is let live."""
+    """SIGKILL, and now and then SIGTERM, to a real process, wherever it is; the last life is let live."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 
     def command(name: str) -> list[str]:
         return [sys.executable, "-m", "experiments.cloning", "--root", str(tmp_path / name), *FLAGS, "--resume"]
 
-    def metrics(name: str) -> bytes:
-        return (tmp_path / name / "cloning" / "tiny" / "metrics.jsonl").read_bytes()
+    def left(name: str) -> list[bytes]:
+        folder = tmp_path / name / "cloning" / "tiny"
+        return [path.read_bytes() for path in (folder / "metrics.jsonl", *sorted(folder.glob("variables/*.npz")))]
 
     subprocess.run(command("cold"), env=environment, check=True, capture_output=True)
     start = time.monotonic()
@@ -145,13 +199,16 @@ def test_a_process_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_p
         try:
             process.wait(generator.uniform(0.2, 0.9) * duration)
         except subprocess.TimeoutExpired:
-            process.kill()
+            process.send_signal(signal.SIGTERM if killed % 4 == 0 else signal.SIGKILL)
             killed += 1
         process.wait()
+        if (summary.parent / "config.json").exists():
+            runs.load(summary.parent)  # whatever it was doing, what it has recorded can be read
         if summary.exists():  # it came to its end between two kills: the next one starts anew
-            assert metrics("killed") == metrics("whole")
+            assert left("killed") == left("whole")
             (tmp_path / "killed").rename(tmp_path / f"complete_{len(list(tmp_path.iterdir()))}")
     subprocess.run(command("killed"), env=environment, check=True, capture_output=True)
-    assert metrics("killed") == metrics("whole")
+    assert left("killed") == left("whole")
+    assert len(left("whole")) == 3
     assert not (summary.parent / "checkpoints").exists()
     jax.clear_caches()
