@@ -42,6 +42,8 @@ class Output:
     """If the run folder holds an interrupted run of this config, go on where it stopped."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay in the folder of an unfinished run."""
+    tensorboard: bool = False
+    """Write TensorBoard event files, too, into the folder tensorboard of the run."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def open_folder(experiment: str, config: Any, output: Output) -> "Run":
         raise ValueError(f"keep_checkpoints={output.keep_checkpoints}: must be at least 1")
     arguments = (output.root / experiment / output.name, config)
     if not getattr(output, "coordinator", ""):
-        return runs.open_run(*arguments, output.overwrite, output.resume)
+        return with_writers(runs.open_run(*arguments, output.overwrite, output.resume, experiment), output)
     # One process opens the folder, and the others learn what became of it.
     import jax
     import numpy as np
@@ -175,13 +177,26 @@ def open_folder(experiment: str, config: Any, output: Output) -> "Run":
     run, state = None, refused
     try:
         if jax.process_index() == 0:
-            run = runs.open_run(*arguments, output.overwrite, output.resume)
+            run = with_writers(runs.open_run(*arguments, output.overwrite, output.resume, experiment), output)
             state = complete if run.is_complete else new
     finally:
         state = int(broadcast_one_to_all(np.int32(state)))
     if state == refused:
         raise SystemExit(2)
     return run or runs.follow_run(*arguments, is_complete=state == complete)
+
+
+def with_writers(run: "Run", output: Output) -> "Run":
+    """The run with the writers that the flags ask for.
+
+    Raises:
+        ImportError: what a writer needs is not installed.
+    """
+    from lopjax.writers import TensorBoardWriter
+
+    if not output.tensorboard or run.is_complete:
+        return run
+    return run._replace(writers=(TensorBoardWriter(run.folder / "tensorboard"),))
 
 
 def devices_of(output: SpreadOutput) -> "Mesh | None":

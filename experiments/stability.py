@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.cli import PHRASES, kept_records, open_folder, parse, say_refused, user_errors
 from experiments.cloning.config import Net
+from experiments.presentation import Presentation
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from matplotlib.figure import Figure
 
     from experiments.terminal import Progress, Table
@@ -150,6 +153,8 @@ def run(
             part = slice(0, config.num_images)
             inputs = preprocess.inputs(images[part])
             folder.append({"task": task, "epoch": epoch, **measure(config, model, variables, inputs, labels[part])})
+        if number == len(parts) - 1:
+            folder.keep("network", jax.tree.map(lambda leaf: leaf[0], lanes.state.variables))
         folder.checkpoint(number + 1, lanes, keep_checkpoints)
         progress(name, units)
     return () if found is None else found.refused
@@ -186,7 +191,7 @@ def measured(data: "RunData") -> list[dict[str, Any]]:
 
 
 def table(data: "RunData") -> "Table":
-    """A row a measurement."""
+    """A row a measurement; the first is there before anything is trained."""
     from experiments.terminal import Table
 
     rows = [
@@ -239,10 +244,19 @@ def figure(data: "RunData") -> "Figure":
     return drawn
 
 
+def num_records(config: "Mapping[str, Any]") -> int:
+    """Of a complete run: one an epoch, and one a measurement."""
+    return sum(lengths[-1] + len(lengths) for lengths in (config["epochs"], config["epochs_after"]))
+
+
+PRESENTATION = Presentation(table, lambda data: {"stability": figure(data)}, num_records)
+
+
 def main() -> None:
     """Parse, run (or show a complete run), and report."""
     config, output = parse("stability", str(__doc__), PRESETS)
-    from experiments.terminal import print_results, progress_bar
+    from experiments.presentation import present
+    from experiments.terminal import progress_bar
 
     with user_errors("stability", config, PHRASES):
         from lopjax import runs
@@ -254,11 +268,7 @@ def main() -> None:
         with kept_records("stability", folder), progress_bar(total) as progress:
             say_refused(run(config, dataset, model, folder, progress, output.keep_checkpoints))
         folder.finish([row["report"] for row in measured(runs.load(folder.folder))])
-    from lopjax.plotting import save
-
-    data = runs.load(folder.folder)
-    figures = save(figure(data), folder.folder / "stability")
-    print_results(table(data), (folder.folder / "metrics.jsonl", folder.folder / "summary.json", *figures))
+    present(runs.load(folder.folder))
 
 
 if __name__ == "__main__":

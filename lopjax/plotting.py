@@ -88,14 +88,20 @@ def cloning_figure(run: RunData) -> "Figure":
     """E1: R², training loss and effective rank of base and clone after cloning, a colour a method.
 
     The arrangement of arXiv 2510.00304, figure 2.1: how alike the clones are, whether they help, and how much of the
-    added width is used.
+    added width is used. Of a run that is not complete, what there is: methods without clones yet are left out.
     """
     figure, (r2_axes, loss_axes, rank_axes) = new_figure(3)
     unit, methods = run.config["unit"], run.config["methods"]
     for index, (color, method) in enumerate(zip(PALETTE, methods)):
+        lanes = [{"method": method, "seed": seed, "phase": "clone"} for seed in run.config["seeds"]]
+        lanes = [lane for lane in lanes if run.select(**lane)]
+        if not lanes:
+            continue
 
-        def seeds(name: str, method: str = method) -> list[np.ndarray]:
-            return [run.column(name, method=method, seed=seed, phase="clone") for seed in run.config["seeds"]]
+        def seeds(name: str, lanes: list[dict[str, Any]] = lanes) -> list[np.ndarray]:
+            # A run is read while it writes: a seed may be a record ahead.
+            columns = [run.column(name, **lane) for lane in lanes]
+            return [column[: min(map(len, columns))] for column in columns]
 
         x = seeds(unit)[0]
         # Methods that keep the clones lie on one line: let each show through the gaps of the next.
@@ -104,8 +110,9 @@ def cloning_figure(run: RunData) -> "Figure":
         r2_axes.lines[-1].set_linestyle(together if min(map(np.min, seeds("clone/r2_forward/mean"))) > 0.999 else "-")
         r2_axes.plot([], [], color=color, label=METHOD_NAMES.get(method, method))
         for name, style in (("base", "--"), ("clone", "-")):
-            losses = seeds(f"{name}/train_loss")
-            band(loss_axes, x[-len(losses[0]) :], losses, color, style=style)
+            if len(x) > 1:  # there is no training loss at cloning itself
+                losses = seeds(f"{name}/train_loss")
+                band(loss_axes, x[1 : 1 + len(losses[0])], losses, color, style=style)
             band(rank_axes, x, seeds(f"{name}/effective_rank/mean"), color, style=style)
     for style, name in (("-", "clone"), ("--", "base")):
         r2_axes.plot([], [], style, color="0.3", label=name)

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lopjax import checkpoints
+from lopjax.writers import Writer
 
 PACKAGES = ("lopjax", "jax", "jaxlib", "flax", "optax", "numpy", "matfree")
 _ABSENT = "absent"
@@ -48,12 +49,14 @@ class Run(NamedTuple):
         is_complete: whether `summary.json` is there.
         is_writer: whether this process writes; of several that share a run, one does, and nothing that the others
             record, save or conclude is written.
+        writers: other places that records are shown in (`lopjax.writers`).
     """
 
     folder: Path
     config: dict[str, Any]
     is_complete: bool
     is_writer: bool = True
+    writers: tuple[Writer, ...] = ()
 
     @property
     def metrics_path(self) -> Path:
@@ -69,6 +72,8 @@ class Run(NamedTuple):
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
+        for writer in self.writers:
+            writer.write(records)
 
     def checkpoint(self, step: int, state: Any, keep: int = 2) -> None:
         """Save the state that belongs to the records so far, and remove all but the newest `keep` checkpoints.
@@ -101,6 +106,8 @@ class Run(NamedTuple):
                     f"{found.step if found else 0}; records have been lost, start again"
                 )
             os.truncate(self.metrics_path, size)
+        for writer in self.writers:
+            writer.restart(_records(self.metrics_path))
         return found
 
     def keep(self, name: str, variables: Mapping[str, Any]) -> None:
@@ -113,6 +120,8 @@ class Run(NamedTuple):
         if not self.is_writer:
             return
         write_json(self.folder / "summary.json", summary)
+        for writer in self.writers:
+            writer.close()
         checkpoints.remove(self.checkpoint_folder)
 
     @property
@@ -133,12 +142,14 @@ class RunData(NamedTuple):
         config: the config as plain JSON.
         records: every record of `metrics.jsonl`, in order.
         summary: what the run concluded; None while it is incomplete.
+        experiment: name of the experiment, as it was told to `open_run`; else that of the folder above.
     """
 
     folder: Path
     config: dict[str, Any]
     records: list[dict[str, Any]]
     summary: Any
+    experiment: str
 
     def select(self, **where: Any) -> list[dict[str, Any]]:
         """The records that have all the given values, in order."""
@@ -184,7 +195,9 @@ def _choices(records: list[dict[str, Any]], where: Mapping[str, Any]) -> str:
     return "".join(f", with {name} in [{', '.join(values)}]" for name, values in found.items())
 
 
-def open_run(folder: Path | str, config: Any, overwrite: bool = False, resume: bool = False) -> Run:
+def open_run(
+    folder: Path | str, config: Any, overwrite: bool = False, resume: bool = False, experiment: str | None = None
+) -> Run:
     """Create a run folder, or recognise a complete one, or one that is to go on.
 
     Args:
@@ -192,6 +205,7 @@ def open_run(folder: Path | str, config: Any, overwrite: bool = False, resume: b
         config: a dataclass of plain values: all that decides the result.
         overwrite: move an existing folder aside instead of refusing it.
         resume: let an incomplete run of this config go on. A folder that does not exist is created all the same.
+        experiment: whose run it is, for those who find the folder.
 
     Returns:
         The run; `is_complete` if the same config has already been run to the end there.
@@ -203,6 +217,7 @@ def open_run(folder: Path | str, config: Any, overwrite: bool = False, resume: b
     folder = Path(folder)
     plain = _plain(dataclasses.asdict(config))
     description = {"config": plain, "hash": config_hash(plain), **_environment()}
+    description |= {} if experiment is None else {"experiment": experiment}
     try:
         # A crash while a config was being written leaves a folder that holds nothing yet.
         if folder.exists() and any(path.name != "config.json.partial" for path in folder.iterdir()):
@@ -231,7 +246,7 @@ def follow_run(folder: Path | str, config: Any, is_complete: bool) -> Run:
 
 def _existing(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     aside = "choose another folder, or move this one aside with overwrite=True"
-    recorded = _recorded_config(folder)
+    recorded = _description(folder).get("config")
     if recorded is None:
         raise RunFolderError(f"run folder {folder}: exists and is not a run (no readable config.json); {aside}")
     if recorded != config:
@@ -250,13 +265,14 @@ def _existing(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     return Run(folder, config, is_complete=True)
 
 
-def _recorded_config(folder: Path) -> dict[str, Any] | None:
-    """The config in `config.json`; None if there is none, or something else of that name."""
+def _description(folder: Path) -> dict[str, Any]:
+    """What `config.json` says; nothing if there is none, or something else of that name."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    return config if isinstance(config, dict) else None
+        description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    is_ours = isinstance(description, dict) and isinstance(description.get("config"), dict)
+    return description if is_ours else {}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -282,14 +298,15 @@ def load(folder: Path | str) -> RunData:
         FileNotFoundError: no run there; says which folder and what a run folder holds.
     """
     folder = Path(folder)
-    config = _recorded_config(folder)
-    if config is None:
+    description = _description(folder)
+    if not description:
         raise FileNotFoundError(
             f"{folder}: not a run folder (no readable config.json); runs are under runs/<experiment>/<name>"
         )
     summary_path = folder / "summary.json"
     summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else None
-    return RunData(folder, config, list(_records(folder / "metrics.jsonl")), summary)
+    experiment = description.get("experiment", folder.resolve().parent.name)
+    return RunData(folder, description["config"], list(_records(folder / "metrics.jsonl")), summary, experiment)
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:

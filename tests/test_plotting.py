@@ -24,7 +24,7 @@ def run(tmp_path) -> RunData:
             if epoch:  # nothing has been trained at the first record
                 record[f"{name}/train_loss"] = 2.0 - 0.1 * epoch
         records.append(record)
-    return RunData(tmp_path, {"methods": METHODS, "seeds": SEEDS, "unit": "epochs"}, records, None)
+    return RunData(tmp_path, {"methods": METHODS, "seeds": SEEDS, "unit": "epochs"}, records, None, "cloning")
 
 
 def test_the_cloning_figure_says_what_it_shows(run):

@@ -50,11 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         train(setup, folder, output.keep_checkpoints, mesh)
     if not is_main_process(output):
         return
+    from experiments.presentation import present
     from lopjax import runs
 
+    data = runs.load(folder.folder)
     with user_errors("cloning", config, PHRASES):
-        report(folder)
-    frozen = [row["frozen_at"] for row in runs.load(folder.folder).summary]
+        present(data)
+    frozen = [row["frozen_at"] for row in data.summary]
     if None not in frozen:
         print(f"stopped: the loss of every seed is not finite, of the last from step {max(frozen)} on", file=sys.stderr)
         raise SystemExit(1)
@@ -72,18 +74,6 @@ def train(setup: Setup, folder: "Run", keep_checkpoints: int, mesh: "Mesh | None
             say_refused(run(setup, folder, progress, keep_checkpoints, mesh))
         if folder.is_writer:
             folder.finish(summarise(runs.load(folder.folder)))
-
-
-def report(folder: "Run") -> None:
-    """Draw the figure of a complete run, print its table and where the files are."""
-    from experiments.cloning.report import table
-    from experiments.terminal import print_results
-    from lopjax import runs
-    from lopjax.plotting import cloning_figure, save
-
-    data = runs.load(folder.folder)
-    figures = save(cloning_figure(data), folder.folder / "cloning")
-    print_results(table(data), (folder.folder / "metrics.jsonl", folder.folder / "summary.json", *figures))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,13 @@
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from experiments.presentation import Presentation
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.figure import Figure
+
     from experiments.terminal import Table
     from lopjax.runs import RunData
 
@@ -18,7 +24,8 @@ class Fate(NamedTuple):
     """What became of one clone.
 
     Attributes:
-        verdict: "stayed", "left", "escaped", or "diverged" if the lane was frozen or its last R² is not finite.
+        verdict: "stayed", "left", "escaped"; "diverged" if the lane was frozen or its last R² is not finite; "not
+            cloned yet" while the base is trained.
         left: first step from which 1 - R² > 1e-3 to the end, at two records at least; None if there is none.
         escaped: first step from which R² < 0.95 to the end; None if there is none.
         rounding: largest finite 1 - R² seen: what rounding alone has done to clones that stayed.
@@ -31,6 +38,7 @@ class Fate(NamedTuple):
 
 
 _DIVERGED = Fate("diverged", None, None, 0.0)
+_NOT_CLONED = Fate("not cloned yet", None, None, 0.0)
 
 
 def fate(steps: Any, r2: Any) -> Fate:
@@ -54,7 +62,7 @@ def fate(steps: Any, r2: Any) -> Fate:
 
 
 def summarise(data: "RunData") -> list[dict[str, Any]]:
-    """One row a method and seed: what became of the clones, and how losses, R² and rank moved.
+    """One row a method and seed that has records: what became of the clones, how losses, R² and rank moved.
 
     `frozen_at` is the step, counted from the first of the base, at which the lane was frozen because a loss was not
     finite. A lane frozen before it was cloned has None for all that is said of its clone.
@@ -63,6 +71,8 @@ def summarise(data: "RunData") -> list[dict[str, Any]]:
     for method in data.config["methods"]:
         for seed in data.config["seeds"]:
             lane = {"method": method, "seed": seed}
+            if not data.select(**lane):
+                continue
             marks = [record["frozen_at"] for record in data.select(**lane) if "frozen_at" in record]
             frozen_at = marks[0] if marks else None
             rows.append({**lane, **_numbers(data, frozen_at, phase="clone", **lane), "frozen_at": frozen_at})
@@ -72,7 +82,8 @@ def summarise(data: "RunData") -> list[dict[str, Any]]:
 def _numbers(data: "RunData", frozen_at: int | None, **where: Any) -> dict[str, Any]:
     """Fate and numbers of one lane; None for each number of a lane without a clone."""
     if not data.select(**where):
-        return {**_DIVERGED._asdict(), **dict.fromkeys(_NUMBERS)}
+        found = _DIVERGED if frozen_at is not None else _NOT_CLONED
+        return {**found._asdict(), **dict.fromkeys(_NUMBERS)}
 
     def column(name: str) -> Any:
         return data.column(name, **where)
@@ -83,19 +94,28 @@ def _numbers(data: "RunData", frozen_at: int | None, **where: Any) -> dict[str, 
     numbers = (
         *(r2[0], r2[-1], rank[0], rank[-1]),
         *(column("logit_difference")[0], column("clone/bc_residual").max()),
-        *(column(f"{name}/train_loss")[-1] for name in ("base", "clone")),
+        *(_last(data.select(**where), f"{name}/train_loss") for name in ("base", "clone")),
         *(column(f"{name}/test_accuracy")[-1] for name in ("base", "clone")),
     )
     return {**found._asdict(), **dict(zip(_NUMBERS, numbers))}
 
 
+def _last(records: list[dict[str, Any]], name: str) -> float | None:
+    """The last value there is: at cloning itself there is no training loss yet."""
+    values = [record[name] for record in records if name in record]
+    return values[-1] if values else None
+
+
 def table(data: "RunData") -> "Table":
-    """The table on the terminal: a row a method, means over its seeds."""
+    """The table on the terminal: a row a method, means over its seeds; also of a run that is not complete."""
     from experiments.terminal import Table
 
-    rows = []
+    summary, rows = data.summary or summarise(data), []
     for method in data.config["methods"]:
-        seeds = [row for row in data.summary if row["method"] == method]
+        seeds = [row for row in summary if row["method"] == method]
+        if not seeds:
+            rows.append((method, "not started", *["-"] * 6))
+            continue
         mean = {name: _mean([row[name] for row in seeds]) for name in _NUMBERS}
         rows.append(
             (
@@ -110,7 +130,7 @@ def table(data: "RunData") -> "Table":
             )
         )
     columns = ("method", "clones", "left", "escaped", "R²", "rank", "base loss", "clone loss")
-    cloned = [row for row in data.summary if row["r2_at_cloning"] is not None]
+    cloned = [row for row in summary if row["r2_at_cloning"] is not None]
     at_cloning = "No lane was cloned"
     if cloned:
         difference = max(row["logit_difference_at_cloning"] for row in cloned)
@@ -150,3 +170,19 @@ def _verdict(seeds: list[dict[str, Any]]) -> str:
     rounding = max(row["rounding"] for row in seeds)
     residual = max(row["leaf_residual"] for row in seeds)
     return "stayed, exactly" if residual == 0 else f"stayed to {max(rounding, residual):.0e}"
+
+
+def num_records(config: "Mapping[str, Any]") -> int:
+    """Of a complete run: one a lane for every chunk of training, and one at cloning."""
+    chunks = (config["base_length"] + config["clone_length"]) // config["record_every"]
+    return len(config["methods"]) * len(config["seeds"]) * (chunks + 1)
+
+
+def figures(data: "RunData") -> "dict[str, Figure]":
+    """The figure of E1."""
+    from lopjax.plotting import cloning_figure
+
+    return {"cloning": cloning_figure(data)}
+
+
+PRESENTATION = Presentation(table, figures, num_records)

@@ -189,7 +189,7 @@ def row(method: str, seed: int, **changes) -> dict:
 def shown(*rows: dict) -> dict[str, str]:
     """The table's row of the one method in `rows`."""
     config = {"methods": [rows[0]["method"]], "seeds": [row["seed"] for row in rows]}
-    drawn = table(RunData("folder", config, [], list(rows)))
+    drawn = table(RunData("folder", config, [], list(rows), "cloning"))
     return dict(zip(drawn.columns, drawn.rows[0], strict=True)) | {"title": drawn.title}
 
 

@@ -1,0 +1,101 @@
+"""Show runs: the table and the figures of a finished, interrupted or running one; or which runs a folder holds.
+
+    python -m experiments.show runs/cloning/quick             # prints its table, redraws its figures
+    python -m experiments.show runs/cloning/quick --every 30  # again every 30 seconds, until it is complete
+    python -m experiments.show runs                           # what runs there are, and how far they are
+
+Nothing but the figures is written, so a run may go on meanwhile.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from experiments.cli import refuse
+
+if TYPE_CHECKING:
+    from lopjax.runs import RunData
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to show."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders, or folders of runs."""
+    every: float | None = None
+    """Show again after this many seconds, until every run is complete."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, and show once or until all is complete."""
+    arguments = tyro.cli(Arguments, prog="python -m experiments.show", description=__doc__, args=argv)
+    if not arguments.folders:
+        refuse("show", "no folder given; runs are under runs/<experiment>/<name>")
+    if arguments.every is not None and not 0 < arguments.every < float("inf"):
+        refuse("show", f"--every={arguments.every:g}: must be a positive number of seconds")
+    try:
+        # A list, not a generator: every folder is shown, complete or not.
+        while not all([show(folder) for folder in arguments.folders]) and arguments.every is not None:
+            time.sleep(arguments.every)
+    except (OSError, ValueError) as error:
+        refuse("show", error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def show(folder: Path) -> bool:
+    """Show a run, or list the runs below a folder; whether all of them are complete.
+
+    Raises:
+        FileNotFoundError: there is no run in the folder nor below it.
+        ValueError: the run is that of no experiment here.
+    """
+    from experiments.presentation import present
+    from lopjax import runs
+
+    if (folder / "config.json").exists():
+        found = runs.load(folder)
+        print(f"{folder}: {progress(found)}")
+        if found.records:
+            present(found)
+        return found.summary is not None
+    below = [runs.load(path.parent) for path in sorted(folder.rglob("config.json"))]
+    if not below:
+        runs.load(folder)  # raises, and says what a run folder is
+    list_runs(folder, below)
+    return all(found.summary is not None for found in below)
+
+
+def progress(run: "RunData") -> str:
+    """How far a run is, in words."""
+    from experiments.presentation import presentation_of
+
+    if run.summary is not None:
+        return f"complete, {len(run.records):,} records"
+    total = presentation_of(run.experiment).num_records(run.config)
+    if not run.records:
+        return f"not complete, none of {total:,} records yet"
+    age = time.time() - (run.folder / "metrics.jsonl").stat().st_mtime
+    return f"not complete, {len(run.records):,} of {total:,} records, the last one {age:,.0f} s ago"
+
+
+def list_runs(folder: Path, found: "Sequence[RunData]") -> None:
+    """One line a run below a folder."""
+    from experiments.presentation import MODULES
+    from experiments.terminal import Table, print_results
+
+    rows = [
+        (str(run.folder.relative_to(folder)), progress(run) if run.experiment in MODULES else "of no experiment here")
+        for run in found
+    ]
+    print_results(Table(f"Runs in {folder}", ("run", "state"), rows), ())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
