@@ -8,7 +8,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -69,6 +69,7 @@ def parse(
     presets: Mapping[str, ConfigType],
     argv: Sequence[str] | None = None,
     output: type[OutputType] = Output,
+    suffix: str = "",
 ) -> tuple[ConfigType, OutputType]:
     """Read `--preset`, take that config as the default, and let flags override its fields.
 
@@ -78,6 +79,7 @@ def parse(
         presets: config of every preset; the first is the default.
         argv: arguments; default `sys.argv[1:]`.
         output: `Output`, or a dataclass of more such flags.
+        suffix: of the default name of the run folder, after the preset's.
 
     Returns:
         The config and where the output goes.
@@ -91,11 +93,7 @@ def parse(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = sys.argv[1:] if argv is None else list(argv)
     prog = f"python -m experiments.{experiment}"
-    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default=next(iter(presets)))
-    preset = first.parse_known_args(arguments)[0].preset
-    if preset not in presets:
-        refuse(experiment, f"--preset={preset!r}: must be one of {list(presets)}")
+    preset = read_first(experiment, "preset", presets, arguments)
     default = presets[preset]
     both = make_dataclass(
         "Arguments",
@@ -109,11 +107,25 @@ def parse(
         both,
         prog=prog,
         description=f"{description}\n\nPresets (--preset): {', '.join(presets)}.",
-        default=both(default, output(preset=preset, name=preset)),
+        default=both(default, output(preset=preset, name=preset + suffix)),
         args=arguments,
         registry=_numbers(),
     )
     return parsed.config, parsed.output
+
+
+def read_first(experiment: str, name: str, choices: Iterable[str], argv: Sequence[str] | None = None) -> str:
+    """The value of a flag on which the other flags depend; the first choice if it is not given.
+
+    Raises:
+        SystemExit: with status 2 after a message if it is none of the choices.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.{experiment}", add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", default=next(iter(choices)))
+    given = getattr(parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))[0], name)
+    if given not in choices:
+        refuse(experiment, f"--{name}={given!r}: must be one of {list(choices)}")
+    return given
 
 
 def _numbers() -> "ConstructorRegistry":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli import PHRASES, kept_records, open_folder, parse, say_refused, user_errors
-from experiments.cloning.config import Net
+from experiments.networks import MLP, build_network
 from experiments.presentation import Presentation
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Config:
 
     dataset: str = "cifar10"
     """"digits" or any prepared TFDS image classification set."""
-    net: Net = field(default_factory=lambda: Net(norm="none"))
+    net: MLP = field(default_factory=lambda: MLP(norm="none"))
     """The base network."""
     factor: int = 2
     """Clones of every unit."""
@@ -51,12 +51,12 @@ class Config:
 
 PRESETS = {
     "quick": Config(
-        dataset="digits", net=Net(widths=(32,) * 3, norm="none"), epochs=(0, 5, 10, 20, 40, 80),
+        dataset="digits", net=MLP(widths=(32,) * 3, norm="none"), epochs=(0, 5, 10, 20, 40, 80),
         epochs_after=(0, 5, 10, 20, 40), num_images=1000, learning_rate=0.1, batch_size=32,
     ),
     "cifar10": Config(),
     "cifar10-batch-norm": replace(
-        Config(), net=Net(norm="batch"), epochs=(0, 1, 5), epochs_after=(0, 1), num_images=2000, learning_rate=0.01
+        Config(), net=MLP(norm="batch"), epochs=(0, 1, 5), epochs_after=(0, 1), num_images=2000, learning_rate=0.01
     ),
 }  # fmt: skip
 
@@ -70,7 +70,6 @@ def build(config: Config, data_dir: Any = None) -> "tuple[Dataset, Model]":
     """
     from lopjax import data
     from lopjax.cloning import clone_factors
-    from lopjax.models import mlp
 
     for name in ("epochs", "epochs_after"):
         values = getattr(config, name)
@@ -83,10 +82,7 @@ def build(config: Config, data_dir: Any = None) -> "tuple[Dataset, Model]":
     for name in ("num_images", "batch_size"):
         if not 1 <= getattr(config, name) <= num_train:
             raise ValueError(f"{name}={getattr(config, name)}: must be in 1..{num_train}, the training examples")
-    net = config.net
-    model = mlp(
-        dataset.image_shape, net.widths, dataset.num_classes, net.activation, net.norm, net.affine, init=net.init
-    )
+    model = build_network("mlp", config.net, dataset.image_shape, dataset.num_classes)
     clone_factors(model.wiring, config.factor)
     return dataset, model
 

@@ -4,6 +4,7 @@ A base network is trained, cloned, and base and clone go on side by side on the 
 clones apart and stay; noise and dropout can. What to expect, on two CPU cores:
 
     python -m experiments.cloning                     # digits, under a minute: R² 1 for SGD and Adam, 0.75-0.85 else
+    python -m experiments.cloning --model vit         # or cnn, resnet18: a small one on digits, one to two minutes
     python -m experiments.cloning --preset paper      # CIFAR-10, 20 + 500 epochs, 5 seeds: a day on two CPU cores
     python -m experiments.cloning --preset reference  # CIFAR-10, 5 + 10 epochs, 3 seeds: ten minutes, docs/cloning.md
 
@@ -23,6 +24,7 @@ from experiments.cli import (
     kept_records,
     open_folder,
     parse,
+    read_first,
     say_refused,
     user_errors,
 )
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run (or show a complete run), and report."""
-    config, output = parse("cloning", str(__doc__), PRESETS, argv, SpreadOutput)
+    model = read_first("cloning", "model", PRESETS, argv)
+    suffix = "" if model == "mlp" else f"_{model}"
+    config, output = parse("cloning", str(__doc__), PRESETS[model], argv, SpreadOutput, suffix)
     with user_errors("cloning", config, PHRASES):
         mesh = devices_of(output)
         from lopjax.lanes import check_lanes

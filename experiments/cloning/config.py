@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from experiments.networks import CNN, MLP, Network, ResNet18, ViT, build_network
 
 if TYPE_CHECKING:
     from lopjax.data import Dataset
@@ -10,22 +12,7 @@ if TYPE_CHECKING:
     from lopjax.training import Preprocess
 
 Method = Literal["sgd", "noisy_sgd", "dropout", "adam"]
-
-
-@dataclass(frozen=True)
-class Net:
-    """The base network."""
-
-    widths: tuple[int, ...] = (128,) * 5
-    """Units of each hidden layer."""
-    activation: str = "relu"
-    """relu, leaky_relu, tanh, sigmoid, gelu, elu, selu, silu or identity."""
-    norm: Literal["batch", "layer", "none"] = "batch"
-    """Normalisation before the activation."""
-    affine: bool = True
-    """Whether the norm has scale and offset."""
-    init: Literal["pytorch", "lecun", "he"] = "pytorch"
-    """Initialisation."""
+ModelName = Literal["mlp", "cnn", "resnet18", "vit"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +25,9 @@ class Config:
     """Fraction of the training labels redrawn at random."""
     augment: bool = True
     """Random crops (4 pixels of padding) and horizontal flips."""
-    model: Literal["mlp"] = "mlp"
+    model: ModelName = "mlp"
     """Architecture."""
-    net: Net = field(default_factory=Net)
+    net: Network = field(default_factory=MLP)
     factor: int = 2
     """Clones of every unit."""
     methods: tuple[Method, ...] = ("sgd", "noisy_sgd", "dropout", "adam")
@@ -73,15 +60,73 @@ class Config:
     """Compile SGD, noisy SGD and dropout as one program: half the compilation, but everyone pays for drawing noise."""
 
 
-PRESETS = {
-    "quick": Config(
-        dataset="digits", label_noise=0.5, augment=False, net=Net(widths=(32,) * 5), seeds=(0, 1),
-        unit="steps", base_length=500, clone_length=4000, record_every=250,
-        batch_size=32, learning_rate=0.1, fused=True,
-    ),
-    "paper": Config(),
-    "reference": Config(augment=False, seeds=(0, 1, 2), base_length=5, clone_length=10),
+@dataclass(frozen=True)
+class MLPConfig(Config):
+    """E1 with a multilayer perceptron."""
+
+    net: MLP = field(default_factory=MLP)
+    """The base network."""
+
+
+@dataclass(frozen=True)
+class CNNConfig(Config):
+    """E1 with a convolutional network."""
+
+    model: ModelName = "cnn"
+    """Architecture."""
+    net: CNN = field(default_factory=CNN)
+    """The base network."""
+
+
+@dataclass(frozen=True)
+class ResNet18Config(Config):
+    """E1 with a residual network."""
+
+    model: ModelName = "resnet18"
+    """Architecture."""
+    net: ResNet18 = field(default_factory=ResNet18)
+    """The base network."""
+
+
+@dataclass(frozen=True)
+class ViTConfig(Config):
+    """E1 with a vision transformer."""
+
+    model: ModelName = "vit"
+    """Architecture."""
+    net: ViT = field(default_factory=ViT)
+    """The base network."""
+    adam_learning_rate: float = 0.0001
+    """Of Adam."""
+
+
+_QUICK: dict[str, Any] = {
+    "dataset": "digits", "label_noise": 0.5, "augment": False, "seeds": (0, 1), "unit": "steps",
+    "batch_size": 32, "learning_rate": 0.1, "fused": True,
 }  # fmt: skip
+_SHORT = {**_QUICK, "base_length": 300, "clone_length": 1800, "record_every": 150}
+
+PRESETS: dict[str, dict[str, Config]] = {
+    "mlp": {
+        "quick": MLPConfig(net=MLP(widths=(32,) * 5), base_length=500, clone_length=4000, record_every=250, **_QUICK),
+        "paper": MLPConfig(),
+        "reference": MLPConfig(augment=False, seeds=(0, 1, 2), base_length=5, clone_length=10),
+    },
+    "cnn": {"quick": CNNConfig(net=CNN(channels=(8, 16), dense=32), **_SHORT), "paper": CNNConfig()},
+    "resnet18": {
+        "quick": ResNet18Config(net=ResNet18(width=8, blocks=(1, 1)), **_SHORT),
+        "paper": ResNet18Config(),
+    },
+    "vit": {
+        "quick": ViTConfig(
+            net=ViT(patch=4, width=32, depth=2, heads=4, mlp_ratio=2.0),
+            adam_learning_rate=0.001,
+            **{**_SHORT, "learning_rate": 0.3},
+        ),
+        "paper": ViTConfig(),
+    },
+}
+"""By model, then by name; the first of each is the default."""
 
 
 class Setup(NamedTuple):
@@ -102,26 +147,17 @@ def build(config: Config, data_dir: Path | None = None) -> Setup:
         ValueError: a field out of range; the message names it, its value and what is allowed.
         FileNotFoundError: the data set is not prepared; the message has the command that prepares it.
     """
-    from lopjax import data, models
+    from lopjax import data
     from lopjax.cloning import widen
     from lopjax.training import Preprocess
 
     _check_config(config)
     dataset = data.load(config.dataset, data_dir, config.label_noise)
-    num_train, net = len(dataset.train_labels), config.net
+    num_train = len(dataset.train_labels)
     for name in ("batch_size", "probe_samples"):
         is_enough = getattr(config, name) <= num_train
         _check(name, getattr(config, name), is_enough, f"at most the {num_train} training examples")
-    base = {"mlp": models.mlp}[config.model](
-        dataset.image_shape,
-        net.widths,
-        dataset.num_classes,
-        net.activation,
-        net.norm,
-        net.affine,
-        config.dropout,
-        net.init,
-    )
+    base = build_network(config.model, config.net, dataset.image_shape, dataset.num_classes, config.dropout)
     crop_and_flip = (4, True) if config.augment else (0, False)
     return Setup(
         config=config,

@@ -8,9 +8,10 @@ import pytest
 
 import experiments.cloning.program
 from experiments.cloning.__main__ import main
-from experiments.cloning.config import PRESETS, Config, Net, build
+from experiments.cloning.config import PRESETS, Config, build
 from experiments.cloning.program import groups, knobs_of, total_steps
 from experiments.cloning.report import fate, summarise, table
+from experiments.networks import MLP
 from lopjax.runs import RunData, load, open_run
 
 ARGUMENTS = [
@@ -121,7 +122,7 @@ def test_a_second_call_shows_the_run_without_training(root, recorded, monkeypatc
 def test_neither_order_nor_company_changes_what_a_lane_does(recorded, tmp_path):
     """One program for all methods, or one for each, in another order, with the seeds in another order."""
     config = Config(
-        dataset="digits", augment=False, net=Net(widths=(4,), norm="none"), label_noise=0.5, seeds=(1, 0),
+        dataset="digits", augment=False, net=MLP(widths=(4,), norm="none"), label_noise=0.5, seeds=(1, 0),
         methods=("dropout", "noisy_sgd"), unit="steps", base_length=8, clone_length=24, record_every=8,
         batch_size=16, learning_rate=0.3, noise_scale=0.1, dropout=0.3, probe_samples=40, fused=False,
     )  # fmt: skip
@@ -228,7 +229,7 @@ def test_the_quick_preset_shows_the_effect(tmp_path):
     """What the bare command prints: SGD and Adam stay, noise and dropout escape and the rank rises."""
     main(["--root", str(tmp_path)])
     rows = load(tmp_path / "cloning" / "quick").summary
-    assert len(rows) == len(PRESETS["quick"].methods) * len(PRESETS["quick"].seeds)
+    assert len(rows) == len(PRESETS["mlp"]["quick"].methods) * len(PRESETS["mlp"]["quick"].seeds)
     for each in rows:
         assert each["r2_at_cloning"] > 1 - 1e-6
         assert each["logit_difference_at_cloning"] < 1e-4
@@ -239,3 +240,32 @@ def test_the_quick_preset_shows_the_effect(tmp_path):
             assert each["verdict"] == "escaped"
             assert each["rank_final"] > each["rank_at_cloning"] + 5
     jax.clear_caches()
+
+
+# --- The other architectures --------------------
+
+SMALL = {
+    "cnn": ("--net.channels", "3", "4", "--net.dense", "5"),
+    "resnet18": ("--net.width", "2", "--net.blocks", "1", "1"),
+    "vit": ("--net.patch", "4", "--net.width", "8", "--net.depth", "1", "--net.heads", "2"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", SMALL)
+def test_the_same_command_clones_every_architecture(model, tmp_path, capsys):
+    lengths = ("--base-length", "8", "--clone-length", "24", "--record-every", "8", "--probe-samples", "40")
+    flags = ("--methods", "sgd", "noisy_sgd", "--noise-scale", "0.1", "--seeds", "0", "--name", "tiny", "--no-fused")
+    main(["--model", model, "--root", str(tmp_path), *SMALL[model], *lengths, *flags])
+    data = load(tmp_path / "cloning" / "tiny")
+    for method in ("sgd", "noisy_sgd"):
+        start = {"method": method, "phase": "clone", "step": 0}
+        np.testing.assert_allclose(data.column("clone/r2_forward/mean", **start), 1, atol=1e-6)
+        np.testing.assert_allclose(data.column("logit_difference", **start), 0, atol=1e-4)
+        np.testing.assert_array_equal(data.column("clone/bc_residual", **start), 0)
+    stayed, left = (data.column("clone/bc_residual", method=method, phase="clone") for method in ("sgd", "noisy_sgd"))
+    assert stayed.max() < 1e-5
+    assert left[-1] > 1e-3
+    assert data.column("clone/tangency_residual", method="sgd", phase="clone").max() < 1e-5
+    assert data.variables("sgd")["clone"]["params"].keys() == data.variables("sgd")["base"]["params"].keys()
+    assert "noisy_sgd" in capsys.readouterr().out

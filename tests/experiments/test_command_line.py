@@ -47,13 +47,13 @@ def test_help_is_quick_because_it_imports_no_numerical_library():
 
 
 def test_the_first_preset_is_the_default_and_flags_override_it():
-    config, output = parse("cloning", "", PRESETS, [])
-    assert config == PRESETS["quick"]
+    config, output = parse("cloning", "", PRESETS["mlp"], [])
+    assert config == PRESETS["mlp"]["quick"]
     assert (output.name, str(output.root), output.overwrite) == ("quick", "runs", False)
     config, output = parse(
         "cloning",
         "",
-        PRESETS,
+        PRESETS["mlp"],
         [
             *("--preset", "paper", "--net.widths", "8", "9", "--seeds", "3", "--noise-scale", "1"),
             *("--no-augment", "--name", "mine", "--overwrite"),
@@ -78,14 +78,34 @@ def test_messages_speak_of_flags_where_the_library_speaks_of_arguments():
     assert as_flags("name=x: no", config, {"name=": "--dataset="}) == "--dataset=x: no"
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_builds(preset, monkeypatch):
-    monkeypatch.setattr(lopjax.data, "load", lambda *args: dataset())
-    setup = build(PRESETS[preset])
+@pytest.mark.parametrize(("model", "preset"), [(model, name) for model, presets in PRESETS.items() for name in presets])
+def test_every_preset_builds(model, preset, monkeypatch):
+    side = 8 if preset == "quick" else 32
+    images = np.random.default_rng(0).integers(0, 256, (600, side, side, 3))
+    data = from_arrays(images, np.arange(600) % 3, images[:9], np.arange(9) % 3, 3)
+    monkeypatch.setattr(lopjax.data, "load", lambda *args: data)
+    setup = build(PRESETS[model][preset])
     config = setup.config
-    assert setup.base.wiring.size("hidden_0") * 2 == setup.wide.wiring.size("hidden_0")
+    assert config.model == model
+    for space in setup.base.wiring.cloneable:
+        assert setup.base.wiring.size(space) * 2 == setup.wide.wiring.size(space)
     assert setup.steps_per_unit == (1 if config.unit == "steps" else 600 // config.batch_size)
     assert (setup.preprocess.crop_padding, setup.preprocess.flip) == ((4, True) if config.augment else (0, False))
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_a_model_has_flags_and_a_folder_of_its_own(model, capsys, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["--model", model, "--help"])
+    text = capsys.readouterr().out
+    flags = {"mlp": "--net.widths", "cnn": "--net.channels", "resnet18": "--net.blocks", "vit": "--net.mlp-ratio"}
+    assert [flag in text for flag in flags.values()] == [name == model for name in flags]
+    opened = []
+    monkeypatch.setattr(experiments.cloning.program, "run", lambda setup, folder, *rest: opened.append(folder) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([f"--model={model}", "--root", str(tmp_path)])
+    assert opened[0].folder.name == ("quick" if model == "mlp" else f"quick_{model}")
+    assert opened[0].config["model"] == model
 
 
 # --- Mistakes --------------------
@@ -135,6 +155,11 @@ MISTAKES = {
     "--record-every 300": ["--base-length=500", "multiple of --record-every=300"],
     "--clone-length 0": ["--clone-length=0", "at least 1"],
     "--preset foo": ["--preset='foo'", "'quick'", "'paper'"],
+    "--model foo": ["--model='foo'", "'mlp'", "'cnn'", "'resnet18'", "'vit'"],
+    "--model vit --net.widths 3": ["--net.widths"],
+    "--model vit --net.patch 3": ["--net.patch=3", "must divide the height and width"],
+    "--model resnet18 --preset reference": ["--preset='reference'", "'quick'"],
+    "--model cnn --net.channels 4 4 4 4": ["pooling needs at least 16 x 16"],
     "--nonsense 3": ["--nonsense"],
 }
 
@@ -188,7 +213,7 @@ def test_a_data_set_with_an_empty_class_or_pixels_that_are_no_numbers(capsys, mo
 
 def test_a_run_folder_of_another_config_or_of_an_interrupted_run(capsys, monkeypatch, tmp_path):
     folder = tmp_path / "runs" / "cloning" / "quick"
-    open_run(folder, PRESETS["quick"])
+    open_run(folder, PRESETS["mlp"]["quick"])
     message = refused(["--factor", "3", "--net.widths", "8"], capsys, monkeypatch, tmp_path)
     assert "belongs to another config" in message
     assert "--factor: 2 there, 3 now" in message

@@ -17,12 +17,13 @@ from jax.experimental.compilation_cache import compilation_cache
 import experiments.cloning.program as program
 from experiments.cli import kept_records
 from experiments.cloning.__main__ import main
-from experiments.cloning.config import Config, Net, build
+from experiments.cloning.config import Config, build
+from experiments.networks import MLP
 from lopjax import checkpoints, runs
 from lopjax.runs import open_run
 
 CONFIG = Config(
-    dataset="digits", augment=False, net=Net(widths=(4,)), label_noise=0.5, seeds=(0, 1),
+    dataset="digits", augment=False, net=MLP(widths=(4,)), label_noise=0.5, seeds=(0, 1),
     methods=("noisy_sgd", "adam"), unit="steps", base_length=8, clone_length=16, record_every=8,
     batch_size=16, learning_rate=0.3, noise_scale=0.1, probe_samples=40,
 )  # fmt: skip
@@ -171,7 +172,7 @@ def build_config() -> Config:
     from experiments.cli import parse
     from experiments.cloning.config import PRESETS
 
-    return parse("cloning", "", PRESETS, FLAGS)[0]
+    return parse("cloning", "", PRESETS["mlp"], FLAGS)[0]
 
 
 @pytest.mark.slow

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from experiments import stability
-from experiments.cloning.config import Net
+from experiments.networks import MLP
 from lopjax import runs
 
 TINY = dataclasses.replace(
     stability.PRESETS["quick"],
-    net=Net(widths=(3, 2), norm="none"),
+    net=MLP(widths=(3, 2), norm="none"),
     epochs=(0, 1),
     epochs_after=(0,),
     num_images=60,
