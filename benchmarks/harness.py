@@ -1,0 +1,99 @@
+"""What all benchmarks share: the machine they ran on, medians, a process for each measurement, a table, a file."""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    import jax
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "processor": platform.processor() or platform.machine(),
+        "usable_cores": usable or 1,
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else -1,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def timed(function: Callable[[], Any], repeats: int, warm_up: int = 1) -> list[float]:
+    """Seconds of each call, results ready; the first calls, which also compile, are left out."""
+    import jax
+
+    seconds = []
+    for _ in range(warm_up + repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        seconds.append(time.perf_counter() - start)
+    return seconds[warm_up:]
+
+
+def matmul_rate(dtype: str = "float32", repeats: int = 5) -> float:
+    """Floating-point operations a second (two a multiply-add) of a large matrix product: the best of several calls."""
+    import jax
+    import jax.numpy as jnp
+
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jnp.ones((size, size), dtype)
+    return 2 * size**3 / min(timed(lambda: jax.jit(jnp.matmul)(a, a), repeats))
+
+
+def peak_gigabytes() -> float:
+    """Largest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
+    """What `python -m <module> <arguments>` prints as JSON on its last line: its peak memory is then its own, too."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"python -m {module} {' '.join(arguments)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and the others numbers."""
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def described(machine: dict[str, Any]) -> str:
+    """One line about the machine."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in machine.items()
+    )
+
+
+def write(path: Path | None, report: dict[str, Any]) -> None:
+    """Write the JSON file, if one is asked for."""
+    if path is not None:
+        path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def median(values: Sequence[float]) -> float:
+    """Of the repeats of one measurement."""
+    return statistics.median(values)
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed; says how to install it if not."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        print("PyTorch is not installed: its column is left out; pip install -e '.[bench]' has it", file=sys.stderr)
+        return False
+    return True

@@ -1,0 +1,214 @@
+"""What training CIFAR-10 costs: epochs, noisy steps, metric probes and memory, against their aims and their floors.
+
+    python -m benchmarks.training --data-dir DATA --output training.json   # about three minutes on 2 cores
+
+The paper's MLP (ReLU, batch norm, batch 128) and its clone of twice the width, an epoch in one compiled call over
+images held as bytes: shuffle, gather, normalise, forward and backward pass, update. Without prepared CIFAR-10 random
+images of its size are used. Beside it the same network in plain PyTorch, on the same images held the same way. Every
+measurement runs in a process of its own. The floor of a step is the multiply-adds of three forward passes over the
+measured matrix-product rate; the aims are for two cores that reach 125 GFLOP/s.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.models import multiply_adds
+
+BATCH = 128
+# name -> what is shown: (unit, aim, the same in the paper authors' PyTorch code)
+FIGURES = {
+    "epoch 5x128": ("s", 1.5, "2.1-3.2"),
+    "epoch 5x256": ("s", 3.0, "4.1-4.4"),
+    "epoch 5x256, crops and flips": ("s", None, ""),
+    "step 5x256": ("ms", None, ""),
+    "noisy step 5x256": ("ms", 14.0, "20"),
+    "noisy step / step": ("", 1.75, ""),
+    "metric probe 5x256, 500 images": ("ms", 150.0, "1700"),
+    "peak memory": ("GB", 1.3, ""),
+    "--help": ("s", 0.5, ""),
+    "PyTorch epoch 5x128": ("s", None, ""),
+    "PyTorch epoch 5x256": ("s", None, ""),
+    "PyTorch / lopjax, epoch 5x128": ("", None, ""),
+    "PyTorch / lopjax, epoch 5x256": ("", None, ""),
+}
+
+
+def images(data_dir: Path | None, num: int) -> tuple[Any, Any, str]:
+    """Training images as bytes, labels, and what they are."""
+    import numpy as np
+
+    from lopjax import data
+
+    try:
+        found = data.load("cifar10", data_dir)
+        return found.train_images[:num], found.train_labels[:num], "CIFAR-10"
+    except FileNotFoundError:
+        random = np.random.default_rng(0)
+        return random.integers(0, 256, (num, 32, 32, 3), np.uint8), random.integers(10, size=num), "random images"
+
+
+def epochs(width: int, noise: float, augment: bool, data_dir: Path | None, num: int, repeats: int) -> dict[str, Any]:
+    """Seconds an epoch, and a step, of one network."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from lopjax.models import mlp
+    from lopjax.optim import noisy_sgd
+    from lopjax.training import Preprocess, init_state, make_chunk, sgd_step, start_lanes
+
+    x, y, what = images(data_dir, num)
+    batches = (jnp.asarray(x), jnp.asarray(y, jnp.int32))
+    model = mlp((32, 32, 3), (width,) * 5, 10, norm="batch")
+    preprocess = Preprocess((0.5,) * 3, (0.25,) * 3, *((4, True) if augment else (0, False)))
+    key = jax.random.key(0, impl="philox4x32")
+    optimizer = noisy_sgd(0.01, noise, 0.999, seed=key) if noise else optax.sgd(0.01)
+
+    def step(state: Any, batch: Any, key: Any, index: Any) -> Any:
+        return sgd_step(model, optimizer, state, preprocess.inputs(batch[0], key if augment else None), batch[1])
+
+    chunk, steps = make_chunk(step, BATCH), num // BATCH
+    lanes = start_lanes(jax.tree.map(lambda leaf: leaf[None], init_state(model.init(key), optimizer)))
+    done = 0
+
+    def epoch() -> Any:
+        nonlocal lanes, done
+        lanes, logs = chunk(lanes, key[None], done, steps, *batches)
+        done += steps
+        return logs
+
+    seconds = harness.timed(epoch, repeats)
+    return {"seconds": harness.median(seconds), "all": seconds, "steps": steps, "images": what}
+
+
+def probe(width: int, repeats: int) -> dict[str, Any]:
+    """Seconds of one call of all symptoms at all sites, clones included."""
+    import jax
+    import numpy as np
+
+    from lopjax.cloning import clone_variables, uniform_partition, widen
+    from lopjax.models import mlp
+    from lopjax.probes import symptoms
+
+    base, random = mlp((32, 32, 3), (width // 2,) * 5, 10, norm="batch"), np.random.default_rng(0)
+    model, variables = widen(base, 2), clone_variables(base.init(jax.random.key(0)), base.wiring, 2)
+    batch = random.normal(size=(500, 32, 32, 3)).astype(np.float32), random.integers(10, size=500)
+    partition = uniform_partition(model.wiring, 2)
+    call = jax.jit(lambda variables, x, y: symptoms(model, variables, x, y, partition=partition))
+    return {"seconds": harness.median(harness.timed(lambda: call(variables, *batch), repeats))}
+
+
+def torch_epochs(width: int, data_dir: Path | None, num: int, repeats: int) -> dict[str, Any]:
+    """Seconds an epoch of a plain loop over images in memory."""
+    import torch
+
+    from benchmarks import torch_models
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.manual_seed(0)
+    x, y, what = images(data_dir, num)
+    x, y = torch.tensor(x), torch.tensor(y, dtype=torch.long)
+    model, loss = torch_models.mlp((width,) * 5), torch.nn.CrossEntropyLoss()
+    optimizer, seconds = torch.optim.SGD(model.parameters(), 0.01), []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        order = torch.randperm(num)
+        for first in range(0, num // BATCH * BATCH, BATCH):
+            chosen = order[first : first + BATCH]
+            optimizer.zero_grad(set_to_none=True)
+            loss(model((x[chosen].float() / 255 - 0.5) / 0.25), y[chosen]).backward()
+            optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": harness.median(seconds[1:]), "all": seconds[1:], "images": what}
+
+
+def help_seconds(repeats: int) -> float:
+    """Of `python -m experiments.cloning --help`, as a user waits for it."""
+    seconds = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "experiments.cloning", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    return harness.median(seconds[1:])
+
+
+ROADS = {
+    "epoch 5x128": lambda args: epochs(128, 0.0, False, args.data_dir, args.images, args.repeats),
+    "epoch 5x256": lambda args: epochs(256, 0.0, False, args.data_dir, args.images, args.repeats),
+    "epoch 5x256, crops and flips": lambda args: epochs(256, 0.0, True, args.data_dir, args.images, args.repeats),
+    "noisy": lambda args: epochs(256, 0.01, False, args.data_dir, args.images, args.repeats),
+    "metric probe 5x256, 500 images": lambda args: probe(256, args.repeats),
+    "PyTorch epoch 5x128": lambda args: torch_epochs(128, args.data_dir, args.images, args.repeats),
+    "PyTorch epoch 5x256": lambda args: torch_epochs(256, args.data_dir, args.images, args.repeats),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="folder of prepared data sets (default: TFDS's own)")
+    parser.add_argument("--images", type=int, default=50_000, help="how many of the training images (default all)")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats, of which the median counts (default 5)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--road", choices=list(ROADS), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.images < BATCH or args.repeats < 1:
+        parser.error(f"--images={args.images} --repeats={args.repeats}: at least {BATCH} images and 1 repeat")
+    if args.road is not None:
+        print(json.dumps({**ROADS[args.road](args), "peak_gb": harness.peak_gigabytes()}))
+        return
+    compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Every measurement in turn; one table."""
+    machine = harness.in_own_process("benchmarks.models", "--road", "machine")
+    rate = machine["matmul_gflops"] * 1e9
+    common = [f"--images={args.images}", f"--repeats={args.repeats}"]
+    common += [] if args.data_dir is None else [f"--data-dir={args.data_dir}"]
+    print(harness.described(machine), flush=True)
+    measured: dict[str, dict[str, Any]] = {}
+    with_torch = harness.has_torch()
+    for name in ROADS:
+        if with_torch or not name.startswith("PyTorch"):
+            measured[name] = harness.in_own_process("benchmarks.training", "--road", name, *common)
+            print(f"  {name}: {measured[name]['seconds']:.3f} s", flush=True)
+    seconds = {name: result["seconds"] for name, result in measured.items()}
+    steps = measured["noisy"]["steps"]
+    values = {name: seconds[name] for name in FIGURES if name in seconds}
+    values["step 5x256"] = 1e3 * seconds["epoch 5x256"] / steps
+    values["noisy step 5x256"] = 1e3 * seconds["noisy"] / steps
+    values["noisy step / step"] = seconds["noisy"] / seconds["epoch 5x256"]
+    values["metric probe 5x256, 500 images"] *= 1e3
+    values["peak memory"] = max(result["peak_gb"] for name, result in measured.items() if "PyTorch" not in name)
+    values["--help"] = help_seconds(args.repeats)
+    for width in (128, 256) if with_torch else ():
+        values[f"PyTorch / lopjax, epoch 5x{width}"] = seconds[f"PyTorch epoch 5x{width}"] / seconds[f"epoch 5x{width}"]
+    floors = {
+        f"epoch 5x{width}": 6 * BATCH * steps * multiply_adds(f"mlp 5x{width}", {"widths": (width,) * 5}) / rate
+        for width in (128, 256)
+    }
+    floors["noisy step 5x256"] = floors["step 5x256"] = 1e3 * floors["epoch 5x256"] / steps
+    rows, missed = [], []
+    for name, (unit, aim, theirs) in FIGURES.items():
+        if name not in values:
+            continue
+        over = f"{values[name] / floors[name]:.2f}" if name in floors else ""
+        rows.append((name, f"{values[name]:.3g} {unit}".strip(), "" if aim is None else f"{aim:g}", over, theirs))
+        if aim is not None and values[name] > aim:
+            missed.append(name)
+    print(harness.markdown(("figure", "measured", "aim, at most", "over its floor", "paper's code"), rows))
+    print(f"images: {measured['noisy']['images']}; missed: {', '.join(missed) or 'nothing'}")
+    report = {"machine": machine, "values": values, "floors": floors, "missed": missed, "measured": measured}
+    harness.write(args.output, report)
+
+
+if __name__ == "__main__":
+    main()
