@@ -22,12 +22,14 @@ class Optimizer(NamedTuple):
         keeps: what one update keeps.
         slack: multiple of `64 eps` that rounding is allowed: more than 1 where the update is a difference of
             parameters, or amplifies the normal part of the gradient.
+        on_vit: what it keeps on the ViT, where that is something else.
     """
 
     name: str
     make: Callable[[], optax.GradientTransformation]
     keeps: Kind
     slack: float = 1.0
+    on_vit: Kind | None = None
 
 
 def _coupled(scale: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -61,7 +63,7 @@ OPTIMIZERS: tuple[Optimizer, ...] = (
     Optimizer("optimistic gradient", partial(optax.optimistic_gradient_descent, RATE), "leaf"),
     Optimizer("ademamix", partial(contrib.ademamix, RATE), "leaf"),
     Optimizer("adopt", partial(contrib.adopt, RATE), "leaf"),
-    Optimizer("acprop", partial(contrib.acprop, RATE), "leaf"),
+    Optimizer("acprop", partial(contrib.acprop, RATE), "leaf", 20),
     Optimizer("madgrad", partial(contrib.madgrad, RATE), "leaf", 20),
     Optimizer("cocob", partial(contrib.cocob, RATE), "leaf", 20),
     Optimizer("schedule-free sgd", partial(contrib.schedule_free_sgd, RATE), "leaf", 20),
@@ -96,8 +98,9 @@ OPTIMIZERS: tuple[Optimizer, ...] = (
         "adafactor, decay", partial(optax.adafactor, RATE, min_dim_size_to_factor=2, weight_decay_rate=DECAY), "V"
     ),
     Optimizer("muon, decay", partial(contrib.muon, RATE, weight_decay=DECAY, adam_weight_decay=DECAY), "V", 20),
-    # Block-constant and gauge parts have orthogonal rows and columns: a function of the matrix keeps them apart.
-    Optimizer("muon, coupled L2", lambda: _coupled(contrib.muon(RATE)), "V", 20),
+    # Block-constant and gauge parts have orthogonal rows and columns: a function of the matrix keeps them apart. Arrays
+    # of more than two axes, as the kernels of attention heads, Optax's Muon leaves to Adam.
+    Optimizer("muon, coupled L2", lambda: _coupled(contrib.muon(RATE)), "V", 20, on_vit="BC"),
     Optimizer("fromage", partial(optax.fromage, RATE), "V"),
     # See each weight, or each unit, by itself: clones with unequal weights are told apart.
     Optimizer("adam, coupled L2", lambda: _coupled(optax.adam(RATE)), "BC"),
