@@ -1,0 +1,86 @@
+"""The benchmarks run, and count what they say they count; nothing here looks at a clock."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.harness import markdown, median
+from benchmarks.models import SHAPES, multiply_adds, options_of
+from lopjax import models
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_multiply_adds_are_those_that_xla_counts(name):
+    """Two operations a multiply-add, and those of norms and activations; products with padding are left out."""
+    constructor, options, _ = SHAPES[name]
+    model = getattr(models, constructor)((32, 32, 3), num_classes=10, **options)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    # Lowered for an accelerator, where convolutions are single operations.
+    lowered = jax.jit(lambda variables, x: model.apply(variables, x)[0]).trace(variables, x)
+    flops = lowered.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
+    assert multiply_adds(name, options) == pytest.approx(flops / 2, rel=0.2)
+    # The control: a tiny network of the same kind is another number.
+    assert multiply_adds(name, options_of(name, is_small=True)) < 0.1 * flops
+
+
+def test_the_multiply_adds_of_resnet18_are_the_published_ones():
+    assert multiply_adds("resnet18", options_of("resnet18", is_small=False)) == 555_422_720
+
+
+def test_tables_and_medians():
+    assert median([3.0, 1.0, 2.0]) == 2.0
+    assert markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+def numbers(tree) -> list[float]:
+    if isinstance(tree, dict):
+        return [number for value in tree.values() for number in numbers(value)]
+    return [tree] if isinstance(tree, float) else []
+
+
+def report(tmp_path: Path, module: str, *flags: str) -> tuple[dict, str]:
+    """The JSON file and what was printed."""
+    path = tmp_path / "report.json"
+    done = subprocess.run(
+        [sys.executable, "-m", module, *flags, "--output", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "TFDS_DATA_DIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())
+    assert numbers(found)
+    assert all(math.isfinite(number) for number in numbers(found))
+    return found, done.stdout
+
+
+@pytest.mark.slow
+def test_every_architecture_is_timed(tmp_path):
+    found, text = report(
+        tmp_path, "benchmarks.models", "--small", "--steps", "1", "--repeats", "1", "--seeds", "1", "2"
+    )
+    assert len(found["table"]) == 2 * len(SHAPES)
+    assert found["machine"]["matmul_gflops"] > 0
+    for row in found["table"].values():
+        assert row["seconds"] > 0
+        assert row["over_floor"] > 0
+    assert all(name in text for name in SHAPES)
+
+
+@pytest.mark.slow
+def test_training_is_timed_on_random_images_where_there_is_no_data(tmp_path):
+    found, text = report(tmp_path, "benchmarks.training", "--images", "256", "--repeats", "1")
+    assert found["measured"]["epoch 5x128"]["images"] == "random images"
+    assert found["measured"]["epoch 5x128"]["steps"] == 2
+    assert found["values"]["peak memory"] > 0.1
+    assert "noisy step / step" in text
