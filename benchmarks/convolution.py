@@ -7,8 +7,6 @@ whether that is still the right choice there.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from benchmarks import harness
 from lopjax.models.convolution import convolve
 from lopjax.wiring import Window
 
@@ -76,13 +75,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3, help="scans of each road (default 3)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    machine = {
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
-        "processor": platform.processor() or platform.machine(),
-        "jax": jax.__version__,
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    machine = harness.describe_machine()
+    print(harness.described(machine))
     print(f"{'3x3, batch 64':20}{'lopjax ms':>12}{'xla ms':>12}{'speedup':>10}{'lopjax MiB':>12}{'xla MiB':>10}")
     table = {}
     for name, (shape, units) in SHAPES.items():
@@ -91,8 +85,7 @@ def main() -> None:
             f"{name:20}{row['lopjax_ms']:12.1f}{row['xla_ms']:12.1f}{row['speedup']:10.1f}"
             f"{row['lopjax_mib']:12.1f}{row['xla_mib']:10.1f}"
         )
-    if options.output is not None:
-        options.output.write_text(json.dumps({"machine": machine, "table": table}, indent=1) + "\n")
+    harness.write(options.output, {"machine": machine, "table": table})
 
 
 if __name__ == "__main__":

@@ -7,9 +7,6 @@ at most three gradients.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -20,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from benchmarks import harness
 from lopjax.curvature import ggn_vp, hvp
 
 SIZES = (3072, 256, 256, 256, 256, 256, 10)
@@ -95,20 +93,6 @@ def measure(repetitions: int) -> dict[str, dict[str, float]]:
     return table
 
 
-def describe_machine() -> dict[str, str | int]:
-    """What the numbers depend on."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
-        "processor": platform.processor() or platform.machine(),
-        "usable_cores": usable or 1,
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else -1,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=40, help="measurements of each program (default 40)")
@@ -116,19 +100,18 @@ def main() -> int:
     options = parser.parse_args()
     if options.repetitions < 2:
         parser.error(f"--repetitions={options.repetitions}: must be at least 2")
-    machine, table = describe_machine(), measure(options.repetitions)
+    machine, table = harness.describe_machine(), measure(options.repetitions)
     num_parameters = sum(n_in * n_out + n_out for n_in, n_out in pairwise(SIZES))
     print(f"MLP {'-'.join(map(str, SIZES))}, {num_parameters:,} parameters, batch {BATCH}, float32")
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    print(harness.described(machine))
     print(f"{'':10}{'median ms':>12}{'quartiles ms':>18}{'gradients':>12}{'temporary MiB':>16}")
     for name, row in table.items():
         quartiles = f"{row['quartile_1_ms']:.2f} - {row['quartile_3_ms']:.2f}"
         print(f"{name:10}{row['median_ms']:12.2f}{quartiles:>18}{row['gradients']:12.2f}{row['temporary_mib']:16.1f}")
     is_met = table["hvp"]["gradients"] <= AIM
     print(f"hvp / gradient = {table['hvp']['gradients']:.2f}, aim <= {AIM}: {'met' if is_met else 'MISSED'}")
-    if options.output is not None:
-        report = {"sizes": SIZES, "batch": BATCH, "repetitions": options.repetitions, "machine": machine, **table}
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    report = {"sizes": SIZES, "batch": BATCH, "repetitions": options.repetitions, "machine": machine, **table}
+    harness.write(options.output, report)
     return 0 if is_met else 1
 
 

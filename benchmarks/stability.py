@@ -9,15 +9,13 @@ per measurement and a table. `--samples` and `--width` make it small enough to t
 
 import argparse
 import json
-import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from benchmarks import harness
+from benchmarks.harness import timed
 
 # Seconds and GB that the measurements may take; a plain gradient pass has no limit of its own.
 LIMITS = {
@@ -47,11 +45,13 @@ def closed_form(dtype: str, samples: int, width: int, repeats: int) -> dict[str,
     wide_model, wide = widen(base, FACTOR), clone_variables(variables, base.wiring, FACTOR)
     gradient_pass = make_gradient_pass(wide_model, mean_cross_entropy, batch)
     # The first call of each also compiles.
-    _, *gradients = timed(lambda: gradient_pass(wide["params"]), max(repeats, 1) + 1)
+    gradients = timed(lambda: gradient_pass(wide["params"]), max(repeats, 1))
     totals = []
     start = time.process_time()
     first, *seconds = timed(
-        lambda: totals.append(unit_blocks(base, variables, mean_cross_entropy, batch, FACTOR).total), repeats + 1
+        lambda: totals.append(unit_blocks(base, variables, mean_cross_entropy, batch, FACTOR).total),
+        repeats + 1,
+        warm_up=0,
     )
     seconds, total = seconds or [first], totals[-1]
     return {
@@ -86,25 +86,15 @@ def dense_classify(repeats: int) -> dict[str, Any]:
     )
     manifold = cloned_manifold(wide["params"], wide_model.wiring, uniform_partition(wide_model.wiring, FACTOR))
     loss, reports = cross_entropy(wide_model, wide, batch), []
-    seconds = timed(lambda: reports.append(classify(loss, wide["params"], manifold, method="dense")), max(repeats, 1))
+    seconds = timed(
+        lambda: reports.append(classify(loss, wide["params"], manifold, method="dense")), max(repeats, 1), 0
+    )
     return {
         "seconds": statistics.median(seconds),
         "verdict": reports[-1].verdict.name,
         "inertia": [reports[-1].n_plus, reports[-1].n_minus, reports[-1].n_zero],
         "num_params": sum(leaf.size for leaf in jax.tree.leaves(wide["params"])),
     }
-
-
-def timed(function: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each call, results ready."""
-    import jax
-
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        seconds.append(time.perf_counter() - start)
-    return seconds
 
 
 def make_gradient_pass(model, loss, batch, size: int = 500) -> Callable[[Any], Any]:
@@ -136,9 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     results = []
     for name in LIMITS:
-        command = [sys.executable, "-m", "benchmarks.stability", "--only", name]
-        command += [f"--repeats={args.repeats}", f"--samples={args.samples}", f"--width={args.width}"]
-        results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        flags = (f"--repeats={args.repeats}", f"--samples={args.samples}", f"--width={args.width}")
+        results.append(harness.in_own_process("benchmarks.stability", "--only", name, *flags))
         print(json.dumps(results[-1]), flush=True)
     print(table(results))
 
@@ -155,13 +144,11 @@ def measure(name: str, samples: int, width: int, repeats: int) -> dict[str, Any]
     return {
         "name": name,
         **result,
-        # Linux counts kilobytes.
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_gb": harness.peak_gigabytes(),
         "limits": LIMITS[name],
         "samples": samples,
         "repeats": repeats,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": f"Python {platform.python_version()}, jax {jax.__version__}",
+        "machine": harness.described(harness.describe_machine()),
     }
 
 
@@ -179,7 +166,7 @@ def table(results: list[dict[str, Any]]) -> str:
             f"| {result['name']} | {result['num_params']:,} | {result['seconds']:.1f} ({seconds:.0f}) "
             f"| {result['peak_gb']:.2f} ({gigabytes:.0f}) | {extra} | {result['verdict']} |"
         )
-    return "\n".join([*lines, "", f"{results[0]['machine']}; {results[0]['versions']}"])
+    return "\n".join([*lines, "", results[0]["machine"]])
 
 
 if __name__ == "__main__":
