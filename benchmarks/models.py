@@ -1,6 +1,6 @@
 """Training step of every architecture on 32x32 images, batch 128, beside the same network in PyTorch: time and memory.
 
-    python -m benchmarks.models --output models.json      # about four minutes on 2 cores
+    python -m benchmarks.models --output models.json      # about ten minutes on 2 cores
     python -m benchmarks.models --seeds 1 5               # vmapped seeds, absolute times: what to run on an accelerator
 
 Forward and backward pass and the SGD update, float32, batch norm (ViT: layer norm), inputs on the device. Steps of
@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="which (default all)")
     parser.add_argument("--steps", type=int, default=0, help="steps a repeat (default: about as many as 2 s hold)")
-    parser.add_argument("--repeats", type=int, default=5, help="repeats, of which the median counts (default 5)")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats a turn; medians count (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each road has its turn (default 3)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="vmapped seeds (default 1)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="lopjax's compute type")
     parser.add_argument("--small", action="store_true", help="tiny networks of the same kinds, to try it out")
@@ -156,8 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for option in ("repeats", "steps"):
         if getattr(args, option) < (option == "repeats"):
             parser.error(f"--{option}={getattr(args, option)}: must be positive")
-    if min(args.seeds) < 1:
-        parser.error(f"--seeds={args.seeds}: must be positive")
+    if min(args.seeds) < 1 or args.rounds < 1:
+        parser.error(f"--seeds={args.seeds} --rounds={args.rounds}: must be positive")
     if args.road == "machine":
         print(json.dumps({**harness.describe_machine(), "matmul_gflops": harness.matmul_rate(args.dtype) / 1e9}))
         return
@@ -181,36 +182,45 @@ def compare(args: argparse.Namespace) -> None:
     rate, rows, table = machine["matmul_gflops"] * 1e9, [], {}
     is_beside_torch = machine["platform"] == "cpu" and harness.has_torch()
     print(harness.described(machine), flush=True)
-    for name in args.models:
-        for seeds in args.seeds:
-            arguments = ("--models", name, "--seeds", str(seeds), *common)
-            ours = harness.in_own_process("benchmarks.models", "--road", "lopjax", *arguments)
-            floor = 6 * BATCH * multiply_adds(name, options_of(name, args.small)) * seeds / rate
-            row = {**ours, "floor_seconds": floor, "over_floor": ours["seconds"] / floor}
-            cells = [
-                f"{name}, {seeds} seed{'s' * (seeds > 1)}",
-                f"{ours['parameters']:,}",
-                f"{1e3 * ours['seconds']:.1f}",
-            ]
-            cells += [f"{row['over_floor']:.2f}", f"{ours['peak_gb']:.2f}"]
-            if is_beside_torch and seeds == 1:
-                theirs = harness.in_own_process("benchmarks.models", "--road", "torch", *arguments)
-                if theirs["parameters"] != ours["parameters"]:
-                    raise RuntimeError(
-                        f"{name}: {ours['parameters']} parameters here, {theirs['parameters']} in PyTorch"
-                    )
-                row |= {f"torch_{key}": value for key, value in theirs.items()}
-                row |= {"speedup": theirs["seconds"] / ours["seconds"], "aim": SHAPES[name][2]}
-                cells += [f"{1e3 * theirs['seconds']:.1f}", f"{theirs['peak_gb']:.2f}"]
-                cells += [f"{row['speedup']:.2f} ({row['aim']})"]
-            else:
-                cells += ["", "", ""]
-            table[cells[0]] = row
-            rows.append(cells)
-            print(f"  {cells[0]}: {cells[2]} ms", flush=True)
+    for name, seeds in product(args.models, args.seeds):
+        roads = ("lopjax", "torch") if is_beside_torch and seeds == 1 else ("lopjax",)
+        arguments = ("--models", name, "--seeds", str(seeds), *common)
+        found = in_turns(roads, args.rounds, arguments)
+        ours, title = found["lopjax"], f"{name}, {seeds} seed{'s' * (seeds > 1)}"
+        floor = 6 * BATCH * multiply_adds(name, options_of(name, args.small)) * seeds / rate
+        row = {**ours, "floor_seconds": floor, "over_floor": ours["seconds"] / floor}
+        cells = [title, f"{ours['parameters']:,}", f"{1e3 * ours['seconds']:.1f}"]
+        cells += [f"{row['over_floor']:.2f}", f"{ours['peak_gb']:.2f}"]
+        if "torch" in found:
+            theirs = found["torch"]
+            if theirs["parameters"] != ours["parameters"]:
+                raise RuntimeError(f"{name}: {ours['parameters']} parameters here, {theirs['parameters']} in PyTorch")
+            row |= {f"torch_{key}": value for key, value in theirs.items()}
+            row |= {"speedup": theirs["seconds"] / ours["seconds"], "aim": SHAPES[name][2]}
+            cells += [f"{1e3 * theirs['seconds']:.1f}", f"{theirs['peak_gb']:.2f}"]
+            cells += [f"{row['speedup']:.2f} ({row['aim']})"]
+        table[title] = row
+        rows.append(cells + [""] * (8 - len(cells)))
+        print(f"  {title}: {cells[2]} ms", flush=True)
     columns = ("training step", "parameters", "ms", "over floor", "GB", "PyTorch ms", "PyTorch GB", "speed-up (aim)")
     print(harness.markdown(columns, rows))
     harness.write(args.output, {"machine": machine, "batch": BATCH, "dtype": args.dtype, "table": table})
+
+
+def in_turns(roads: Sequence[str], rounds: int, arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What each road measures: medians over rounds in which they take turns, so that both see the same machine."""
+    found: dict[str, list[dict[str, Any]]] = {road: [] for road in roads}
+    for _ in range(rounds):
+        for road in roads:
+            found[road].append(harness.in_own_process("benchmarks.models", "--road", road, *arguments))
+    return {
+        road: {
+            **results[0],
+            "seconds": harness.median([result["seconds"] for result in results]),
+            "peak_gb": max(result["peak_gb"] for result in results),
+        }
+        for road, results in found.items()
+    }
 
 
 if __name__ == "__main__":
