@@ -6,7 +6,9 @@ of all such parameters; its block-constant points (BC) are the ones with *equal*
 W + BC: clones keep the differences that they have, and add equal changes.
 """
 
+from collections.abc import Mapping
 from functools import cache, partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -22,6 +24,7 @@ from theory_checks.clusters import Points, cloned_points, departure, spread, une
 
 PAPER = "arXiv 2510.00304"
 ROUNDING, SIGNAL = 1e-13, 1e-3
+NUM_BATCHES: Mapping[Size, int] = MappingProxyType({"small": 3, "full": 20})
 
 
 class Residuals(NamedTuple):
@@ -36,18 +39,21 @@ class Residuals(NamedTuple):
 def gradients_and_signals(
     model: Model, train: bool, points: Variables, inputs: jax.Array, labels: jax.Array
 ) -> tuple[Variables, Taps, Taps]:
-    """Gradients, activations and backward signals at every point on every batch: arrays get two axes in front."""
+    """Gradients, activations and backward signals at every point on every batch: arrays get two axes in front.
+
+    In place of the gradient of running statistics, which have none, stand the statistics after the batch.
+    """
 
     def at(point: Variables, batch: tuple[jax.Array, jax.Array]):
         def loss(params, perturbations):
             state = {**point, "params": params}
-            logits, _, taps = model.apply(state, batch[0], train=train, perturbations=perturbations)
-            return mean_cross_entropy(logits, batch[1]), taps
+            logits, after, taps = model.apply(state, batch[0], train=train, perturbations=perturbations)
+            return mean_cross_entropy(logits, batch[1]), (taps, after)
 
         shapes = jax.eval_shape(lambda: model.apply(point, batch[0], train=train)[2])
         nothing = jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), shapes)
-        (gradient, backward), taps = jax.grad(loss, argnums=(0, 1), has_aux=True)(point["params"], nothing)
-        return gradient, taps, backward
+        (gradient, backward), (taps, after) = jax.grad(loss, argnums=(0, 1), has_aux=True)(point["params"], nothing)
+        return {**after, "params": gradient}, taps, backward
 
     return jax.lax.map(lambda point: jax.lax.map(lambda batch: at(point, batch), (inputs, labels)), points)
 
@@ -57,14 +63,14 @@ def measure(architecture: Architecture, size: Size) -> dict[str, Residuals]:
     model = architecture.build()
     partition = unequal_partition(model.wiring)
     points = cloned_points(model.wiring, partition, random_variables(model))
-    batches = random_batches(architecture.input_shape, 3 if size == "small" else 20)
+    batches = random_batches(architecture.input_shape, NUM_BATCHES[size])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
     found = jax.device_get(gradients_and_signals(model, architecture.train, stacked, *batches))
 
     def at(point: int, batch: int) -> Residuals:
         gradient, forward, backward = jax.tree.map(lambda leaf: leaf[point, batch], found)
         return Residuals(
-            departure(model.wiring, partition, gradient).leaf,
+            departure(model.wiring, partition, gradient["params"]).leaf,
             max(spread(tap.post, partition[tap.space]) for tap in forward.values()),
             max(spread(tap.pre, partition[tap.space]) for tap in backward.values()),
         )
