@@ -17,14 +17,14 @@ from theory_checks.architectures import NUM_CLASSES, random_batches
 from theory_checks.check import Check, Row, Size
 from theory_checks.clusters import departure, take, unequal_partition
 from theory_checks.optimizer_table import RATE
-from theory_checks.optimizers import INPUT, ROUNDING, SIGNAL, history, network
+from theory_checks.updates import ROUNDING, SIGNAL, history, network
 
 Step = Callable[[Params, tuple[jax.Array, jax.Array], jax.Array], Params]
 """An update from parameters, a batch and a key."""
 
 
 def _gradient(params: Params, batch: tuple[jax.Array, jax.Array]) -> Params:
-    return jax.grad(cross_entropy(network()[0], {}, batch))(params)
+    return jax.grad(cross_entropy(network("mlp").model, {}, batch))(params)
 
 
 def _sharpness_aware(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Params:
@@ -36,7 +36,7 @@ def _sharpness_aware(params: Params, batch: tuple[jax.Array, jax.Array], key: ja
 
 def _unit_dropout(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Params:
     def loss(params: Params) -> jax.Array:
-        logits = network()[0].apply({"params": params}, batch[0], train=True, key=key, dropout_rate=0.5)[0]
+        logits = network("mlp").model.apply({"params": params}, batch[0], train=True, key=key, dropout_rate=0.5)[0]
         return mean_cross_entropy(logits, batch[1])
 
     return jax.grad(loss)(params)
@@ -98,10 +98,10 @@ BREAKERS: dict[str, Step] = {
 
 def check_breakers(size: Size) -> list[Row]:
     """Share of an update that leaves the leaf: keepers from BC and V, breakers from BC, where it is hardest."""
-    model, num_keys = network()[0], 3 if size == "small" else 30
+    model, num_keys = network("mlp").model, 3 if size == "small" else 30
     partition = unequal_partition(model.wiring)
-    params = jax.tree.map(lambda leaf: leaf[:, 0], history()[0])
-    inputs, labels = random_batches(INPUT, 1)
+    params = jax.tree.map(lambda leaf: leaf[:, 0], history("mlp")[0])
+    inputs, labels = random_batches(network("mlp").input_shape, 1)
     keys = jax.random.split(jax.random.key(0, impl="philox4x32"), num_keys)
 
     @jax.jit

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import optax
 from optax import contrib
@@ -23,13 +23,22 @@ class Optimizer(NamedTuple):
         slack: multiple of `64 eps` that rounding is allowed: more than 1 where the update is a difference of
             parameters, or amplifies the normal part of the gradient.
         on_vit: what it keeps on the ViT, where that is something else.
+        has_loops: the update runs loops of its own.
+        sees_matrices: `make` takes `muon_weight_dimension_numbers`, which axes of each kernel are rows and columns.
     """
 
     name: str
-    make: Callable[[], optax.GradientTransformation]
+    make: Callable[..., optax.GradientTransformation]
     keeps: Kind
     slack: float = 1.0
     on_vit: Kind | None = None
+    has_loops: bool = False
+    sees_matrices: bool = False
+
+
+def _muon(name: str, make: Callable[..., optax.GradientTransformation], keeps: Kind, **fields: Any) -> Optimizer:
+    """A row of Muon, which amplifies the normal part of the gradient, in a loop."""
+    return Optimizer(name, make, keeps, slack=20, has_loops=True, **fields)
 
 
 def _coupled(scale: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -83,7 +92,7 @@ OPTIMIZERS: tuple[Optimizer, ...] = (
     Optimizer("sm3", partial(optax.sm3, RATE), "leaf", 20),
     Optimizer("centralized gradient", lambda: _clipped(optax.centralize()), "leaf"),
     # A function of the gradient as a matrix.
-    Optimizer("muon", partial(contrib.muon, RATE), "leaf", 20),
+    _muon("muon", partial(contrib.muon, RATE), "leaf"),
     # Weights shrink in proportion to themselves: clones forget the differences that they had.
     Optimizer("sgd, coupled L2", lambda: _coupled(optax.sgd(RATE)), "V"),
     Optimizer("momentum, coupled L2", lambda: _coupled(optax.sgd(RATE, 0.9)), "V"),
@@ -97,10 +106,10 @@ OPTIMIZERS: tuple[Optimizer, ...] = (
     Optimizer(
         "adafactor, decay", partial(optax.adafactor, RATE, min_dim_size_to_factor=2, weight_decay_rate=DECAY), "V"
     ),
-    Optimizer("muon, decay", partial(contrib.muon, RATE, weight_decay=DECAY, adam_weight_decay=DECAY), "V", 20),
+    _muon("muon, decay", partial(contrib.muon, RATE, weight_decay=DECAY, adam_weight_decay=DECAY), "V"),
     # Block-constant and gauge parts have orthogonal rows and columns: a function of the matrix keeps them apart. Arrays
     # of more than two axes, as the kernels of attention heads, Optax's Muon leaves to Adam.
-    Optimizer("muon, coupled L2", lambda: _coupled(contrib.muon(RATE)), "V", 20, on_vit="BC"),
+    _muon("muon, coupled L2", lambda: _coupled(contrib.muon(RATE)), "V", on_vit="BC"),
     Optimizer("fromage", partial(optax.fromage, RATE), "V"),
     # See each weight, or each unit, by itself: clones with unequal weights are told apart.
     Optimizer("adam, coupled L2", lambda: _coupled(optax.adam(RATE)), "BC"),
@@ -110,3 +119,14 @@ OPTIMIZERS: tuple[Optimizer, ...] = (
     Optimizer("adaptive gradient clipping", lambda: _clipped(optax.adaptive_grad_clip(1e-3)), "BC"),
 )
 """Every optimizer, by what it keeps."""
+
+MUON_ON_EVERY_KERNEL: tuple[Optimizer, ...] = (
+    _muon("muon on every kernel", partial(contrib.muon, RATE), "leaf", sees_matrices=True),
+    _muon(
+        "muon on every kernel, coupled L2",
+        lambda **axes: _coupled(contrib.muon(RATE, **axes)),
+        "V",
+        sees_matrices=True,
+    ),
+)
+"""For networks with kernels of more than two axes: Muon that is told which are rows and which are columns."""
