@@ -3,7 +3,7 @@
 The base network is small enough for a dense Hessian of its clones, which is the oracle throughout.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -39,7 +39,8 @@ def _normal_eigenvalues(model: Model, variables: Variables, factor: int, loss: s
     """Spectrum of the Hessian of a wide network on the normal space of the leaf, by a dense Hessian and numpy."""
     manifold = cloned_manifold(variables["params"], model.wiring, uniform_partition(model.wiring, factor))
     basis = np.asarray(normal_basis(manifold))
-    hessian = dense_hessian(of_parameters(LOSSES[loss], model, variables, batch), variables["params"])
+    loss_of = of_parameters(LOSSES[loss], model, variables, batch)
+    hessian = jax.jit(partial(dense_hessian, loss_of))(variables["params"])
     return np.linalg.eigvalsh(basis @ np.asarray(hessian) @ basis.T)
 
 
