@@ -123,10 +123,10 @@ def table(data: "RunData") -> "Table":
                 _verdict(seeds),
                 _step([row["left"] for row in seeds]),
                 _step([row["escaped"] for row in seeds]),
-                f"{mean['r2_final']:.4f}",
-                f"{mean['rank_at_cloning']:.0f} → {mean['rank_final']:.0f}",
-                f"{mean['base_train_loss']:.3f}",
-                f"{mean['clone_train_loss']:.3f}",
+                _number(mean["r2_final"], 4),
+                f"{_number(mean['rank_at_cloning'], 0)} → {_number(mean['rank_final'], 0)}",
+                _number(mean["base_train_loss"], 3),
+                _number(mean["clone_train_loss"], 3),
             )
         )
     columns = ("method", "clones", "left", "escaped", "R²", "rank", "base loss", "clone loss")
@@ -147,6 +147,11 @@ def table(data: "RunData") -> "Table":
 def _mean(values: list[float | None]) -> float:
     """Mean over seeds; not a number if a seed has none (JSON's null)."""
     return math.nan if None in values else math.fsum(value for value in values if value is not None) / len(values)
+
+
+def _number(value: float, digits: int) -> str:
+    """A number of the table; a dash where there is none."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
 def _step(steps: list[int | None]) -> str:

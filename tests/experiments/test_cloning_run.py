@@ -220,7 +220,7 @@ def test_the_table_shows_a_seed_that_diverged():
         row("sgd", 0), row("sgd", 1, verdict="diverged", r2_final=None, clone_train_loss=None, rank_final=None)
     )
     assert cells["clones"] == "diverged / stayed"
-    assert cells["R²"] == cells["clone loss"] == "nan"
+    assert cells["R²"] == cells["clone loss"] == "-"
     assert cells["base loss"] == "0.500"
 
 
