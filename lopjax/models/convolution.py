@@ -84,10 +84,17 @@ def _patches(x: jax.Array, kernel_size: tuple[int, int], window: Window) -> jax.
 def max_pool(x: Float[Array, "batch height width units"], size: int = 2) -> Float[Array, "batch _ _ units"]:
     """Largest entry of each `size` x `size` square, stride `size`; rows and columns that fill no square are dropped.
 
-    A reduction of the squares: XLA's window reduction needs twice the time and three times the memory on a CPU. Where
-    entries tie, the gradient is split evenly between them.
+    Where entries tie, the gradient goes to the first of them in reading order, as in PyTorch. NaN wins.
+
+    An index, not a comparison with the maximum: XLA computes what it pools once for the value and again for the
+    gradient, and where the two differ in the last bit no entry is the largest; `jnp.max` then divides 0 by 0. Measured
+    with jaxlib 0.10.2 for GELU and SiLU behind a norm, without optimisation. As fast, with two thirds of the memory.
     """
-    return jnp.max(_squares(x, size), axis=(2, 4))
+    squares = jnp.moveaxis(_squares(x, size), 2, 3)
+    squares = squares.reshape(*squares.shape[:3], size * size, squares.shape[-1])
+    first = jnp.argmax(squares, axis=3, keepdims=True)
+    places = jnp.arange(size * size)[:, None]
+    return jnp.sum(jnp.where(places == first, squares, 0), axis=3)
 
 
 def average_pool(x: Float[Array, "batch height width units"], size: int = 2) -> Float[Array, "batch _ _ units"]:

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.cloning import Factor, clone_factors, clone_variables, find_clones, widen
+from lopjax.certificates import CloneVerdict, certify_cloned
+from lopjax.cloning import Factor, clone_factors, clone_variables, find_clones, uniform_partition, widen
+from lopjax.manifolds import cloned_manifold, dimension, tangency_residual
 from lopjax.model import Model, Tap, Variables
 from lopjax.wiring import In, Label, Out, Path, tree_paths
 
@@ -69,8 +71,24 @@ def normal_fraction(model: Model, tree: Any, factors: Mapping[str, int]) -> floa
     return float(np.sqrt(normal / sum(np.sum(a**2) for a in arrays)))
 
 
+def block_constant_dimension(model: Model, params: Any, factors: Mapping[str, int]) -> int:
+    """Trace of the block mean: what each entry of each array keeps of itself."""
+    labels, arrays = model.wiring.labels_of(params), jax.tree.leaves(params)
+    shares = 0.0
+    for array, label in zip(arrays, labels, strict=True):
+        for index in np.ndindex(array.shape):
+            unit = np.zeros(array.shape)
+            unit[index] = 1.0
+            shares += block_mean(unit, label, factors)[index]
+    return round(shares)
+
+
 def check_cloning(base: Model, shape: tuple[int, ...], factor: Factor, train: bool) -> None:
-    """Cloning keeps logits, statistics and block-constant gradients; a perturbed clone does not."""
+    """Cloning keeps logits, statistics and block-constant gradients; a perturbed clone does not.
+
+    The library's own words about it, manifold and (in eval mode, once is enough) certificate, are held against the
+    block means in NumPy.
+    """
     data, variables = batch(shape), draw(base)
     wide, cloned = widen(base, factor), clone_variables(variables, base.wiring, factor)
     factors = clone_factors(base.wiring, factor)
@@ -85,6 +103,12 @@ def check_cloning(base: Model, shape: tuple[int, ...], factor: Factor, train: bo
         jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), statistics, of_base)
     assert normal_fraction(wide, gradient, factors) <= 1e-12
     assert float(np.std(expected)) > 0.1  # the logits are not trivial
+    partition = uniform_partition(wide.wiring, factor)
+    leaf = cloned_manifold(cloned["params"], wide.wiring, partition)
+    assert tangency_residual(leaf, gradient) <= 1e-12
+    if not train:
+        assert dimension(leaf) == block_constant_dimension(wide, cloned["params"], factors)
+        assert certify_cloned(wide, cloned, partition).verdict is CloneVerdict.BLOCK_CONSTANT
 
     # Control: clones with unequal incoming and outgoing weights compute something else and drift apart.
     random = np.random.default_rng(1)
@@ -93,7 +117,11 @@ def check_cloning(base: Model, shape: tuple[int, ...], factor: Factor, train: bo
     )
     logits, _, gradient = logits_and_gradient(wide, {**cloned, "params": apart}, data, train)
     assert float(np.abs(logits - expected).max()) > 0.1
-    assert normal_fraction(wide, gradient, factors) > 0.1
+    apart_fraction = normal_fraction(wide, gradient, factors)
+    assert apart_fraction > 0.1
+    np.testing.assert_allclose(tangency_residual(leaf, gradient), apart_fraction, rtol=1e-9)
+    if not train:
+        assert certify_cloned(wide, {**cloned, "params": apart}, partition).verdict is CloneVerdict.NOT_CLONED
 
 
 def check_clones_are_found(base: Model, shape: tuple[int, ...], factor: int) -> None:

@@ -123,6 +123,27 @@ def test_a_dead_channel_has_no_gradient_and_no_living_one_is_silent(x64):
     assert np.all(np.abs(gradient["conv_1"]["kernel"][..., [0, 2]]).max((0, 1, 2)) > 1e-3)
 
 
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_gradients_through_a_maximum_of_what_the_backward_pass_computes_again(x64, activation):
+    """Compiled without optimisation the two rounded differently, no entry was the largest, and gradients were NaN."""
+    model = cnn((4, 4, 1), 2, channels=(4,), dense=4, activation=activation, norm="batch")
+    variables, (inputs, _) = draw(model), batch((4, 4, 1), 4)
+    direction = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), variables["params"])
+
+    @jax.jit
+    def loss(step):
+        params = jax.tree.map(lambda p, d: p + step * d, variables["params"], direction)
+        return jnp.sum(jnp.sin(model.apply({**variables, "params": params}, inputs, train=True)[0]))
+
+    # A backward pass, not a forward one: `jax.grad` with respect to the whole tree.
+    @jax.jit
+    def slope(params):
+        gradient = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({**variables, "params": p}, inputs, train=True)[0])))
+        return sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient(params)), jax.tree.leaves(direction)))
+
+    np.testing.assert_allclose(slope(variables["params"]), (loss(1e-6) - loss(-1e-6)) / 2e-6, rtol=1e-7)
+
+
 def test_initialisation_counts_kernel_positions():
     model = cnn((4, 4, 8), 3, channels=(64,), dense=32)
     params = model.init(jax.random.key(0))["params"]

@@ -138,3 +138,10 @@ def test_pooling(shape):
     assert set(np.unique(gradient)) == {0.0, 1.0}
     assert gradient.sum() == corners[0].size
     np.testing.assert_array_equal(np.sort(np.asarray(x)[gradient == 1]), np.sort(corners.max(axis=0).ravel()))
+
+
+def test_ties_infinities_and_nan_in_a_square():
+    square = jnp.array([[2.0, 5.0], [5.0, -jnp.inf]])[None, :, :, None]
+    assert max_pool(square).item() == 5
+    assert jax.grad(lambda x: max_pool(x).sum())(square)[0, :, :, 0].tolist() == [[0, 1], [0, 0]]
+    assert np.isnan(max_pool(square.at[0, 1, 1].set(jnp.nan))).all()

@@ -11,7 +11,7 @@ from normal_space import clone_by_hand, dense_normal, normal_basis, repeated_spe
 
 from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.losses import mean_cross_entropy, mean_squared_error
-from lopjax.models import cnn, mlp, vit
+from lopjax.models import cnn, mlp, resnet18, vit
 from lopjax.models.labels import tap
 from lopjax.models.layers import Conv, Dense
 from lopjax.models.linen import from_linen
@@ -246,12 +246,51 @@ def test_batch_norm_by_products_is_the_dense_hessian(x64, train):
     assert found.verdict is Stability.SADDLE
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("factor", [2, {"mlp_0": 3}])
-def test_a_vision_transformer_by_products_is_the_dense_hessian(x64, factor):
-    model = vit((4, 4, 1), 2, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0)
-    batch = random_batch(model, "cross_entropy", shape=(4, 4, 1), samples=4)
-    check_products_against_dense(model, factor, mean_cross_entropy, batch, tolerance=1e-11)
+SMALL_IMAGE = (4, 4, 1)
+WITHOUT_CLOSED_FORM = {
+    "cnn, max pooling": (
+        lambda: cnn(SMALL_IMAGE, 2, channels=(2,), dense=2, activation="tanh"),
+        ({"conv_0": 2, "dense": 3}, 2, 3),
+    ),
+    "cnn, batch norm": (
+        lambda: cnn(SMALL_IMAGE, 2, channels=(2,), dense=2, activation="gelu", norm="batch"),
+        ({"conv_0": 3}, 2),
+    ),
+    "resnet, batch norm": (
+        lambda: resnet18(SMALL_IMAGE, 2, width=2, blocks=(1,), activation="tanh"),
+        (2, {"stage_0": 2, "stage_0_block_0": 3}),
+    ),
+    "resnet, projection": (
+        lambda: resnet18(SMALL_IMAGE, 2, width=1, blocks=(1, 1), activation="tanh", norm="layer"),
+        ({"stage_0": 2, "stage_1": 3}, 2),
+    ),
+    "vit": (
+        lambda: vit(SMALL_IMAGE, 2, patch=2, width=4, depth=1, heads=2, mlp_ratio=0.5),
+        ({"heads_0": 2, "mlp_0": 3}, 2),
+    ),
+    "vit, batch norm": (
+        lambda: vit(SMALL_IMAGE, 2, patch=2, width=2, depth=1, heads=2, mlp_ratio=1.0, norm="batch"),
+        (2, {"mlp_0": 3}),
+    ),
+}
+# One factor of one network of each kind is cheap enough for every day.
+EVERY_DAY = {"cnn, max pooling", "resnet, projection", "vit"}
+OTHER_NETWORKS = [
+    pytest.param(
+        name, factor, marks=() if name in EVERY_DAY and index == 0 else pytest.mark.slow, id=f"{name}, {factor}"
+    )
+    for name, (_, factors) in WITHOUT_CLOSED_FORM.items()
+    for index, factor in enumerate(factors)
+]
+
+
+@pytest.mark.parametrize(("name", "factor"), OTHER_NETWORKS)
+def test_pooling_residual_sums_norms_and_attention_by_products_are_the_dense_hessian(x64, name, factor):
+    model = WITHOUT_CLOSED_FORM[name][0]()
+    batch = random_batch(model, "cross_entropy", shape=SMALL_IMAGE, samples=4)
+    train = "batch norm" in name
+    _, normal = check_products_against_dense(model, factor, mean_cross_entropy, batch, train, tolerance=1e-11)
+    assert np.abs(normal.eigenvalues).max() > 1e-4
 
 
 # --- Identities and critical points --------------------------------------------------------------------------------

@@ -1,0 +1,127 @@
+"""Every option of the MLP on the CNN, the ResNet and the ViT: structure, cloning, initialisation.
+
+Networks run operation by operation: they have few shapes, and share what is compiled for them.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from architectures import batch, draw
+
+from lopjax.cloning import clone_variables, widen
+from lopjax.models import ACTIVATIONS, cnn, resnet18, vit
+from lopjax.models.initialisation import INITIALISATIONS
+from lopjax.wiring import In
+
+SHAPE = (4, 4, 2)
+BUILD = {
+    "cnn": partial(cnn, SHAPE, 3, channels=(2,), dense=2),
+    "resnet": partial(resnet18, SHAPE, 3, width=2, blocks=(1,)),
+    "vit": partial(vit, SHAPE, 3, patch=2, width=2, depth=1, heads=2, mlp_ratio=1.0),
+}
+NORMS = [("none", True), ("batch", True), ("batch", False), ("layer", True), ("layer", False)]
+# Every activation, every norm with and without affine, in nine of forty-five pairs.
+DIAGONAL = [(activation, NORMS[index % len(NORMS)]) for index, activation in enumerate(ACTIVATIONS)]
+
+
+def shapes_of(model):
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+@pytest.mark.parametrize("architecture", BUILD)
+def test_options_decide_which_arrays_there_are(architecture):
+    for activation, (norm, affine) in DIAGONAL:
+        model = BUILD[architecture](activation=activation, norm=norm, affine=affine)
+        shapes = shapes_of(model)
+        names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+        assert ({"scale", "offset"} <= names) == (norm != "none" and affine)
+        assert ("batch_stats" in shapes) == (norm == "batch")
+        assert activation in {site.activation for _, site in model.wiring.sites}
+        # A wide network differs from the base in the axes of its unit spaces, and in no other.
+        wide = shapes_of(widen(model, 3))
+        for path, label in model.wiring.labels:
+            narrow, cloned = (tree_at(tree, path).shape for tree in (shapes, wide))
+            factors = [3 if axis is not None and axis.space in model.wiring.cloneable else 1 for axis in label.axes]
+            assert cloned == tuple(size * factor for size, factor in zip(narrow, factors, strict=True))
+
+
+def tree_at(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def check_clones(architecture, activation, norm, affine, factor):
+    """Same logits in eval and train mode; with one array not divided by the number of clones, others."""
+    model = BUILD[architecture](activation=activation, norm=norm, affine=affine)
+    variables, (inputs, _) = draw(model), batch(SHAPE, 4)
+    wide, cloned = widen(model, factor), clone_variables(variables, model.wiring, factor)
+    for train in (False, True):
+        expected = model.apply(variables, inputs, train=train)[0]
+        np.testing.assert_allclose(wide.apply(cloned, inputs, train=train)[0], expected, rtol=0, atol=1e-12)
+    head = cloned["params"]["classes"]
+    undivided = {**cloned, "params": {**cloned["params"], "classes": {**head, "kernel": head["kernel"] * factor}}}
+    assert float(jnp.abs(wide.apply(undivided, inputs, train=True)[0] - expected).max()) > 1e-3
+
+
+@pytest.mark.parametrize("architecture", BUILD)
+def test_clones_compute_the_same_under_every_activation_and_norm(x64, architecture):
+    for activation, (norm, affine) in DIAGONAL:
+        check_clones(architecture, activation, norm, affine, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+@pytest.mark.parametrize("architecture", BUILD)
+def test_clones_compute_the_same_on_the_whole_grid(x64, architecture, norm, factor):
+    for activation in ACTIVATIONS:
+        check_clones(architecture, activation, *norm, factor)
+
+
+SPREAD = {
+    "pytorch": lambda fan_in, fan_out: (3 * fan_in) ** -0.5,
+    "lecun": lambda fan_in, fan_out: fan_in**-0.5,
+    "he": lambda fan_in, fan_out: (2 / fan_in) ** 0.5,
+    "he_fan_out": lambda fan_in, fan_out: (2 / fan_out) ** 0.5,
+    "truncated_normal": lambda fan_in, fan_out: 0.02,
+}
+WIDE = {
+    "cnn": partial(cnn, SHAPE, 3, channels=(16, 24), dense=20),
+    "resnet": partial(resnet18, SHAPE, 3, width=16, blocks=(1, 1)),
+    "vit": partial(vit, SHAPE, 3, patch=2, width=16, depth=1, heads=4, mlp_ratio=2.0),
+}
+
+
+def test_every_initialisation_is_tested_here():
+    assert set(SPREAD) == set(INITIALISATIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPREAD)
+@pytest.mark.parametrize("architecture", WIDE)
+def test_kernels_have_the_spread_of_their_initialisation(architecture, name):
+    """Root mean square of every kernel over what its fans say; the fans count kernel positions and head widths."""
+    model = WIDE[architecture](init=name)
+    variables = jax.jit(model.init)(jax.random.key(1))
+    num_kernels = 0
+    for path, label in model.wiring.labels:
+        if path[-1] != "kernel":
+            continue
+        values = np.asarray(tree_at(variables, path))
+        fan_in, fan_out = fans(path, label, values.shape)
+        spread = np.sqrt(np.mean(np.square(values))) / SPREAD[name](fan_in, fan_out)
+        assert abs(spread - 1) < 5 / np.sqrt(2 * values.size), path
+        num_kernels += 1
+    assert num_kernels >= 4
+
+
+def fans(path, label, shape):
+    """Entries summed over, and entries written to, of one kernel."""
+    reads = next(index for index, axis in enumerate(label.axes) if isinstance(axis, In))
+    fan_in, fan_out = int(np.prod(shape[: reads + 1])), int(np.prod(shape[reads + 1 :]))
+    is_convolution = any("conv" in key for key in path)
+    return fan_in, fan_out * int(np.prod(shape[:reads])) if is_convolution else fan_out
