@@ -59,7 +59,7 @@ def test_dead_units_are_certified_and_their_gradient_is_tangent_to_the_frozen_ma
     variables = draw(model, seed=1)
     site, path = DEAD[name]
     for unit in (0, 1):  # awake, whatever was drawn
-        variables = {**variables, "params": shifted(variables["params"], path, unit, 2.0)}
+        variables = {**variables, "params": shifted(variables["params"], path, unit, 10.0)}
     space = model.wiring.site(site).space
     dead = {**variables, "params": shifted(variables["params"], path, 1, -200.0)}
     manifold = frozen_manifold(dead["params"], model.wiring, {site: [1]})
