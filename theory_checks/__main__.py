@@ -34,8 +34,8 @@ def main() -> int:
 
     arguments = tyro.cli(Arguments, prog="python -m theory_checks")
 
-    # Nearly all the time is compilation of tiny programs; this makes it a quarter to a third shorter. Not for the large
-    # ones: unoptimised, jaxlib 0.10.2 returns NaN for the gradient of "cnn, gelu, layer norm" inside a loop of a loop.
+    # Nearly all the time is compilation of tiny programs; this makes it a quarter to a third shorter. The large ones
+    # are compiled as a user's own programs are.
     if not arguments.full:
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     import jax
