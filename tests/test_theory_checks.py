@@ -15,7 +15,12 @@ from theory_checks.running import judge_all
 CHECKS = all_checks()
 
 
-@pytest.mark.parametrize("one", CHECKS, ids=[one.name for one in CHECKS])
+# More than ten seconds of compilation each.
+LONG = {"stability.closed_form", "stability.fukumizu_amari"}
+MARKED = [pytest.param(one, id=one.name, marks=[pytest.mark.slow] if one.name in LONG else []) for one in CHECKS]
+
+
+@pytest.mark.parametrize("one", MARKED)
 def test_check_holds_at_its_small_size(one, x64):
     verdict = judge(one, "small")
     assert verdict.holds, f"{one.statement} {verdict.reason} {verdict.rows}"

@@ -273,8 +273,8 @@ WITHOUT_CLOSED_FORM = {
         (2, {"mlp_0": 3}),
     ),
 }
-# One factor of one network of each kind is cheap enough for every day.
-EVERY_DAY = {"cnn, max pooling", "resnet, projection", "vit"}
+# One factor of these is cheap enough for every day.
+EVERY_DAY = {"cnn, max pooling", "vit"}
 OTHER_NETWORKS = [
     pytest.param(
         name, factor, marks=() if name in EVERY_DAY and index == 0 else pytest.mark.slow, id=f"{name}, {factor}"
