@@ -160,7 +160,7 @@ def by_torch(name: str, steps: int, repeats: int, is_small: bool) -> dict[str, f
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="which (default all)")
-    parser.add_argument("--steps", type=int, default=0, help="steps a repeat (default: about as many as 2 s hold)")
+    parser.add_argument("--steps", type=int, default=0, help="steps a repeat (default: 3 to 200, by their operations)")
     parser.add_argument("--repeats", type=int, default=3, help="repeats a turn; medians count (default 3)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each road has its turn (default 3)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="vmapped seeds (default 1)")
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.road is not None:
         (name,), (seeds,) = args.models, args.seeds
         work = step_flops(name, options_of(name, args.small)) * seeds
-        steps = args.steps or max(1, min(200, int(1e11 / work)))
+        steps = args.steps or max(3, min(200, int(1e12 / work)))
         if args.road == "lopjax":
             print(json.dumps(by_lopjax(name, steps, args.repeats, seeds, args.dtype, args.small)))
         else:

@@ -10,7 +10,7 @@ from lopjax.wiring import Window
 
 # Patches of so many images are in memory at a time that the matrix product has about this many rows. Measured with 3x3
 # kernels of 64 to 512 channels on a 2-core CPU: fewer rows read the kernel too often, more patches leave the cache.
-ROWS_PER_CHUNK, MIN_IMAGES_PER_CHUNK = 256, 4
+ROWS_PER_CHUNK, MIN_IMAGES_PER_CHUNK = 512, 2
 
 
 def convolve(
@@ -46,15 +46,15 @@ def _by_xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 def _by_patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     kernel_height, kernel_width, _, units = kernel.shape
-    if (kernel_height, kernel_width) == (1, 1):
-        return _patches(x, (1, 1), window) @ kernel[0, 0]
-    matrix = kernel.reshape(-1, units)
+    # Units first: then the kernel's gradient is the product of the gradient's rows with the patches, where the other
+    # order makes it one of the patches' columns, at two thirds of the speed.
+    matrix = kernel.reshape(-1, units).T
 
     # The patches are kernel_height * kernel_width times as large as the map: gather them again in the backward pass
     # instead of keeping them. Inside `map` there is no common subexpression to protect against.
     @partial(jax.checkpoint, prevent_cse=False)
     def chunk(images: jax.Array) -> jax.Array:
-        return _patches(images, (kernel_height, kernel_width), window) @ matrix
+        return jnp.einsum("nijp,up->niju", _patches(images, (kernel_height, kernel_width), window), matrix)
 
     batch, height, width, _ = x.shape
     positions = max(1, height // window.strides[0] * (width // window.strides[1]))

@@ -1,11 +1,13 @@
 """Labelled normalisation layers, with PyTorch's conventions and statistics in at least float32."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import ones, zeros
+from jaxtyping import Array, Float
 
 from lopjax.models.initialisation import float_type
 from lopjax.models.labels import labelled
@@ -34,17 +36,16 @@ class BatchNorm(nn.Module):
         size = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", self._labelled(jnp.zeros), size, float_type())
         running_var = self.variable("batch_stats", "var", self._labelled(jnp.ones), size, float_type())
-        mean, var = running_mean.value, running_var.value
-        wide = _widened(x)
         if train:
-            axes = tuple(range(x.ndim - 1))
             samples = x.size // x.shape[-1]
-            mean = jnp.mean(wide, axes)
-            var = jnp.mean(jnp.square(wide - mean), axes)
+            y, mean, var = standardise(_widened(x), tuple(range(x.ndim - 1)), self.epsilon)
             if not self.is_initializing():
-                running_mean.value = self._updated(running_mean.value, mean)
-                running_var.value = self._updated(running_var.value, var * (samples / max(samples - 1, 1)))
-        y = (wide - mean) * jax.lax.rsqrt(var + self.epsilon)
+                running_mean.value = self._updated(running_mean.value, mean.reshape(size))
+                running_var.value = self._updated(
+                    running_var.value, var.reshape(size) * (samples / max(samples - 1, 1))
+                )
+        else:
+            y = (_widened(x) - running_mean.value) * jax.lax.rsqrt(running_var.value + self.epsilon)
         return (_affine(self, y) if self.affine else y).astype(x.dtype)
 
     def _updated(self, running: jax.Array, new: jax.Array) -> jax.Array:
@@ -69,11 +70,41 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, ..., units)` to the same shape."""
-        axes = tuple(range(x.ndim - self.num_axes, x.ndim))
-        wide = _widened(x)
-        centred = wide - jnp.mean(wide, axes, keepdims=True)
-        y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + self.epsilon)
+        y, *_ = standardise(_widened(x), tuple(range(x.ndim - self.num_axes, x.ndim)), self.epsilon)
         return (_affine(self, y) if self.affine else y).astype(x.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def standardise(
+    x: Float[Array, "..."], axes: tuple[int, ...], epsilon: float
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+    """`y = (x - mean) / sqrt(var + epsilon)`, mean and biased variance over `axes`.
+
+    The derivative is `dy = (dx - mean(dx) - y mean(y dx)) / sqrt(var + epsilon)` (arXiv 1502.03167, section 3, as one
+    formula). Differentiating the value instead would add a term that sums to zero, a pass over memory each time.
+
+    Args:
+        x: float32 or float64, any shape.
+        axes: what to average over.
+        epsilon: positive.
+
+    Returns:
+        `y`, of the shape of `x`; mean and variance with `axes` of size 1.
+    """
+    mean = jnp.mean(x, axes, keepdims=True)
+    var = jnp.mean(jnp.square(x - mean), axes, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(var + epsilon), mean, var
+
+
+@standardise.defjvp
+def _(axes: tuple[int, ...], epsilon: float, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    (x,), (dx,) = primals, tangents
+    y, mean, var = standardise(x, axes, epsilon)
+    inverse = jax.lax.rsqrt(var + epsilon)
+    dmean = jnp.mean(dx, axes, keepdims=True)
+    slope = jnp.mean(y * dx, axes, keepdims=True)
+    # Factors of one unit are multiplied before they spread over the batch: so many passes fewer in the backward pass.
+    return (y, mean, var), (inverse * dx - inverse * dmean - y * (inverse * slope), dmean, 2 * slope / inverse)
 
 
 def normalise(

@@ -22,9 +22,10 @@ CASES = {
     "1x1": (3, (4, 5, 3), (1, 1, 2), Window((1, 1), NONE)),
     "1x1 strided": (3, (5, 4, 3), (1, 1, 2), Window((2, 2), NONE)),
     "1x1 padded": (2, (3, 3, 2), (1, 1, 2), Window((1, 1), SAME)),
-    "one chunk": (16, (4, 4, 1), (3, 3, 2), Window((1, 1), SAME)),
-    "ragged chunk": (19, (4, 4, 1), (3, 3, 2), Window((1, 1), SAME)),
-    "two chunks": (8, (16, 16, 1), (3, 3, 2), Window((2, 2), SAME)),
+    "one chunk": (32, (4, 4, 1), (3, 3, 2), Window((1, 1), SAME)),
+    "ragged chunk": (35, (4, 4, 1), (3, 3, 2), Window((1, 1), SAME)),
+    "two chunks": (16, (16, 16, 1), (3, 3, 2), Window((2, 2), SAME)),
+    "1x1 in chunks": (35, (4, 4, 2), (1, 1, 3), Window((1, 1), NONE)),
     "stride on one pixel": (2, (1, 1, 2), (3, 3, 2), Window((2, 2), SAME)),
 }
 
