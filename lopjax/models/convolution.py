@@ -24,7 +24,7 @@ def convolve(
     the map, for strides `(s, t)` and padding `((top, bottom), (left, right))`.
 
     On a CPU it gathers patches and multiplies matrices, a few images at a time, and gathers again in the backward pass:
-    XLA's own weight gradient is ten to fifty times slower inside `scan` (benchmarks/convolution.py). On any other
+    XLA's own weight gradient is 20 to 100 times slower inside `scan` (benchmarks/convolution.py). On any other
     platform it is `jax.lax.conv_general_dilated`. Both are built from differentiable primitives, so every transform
     works: grad, jvp, products with the Hessian, vmap over kernels, scan.
 
