@@ -15,8 +15,15 @@ from theory_checks.running import judge_all
 CHECKS = all_checks()
 
 
-# More than ten seconds of compilation each.
-LONG = {"stability.closed_form", "stability.fukumizu_amari"}
+# About ten seconds of compilation each, or more.
+LONG = {
+    "cloning.forward",
+    "flatness.gauge",
+    "frozen.gradient",
+    "optimizers.gradient_history",
+    "stability.closed_form",
+    "stability.fukumizu_amari",
+}
 MARKED = [pytest.param(one, id=one.name, marks=[pytest.mark.slow] if one.name in LONG else []) for one in CHECKS]
 
 

@@ -67,15 +67,15 @@ def check_told_apart(size: Size) -> list[Row]:
 
 
 def check_rounding_errors(size: Size) -> list[Row]:
-    """Share of an update that leaves the leaf of a ViT, with and without the rounding errors of the gradients."""
+    """Share of an update that leaves the leaf of a ViT, with and without errors of rounding in its gradients."""
     del size
     shares = sorted(jax.tree.leaves(shares_of_largest(raw_history("vit")[1])))
     signed, adam = (next(row for row in OPTIMIZERS if row.name == name) for name in ("signed sgd", "adam"))
     return [
         Row("biases of the keys: gradient over the largest one", shares[0], ROUNDING),
         Row("any other array: gradient over the largest one", shares[1], SIGNAL, ">="),
-        Row("signed sgd: from V", departures(signed, "vit", is_raw=True).v.leaf, 1e-3, ">="),
-        Row("adam: from V, more than rounding", departures(adam, "vit", is_raw=True).v.leaf, ROUNDING, ">="),
+        Row("signed sgd: from V", departures(signed, "vit", has_errors=True).v.leaf, 1e-3, ">="),
+        Row("adam: from V, more than rounding", departures(adam, "vit", has_errors=True).v.leaf, ROUNDING, ">="),
         Row("signed sgd, keys' biases held: from V", departures(signed, "vit").v.leaf, 1e-3, ">=", control=True),
     ]
 

@@ -77,6 +77,22 @@ def history(name: str) -> tuple[Params, Params]:
     return params, jax.tree.map(lambda leaf, share: leaf * (share > ROUNDING), gradients, shares)
 
 
+@cache
+def history_with_errors(name: str) -> tuple[Params, Params]:
+    """The same; an array whose gradient is rounding alone has drawn errors of that size.
+
+    Those that a machine makes differ with every order of summation, and may by luck be equal for clones.
+    """
+    params, gradients = raw_history(name)
+    shares, random = shares_of_largest(gradients), np.random.default_rng(0)
+    unit = np.finfo(np.float64).eps * max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
+
+    def with_errors(leaf: np.ndarray, share: float) -> np.ndarray:
+        return leaf if share > ROUNDING else unit * random.normal(size=leaf.shape)
+
+    return params, jax.tree.map(with_errors, gradients, shares)
+
+
 def shares_of_largest(gradients: Params) -> Params:
     """The largest entry of each array over the largest entry of all."""
     peaks = jax.tree.map(lambda leaf: np.abs(leaf).max(), gradients)
@@ -110,8 +126,8 @@ class Departures(NamedTuple):
 
 
 @cache
-def departures(optimizer: Optimizer, name: str, is_raw: bool = False) -> Departures:
-    """The update after a history of gradients, from both points; raw ones with their rounding errors.
+def departures(optimizer: Optimizer, name: str, has_errors: bool = False) -> Departures:
+    """The update after a history of gradients, from both points, with or without errors of rounding.
 
     Operation by operation: the optimizers of the table are made of few operations, on arrays of few shapes, and share
     what is compiled. Those with loops of their own do not.
@@ -119,7 +135,7 @@ def departures(optimizer: Optimizer, name: str, is_raw: bool = False) -> Departu
     wiring, rule = network(name).model.wiring, transformation(optimizer, name)
     partition = unequal_partition(wiring)
     step = jax.jit(rule.update) if optimizer.has_loops else rule.update
-    params, gradients = raw_history(name) if is_raw else history(name)
+    params, gradients = history_with_errors(name) if has_errors else history(name)
 
     def at(tree: Params, point: int, k: int) -> Params:
         return jax.tree.map(jnp.asarray, take(tree, point, k))

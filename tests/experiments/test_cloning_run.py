@@ -119,6 +119,7 @@ def test_a_second_call_shows_the_run_without_training(root, recorded, monkeypatc
     assert (recorded.folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_neither_order_nor_company_changes_what_a_lane_does(recorded, tmp_path):
     """One program for all methods, or one for each, in another order, with the seeds in another order."""
     config = Config(
