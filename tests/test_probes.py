@@ -104,7 +104,7 @@ def numpy_samples(array) -> np.ndarray:
     return np.concatenate([array[index] for index in np.ndindex(array.shape[:-2])]) if array.ndim > 2 else array
 
 
-@pytest.mark.parametrize("name", ["mlp with batch norm", "cnn"])
+@pytest.mark.parametrize("name", MODELS)
 def test_symptoms_are_the_metrics_of_every_site(name):
     model, (inputs, labels) = MODELS[name], batch_for(name)
     wide, factor = widen(model, 2), 2
