@@ -15,14 +15,18 @@ from theory_checks.running import judge_all
 CHECKS = all_checks()
 
 
-# About ten seconds of compilation each, or more.
+# More than six seconds of compilation each.
 LONG = {
     "cloning.forward",
+    "confinement.rounding",
+    "conserved.homogeneous",
     "flatness.gauge",
     "frozen.gradient",
     "optimizers.gradient_history",
     "stability.closed_form",
     "stability.fukumizu_amari",
+    "stability.relu_symmetry",
+    "stability.weight_decay",
 }
 MARKED = [pytest.param(one, id=one.name, marks=[pytest.mark.slow] if one.name in LONG else []) for one in CHECKS]
 
