@@ -24,7 +24,7 @@ def convolve(
     the map, for strides `(s, t)` and padding `((top, bottom), (left, right))`.
 
     On a CPU it gathers patches and multiplies matrices, a few images at a time, and gathers again in the backward pass:
-    XLA's own weight gradient is 20 to 100 times slower inside `scan` (benchmarks/convolution.py). On any other
+    XLA's own weight gradient is 20 to 100 times slower inside `scan` (docs/benchmarks.md). On any other
     platform it is `jax.lax.conv_general_dilated`. Both are built from differentiable primitives, so every transform
     works: grad, jvp, products with the Hessian, vmap over kernels, scan.
 
@@ -32,7 +32,12 @@ def convolve(
         x: maps, channels last.
         kernel: same floating point type as `x`.
         window: strides and padding.
+
+    Raises:
+        TypeError: the types differ.
     """
+    if x.dtype != kernel.dtype:
+        raise TypeError(f"x is {x.dtype} and kernel {kernel.dtype}: must be of the same type, cast one of them")
     return jax.lax.platform_dependent(
         x, kernel, cpu=partial(_by_patches, window=window), default=partial(_by_xla, window=window)
     )
@@ -46,8 +51,8 @@ def _by_xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 def _by_patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     kernel_height, kernel_width, _, units = kernel.shape
-    # Units first: then the kernel's gradient is the product of the gradient's rows with the patches, where the other
-    # order makes it one of the patches' columns, at two thirds of the speed.
+    # Transposed, units first: then the kernel's gradient is the product of the gradient's rows with the patches, where
+    # the other order makes it one of the patches' columns, at two thirds of the speed.
     matrix = kernel.reshape(-1, units).T
 
     # The patches are kernel_height * kernel_width times as large as the map: gather them again in the backward pass
@@ -57,7 +62,7 @@ def _by_patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
         return jnp.einsum("nijp,up->niju", _patches(images, (kernel_height, kernel_width), window), matrix)
 
     batch, height, width, _ = x.shape
-    positions = max(1, height // window.strides[0] * (width // window.strides[1]))
+    positions = -(-height // window.strides[0]) * -(-width // window.strides[1])
     images = max(MIN_IMAGES_PER_CHUNK, ROWS_PER_CHUNK // positions)
     if batch <= images:
         return chunk(x)

@@ -130,5 +130,7 @@ def dropout(module: nn.Module, x: jax.Array, rate: float, override: Any, train: 
         raise ValueError(f"dropout_rate={rate!r}: must be in [0, 1)")
     if not module.has_rng("dropout"):
         raise ValueError("train=True with dropout needs a random key: pass key=jax.random.key(...) to Model.apply")
-    keep = 1.0 - jnp.asarray(rate, x.dtype)
-    return jnp.where(jax.random.bernoulli(module.make_rng("dropout"), keep, x.shape), x / keep, 0.0)
+    # In bfloat16 a rate of 0.001 would be 0, and of 0.999 be 1.
+    keep = 1.0 - jnp.asarray(rate, jnp.promote_types(x.dtype, jnp.float32))
+    kept = jax.random.bernoulli(module.make_rng("dropout"), keep, x.shape)
+    return jnp.where(kept, x / keep, 0.0).astype(x.dtype)

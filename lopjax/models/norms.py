@@ -81,7 +81,7 @@ def standardise(
     """`y = (x - mean) / sqrt(var + epsilon)`, mean and biased variance over `axes`.
 
     The derivative is `dy = (dx - mean(dx) - y mean(y dx)) / sqrt(var + epsilon)` (arXiv 1502.03167, section 3, as one
-    formula). Differentiating the value instead would add a term that sums to zero, a pass over memory each time.
+    formula). Differentiating the value instead adds two sums over memory, one of which is zero.
 
     Args:
         x: float32 or float64, any shape.

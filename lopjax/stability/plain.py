@@ -44,11 +44,13 @@ def plain_space(wiring: Wiring, space: str) -> PlainSpace | str:
     (site,) = sites
     writers = [path for path, _ in wiring.incoming(space)]
     readers = [path for path, _ in wiring.outgoing(space)]
-    kernels = [path for path in writers if _is_plain_kernel(labels[path]) and labels[path].site == site]
+    kernels = [path for path in writers if _is_kernel(labels[path]) and labels[path].site == site]
     biases = [path for path in writers if labels[path].axes == (Out(space),) and labels[path].site == site]
     if len(kernels) != 1 or len(biases) > 1 or len(writers) != 1 + len(biases):
         return f"{space!r} is not written by one kernel and at most a bias: {_names(writers)}"
-    mixed = [path for path in readers if not _is_plain_kernel(labels[path]) or labels[path].source != site]
+    if labels[kernels[0]].source is None:
+        return f"something stands between {space!r} and the units that {_names(kernels)} reads"
+    mixed = [path for path in readers if not _is_kernel(labels[path]) or labels[path].source != site]
     if mixed:
         return f"something stands between {space!r} and its readers {_names(mixed)}"
     name = wiring.site(site).activation
@@ -64,11 +66,10 @@ def plain_space(wiring: Wiring, space: str) -> PlainSpace | str:
     )
 
 
-def _is_plain_kernel(label: Label) -> bool:
+def _is_kernel(label: Label) -> bool:
     axes = label.axes
     return (
-        label.source is not None
-        and label.site is not None
+        label.site is not None
         and len(axes) >= 2
         and isinstance(axes[-2], In)
         and isinstance(axes[-1], Out)

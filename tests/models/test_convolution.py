@@ -80,6 +80,13 @@ def test_float32_stays_float32():
     assert_close(found, everything(by_xla, (x, k), (dx, dk), window), 1e-5)
 
 
+def test_two_types_are_refused():
+    batch, image, kernel, window = CASES["3x3"]
+    x, k, *_ = arrays(batch, image, kernel, jnp.float32)
+    with pytest.raises(TypeError, match="x is bfloat16 and kernel float32: must be of the same type"):
+        convolve(x.astype(jnp.bfloat16), k, window)
+
+
 def test_chunks_take_the_cpu_road():
     """The case above does go through `map` on this machine, and through XLA's convolution on others."""
     batch, image, kernel, window = CASES["ragged chunk"]

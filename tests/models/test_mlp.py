@@ -1,5 +1,6 @@
 """The multilayer perceptron against plain NumPy in float64, its taps, dropout, initialisation and bad arguments."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from scipy import special, stats
 
 from lopjax.models import ACTIVATIONS, mlp
+from lopjax.models.layers import dropout
 
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 IN_NUMPY = {
@@ -143,6 +145,23 @@ def test_dropout_keeps_the_mean_and_has_the_binomial_variance(x64, rate):
     assert abs(logits.std() / deviation - 1) < 0.2
     kept = np.asarray(logits) * 400 * (1 - rate)  # a whole number of survivors, each 1 / (1 - rate)
     np.testing.assert_allclose(kept, np.round(kept), atol=1e-9)
+
+
+class Drop(nn.Module):
+    rate: float
+
+    @nn.compact
+    def __call__(self, x):
+        return dropout(self, x, self.rate, None, train=True)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.05, 0.999])
+def test_dropout_of_16_bit_activations_drops_at_the_rate_itself(rate):
+    """0.001 and 0.999 are 0 and 1 for a probability drawn in bfloat16."""
+    y = Drop(rate).apply({}, jnp.ones(2**18, jnp.bfloat16), rngs={"dropout": jax.random.key(0)})
+    assert y.dtype == jnp.bfloat16
+    deviation = np.sqrt(rate * (1 - rate) / y.size)
+    assert abs(float(jnp.mean(y == 0)) - rate) < 5 * deviation
 
 
 def test_a_traced_rate_equals_the_static_one_and_compiles_once(x64):

@@ -293,6 +293,20 @@ def test_pooling_residual_sums_norms_and_attention_by_products_are_the_dense_hes
     assert np.abs(normal.eigenvalues).max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("options", "space", "reason"),
+    [
+        ({"pooling": "max"}, "dense", "between 'dense' and the units that ['params/dense/kernel'] reads"),
+        ({"pooling": "max"}, "conv_0", "between 'conv_0' and its readers ['params/dense/kernel']"),
+        ({"norm": "batch", "pooling": "none"}, "conv_0", "'conv_0' is not written by one kernel and at most a bias"),
+    ],
+)
+def test_why_a_space_has_no_closed_form(options, space, reason):
+    assert reason in str(plain_space(cnn((4, 4, 1), 3, channels=(2,), dense=2, **options).wiring, space))
+    plain = cnn((4, 4, 1), 3, channels=(2,), dense=2, pooling="none")
+    assert isinstance(plain_space(plain.wiring, space), PlainSpace)
+
+
 # --- Identities and critical points --------------------------------------------------------------------------------
 
 
