@@ -17,12 +17,15 @@ CHECKS = all_checks()
 
 # More than six seconds of compilation each.
 LONG = {
+    "cloning.backward",
     "cloning.forward",
     "confinement.rounding",
     "conserved.homogeneous",
     "flatness.gauge",
+    "flatness.outgoing",
     "frozen.gradient",
     "optimizers.gradient_history",
+    "optimizers.weight_decay",
     "stability.closed_form",
     "stability.fukumizu_amari",
     "stability.relu_symmetry",
