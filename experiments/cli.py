@@ -204,7 +204,7 @@ def with_writers(run: "Run", output: Output) -> "Run":
     Raises:
         ImportError: what a writer needs is not installed.
     """
-    from lopjax.writers import TensorBoardWriter
+    from lopjax.runs.writers import TensorBoardWriter
 
     if not output.tensorboard or run.is_complete:
         return run
@@ -263,7 +263,7 @@ def kept_records(experiment: str, folder: "Run") -> Iterator[None]:
     Early ends: Ctrl-C, a full disk, a loss that is not finite, checkpoints that cannot be used.
     """
     from lopjax import runs
-    from lopjax.checkpoints import CheckpointError
+    from lopjax.runs.checkpoints import CheckpointError
 
     try:
         yield

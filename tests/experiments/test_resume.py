@@ -19,8 +19,8 @@ from experiments.cli import kept_records
 from experiments.cloning.__main__ import main
 from experiments.cloning.config import Config, build
 from experiments.networks import MLP
-from lopjax import checkpoints, runs
-from lopjax.runs import open_run
+from lopjax import runs
+from lopjax.runs import checkpoints, open_run
 
 CONFIG = Config(
     dataset="digits", augment=False, net=MLP(widths=(4,)), label_noise=0.5, seeds=(0, 1),

@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from lopjax import runs
-from lopjax.writers import TensorBoardWriter
+from lopjax.runs.writers import TensorBoardWriter
 
 
 @dataclass(frozen=True)

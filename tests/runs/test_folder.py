@@ -1,5 +1,6 @@
 """Every rule of the run folder, each with the case that must be refused; what a crash leaves can always be read."""
 
+import importlib
 import json
 import math
 import os
@@ -12,8 +13,7 @@ import numpy as np
 import pytest
 
 from lopjax import runs
-from lopjax.checkpoints import CheckpointError
-from lopjax.runs import RunFolderError, config_hash, load, open_run, write_json
+from lopjax.runs import CheckpointError, RunFolderError, config_hash, load, open_run, provenance, write_json
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def test_a_checkpoint_whose_records_are_lost_or_of_another_version_is_refused(tm
     run.metrics_path.write_text("")
     with pytest.raises(CheckpointError, match=r"fewer than the 12 bytes that belong to the checkpoint of step 1"):
         run.restore(like)
-    monkeypatch.setattr(runs, "PACKAGES", ("lopjax", "numpy"))
+    monkeypatch.setattr(provenance, "PACKAGES", ("lopjax", "numpy"))
     with pytest.raises(CheckpointError, match="belongs to versions"):
         run.restore(like)
 
@@ -303,18 +303,27 @@ def git(folder: Path, *arguments: str) -> str:
 
 def test_the_revision_is_that_of_the_checkout_this_file_is_in(tmp_path, monkeypatch):
     (tmp_path / "runs.py").write_text("")
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
-    assert runs._git_revision() is None  # no checkout
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "runs.py"))
+    assert provenance._git_revision() is None  # no checkout
     git(tmp_path, "init", "-q")
     (tmp_path / "other.py").write_text("")
     git(tmp_path, "add", "other.py")
     git(tmp_path, "commit", "-qm", "one")
-    assert runs._git_revision() is None  # somebody else's checkout: installed into an environment inside it
+    assert provenance._git_revision() is None  # somebody else's checkout: installed into an environment inside it
     git(tmp_path, "add", "runs.py")
     git(tmp_path, "commit", "-qm", "two")
     commit = git(tmp_path, "rev-parse", "HEAD")
-    assert runs._git_revision() == commit
+    assert provenance._git_revision() == commit
     (tmp_path / "runs.py").write_text("changed")
-    assert runs._git_revision() == f"{commit}-dirty"
+    assert provenance._git_revision() == f"{commit}-dirty"
     monkeypatch.setenv("PATH", "")
-    assert runs._git_revision() is None  # no git
+    assert provenance._git_revision() is None  # no git
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "writers"])
+def test_the_old_names_of_moved_modules_work_and_warn(name, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"lopjax.{name}", raising=False)
+    with pytest.warns(DeprecationWarning, match=rf"lopjax\.{name} has moved to lopjax\.runs\.{name}"):
+        old = importlib.import_module(f"lopjax.{name}")
+    new = importlib.import_module(f"lopjax.runs.{name}")
+    assert all(getattr(old, public) is getattr(new, public) for public in old.__all__)

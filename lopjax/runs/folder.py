@@ -2,7 +2,7 @@
 
     <folder>/config.json      the config, its hash, package versions and the git revision
     <folder>/metrics.jsonl    one record a line, flushed as it is measured
-    <folder>/checkpoints/     state of the newest records (`lopjax.checkpoints`), while the run is not complete
+    <folder>/checkpoints/     state of the newest records (`lopjax.runs.checkpoints`), while the run is not complete
     <folder>/variables/       what training ended with, one file a name (`RunData.variables`)
     <folder>/summary.json     written last: its presence says that the run is complete
 
@@ -16,23 +16,18 @@ back to those bytes, so what a run records does not depend on where it was inter
 """
 
 import dataclasses
-import hashlib
 import json
-import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+from lopjax.runs import checkpoints
+from lopjax.runs.plain import plain, write_json
+from lopjax.runs.provenance import config_hash, environment, versions
+from lopjax.runs.reading import description_of, records_of
+from lopjax.runs.writers import Writer
 
-from lopjax import checkpoints
-from lopjax.writers import Writer
-
-PACKAGES = ("lopjax", "jax", "jaxlib", "flax", "optax", "numpy", "matfree")
 _ABSENT = "absent"
 
 
@@ -49,7 +44,7 @@ class Run(NamedTuple):
         is_complete: whether `summary.json` is there.
         is_writer: whether this process writes; of several that share a run, one does, and nothing that the others
             record, save or conclude is written.
-        writers: other places that records are shown in (`lopjax.writers`).
+        writers: other places that records are shown in (`lopjax.runs.writers`).
     """
 
     folder: Path
@@ -67,7 +62,7 @@ class Run(NamedTuple):
         """Append records to `metrics.jsonl` and flush them to disk. Numbers that are not finite are kept as null."""
         if not self.is_writer:
             return
-        lines = "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records)
+        lines = "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records)
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(lines)
             file.flush()
@@ -107,7 +102,7 @@ class Run(NamedTuple):
                 )
             os.truncate(self.metrics_path, size)
         for writer in self.writers:
-            writer.restart(_records(self.metrics_path))
+            writer.restart(records_of(self.metrics_path))
         return found
 
     def keep(self, name: str, variables: Mapping[str, Any]) -> None:
@@ -131,68 +126,7 @@ class Run(NamedTuple):
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be used: the same numbers follow only from the same code and config."""
-        return {"config": config_hash(self.config), "versions": _environment_versions()}
-
-
-class RunData(NamedTuple):
-    """A run read back, for notebooks and figures.
-
-    Attributes:
-        folder: where it is.
-        config: the config as plain JSON.
-        records: every record of `metrics.jsonl`, in order.
-        summary: what the run concluded; None while it is incomplete.
-        experiment: name of the experiment, as it was told to `open_run`; else that of the folder above.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    records: list[dict[str, Any]]
-    summary: Any
-    experiment: str
-
-    def select(self, **where: Any) -> list[dict[str, Any]]:
-        """The records that have all the given values, in order."""
-        return [row for row in self.records if all(row.get(key) == value for key, value in where.items())]
-
-    def column(self, name: str, **where: Any) -> np.ndarray:
-        """One value of every record that has it and matches `where`, as float64 (missing values are NaN).
-
-        Example: `run.column("clone/r2_forward/mean", kind="noisy_sgd", seed=0)`.
-
-        Raises:
-            KeyError: no matching record has it; the message lists the names there are.
-        """
-        rows = self.select(**where)
-        if not rows:
-            raise KeyError(
-                f"no record where {where}; there are {len(self.records)} records{_choices(self.records, where)}"
-            )
-        values = [row[name] for row in rows if name in row]
-        if not values:
-            raise KeyError(f"no record with {name!r} where {where}; names are {sorted({k for r in rows for k in r})}")
-        return np.array([math.nan if value is None else value for value in values], np.float64)
-
-    def variables(self, name: str) -> dict[str, Any]:
-        """What training ended with, as nested dictionaries of arrays on the default device.
-
-        Example: `run.variables("noisy_sgd")["clone"]["params"]`, with one seed after the other along the leading axes.
-
-        Raises:
-            FileNotFoundError: nothing is kept under this name; the message lists the names there are.
-            CheckpointError: the file is damaged.
-        """
-        path = self.folder / "variables" / f"{name}.npz"
-        if not path.exists():
-            names = sorted(file.stem for file in path.parent.glob("*.npz"))
-            raise FileNotFoundError(f"{path}: no such file; names are {names}")
-        return checkpoints.read(path)[0]
-
-
-def _choices(records: list[dict[str, Any]], where: Mapping[str, Any]) -> str:
-    """What the records have under the names asked for: `, with seed in [0, 1]`."""
-    found = {name: sorted({repr(row[name]) for row in records if name in row}) for name in where}
-    return "".join(f", with {name} in [{', '.join(values)}]" for name, values in found.items())
+        return {"config": config_hash(self.config), "versions": versions()}
 
 
 def open_run(
@@ -215,14 +149,14 @@ def open_run(
             this one, is not a run folder, or cannot be written.
     """
     folder = Path(folder)
-    plain = _plain(dataclasses.asdict(config))
-    description = {"config": plain, "hash": config_hash(plain), **_environment()}
+    values = plain(dataclasses.asdict(config))
+    description = {"config": values, "hash": config_hash(values), **environment()}
     description |= {} if experiment is None else {"experiment": experiment}
     try:
         # A crash while a config was being written leaves a folder that holds nothing yet.
         if folder.exists() and any(path.name != "config.json.partial" for path in folder.iterdir()):
             if not overwrite:
-                return _existing(folder, plain, resume)
+                return _existing(folder, values, resume)
             folder.rename(_free_name(folder))
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", description)
@@ -230,7 +164,7 @@ def open_run(
         raise RunFolderError(
             f"run folder {folder}: cannot be written ({error.strerror}); choose another folder"
         ) from error
-    return Run(folder, plain, is_complete=False)
+    return Run(folder, values, is_complete=False)
 
 
 def follow_run(folder: Path | str, config: Any, is_complete: bool) -> Run:
@@ -241,12 +175,12 @@ def follow_run(folder: Path | str, config: Any, is_complete: bool) -> Run:
         config: as there.
         is_complete: what the other process found.
     """
-    return Run(Path(folder), _plain(dataclasses.asdict(config)), is_complete, is_writer=False)
+    return Run(Path(folder), plain(dataclasses.asdict(config)), is_complete, is_writer=False)
 
 
 def _existing(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     aside = "choose another folder, or move this one aside with overwrite=True"
-    recorded = _description(folder).get("config")
+    recorded = description_of(folder).get("config")
     if recorded is None:
         raise RunFolderError(f"run folder {folder}: exists and is not a run (no readable config.json); {aside}")
     if recorded != config:
@@ -265,16 +199,6 @@ def _existing(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     return Run(folder, config, is_complete=True)
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    """What `config.json` says; nothing if there is none, or something else of that name."""
-    try:
-        description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
-    is_ours = isinstance(description, dict) and isinstance(description.get("config"), dict)
-    return description if is_ours else {}
-
-
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every field under its dotted name, as JSON: `("net.widths", "[32, 32]")`."""
     for name, value in config.items():
@@ -289,94 +213,3 @@ def _free_name(folder: Path) -> Path:
     while (candidate := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     return candidate
-
-
-def load(folder: Path | str) -> RunData:
-    """Read a run folder back, complete or not; a last line cut short by a crash is left out.
-
-    Raises:
-        FileNotFoundError: no run there; says which folder and what a run folder holds.
-    """
-    folder = Path(folder)
-    description = _description(folder)
-    if not description:
-        raise FileNotFoundError(
-            f"{folder}: not a run folder (no readable config.json); runs are under runs/<experiment>/<name>"
-        )
-    summary_path = folder / "summary.json"
-    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else None
-    experiment = description.get("experiment", folder.resolve().parent.name)
-    return RunData(folder, description["config"], list(_records(folder / "metrics.jsonl")), summary, experiment)
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").split("\n")
-    # Every complete record ends with a newline, so what follows the last one is a write that was cut short.
-    yield from (json.loads(line) for line in lines[:-1])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name and move it into place: a reader sees the old file or the new, never a part."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(_plain(value), file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of the config's canonical JSON: equal configs, equal hash."""
-    return hashlib.sha256(json.dumps(_plain(config), sort_keys=True).encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """The same value in JSON's own types; arrays of one element become numbers, non-finite numbers null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _environment() -> dict[str, Any]:
-    return {"python": sys.version.split()[0], "versions": _environment_versions(), "git": _git_revision()}
-
-
-def _environment_versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
-def _git_revision() -> str | None:
-    """Commit of the checkout this file is in, `-dirty` if tracked files differ; None outside a checkout."""
-    here = Path(__file__)
-    # Installed into an environment inside somebody's repository, this file is not part of it.
-    is_tracked = _git("ls-files", "--error-unmatch", here.name, folder=here.parent) is not None
-    return (
-        _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=here.parent)
-        if is_tracked
-        else None
-    )
-
-
-def _git(*arguments: str, folder: Path) -> str | None:
-    """What git prints; None if it fails or is not installed."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

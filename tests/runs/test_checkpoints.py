@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lopjax import checkpoints
-from lopjax.checkpoints import CheckpointError, restore, save
+from lopjax.runs import checkpoints
+from lopjax.runs.checkpoints import CheckpointError, restore, save
 
 HEADER = {"config": "abc", "versions": {"jax": "1"}, "metrics_bytes": 7}
 EXPECTED = {"config": "abc", "versions": {"jax": "1"}}

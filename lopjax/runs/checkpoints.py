@@ -1,0 +1,255 @@
+"""Checkpoints: one file that is complete or not there, that says what it belongs to, and that no flipped bit survives.
+
+A checkpoint is an uncompressed npz archive `step_<number>.npz`: one member an array, named by its path in the tree, and
+a JSON header. Members carry CRC-32 checksums, checked whenever they are read. Random keys are stored as their data, and
+types that NumPy lacks (bfloat16) as unsigned integers of the same width; both come back as what they were. Nothing is
+pickled, nothing is cast: a tree restores to the same bits or not at all.
+
+It is written under another name, flushed to disk and renamed, so a crash at any moment leaves the older ones untouched.
+"""
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+HEADER = "header"
+FORMAT = 1
+_NAME = re.compile(r"step_(\d+)\.npz")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that must not be used: it is damaged, or belongs to something else. The message says which."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint read back.
+
+    Attributes:
+        step: number it was saved under.
+        tree: the state, on the default device.
+        header: what was stored beside it.
+        refused: newer checkpoints that could not be used, each with its reason.
+    """
+
+    step: int
+    tree: PyTree
+    header: dict[str, Any]
+    refused: tuple[str, ...]
+
+
+def save(folder: Path | str, step: int, tree: PyTree, header: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write the checkpoint of a step and remove all but the newest.
+
+    Args:
+        folder: where; created if it is not there.
+        step: number of the checkpoint, at least 0; larger is newer.
+        tree: arrays and random keys, fully addressable by this process.
+        header: JSON values. Those that `restore` is told to expect decide whether the file may be used.
+        keep: how many of the newest checkpoints stay, this one included.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: `step` is negative or `keep` is not positive.
+        OSError: it could not be written (disk full); the older checkpoints are still there.
+    """
+    if step < 0 or keep < 1:
+        raise ValueError(f"step={step}, keep={keep}: step must be at least 0, keep at least 1")
+    folder = Path(folder)
+    path = folder / f"step_{step}.npz"
+    write(path, tree, header, step)
+    for old, _ in list(_newest_first(folder))[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write(path: Path, tree: PyTree, header: Mapping[str, Any], step: int = 0) -> None:
+    """Write a tree as one file, atomically; arguments as in `save`. The folder is created if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described, arrays = _described(tree)
+    text = json.dumps({"format": FORMAT, "step": step, "leaves": described, "header": dict(header)}, allow_nan=False)
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with temporary.open("wb") as file:
+            # Savez's own keyword arguments could collide with names of arrays; numbers cannot.
+            members: dict[str, Any] = {str(index): array for index, array in enumerate(arrays)}
+            np.savez(file, **{HEADER: np.frombuffer(text.encode(), np.uint8), **members})
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def read(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a file back that holds nested dictionaries of arrays, such as variables; nothing need be known of them.
+
+    Returns:
+        The dictionaries, on the default device, and the header.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged, or holds another kind of tree.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    stored, arrays = _archive(path)
+    tree: dict[str, Any] = {}
+    for array, leaf in zip(arrays, stored["leaves"]):
+        names = re.findall(r"\['([^']*)'\]", leaf["path"])
+        if "".join(f"['{name}']" for name in names) != leaf["path"]:
+            raise CheckpointError(f"{path}: holds {leaf['path']}, which is not in nested dictionaries; use restore")
+        inner = tree
+        for name in names[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[names[-1]] = _encoded(array, leaf)
+    return tree, stored["header"]
+
+
+def restore(folder: Path | str, like: Callable[[int], PyTree], expected: Mapping[str, Any]) -> Restored | None:
+    """Read the newest checkpoint that is whole and belongs here.
+
+    Args:
+        folder: where they were saved.
+        like: step to a tree of the structure, shapes and types that are wanted there (arrays, or what `jax.eval_shape`
+            returns).
+        expected: header values that must be the same: the hash of the config, the version.
+
+    Returns:
+        The checkpoint, with the reasons for which newer ones were passed over; None if the folder has none.
+
+    Raises:
+        CheckpointError: there are checkpoints and none can be used; lists the reason for each.
+    """
+    refused: list[str] = []
+    for path, step in _newest_first(Path(folder)):
+        try:
+            tree, header = _read(path, step, like, expected)
+        except CheckpointError as error:
+            refused.append(str(error))
+            continue
+        return Restored(step, tree, header, tuple(refused))
+    if refused:
+        raise CheckpointError("no checkpoint can be used: " + "; ".join(refused))
+    return None
+
+
+def remove(folder: Path | str) -> None:
+    """Remove all checkpoints of a folder, and the folder if nothing else is in it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    for path in (*folder.glob("step_*.npz"), *folder.glob("step_*.npz.partial")):
+        path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+# What reading a damaged archive can raise: each is a verdict about the file, none about the program.
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError, SyntaxError)
+
+
+def _read(
+    path: Path, step: int, like: Callable[[int], PyTree], expected: Mapping[str, Any]
+) -> tuple[PyTree, dict[str, Any]]:
+    """One checkpoint as a tree, or the reason why not."""
+    stored, arrays = _archive(path)
+    if stored["step"] != step:
+        raise CheckpointError(f"{path}: is the checkpoint of step {stored['step']} under another name")
+    header = stored["header"]
+    for name, value in expected.items():
+        if header.get(name) != value:
+            raise CheckpointError(f"{path}: belongs to {name} {header.get(name)!r}, not to {name} {value!r}")
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like(step))
+    wanted = [_description(keys, leaf) for keys, leaf in leaves]
+    if stored["leaves"] != wanted:
+        different = [pair for pair in zip(stored["leaves"], wanted) if pair[0] != pair[1]]
+        what = f"{different[0][0]} there, {different[0][1]} wanted" if different else "one has more arrays"
+        raise CheckpointError(f"{path}: holds {len(arrays)} arrays for {len(wanted)} wanted, of another model ({what})")
+    return structure.unflatten([_encoded(a, one) for a, one in zip(arrays, stored["leaves"])]), header
+
+
+def _archive(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """What a file says of itself, and its arrays, every checksum looked at."""
+    try:
+        # Opened here: NumPy leaves a file open that is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            stored = _header(archive)
+            return stored, [archive[str(index)] for index in range(len(stored["leaves"]))]
+    except _DAMAGE as error:
+        raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+
+
+def _header(archive: Any) -> dict[str, Any]:
+    stored = json.loads(archive[HEADER].tobytes().decode())
+    if stored["format"] != FORMAT:
+        raise ValueError(f"format {stored['format']}, this version reads {FORMAT}")
+    return stored
+
+
+def _described(tree: PyTree) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """What each leaf is, in JSON, and its bits as an array of a type that NumPy has."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [_description(keys, leaf) for keys, leaf in leaves], [_bits(leaf) for _, leaf in leaves]
+
+
+def _description(keys: Any, leaf: Any) -> dict[str, Any]:
+    shape, dtype = (list(leaf.shape), leaf.dtype) if hasattr(leaf, "dtype") else ([], np.asarray(leaf).dtype)
+    return {"path": jax.tree_util.keystr(keys), "shape": shape, "dtype": str(dtype)}
+
+
+def _is_key(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _bits(leaf: Any) -> np.ndarray:
+    if hasattr(leaf, "dtype") and _is_key(leaf.dtype):
+        return np.asarray(jax.random.key_data(leaf))
+    array = np.asarray(leaf)
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
+
+
+def _encoded(array: np.ndarray, description: Mapping[str, Any]) -> jax.Array:
+    """The inverse of `_bits`."""
+    name = description["dtype"]
+    if name.startswith("key<"):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=_IMPLEMENTATIONS[name])
+    dtype = jnp.dtype(name)
+    return jnp.asarray(array.view(dtype) if array.dtype != dtype else array)
+
+
+# How JAX prints the type of a key, and the name by which it makes one.
+_IMPLEMENTATIONS = {
+    "key<fry>": "threefry2x32",
+    "key<phx2>": "philox2x32",
+    "key<phx4>": "philox4x32",
+    "key<rbg>": "rbg",
+    "key<urbg>": "unsafe_rbg",
+}
+
+
+def _newest_first(folder: Path) -> Iterator[tuple[Path, int]]:
+    found = [(path, int(match[1])) for path in folder.glob("step_*.npz") if (match := _NAME.fullmatch(path.name))]
+    yield from sorted(found, key=lambda pair: -pair[1])
+
+
+def _sync(folder: Path) -> None:
+    """Flush the folder's own entry, so that the rename survives a power cut; not every system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
