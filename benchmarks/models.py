@@ -93,7 +93,7 @@ def by_lopjax(name: str, steps: int, repeats: int, seeds: int, dtype: str, is_sm
     import optax
 
     from lopjax import models
-    from lopjax.training import init_state, sgd_step
+    from lopjax.training import init_state, train_step
 
     constructor, options = SHAPES[name][0], options_of(name, is_small)
     model = getattr(models, constructor)((32, 32, 3), num_classes=10, compute_dtype=dtype, **options)
@@ -107,11 +107,11 @@ def by_lopjax(name: str, steps: int, repeats: int, seeds: int, dtype: str, is_sm
 
     @partial(jax.jit, donate_argnums=0)
     def many(states: Any, batch: Any, steps: Any) -> Any:
-        step = jax.vmap(lambda state: sgd_step(model, optimizer, state, *batch)[0])
+        step = jax.vmap(lambda state: train_step(model, optimizer, state, batch)[0])
         if seeds == 1:  # as the training engine does on a CPU
             step = lambda states: jax.tree.map(  # noqa: E731
                 lambda leaf: leaf[None],
-                sgd_step(model, optimizer, jax.tree.map(lambda leaf: leaf[0], states), *batch)[0],
+                train_step(model, optimizer, jax.tree.map(lambda leaf: leaf[0], states), batch)[0],
             )
         return jax.lax.fori_loop(0, steps, lambda _, states: step(states), states)
 

@@ -65,10 +65,11 @@ def epochs(
 
     from lopjax.models import mlp
     from lopjax.optim import noisy_sgd
-    from lopjax.training import Preprocess, init_state, make_chunk, sgd_step, start_lanes
+    from lopjax.training import Preprocess, init_state, logs_of, make_chunk, start_lanes, train_step
+    from lopjax.training import epochs as epochs_of
 
     x, y, what = images(data_dir, num)
-    batches = (jnp.asarray(x), jnp.asarray(y, jnp.int32))
+    stream = epochs_of(jnp.asarray(x), jnp.asarray(y, jnp.int32), BATCH)
     model = mlp((32, 32, 3), (width,) * 5, 10, norm="batch")
     preprocess = Preprocess((0.5,) * 3, (0.25,) * 3, *((4, True) if augment else (0, False)))
     key = jax.random.key(0, impl="philox4x32")
@@ -77,15 +78,18 @@ def epochs(
     def trainer(noise: float) -> Callable[[], Any]:
         optimizer = noisy_sgd(0.01, noise, 0.999, seed=key) if noise else optax.sgd(0.01)
 
-        def step(state: Any, batch: Any, key: Any, index: Any) -> Any:
-            return sgd_step(model, optimizer, state, preprocess.inputs(batch[0], key if augment else None), batch[1])
+        def step(state: Any, drawn: Any, key: Any, index: Any) -> Any:
+            images, labels = drawn.batch
+            batch = preprocess.inputs(images, key if augment else None), labels
+            state, seen = train_step(model, optimizer, state, batch)
+            return state, logs_of(seen, "loss", "accuracy")
 
-        chunk, done = make_chunk(step, BATCH), 0
+        chunk, done = make_chunk(step, stream), 0
         lanes = start_lanes(jax.tree.map(lambda leaf: leaf[None], init_state(variables, optimizer)))
 
         def epoch() -> Any:
             nonlocal lanes, done
-            lanes, logs = chunk(lanes, key[None], done, steps, *batches)
+            lanes, logs = chunk(lanes, key[None], done, steps, stream.data)
             done += steps
             return logs
 

@@ -2,6 +2,7 @@
 
     python -m experiments.show runs/cloning/quick             # prints its table, redraws its figures
     python -m experiments.show runs/cloning/quick --every 30  # again every 30 seconds, until it is complete
+    python -m experiments.show runs/cloning/widths            # the grid of experiments.sweep, all points in one table
     python -m experiments.show runs                           # what runs there are, and how far they are
 
 Nothing but the figures is written, so a run may go on meanwhile.
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.cli import refuse
+from experiments.kit.experiment import find, present
+from experiments.kit.session import refuse
+from experiments.kit.terminal import Table, print_results
 
 if TYPE_CHECKING:
     from lopjax.runs import RunData
@@ -50,35 +53,42 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def show(folder: Path) -> bool:
-    """Show a run, or list the runs below a folder; whether all of them are complete.
+    """Show a run, a grid of runs, or list the runs below a folder; whether all of them are complete.
 
     Raises:
         FileNotFoundError: there is no run in the folder nor below it.
         ValueError: the run is that of no experiment here.
     """
-    from experiments.presentation import present
     from lopjax import runs
 
     if (folder / "config.json").exists():
         found = runs.load(folder)
+        experiment = find(found.experiment)
         print(f"{folder}: {progress(found)}")
         if found.records:
-            present(found)
+            present(experiment, found)
         return found.summary is not None
     below = [runs.load(path.parent) for path in sorted(folder.rglob("config.json"))]
     if not below:
         runs.load(folder)  # raises, and says what a run folder is
-    list_runs(folder, below)
+    if (folder / "sweep.json").exists():
+        from experiments.sweep import grid_table
+
+        print_results(grid_table(folder, below), ())
+    else:
+        list_runs(folder, below)
     return all(found.summary is not None for found in below)
 
 
 def progress(run: "RunData") -> str:
     """How far a run is, in words."""
-    from experiments.presentation import presentation_of
+    from lopjax.runs.schedule import expected_records
 
     if run.summary is not None:
         return f"complete, {len(run.records):,} records"
-    total = presentation_of(run.experiment).num_records(run.config)
+    total = expected_records(run.folder)
+    if total is None:
+        return "not complete, not started"
     if not run.records:
         return f"not complete, none of {total:,} records yet"
     age = time.time() - (run.folder / "metrics.jsonl").stat().st_mtime
@@ -87,14 +97,8 @@ def progress(run: "RunData") -> str:
 
 def list_runs(folder: Path, found: "Sequence[RunData]") -> None:
     """One line a run below a folder."""
-    from experiments.presentation import MODULES
-    from experiments.terminal import Table, print_results
-
-    rows = [
-        (str(run.folder.relative_to(folder)), progress(run) if run.experiment in MODULES else "of no experiment here")
-        for run in found
-    ]
-    print_results(Table(f"Runs in {folder}", ("run", "state"), rows), ())
+    rows = [(str(run.folder.relative_to(folder)), run.experiment, progress(run)) for run in found]
+    print_results(Table(f"Runs in {folder}", ("run", "experiment", "state"), rows), ())
 
 
 if __name__ == "__main__":

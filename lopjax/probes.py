@@ -1,11 +1,9 @@
-"""All symptoms of a network on one batch: activations and backward signals at every site, and the metrics on them.
+"""All symptoms of a network on one batch: the metrics on activations and backward signals at every site.
 
-One forward pass with zero perturbations added at every site gives the activations; its gradient with respect to those
-perturbations gives the backward signals dL/d(pre) and dL/d(post). Nothing here knows the architecture.
+Nothing here knows the architecture: `lopjax.signals.observe` makes activations and signals.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,55 +12,11 @@ from jaxtyping import Array, Float
 from lopjax import metrics
 from lopjax.cloning import Partition
 from lopjax.losses import mean_cross_entropy
-from lopjax.model import Model, Taps, Variables, samples_by_units
+from lopjax.model import Model, Variables, samples_by_units
+from lopjax.signals import observe
 
 Symptoms = dict[str, dict[str, Float[Array, ""]]]
 """`{metric: {site: value}}`, with the mean over sites under the name `"mean"`."""
-
-
-class Signals(NamedTuple):
-    """What flows through a network on one batch.
-
-    Attributes:
-        loss: the mean loss.
-        logits: `(batch, classes)`.
-        forward: taps: pre- and post-activations of every site.
-        backward: taps of the same shapes: dL/d(pre) and dL/d(post), which carry the 1/N of the mean loss.
-    """
-
-    loss: Float[Array, ""]
-    logits: Float[Array, "batch classes"]
-    forward: Taps
-    backward: Taps
-
-
-def observe(
-    model: Model,
-    variables: Variables,
-    inputs: jax.Array,
-    labels: jax.Array,
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_cross_entropy,
-    train: bool = False,
-) -> Signals:
-    """Activations and backward signals of every site on one batch. Pure; use under jit.
-
-    Args:
-        model: any model.
-        variables: its variables.
-        inputs: `(batch, *input_shape)`.
-        labels: what `loss` takes besides the logits.
-        loss: `(logits, labels) -> scalar`, a mean over samples.
-        train: train mode, with dropout off.
-    """
-
-    def forward(perturbations: Taps) -> tuple[jax.Array, tuple[jax.Array, Taps]]:
-        logits, _, taps = model.apply(variables, inputs, train=train, perturbations=perturbations, dropout_rate=0.0)
-        return loss(logits, labels), (logits, taps)
-
-    shapes = jax.eval_shape(lambda: model.apply(variables, inputs, train=train, dropout_rate=0.0)[2])
-    nothing = jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), shapes)
-    (value, (logits, taps)), backward = jax.value_and_grad(forward, has_aux=True)(nothing)
-    return Signals(value, logits, taps, backward)
 
 
 def symptoms(
@@ -96,12 +50,13 @@ def symptoms(
     partition = partition or {}
     for space in partition:
         model.wiring.size(space)  # raises for an unknown one
-    signals = observe(model, variables, inputs, labels, loss)
+    seen = observe(model, variables, (inputs, labels), loss=loss, dropout_rate=0.0)
+    assert seen.signals is not None
     # Sites of one shape are measured by one vmapped program: compiling the metrics is what a short run waits for.
     alike: dict[tuple[tuple[int, ...], tuple[int, ...] | None], list[str]] = {}
     arrays: dict[str, tuple[jax.Array, jax.Array, jax.Array]] = {}
-    for site, tap in signals.forward.items():
-        z, h, e = (samples_by_units(array) for array in (tap.pre, tap.post, signals.backward[site].post))
+    for site, tap in seen.taps.items():
+        z, h, e = (samples_by_units(array) for array in (tap.pre, tap.post, seen.signals[site].post))
         arrays[site] = (z, h, e)
         clusters = tuple(partition[tap.space]) if tap.space in partition else None
         alike.setdefault((h.shape, clusters), []).append(site)
@@ -111,7 +66,7 @@ def symptoms(
         values = jax.vmap(lambda z, h, e, clusters=clusters: _site_symptoms(z, h, e, clusters))(*stacked)
         measured |= {site: {name: v[i] for name, v in values.items()} for i, site in enumerate(sites)}
     table: Symptoms = {}
-    for site in signals.forward:
+    for site in seen.taps:
         for metric, value in measured[site].items():
             table.setdefault(metric, {})[site] = value
     for values in table.values():

@@ -20,10 +20,10 @@ MODELS = {
 
 TRAINED = """
 import jax, jax.numpy as jnp, numpy as np
-from lopjax.lanes import over_lanes
+from lopjax.training.lanes import over_lanes
 from lopjax.models import cnn, mlp, resnet18, vit
 from lopjax.optim import noisy_sgd
-from lopjax.training import Preprocess, init_state, make_chunk, sgd_step, start_lanes
+from lopjax.training import Preprocess, epochs, init_state, logs_of, make_chunk, start_lanes, train_step
 
 model = MODEL
 generator = np.random.default_rng(0)
@@ -31,20 +31,21 @@ data = generator.integers(0, 256, (90, 8, 8, 1), np.uint8), generator.integers(0
 preprocess = Preprocess((0.3,), (0.3,), crop_padding=1, flip=True)
 optimizer = lambda key: noisy_sgd(0.1, 0.05, 0.999, seed=key, momentum=0.9)
 
-def step(state, batch, key, index):
+def step(state, drawn, key, index):
     state, noise_key = state
+    images, labels = drawn.batch
     augment_key, dropout_key = jax.random.split(key)
-    inputs = preprocess.inputs(batch[0], augment_key)
-    state, logs = sgd_step(model, optimizer(noise_key), state, inputs, batch[1], dropout_key)
-    return (state, noise_key), logs
+    inputs = preprocess.inputs(images, augment_key)
+    state, seen = train_step(model, optimizer(noise_key), state, (inputs, labels), dropout_key)
+    return (state, noise_key), logs_of(seen, "loss", "accuracy")
 
-chunk = make_chunk(step, 29)
+chunk = make_chunk(step, epochs(*data, 29))
 
 def train(seeds, cuts):
     keys = jax.vmap(lambda seed: jax.random.key(seed, impl="philox4x32"))(jnp.array(seeds))
     lanes, start = start_lanes(over_lanes(lambda key: (init_state(model.init(key), optimizer(key)), key), 1)(keys)), 0
     for length in cuts:
-        lanes, _ = chunk(lanes, keys, start, length, *data)
+        lanes, _ = chunk(lanes, keys, start, length, data)
         start += length
     one = seeds.index(1)
     return [np.asarray(leaf[one]) for leaf in jax.tree.leaves(lanes.state[0].variables)]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lopjax.lanes import check_lanes, cut_batch, gathered, high_word, lane_mesh, over_lanes, place
+from lopjax.training.lanes import check_lanes, cut_batch, gathered, high_word, lane_mesh, over_lanes, place
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 
@@ -59,10 +59,10 @@ def test_the_upper_word_of_a_product():
 ON_EIGHT_DEVICES = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-from lopjax.lanes import check_lanes, gathered, lane_mesh, over_lanes, place
+from lopjax.training.lanes import check_lanes, gathered, lane_mesh, over_lanes, place
 from lopjax.models import mlp
 from lopjax.optim import noisy_sgd
-from lopjax.training import Preprocess, init_state, make_chunk, sgd_step, start_lanes
+from lopjax.training import Preprocess, epochs, init_state, logs_of, make_chunk, start_lanes, train_step
 
 generator = np.random.default_rng(0)
 images, labels = generator.integers(0, 256, (96, 4, 4, 1), np.uint8), np.arange(96, dtype=np.int32) % 5
@@ -70,21 +70,22 @@ model = mlp((4, 4, 1), (6, 6), 5, norm="batch", dropout=0.2)
 preprocess = Preprocess((0.3,), (0.3,), crop_padding=1, flip=True)
 optimizer = lambda key: noisy_sgd(0.1, 0.05, 0.999, seed=key)
 
-def step(state, batch, key, index):
+def step(state, drawn, key, index):
     state, noise_key = state
+    images, labels = drawn.batch
     augment_key, dropout_key = jax.random.split(key)
-    inputs = preprocess.inputs(batch[0], augment_key)
-    state, logs = sgd_step(model, optimizer(noise_key), state, inputs, batch[1], dropout_key)
-    return (state, noise_key), logs
+    inputs = preprocess.inputs(images, augment_key)
+    state, seen = train_step(model, optimizer(noise_key), state, (inputs, labels), dropout_key)
+    return (state, noise_key), logs_of(seen, "loss", "accuracy")
 
 def train(mesh):
     keys = jax.vmap(lambda seed: jax.random.key(seed, impl="philox4x32"))(jnp.arange(8))
     lanes = start_lanes(over_lanes(lambda key: (init_state(model.init(key), optimizer(key)), key), 1)(keys))
     lanes, keys = place((lanes, keys), mesh, is_per_lane=True)
     data = place((jnp.asarray(images), jnp.asarray(labels)), mesh, is_per_lane=False)
-    chunk = make_chunk(step, 16, mesh)
-    lanes, _ = chunk(lanes, keys, 0, 7, *data)
-    lanes, logs = chunk(lanes, keys, 7, 9, *data)
+    chunk = make_chunk(step, epochs(*data, 16), mesh)
+    lanes, _ = chunk(lanes, keys, 0, 7, data)
+    lanes, logs = chunk(lanes, keys, 7, 9, data)
     if mesh is not None:
         shares = {len(shard.data) for shard in jax.tree.leaves(lanes.state[0])[0].addressable_shards}
         assert shares == {8 // mesh.shape["seed"]}, shares

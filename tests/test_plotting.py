@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from lopjax.plotting import PALETTE, band, cloning_figure, new_figure, save
+from experiments.cloning.figures import cloning_figure
+from lopjax.plotting import PALETTE, band, new_figure, save
 from lopjax.runs import RunData
 
 METHODS, SEEDS = ["sgd", "noisy_sgd"], [0, 1]

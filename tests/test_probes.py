@@ -9,7 +9,8 @@ import scipy.stats
 from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.model import Tap
 from lopjax.models import cnn, mlp, resnet18, vit
-from lopjax.probes import observe, symptoms
+from lopjax.probes import symptoms
+from lopjax.signals import observe
 
 MODELS = {
     "mlp with batch norm": mlp((2, 3, 1), (4, 4), 3, activation="tanh", norm="batch"),
@@ -37,7 +38,7 @@ def test_backward_signals_predict_what_a_perturbation_does_to_the_loss(x64, name
     """<backward, direction> equals the central difference of the loss along it, at pre- and post-activations."""
     model, (inputs, labels) = MODELS[name], batch_for(name)
     variables = initialised(model)
-    signals = jax.jit(lambda variables: observe(model, variables, inputs, labels))(variables)
+    signals = jax.jit(lambda variables: observe(model, variables, (inputs, labels)))(variables)
     generator, step = np.random.default_rng(1), 1e-5
 
     def loss(perturbations):
@@ -46,14 +47,14 @@ def test_backward_signals_predict_what_a_perturbation_does_to_the_loss(x64, name
         return jnp.mean(jnp.log(jnp.exp(shifted).sum(axis=1)) - shifted[jnp.arange(len(labels)), labels])
 
     loss = jax.jit(loss)
-    assert list(signals.forward) == list(signals.backward)
+    assert list(signals.taps) == list(signals.signals)
     for part in ("pre", "post"):
         directions, predicted = {}, 0.0
-        for site, tap in signals.forward.items():
+        for site, tap in signals.taps.items():
             chosen = generator.normal(size=tap.pre.shape)
             fields = {"pre": np.zeros_like(chosen), "post": np.zeros_like(chosen), part: chosen}
             directions[site] = Tap(tap.space, fields["pre"], fields["post"], tap.activation)
-            predicted += float(np.sum(chosen * np.asarray(getattr(signals.backward[site], part))))
+            predicted += float(np.sum(chosen * np.asarray(getattr(signals.signals[site], part))))
         forward, backward = (jax.tree.map(lambda d, s=s: jnp.asarray(s * step * d), directions) for s in (1, -1))
         measured = float(loss(forward) - loss(backward)) / (2 * step)
         np.testing.assert_allclose(predicted, measured, rtol=1e-6)
@@ -73,13 +74,13 @@ def test_backward_signals_of_an_mlp_in_closed_form(x64):
     e_1 = (shares - np.eye(3)[labels]) / 6 @ layers["classes"]["kernel"].T
     delta_1 = e_1 * (1 - np.tanh(pre_1) ** 2)
     e_0 = delta_1 @ layers["hidden_1"]["kernel"].T
-    signals = jax.jit(lambda variables: observe(model, variables, jnp.asarray(x), jnp.asarray(labels)))(variables)
+    signals = jax.jit(lambda variables: observe(model, variables, (jnp.asarray(x), jnp.asarray(labels))))(variables)
     expected = {"hidden_0": (pre_0, e_0, e_0 * (1 - np.tanh(pre_0) ** 2)), "hidden_1": (pre_1, e_1, delta_1)}
     for site, (pre, e, delta) in expected.items():
-        np.testing.assert_allclose(signals.forward[site].pre, pre, atol=1e-14)
-        np.testing.assert_allclose(signals.forward[site].post, np.tanh(pre), atol=1e-14)
-        np.testing.assert_allclose(signals.backward[site].post, e, atol=1e-14)
-        np.testing.assert_allclose(signals.backward[site].pre, delta, atol=1e-14)
+        np.testing.assert_allclose(signals.taps[site].pre, pre, atol=1e-14)
+        np.testing.assert_allclose(signals.taps[site].post, np.tanh(pre), atol=1e-14)
+        np.testing.assert_allclose(signals.signals[site].post, e, atol=1e-14)
+        np.testing.assert_allclose(signals.signals[site].pre, delta, atol=1e-14)
         assert np.abs(e - delta).max() > 1e-3  # the two are not the same thing
     np.testing.assert_allclose(signals.loss, -np.log(shares[np.arange(6), labels]).mean(), rtol=1e-13)
     np.testing.assert_allclose(signals.logits, logits, atol=1e-14)
@@ -90,7 +91,8 @@ def test_train_mode_observes_the_statistics_of_the_batch_without_dropout(x64):
     inputs, labels = batch_for("mlp")
     variables = initialised(model)
     pre = {
-        train: observe(model, variables, inputs, labels, train=train).forward["hidden_0"].pre for train in (False, True)
+        train: observe(model, variables, (inputs, labels), train=train, dropout_rate=0.0).taps["hidden_0"].pre
+        for train in (False, True)
     }
     np.testing.assert_allclose(np.mean(pre[True], axis=0), 0, atol=1e-12)
     assert np.abs(np.mean(pre[False], axis=0)).max() > 1e-2
@@ -114,11 +116,11 @@ def test_symptoms_are_the_metrics_of_every_site(name):
     variables = jax.tree.map(lambda a: a + 0.1 * generator.uniform(0, 1, a.shape).astype(a.dtype), variables)
     partition = uniform_partition(wide.wiring, factor)
     program = jax.jit(lambda variables: (symptoms(wide, variables, inputs, labels, partition=partition),
-                                         observe(wide, variables, inputs, labels)))  # fmt: skip
+                                         observe(wide, variables, (inputs, labels))))  # fmt: skip
     table, signals = program(variables)
     assert table.keys() >= {"effective_rank", "dead_fraction", "ks_non_gaussianity", "r2_forward", "r2_backward"}
-    for site, tap in signals.forward.items():
-        z, h, e = map(numpy_samples, (tap.pre, tap.post, signals.backward[site].post))
+    for site, tap in signals.taps.items():
+        z, h, e = map(numpy_samples, (tap.pre, tap.post, signals.signals[site].post))
         expected = metrics_in_numpy(z, h, e)
         if tap.space in partition:
             expected |= {"r2_forward": r2_in_numpy(h, factor), "r2_backward": r2_in_numpy(e, factor)}

@@ -8,7 +8,18 @@ import pytest
 
 from lopjax.data import augment
 from lopjax.models import mlp
-from lopjax.training import Preprocess, evaluate, init_state, make_chunk, sgd_step, start_lanes
+from lopjax.training import (
+    Drawn,
+    Preprocess,
+    Task,
+    epochs,
+    evaluate,
+    init_state,
+    logs_of,
+    make_chunk,
+    start_lanes,
+    train_step,
+)
 
 NUM, BATCH = 11, 3  # an epoch has 3 steps and drops 2 examples
 MODEL = mlp((2, 2, 1), (4,), 3, activation="tanh", dropout=0.3)
@@ -28,12 +39,13 @@ def inputs_of(images: np.ndarray) -> np.ndarray:
 # --- Order of the examples --------------------
 
 
-def recording_step(state, batch, key, index):
+def recording_step(state, drawn, key, index):
     """Writes down which examples each step saw: their labels are their numbers."""
-    return state.at[index].set(batch[1]), {"loss": jnp.float32(0)}
+    return state.at[index].set(drawn.batch[1]), {"loss": jnp.float32(0)}
 
 
-RECORDING = make_chunk(recording_step, BATCH)
+NUMBERS = (data()[0], np.arange(NUM, dtype=np.int32))
+RECORDING = make_chunk(recording_step, epochs(*NUMBERS, BATCH))
 
 
 def seen(seed: int, *cuts: int) -> np.ndarray:
@@ -41,7 +53,7 @@ def seen(seed: int, *cuts: int) -> np.ndarray:
     order_key = jax.random.key(seed)
     lanes, start = start_lanes(jnp.full((1, sum(cuts), BATCH), -1, jnp.int32)), 0
     for length in cuts:
-        lanes, _ = RECORDING(lanes, order_key[None], start, length, data()[0], np.arange(NUM, dtype=np.int32))
+        lanes, _ = RECORDING(lanes, order_key[None], start, length, NUMBERS)
         start += length
     return np.asarray(lanes.state[0])
 
@@ -79,27 +91,28 @@ def test_keys_decide_the_order():
 @pytest.mark.parametrize("batch_size", [0, -1, 12])
 def test_a_batch_larger_than_the_data_is_refused(batch_size):
     with pytest.raises(ValueError, match=rf"batch_size={batch_size}: must be between 1 and the 11"):
-        make_chunk(recording_step, batch_size)(start_lanes(jnp.zeros(1)), jax.random.key(0)[None], 0, 1, *data())
+        epochs(*data(), batch_size)
 
 
 def test_a_chunk_of_no_steps_is_refused():
     with pytest.raises(ValueError, match="num_steps=0: must be at least 1"):
-        RECORDING(start_lanes(jnp.zeros(1)), jax.random.key(0)[None], 0, 0, *data())
+        RECORDING(start_lanes(jnp.zeros(1)), jax.random.key(0)[None], 0, 0, data())
 
 
 # --- Chunks --------------------
 
 
-def noisy_step(state, batch, key, index):
+def noisy_step(state, drawn, key, index):
     """Everything at once: augmentation, dropout, momentum, and a log of the step's own number."""
     augment_key, dropout_key = jax.random.split(key)
-    inputs = Preprocess((0.4,), (0.25,), crop_padding=1, flip=True).inputs(batch[0], augment_key)
-    state, logs = sgd_step(MODEL, OPTIMIZER, state, inputs, batch[1], dropout_key)
-    return state, {**logs, "index": index}
+    images, labels = drawn.batch
+    inputs = Preprocess((0.4,), (0.25,), crop_padding=1, flip=True).inputs(images, augment_key)
+    state, seen = train_step(MODEL, OPTIMIZER, state, (inputs, labels), dropout_key)
+    return state, logs_of(seen, "loss", "accuracy", index=lambda seen: index)
 
 
 OPTIMIZER = optax.sgd(RATE, MOMENTUM)
-CHUNK = make_chunk(noisy_step, BATCH)
+CHUNK = make_chunk(noisy_step, epochs(*data(), BATCH))
 
 
 def train(seeds: list[int], *cuts: int):
@@ -108,7 +121,7 @@ def train(seeds: list[int], *cuts: int):
     lanes = start_lanes(jax.vmap(lambda key: init_state(MODEL.init(key), OPTIMIZER))(keys))
     logs, start = [], 0
     for length in cuts:
-        lanes, measured = CHUNK(lanes, keys, start, length, *data())
+        lanes, measured = CHUNK(lanes, keys, start, length, data())
         logs.append(measured)
         start += length
     assert (lanes.frozen_at == -1).all()
@@ -153,7 +166,8 @@ def test_a_chunk_is_a_plain_loop_over_the_step(whole):
         epoch, within = divmod(index, NUM // BATCH)
         order = jax.random.permutation(jax.random.fold_in(order_key, epoch), NUM)
         chosen = order[within * BATCH : (within + 1) * BATCH]
-        state, logs = step(state, (images[chosen], labels[chosen]), jax.random.fold_in(step_key, index), index)
+        drawn = Drawn((images[chosen], labels[chosen]), Task(0, index == 0))
+        state, logs = step(state, drawn, jax.random.fold_in(step_key, index), index)
         losses.append(logs["loss"])
     ours = jax.tree.map(lambda a: a[2], whole[0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), ours, state)
@@ -164,14 +178,15 @@ def test_a_chunk_is_a_plain_loop_over_the_step(whole):
 # --- Lanes that are not finite --------------------
 
 
-def exploding_step(state, batch, key, index):
+def exploding_step(state, drawn, key, index):
     """Plain SGD, and a log that is not finite from a step on that differs from lane to lane."""
     state, ends = state
-    state, logs = sgd_step(MODEL, optax.sgd(RATE), state, PREPROCESS.inputs(batch[0]), batch[1], key)
-    return (state, ends), {**logs, "loss": jnp.where(index >= ends, jnp.nan, logs["loss"])}
+    images, labels = drawn.batch
+    state, seen = train_step(MODEL, optax.sgd(RATE), state, (PREPROCESS.inputs(images), labels), key)
+    return (state, ends), logs_of(seen, "accuracy", loss=lambda seen: jnp.where(index >= ends, jnp.nan, seen.loss))
 
 
-EXPLODING = make_chunk(exploding_step, BATCH)
+EXPLODING = make_chunk(exploding_step, epochs(*data(), BATCH))
 
 
 def explode(ends: list[int], *cuts: int):
@@ -179,7 +194,7 @@ def explode(ends: list[int], *cuts: int):
     states = jax.vmap(lambda key: init_state(MODEL.init(key), optax.sgd(RATE)))(keys)
     lanes, start, logs = start_lanes((states, jnp.array(ends))), 0, []
     for length in cuts:
-        lanes, measured = EXPLODING(lanes, keys, start, length, *data())
+        lanes, measured = EXPLODING(lanes, keys, start, length, data())
         logs.append(jax.device_get(measured))
         start += length
     return jax.device_get(lanes), logs
@@ -213,16 +228,17 @@ def test_parameters_that_overflow_freeze_the_lane():
     """No made-up log: a learning rate of 1e30 does it within three steps, and the lane beside it does not notice."""
     model = mlp((2, 2, 1), (4,), 3)
 
-    def step(state, batch, key, index):
+    def step(state, drawn, key, index):
         state, rate = state
-        state, logs = sgd_step(model, optax.sgd(rate), state, PREPROCESS.inputs(batch[0]), batch[1])
-        return (state, rate), logs
+        images, labels = drawn.batch
+        state, seen = train_step(model, optax.sgd(rate), state, (PREPROCESS.inputs(images), labels))
+        return (state, rate), logs_of(seen, "loss")
 
     variables = model.init(jax.random.key(0))
-    chunk, trained = make_chunk(step, BATCH), {}
+    chunk, trained = make_chunk(step, epochs(*data(), BATCH)), {}
     for rates in ((0.1, 1e30), (0.1, 0.1)):
         states = jax.vmap(lambda rate: (init_state(variables, optax.sgd(rate)), rate))(jnp.array(rates))
-        trained[rates], _ = chunk(start_lanes(states), jnp.stack([jax.random.key(1)] * 2), 0, 9, *data())
+        trained[rates], _ = chunk(start_lanes(states), jnp.stack([jax.random.key(1)] * 2), 0, 9, data())
     frozen = trained[0.1, 1e30].frozen_at
     assert frozen[0] == -1
     assert 1 <= frozen[1] <= 3
@@ -242,7 +258,13 @@ def test_steps_follow_the_gradient_written_out_in_numpy(x64):
     state = init_state(MODEL.init(jax.random.key(0)), optimizer)
     layers = {name: dict(layer) for name, layer in jax.tree.map(np.array, state.variables["params"]).items()}
     velocity = jax.tree.map(np.zeros_like, layers)
-    step = jax.jit(lambda state: sgd_step(MODEL, optimizer, state, jnp.asarray(x), jnp.asarray(labels), None, 0.0))
+
+    @jax.jit
+    def step(state):
+        batch = jnp.asarray(x), jnp.asarray(labels)
+        state, seen = train_step(MODEL, optimizer, state, batch, dropout_rate=0.0)
+        return state, logs_of(seen, "loss", "accuracy")
+
     for _ in range(5):
         hidden = np.tanh(x @ layers["hidden_0"]["kernel"] + layers["hidden_0"]["bias"])
         logits = hidden @ layers["classes"]["kernel"] + layers["classes"]["bias"]
@@ -269,7 +291,8 @@ def test_steps_follow_the_gradient_written_out_in_numpy(x64):
 def test_dropout_needs_a_key_and_changes_the_step():
     images, labels = map(jnp.asarray, data())
     state = init_state(MODEL.init(jax.random.key(0)), OPTIMIZER)
-    step = jax.jit(lambda key, rate: sgd_step(MODEL, OPTIMIZER, state, PREPROCESS.inputs(images), labels, key, rate)[0])
+    batch = PREPROCESS.inputs(images), labels
+    step = jax.jit(lambda key, rate: train_step(MODEL, OPTIMIZER, state, batch, key, dropout_rate=rate)[0])
     kernels = [
         step(jax.random.key(seed), rate).variables["params"]["classes"]["kernel"] for seed, rate in ((0, 0.0), (1, 0.0))
     ]

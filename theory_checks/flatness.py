@@ -15,7 +15,7 @@ import numpy as np
 from lopjax.curvature import ggn_vp, hvp
 from lopjax.losses import mean_cross_entropy, mean_squared_error
 from lopjax.model import Model, Params, Variables
-from lopjax.probes import observe
+from lopjax.signals import observe
 from theory_checks.architectures import NUM_CLASSES, architectures, random_batches, random_variables
 from theory_checks.check import Check, Row, Size
 from theory_checks.clusters import Pieces, cloned_points, norm, split, take, unequal_partition
@@ -152,14 +152,14 @@ def _empirical_matrices(size: Size) -> tuple[float, float, float]:
     wiring, partition = model.wiring, unequal_partition(model.wiring)
     variables = cloned_points(wiring, partition, random_variables(model)).v
     inputs, labels = take(random_batches(architecture.input_shape, 1), 0)
-    signals = jax.device_get(jax.jit(observe, static_argnums=0)(model, variables, inputs, labels))
-    read = {"hidden_0": inputs, "hidden_1": signals.forward["hidden_0"].post}
+    seen = jax.device_get(jax.jit(observe, static_argnums=0)(model, variables, (inputs, labels)))
+    read = {"hidden_0": inputs, "hidden_1": seen.taps["hidden_0"].post}
     pieces = split(wiring, partition, random_variables(model, seed=2)["params"])
 
     def quadratic_forms(direction: Params) -> tuple[float, float]:
         fisher = factored = total = 0.0
         for layer, sources in read.items():
-            v, delta = direction[layer]["kernel"], len(labels) * signals.backward[layer].pre
+            v, delta = direction[layer]["kernel"], len(labels) * seen.signals[layer].pre
             # Gradient of sample x: h_x delta_x'. Kronecker factors: means of h h' and of delta delta'.
             fisher += np.mean(np.einsum("xi,ij,xj->x", sources, v, delta) ** 2)
             A, G = (array.T @ array / len(labels) for array in (np.asarray(sources), delta))

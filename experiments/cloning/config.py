@@ -1,17 +1,17 @@
-"""What E1 can be asked to do: the config and its presets, checked and built before anything is compiled."""
+"""What the cloning experiment can be asked to do: the config and its presets. Nothing here imports JAX."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.networks import CNN, MLP, Network, ResNet18, ViT, build_network
+from experiments.kit.grid import Grid
+from experiments.kit.methods import METHODS
+from experiments.kit.networks import CNN, MLP, Network, ResNet18, ViT
 
 if TYPE_CHECKING:
-    from lopjax.data import Dataset
-    from lopjax.model import Model
-    from lopjax.training import Preprocess
-
-Method = Literal["sgd", "noisy_sgd", "dropout", "adam"]
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 ModelName = Literal["mlp", "cnn", "resnet18", "vit"]
 
 
@@ -30,7 +30,7 @@ class Config:
     net: Network = field(default_factory=MLP)
     factor: int = 2
     """Clones of every unit."""
-    methods: tuple[Method, ...] = ("sgd", "noisy_sgd", "dropout", "adam")
+    methods: tuple[MethodName, ...] = ("sgd", "noisy_sgd", "dropout", "adam")
     """What to train with, side by side."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """One run each."""
@@ -42,6 +42,9 @@ class Config:
     """Training of base and clone side by side."""
     record_every: int = 1
     """How often symptoms are measured."""
+    release_at: int = 0
+    """How long after cloning SGD's clones, verified to be trapped, are let go on with every method, SGD beside; 0: the
+    methods train from the start."""
     batch_size: int = 128
     """Examples a step."""
     learning_rate: float = 0.01
@@ -58,11 +61,14 @@ class Config:
     """Training images on which symptoms are measured."""
     fused: bool = False
     """Compile SGD, noisy SGD and dropout as one program: half the compilation, but everyone pays for drawing noise."""
+    grid: Grid = ()
+    """Axis of a grid over learning_rate, adam_learning_rate, noise_scale, noise_decay or dropout, run as lanes of one
+    program; once an axis: noise_scale=0.01,0.02."""
 
 
 @dataclass(frozen=True)
 class MLPConfig(Config):
-    """E1 with a multilayer perceptron."""
+    """Cloning of a multilayer perceptron."""
 
     net: MLP = field(default_factory=MLP)
     """The base network."""
@@ -70,7 +76,7 @@ class MLPConfig(Config):
 
 @dataclass(frozen=True)
 class CNNConfig(Config):
-    """E1 with a convolutional network."""
+    """Cloning of a convolutional network."""
 
     model: ModelName = "cnn"
     """Architecture."""
@@ -80,7 +86,7 @@ class CNNConfig(Config):
 
 @dataclass(frozen=True)
 class ResNet18Config(Config):
-    """E1 with a residual network."""
+    """Cloning of a residual network."""
 
     model: ModelName = "resnet18"
     """Architecture."""
@@ -90,7 +96,7 @@ class ResNet18Config(Config):
 
 @dataclass(frozen=True)
 class ViTConfig(Config):
-    """E1 with a vision transformer."""
+    """Cloning of a vision transformer."""
 
     model: ModelName = "vit"
     """Architecture."""
@@ -129,69 +135,11 @@ PRESETS: dict[str, dict[str, Config]] = {
 """By model, then by name; the first of each is the default."""
 
 
-class Setup(NamedTuple):
-    """Config and everything built from it before compilation."""
+def methods_of(methods: Sequence[str], release_at: int) -> tuple[str, ...]:
+    """The methods of a run. Clones that SGD has trapped go on by methods of its own kind: Adam's have other states.
 
-    config: Config
-    dataset: "Dataset"
-    base: "Model"
-    wide: "Model"
-    preprocess: "Preprocess"
-    steps_per_unit: int
-
-
-def build(config: Config, data_dir: Path | None = None) -> Setup:
-    """Check the config, load the data and build both models; nothing is compiled.
-
-    Raises:
-        ValueError: a field out of range; the message names it, its value and what is allowed.
-        FileNotFoundError: the data set is not prepared; the message has the command that prepares it.
+    >>> methods_of(("sgd", "dropout", "adam"), release_at=100)
+    ('sgd', 'dropout')
     """
-    from lopjax import data
-    from lopjax.cloning import widen
-    from lopjax.training import Preprocess
-
-    _check_config(config)
-    dataset = data.load(config.dataset, data_dir, config.label_noise)
-    num_train = len(dataset.train_labels)
-    for name in ("batch_size", "probe_samples"):
-        is_enough = getattr(config, name) <= num_train
-        _check(name, getattr(config, name), is_enough, f"at most the {num_train} training examples")
-    base = build_network(config.model, config.net, dataset.image_shape, dataset.num_classes, config.dropout)
-    crop_and_flip = (4, True) if config.augment else (0, False)
-    return Setup(
-        config=config,
-        dataset=dataset,
-        base=base,
-        wide=widen(base, config.factor),
-        preprocess=Preprocess(dataset.mean, dataset.std, *crop_and_flip),
-        steps_per_unit=1 if config.unit == "steps" else num_train // config.batch_size,
-    )
-
-
-def _check_config(config: Config) -> None:
-    """What can be checked without the data and the models, which check their own arguments."""
-    import jax
-
-    from lopjax.optim import noisy_sgd
-
-    lengths = ("base_length", "clone_length")
-    for name in (*lengths, "record_every", "batch_size", "probe_samples"):
-        _check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
-    for name in ("learning_rate", "adam_learning_rate"):
-        _check(name, getattr(config, name), 0 < getattr(config, name) < float("inf"), "positive and finite")
-    for name in lengths:
-        is_multiple = getattr(config, name) % config.record_every == 0
-        _check(name, getattr(config, name), is_multiple, f"a multiple of record_every={config.record_every}")
-    for name in ("seeds", "methods"):
-        values = getattr(config, name)
-        _check(name, values, len(set(values)) == len(values) > 0, "distinct, at least one")
-    _check("seeds", config.seeds, all(0 <= seed < 2**31 for seed in config.seeds), "in 0..2147483647")
-    _check("factor", config.factor, config.factor >= 1, "a positive integer")
-    # Traced only, so that a mistake is answered before anything is compiled, be it the making of a key.
-    jax.eval_shape(lambda: noisy_sgd(config.learning_rate, config.noise_scale, config.noise_decay, seed=0).init({}))
-
-
-def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
-    if not is_allowed:
-        raise ValueError(f"{name}={value}: must be {allowed}")
+    kind = METHODS["sgd"].optimizer
+    return tuple(method for method in methods if not release_at or METHODS[method].optimizer is kind)

@@ -1,14 +1,18 @@
-"""What E1 measures at every record, as one pure function of the variables of a base and its clone."""
+"""What is measured at every record, as pure functions of the variables of a base and its clone."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from experiments.cloning.config import Setup
+import jax
 
-if TYPE_CHECKING:
-    import jax
+from experiments.cloning.setup import Setup
+from lopjax.cloning import uniform_partition
+from lopjax.losses import cross_entropy
+from lopjax.manifolds import cloned_manifold, tangency_residual, tree_norm
+from lopjax.probes import symptoms
+from lopjax.training import evaluate
 
-Measurements = dict[str, "jax.Array"]
+Measurements = dict[str, jax.Array]
 
 
 def make_measure(setup: Setup) -> Callable[[Any, Any, Any, Any], Measurements]:
@@ -18,10 +22,6 @@ def make_measure(setup: Setup) -> Callable[[Any, Any, Any, Any], Measurements]:
         `measure(base, clone, probe, test)`: variables of the base and of the clone (None before cloning: then only the
         test set is used), images and labels of the probe batch and of the test set.
     """
-    from lopjax.cloning import uniform_partition
-    from lopjax.probes import symptoms
-    from lopjax.training import evaluate
-
     partition = uniform_partition(setup.wide.wiring, setup.config.factor)
 
     def measure(base: Any, clone: Any, probe: Any, test: Any) -> Measurements:
@@ -45,17 +45,11 @@ def make_measure(setup: Setup) -> Callable[[Any, Any, Any, Any], Measurements]:
     return measure
 
 
-def confinement(setup: Setup, variables: Any, batch: Any) -> dict[str, "jax.Array"]:
+def confinement(setup: Setup, variables: Any, batch: Any) -> dict[str, jax.Array]:
     """How far parameters and gradient of the clone are from the manifold: norms of the violating parts, relative.
 
-    RE: incoming totals differ inside a cluster; CE: outgoing totals do; BC: anything does (theory 3.1).
+    RE: incoming totals differ inside a cluster; CE: outgoing totals do; BC: anything does (docs/theory/cloning.md).
     """
-    import jax
-
-    from lopjax.cloning import uniform_partition
-    from lopjax.losses import cross_entropy
-    from lopjax.manifolds import cloned_manifold, tangency_residual, tree_norm
-
     params = variables["params"]
     manifold = cloned_manifold(params, setup.wide.wiring, uniform_partition(setup.wide.wiring, setup.config.factor))
     assert manifold.normals is not None  # every cloned manifold has them

@@ -1,17 +1,16 @@
-"""What became of the clones: the verdicts of E1, its summary and the table on the terminal."""
+"""What became of the clones: verdicts, the summary of a run and the table on the terminal."""
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from experiments.presentation import Presentation
+import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from matplotlib.figure import Figure
-
-    from experiments.terminal import Table
-    from lopjax.runs import RunData
+from experiments.cloning.config import methods_of
+from experiments.kit.grid import axes_of
+from experiments.kit.methods import Point, curves
+from experiments.kit.terminal import Table
+from lopjax.runs import RunData
 
 LEFT, ESCAPED = 1e-3, 0.95
 _NUMBERS = (
@@ -43,8 +42,6 @@ _NOT_CLONED = Fate("not cloned yet", None, None, 0.0)
 
 def fate(steps: Any, r2: Any) -> Fate:
     """Decide what became of a clone from its R² at the recorded steps (the words are those of the documentation)."""
-    import numpy as np
-
     steps, r2 = np.asarray(steps), np.asarray(r2)
     lost = 1 - r2
     rounding = float(np.max(lost, where=np.isfinite(lost), initial=0.0))
@@ -61,29 +58,49 @@ def fate(steps: Any, r2: Any) -> Fate:
     return Fate(verdict, left, escaped, rounding)
 
 
-def summarise(data: "RunData") -> list[dict[str, Any]]:
-    """One row a method and seed that has records: what became of the clones, how losses, R² and rank moved.
+# --- The summary --------------------
+
+
+def rows_of(config: Mapping[str, Any]) -> list[tuple[str, Point, str]]:
+    """The rows of the table: method, point of the grid, and the phase that its clones live in.
+
+    Of a run that releases its clones the first row is their life before, under SGD.
+    """
+    release_at = config.get("release_at", 0)
+    trapped = [("sgd", (), "clone")] if release_at else []
+    phase = "release" if release_at else "clone"
+    found = curves(methods_of(config["methods"], release_at), axes_of(config))
+    return trapped + [(*curve, phase) for curve in found]
+
+
+def summarise(data: RunData) -> list[dict[str, Any]]:
+    """One row a lane that has records: what became of the clones, how losses, R² and rank moved.
 
     `frozen_at` is the step, counted from the first of the base, at which the lane was frozen because a loss was not
-    finite. A lane frozen before it was cloned has None for all that is said of its clone.
+    finite. A lane frozen before it was cloned has None for all that is said of its clone. `certificate_at_start` and
+    `certificate` are names of verdicts at the first and the last record of the phase, `stability` is that of the
+    manifold that the clones are on at the end. `trapped_*`, in runs that release clones: see `_trapped`.
     """
     rows = []
-    for method in data.config["methods"]:
+    for method, point, phase in rows_of(data.config):
         for seed in data.config["seeds"]:
-            lane = {"method": method, "seed": seed}
-            if not data.select(**lane):
+            lane = {"method": method, **dict(point), "seed": seed}
+            if not data.select(**lane, **({"phase": phase} if phase == "release" else {})):
                 continue
             marks = [record["frozen_at"] for record in data.select(**lane) if "frozen_at" in record]
             frozen_at = marks[0] if marks else None
-            rows.append({**lane, **_numbers(data, frozen_at, phase="clone", **lane), "frozen_at": frozen_at})
+            numbers = _numbers(data, frozen_at, phase=phase, **lane)
+            rows.append({**lane, "phase": phase, **numbers, **_trapped(data, lane, phase), "frozen_at": frozen_at})
     return rows
 
 
-def _numbers(data: "RunData", frozen_at: int | None, **where: Any) -> dict[str, Any]:
-    """Fate and numbers of one lane; None for each number of a lane without a clone."""
-    if not data.select(**where):
+def _numbers(data: RunData, frozen_at: int | None, **where: Any) -> dict[str, Any]:
+    """Fate, numbers and certificates of one lane; None for each number of a lane without a clone."""
+    records = data.select(**where)
+    if not records or where["phase"] not in ("clone", "release"):
         found = _DIVERGED if frozen_at is not None else _NOT_CLONED
-        return {**found._asdict(), **dict.fromkeys(_NUMBERS)}
+        nothing = dict.fromkeys((*_NUMBERS, "certificate_at_start", "certificate", "stability"))
+        return {**found._asdict(), **nothing}
 
     def column(name: str) -> Any:
         return data.column(name, **where)
@@ -94,10 +111,36 @@ def _numbers(data: "RunData", frozen_at: int | None, **where: Any) -> dict[str, 
     numbers = (
         *(r2[0], r2[-1], rank[0], rank[-1]),
         *(column("logit_difference")[0], column("clone/bc_residual").max()),
-        *(_last(data.select(**where), f"{name}/train_loss") for name in ("base", "clone")),
+        *(_last(records, f"{name}/train_loss") for name in ("base", "clone")),
         *(column(f"{name}/test_accuracy")[-1] for name in ("base", "clone")),
     )
-    return {**found._asdict(), **dict(zip(_NUMBERS, numbers))}
+    said = {"certificate_at_start": records[0].get("certificate"), "certificate": records[-1].get("certificate")}
+    return {**found._asdict(), **dict(zip(_NUMBERS, numbers)), **said, "stability": records[-1].get("stability")}
+
+
+def _trapped(data: RunData, lane: dict[str, Any], phase: str) -> dict[str, Any]:
+    """Of clones that are to be released, before that: does their loss stay above the base's, and was that predicted?
+
+    `trapped_gap`: training loss of the clone minus that of the base, mean over the last quarter of the records;
+    `trapped_gap_before`: over the quarter before. `trapped_prediction`: largest difference, at any record, between the
+    clone's loss and that of the base trained by the quotient dynamics.
+    """
+    records = [row for row in data.select(**lane, phase="clone") if "quotient/train_loss" in row]
+    if phase != "clone" or not records:
+        return {}
+    losses = {name: _losses(records, name) for name in ("base", "clone", "quotient")}
+    gap, quarter = losses["clone"] - losses["base"], max(len(records) // 4, 1)
+    before = gap[-2 * quarter : -quarter]
+    return {
+        "trapped_gap": float(gap[-quarter:].mean()),
+        "trapped_gap_before": float(before.mean()) if len(before) else None,
+        "trapped_prediction": float(np.abs(losses["clone"] - losses["quotient"]).max()),
+    }
+
+
+def _losses(records: list[dict[str, Any]], network: str) -> np.ndarray:
+    values = [record[f"{network}/train_loss"] for record in records]
+    return np.array([math.nan if value is None else value for value in values])
 
 
 def _last(records: list[dict[str, Any]], name: str) -> float | None:
@@ -106,20 +149,26 @@ def _last(records: list[dict[str, Any]], name: str) -> float | None:
     return values[-1] if values else None
 
 
-def table(data: "RunData") -> "Table":
-    """The table on the terminal: a row a method, means over its seeds; also of a run that is not complete."""
-    from experiments.terminal import Table
+# --- The table --------------------
 
+
+def table(data: RunData) -> Table:
+    """The table on the terminal: a row a method and point of the grid, means over seeds; also of an incomplete run."""
     summary, rows = data.summary or summarise(data), []
-    for method in data.config["methods"]:
-        seeds = [row for row in summary if row["method"] == method]
+    axes = [name for name, _ in axes_of(data.config)]
+    for method, point, phase in rows_of(data.config):
+        at_point = [str(dict(point).get(name, "-")) for name in axes]
+        where = {"method": method, "phase": phase, **dict(point)}
+        seeds = [row for row in summary if all(row.get(name, value) == value for name, value in where.items())]
+        name = f"{method}, trapped" if phase == "clone" and data.config.get("release_at", 0) else method
         if not seeds:
-            rows.append((method, "not started", *["-"] * 6))
+            rows.append((name, *at_point, "not started", *["-"] * 7))
             continue
         mean = {name: _mean([row[name] for row in seeds]) for name in _NUMBERS}
         rows.append(
             (
-                method,
+                name,
+                *at_point,
                 _verdict(seeds),
                 _step([row["left"] for row in seeds]),
                 _step([row["escaped"] for row in seeds]),
@@ -127,21 +176,67 @@ def table(data: "RunData") -> "Table":
                 f"{_number(mean['rank_at_cloning'], 0)} → {_number(mean['rank_final'], 0)}",
                 _number(mean["base_train_loss"], 3),
                 _number(mean["clone_train_loss"], 3),
+                _stability(seeds),
             )
         )
-    columns = ("method", "clones", "left", "escaped", "R²", "rank", "base loss", "clone loss")
+    columns = ("method", *axes, "clones", "left", "escaped", "R²", "rank", "base", "clone", "manifold")
+    return Table("\n".join(_title(data, summary)), columns, rows)
+
+
+def _title(data: RunData, summary: list[dict[str, Any]]) -> list[str]:
     cloned = [row for row in summary if row["r2_at_cloning"] is not None]
     at_cloning = "No lane was cloned"
     if cloned:
-        difference = max(row["logit_difference_at_cloning"] for row in cloned)
-        r2 = min(row["r2_at_cloning"] for row in cloned)
+        first = [row for row in cloned if row.get("phase") == cloned[0].get("phase")]  # not those at their release
+        difference = max(row["logit_difference_at_cloning"] for row in first)
+        r2 = min(row["r2_at_cloning"] for row in first)
         at_cloning = f"At cloning: R² ≥ {r2:.7f}, logits of base and clone within {difference:.1e}"
-    title = (
-        f"{at_cloning}\n"
-        "left, escaped: step from which 1 - R² > 0.001, R² < 0.95 to the end (median)\n"
-        f"R², effective rank, training loss (nats): means of {len(data.config['seeds'])} seeds at the end"
-    )
-    return Table(title, columns, rows)
+        at_cloning += _certified(cloned)
+    return [
+        at_cloning,
+        *_explained(summary),
+        *_left_out(data.config),
+        "left, escaped: step from which 1 - R² > 0.001, R² < 0.95 to the end (median)",
+        "R², effective rank, training loss of base and clone (nats): means of "
+        f"{len(data.config['seeds'])} seeds at the end",
+        "manifold: stability at the end of the one that clones with equal weights are on",
+    ]
+
+
+def _certified(cloned: list[dict[str, Any]]) -> str:
+    """How many lanes were certified at the start of their phase and at its end."""
+    said = [(row.get("certificate_at_start"), row.get("certificate")) for row in cloned]
+    start, end = (sum(pair[at] in ("BLOCK_CONSTANT", "ON_V") for pair in said) for at in (0, 1))
+    if not any(pair[0] for pair in said):
+        return ""
+    return f"\nCertified as trapped clones: {start} of {len(said)} lanes at the start, {end} at the end"
+
+
+def _explained(summary: list[dict[str, Any]]) -> list[str]:
+    """Whether trapped clones train worse than the base, in words; nothing for runs without a release."""
+    rows = [row for row in summary if row.get("trapped_gap") is not None]
+    if not rows:
+        return []
+    gap, prediction = _mean([row["trapped_gap"] for row in rows]), max(row["trapped_prediction"] for row in rows)
+    before = [row["trapped_gap_before"] for row in rows]
+    trend = "" if None in before else f" ({_mean(before):+.4f} in the quarter before)"
+    where = "above" if gap > 0 else "below"
+    return [
+        f"Trapped, the clone's loss ended {abs(gap):.4f} {where} the base's{trend}; the base trained by the quotient",
+        f"dynamics predicts the clone's loss to {prediction:.1e}: trapped clones are a base with other learning rates",
+    ]
+
+
+def _left_out(config: Mapping[str, Any]) -> list[str]:
+    """Methods that do not take part in a release."""
+    others = sorted(set(config["methods"]) - set(methods_of(config["methods"], config.get("release_at", 0))))
+    return [f"left out: {', '.join(others)}; clones of SGD are released with methods of its kind"] if others else []
+
+
+def _stability(seeds: list[dict[str, Any]]) -> str:
+    """Verdicts on the manifold of all seeds, in words."""
+    found = sorted({row["stability"]["verdict"].lower().replace("_", "-") for row in seeds if row.get("stability")})
+    return " / ".join(found) or "-"
 
 
 def _mean(values: list[float | None]) -> float:
@@ -156,8 +251,6 @@ def _number(value: float, digits: int) -> str:
 
 def _step(steps: list[int | None]) -> str:
     """Median of the steps at which it happened, and how many seeds it happened to unless to all."""
-    import numpy as np
-
     reached = [step for step in steps if step is not None]
     if not reached:
         return "never"
@@ -175,19 +268,3 @@ def _verdict(seeds: list[dict[str, Any]]) -> str:
     rounding = max(row["rounding"] for row in seeds)
     residual = max(row["leaf_residual"] for row in seeds)
     return "stayed, exactly" if residual == 0 else f"stayed to {max(rounding, residual):.0e}"
-
-
-def num_records(config: "Mapping[str, Any]") -> int:
-    """Of a complete run: one a lane for every chunk of training, and one at cloning."""
-    chunks = (config["base_length"] + config["clone_length"]) // config["record_every"]
-    return len(config["methods"]) * len(config["seeds"]) * (chunks + 1)
-
-
-def figures(data: "RunData") -> "dict[str, Figure]":
-    """The figure of E1."""
-    from lopjax.plotting import cloning_figure
-
-    return {"cloning": cloning_figure(data)}
-
-
-PRESENTATION = Presentation(table, figures, num_records)

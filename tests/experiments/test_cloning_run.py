@@ -1,4 +1,4 @@
-"""E1 from the command to its files, in seconds: what every method does to clones, and what may not change a result."""
+"""The cloning experiment from command to files, in seconds: what methods do to clones; what may not change a result."""
 
 import json
 
@@ -6,13 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-import experiments.cloning.program
+import experiments.kit.experiment
 from experiments.cloning.__main__ import main
-from experiments.cloning.config import PRESETS, Config, build
-from experiments.cloning.program import groups, knobs_of, total_steps
+from experiments.cloning.config import PRESETS, Config
+from experiments.cloning.parts import parts
 from experiments.cloning.report import fate, summarise, table
-from experiments.networks import MLP
+from experiments.cloning.setup import build
+from experiments.kit.networks import MLP
 from lopjax.runs import RunData, load, open_run
+from lopjax.runs.schedule import play
 
 ARGUMENTS = [
     "--fused",
@@ -101,7 +103,7 @@ def test_methods_see_the_same_network_and_the_same_batches(recorded):
 
 def test_the_folder_holds_what_the_run_was_and_what_came_out(recorded):
     assert sorted(path.name for path in recorded.folder.iterdir()) == [
-        "cloning.pdf", "cloning.png", "config.json", "metrics.jsonl", "summary.json", "variables",
+        "cloning.pdf", "cloning.png", "config.json", "metrics.jsonl", "schedule.json", "summary.json", "variables",
     ]  # fmt: skip
     assert recorded.config["net"]["widths"] == [4]
     assert [(row["method"], row["seed"]) for row in recorded.summary] == [(m, s) for m in METHODS for s in SEEDS]
@@ -109,7 +111,7 @@ def test_the_folder_holds_what_the_run_was_and_what_came_out(recorded):
 
 
 def test_a_second_call_shows_the_run_without_training(root, recorded, monkeypatch, capsys):
-    monkeypatch.setattr(experiments.cloning.program, "run", lambda *args: pytest.fail("training began"))
+    monkeypatch.setattr(experiments.kit.experiment, "run", lambda *args: pytest.fail("training began"))
     before = (recorded.folder / "metrics.jsonl").read_bytes()
     main(["--root", str(root), *ARGUMENTS])
     captured = capsys.readouterr()
@@ -127,10 +129,11 @@ def test_neither_order_nor_company_changes_what_a_lane_does(recorded, tmp_path):
         methods=("dropout", "noisy_sgd"), unit="steps", base_length=8, clone_length=24, record_every=8,
         batch_size=16, learning_rate=0.3, noise_scale=0.1, dropout=0.3, probe_samples=40, fused=False,
     )  # fmt: skip
-    assert len(groups(config)) == 2
-    run, done = open_run(tmp_path / "other", config), []
-    experiments.cloning.program.run(build(config), run, lambda description, steps: done.append(steps))
-    assert sum(done) == total_steps(build(config)) == 2 * 2 * 32
+    setup = build(config)
+    assert len(setup.groups) == 2
+    run, done, planned = open_run(tmp_path / "other", config), [], parts(config, setup)
+    play(planned, None, run, progress=lambda description, steps: done.append(steps))
+    assert sum(done) == sum(part.steps for part in planned) == 2 * 2 * 32
     other = load(run.folder)
     for method in config.methods:
         for seed in config.seeds:
@@ -141,16 +144,6 @@ def test_neither_order_nor_company_changes_what_a_lane_does(recorded, tmp_path):
     # The control: lanes are told apart at this tolerance.
     losses = [other.column("clone/train_loss", method=method, seed=0) for method in config.methods]
     assert np.abs(losses[0] - losses[1]).max() > 1e-3
-
-
-def test_groups_share_a_program_only_where_it_is_the_same():
-    fused, separate = (Config(methods=METHODS, seeds=SEEDS, fused=fused) for fused in (True, False))
-    assert [group.methods for group in groups(fused)] == [("sgd", "noisy_sgd", "dropout"), ("adam",)]
-    assert [group.methods for group in groups(separate)] == [(method,) for method in METHODS]
-    assert groups(fused)[1].lanes == (("adam", 0), ("adam", 1))
-    assert knobs_of(fused, "sgd") == (0.0, 0.0)
-    assert knobs_of(fused, "noisy_sgd") == (fused.noise_scale, 0.0)
-    assert knobs_of(fused, "dropout") == (0.0, fused.dropout)
 
 
 # --- Verdicts --------------------
@@ -183,7 +176,7 @@ def test_fate_of_clones(r2, verdict, left, escaped):
 def row(method: str, seed: int, **changes) -> dict:
     values = {"method": method, "seed": seed, "verdict": "stayed", "left": None, "escaped": None, "rounding": 0.0}
     values |= {"r2_at_cloning": 1.0, "r2_final": 1.0, "rank_at_cloning": 10.0, "rank_final": 12.0}
-    values |= {"logit_difference_at_cloning": 1e-6, "leaf_residual": 0.0}
+    values |= {"logit_difference_at_cloning": 1e-6, "leaf_residual": 0.0, "phase": "clone"}
     values |= {f"{name}_{what}": 0.5 for name in ("base", "clone") for what in ("train_loss", "test_accuracy")}
     return values | changes
 
@@ -221,8 +214,8 @@ def test_the_table_shows_a_seed_that_diverged():
         row("sgd", 0), row("sgd", 1, verdict="diverged", r2_final=None, clone_train_loss=None, rank_final=None)
     )
     assert cells["clones"] == "diverged / stayed"
-    assert cells["R²"] == cells["clone loss"] == "-"
-    assert cells["base loss"] == "0.500"
+    assert cells["R²"] == cells["clone"] == "-"
+    assert cells["base"] == "0.500"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The command line of E1 as a user meets it: help, every mistake of the first day, progress, and what is printed."""
+"""The command line of an experiment as a user meets it: help, the mistakes of the first day, progress, what is printed."""
 
 import io
 import re
@@ -10,12 +10,17 @@ import jax
 import numpy as np
 import pytest
 
-import experiments.cloning.program
+import experiments.cloning.parts
+import experiments.kit.experiment
 import lopjax.data
-from experiments.cli import Output, as_flags, parse
+from experiments.cloning import EXPERIMENT
 from experiments.cloning.__main__ import main
-from experiments.cloning.config import PRESETS, Config, build
-from experiments.terminal import Table, print_results, progress_bar, progress_lines
+from experiments.cloning.config import PRESETS, Config
+from experiments.cloning.setup import build
+from experiments.kit.flags import Output, parse
+from experiments.kit.session import as_flags
+from experiments.kit.terminal import Table, print_results, progress_bar, progress_lines
+from lopjax import runs
 from lopjax.data import Dataset, from_arrays
 from lopjax.runs import open_run
 
@@ -47,13 +52,11 @@ def test_help_is_quick_because_it_imports_no_numerical_library():
 
 
 def test_the_first_preset_is_the_default_and_flags_override_it():
-    config, output = parse("cloning", "", PRESETS["mlp"], [])
+    config, output = parse(EXPERIMENT, [])
     assert config == PRESETS["mlp"]["quick"]
     assert (output.name, str(output.root), output.overwrite) == ("quick", "runs", False)
     config, output = parse(
-        "cloning",
-        "",
-        PRESETS["mlp"],
+        EXPERIMENT,
         [
             *("--preset", "paper", "--net.widths", "8", "9", "--seeds", "3", "--noise-scale", "1"),
             *("--no-augment", "--name", "mine", "--overwrite"),
@@ -67,15 +70,14 @@ def test_the_first_preset_is_the_default_and_flags_override_it():
 
 def test_messages_speak_of_flags_where_the_library_speaks_of_arguments():
     config = Config()
-    assert as_flags("widths=(0,): no", config, {}) == "--net.widths=(0,): no"
-    assert as_flags("seeds=1: as --seeds", config, {}) == "--seeds=1: as --seeds"
-    assert as_flags("pass data_dir, or noise_decay", Output(), {}) == "pass --data-dir, or noise_decay"
+    assert as_flags("widths=(0,): no", config) == "--net.widths=(0,): no"
+    assert as_flags("seeds=1: as --seeds", config) == "--seeds=1: as --seeds"
+    assert as_flags("pass data_dir, or noise_decay", Output()) == "pass --data-dir, or noise_decay"
     # English words and paths stay what they are.
     assert (
-        as_flags("the factor of a model in a/data_dir/seeds=1", config, {})
-        == "the factor of a model in a/data_dir/seeds=1"
+        as_flags("the factor of a model in a/data_dir/seeds=1", config) == "the factor of a model in a/data_dir/seeds=1"
     )
-    assert as_flags("name=x: no", config, {"name=": "--dataset="}) == "--dataset=x: no"
+    assert as_flags("name=x: no", config) == "--dataset=x: no"
 
 
 @pytest.mark.parametrize(("model", "preset"), [(model, name) for model, presets in PRESETS.items() for name in presets])
@@ -101,7 +103,7 @@ def test_a_model_has_flags_and_a_folder_of_its_own(model, capsys, monkeypatch, t
     flags = {"mlp": "--net.widths", "cnn": "--net.channels", "resnet18": "--net.blocks", "vit": "--net.mlp-ratio"}
     assert [flag in text for flag in flags.values()] == [name == model for name in flags]
     opened = []
-    monkeypatch.setattr(experiments.cloning.program, "run", lambda setup, folder, *rest: opened.append(folder) or 1 / 0)
+    monkeypatch.setattr(experiments.kit.experiment, "run", lambda *given: opened.append(given[3]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main([f"--model={model}", "--root", str(tmp_path)])
     assert opened[0].folder.name == ("quick" if model == "mlp" else f"quick_{model}")
@@ -113,7 +115,7 @@ def test_a_model_has_flags_and_a_folder_of_its_own(model, capsys, monkeypatch, t
 
 def refused(argv: list[str], capsys, monkeypatch, tmp_path) -> str:
     """Run the command, which must end with status 2 before anything is trained; the one message it leaves."""
-    monkeypatch.setattr(experiments.cloning.program, "run", lambda *args: pytest.fail("training began"))
+    monkeypatch.setattr(experiments.kit.experiment, "run", lambda *args: pytest.fail("training began"))
     with pytest.raises(SystemExit) as stop:
         main(["--root", str(tmp_path / "runs"), *argv])
     assert stop.value.code == 2
@@ -238,11 +240,12 @@ def test_the_process_ends_with_status_2_and_one_line():
 
 
 def test_an_interrupted_run_says_what_is_kept(capsys, monkeypatch, tmp_path):
-    def interrupted(setup, folder, progress, keep_checkpoints, mesh):
-        folder.append({"step": 1}, {"step": 2})
+    def interrupted(config, setup):
+        folder = runs.load(tmp_path / "cloning" / "quick").folder
+        (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiments.cloning.program, "run", interrupted)
+    monkeypatch.setattr(experiments.cloning.parts, "parts", interrupted)
     with pytest.raises(SystemExit) as stop:
         main(["--root", str(tmp_path)])
     assert stop.value.code == 130

@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-import experiments.cloning.program as program
-from experiments.cli import kept_records
+from experiments.cloning import EXPERIMENT
 from experiments.cloning.__main__ import main
-from experiments.cloning.config import Config, build
-from experiments.networks import MLP
+from experiments.cloning.config import Config
+from experiments.cloning.parts import parts
+from experiments.cloning.setup import build
+from experiments.kit.flags import parse
+from experiments.kit.networks import MLP
+from experiments.kit.session import kept_records
 from lopjax import runs
 from lopjax.runs import checkpoints, open_run
+from lopjax.runs.schedule import play
 
 CONFIG = Config(
     dataset="digits", augment=False, net=MLP(widths=(4,)), label_noise=0.5, seeds=(0, 1),
@@ -32,6 +36,13 @@ FLAGS = [
     *("--methods", "noisy_sgd", "adam", "--base-length", "8", "--clone-length", "160", "--record-every", "8"),
     *("--probe-samples", "40", "--name", "tiny"),
 ]
+
+
+def play_all(folder, progress=lambda description, steps: None) -> list[str]:
+    """The whole run, or the rest of it; what is said of checkpoints."""
+    said = []
+    play(parts(CONFIG, build(CONFIG)), None, folder, progress=progress, say=said.append)
+    return said
 
 
 class Killed(BaseException):
@@ -61,7 +72,7 @@ def compiled_once(tmp_path_factory):
 def whole(tmp_path_factory):
     """What an uninterrupted run leaves."""
     folder = open_run(tmp_path_factory.mktemp("whole") / "run", CONFIG)
-    assert program.run(build(CONFIG), folder, lambda description, steps: None) == ()
+    assert play_all(folder) == []
     return left_by(folder)
 
 
@@ -96,7 +107,7 @@ def killed_before(number: int, folder, monkeypatch, during: str) -> None:
 
         patch.setattr(target, name, counting)
         with pytest.raises(type(error)):
-            program.run(build(CONFIG), folder, lambda description, steps: None)
+            play_all(folder)
 
 
 @pytest.mark.parametrize("during", ["append", "replace"])
@@ -107,9 +118,9 @@ def test_a_run_resumed_after_every_part_ends_with_the_same_bits(whole, tmp_path,
         killed_before(2, folder, monkeypatch, during)
         folder = open_run(folder.folder, CONFIG, resume=True)
     steps = []
-    assert program.run(build(CONFIG), folder, lambda description, steps_done: steps.append(steps_done)) == ()
+    assert play_all(folder, lambda description, steps_done: steps.append(steps_done)) == []
     assert left_by(folder) == whole
-    assert sum(steps) == program.total_steps(build(CONFIG))
+    assert sum(steps) == sum(part.steps for part in parts(CONFIG, build(CONFIG)))
 
 
 def test_what_stands_after_the_checkpoint_is_cut_off(whole, tmp_path, monkeypatch):
@@ -117,7 +128,7 @@ def test_what_stands_after_the_checkpoint_is_cut_off(whole, tmp_path, monkeypatc
     killed_before(3, folder, monkeypatch, "replace")
     with folder.metrics_path.open("ab") as file:
         file.write(b'{"method": "noisy_sgd", "half a rec')
-    program.run(build(CONFIG), folder, lambda description, steps: None)
+    play_all(folder)
     assert folder.metrics_path.read_bytes() == whole[0]
 
 
@@ -128,7 +139,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(whole, tmp_path, m
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
     path.write_bytes(content)
-    (reason,) = program.run(build(CONFIG), folder, lambda description, steps: None)
+    (reason,) = play_all(folder)
     assert "step_3.npz: damaged" in reason
     assert folder.metrics_path.read_bytes() == whole[0]
 
@@ -142,7 +153,7 @@ def test_a_full_disk_loses_nothing_that_was_recorded(whole, tmp_path, monkeypatc
     assert len(records) >= 4
     assert records == [json.loads(line) for line in whole[0].splitlines()[: len(records)]]
     assert not list(folder.folder.rglob("*.partial"))
-    program.run(build(CONFIG), folder, lambda description, steps: None)
+    play_all(folder)
     assert left_by(folder) == whole
 
 
@@ -169,10 +180,7 @@ def test_without_a_usable_checkpoint_the_command_says_why(tmp_path, monkeypatch,
 
 
 def build_config() -> Config:
-    from experiments.cli import parse
-    from experiments.cloning.config import PRESETS
-
-    return parse("cloning", "", PRESETS["mlp"], FLAGS)[0]
+    return parse(EXPERIMENT, FLAGS)[0]
 
 
 @pytest.mark.slow

@@ -1,16 +1,20 @@
-"""E1's companion: what `python -m experiments.stability` records agrees with the library, and mistakes are refused."""
+"""What `python -m experiments.stability` records agrees with the library, and mistakes are refused."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from experiments import stability
-from experiments.networks import MLP
+from experiments.kit.networks import MLP
+from experiments.stability.__main__ import main
+from experiments.stability.config import PRESETS
+from experiments.stability.parts import build, parts
+from experiments.stability.report import figure, measured, table
 from lopjax import runs
+from lopjax.runs.schedule import play
 
 TINY = dataclasses.replace(
-    stability.PRESETS["quick"],
+    PRESETS["quick"],
     net=MLP(widths=(3, 2), norm="none"),
     epochs=(0, 1),
     epochs_after=(0,),
@@ -22,13 +26,12 @@ TINY = dataclasses.replace(
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     folder = runs.open_run(tmp_path_factory.mktemp("runs") / "tiny", TINY)
-    dataset, model = stability.build(TINY)
-    stability.run(TINY, dataset, model, folder, lambda description, steps: None)
+    play(parts(TINY, build(TINY)), None, folder)
     return runs.load(folder.folder)
 
 
 def test_every_asked_epoch_is_measured_and_counts_fill_the_normal_space(recorded):
-    rows = stability.measured(recorded)
+    rows = measured(recorded)
     assert [(row["task"], row["epoch"], row["total_epoch"]) for row in rows] == [(0, 0, 0), (0, 1, 1), (1, 0, 1)]
     # Parameters of 64-6-4-10 less those of 64-3-2-10.
     normal_dimension = (65 * 6 + 7 * 4 + 5 * 10) - (65 * 3 + 4 * 2 + 3 * 10)
@@ -40,14 +43,13 @@ def test_every_asked_epoch_is_measured_and_counts_fill_the_normal_space(recorded
 
 
 def test_table_and_figure_show_every_measurement(recorded):
-    table = stability.table(recorded)
-    assert [row[:2] for row in table.rows] == [("1", "0"), ("1", "1"), ("2", "0")]
-    figure = stability.figure(recorded)
-    assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
-    lines = [line for line in figure.axes[1].lines if len(line.get_xdata()) == 3]
+    assert [row[:2] for row in table(recorded).rows] == [("1", "0"), ("1", "1"), ("2", "0")]
+    drawn = figure(recorded)
+    assert all(axes.get_xlabel() and axes.get_ylabel() for axes in drawn.axes)
+    lines = [line for line in drawn.axes[1].lines if len(line.get_xdata()) == 3]
     np.testing.assert_allclose(
         lines[0].get_ydata(),
-        [np.median(-np.array(row["min_eigenvalue"]["hidden_0"])) for row in stability.measured(recorded)],
+        [np.median(-np.array(row["min_eigenvalue"]["hidden_0"])) for row in measured(recorded)],
     )
 
 
@@ -64,7 +66,7 @@ def test_table_and_figure_show_every_measurement(recorded):
 )
 def test_mistakes_are_refused_before_anything_is_compiled(change, message, unchecked):
     with pytest.raises(ValueError, match=message):
-        stability.build(dataclasses.replace(TINY, **change))
+        build(dataclasses.replace(TINY, **change))
 
 
 def test_a_run_killed_after_every_part_ends_with_the_same_bits(recorded, tmp_path):
@@ -72,26 +74,24 @@ def test_a_run_killed_after_every_part_ends_with_the_same_bits(recorded, tmp_pat
         pass
 
     def dying(description, steps):
-        calls.append(steps)
+        calls.extend([steps] if steps else [])
         if len(calls) > len(lives):  # parts done in earlier lives are reported again
             raise Killed
 
-    dataset, model = stability.build(TINY)
     folder, lives = runs.open_run(tmp_path / "tiny", TINY), []
     for life in range(2):
         calls = []
         with pytest.raises(Killed):
-            stability.run(TINY, dataset, model, folder, dying)
+            play(parts(TINY, build(TINY)), None, folder, progress=dying)
         lives.append(life)
     folder = runs.open_run(folder.folder, TINY, resume=True)
     assert len(runs.load(folder.folder).records) == 3  # two measurements and an epoch of training
-    assert stability.run(TINY, dataset, model, folder, lambda description, steps: None) == ()
+    play(parts(TINY, build(TINY)), None, folder, say=lambda sentence: pytest.fail(sentence))
     assert folder.metrics_path.read_bytes() == (recorded.folder / "metrics.jsonl").read_bytes()
 
 
-def test_the_number_of_checkpoints_is_checked(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.argv", ["stability", "--root", str(tmp_path), "--keep-checkpoints", "0"])
+def test_the_number_of_checkpoints_is_checked(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        stability.main()
+        main(["--root", str(tmp_path), "--keep-checkpoints", "0"])
     assert stop.value.code == 2
     assert "--keep-checkpoints=0: must be at least 1" in capsys.readouterr().err

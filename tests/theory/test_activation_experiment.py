@@ -1,20 +1,15 @@
-"""E7: the documentation shows what the command computes, and the command runs."""
+"""Activation theory: the documentation shows what the command computes, and the command runs."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.activation_theory import (
-    PRINTED_ALPHA,
-    Config,
-    alpha_table,
-    measure,
-    run,
-    sampled_spectra,
-    tables,
-    train_and_probe,
-)
+from experiments.activation_theory.__main__ import main
+from experiments.activation_theory.config import Config
+from experiments.activation_theory.parts import PRINTED_ALPHA, alpha_table, measure, sampled_spectra, train_and_probe
+from experiments.activation_theory.report import tables
+from lopjax.runs import load
 
 PAGE = Path(__file__).parents[2] / "docs" / "theory" / "activation.md"
 
@@ -50,18 +45,21 @@ def test_hard_rank_of_samples(x64):
 
 def test_probe_along_training(x64):
     trained = train_and_probe(Config(train_steps=100))
-    assert trained["layers"] == tuple(f"hidden_{i}" for i in range(5))
-    assert trained["steps"].tolist() == [0, 20, 40, 60, 80]
-    assert trained["polarisation"].shape == (5, 5)
-    assert np.all((trained["polarisation"] >= 0) & (trained["polarisation"] <= 1))
-    assert np.any(trained["mean"][-1] != trained["mean"][0])
+    assert trained["layers"] == [f"hidden_{i}" for i in range(5)]
+    assert trained["steps"] == [0, 20, 40, 60, 80]
+    polarisation = np.array(trained["polarisation"])
+    assert polarisation.shape == (5, 5)
+    assert np.all((polarisation >= 0) & (polarisation <= 1))
+    assert trained["mean"][-1] != trained["mean"][0]
 
 
 @pytest.mark.slow
-def test_whole_command(tmp_path, x64):
-    folder, numbers = run(Config(num_samples=200, grid=3, depth=2, train_steps=40, root=tmp_path))
-    written = {path.name for path in folder.iterdir()}
+def test_whole_command(tmp_path):
+    flags = ("--num-samples", "200", "--grid", "3", "--depth", "2", "--train-steps", "40")
+    main(["--root", str(tmp_path), *flags])
+    data = load(tmp_path / "activation_theory" / "quick")
+    written = {path.name for path in data.folder.iterdir()}
     figures = ("a1_hard_rank", "a2_effective_rank", "a3_frozen_fraction", "a4_heat_maps", "kernel_maps")
     expected = {f"{name}{suffix}" for name in (*figures, "correlations_in_training") for suffix in (".png", ".pdf")}
-    assert written == expected | {"results.json", "tables.md"}
-    assert numbers["hard_ranks"]["identity"] == 10
+    assert written == expected | {"config.json", "schedule.json", "metrics.jsonl", "summary.json", "tables.md"}
+    assert data.summary["hard_ranks"]["identity"] == 10

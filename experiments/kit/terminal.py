@@ -78,7 +78,8 @@ def print_results(table: Table, paths: Sequence[Path]) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    console = Console()
+    # Into a file a table is as wide as it needs; a terminal has the last word.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     drawn = RichTable(
         title=table.title,
         title_justify="left",

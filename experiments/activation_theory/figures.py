@@ -1,9 +1,19 @@
-"""Figures of E7, as PNG and PDF: arXiv 2510.00304 A.1 to A.4, kernel maps over depth, correlations in training."""
+"""Figures of activation theory: arXiv 2510.00304 A.1 to A.4, kernel maps over depth, correlations in training."""
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lopjax.plotting import PALETTE, figure_at
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+
+from lopjax.activations import Activation, activation
+from lopjax.plotting import PALETTE, drawing
+from lopjax.runs import RunData
+from lopjax.theory import alpha, exact_rank_gain, frozen_fraction, iterate_map, kernel_gap, kernel_map, rank_gain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLORS = PALETTE[:6]
 DPI = 110
@@ -23,9 +33,27 @@ def display(name: str) -> str:
     return DISPLAY_NAMES.get(name, name)
 
 
-def hard_rank(path: Path, eigenvalues: dict[str, Any], ranks: dict[str, int], rank: int) -> None:
+def figures(data: RunData) -> "dict[str, Figure]":
+    """All figures of a run, by file name; those of samples and of training once they are recorded."""
+    spectra, trained = data.select(what="spectra"), data.select(what="training")
+    with jax.enable_x64(True):
+        drawn = {
+            "a2_effective_rank": effective_rank(data.config["num_equicorrelated"]),
+            "a3_frozen_fraction": frozen_against_alpha(),
+            "a4_heat_maps": heat_maps(data.config["grid"]),
+            "kernel_maps": kernel_maps(data.config["depth"]),
+        }
+    for found in spectra:
+        eigenvalues = {name: np.array(values) for name, values in found["eigenvalues"].items()}
+        drawn["a1_hard_rank"] = hard_rank(eigenvalues, found["ranks"], data.config["rank"])
+    for found in trained:
+        drawn["correlations_in_training"] = correlations_in_training(found)
+    return drawn
+
+
+def hard_rank(eigenvalues: dict[str, Any], ranks: dict[str, int], rank: int) -> "Figure":
     """A.1: spectra of rank-deficient Gaussian samples, before and behind each activation."""
-    with figure_at(path, 5.2, 3.4, DPI) as figure:
+    with drawing(5.2, 3.4, DPI) as figure:
         axes = figure.subplots()
         for (name, values), color in zip(eigenvalues.items(), ("0.25", *COLORS), strict=False):
             style = "--" if name == "identity" else "-"
@@ -36,19 +64,15 @@ def hard_rank(path: Path, eigenvalues: dict[str, Any], ranks: dict[str, int], ra
         axes.set_ylabel("eigenvalue of H'H, relative to the largest")
         axes.set_title(f"Activations restore full rank of rank-{rank} Gaussian inputs", fontsize=9)
         axes.legend(loc="lower left", bbox_to_anchor=(0.35, 0.1), fontsize=8)
+    return figure
 
 
-def effective_rank(path: Path, num_units: int) -> None:
+def effective_rank(num_units: int) -> "Figure":
     """A.2: exact gain of effective rank of equicorrelated units, and how far each formula is from it."""
-    import jax.numpy as jnp
-
-    from lopjax.activations import Activation, activation
-    from lopjax.theory import alpha, exact_rank_gain, kernel_gap, rank_gain
-
     eps = jnp.geomspace(1e-8, 0.5, 40)
     labels = {"corrected": "corrected", "leading_log": "appendix: leading log", "linear": "main text: 1 + αε"}
     steep = Activation("tanh(10z)", lambda z: jnp.tanh(10 * z), (0.0,))
-    with figure_at(path, 7.6, 3.3, DPI) as figure:
+    with drawing(7.6, 3.3, DPI) as figure:
         left, right = figure.subplots(1, 2)
         for f, marker, style in ((activation("tanh"), "o", "-"), (steep, "s", "--")):
             strength = alpha(f)
@@ -70,15 +94,11 @@ def effective_rank(path: Path, num_units: int) -> None:
             axes.set_xlabel("ε = 1 - correlation before the activation")
         left.legend(fontsize=7, loc="upper right")
         right.legend(fontsize=7, loc="lower right")
+    return figure
 
 
-def frozen_against_alpha(path: Path) -> None:
+def frozen_against_alpha() -> "Figure":
     """A.3: frozen fraction against alpha along one-parameter families, with the two that do not freeze."""
-    import jax.numpy as jnp
-
-    from lopjax.activations import activation
-    from lopjax.theory import alpha, frozen_fraction
-
     scales, shifts = jnp.geomspace(0.3, 1e4, 40), jnp.linspace(2.0, -8.0, 40)
     ones = jnp.ones_like(shifts)
     families = (
@@ -87,7 +107,7 @@ def frozen_against_alpha(path: Path) -> None:
         ("sin(kz), k → ∞ (control)", activation("sin"), jnp.geomspace(1.0, 30.0, 40), 0 * shifts),
         ("LeakyReLU(z + b) (exception)", activation("leaky_relu"), ones, shifts),
     )
-    with figure_at(path, 5.2, 3.4, DPI) as figure:
+    with drawing(5.2, 3.4, DPI) as figure:
         axes = figure.subplots()
         for (label, f, scale, shift), color, style in zip(families, COLORS, ("-", "-", "--", "--"), strict=False):
             gain = 1 + alpha(f, scale, shift, centred=True)
@@ -96,19 +116,15 @@ def frozen_against_alpha(path: Path) -> None:
         axes.set_ylabel("frozen fraction P(|f'| < 1e-4)")
         axes.set_ylim(-0.03, 1.03)
         axes.legend(fontsize=8)
+    return figure
 
 
-def heat_maps(path: Path, count: int) -> None:
+def heat_maps(count: int) -> "Figure":
     """A.4: frozen fraction and alpha over scale and shift of the pre-activation."""
-    import jax.numpy as jnp
-
-    from lopjax.activations import activation
-    from lopjax.theory import alpha, frozen_fraction
-
     scale, shift = jnp.geomspace(0.1, 100.0, count), jnp.linspace(-5.0, 5.0, count)
     grid = jnp.meshgrid(scale, shift, indexing="ij")
     names = ("relu", "selu", "tanh", "sigmoid")
-    with figure_at(path, 8.4, 4.4, DPI) as figure:
+    with drawing(8.4, 4.4, DPI) as figure:
         panels = figure.subplots(2, len(names), sharex=True, sharey=True)
         for column, name in enumerate(names):
             f = activation(name)
@@ -128,18 +144,14 @@ def heat_maps(path: Path, count: int) -> None:
             axes.set_ylabel("shift c = b/a")
         figure.colorbar(top, ax=panels[0], label="frozen fraction", aspect=12)
         figure.colorbar(low, ax=panels[1], label="log10(1 + α), centred", extend="max", aspect=12)
+    return figure
 
 
-def kernel_maps(path: Path, depth: int) -> None:
+def kernel_maps(depth: int) -> "Figure":
     """Kernel maps, and correlations iterated over depth, uncentred and centred."""
-    import jax.numpy as jnp
-
-    from lopjax.activations import activation
-    from lopjax.theory import iterate_map, kernel_map
-
     names = ("sigmoid", "exp", "relu", "gelu", "tanh")
     rho = jnp.linspace(-1.0, 1.0, 81)
-    with figure_at(path, 8.4, 3.3, DPI) as figure:
+    with drawing(8.4, 3.3, DPI) as figure:
         maps, uncentred, centred = figure.subplots(1, 3)
         for name, color in zip(names, COLORS, strict=False):
             f = activation(name)
@@ -159,23 +171,23 @@ def kernel_maps(path: Path, depth: int) -> None:
             axes.set_xlabel("layer")
             axes.set_ylabel(f"correlation, {title}")
             axes.set_ylim(-0.03, 1.03)
+    return figure
 
 
-def correlations_in_training(path: Path, trained: dict[str, Any]) -> None:
+def correlations_in_training(trained: dict[str, Any]) -> "Figure":
     """Correlation probe of every hidden layer of an MLP along training."""
-    import matplotlib as mpl
-
     fields = (
         ("polarisation", "polarisation, mean |2r - 1|"),
         ("near_zero", "pairs with r < 0.1"),
         ("near_one", "pairs with r > 0.9"),
     )
-    with figure_at(path, 8.4, 3.0, DPI) as figure:
+    with drawing(8.4, 3.0, DPI) as figure:
         panels = figure.subplots(1, len(fields))
         colors = mpl.colormaps["viridis"].resampled(len(trained["layers"]) + 1)
         for axes, (field, label) in zip(panels, fields, strict=True):
             for index, layer in enumerate(trained["layers"]):
-                axes.plot(trained["steps"], trained[field][:, index], color=colors(index), label=layer)
+                axes.plot(trained["steps"], np.array(trained[field])[:, index], color=colors(index), label=layer)
             axes.set_xlabel("SGD step")
             axes.set_ylabel(label)
         panels[2].legend(fontsize=8)
+    return figure

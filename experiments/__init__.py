@@ -1,1 +1,0 @@
-"""One file an experiment: `python -m experiments.<name>`, each with a `quick` and a `paper` preset."""

@@ -1,0 +1,42 @@
+"""What can be said for certain of a lane's clones: whether they are trapped, and whether their manifold is stable."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.cloning.setup import Setup
+from lopjax.certificates import certify_cloned
+from lopjax.cloning import uniform_partition
+from lopjax.losses import mean_cross_entropy
+from lopjax.stability import unit_blocks_of_clones
+
+
+def certificate_of(setup: Setup, variables: Any, probe: Any) -> str:
+    """Name of the `CloneVerdict` of a clone's variables, judged on the images and labels of the probe."""
+    partition = uniform_partition(setup.wide.wiring, setup.config.factor)
+    batch = setup.preprocess.inputs(probe[0]), probe[1]
+    return certify_cloned(setup.wide, variables, partition, batch).verdict.name
+
+
+def stability_of(setup: Setup, variables: Any, probe: Any) -> dict[str, Any] | None:
+    """Stability of the manifold that clones with equal weights are on, in double precision.
+
+    Returns:
+        The fields of a `StabilityReport`, its verdict by name; None for units whose weights are not equal, so that
+        there is no such manifold, and where nothing was cloned.
+    """
+    if setup.config.factor == 1:
+        return None
+    partition = uniform_partition(setup.wide.wiring, setup.config.factor)
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, setup.preprocess.inputs(probe[0])))
+        batch = double[1], np.asarray(probe[1])
+        allowed = 64 * float(np.finfo(np.result_type(*jax.tree.leaves(variables["params"]))).eps)
+        try:
+            blocks = unit_blocks_of_clones(
+                setup.wide, double[0], mean_cross_entropy, batch, partition, bc_tolerance=allowed
+            )
+        except ValueError:  # not block-constant
+            return None
+    return blocks.total._replace(verdict=blocks.total.verdict.name)._asdict()

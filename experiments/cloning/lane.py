@@ -1,0 +1,106 @@
+"""Pure functions of one lane: how it starts, is cloned, is released, and takes a step."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from experiments.cloning.setup import Setup
+from experiments.kit.methods import METHODS, OFF, Group
+from lopjax.cloning import clone_variables
+from lopjax.model import Variables
+from lopjax.quotient import quotient_optimizer
+from lopjax.training import Drawn, Logs, TrainState, init_state, logs_of, train_step
+
+
+class Pair(NamedTuple):
+    """A base and its clone in training.
+
+    Attributes:
+        base: the base network.
+        clone: None before cloning.
+        quotient: the base from cloning on, trained by the quotient dynamics of the trapped clone: the same loss curve,
+            computed on the small network. None unless the clone is to be released.
+        noise_key: of what the method draws.
+        numbers: those of the method that differ between the lanes of its program.
+    """
+
+    base: TrainState
+    clone: TrainState | None
+    quotient: TrainState | None
+    noise_key: jax.Array
+    numbers: Mapping[str, Any]
+
+
+class Program(NamedTuple):
+    """The pure functions of one group of lanes.
+
+    Attributes:
+        start: `(variables, noise_key, numbers) -> Pair`, from an initialised base network.
+        clone: `Pair -> Pair`, the base cloned.
+        release: `(Pair, noise_key, numbers) -> Pair`: the networks of another program go on in this one.
+        step: `(Pair, drawn, key, index) -> (Pair, logs)`.
+    """
+
+    start: Callable[[Variables, jax.Array, Mapping[str, Any]], Pair]
+    clone: Callable[[Pair], Pair]
+    release: Callable[[Pair, jax.Array, Mapping[str, Any]], Pair]
+    step: Callable[[Pair, Drawn, jax.Array, jax.Array], tuple[Pair, Logs]]
+
+
+def make_program(setup: Setup, group: Group) -> Program:
+    """The functions of a group; numbers that all its lanes have in common are constants of the program."""
+    config = setup.config
+    method = METHODS[group.methods[0]]  # of a fused group all have the same optimizer
+
+    def numbers_of(pair: Pair) -> dict[str, Any]:
+        return {**group.constants, **pair.numbers}
+
+    def quiet(pair: Pair) -> optax.GradientTransformation:
+        """The method without noise: how bases train, and clones that are to stay."""
+        return method.optimizer({**numbers_of(pair), "noise_scale": OFF["noise_scale"]}, None)
+
+    def loud(pair: Pair) -> optax.GradientTransformation:
+        return method.optimizer(numbers_of(pair), pair.noise_key)
+
+    def start(variables: Variables, noise_key: jax.Array, numbers: Mapping[str, Any]) -> Pair:
+        pair = Pair(TrainState(variables, ()), None, None, noise_key, numbers)
+        return pair._replace(base=init_state(variables, quiet(pair)))
+
+    def quotient_of(pair: Pair) -> optax.GradientTransformation:
+        return quotient_optimizer(quiet(pair), setup.base.wiring, config.factor)
+
+    def clone(pair: Pair) -> Pair:
+        variables = clone_variables(pair.base.variables, setup.base.wiring, config.factor)
+        quotient = init_state(pair.base.variables, quotient_of(pair)) if config.release_at else None
+        return pair._replace(clone=init_state(variables, loud(pair)), quotient=quotient)
+
+    def release(pair: Pair, noise_key: jax.Array, numbers: Mapping[str, Any]) -> Pair:
+        # Plain SGD has no state that could be lost here.
+        assert pair.clone is not None
+        pair = pair._replace(noise_key=noise_key, numbers=numbers)
+        return pair._replace(clone=init_state(pair.clone.variables, loud(pair)))
+
+    def step(pair: Pair, drawn: Drawn, key: jax.Array, index: jax.Array) -> tuple[Pair, Logs]:
+        images, labels = drawn.batch
+        augment_key, base_key, clone_key = jax.random.split(key, 3)
+        batch = setup.preprocess.inputs(images, augment_key if config.augment else None), labels
+        rate = numbers_of(pair)["dropout"]
+        base, seen = train_step(setup.base, quiet(pair), pair.base, batch, base_key, dropout_rate=rate)
+        logs = _named("base", seen)
+        if pair.clone is None:
+            return pair._replace(base=base), logs
+        cloned, seen = train_step(setup.wide, loud(pair), pair.clone, batch, clone_key, dropout_rate=rate)
+        pair, logs = pair._replace(base=base, clone=cloned), logs | _named("clone", seen)
+        if pair.quotient is None:
+            return pair, logs
+        # What the clone would do if it were still trapped: no noise and no dropout.
+        quotient, seen = train_step(setup.base, quotient_of(pair), pair.quotient, batch, dropout_rate=0.0)
+        return pair._replace(quotient=quotient), logs | _named("quotient", seen)
+
+    return Program(start, clone, release, step)
+
+
+def _named(network: str, seen: Any) -> Logs:
+    return {f"{network}/train_{name}": value for name, value in logs_of(seen, "loss", "accuracy").items()}

@@ -1,0 +1,121 @@
+"""What a run of the cloning experiment is built from, checked before anything is compiled."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.cloning.config import Config, methods_of
+from experiments.kit.experiment import NO_RESOURCES, Resources
+from experiments.kit.grid import axes_of, check_grid
+from experiments.kit.methods import METHODS, NUMBERS, Group, groups_of
+from experiments.kit.networks import build_network
+from lopjax import data
+from lopjax.cloning import widen
+from lopjax.model import Model
+from lopjax.optim import noisy_sgd
+from lopjax.training import Preprocess, Stream, check_lanes, epochs
+
+
+class Setup(NamedTuple):
+    """Config and everything built from it before compilation."""
+
+    config: Config
+    dataset: data.Dataset
+    base: Model
+    wide: Model
+    preprocess: Preprocess
+    stream: Stream
+    steps_per_unit: int
+    mesh: Any = None
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The programs of the run. Clones that are released go on in one program for all methods."""
+        config = self.config
+        methods = methods_of(config.methods, config.release_at)
+        is_fused = config.fused or config.release_at > 0
+        return groups_of(methods, config.seeds, numbers_of(config), axes_of(config), is_fused)
+
+
+def numbers_of(config: Config) -> dict[str, float]:
+    """The numbers that methods read."""
+    return {name: getattr(config, name) for name in NUMBERS}
+
+
+def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
+    """Check the config, load the data and build both models; nothing is compiled.
+
+    Raises:
+        ValueError: a field out of range; the message names it, its value and what is allowed.
+        FileNotFoundError: the data set is not prepared; the message has the command that prepares it.
+    """
+    _check_config(config)
+    check_lanes(len(config.seeds), resources.mesh)
+    dataset = data.load(config.dataset, resources.data_dir, config.label_noise)
+    num_train = len(dataset.train_labels)
+    for name in ("batch_size", "probe_samples"):
+        is_enough = getattr(config, name) <= num_train
+        _check(name, getattr(config, name), is_enough, f"at most the {num_train} training examples")
+    base = build_network(config.model, config.net, dataset.image_shape, dataset.num_classes, config.dropout)
+    crop_and_flip = (4, True) if config.augment else (0, False)
+    return Setup(
+        config=config,
+        dataset=dataset,
+        base=base,
+        wide=widen(base, config.factor),
+        preprocess=Preprocess(dataset.mean, dataset.std, *crop_and_flip),
+        stream=epochs(dataset.train_images, dataset.train_labels, config.batch_size),
+        steps_per_unit=1 if config.unit == "steps" else num_train // config.batch_size,
+        mesh=resources.mesh,
+    )
+
+
+def probe(config: Config, setup: Setup) -> tuple[Any, Any]:
+    """Inputs and labels on which symptoms are measured: the first training images."""
+    images, labels = (
+        array[: config.probe_samples] for array in (setup.dataset.train_images, setup.dataset.train_labels)
+    )
+    return setup.preprocess.inputs(images), labels
+
+
+def _check_config(config: Config) -> None:
+    """What can be checked without the data and the models, which check their own arguments."""
+    lengths = ("base_length", "clone_length")
+    for name in (*lengths, "record_every", "batch_size", "probe_samples"):
+        _check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
+    for name in (*lengths, "release_at"):
+        is_multiple = getattr(config, name) % config.record_every == 0
+        _check(name, getattr(config, name), is_multiple, f"a multiple of record_every={config.record_every}")
+    for name in ("seeds", "methods"):
+        values = getattr(config, name)
+        _check(name, values, len(set(values)) == len(values) > 0, "distinct, at least one")
+    _check("seeds", config.seeds, all(0 <= seed < 2**31 for seed in config.seeds), "in 0..2147483647")
+    _check("factor", config.factor, config.factor >= 1, "a positive integer")
+    is_inside = 0 <= config.release_at < config.clone_length
+    _check("release_at", config.release_at, is_inside, f"in 0..{config.clone_length - 1}, inside clone_length")
+    if config.release_at:
+        _check("methods", config.methods, "sgd" in config.methods, "sgd, whose clones are released, and others")
+        for axis in config.grid:
+            is_of_method = axis.name not in METHODS["sgd"].reads
+            _check(f"grid {axis}: release_at", config.release_at, is_of_method, "0 for a grid over a number of sgd")
+    check_grid(config.grid, NUMBERS)
+    _check_numbers(config)
+    for axis in config.grid:
+        for value in axis.values:
+            _check_numbers(replace(config, **{axis.name: value}))
+    groups_of(methods_of(config.methods, config.release_at), config.seeds, numbers_of(config), axes_of(config))
+
+
+def _check_numbers(config: Config) -> None:
+    """The numbers that methods read, the config's own or those of a point of the grid."""
+    for name in ("learning_rate", "adam_learning_rate"):
+        _check(name, getattr(config, name), 0 < getattr(config, name) < float("inf"), "positive and finite")
+    _check("dropout", config.dropout, 0 <= config.dropout < 1, "a rate in [0, 1)")
+    # Traced only, so that a mistake is answered before anything is compiled, be it the making of a key.
+    jax.eval_shape(lambda: noisy_sgd(config.learning_rate, config.noise_scale, config.noise_decay, seed=0).init({}))
+
+
+def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
+    if not is_allowed:
+        raise ValueError(f"{name}={value}: must be {allowed}")

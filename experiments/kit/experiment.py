@@ -1,0 +1,170 @@
+"""What an experiment is, and the one program that runs any of them.
+
+A new experiment is a folder `experiments/<name>/` whose package holds an `EXPERIMENT`, and a `__main__` that calls
+`main(EXPERIMENT)`. Nothing else has to know of it: `experiments.show` and `experiments.sweep` find it by its name.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from experiments.kit import flags, session
+from experiments.kit.terminal import Table, print_results, progress_bar
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+    from matplotlib.figure import Figure
+
+    from lopjax.model import Model
+    from lopjax.runs import Run, RunData
+    from lopjax.runs.schedule import Part
+
+
+class Resources(NamedTuple):
+    """What an experiment is given besides its config; nothing here changes a result.
+
+    Attributes:
+        data_dir: folder of prepared data sets; None for the default.
+        mesh: devices to spread lanes over; None for one.
+    """
+
+    data_dir: Path | None = None
+    mesh: "Mesh | None" = None
+
+
+NO_RESOURCES = Resources()
+
+
+class Experiment(NamedTuple):
+    """An experiment as data and pure functions.
+
+    Attributes:
+        name: of its folder in `experiments/`, and of that of its runs.
+        description: what `--help` says first.
+        presets: config of every preset, a frozen dataclass; the first is the default.
+        build: `(config, resources) -> setup`: checks the config, loads data, builds models; compiles nothing.
+        parts: `(config, setup) -> parts` of a run (`lopjax.runs.schedule`).
+        summary: what a run has shown, as JSON: a list of rows. Takes runs that are not complete, too, like all below.
+        table: the table on the terminal.
+        figures: `{file name without ending: figure}`.
+        texts: `{file name: text}`, such as tables for the documentation.
+        variants: for experiments with several architectures: presets by the value of `--model`; `presets` are those of
+            the first.
+        networks: `(config, setup) -> {name: model}`, recorded in the run folder.
+        probe: `(config, setup) -> (inputs, labels)`, recorded beside them.
+        is_spread: whether its lanes can be spread over devices.
+        traced: config fields that a grid may vary within one run, each point a lane of the same program.
+        environment: environment variables to set before JAX is imported, unless they are set.
+    """
+
+    name: str
+    description: str
+    presets: Mapping[str, Any]
+    build: Callable[[Any, Resources], Any]
+    parts: "Callable[[Any, Any], Sequence[Part]]"
+    summary: "Callable[[RunData], Any]"
+    table: "Callable[[RunData], Table]"
+    figures: "Callable[[RunData], Mapping[str, Figure]]"
+    texts: "Callable[[RunData], Mapping[str, str]]" = lambda data: {}
+    variants: Mapping[str, Mapping[str, Any]] = {}
+    networks: "Callable[[Any, Any], Mapping[str, Model]]" = lambda config, setup: {}
+    probe: "Callable[[Any, Any], tuple[Any, Any] | None]" = lambda config, setup: None
+    is_spread: bool = False
+    traced: tuple[str, ...] = ()
+    environment: Mapping[str, str] = {}
+
+
+def late(reference: str) -> Callable[..., Any]:
+    """A function `module:name`, imported when it is first called: what needs JAX waits until flags have been read."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        module, name = reference.split(":")
+        return getattr(import_module(module), name)(*args, **kwargs)
+
+    return call
+
+
+def find(name: str) -> Experiment:
+    """The experiment of a name, from its folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module = f"experiments.{name}"
+    try:
+        return import_module(module).EXPERIMENT
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+    except AttributeError:
+        pass
+    raise ValueError(f"experiment={name!r}: there is no package {module} with an EXPERIMENT")
+
+
+def main(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
+    """Parse, run (or show a complete run), and report. Ends with status 1 if every lane was frozen, 2 on a mistake."""
+    for variable, value in experiment.environment.items():
+        os.environ.setdefault(variable, value)
+    config, output = flags.parse(experiment, argv)
+    with session.user_errors(experiment.name, config):
+        resources = Resources(output.data_dir, session.devices_of(output))
+        setup = experiment.build(config, resources)
+        folder = session.open_folder(experiment.name, config, output)
+    if folder.is_complete:
+        print(f"{folder.folder}: this config has been run; --overwrite runs it again", file=sys.stderr)
+    else:
+        run(experiment, config, setup, folder, output.keep_checkpoints, resources.mesh)
+    if not session.is_main_process(output):
+        return
+    from lopjax import runs
+
+    data = runs.load(folder.folder)
+    with session.user_errors(experiment.name, config):
+        present(experiment, data)
+    _end_if_all_frozen(data)
+
+
+def run(
+    experiment: Experiment,
+    config: Any,
+    setup: Any,
+    folder: "Run",
+    keep_checkpoints: int = 2,
+    mesh: "Mesh | None" = None,
+) -> None:
+    """Play all parts and conclude; if that is not to be, say what is kept and how to go on."""
+    from lopjax import runs
+    from lopjax.runs.schedule import play
+
+    with session.kept_records(experiment.name, folder):
+        parts = experiment.parts(config, setup)
+        total = sum(part.steps for part in parts)
+        with progress_bar(total, is_shown=folder.is_writer) as progress:
+            play(parts, None, folder, progress=progress, keep=keep_checkpoints, mesh=mesh, say=session.say)
+        if folder.is_writer:
+            folder.finish(experiment.summary(runs.load(folder.folder)))
+
+
+def present(experiment: Experiment, data: "RunData") -> None:
+    """Draw the figures of a run into its folder, print its table and the files that there are."""
+    from lopjax.plotting import save
+
+    paths = [data.folder / name for name in ("metrics.jsonl", "summary.json") if (data.folder / name).exists()]
+    for name, text in experiment.texts(data).items():
+        (data.folder / name).write_text(text, encoding="utf-8")
+        paths.append(data.folder / name)
+    for name, figure in experiment.figures(data).items():
+        paths += save(figure, data.folder / name)
+    print_results(experiment.table(data), paths)
+
+
+def _end_if_all_frozen(data: "RunData") -> None:
+    """A run whose every lane diverged has shown nothing: say so, and end with status 1."""
+    rows = data.summary if isinstance(data.summary, list) else []
+    frozen = [row.get("frozen_at") for row in rows if isinstance(row, dict)]
+    if frozen and None not in frozen:
+        print(f"stopped: the loss of every seed is not finite, of the last from step {max(frozen)} on", file=sys.stderr)
+        raise SystemExit(1)

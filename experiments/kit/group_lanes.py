@@ -1,0 +1,82 @@
+"""The lanes of a group in training: their numbers and seeds, and records of what they log and what is measured."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from experiments.kit.methods import Group, Lane
+from lopjax.runs.schedule import Part
+from lopjax.training import Lanes, Logs, gathered, place
+
+
+class GroupLanes(NamedTuple):
+    """Lanes that share a program, in rows: the seeds of one method and point of the grid are a row.
+
+    Attributes:
+        group: which lanes.
+        seeds: of every row.
+        mesh: devices that they are spread over; None for one.
+    """
+
+    group: Group
+    seeds: tuple[int, ...]
+    mesh: Mesh | None = None
+
+    def of_seeds(self, tree: Any) -> Any:
+        """Arrays with a leading axis of seeds, repeated for every row: a leading axis of lanes."""
+        index = jnp.tile(jnp.arange(len(self.seeds)), len(self.group.lanes) // len(self.seeds))
+        return jax.tree.map(lambda leaf: leaf[index], tree)
+
+    def numbers(self) -> dict[str, jax.Array]:
+        """The numbers that differ from lane to lane."""
+        return {name: jnp.array(values) for name, values in self.group.traced.items()}
+
+    def placed(self, tree: Any) -> Any:
+        """Arrays with a leading axis of lanes, or of the seeds of a row, where the compiled functions want them."""
+        return place(tree, self.mesh, is_per_lane=True)
+
+    def read(self, tree: Any) -> Any:
+        """Arrays as NumPy's, from all devices."""
+        return jax.device_get(gathered(tree, self.mesh))
+
+    def rows(self) -> list[tuple[slice, tuple[Lane, ...]]]:
+        """Every row: where its lanes are, and their names."""
+        size = len(self.seeds)
+        firsts = range(0, len(self.group.lanes), size)
+        return [(slice(first, first + size), self.group.lanes[first : first + size]) for first in firsts]
+
+    def part(self, phase: str, steps: int, do: Callable[[Any], Any], like: Callable[[], Any]) -> Part:
+        """A part of `steps` steps of every lane, after which there is a record of each."""
+        name = f"{phase}: {', '.join(self.group.methods)}"
+        return Part(name, steps * len(self.group.lanes), do, like, num_records=len(self.group.lanes))
+
+    def records(
+        self, lanes: Lanes, logs: Logs, where: Mapping[str, Any], measure: Callable[[Any], Logs]
+    ) -> list[dict[str, Any]]:
+        """A record a lane.
+
+        Args:
+            lanes: their state.
+            logs: of the steps before, an array over the lanes each.
+            where: fields that all records have: phase, step.
+            measure: state of a row -> what is measured of it, an array over its seeds each. A row at a time, so that
+                groups with one method and groups with three share the compiled program.
+        """
+        logs, frozen_at, records = self.read(logs), self.read(lanes.frozen_at), []
+        for row, names in self.rows():
+            state = self.placed(_row(lanes.state, row.start, len(names)))
+            values = {name: array[row] for name, array in logs.items()} | self.read(measure(state))
+            for index, lane in enumerate(names):
+                frozen = int(frozen_at[row.start + index])
+                record = {**lane.fields(), **where, **({"frozen_at": frozen} if frozen >= 0 else {})}
+                records.append(record | {name: float(array[index]) for name, array in values.items()})
+        return records
+
+
+_row = jax.jit(
+    lambda tree, first, size: jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size), tree),
+    static_argnums=2,
+)

@@ -1,0 +1,167 @@
+"""Methods of training, a row each, and the lanes of a run: methods x points of a grid x seeds.
+
+A new method is one row of `METHODS`. Whatever trains by a method name - flags, programs, records, tables, figures -
+takes it from there.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import jax
+    import optax
+
+Settings = Mapping[str, Any]
+"""Numbers of the config, Python's or traced ones: `{"learning_rate": 0.1, ...}`."""
+
+
+class Method(NamedTuple):
+    """One way of training.
+
+    Attributes:
+        label: in figures.
+        optimizer: `(settings, key) -> optax transformation`; the key is for what it draws. Methods with the same
+            function can share a compiled program.
+        reads: numbers of the config that it depends on.
+        intervention: `settings -> lopjax.training.Intervention`, applied after every update; None for none.
+        needs_boundaries: whether it looks at where a task starts. Tables mark such methods.
+    """
+
+    label: str
+    optimizer: "Callable[[Settings, jax.Array | None], optax.GradientTransformation]"
+    reads: tuple[str, ...]
+    intervention: Callable[[Settings], Any] | None = None
+    needs_boundaries: bool = False
+
+
+def _sgd(settings: Settings, key: "jax.Array | None") -> "optax.GradientTransformation":
+    import optax
+
+    from lopjax.optim import noisy_sgd
+
+    scale = settings["noise_scale"]
+    if isinstance(scale, float) and scale == 0.0:  # a constant of the program: nothing is drawn
+        return optax.sgd(settings["learning_rate"])
+    return noisy_sgd(settings["learning_rate"], scale, settings["noise_decay"], seed=0 if key is None else key)
+
+
+def _adam(settings: Settings, key: "jax.Array | None") -> "optax.GradientTransformation":
+    import optax
+
+    return optax.adam(settings["adam_learning_rate"])
+
+
+METHODS: dict[str, Method] = {
+    "sgd": Method("SGD", _sgd, ("learning_rate",)),
+    "noisy_sgd": Method("noisy SGD", _sgd, ("learning_rate", "noise_scale", "noise_decay")),
+    "dropout": Method("dropout", _sgd, ("learning_rate", "dropout")),
+    "adam": Method("Adam", _adam, ("adam_learning_rate",)),
+}
+
+# What a method has that does not read a number; of any other number it has the config's.
+OFF = {"noise_scale": 0.0, "dropout": 0.0}
+NUMBERS = ("learning_rate", "adam_learning_rate", "noise_scale", "noise_decay", "dropout")
+
+Point = tuple[tuple[str, float], ...]
+"""A point of a grid: `(("noise_scale", 0.01), ("noise_decay", 0.9))`."""
+
+
+class Lane(NamedTuple):
+    """What tells a lane from the others.
+
+    Attributes:
+        method: key of `METHODS`.
+        point: of the grid, those axes that the method reads.
+        seed: of everything random.
+    """
+
+    method: str
+    point: Point
+    seed: int
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of a record."""
+        return {"method": self.method, **dict(self.point), "seed": self.seed}
+
+
+class Group(NamedTuple):
+    """Lanes that share one compiled program.
+
+    Attributes:
+        lanes: all of them; the seeds of one method and point lie side by side.
+        constants: numbers that all lanes have in common, constants of the program.
+        traced: the others: an array over the lanes each.
+    """
+
+    lanes: tuple[Lane, ...]
+    constants: dict[str, float]
+    traced: dict[str, tuple[float, ...]]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Which methods they are of."""
+        return tuple(dict.fromkeys(lane.method for lane in self.lanes))
+
+
+def curves(methods: Iterable[str], grid: Iterable[tuple[str, Sequence[float]]]) -> list[tuple[str, Point]]:
+    """Every method at every point of the grid's axes that it reads: what has a row in a table, a colour in a figure."""
+    axes = list(grid)
+    found = []
+    for method in methods:
+        own = [[(name, value) for value in values] for name, values in axes if name in METHODS[method].reads]
+        found += [(method, point) for point in itertools.product(*own)]
+    return found
+
+
+def label_of(method: str, point: Point) -> str:
+    """A curve in the legend of a figure."""
+    return ", ".join([METHODS[method].label, *(f"{name.replace('_', ' ')} {value:g}" for name, value in point)])
+
+
+def groups_of(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    numbers: Mapping[str, float],
+    grid: Iterable[tuple[str, Sequence[float]]] = (),
+    is_fused: bool = False,
+) -> tuple[Group, ...]:
+    """The programs of a run: one a method, or, fused, one for all methods with the same kind of optimizer.
+
+    Args:
+        methods: keys of `METHODS`.
+        seeds: one lane each, for every method and point.
+        numbers: the config's value of every number.
+        grid: axes `(name, values)`.
+        is_fused: share programs: less compilation, but every lane pays for what one of them draws.
+
+    Raises:
+        ValueError: an axis that no method reads, or no such number.
+    """
+    axes = [(name, tuple(values)) for name, values in grid]
+    for name, values in axes:
+        readers = [method for method in methods if name in METHODS[method].reads]
+        if not readers:
+            raise ValueError(f"grid {name}={values}: must be a number that one of the methods {list(methods)} reads")
+    families: dict[Any, list[Lane]] = {}
+    for method, point in curves(methods, axes):
+        family = METHODS[method].optimizer if is_fused else method
+        families.setdefault(family, []).extend(Lane(method, point, seed) for seed in seeds)
+    return tuple(_group(tuple(lanes), numbers) for lanes in families.values())
+
+
+def _group(lanes: tuple[Lane, ...], numbers: Mapping[str, float]) -> Group:
+    constants, traced = {}, {}
+    for name in numbers:
+        values = tuple(_number_of(lane, name, numbers) for lane in lanes)
+        if len(set(values)) == 1:
+            constants[name] = values[0]
+        else:
+            traced[name] = values
+    return Group(lanes, constants, traced)
+
+
+def _number_of(lane: Lane, name: str, numbers: Mapping[str, float]) -> float:
+    if name not in METHODS[lane.method].reads and name in OFF:
+        return OFF[name]
+    return dict(lane.point).get(name, numbers[name])

@@ -1,0 +1,196 @@
+"""The surroundings of a run: its folder, its devices, and mistakes and interruptions in the words of the user."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from experiments.kit.flags import Output
+    from lopjax.runs import Run
+
+# Where the library has another name for what the user has typed.
+PHRASES = {
+    "name=": "--dataset=",
+    "another folder": "another --name or --root",
+    "overwrite=True": "--overwrite",
+    "resume=True": "--resume",
+    "grid ": "--grid ",
+}
+# Flags that belong to no config; their names occur in messages of the library.
+OUTPUT_FIELDS = (
+    *("preset", "name", "root", "data_dir", "overwrite", "resume", "keep_checkpoints", "tensorboard", "writer"),
+    *("seed_devices", "batch_devices", "coordinator", "num_processes", "process_id"),
+)
+
+
+def open_folder(experiment: str, config: Any, output: "Output") -> "Run":
+    """The run folder that the flags ask for: new, complete, or one that goes on.
+
+    Raises:
+        ValueError: `keep_checkpoints` is not positive.
+        RunFolderError: the folder cannot be used; see `lopjax.runs.open_run`.
+    """
+    from lopjax import runs
+
+    if output.keep_checkpoints < 1:
+        raise ValueError(f"keep_checkpoints={output.keep_checkpoints}: must be at least 1")
+    arguments = (output.root / experiment / output.name, config)
+    if not getattr(output, "coordinator", ""):
+        return with_writers(runs.open_run(*arguments, output.overwrite, output.resume, experiment), output)
+    # One process opens the folder, and the others learn what became of it.
+    import jax
+    import numpy as np
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    new, complete, refused = range(3)
+    run, state = None, refused
+    try:
+        if jax.process_index() == 0:
+            run = with_writers(runs.open_run(*arguments, output.overwrite, output.resume, experiment), output)
+            state = complete if run.is_complete else new
+    finally:
+        state = int(broadcast_one_to_all(np.int32(state)))
+    if state == refused:
+        raise SystemExit(2)
+    return run or runs.follow_run(*arguments, is_complete=state == complete)
+
+
+def with_writers(run: "Run", output: "Output") -> "Run":
+    """The run with the writers that the flags ask for.
+
+    Raises:
+        ImportError: what a writer needs is not installed.
+    """
+    from lopjax.runs.writers import TensorBoardWriter
+
+    if not output.tensorboard or run.is_complete:
+        return run
+    return run._replace(writers=(TensorBoardWriter(run.folder / "tensorboard"),))
+
+
+def devices_of(output: Any) -> "Mesh | None":
+    """Join the other processes of the run, if there are any, and lay out the devices; first of all that uses JAX.
+
+    Returns:
+        The mesh of the lanes; None for a single device.
+
+    Raises:
+        ValueError: a flag is out of range, there are too few devices, or the other processes cannot be reached.
+    """
+    coordinator = getattr(output, "coordinator", None)
+    if coordinator is None:
+        return None
+    if not coordinator:
+        for name, value, only in (("num_processes", output.num_processes, 1), ("process_id", output.process_id, 0)):
+            if value != only:
+                raise ValueError(f"{name}={value}: must be {only} without --coordinator")
+    elif output.coordinator != "auto" and not 0 <= output.process_id < output.num_processes:
+        raise ValueError(f"process_id={output.process_id}: must be in 0..{output.num_processes - 1}")
+    import jax
+
+    from lopjax.training.lanes import lane_mesh
+
+    if output.coordinator:
+        try:
+            if output.coordinator == "auto":
+                jax.distributed.initialize()
+            else:
+                jax.distributed.initialize(output.coordinator, output.num_processes, output.process_id)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"coordinator={output.coordinator}: {error}") from error
+    return lane_mesh(output.seed_devices, output.batch_devices)
+
+
+def is_main_process(output: "Output") -> bool:
+    """Whether this process is the one that writes and prints."""
+    if not getattr(output, "coordinator", ""):
+        return True
+    import jax
+
+    return jax.process_index() == 0
+
+
+def say(sentence: str) -> None:
+    """One line on stderr."""
+    print(sentence, file=sys.stderr)
+
+
+@contextmanager
+def kept_records(experiment: str, folder: "Run") -> Iterator[None]:
+    """Around a run: if it ends early, say why, what is kept and how to go on.
+
+    Early ends: Ctrl-C, a full disk, a loss that is not finite, checkpoints that cannot be used.
+    """
+    from lopjax import runs
+    from lopjax.runs.checkpoints import CheckpointError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        records = len(runs.load(folder.folder).records)
+        print(
+            f"interrupted: {records} records are kept, lopjax.runs.load({str(folder.folder)!r}) reads them; "
+            "--resume goes on, --overwrite starts again and moves them aside",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    except (OSError, CheckpointError, FloatingPointError) as error:
+        refuse(experiment, f"{error}; what was recorded is kept in {folder.folder}")
+
+
+def refuse(experiment: str, message: object) -> None:
+    """Say on stderr what is wrong and end with exit status 2."""
+    print(f"python -m experiments.{experiment}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextmanager
+def user_errors(experiment: str, config: Any) -> Iterator[None]:
+    """Around all that is checked before compilation: a mistake becomes one message on stderr and exit status 2.
+
+    Ctrl-C ends quietly with status 130. The library speaks of arguments (`noise_decay=2.0: must be ...`); the user has
+    typed flags. So the names of fields become those of their flags (`--noise-decay=2.0: must be ...`).
+
+    Args:
+        experiment: module name of the experiment.
+        config: the config, for the names of its fields.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        refuse(experiment, as_flags(str(error), config))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def as_flags(message: str, config: Any) -> str:
+    """A message of the library in the words of the command line.
+
+    >>> from experiments.kit.grid import Axis
+    >>> as_flags("data_dir=x: not a folder", Axis("", ()))
+    '--data-dir=x: not a folder'
+    """
+    for phrase, replacement in PHRASES.items():
+        message = message.replace(phrase, replacement)
+    for path in (*_field_paths(config), *OUTPUT_FIELDS):
+        field = path.rsplit(".", 1)[-1]
+        # A name that is also an English word counts only where a value follows.
+        follows = "" if "_" in field else "(?==|: )"
+        flag = f"--{path.replace('_', '-')}"
+        message = re.sub(rf"(?<![\w/.-])(?:{re.escape(path)}|{field})\b{follows}", flag, message)
+    return message
+
+
+def _field_paths(config: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields, nested ones included: `net.widths`."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _field_paths(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name

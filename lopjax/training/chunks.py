@@ -1,0 +1,113 @@
+"""Steps in compiled chunks, for many lanes at once; order and noise are fixed by keys alone.
+
+A *step* is a pure function `(state, drawn, key, index) -> (state, logs)`. The state is any pytree: one network, or a
+base and its clone that see the same batches. What step `t` of a lane sees is decided by `(key, t)` alone, so the result
+does not depend on how the steps are cut into chunks, nor on the lanes beside it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Int32, PyTree
+
+from lopjax.training.lanes import cut_batch, over_lanes
+from lopjax.training.steps import Logs
+from lopjax.training.streams import Drawn, Stream, block_of
+
+State = PyTree
+Step = Callable[[State, Drawn, jax.Array, jax.Array], tuple[State, Logs]]
+
+
+class Lanes(NamedTuple):
+    """Many lanes in training.
+
+    Attributes:
+        state: of every lane; leaves have a leading lane axis.
+        frozen_at: int32, one a lane: the first step whose logs were not all finite; -1 while there is none.
+    """
+
+    state: State
+    frozen_at: Int32[Array, " lanes"]
+
+
+def start_lanes(state: State) -> Lanes:
+    """Lanes at the start of training.
+
+    Args:
+        state: of every lane, with a leading lane axis on every leaf. The lanes own their buffers, so what is passed
+            here can still be used when a chunk has given theirs back.
+
+    Raises:
+        ValueError: the leaves do not have one leading axis in common.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    sizes = {jax.tree_util.keystr(path): leaf.shape[:1] for path, leaf in leaves}
+    if len(set(sizes.values())) != 1 or () in sizes.values():
+        raise ValueError(f"state: every array needs the same leading lane axis, got {sizes}; stack the states first")
+    return Lanes(jax.tree.map(_copy, state), jnp.full(leaves[0][1].shape[0], -1, jnp.int32))
+
+
+def _copy(leaf: Any) -> jax.Array:
+    return leaf.copy() if isinstance(leaf, jax.Array) else jnp.array(leaf)
+
+
+def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable[..., tuple[Lanes, Logs]]:
+    """Compile steps for many lanes, as many steps a call as the call says.
+
+    The number of steps is no part of the compiled program, so that a run has the same bits however it is cut into
+    calls. A lane any of whose logs is not finite at some step is frozen: it keeps the state that this step found, and
+    `frozen_at` names the step. The others go on.
+
+    Args:
+        step: one step of one lane; it may ignore what is drawn.
+        stream: what its batches are drawn from. Only its functions are compiled; data are passed to every call.
+        mesh: from `lane_mesh`, to spread the lanes, and their batches, over several devices.
+
+    Returns:
+        `chunk(lanes, keys, start, num_steps, data) -> (lanes, logs)`: steps `start, ..., start + num_steps - 1`.
+        `lanes` (whose buffers are given back) and `keys` have a leading lane axis; `data` is `stream.data` or another
+        tree of the same shapes, shared by all lanes; logs are means over the steps, one a lane, NaN for a frozen one.
+        Raises ValueError if `num_steps` is not positive or there is not one key a lane.
+    """
+    block = block_of(stream)
+
+    def of_one(lane: Lanes, key: jax.Array, start: Any, num_steps: Any, data: PyTree) -> tuple[Lanes, Logs]:
+        order_key, step_key = jax.random.split(key)
+        drawn = jax.eval_shape(stream.draw, data, order_key, start)
+        logged = jax.eval_shape(step, lane.state, drawn, step_key, start)[1]
+        dtype = jnp.zeros(()).dtype
+        sums = jax.tree.map(lambda log: jnp.zeros(log.shape, dtype), logged)
+        stop = start + num_steps
+
+        def one(index: Any, prepared: PyTree, carry: tuple[Lanes, Logs]) -> tuple[Lanes, Logs]:
+            (state, frozen_at), sums = carry
+            drawn = block.draw(data, prepared, order_key, index)
+            drawn = drawn._replace(batch=cut_batch(drawn.batch, mesh))
+            found, logs = step(state, drawn, jax.random.fold_in(step_key, index), index)
+            is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(log)) for log in jax.tree.leaves(logs)]))
+            frozen_at = jnp.where((frozen_at < 0) & ~is_finite, index, frozen_at)
+            state = jax.tree.map(lambda new, old: jnp.where(frozen_at < 0, new, old), found, state)
+            return Lanes(state, frozen_at), jax.tree.map(lambda a, b: a + b.astype(dtype), sums, logs)
+
+        def whole_block(carry: tuple[Any, tuple[Lanes, Logs]]) -> tuple[Any, tuple[Lanes, Logs]]:
+            index, inner = carry
+            prepared, end = block.prepare(data, order_key, index), jnp.minimum(block.end(index), stop)
+            return end, jax.lax.fori_loop(index, end, lambda i, c: one(i, prepared, c), inner)
+
+        _, (lane, sums) = jax.lax.while_loop(lambda carry: carry[0] < stop, whole_block, (start, (lane, sums)))
+        means = jax.tree.map(lambda log: jnp.where(lane.frozen_at < 0, log / num_steps, jnp.nan), sums)
+        return lane, means
+
+    compiled = over_lanes(of_one, 2, mesh, donate=True)
+
+    def chunk(lanes: Lanes, keys: jax.Array, start: int, num_steps: int, data: PyTree) -> tuple[Lanes, Logs]:
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps}: must be at least 1")
+        if keys.shape[:1] != lanes.frozen_at.shape:
+            raise ValueError(f"{lanes.frozen_at.shape[0]} lanes, keys of shape {keys.shape}: there must be one a lane")
+        return compiled(lanes, keys, jnp.int32(start), jnp.int32(num_steps), data)
+
+    return chunk

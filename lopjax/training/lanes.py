@@ -1,0 +1,162 @@
+"""Lanes: independent runs of one program, one after the other on a CPU, side by side elsewhere, spread over devices.
+
+A lane is one seed of one method. Lanes never speak to each other, so a lane must not notice its company: on a CPU,
+where XLA sums in another order for a batch of matrices than for one, they are run one after the other through the
+program of one lane, and every bit is the same whatever runs beside it. On an accelerator, where company pays, they are
+batched. Over several devices, and hosts, each device runs its own share of the lanes; the batches of a lane may be cut
+over devices too.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import mlir
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree, UInt32
+
+SEED, BATCH = "seed", "batch"
+
+
+def lane_mesh(seed_devices: int = 1, batch_devices: int = 1) -> Mesh | None:
+    """Devices in a grid: lanes are spread over its rows, the batches of each lane over its columns.
+
+    Args:
+        seed_devices: groups of devices, each with its own share of the lanes.
+        batch_devices: devices of a group, each with its own share of every batch.
+
+    Returns:
+        A mesh over `seed_devices * batch_devices` of the devices of all processes; None for a single device, which
+        needs no mesh.
+
+    Raises:
+        ValueError: a number is not positive, there are fewer devices, or a process would be left without any.
+    """
+    for name, value in (("seed_devices", seed_devices), ("batch_devices", batch_devices)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    wanted, devices = seed_devices * batch_devices, jax.devices()
+    if wanted > len(devices):
+        raise ValueError(
+            f"seed_devices={seed_devices}, batch_devices={batch_devices}: need {wanted} devices, there are "
+            f"{len(devices)} ({devices[0].platform}); on a CPU, the environment variable "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted} makes as many"
+        )
+    if jax.process_count() > 1 and wanted != len(devices):
+        raise ValueError(
+            f"seed_devices={seed_devices}, batch_devices={batch_devices}: {jax.process_count()} processes have "
+            f"{len(devices)} devices together; the product must be {len(devices)}"
+        )
+    if wanted == 1:
+        return None
+    _spell_out_products()
+    grid = np.array(devices[:wanted]).reshape(seed_devices, batch_devices)
+    return Mesh(grid, (SEED, BATCH))
+
+
+def check_lanes(num_lanes: int, mesh: Mesh | None, name: str = "seeds") -> None:
+    """Refuse a number of lanes that the rows of the mesh do not divide, before anything is compiled.
+
+    Raises:
+        ValueError: says how many there are, and how many rows.
+    """
+    rows = 1 if mesh is None else mesh.shape[SEED]
+    if num_lanes % rows:
+        raise ValueError(f"seed_devices={rows}: must divide the {num_lanes} {name}")
+
+
+def over_lanes(
+    function: Callable[..., Any], num_lane_args: int, mesh: Mesh | None = None, donate: bool = False
+) -> Callable[..., Any]:
+    """Compile a function of one lane for many.
+
+    Args:
+        function: pure; takes `num_lane_args` trees of one lane, then what all lanes share, and returns a tree.
+        num_lane_args: how many of its arguments have a leading lane axis in the compiled function.
+        mesh: from `lane_mesh`; the number of lanes must be a multiple of its rows.
+        donate: whether the buffers of the first argument may be reused for the result.
+
+    Returns:
+        The compiled function, whose result has a leading lane axis.
+    """
+
+    def lanes(*args: Any) -> Any:
+        own, shared = args[:num_lane_args], args[num_lane_args:]
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(lambda one: function(*one, *shared), own)
+        return jax.vmap(lambda *one: function(*one, *shared))(*own)
+
+    donated = (0,) if donate else ()
+    if mesh is None:
+        return jax.jit(lanes, donate_argnums=donated)
+
+    # A batch axis of more than one device is left to the compiler, which follows `cut_batch`.
+    manual = {SEED} if mesh.shape[BATCH] > 1 else {SEED, BATCH}
+
+    def spread(*args: Any) -> Any:
+        specs = (PartitionSpec(SEED),) * num_lane_args + (PartitionSpec(),) * (len(args) - num_lane_args)
+        return jax.shard_map(
+            lanes, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(SEED), axis_names=manual, check_vma=False
+        )(*args)
+
+    return jax.jit(spread, donate_argnums=donated)
+
+
+def cut_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
+    """Inside a function of one lane: spread the leading axis of every array over the columns of the mesh."""
+    if mesh is None or mesh.shape[BATCH] == 1:
+        return batch
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec(BATCH)), batch)
+
+
+def place(tree: PyTree, mesh: Mesh | None, is_per_lane: bool) -> PyTree:
+    """Put arrays where the compiled functions want them: by lanes over the rows of the mesh, or whole on every device.
+
+    Args:
+        tree: arrays and random keys, the same on every process.
+        mesh: from `lane_mesh`; None leaves them alone.
+        is_per_lane: whether their leading axis is that of the lanes.
+    """
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec(SEED) if is_per_lane else PartitionSpec())
+
+    def put(leaf: Any) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        # Each process copies the shares of its own devices.
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+
+    return jax.tree.map(put, tree)
+
+
+def gathered(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """The same arrays whole on every device, so that every process can read them. All processes must call it."""
+    if mesh is None:
+        return tree
+    return jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+
+
+@cache
+def _spell_out_products() -> None:
+    """From now on compile `jax.lax.mulhi`, which Philox keys are made of, as `high_word`: the same bits.
+
+    Shardy, the partitioner of jaxlib 0.10.2, ends any program that has it with an internal error.
+    """
+    word = jnp.uint32(1)
+    (equation,) = jax.make_jaxpr(jax.lax.mulhi)(word, word).jaxpr.eqns
+    mlir.register_lowering(equation.primitive, mlir.lower_fun(high_word, multiple_results=False))
+
+
+def high_word(x: UInt32[jax.Array, "..."], y: UInt32[jax.Array, "..."]) -> UInt32[jax.Array, "..."]:
+    """The upper 32 bits of the 64-bit product, from products of half words."""
+    half, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
+    x_high, x_low, y_high, y_low = x >> half, x & mask, y >> half, y & mask
+    middle = x_high * y_low + (x_low * y_low >> half)
+    return x_high * y_high + (middle >> half) + (x_low * y_high + (middle & mask) >> half)

@@ -1,0 +1,75 @@
+"""From stored images to what a model takes, and how well it does on a whole set of them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32, UInt8
+
+from lopjax.data import augment, normalize
+from lopjax.losses import accuracy, mean_cross_entropy
+from lopjax.model import Model, Variables
+
+Images = UInt8[Array | np.ndarray, "batch height width channels"]
+
+
+class Preprocess(NamedTuple):
+    """From 8-bit images to what a model takes.
+
+    Attributes:
+        mean: per channel, in units of pixel/255.
+        std: likewise.
+        crop_padding: random crops after zero padding by this many pixels, in training; 0 for none.
+        flip: random horizontal flips in training.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int = 0
+    flip: bool = False
+
+    def inputs(self, images: Images, key: jax.Array | None = None) -> jax.Array:
+        """Normalised images, augmented if a key is given. Floating point type: JAX's default."""
+        shown = images if key is None else augment(key, images, self.crop_padding, self.flip)
+        return normalize(shown, self.mean, self.std, jnp.zeros(()).dtype)
+
+
+def evaluate(
+    model: Model,
+    variables: Variables,
+    preprocess: Preprocess,
+    images: UInt8[Array | np.ndarray, "n height width channels"],
+    labels: Int32[Array | np.ndarray, " n"],
+    batch_size: int = 1000,
+) -> dict[str, Float[Array, ""]]:
+    """Mean cross-entropy (nats) and accuracy in eval mode over a whole set, in batches. Pure; use under jit.
+
+    Args:
+        model: the network.
+        variables: its variables.
+        preprocess: how images become inputs; nothing random is done.
+        images: 8-bit images.
+        labels: their classes.
+        batch_size: images held as floats at once; the last batch may be smaller.
+
+    Raises:
+        ValueError: if there is nothing to evaluate, or `batch_size` is not positive.
+    """
+    images, labels, num = jnp.asarray(images), jnp.asarray(labels), len(images)
+    if batch_size < 1 or num < 1:
+        raise ValueError(f"batch_size={batch_size}, {num} images: both must be at least 1")
+    size = min(batch_size, num)
+    whole = num // size * size
+
+    def sums(batch: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logits = model.apply(variables, preprocess.inputs(batch[0]))[0]
+        count = batch[1].shape[0]
+        return mean_cross_entropy(logits, batch[1]) * count, accuracy(logits, batch[1]) * count
+
+    batched = (images[:whole].reshape(-1, size, *images.shape[1:]), labels[:whole].reshape(-1, size))
+    loss, correct = jax.tree.map(jnp.sum, jax.lax.map(sums, batched))
+    if whole < num:
+        rest_loss, rest_correct = sums((images[whole:], labels[whole:]))
+        loss, correct = loss + rest_loss, correct + rest_correct
+    return {"loss": loss / num, "accuracy": correct / num}

@@ -1,0 +1,136 @@
+"""One training step of one network, with any loss and any optax optimizer."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jaxtyping import PyTree
+
+from lopjax.losses import accuracy, mean_cross_entropy
+from lopjax.model import Model, Variables
+from lopjax.signals import Observed, observe
+
+Logs = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """One network in training.
+
+    Attributes:
+        variables: parameters and batch statistics.
+        opt_state: state of the optax optimizer.
+        own: states of interventions, so that checkpoints hold them.
+    """
+
+    variables: Variables
+    opt_state: optax.OptState
+    own: PyTree = ()
+
+
+def init_state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
+    """A network at the start of training."""
+    return TrainState(variables, optimizer.init(variables["params"]))
+
+
+def train_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: tuple[PyTree, PyTree],
+    key: jax.Array | None = None,
+    *,
+    loss: Callable[[jax.Array, Any], jax.Array] = mean_cross_entropy,
+    dropout_rate: jax.typing.ArrayLike | None = None,
+    signals: bool = False,
+    task: Any = None,
+    extra: Mapping[str, Any] | None = None,
+) -> tuple[TrainState, Observed]:
+    """One step of any optax optimizer on one batch, in train mode.
+
+    Optimizers that ask for the loss are given it: `value`, `grad` and `value_fn` of the same batch, as optax names
+    them (`polyak_sgd`, `lbfgs`, `contrib.reduce_on_plateau`).
+
+    Args:
+        model: the network.
+        optimizer: any optax transformation.
+        state: its variables and optimizer state.
+        batch: `(inputs, labels)`.
+        key: for dropout.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
+        dropout_rate: overrides the model's own; may be traced.
+        signals: whether backward signals are observed, too.
+        task: from the stream, to be observed.
+        extra: what else the optimizer's `update` is given by name; overrides the three above.
+
+    Returns:
+        The new state, and what was observed *before* the step. Under jit what is not used of it costs nothing.
+    """
+    seen = observe(
+        model,
+        state.variables,
+        batch,
+        loss=loss,
+        train=True,
+        key=key,
+        dropout_rate=dropout_rate,
+        signals=signals,
+        task=task,
+    )
+    params = state.variables["params"]
+
+    def value_fn(changed: PyTree) -> jax.Array:
+        variables = {**state.variables, "params": changed}
+        logits = model.apply(variables, batch[0], train=True, key=key, dropout_rate=dropout_rate)[0]
+        return loss(logits, batch[1])
+
+    known = {"value": seen.loss, "grad": seen.gradient, "value_fn": value_fn, **(extra or {})}
+    takes_extra = optax.with_extra_args_support(optimizer)
+    updates, opt_state = takes_extra.update(seen.gradient, state.opt_state, params, **known)
+    changed = optax.apply_updates(params, updates)
+    return state._replace(variables={**seen.variables, "params": changed}, opt_state=opt_state), seen
+
+
+LOGS: dict[str, Callable[[Observed], jax.Array]] = {
+    "loss": lambda seen: seen.loss,
+    "accuracy": lambda seen: accuracy(seen.logits, seen.batch[1]),
+    "gradient_norm": lambda seen: optax.global_norm(seen.gradient),
+}
+"""What `logs_of` knows by name."""
+
+
+def logs_of(seen: Observed, *names: str, **own: Callable[[Observed], jax.Array]) -> Logs:
+    """The numbers that a step logs, of what it has observed.
+
+    Args:
+        seen: from `train_step`.
+        names: any of `LOGS`: "loss", "accuracy" (needs integer labels), "gradient_norm" (Euclidean, all parameters).
+        own: further ones, `Observed -> scalar`, each under its name.
+
+    Raises:
+        ValueError: a name that is not known; lists those that are.
+    """
+    if unknown := [name for name in names if name not in LOGS]:
+        raise ValueError(f"logs {unknown}: must be among {sorted(LOGS)}, or functions passed by name")
+    return {name: log(seen) for name, log in {**{name: LOGS[name] for name in names}, **own}.items()}
+
+
+def sgd_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    inputs: jax.Array,
+    labels: jax.Array,
+    key: jax.Array | None = None,
+    dropout_rate: jax.typing.ArrayLike | None = None,
+    loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_cross_entropy,
+) -> tuple[TrainState, Logs]:
+    """Deprecated: `train_step` and `logs_of`. One step that logs loss and accuracy; this name works for one release."""
+    warnings.warn(
+        "sgd_step: use train_step(model, optimizer, state, (inputs, labels), key) and logs_of",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    state, seen = train_step(model, optimizer, state, (inputs, labels), key, loss=loss, dropout_rate=dropout_rate)
+    return state, logs_of(seen, "loss", "accuracy")
