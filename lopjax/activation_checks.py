@@ -140,7 +140,7 @@ def check_activation(entry: Activation) -> None:
 
 def _checked_values(entry: Activation, z: Float[Array, " points"]) -> Float[Array, " points"]:
     """The function on a grid, after making sure that it treats every entry alike and keeps shape and type."""
-    value, part = entry(z), entry(z[:5])
+    value, part = entry.function(z), entry.function(z[:5])
     if jnp.shape(value) != z.shape or jnp.result_type(value) != z.dtype:
         raise ValueError(
             f"activation {entry.name} turns {z.dtype}{list(z.shape)} into {jnp.result_type(value)}"
