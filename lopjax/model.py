@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lopjax.activations import Activation
 from lopjax.wiring import Wiring
 
 Params = Any
@@ -24,13 +25,13 @@ class Tap:
         space: the unit space written here (static).
         pre: input of the activation function, an array `(batch, ..., units)`; any leaf under `jax.tree.map`.
         post: its output, same shape, before dropout.
-        activation: name of the activation function (static).
+        activation: name of the activation function, or an `Activation` that has none in `lopjax.activations` (static).
     """
 
     space: str = field(metadata={"static": True})
     pre: Any
     post: Any
-    activation: str = field(default="identity", metadata={"static": True})
+    activation: str | Activation = field(default="identity", metadata={"static": True})
 
 
 Taps = Mapping[str, Tap]

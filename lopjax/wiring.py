@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from lopjax.activations import Activation
+
 Path = tuple[str, ...]
 
 
@@ -70,10 +72,15 @@ class Label:
 
 
 class Site(NamedTuple):
-    """A place where a unit space is written and observed: a residual stream has many, a plain layer one."""
+    """A place where a unit space is written and observed: a residual stream has many, a plain layer one.
+
+    Attributes:
+        space: the unit space.
+        activation: name in `lopjax.activations.ACTIVATIONS`, or the `Activation` if it is none of those.
+    """
 
     space: str
-    activation: str
+    activation: str | Activation
 
 
 @dataclass(frozen=True)

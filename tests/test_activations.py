@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from lopjax.activations import ACTIVATIONS, Activation, activation
+from lopjax.activation_checks import check_activation, find_kinks
+from lopjax.activations import ACTIVATIONS, Activation, activation, activation_key
 
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
@@ -21,6 +22,15 @@ def phi(z):
 
 def step(z):
     return (z > 0).astype(float)
+
+
+def mish(z, order):
+    """z tanh(softplus(z)) and its derivatives, by the product rule."""
+    s, slope, bend = np.logaddexp(z, 0), sigma(z), sigma(z) * sigma(-z)
+    t = np.tanh(s)
+    first = (1 - t**2) * slope
+    second = (1 - t**2) * (bend - 2 * t * slope**2)
+    return (z * t, t + z * first, 2 * first + z * second)[order]
 
 
 # name -> (value, first derivative, second derivative), in numpy, away from the kinks
@@ -61,7 +71,12 @@ FORMULAS = {
     ),
     "softplus": (lambda z: np.logaddexp(z, 0), sigma, lambda z: sigma(z) * sigma(-z)),
     "sin": (np.sin, np.cos, lambda z: -np.sin(z)),
+    "cos": (np.cos, lambda z: -np.sin(z), lambda z: -np.cos(z)),
     "exp": (np.exp, np.exp, np.exp),
+    "mish": tuple(lambda z, order=order: mish(z, order) for order in range(3)),
+    "relu6": (lambda z: np.clip(z, 0, 6), lambda z: step(z) * step(6 - z), np.zeros_like),
+    "hard_tanh": (lambda z: np.clip(z, -1, 1), lambda z: step(1 - np.abs(z)), np.zeros_like),
+    "abs": (np.abs, np.sign, np.zeros_like),
 }
 
 
@@ -86,7 +101,7 @@ def test_derivative_at_the_kink_is_pytorchs(name, slope, x64):
 
 @pytest.mark.parametrize("name", [name for name, entry in ACTIVATIONS.items() if not entry.kinks])
 def test_smooth_means_smooth(name, x64):
-    """Three derivatives are continuous at 0, the only place where any of these functions has a kink."""
+    """Three derivatives are continuous at 0, where most of the others have a kink; `find_kinks` looks elsewhere."""
     f = activation(name)
     third = jax.vmap(jax.grad(jax.grad(jax.grad(lambda x: f(x)))))
     left, right = third(jnp.array([-1e-7, 1e-7]))
@@ -95,9 +110,10 @@ def test_smooth_means_smooth(name, x64):
 
 @pytest.mark.parametrize("name", [name for name, entry in ACTIVATIONS.items() if entry.kinks])
 def test_kinks_are_where_a_derivative_jumps(name, x64):
-    f, (kink,) = activation(name), ACTIVATIONS[name].kinks
+    f = activation(name)
     derivatives = (jax.grad(lambda x: f(x)), jax.grad(jax.grad(lambda x: f(x))))
-    assert max(float(abs(d(kink + 1e-7) - d(kink - 1e-7))) for d in derivatives) > 0.5
+    for kink in ACTIVATIONS[name].kinks:
+        assert max(float(abs(d(kink + 1e-7) - d(kink - 1e-7))) for d in derivatives) > 0.5
 
 
 def test_dtype_is_kept():
@@ -115,3 +131,92 @@ def test_an_activation_is_a_static_argument():
 def test_unknown_name_lists_the_names():
     with pytest.raises(ValueError, match=r"'swish': must be one of relu, leaky_relu, tanh.*exp"):
         activation("swish")
+
+
+def test_jax_functions_bring_their_facts():
+    assert activation(jnp.tanh) is ACTIVATIONS["tanh"]
+    assert activation(jax.nn.leaky_relu).kinks == (0.0,)
+    assert activation_key(jax.nn.relu) == "relu"
+    assert activation_key(ACTIVATIONS["relu"]) == "relu"
+    own = activation(lambda z: jnp.maximum(z, 0))
+    assert own.kinks is own.is_monotone is own.flat is own.saturates is own.is_zero_below_zero is None
+
+
+@pytest.mark.parametrize("name", ["relu6"])
+def test_facts_of_named_activations_pass_the_check(name):
+    check_activation(ACTIVATIONS[name])
+
+
+WRONG = {
+    "is_monotone=True": Activation("v", jnp.abs, is_monotone=True),
+    "is_homogeneous=True": Activation("tanh", jnp.tanh, is_homogeneous=True),
+    "lower_bound": Activation("tanh", jnp.tanh, lower_bound=-0.5),
+    "flat": Activation("leaky", jax.nn.leaky_relu, flat=[(-np.inf, 0.0)]),
+    "saturates": Activation("exp", jnp.exp, saturates=[np.inf]),
+    r"kinks=\(0.0,\) is wrong.*at 0.(5|4999)": Activation("bent", lambda z: jnp.abs(z) + jnp.abs(z - 0.5), kinks=[0.0]),
+    "not elementwise": Activation("softmax", jax.nn.softmax),
+    "keep the type": Activation("step", lambda z: (z > 0).astype(int)),
+    "keep the type ": Activation("sum", jnp.sum),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_facts_are_refused(message):
+    with pytest.raises(ValueError, match=message.strip()):
+        check_activation(WRONG[message])
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"kinks": (1.0, 0.0)}, "ascending"),
+        ({"kinks": (np.nan,)}, "finite"),
+        ({"saturates": (0.0,)}, "must be -inf or inf"),
+        ({"flat": ((1.0, 0.0),)}, "low < high"),
+        ({"lower_bound": np.nan}, "below inf"),
+    ],
+)
+def test_facts_that_make_no_sense_are_refused(facts, message):
+    with pytest.raises(ValueError, match=message):
+        Activation("own", jnp.tanh, **facts)
+
+
+def test_a_function_that_cannot_be_hashed_is_refused():
+    class Scaled(dict):
+        def __call__(self, z):
+            return z * self["scale"]
+
+    with pytest.raises(ValueError, match="cannot be hashed"):
+        activation(Scaled(scale=2.0))
+    with pytest.raises(ValueError, match="name of an activation or an elementwise function"):
+        activation(3.0)
+
+
+def smooth_leaky(z):
+    """Slope from 0.1 to 1 along a sigmoid: monotone, smooth, nowhere flat."""
+    return 0.1 * z + 0.9 * jax.nn.softplus(4 * z) / 4
+
+
+FOUND = [
+    (lambda z: jnp.maximum(z, 0), [0.0]),
+    (lambda z: z * jax.nn.relu(z), [0.0]),
+    (lambda z: jnp.abs(z - 0.3) + jnp.where(z > 1 / 3, 1.0, 0.0), [0.3, 1 / 3]),
+    (lambda z: jnp.clip(z, -1, 1), [-1.0, 1.0]),
+    (jax.nn.elu, [0.0]),
+    (smooth_leaky, []),
+    (lambda z: jnp.tanh(300 * z), []),
+    (lambda z: z + jnp.sin(5 * z) ** 2 / 5, []),
+]
+
+
+@pytest.mark.parametrize("case", range(len(FOUND)))
+def test_kinks_and_jumps_are_found(case, x64):
+    function, kinks = FOUND[case]
+    np.testing.assert_allclose(find_kinks(function), kinks, rtol=0, atol=1e-9)
+
+
+def test_kinks_are_found_while_something_else_is_traced(x64):
+    assert jax.jit(lambda x: x * len(find_kinks(jnp.abs)))(2.0) == 2.0
+    assert find_kinks(lambda z: z) == ()
+    # What depends on a traced number cannot be looked at: unknown, not smooth.
+    jax.grad(lambda slope: 0.0 if find_kinks(lambda z: jnp.abs(slope * z)) is None else 1 / 0)(1.0)

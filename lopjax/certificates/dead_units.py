@@ -12,14 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lopjax.activations import activation as activation_function
+from lopjax.activations import activation
 from lopjax.model import Params
 from lopjax.wiring import In, Label, Wiring
-
-MONOTONE = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "selu", "identity", "erf", "softplus", "exp")
-"""Non-decreasing activations: an interval maps to the interval of its ends."""
-
-NON_NEGATIVE = ("relu", "sigmoid", "softplus", "exp")
 
 
 class PlainLayer(NamedTuple):
@@ -125,7 +120,8 @@ def dead_by_sign(layer: PlainLayer, wiring: Wiring, input_box: tuple[jax.Array, 
     """
     source = layer.label.source
     if source in dict(wiring.sites):
-        reads_non_negative = wiring.site(source).activation in NON_NEGATIVE
+        bound = activation(wiring.site(source).activation).lower_bound
+        reads_non_negative = bound is not None and bound >= 0
     else:
         reads_non_negative = input_box is not None and bool((np.asarray(input_box[0]) >= 0).all())
     weights, bias = np.asarray(layer.kernel).reshape(-1, layer.kernel.shape[-1]), np.asarray(layer.bias)
@@ -167,11 +163,12 @@ def interval_bounds(
     if source not in dict(wiring.sites):
         lower, upper = (jnp.asarray(bound, layer.kernel.dtype)[None] for bound in input_box)
     else:
-        name = wiring.site(source).activation
-        if name not in MONOTONE:
-            raise ValueError(f"interval bounds through site {source!r}: activation {name!r} is not monotone")
+        entry = activation(wiring.site(source).activation)
+        if not entry.is_monotone:
+            what = "is not monotone" if entry.is_monotone is False else "does not say that it is monotone (is_monotone)"
+            raise ValueError(f"interval bounds through site {source!r}: activation {entry.name!r} {what}")
         lower, upper = interval_bounds(params, wiring, source, input_box, tolerance)
-        lower, upper = (activation_function(name)(bound)[None] for bound in (lower, upper))
+        lower, upper = (entry(bound)[None] for bound in (lower, upper))
     return _propagate(layer, lower, upper, tolerance)
 
 

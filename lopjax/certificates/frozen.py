@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.activations import Activation
 from lopjax.activations import activation as activation_function
 from lopjax.certificates.dead_units import (
     PlainLayer,
@@ -25,8 +26,6 @@ from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import FrozenUnits, resolve_frozen_units, tree_norm
 from lopjax.model import Model, Params, Tap, Taps, Variables, samples_by_units
 from lopjax.wiring import Out, Wiring
-
-SATURATING = ("tanh", "sigmoid", "elu", "selu", "softplus", "erf", "gelu", "silu")
 
 
 class FrozenVerdict(Enum):
@@ -185,6 +184,7 @@ def certify_frozen(
                 "any batch norm used this batch's statistics" if train else "any batch norm used its running statistics"
             )
             notes.append(f"{site}: a norm, pooling or a sum feeds it, so there is no radius and no sign proof; {mode}")
+        notes += _missing_facts(wiring, site)
     order = list(FrozenVerdict)
     verdict = min((unit.verdict for unit in units), key=order.index)
     return FrozenCertificate(verdict, tuple(units), tolerance, tuple(notes))
@@ -305,6 +305,15 @@ def _upstream(wiring: Wiring, site: str, layer: PlainLayer | None) -> tuple[str,
     return upstream
 
 
+def _missing_facts(wiring: Wiring, site: str) -> list[str]:
+    """Facts about a site's activation without which its units stay undecided."""
+    entry = activation_function(wiring.site(site).activation)
+    missing = [fact for fact in ("flat", "saturates") if getattr(entry, fact) is None]
+    if not missing:
+        return []
+    return [f"{site}: activation {entry.name!r} comes without {' and '.join(missing)}: undecided; pass an Activation"]
+
+
 def _judge(
     wiring: Wiring,
     site: str,
@@ -317,29 +326,37 @@ def _judge(
     def of(values: np.ndarray | None) -> float | None:
         return None if values is None else float(values[unit])
 
-    name = wiring.site(site).activation
+    entry = activation_function(wiring.site(site).activation)
+    is_relu = bool(entry.is_zero_below_zero)
     by_sign = bool(evidence.by_sign[unit])
     upper, gradient, size = of(evidence.box_upper), of(evidence.gradient), float(evidence.size[unit])
-    if name == "relu":
+    if is_relu:
         verdict = _judge_relu(evidence, unit, limit, by_sign)
     elif evidence.slope is None:
         verdict = FrozenVerdict.UNDECIDED
     else:
-        is_saturated = name in SATURATING and float(evidence.slope[unit]) <= slope_threshold
-        verdict = FrozenVerdict.SLOW if is_saturated else FrozenVerdict.ALIVE
+        verdict = _judge_slope(entry, float(evidence.slope[unit]), slope_threshold)
     return UnitEvidence(
         site=site,
         unit=unit,
         verdict=verdict,
         largest=of(evidence.largest),
-        radius=of(evidence.radius) if name == "relu" else None,
-        source_radius=of(evidence.source_radius) if name == "relu" else None,
+        radius=of(evidence.radius) if is_relu else None,
+        source_radius=of(evidence.source_radius) if is_relu else None,
         gradient=gradient,
         time_scale=None if gradient is None else size / gradient if gradient > 0 else float("inf"),
         box_upper=upper,
-        by_sign=by_sign and name == "relu",
+        by_sign=by_sign and is_relu,
         depends_on=() if by_sign else depends_on,
     )
+
+
+def _judge_slope(entry: Activation, slope: float, threshold: float) -> FrozenVerdict:
+    """The verdict on a unit that is no ReLU, from its steepest slope on the batch."""
+    if slope > threshold or entry.saturates == ():
+        return FrozenVerdict.ALIVE
+    is_known = entry.flat is not None and entry.saturates is not None
+    return FrozenVerdict.SLOW if is_known else FrozenVerdict.UNDECIDED
 
 
 def _judge_relu(evidence: _SiteEvidence, unit: int, limit: float, by_sign: bool) -> FrozenVerdict:
@@ -348,7 +365,9 @@ def _judge_relu(evidence: _SiteEvidence, unit: int, limit: float, by_sign: bool)
         return FrozenVerdict.FROZEN_EVERYWHERE if by_sign or is_boxed_in else FrozenVerdict.UNDECIDED
     activity = float(evidence.activity[unit])
     if activity >= GAP * limit:
-        return FrozenVerdict.ALIVE
+        # Above zero, too, a function such as ReLU6 may be flat.
+        is_flat = evidence.slope is not None and evidence.slope[unit] == 0
+        return FrozenVerdict.UNDECIDED if is_flat else FrozenVerdict.ALIVE
     if by_sign or is_boxed_in:
         return FrozenVerdict.FROZEN_EVERYWHERE
     is_dead = activity <= -GAP * limit and evidence.gradient[unit] == 0

@@ -9,15 +9,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from lopjax import linalg
+from lopjax.activations import ACTIVATIONS, activation
 from lopjax.curvature import constraint_jacobian
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES
 from lopjax.manifolds.manifold import Manifold, Params
 from lopjax.wiring import In, Out, Wiring
 
 Constraint = Callable[[Params], Float[Array, "constraints"]]
-
-HOMOGENEOUS = ("relu", "leaky_relu", "identity")
-"""Activations with f(c z) = c f(z) for c > 0."""
 
 
 def level_set_manifold(
@@ -144,9 +142,15 @@ def _obstacle(wiring: Wiring, space: str) -> str:
         return "it belongs to the inputs or outputs"
     if len(sites) != 1:
         return f"it is written at {len(sites)} sites {list(sites)}"
-    activation = wiring.site(sites[0]).activation
-    if activation not in HOMOGENEOUS:
-        return f"activation {activation!r} is not positive-homogeneous (those are {list(HOMOGENEOUS)})"
+    entry = activation(wiring.site(sites[0]).activation)
+    if entry.is_homogeneous is None:
+        return (
+            f"activation {entry.name!r} does not say whether it is positive-homogeneous: pass "
+            "Activation(name, function, is_homogeneous=True) if it is"
+        )
+    if not entry.is_homogeneous:
+        known = [name for name, other in ACTIVATIONS.items() if other.is_homogeneous]
+        return f"activation {entry.name!r} is not positive-homogeneous (those are {known})"
     incoming = [label for path, label in wiring.labels if path[0] == "params" and Out(space) in label.axes]
     kernels = [label for label in incoming if label.reads()]
     if not kernels or any(label.source is None for label in kernels) or len(incoming) > 2 * len(kernels):

@@ -1,11 +1,12 @@
 """The convolutional network of the paper: [convolution, norm, activation, pooling] x depth, dense layer, head."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
 from lopjax.models.convolution import average_pool, max_pool
 from lopjax.models.initialisation import float_type
@@ -22,7 +23,7 @@ class CNN(nn.Module):
     """Convolution k writes `conv_k`; the dense layer reads all positions of the last map, unit by unit."""
 
     sizes: tuple[tuple[str, int], ...]
-    activation: str
+    activation: str | Activation
     norm: str
     affine: bool
     dropout: float
@@ -65,7 +66,7 @@ def cnn(
     num_classes: int,
     channels: Sequence[int] = (64, 128, 256),
     dense: int = 512,
-    activation: str = "relu",
+    activation: str | Callable = "relu",
     norm: str = "none",
     affine: bool = True,
     dropout: float = 0.0,
@@ -83,7 +84,8 @@ def cnn(
         num_classes: number of logits.
         channels: number of units of each convolution.
         dense: number of units of the dense layer.
-        activation: one of `lopjax.models.ACTIVATIONS`.
+        activation: a name in `lopjax.activations.ACTIVATIONS` or any elementwise function. Keep the
+            function: it identifies the model. Verdicts that need facts about it take an `Activation`.
         norm: `"none"`, `"batch"`, or `"layer"` (over units and positions: group norm with one group), between each
             convolution and its activation.
         affine: whether the norm has a scale and an offset per unit.
@@ -122,7 +124,7 @@ def cnn(
     convolutions = tuple((f"conv_{index}", int(size)) for index, size in enumerate(channels))
     module = CNN(
         sizes=(*convolutions, ("dense", int(dense)), ("classes", int(num_classes))),
-        activation=activation,
+        activation=activation_key(activation),
         norm=norm,
         affine=bool(affine),
         dropout=float(dropout),

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 from flax import struct
 
+from lopjax.activation_checks import check_activation
+from lopjax.activations import Activation, activation_key
 from lopjax.activations import activation as activation_function
 from lopjax.model import Tap
 from lopjax.wiring import Axis, Label, Window
@@ -60,7 +62,7 @@ def labelled(
     return lambda *args: Labelled(value=init(*args), label=label)
 
 
-def tap(module: nn.Module, site: str, space: str, activation: str, pre: jax.Array) -> jax.Array:
+def tap(module: nn.Module, site: str, space: str, activation: str | Callable, pre: jax.Array) -> jax.Array:
     """Apply an activation function at a named site, and make the site observable.
 
     Records `Tap(space, pre, post)` and adds the perturbation of this site, if one was passed to `Model.apply`.
@@ -69,20 +71,28 @@ def tap(module: nn.Module, site: str, space: str, activation: str, pre: jax.Arra
         module: the calling module (`self`).
         site: name of the site, unique in the network.
         space: the unit space written here.
-        activation: name in `lopjax.activations`.
+        activation: name in `lopjax.activations`, an `Activation`, or any elementwise function (without facts).
         pre: pre-activations, `(batch, ..., units)`.
 
     Returns:
         The activations, same shape.
+
+    Raises:
+        ValueError: an unknown name, a function that is not elementwise, a fact that it contradicts, or a site tapped
+            twice.
     """
+    entry = activation_function(activation)
+    key = activation_key(entry)
+    if isinstance(key, Activation):
+        check_activation(entry)
     shift = module.get_variable("perturbations", site)
     if shift is not None:
         pre = pre + shift.pre.astype(pre.dtype)
-    post = activation_function(activation)(pre)
+    post = entry(pre)
     if shift is not None:
         post = post + shift.post.astype(post.dtype)
     if module.is_mutable_collection("taps"):
         if module.has_variable("taps", site):
             raise ValueError(f"sites tapped twice: {[site]}; give every site of the network its own name")
-        module.put_variable("taps", site, Tap(space, pre, post, activation))
+        module.put_variable("taps", site, Tap(space, pre, post, key))
     return post

@@ -1,11 +1,12 @@
 """The multilayer perceptron of the paper: [dense, norm, activation, dropout] x depth, then a dense layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
 from lopjax.models.initialisation import float_type
 from lopjax.models.labels import tap
@@ -19,7 +20,7 @@ class MLP(nn.Module):
     """Hidden layer k reads `hidden_{k-1}` and writes `hidden_k`; the first reads `input`, the last writes `classes`."""
 
     sizes: tuple[tuple[str, int], ...]
-    activation: str
+    activation: str | Activation
     norm: str
     affine: bool
     dropout: float
@@ -46,7 +47,7 @@ def mlp(
     input_shape: Sequence[int],
     widths: Sequence[int],
     num_classes: int,
-    activation: str = "relu",
+    activation: str | Callable = "relu",
     norm: str = "none",
     affine: bool = True,
     dropout: float = 0.0,
@@ -59,7 +60,8 @@ def mlp(
         input_shape: shape of one input, `(32, 32, 3)` for CIFAR-10; flattened.
         widths: number of units of each hidden layer.
         num_classes: number of logits.
-        activation: one of `lopjax.models.ACTIVATIONS`.
+        activation: a name in `lopjax.activations.ACTIVATIONS` or any elementwise function. Keep the
+            function: it identifies the model. Verdicts that need facts about it take an `Activation`.
         norm: `"none"`, `"batch"` or `"layer"`, between the dense layer and the activation.
         affine: whether the norm has a scale and an offset per unit.
         dropout: rate after each activation, in [0, 1).
@@ -87,7 +89,7 @@ def mlp(
     sizes = tuple((f"hidden_{index}", int(width)) for index, width in enumerate(widths))
     module = MLP(
         sizes=(*sizes, ("classes", int(num_classes))),
-        activation=activation,
+        activation=activation_key(activation),
         norm=norm,
         affine=bool(affine),
         dropout=float(dropout),

@@ -1,19 +1,23 @@
 """Validation of the options that all architectures share, before anything is built or compiled."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 
+from lopjax.activation_checks import check_activation
+from lopjax.activations import ACTIVATIONS as ALL_ACTIVATIONS
+from lopjax.activations import Activation, activation_key
 from lopjax.models.initialisation import INITIALISATIONS
 from lopjax.models.layers import COMPUTE_DTYPES
 from lopjax.models.norms import NORMS
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "selu", "silu", "identity")
+"""Those with which every architecture is tested; any elementwise function works (`lopjax.activations.activation`)."""
 
 
 def check_options(
     input_shape: Sequence[int],
     num_classes: int,
-    activation: str,
+    activation: str | Callable,
     norm: str,
     dropout: float,
     init: str,
@@ -25,7 +29,7 @@ def check_options(
     Args:
         input_shape: shape of one input.
         num_classes: number of logits.
-        activation: name of the activation function.
+        activation: name of the activation function, or an elementwise function.
         norm: name of the normalisation.
         dropout: rate in [0, 1).
         init: name of the initialisation.
@@ -34,7 +38,11 @@ def check_options(
     """
     for field, values in {"input_shape": input_shape, "num_classes": (num_classes,), **sizes}.items():
         check_positive(field, values)
-    check_choice("activation", activation, ACTIVATIONS)
+    if isinstance(activation, str):
+        check_choice("activation", activation, tuple(ALL_ACTIVATIONS))
+    key = activation_key(activation)
+    if isinstance(key, Activation):
+        check_activation(key)
     check_choice("norm", norm, NORMS)
     check_choice("init", init, tuple(INITIALISATIONS))
     check_choice("compute_dtype", compute_dtype, COMPUTE_DTYPES)

@@ -1,12 +1,13 @@
 """ResNet-18 for small images (arXiv 1512.03385): one residual stream of units per stage, written many times."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
 from lopjax.models.initialisation import float_type
 from lopjax.models.labels import tap
@@ -59,7 +60,7 @@ class ResNet(nn.Module):
 
     sizes: tuple[tuple[str, int], ...]
     blocks: tuple[int, ...]
-    activation: str
+    activation: str | Activation
     norm: str
     affine: bool
     dropout: float
@@ -122,7 +123,7 @@ def resnet18(
     num_classes: int,
     width: int = 64,
     blocks: Sequence[int] = (2, 2, 2, 2),
-    activation: str = "relu",
+    activation: str | Callable = "relu",
     norm: str = "batch",
     affine: bool = True,
     dropout: float = 0.0,
@@ -140,7 +141,8 @@ def resnet18(
         num_classes: number of logits.
         width: number of units of the first stage.
         blocks: number of blocks of each stage; `(1, 1)` and a small width give a model for tests.
-        activation: one of `lopjax.models.ACTIVATIONS`.
+        activation: a name in `lopjax.activations.ACTIVATIONS` or any elementwise function. Keep the
+            function: it identifies the model. Verdicts that need facts about it take an `Activation`.
         norm: `"batch"`, `"layer"` (over units and positions: group norm with one group) or `"none"` (convolutions then
             have biases), after every convolution.
         affine: whether the norm has a scale and an offset per unit.
@@ -175,7 +177,7 @@ def resnet18(
     module = ResNet(
         sizes=(*sizes.items(), ("classes", int(num_classes))),
         blocks=tuple(int(number) for number in blocks),
-        activation=activation,
+        activation=activation_key(activation),
         norm=norm,
         affine=bool(affine),
         dropout=float(dropout),

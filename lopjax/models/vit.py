@@ -1,6 +1,6 @@
 """The vision transformer (arXiv 2010.11929): one residual stream `width`, heads and an MLP per block."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from numbers import Real
 from typing import Any
@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
 from lopjax.models.attention import SelfAttention
 from lopjax.models.initialisation import float_type, truncated_normal
@@ -58,7 +59,7 @@ class ViT(nn.Module):
     depth: int
     patch: int
     head_width: int
-    activation: str
+    activation: str | Activation
     norm: str
     affine: bool
     dropout: float
@@ -116,7 +117,7 @@ def vit(
     depth: int = 6,
     heads: int = 6,
     mlp_ratio: float = 4.0,
-    activation: str = "gelu",
+    activation: str | Callable = "gelu",
     norm: str = "layer",
     affine: bool = True,
     dropout: float = 0.0,
@@ -139,7 +140,8 @@ def vit(
         depth: number of blocks.
         heads: number of attention heads of each block.
         mlp_ratio: units of each MLP over units of the stream.
-        activation: of the MLPs, one of `lopjax.models.ACTIVATIONS`.
+        activation: of the MLPs, a name in `lopjax.activations.ACTIVATIONS` or any elementwise function. Keep the
+            function: it identifies the model. Verdicts that need facts about it take an `Activation`.
         norm: `"layer"` (per token), `"batch"` (over samples and tokens) or `"none"`.
         affine: whether the norm has a scale and an offset per unit.
         dropout: rate on the embedding, on what attention and MLP add to the stream, and after the MLP's activation.
@@ -179,7 +181,7 @@ def vit(
         depth=int(depth),
         patch=int(patch),
         head_width=int(width) // int(heads),
-        activation=activation,
+        activation=activation_key(activation),
         norm=norm,
         affine=bool(affine),
         dropout=float(dropout),

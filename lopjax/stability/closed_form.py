@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lopjax.activations import activation
 from lopjax.curvature import mean_over_batches
 from lopjax.losses import Batch
 from lopjax.model import Model, Variables
@@ -268,9 +269,10 @@ def _derivative_floor(function: Callable) -> float:
 
     Where tanh, sigmoid, GELU or SiLU saturate, their derivatives are differences such as 1 - tanh² of numbers near 1:
     wrong by a few eps, and exactly 0 in float32 where they are 1e-9. With this floor the tolerance, 64 eps times the
-    sizes, allows for 4 eps. Functions made of exact pieces (those with kinks, the identity) need none.
+    sizes, allows for 4 eps. Functions made of exact pieces need none.
     """
-    return 0.0 if getattr(function, "kinks", ()) or getattr(function, "name", "") == "identity" else 1 / 16
+    entry = activation(function)
+    return 0.0 if entry.kinks or entry.name == "identity" else 1 / 16
 
 
 def _derivatives(function: Callable, z: Array) -> tuple[Array, Array]:

@@ -3,10 +3,9 @@
 Plain means that a kernel's product, plus at most a bias, *is* the pre-activation: the labels say so (`Label.source`).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-from lopjax.activations import ACTIVATIONS
+from lopjax.activations import Activation, activation
 from lopjax.wiring import In, Label, Out, Path, Wiring
 
 
@@ -24,7 +23,7 @@ class PlainSpace(NamedTuple):
 
     space: str
     site: str
-    activation: Callable
+    activation: Activation
     kernel: Path
     bias: Path | None
     readers: tuple[Path, ...]
@@ -53,13 +52,10 @@ def plain_space(wiring: Wiring, space: str) -> PlainSpace | str:
     mixed = [path for path in readers if not _is_kernel(labels[path]) or labels[path].source != site]
     if mixed:
         return f"something stands between {space!r} and its readers {_names(mixed)}"
-    name = wiring.site(site).activation
-    if name not in ACTIVATIONS:
-        return f"{space!r} has the activation {name!r}, which lopjax.activations does not know"
     return PlainSpace(
         space,
         site,
-        ACTIVATIONS[name],
+        activation(wiring.site(site).activation),
         kernels[0][1:],
         biases[0][1:] if biases else None,
         tuple(path[1:] for path in readers),

@@ -1,0 +1,167 @@
+"""Compare an activation with the facts it comes with, and find the kinks of one that does not know its own."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lopjax.activations import Activation
+
+_REACH = 16.0
+"""Kinks are looked for in [-16, 16]: under a standard Gaussian nothing beyond has any weight."""
+
+_CELLS = 4096
+"""Cells of that interval; each is searched for one jump of every order."""
+
+_JUMP = {np.dtype("float64"): 1e-5, np.dtype("float32"): 0.05}
+"""Smallest jump that counts, relative to the largest value of the same derivative no further than 4 beyond it."""
+
+
+def _value_and_derivatives(f: Callable, z: Float[Array, " points"]) -> Float[Array, "3 points"]:
+    """f, f' and f'' by nested forward mode."""
+
+    def with_slope(z: Float[Array, " points"]) -> tuple[Array, Array]:
+        return jax.jvp(lambda x: f(x), (z,), (jnp.ones_like(z),))
+
+    (value, slope), (_, bend) = jax.jvp(with_slope, (z,), (jnp.ones_like(z),))
+    return jnp.stack([value, slope, bend])
+
+
+@partial(jax.jit, static_argnums=0)
+def _largest_changes(f: Callable) -> tuple[Array, Array, Array]:
+    """For f, f' and f'' in every cell: where it changes most, by how much there, and its size at the cell's ends."""
+    # Ends off the round numbers at which people put kinks: a kink on an end would be seen in neither cell.
+    edges = jnp.linspace(-_REACH, _REACH, _CELLS + 1) + 1.37e-3
+    at_edges = _value_and_derivatives(f, edges)
+    order = jnp.arange(3)[:, None]
+
+    def halve(_, bracket):
+        low, high, at_low, at_high = bracket
+        middle = (low + high) / 2
+        every = _value_and_derivatives(f, middle.ravel()).reshape(3, 3, _CELLS)
+        at_middle = jnp.take_along_axis(every, order[None], axis=0)[0]
+        lower = jnp.abs(at_middle - at_low) >= jnp.abs(at_high - at_middle)
+        return (
+            jnp.where(lower, low, middle),
+            jnp.where(lower, middle, high),
+            jnp.where(lower, at_low, at_middle),
+            jnp.where(lower, at_middle, at_high),
+        )
+
+    ends = (jnp.tile(edges[:-1], (3, 1)), jnp.tile(edges[1:], (3, 1)))
+    bits = jnp.finfo(edges.dtype).nmant  # until a cell's ends are a few floats apart
+    low, high, at_low, at_high = jax.lax.fori_loop(0, bits - 12, halve, (*ends, at_edges[:, :-1], at_edges[:, 1:]))
+    return jnp.where(jnp.abs(low) < jnp.abs(high), low, high), jnp.abs(at_high - at_low), jnp.abs(at_edges)
+
+
+def find_kinks(function: Callable) -> tuple[float, ...] | None:
+    """Find where a function or one of its first two derivatives jumps, by bisection.
+
+    [-16, 16] is cut into 4096 cells, each halved towards the larger change until its ends are neighbours; a change that
+    is still there is a jump. This is evidence, not proof: two opposite jumps within 1/128, jumps of higher derivatives
+    and those below 1e-5 of the derivative itself are missed, and so is everything beyond 16. In float32 the places are
+    good to 1e-5, and jumps count from 1/20 of the derivative on.
+
+    Args:
+        function: elementwise, of floats.
+
+    Returns:
+        The places in ascending order, to about 1e-12 (float64); `None` if the function depends on traced values.
+
+    >>> with jax.enable_x64(True):
+    ...     [round(kink, 9) for kink in find_kinks(lambda z: abs(z - 0.3) + jax.nn.relu6(z) ** 2)]
+    [0.0, 0.3, 6.0]
+    """
+    with jax.ensure_compile_time_eval():
+        changes = _largest_changes(function)
+    if isinstance(changes[0], jax.core.Tracer):
+        return None
+    place, change, size = (np.asarray(array) for array in changes)
+    # Derivatives that have died away, such as 1 - tanh(z)², leave steps of rounding: the level is set nearer to 0.
+    outward = np.maximum.accumulate(np.maximum(size, size[:, ::-1])[:, _CELLS // 2 :], axis=1)
+    steps = np.minimum((np.abs(place) + 4) * _CELLS / (2 * _REACH), _CELLS // 2).astype(int)
+    level = _JUMP[place.dtype] * np.take_along_axis(outward, steps, axis=1)
+    return _merged(place[change > level].tolist(), 1e-9 if place.dtype == np.float64 else 1e-4)
+
+
+def _merged(places: list[float], tolerance: float) -> tuple[float, ...]:
+    """Places in ascending order, those within rounding of each other counted once, and integers restored."""
+    kept: list[float] = []
+    for place in sorted(places):
+        nearest = float(round(place))
+        place = nearest if abs(place - nearest) < tolerance else place
+        if not kept or place - kept[-1] > 10 * tolerance:
+            kept.append(place)
+    return tuple(kept)
+
+
+@lru_cache(maxsize=1024)
+def check_activation(entry: Activation) -> None:
+    """Refuse a function that is not elementwise, and facts that the function contradicts on a grid.
+
+    A fact that passes is not proved: the grid has 641 points in [-8, 8], and kinks are looked for by `find_kinks`.
+    Run once for every activation of one's own before a network with it is built.
+
+    Args:
+        entry: the activation.
+
+    Raises:
+        ValueError: the function is not elementwise or changes the type, or a fact is wrong; the fact, the place and
+            what was found there are named.
+
+    >>> check_activation(Activation("cube", lambda z: z**3, is_monotone=True))
+    """
+    with jax.ensure_compile_time_eval():
+        z = jnp.linspace(-8.0, 8.0, 641) + 0.0037
+        value = _checked_values(entry, z)
+        slope = jax.jvp(entry.function, (z,), (jnp.ones_like(z),))[1]
+        tripled, far = entry(3 * z), {end: _far_slope(entry, end) for end in entry.saturates or ()}
+    z, value, slope, tripled = (np.asarray(array, np.float64) for array in (z, value, slope, tripled))
+    rounding = 1e-3 * (1 + np.abs(value))
+    if entry.is_monotone and (falls := np.diff(value) < -rounding[1:]).any():
+        _refuse(entry, "is_monotone=True", f"it falls near {z[:-1][falls][0]:.3g}")
+    if entry.is_homogeneous and (off := np.abs(tripled - 3 * value) > 3 * rounding).any():
+        _refuse(entry, "is_homogeneous=True", f"f(3 z) is not 3 f(z) at z = {z[off][0]:.3g}")
+    if entry.lower_bound is not None and (below := value < entry.lower_bound - rounding).any():
+        _refuse(entry, f"lower_bound={entry.lower_bound}", f"f({z[below][0]:.3g}) = {value[below][0]:.3g}")
+    for low, high in entry.flat or ():
+        if (tilted := (z > low) & (z < high) & (slope != 0)).any():
+            _refuse(entry, f"flat=({low}, {high})", f"its slope at {z[tilted][0]:.3g} is {slope[tilted][0]:.3g}")
+    for end, steep in far.items():
+        if not steep < 1e-2:
+            _refuse(entry, f"saturates at {end}", f"its slope at {np.sign(end) * 1e3:g} is {steep:.3g}")
+    if entry.kinks is not None:
+        _refuse_missed_kinks(entry, entry.kinks)
+
+
+def _checked_values(entry: Activation, z: Float[Array, " points"]) -> Float[Array, " points"]:
+    """The function on a grid, after making sure that it treats every entry alike and keeps shape and type."""
+    value, part = entry.function(z), entry.function(z[:5])
+    if jnp.shape(value) != z.shape or jnp.result_type(value) != z.dtype:
+        raise ValueError(
+            f"activation {entry.name} turns {z.dtype}{list(z.shape)} into {jnp.result_type(value)}"
+            f"{list(jnp.shape(value))}: must be elementwise and keep the type"
+        )
+    if not np.allclose(part, value[:5], rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise ValueError(f"activation {entry.name} is not elementwise: its value at one entry depends on the others")
+    return value
+
+
+def _far_slope(entry: Activation, end: float) -> float:
+    z = jnp.asarray(np.sign(end) * 1e3, float)
+    return float(jnp.abs(jax.jvp(entry.function, (z,), (jnp.ones_like(z),))[1]))
+
+
+def _refuse_missed_kinks(entry: Activation, given: Sequence[float]) -> None:
+    found = find_kinks(entry.function) or ()
+    missed = [kink for kink in found if not np.isclose(kink, given, rtol=0, atol=1e-3).any()]
+    if missed:
+        _refuse(entry, f"kinks={given}", f"it also jumps, or its slope or curvature does, at {missed[0]:.6g}")
+
+
+def _refuse(entry: Activation, fact: str, finding: str) -> None:
+    raise ValueError(f"activation {entry.name}: {fact} is wrong, {finding}; correct the fact, or leave it out")
