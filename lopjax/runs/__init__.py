@@ -1,11 +1,13 @@
 """Run folders: what a run was asked to do, what it measured, and what came out. Plain JSON that outlives the code.
 
-`folder` writes them and says which may be used, `reading` reads them back, `checkpoints` keeps state, `writers` shows
-records elsewhere, `provenance` says what the numbers follow from, `plain` is the JSON.
+`folder` writes them and says which may be used, `locks` sees to it that one process at a time does, `reading` reads
+them back, `checkpoints` keeps state, `writers` shows records elsewhere, `provenance` says what the numbers follow from,
+`plain` is the JSON.
 """
 
 from lopjax.runs.checkpoints import CheckpointError
-from lopjax.runs.folder import Run, RunFolderError, follow_run, open_run
+from lopjax.runs.errors import RunFolderError
+from lopjax.runs.folder import Run, follow_run, open_run
 from lopjax.runs.plain import write_json
 from lopjax.runs.provenance import config_hash
 from lopjax.runs.reading import RunData, load

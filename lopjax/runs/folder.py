@@ -5,6 +5,7 @@
     <folder>/checkpoints/     state of the newest records (`lopjax.runs.checkpoints`), while the run is not complete
     <folder>/variables/       what training ended with, one file a name (`RunData.variables`)
     <folder>/summary.json     written last: its presence says that the run is complete
+    <folder>/run.lock         who writes there now (`lopjax.runs.locks`); readers need not ask
 
 The rule for a folder that exists: a complete run of the same config is shown, not repeated; an incomplete one of the
 same config goes on if `resume` is given; anything else is refused, unless `overwrite` is given, which moves the old
@@ -22,17 +23,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lopjax.runs import checkpoints
+from lopjax.runs import checkpoints, locks
+from lopjax.runs.errors import RunFolderError
 from lopjax.runs.plain import plain, write_json
 from lopjax.runs.provenance import config_hash, environment, versions
 from lopjax.runs.reading import description_of, records_of
 from lopjax.runs.writers import Writer
 
 _ABSENT = "absent"
-
-
-class RunFolderError(ValueError):
-    """A run folder that cannot be used: it belongs to another config, is incomplete, or cannot be written."""
+_ASIDE = "choose another folder, or move this one aside with overwrite=True"
 
 
 class Run(NamedTuple):
@@ -45,6 +44,10 @@ class Run(NamedTuple):
         is_writer: whether this process writes; of several that share a run, one does, and nothing that the others
             record, save or conclude is written.
         writers: other places that records are shown in (`lopjax.runs.writers`).
+        lock: what keeps other processes from writing there meanwhile; None in a run that is complete, that another
+            process of the same run has opened, or that was made by hand.
+
+    Whatever writes raises RunFolderError if the folder is no longer this process's to write into.
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class Run(NamedTuple):
     is_complete: bool
     is_writer: bool = True
     writers: tuple[Writer, ...] = ()
+    lock: locks.Lock | None = None
 
     @property
     def metrics_path(self) -> Path:
@@ -60,7 +64,7 @@ class Run(NamedTuple):
 
     def append(self, *records: Mapping[str, Any]) -> None:
         """Append records to `metrics.jsonl` and flush them to disk. Numbers that are not finite are kept as null."""
-        if not self.is_writer:
+        if not self._may_write():
             return
         lines = "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records)
         with self.metrics_path.open("a", encoding="utf-8") as file:
@@ -78,7 +82,7 @@ class Run(NamedTuple):
             state: a tree of arrays and random keys.
             keep: how many checkpoints to keep.
         """
-        if not self.is_writer:
+        if not self._may_write():
             return
         size = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
         checkpoints.save(self.checkpoint_folder, step, state, {**self._identity(), "metrics_bytes": size}, keep)
@@ -92,9 +96,10 @@ class Run(NamedTuple):
         Raises:
             CheckpointError: there are checkpoints and none can be used: damaged, of another config, version or model.
         """
+        is_writer = self._may_write()
         found = checkpoints.restore(self.checkpoint_folder, like, self._identity())
         size = 0 if found is None else found.header["metrics_bytes"]
-        if self.is_writer and self.metrics_path.exists():
+        if is_writer and self.metrics_path.exists():
             if self.metrics_path.stat().st_size < size:
                 raise checkpoints.CheckpointError(
                     f"{self.metrics_path}: has fewer than the {size} bytes that belong to the checkpoint of step "
@@ -107,22 +112,41 @@ class Run(NamedTuple):
 
     def keep(self, name: str, variables: Mapping[str, Any]) -> None:
         """Keep nested dictionaries of arrays, such as the variables training ended with, as `variables/<name>.npz`."""
-        if self.is_writer:
+        if self._may_write():
             checkpoints.write(self.folder / "variables" / f"{name}.npz", dict(variables), self._identity())
 
     def finish(self, summary: Any) -> None:
-        """Write `summary.json`, atomically: the run is complete. Then its checkpoints are of no more use."""
-        if not self.is_writer:
+        """Write `summary.json`, atomically: the run is complete, its checkpoints and lock are of no more use."""
+        if not self._may_write():
             return
         write_json(self.folder / "summary.json", summary)
-        for writer in self.writers:
-            writer.close()
         checkpoints.remove(self.checkpoint_folder)
+        self.close()
+
+    def close(self) -> None:
+        """Close the writers and give up the folder, complete or not, so that another process can open it.
+
+        A process that ends, in whatever way, gives its folders up by itself.
+        """
+        try:
+            for writer in self.writers:
+                writer.close()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     @property
     def checkpoint_folder(self) -> Path:
         """`checkpoints`."""
         return self.folder / "checkpoints"
+
+    def _may_write(self) -> bool:
+        """Whether this process writes; raises RunFolderError if it is meant to and must not."""
+        if self.is_writer and self.is_complete:
+            raise RunFolderError(f"run folder {self.folder}: holds a complete run; nothing more is written there")
+        if self.is_writer and self.lock is not None:
+            self.lock.check()
+        return self.is_writer
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be used: the same numbers follow only from the same code and config."""
@@ -146,25 +170,18 @@ def open_run(
 
     Raises:
         RunFolderError: the folder belongs to another config (the differing fields are listed), to an incomplete run of
-            this one, is not a run folder, or cannot be written.
+            this one, is not a run folder, cannot be written, or another process is writing there.
     """
     folder = Path(folder)
     values = plain(dataclasses.asdict(config))
     description = {"config": values, "hash": config_hash(values), **environment()}
     description |= {} if experiment is None else {"experiment": experiment}
     try:
-        # A crash while a config was being written leaves a folder that holds nothing yet.
-        if folder.exists() and any(path.name != "config.json.partial" for path in folder.iterdir()):
-            if not overwrite:
-                return _existing(folder, values, resume)
-            folder.rename(_free_name(folder))
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", description)
+        return _opened(folder, description, overwrite, resume)
     except OSError as error:
         raise RunFolderError(
             f"run folder {folder}: cannot be written ({error.strerror}); choose another folder"
         ) from error
-    return Run(folder, values, is_complete=False)
 
 
 def follow_run(folder: Path | str, config: Any, is_complete: bool) -> Run:
@@ -178,25 +195,76 @@ def follow_run(folder: Path | str, config: Any, is_complete: bool) -> Run:
     return Run(Path(folder), plain(dataclasses.asdict(config)), is_complete, is_writer=False)
 
 
-def _existing(folder: Path, config: dict[str, Any], resume: bool) -> Run:
-    aside = "choose another folder, or move this one aside with overwrite=True"
+def _opened(folder: Path, description: dict[str, Any], overwrite: bool, resume: bool) -> Run:
+    """As `open_run`, which turns an OSError into one that names the folder."""
+    config = description["config"]
+    if not overwrite and _is_used(folder):
+        found = _existing(folder, config)
+        if found.is_complete:
+            return found
+        if not resume:
+            locks.check_free(folder)
+            raise _incomplete(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = locks.acquire(folder)
+    try:
+        if _is_used(folder) and not overwrite:
+            # Looked at again under the lock: the process that had it may have completed the run, or made the folder.
+            return _continued(_existing(folder, config), lock, resume)
+        if _is_used(folder):
+            lock = _moved_aside(folder, lock)
+        write_json(folder / "config.json", description)
+    except BaseException:
+        lock.release()
+        raise
+    return Run(folder, config, is_complete=False, lock=lock)
+
+
+def _continued(run: Run, lock: locks.Lock, resume: bool) -> Run:
+    """A run that was there, as this process may use it."""
+    if run.is_complete:
+        lock.release()
+        return run
+    if not resume:
+        raise _incomplete(run.folder)
+    return run._replace(lock=lock)
+
+
+def _incomplete(folder: Path) -> RunFolderError:
+    return RunFolderError(
+        f"run folder {folder}: holds an incomplete run of this config; let it go on with resume=True, {_ASIDE}"
+    )
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether there is anything but what a crash leaves while the config is being written: nothing yet."""
+    nothing = ("config.json.partial", locks.FILE)
+    return folder.exists() and any(path.name not in nothing for path in folder.iterdir())
+
+
+def _moved_aside(folder: Path, lock: locks.Lock) -> locks.Lock:
+    """Move a folder aside that this process has locked, so that nobody is writing there; the lock of the new one."""
+    aside = _free_name(folder)
+    folder.rename(aside)
+    (aside / locks.FILE).unlink()
+    lock.release()
+    folder.mkdir()
+    return locks.acquire(folder)
+
+
+def _existing(folder: Path, config: dict[str, Any]) -> Run:
+    """The run of this config that a folder holds; raises RunFolderError if it holds anything else."""
     recorded = description_of(folder).get("config")
     if recorded is None:
-        raise RunFolderError(f"run folder {folder}: exists and is not a run (no readable config.json); {aside}")
+        raise RunFolderError(f"run folder {folder}: exists and is not a run (no readable config.json); {_ASIDE}")
     if recorded != config:
         there, now = dict(_flat(recorded)), dict(_flat(config))
         fields = [name for name in {**there, **now} if there.get(name, _ABSENT) != now.get(name, _ABSENT)]
         changes = "; ".join(
             f"{name}: {there.get(name, _ABSENT)} there, {now.get(name, _ABSENT)} now" for name in fields
         )
-        raise RunFolderError(f"run folder {folder}: belongs to another config ({changes}); {aside}")
-    if not (folder / "summary.json").exists():
-        if resume:
-            return Run(folder, config, is_complete=False)
-        raise RunFolderError(
-            f"run folder {folder}: holds an incomplete run of this config; let it go on with resume=True, {aside}"
-        )
-    return Run(folder, config, is_complete=True)
+        raise RunFolderError(f"run folder {folder}: belongs to another config ({changes}); {_ASIDE}")
+    return Run(folder, config, is_complete=(folder / "summary.json").exists())
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -166,7 +166,7 @@ def test_overwriting_moves_aside_and_deletes_nothing(tmp_path, times):
     for number in range(1, times + 1):
         run = open_run(tmp_path / "run", Config(rate=float(number)), overwrite=True)
         assert not run.is_complete
-        assert list(contents(run.folder)) == ["config.json"]
+        assert sorted(contents(run.folder)) == ["config.json", "run.lock"]
     assert contents(tmp_path / "run.1") == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", *(f"run.{n}" for n in range(1, times + 1))]
 
