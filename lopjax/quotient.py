@@ -11,6 +11,8 @@ So an optimizer that acts on each coordinate through its gradient history, `dW =
 Adam with rate `eta n_in` and `epsilon n_out`. The whole cloned loss curve is predicted from the small network.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -55,7 +57,9 @@ def quotient_optimizer(
         factor: as in `lopjax.cloning.clone_variables`.
 
     Returns:
-        An optax transformation for the base network's parameters, with the state of `optimizer`.
+        An optax transformation for the base network's parameters, with the state of `optimizer`. Extra arguments are
+        passed on: `value`; `grad` as each clone has it; `value_fn` of a clone's parameters (its values are those of the
+        cloned network, its gradient is that of moving all clones together).
 
     Raises:
         ValueError: see `lopjax.cloning.clone_factors`.
@@ -79,14 +83,20 @@ def quotient_optimizer(
         return optimizer.init(cloned(params))
 
     def update(
-        updates: optax.Updates, state: optax.OptState, params: Params | None = None
+        updates: optax.Updates, state: optax.OptState, params: Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         n_in, n_out = multiplicities(updates, base_wiring, factor)
+        # What optax passes by these names speaks of the optimizer's own network, the cloned one; the loss is the same.
+        if "grad" in extra:
+            extra["grad"] = jax.tree.map(jnp.divide, extra["grad"], n_out)
+        if (value_fn := extra.get("value_fn")) is not None:
+            extra["value_fn"] = lambda wide, *args: value_fn(jax.tree.map(jnp.multiply, wide, n_in), *args)
         of_one_clone = jax.tree.map(jnp.divide, updates, n_out)
-        moves, state = optimizer.update(of_one_clone, state, None if params is None else cloned(params))
+        moves, state = takes_extra.update(of_one_clone, state, None if params is None else cloned(params), **extra)
         return jax.tree.map(jnp.multiply, moves, n_in), state
 
-    return optax.GradientTransformation(init, update)
+    takes_extra = optax.with_extra_args_support(optimizer)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def cloned_norm(gradients: Params, base_wiring: Wiring, factor: Factor) -> jax.Array:

@@ -197,9 +197,8 @@ def _title(data: RunData, summary: list[dict[str, Any]]) -> list[str]:
         *_explained(summary),
         *_left_out(data.config),
         "left, escaped: step from which 1 - R² > 0.001, R² < 0.95 to the end (median)",
-        "R², effective rank, training loss of base and clone (nats): means of "
-        f"{len(data.config['seeds'])} seeds at the end",
-        "manifold: stability at the end of the one that clones with equal weights are on",
+        f"R², rank, training loss of base and clone (nats): means of {len(data.config['seeds'])} seeds",
+        "manifold: stability of the one that clones with equal weights are on",
     ]
 
 

@@ -95,7 +95,7 @@ def train_step(
 LOGS: dict[str, Callable[[Observed], jax.Array]] = {
     "loss": lambda seen: seen.loss,
     "accuracy": lambda seen: accuracy(seen.logits, seen.batch[1]),
-    "gradient_norm": lambda seen: optax.global_norm(seen.gradient),
+    "gradient_norm": lambda seen: optax.tree.norm(seen.gradient),
 }
 """What `logs_of` knows by name."""
 

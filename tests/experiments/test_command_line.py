@@ -1,4 +1,4 @@
-"""The command line of an experiment as a user meets it: help, the mistakes of the first day, progress, what is printed."""
+"""The command line of an experiment as a user meets it: help, mistakes of the first day, progress, what is printed."""
 
 import io
 import re

@@ -68,7 +68,7 @@ def test_chunk_length_and_company_change_no_bit(model):
         env=environment,
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "same bits"
