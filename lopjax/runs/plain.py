@@ -53,7 +53,7 @@ def plain(value: Any, where: str = "value", not_finite: Callable[[float], Any] =
         return value
     kind = type(value).__name__
     raise ValueError(
-        f"{where}: {_short(value)} of type {kind} has no form in JSON; allowed are numbers, strings, None, paths, "
+        f"{where}: {short(value)} of type {kind} has no form in JSON; allowed are numbers, strings, None, paths, "
         f"arrays, and mappings, lists, tuples and dataclasses of them{_advice(value)}"
     )
 
@@ -65,8 +65,9 @@ def untagged(value: Any) -> Any:
     return [untagged(item) for item in value] if isinstance(value, list) else value
 
 
-def _short(value: object, length: int = 60) -> str:
-    text = repr(value)
+def short(value: object, length: int = 60) -> str:
+    """A value as Python writes it, on one line, cut to a length."""
+    text = " ".join(repr(value).split())
     return text if len(text) <= length else f"{text[:length]}..."
 
 
