@@ -220,8 +220,8 @@ def _description(keys: Any, leaf: Any) -> dict[str, Any]:
     shape, dtype = _type_of(leaf)
     if dtype is None or not (_is_key(dtype) or _is_plain(dtype)):
         raise CheckpointError(
-            f"{path or 'the tree'}: {short(leaf)} of type {type(leaf).__name__} cannot be saved; allowed are numbers of "
-            "at most 64 bits, arrays of them, and random keys"
+            f"{path or 'the tree'}: {short(leaf)} of type {type(leaf).__name__} cannot be saved; allowed are numbers "
+            "of at most 64 bits, arrays of them, and random keys"
         )
     return {"path": path, "shape": list(shape), "dtype": str(dtype)}
 

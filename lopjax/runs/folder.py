@@ -19,6 +19,7 @@ back to those bytes, so what a run records does not depend on where it was inter
 import dataclasses
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ class Run(NamedTuple):
             return
         numbers = [plain(record, "record", not_finite=float) for record in records]
         append_records(self.metrics_path, [plain(record) for record in numbers])
-        for writer in self.writers:
+        for writer in self._attached():
             writer.write(numbers)
 
     def checkpoint(self, step: int, state: Any, keep: int = 2) -> None:
@@ -104,7 +105,7 @@ class Run(NamedTuple):
                     f"{found.step if found else 0}; records have been lost, start again"
                 )
             os.truncate(self.metrics_path, size)
-        for writer in self.writers:
+        for writer in self._attached() if is_writer else ():
             writer.restart(read_records(self.metrics_path)[0])
         return found
 
@@ -137,6 +138,13 @@ class Run(NamedTuple):
     def checkpoint_folder(self) -> Path:
         """`checkpoints`."""
         return self.folder / "checkpoints"
+
+    def _attached(self) -> Iterator[Writer]:
+        """The writers, each told the folder; no matter how often, as the fields of a run can be replaced."""
+        for writer in self.writers:
+            if (attach := getattr(writer, "attach", None)) is not None:
+                attach(self.folder)
+            yield writer
 
     def _may_write(self) -> bool:
         """Whether this process writes; raises RunFolderError if it is meant to and must not."""
@@ -174,7 +182,7 @@ def open_run(
     folder = Path(folder)
     values = _values(folder, config)
     description = {"config": values, "hash": config_hash(values), **environment()}
-    description |= {} if experiment is None else {"experiment": experiment}
+    description |= {"id": secrets.token_hex(8)} | ({} if experiment is None else {"experiment": experiment})
     try:
         return _opened(folder, description, overwrite, resume)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Reading a run folder back, complete or not; needs nothing of the process that writes it."""
 
+import hashlib
 import json
 import math
 import warnings
@@ -144,6 +145,11 @@ def _summary(path: Path) -> tuple[Any, bool, tuple[str, ...]]:
         return None, False, ()
     except (ValueError, RecursionError) as error:
         return None, True, (f"{path}: cannot be read ({error})",)
+
+
+def run_id(folder: Path) -> str:
+    """What tells a run from all others, wherever its folder is moved; of a run of an older version, where it is."""
+    return description_of(folder).get("id") or hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
 
 
 def description_of(folder: Path) -> dict[str, Any]:
