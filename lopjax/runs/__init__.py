@@ -2,7 +2,8 @@
 
 `folder` writes them and says which may be used, `locks` sees to it that one process at a time does, `reading` reads
 them back, `checkpoints` keeps state, `writers` shows records elsewhere, `provenance` says what the numbers follow from,
-`plain` is the JSON.
+`records` are the lines of
+`metrics.jsonl`, `plain` is the JSON.
 """
 
 from lopjax.runs.checkpoints import CheckpointError
@@ -10,7 +11,7 @@ from lopjax.runs.errors import RunFolderError
 from lopjax.runs.folder import Run, follow_run, open_run
 from lopjax.runs.plain import write_json
 from lopjax.runs.provenance import config_hash
-from lopjax.runs.reading import RunData, load
+from lopjax.runs.reading import RunData, load, load_all
 
 __all__ = [
     "CheckpointError",
@@ -20,6 +21,7 @@ __all__ = [
     "config_hash",
     "follow_run",
     "load",
+    "load_all",
     "open_run",
     "write_json",
 ]

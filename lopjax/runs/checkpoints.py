@@ -3,7 +3,8 @@
 A checkpoint is an uncompressed npz archive `step_<number>.npz`: one member an array, named by its path in the tree, and
 a JSON header. Members carry CRC-32 checksums, checked whenever they are read. Random keys are stored as their data, and
 types that NumPy lacks (bfloat16) as unsigned integers of the same width; both come back as what they were. Nothing is
-pickled, nothing is cast: a tree restores to the same bits or not at all.
+pickled, nothing is cast: a tree restores to the same bits or not at all. Numbers of Python come back as such, and
+arrays of 64 bits, where JAX would cut them to 32, as NumPy's. Anything else that is no random key is refused by name.
 
 It is written under another name, flushed to disk and renamed, so a crash at any moment leaves the older ones untouched.
 """
@@ -11,6 +12,7 @@ It is written under another name, flushed to disk and renamed, so a crash at any
 import json
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+
+from lopjax.runs.plain import plain, short
 
 HEADER = "header"
 FORMAT = 1
@@ -60,7 +64,8 @@ def save(folder: Path | str, step: int, tree: PyTree, header: Mapping[str, Any],
         The file.
 
     Raises:
-        ValueError: `step` is negative or `keep` is not positive.
+        ValueError: `step` is negative, `keep` is not positive, or `header` holds what JSON cannot.
+        CheckpointError: a leaf of the tree cannot be saved (a string, an object); names it. Nothing is written.
         OSError: it could not be written (disk full); the older checkpoints are still there.
     """
     if step < 0 or keep < 1:
@@ -75,9 +80,11 @@ def save(folder: Path | str, step: int, tree: PyTree, header: Mapping[str, Any],
 
 def write(path: Path, tree: PyTree, header: Mapping[str, Any], step: int = 0) -> None:
     """Write a tree as one file, atomically; arguments as in `save`. The folder is created if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     described, arrays = _described(tree)
-    text = json.dumps({"format": FORMAT, "step": step, "leaves": described, "header": dict(header)}, allow_nan=False)
+    text = json.dumps(
+        {"format": FORMAT, "step": step, "leaves": described, "header": plain(header, "header")}, allow_nan=False
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     try:
         with temporary.open("wb") as file:
@@ -96,7 +103,7 @@ def read(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a file back that holds nested dictionaries of arrays, such as variables; nothing need be known of them.
 
     Returns:
-        The dictionaries, on the default device, and the header.
+        The dictionaries, on the default device (but see above for 64 bits), and the header.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -169,7 +176,7 @@ def _read(
     if stored["step"] != step:
         raise CheckpointError(f"{path}: is the checkpoint of step {stored['step']} under another name")
     header = stored["header"]
-    for name, value in expected.items():
+    for name, value in plain(expected, "expected").items():
         if header.get(name) != value:
             raise CheckpointError(f"{path}: belongs to {name} {header.get(name)!r}, not to {name} {value!r}")
     leaves, structure = jax.tree_util.tree_flatten_with_path(like(step))
@@ -178,7 +185,10 @@ def _read(
         different = [pair for pair in zip(stored["leaves"], wanted) if pair[0] != pair[1]]
         what = f"{different[0][0]} there, {different[0][1]} wanted" if different else "one has more arrays"
         raise CheckpointError(f"{path}: holds {len(arrays)} arrays for {len(wanted)} wanted, of another model ({what})")
-    return structure.unflatten([_encoded(a, one) for a, one in zip(arrays, stored["leaves"])]), header
+    found = [_encoded(array, one) for array, one in zip(arrays, stored["leaves"])]
+    # What was a number of Python is one again: as an array it would not promote to other types as it did before.
+    found = [array.item() if _is_python_number(leaf) else array for array, (_, leaf) in zip(found, leaves)]
+    return structure.unflatten(found), header
 
 
 def _archive(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -206,12 +216,43 @@ def _described(tree: PyTree) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
 
 
 def _description(keys: Any, leaf: Any) -> dict[str, Any]:
-    shape, dtype = (list(leaf.shape), leaf.dtype) if hasattr(leaf, "dtype") else ([], np.asarray(leaf).dtype)
-    return {"path": jax.tree_util.keystr(keys), "shape": shape, "dtype": str(dtype)}
+    path = jax.tree_util.keystr(keys)
+    shape, dtype = _type_of(leaf)
+    if dtype is None or not (_is_key(dtype) or _is_plain(dtype)):
+        raise CheckpointError(
+            f"{path or 'the tree'}: {short(leaf)} of type {type(leaf).__name__} cannot be saved; allowed are numbers "
+            "of at most 64 bits, arrays of them, and random keys"
+        )
+    return {"path": path, "shape": list(shape), "dtype": str(dtype)}
+
+
+def _type_of(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    """Shape and dtype of an array, or of what only has them; the dtype is None of anything but numbers and arrays."""
+    if _is_python_number(leaf):
+        return (), np.asarray(leaf).dtype
+    if isinstance(leaf, np.ma.MaskedArray):
+        return (), None  # its mask would be lost
+    return getattr(leaf, "shape", ()), getattr(leaf, "dtype", None)
+
+
+def _is_python_number(leaf: Any) -> bool:
+    return isinstance(leaf, (bool, int, float, complex)) and not isinstance(leaf, np.generic)
 
 
 def _is_key(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _is_plain(dtype: Any) -> bool:
+    """Whether a type is that of a number and its name says all of it.
+
+    Not so for strings, dates, objects, records, foreign byte orders, and long doubles, whose width is the platform's.
+    """
+    try:
+        is_number = dtype.kind in "biufcV" and dtype.char not in "gG"
+        return is_number and dtype.isnative and jnp.dtype(str(dtype)) == dtype
+    except TypeError:
+        return False
 
 
 def _bits(leaf: Any) -> np.ndarray:
@@ -221,13 +262,17 @@ def _bits(leaf: Any) -> np.ndarray:
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
-def _encoded(array: np.ndarray, description: Mapping[str, Any]) -> jax.Array:
-    """The inverse of `_bits`."""
+def _encoded(array: np.ndarray, description: Mapping[str, Any]) -> Any:
+    """The inverse of `_bits`: an array of JAX where it has the type, else (64 bits without x64) one of NumPy."""
     name = description["dtype"]
     if name.startswith("key<"):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=_IMPLEMENTATIONS[name])
     dtype = jnp.dtype(name)
-    return jnp.asarray(array.view(dtype) if array.dtype != dtype else array)
+    exact = array.view(dtype) if array.dtype != dtype else array
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns that it would cut: looked at right here
+        has_type = jax.dtypes.canonicalize_dtype(dtype) == dtype
+    return jnp.asarray(exact) if has_type else exact[()]
 
 
 # How JAX prints the type of a key, and the name by which it makes one.

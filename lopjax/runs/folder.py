@@ -19,15 +19,17 @@ back to those bytes, so what a run records does not depend on where it was inter
 import dataclasses
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lopjax.runs import checkpoints, locks
 from lopjax.runs.errors import RunFolderError
-from lopjax.runs.plain import plain, write_json
-from lopjax.runs.provenance import config_hash, environment, versions
-from lopjax.runs.reading import description_of, records_of
+from lopjax.runs.plain import plain, tagged, untagged, write_json
+from lopjax.runs.provenance import canonical, config_hash, environment, versions
+from lopjax.runs.reading import description_of
+from lopjax.runs.records import append_records, read_records
 from lopjax.runs.writers import Writer
 
 _ABSENT = "absent"
@@ -66,13 +68,10 @@ class Run(NamedTuple):
         """Append records to `metrics.jsonl` and flush them to disk. Numbers that are not finite are kept as null."""
         if not self._may_write():
             return
-        lines = "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records)
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        for writer in self.writers:
-            writer.write(records)
+        numbers = [plain(record, "record", not_finite=float) for record in records]
+        append_records(self.metrics_path, [plain(record) for record in numbers])
+        for writer in self._attached():
+            writer.write(numbers)
 
     def checkpoint(self, step: int, state: Any, keep: int = 2) -> None:
         """Save the state that belongs to the records so far, and remove all but the newest `keep` checkpoints.
@@ -106,8 +105,8 @@ class Run(NamedTuple):
                     f"{found.step if found else 0}; records have been lost, start again"
                 )
             os.truncate(self.metrics_path, size)
-        for writer in self.writers:
-            writer.restart(records_of(self.metrics_path))
+        for writer in self._attached() if is_writer else ():
+            writer.restart(read_records(self.metrics_path)[0])
         return found
 
     def keep(self, name: str, variables: Mapping[str, Any]) -> None:
@@ -140,6 +139,13 @@ class Run(NamedTuple):
         """`checkpoints`."""
         return self.folder / "checkpoints"
 
+    def _attached(self) -> Iterator[Writer]:
+        """The writers, each told the folder; no matter how often, as the fields of a run can be replaced."""
+        for writer in self.writers:
+            if (attach := getattr(writer, "attach", None)) is not None:
+                attach(self.folder)
+            yield writer
+
     def _may_write(self) -> bool:
         """Whether this process writes; raises RunFolderError if it is meant to and must not."""
         if self.is_writer and self.is_complete:
@@ -160,7 +166,8 @@ def open_run(
 
     Args:
         folder: where; parents are created.
-        config: a dataclass of plain values: all that decides the result.
+        config: a dataclass of plain values: all that decides the result. Two configs are the same if their values
+            and the types of their numbers are: 1, 1.0 and True differ, as do 0.0 and -0.0, and inf, nan and None.
         overwrite: move an existing folder aside instead of refusing it.
         resume: let an incomplete run of this config go on. A folder that does not exist is created all the same.
         experiment: whose run it is, for those who find the folder.
@@ -173,9 +180,9 @@ def open_run(
             this one, is not a run folder, cannot be written, or another process is writing there.
     """
     folder = Path(folder)
-    values = plain(dataclasses.asdict(config))
+    values = _values(folder, config)
     description = {"config": values, "hash": config_hash(values), **environment()}
-    description |= {} if experiment is None else {"experiment": experiment}
+    description |= {"id": secrets.token_hex(8)} | ({} if experiment is None else {"experiment": experiment})
     try:
         return _opened(folder, description, overwrite, resume)
     except OSError as error:
@@ -192,7 +199,18 @@ def follow_run(folder: Path | str, config: Any, is_complete: bool) -> Run:
         config: as there.
         is_complete: what the other process found.
     """
-    return Run(Path(folder), plain(dataclasses.asdict(config)), is_complete, is_writer=False)
+    values = untagged(_values(Path(folder), config))
+    return Run(Path(folder), values, is_complete, is_writer=False)
+
+
+def _values(folder: Path, config: Any) -> dict[str, Any]:
+    """The config as `config.json` has it."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise RunFolderError(f"run folder {folder}: config={config!r} is not an instance of a dataclass")
+    try:
+        return plain(config, "config", not_finite=tagged)
+    except ValueError as error:
+        raise RunFolderError(f"run folder {folder}: {error}") from error
 
 
 def _opened(folder: Path, description: dict[str, Any], overwrite: bool, resume: bool) -> Run:
@@ -205,6 +223,8 @@ def _opened(folder: Path, description: dict[str, Any], overwrite: bool, resume: 
         if not resume:
             locks.check_free(folder)
             raise _incomplete(folder)
+    if overwrite and _is_used(folder) and Path.cwd().is_relative_to(folder.resolve()):
+        raise RunFolderError(f"run folder {folder}: is the current folder or one above it, which cannot be moved aside")
     folder.mkdir(parents=True, exist_ok=True)
     lock = locks.acquire(folder)
     try:
@@ -217,7 +237,7 @@ def _opened(folder: Path, description: dict[str, Any], overwrite: bool, resume: 
     except BaseException:
         lock.release()
         raise
-    return Run(folder, config, is_complete=False, lock=lock)
+    return Run(folder, untagged(config), is_complete=False, lock=lock)
 
 
 def _continued(run: Run, lock: locks.Lock, resume: bool) -> Run:
@@ -257,14 +277,18 @@ def _existing(folder: Path, config: dict[str, Any]) -> Run:
     recorded = description_of(folder).get("config")
     if recorded is None:
         raise RunFolderError(f"run folder {folder}: exists and is not a run (no readable config.json); {_ASIDE}")
-    if recorded != config:
-        there, now = dict(_flat(recorded)), dict(_flat(config))
+    if canonical(recorded) != canonical(config):
+        there, now = dict(_flat(untagged(recorded))), dict(_flat(untagged(config)))
         fields = [name for name in {**there, **now} if there.get(name, _ABSENT) != now.get(name, _ABSENT)]
-        changes = "; ".join(
-            f"{name}: {there.get(name, _ABSENT)} there, {now.get(name, _ABSENT)} now" for name in fields
-        )
+        changes = "; ".join(_change(name, there.get(name, _ABSENT), now.get(name, _ABSENT)) for name in fields)
         raise RunFolderError(f"run folder {folder}: belongs to another config ({changes}); {_ASIDE}")
-    return Run(folder, config, is_complete=(folder / "summary.json").exists())
+    return Run(folder, untagged(config), is_complete=(folder / "summary.json").exists())
+
+
+def _change(name: str, there: str, now: str) -> str:
+    is_ambiguous = there == "null" and now.lstrip("-") in ("Infinity", "NaN")
+    note = " (older versions wrote null for it, and for None)" if is_ambiguous else ""
+    return f"{name}: {there} there, {now} now{note}"
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -9,14 +9,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lopjax.runs.plain import plain
+from lopjax.runs.plain import plain, tagged, untagged
 
 PACKAGES = ("lopjax", "jax", "jaxlib", "flax", "optax", "numpy", "matfree")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of the config's canonical JSON: equal configs, equal hash."""
-    return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()
+    """SHA-256 of `canonical(config)`: equal configs, equal hash."""
+    return hashlib.sha256(canonical(config).encode()).hexdigest()
+
+
+def canonical(config: Mapping[str, Any]) -> str:
+    """The text that says whether two configs are the same: 1, 1.0 and True differ, as do 0.0 and -0.0, inf and None."""
+    return json.dumps(plain(untagged(config), "config", tagged), sort_keys=True)
 
 
 def environment() -> dict[str, Any]:

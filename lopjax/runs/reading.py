@@ -1,14 +1,19 @@
 """Reading a run folder back, complete or not; needs nothing of the process that writes it."""
 
+import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lopjax.runs import checkpoints
+from lopjax.runs.errors import RunFolderError
+from lopjax.runs.plain import untagged
+from lopjax.runs.records import read_records
 
 
 class RunData(NamedTuple):
@@ -16,10 +21,12 @@ class RunData(NamedTuple):
 
     Attributes:
         folder: where it is.
-        config: the config as plain JSON.
-        records: every record of `metrics.jsonl`, in order.
+        config: the config as plain JSON; infinities and NaN are floats.
+        records: every record of `metrics.jsonl` that can be read, in order.
         summary: what the run concluded; None while it is incomplete.
         experiment: name of the experiment, as it was told to `open_run`; else that of the folder above.
+        is_complete: whether `summary.json` is there: a run may conclude nothing.
+        damage: a sentence for every line or file that cannot be read.
     """
 
     folder: Path
@@ -27,6 +34,8 @@ class RunData(NamedTuple):
     records: list[dict[str, Any]]
     summary: Any
     experiment: str
+    is_complete: bool = False
+    damage: tuple[str, ...] = ()
 
     def select(self, **where: Any) -> list[dict[str, Any]]:
         """The records that have all the given values, in order."""
@@ -72,38 +81,82 @@ def _choices(records: list[dict[str, Any]], where: Mapping[str, Any]) -> str:
     return "".join(f", with {name} in [{', '.join(values)}]" for name, values in found.items())
 
 
-def load(folder: Path | str) -> RunData:
+def load(folder: Path | str, strict: bool = False) -> RunData:
     """Read a run folder back, complete or not; a last line cut short by a crash is left out.
+
+    Args:
+        folder: where.
+        strict: refuse a folder with damage, such as a line of `metrics.jsonl` that is no JSON. Otherwise what can be
+            read is returned, with a sentence for each damage in `RunData.damage`, and a warning.
 
     Raises:
         FileNotFoundError: no run there; says which folder and what a run folder holds.
+        RunFolderError: `strict`, and something is damaged; names file and line.
     """
-    folder = Path(folder)
+    run = _loaded(Path(folder))
+    if run.damage and strict:
+        raise RunFolderError("; ".join(run.damage))
+    if run.damage:
+        warnings.warn(f"left out of the run: {'; '.join(run.damage)}", stacklevel=2)
+    return run
+
+
+def load_all(folder: Path | str) -> tuple[list[RunData], dict[Path, str]]:
+    """Every run in and below a folder, in the order of their names; one that is damaged does not hide the others.
+
+    Returns:
+        The runs, and for every folder that looks like one (by its `config.json`) and cannot be read the reason why not.
+        What is damaged within a run is in its `damage`; no warnings.
+    """
+    runs: list[RunData] = []
+    refused: dict[Path, str] = {}
+    for path in sorted(Path(folder).rglob("config.json")):
+        try:
+            runs.append(_loaded(path.parent))
+        except (OSError, ValueError) as error:
+            refused[path.parent] = str(error)
+    return runs, refused
+
+
+def _loaded(folder: Path) -> RunData:
     description = description_of(folder)
     if not description:
         raise FileNotFoundError(
             f"{folder}: not a run folder (no readable config.json); runs are under runs/<experiment>/<name>"
         )
-    summary_path = folder / "summary.json"
-    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else None
-    experiment = description.get("experiment", folder.resolve().parent.name)
-    return RunData(folder, description["config"], list(records_of(folder / "metrics.jsonl")), summary, experiment)
+    records, damage = read_records(folder / "metrics.jsonl")
+    summary, is_complete, damaged_summary = _summary(folder / "summary.json")
+    return RunData(
+        folder=folder,
+        config=untagged(description["config"]),
+        records=records,
+        summary=summary,
+        experiment=description.get("experiment", folder.resolve().parent.name),
+        is_complete=is_complete,
+        damage=(*damage, *damaged_summary),
+    )
+
+
+def _summary(path: Path) -> tuple[Any, bool, tuple[str, ...]]:
+    """What a run concluded, whether it has, and the damage to the file."""
+    try:
+        return json.loads(path.read_bytes()), True, ()
+    except FileNotFoundError:
+        return None, False, ()
+    except (ValueError, RecursionError) as error:
+        return None, True, (f"{path}: cannot be read ({error})",)
+
+
+def run_id(folder: Path) -> str:
+    """What tells a run from all others, wherever its folder is moved; of a run of an older version, where it is."""
+    return description_of(folder).get("id") or hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
 
 
 def description_of(folder: Path) -> dict[str, Any]:
     """What `config.json` says; nothing if there is none, or something else of that name."""
     try:
-        description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        description = json.loads((folder / "config.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return {}
     is_ours = isinstance(description, dict) and isinstance(description.get("config"), dict)
     return description if is_ours else {}
-
-
-def records_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Every record of a `metrics.jsonl`, in order; none if there is no such file."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").split("\n")
-    # Every complete record ends with a newline, so what follows the last one is a write that was cut short.
-    yield from (json.loads(line) for line in lines[:-1])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lopjax.runs import checkpoints
-from lopjax.runs.checkpoints import CheckpointError, restore, save
+from lopjax.runs.checkpoints import CheckpointError, read, restore, save
 
 HEADER = {"config": "abc", "versions": {"jax": "1"}, "metrics_bytes": 7}
 EXPECTED = {"config": "abc", "versions": {"jax": "1"}}
@@ -49,6 +49,66 @@ def test_a_tree_comes_back_with_the_same_bits(tmp_path):
     assert jax.random.bits(found.tree["keys"][1]) == jax.random.bits(state()["keys"][1])
     # The control: another state has other bits.
     assert bits(found.tree) != bits(state(seed=1))
+
+
+HOST = {
+    "examples_seen": np.int64(3_000_000_000),
+    "running_mean": np.float64(1 / 3),
+    "histogram": np.array([2**40, -(2**40)]),
+    "mask": np.array([2**63 + 1], np.uint64),
+    "waves": np.array([1 / 3 + 1j / 7]),
+    "epoch": 2**40,
+    "rate": 0.1,
+    "done": True,
+    "phase": 1j / 3,
+}
+
+
+@pytest.mark.parametrize("is_x64", [False, True])
+def test_state_of_64_bits_and_numbers_of_python_come_back_exactly(tmp_path, is_x64):
+    with jax.enable_x64(is_x64):
+        save(tmp_path, 1, HOST, HEADER)
+        found = restore(tmp_path, lambda step: HOST, EXPECTED).tree
+        kept = read(tmp_path / "step_1.npz")[0]
+    for name, value in HOST.items():
+        for back in (found[name], kept[name]):
+            assert np.asarray(back).dtype == np.asarray(value).dtype
+            np.testing.assert_array_equal(back, value)
+        if isinstance(value, (bool, int, float, complex)) and not isinstance(value, np.generic):
+            assert type(found[name]) is type(value)
+    # The control: what JAX would have made of it.
+    assert jnp.asarray(np.array(3_000_000_000).astype(np.int32)) == -1_294_967_296
+
+
+def test_what_was_saved_with_x64_is_not_cut_without(tmp_path):
+    with jax.enable_x64(True):
+        save(tmp_path, 1, {"a": jnp.array([1 / 3])}, HEADER)
+    kept = read(tmp_path / "step_1.npz")[0]["a"]
+    assert kept.dtype == np.float64
+    assert kept[0] == 1 / 3
+    with pytest.raises(CheckpointError, match=r"\['a'\].*float64.*float32"):
+        restore(tmp_path, lambda step: {"a": jnp.zeros(1)}, EXPECTED)
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        "x", b"x", object(), 2**70, np.array(["a"]), np.array([None]), np.datetime64("2020-01-01"), jnp.zeros,
+        np.ma.array([1.0], mask=[True]), np.zeros(2, [("a", "i4")]), np.zeros(2, ">f4"), np.zeros(2, np.longdouble),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_saved_is_named_before_anything_is_written(tmp_path, leaf):
+    with pytest.raises(CheckpointError, match=r"\['b'\]\['name'\]: .* cannot be saved; allowed are numbers"):
+        save(tmp_path / "checkpoints", 1, {"a": jnp.ones(2), "b": {"name": leaf}}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_header_is_compared_as_json_has_it(tmp_path):
+    save(tmp_path, 1, {}, {"sizes": (1, 2), "rate": np.float32(0.5)})
+    assert restore(tmp_path, lambda step: {}, {"sizes": (1, 2), "rate": 0.5}).step == 1
+    with pytest.raises(ValueError, match=r"header\.names: \{'a'\} of type set"):
+        save(tmp_path, 2, {}, {"names": {"a"}})
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):

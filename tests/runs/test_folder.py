@@ -6,39 +6,13 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import Config, Net, complete, contents
 
-from lopjax import runs
 from lopjax.runs import CheckpointError, RunFolderError, config_hash, load, open_run, provenance, write_json
-
-
-@dataclass(frozen=True)
-class Net:
-    widths: tuple[int, ...] = (3, 3)
-
-
-@dataclass(frozen=True)
-class Config:
-    seeds: tuple[int, ...] = (0, 1)
-    rate: float = 0.1
-    net: Net = field(default_factory=Net)
-    folder: Path = Path("somewhere")
-
-
-def complete(folder: Path, config: Config | None = None) -> runs.Run:
-    run = open_run(folder, config or Config())
-    run.append({"seed": 0, "step": 1, "loss": 0.5})
-    run.finish({"verdict": "fine"})
-    return run
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
 
 # --- Which folder may be used --------------------
 
@@ -268,9 +242,10 @@ def test_a_crash_between_writing_and_renaming_leaves_the_old_file(tmp_path, monk
 
 def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
     write_json(tmp_path / "file.json", {"value": 1})
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match=r"file\.value: <object object at .*> of type object has no form in JSON"):
         write_json(tmp_path / "file.json", {"value": object()})
     assert json.loads((tmp_path / "file.json").read_text()) == {"value": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
 
 
 def test_a_run_is_complete_only_once_its_summary_is_in_place(tmp_path, monkeypatch):

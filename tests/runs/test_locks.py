@@ -97,7 +97,7 @@ def test_another_config_is_told_from_a_folder_in_use(tmp_path, holder):
         open_run(tmp_path / "run", Config(rate=0.2))
 
 
-@pytest.mark.parametrize("has_flock", [True, False])
+@pytest.mark.parametrize("has_flock", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_of_processes_that_open_a_new_folder_at_once_exactly_one_writes(tmp_path, has_flock):
     """Four processes, twenty folders: each writes its name where it is let in, and stays until all have tried."""
     rounds, racers = 20, 4
