@@ -10,6 +10,7 @@ import scipy.stats
 from reference import REFERENCE, requires_reference
 
 from lopjax import metrics
+from lopjax.metrics.gaussianity import sorted_columns
 
 ACTIVATION_METRICS = {
     "effective_rank": metrics.effective_rank,
@@ -301,7 +302,7 @@ def test_gaussian_units_look_gaussian_and_others_do_not():
 def test_sorting_through_integers_sorts(x64, dtype):
     z = normal(65, 5).astype(dtype)
     z[:8] = np.array([0.0, -0.0, 1e-40, -1e-40, np.inf, -np.inf, 3.0, -3.0], dtype)[:, None]
-    np.testing.assert_array_equal(metrics._sorted_columns(jnp.asarray(z)), np.sort(z, axis=0))
+    np.testing.assert_array_equal(sorted_columns(jnp.asarray(z)), np.sort(z, axis=0))
 
 
 # --- Degenerate input, dtypes, transformations ----------------------------------------------
