@@ -24,7 +24,9 @@ def as_samples(h: Samples, name: str = "h") -> Float[Array, "samples units"]:
             f"use {name}.reshape(-1, {name}.shape[-1]) with the units last"
         )
     if jnp.issubdtype(h.dtype, jnp.complexfloating):
-        raise ValueError(f"{name} has dtype {h.dtype}: must be real; pass jnp.abs({name}), or its real and imaginary parts")
+        raise ValueError(
+            f"{name} has dtype {h.dtype}: must be real; pass jnp.abs({name}), or its real and imaginary parts"
+        )
     return h.astype(jnp.promote_types(h.dtype, jnp.float32))
 
 

@@ -3,7 +3,15 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lopjax.metrics.scaling import Samples, Scalar, as_samples, magnitude_bits, scaled, share_of_units, times_power_of_two
+from lopjax.metrics.scaling import (
+    Samples,
+    Scalar,
+    as_samples,
+    magnitude_bits,
+    scaled,
+    share_of_units,
+    times_power_of_two,
+)
 
 
 def dead_fraction(h: Samples, zero_tolerance: float = 1e-7, threshold: float = 0.95) -> Scalar:
