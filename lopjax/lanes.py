@@ -52,7 +52,7 @@ def lane_mesh(seed_devices: int = 1, batch_devices: int = 1) -> Mesh | None:
         )
     if wanted == 1:
         return None
-    _spell_out_products()
+    spell_out_products()
     grid = np.array(devices[:wanted]).reshape(seed_devices, batch_devices)
     return Mesh(grid, (SEED, BATCH))
 
@@ -144,7 +144,7 @@ def gathered(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 @cache
-def _spell_out_products() -> None:
+def spell_out_products() -> None:
     """From now on compile `jax.lax.mulhi`, which Philox keys are made of, as `high_word`: the same bits.
 
     Shardy, the partitioner of jaxlib 0.10.2, ends any program that has it with an internal error.

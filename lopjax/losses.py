@@ -30,7 +30,7 @@ def accuracy(logits: Float[Array, "samples classes"], labels: Int[Array, " sampl
     A NaN among the logits would win the comparison, and a diverged network have the accuracy of guessing its class. A
     logit of minus infinity only rules its class out.
     """
-    is_right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.promote_types(logits.dtype, jnp.float16))
+    is_right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.promote_types(logits.dtype, jnp.float32))
     return jnp.mean(jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), is_right, jnp.nan))
 
 

@@ -75,8 +75,8 @@ def symptoms(
 ) -> Symptoms:
     """Every symptom of lost plasticity, at every site and on average: one compiled call under `jax.jit`.
 
-    Ranks, dead, dormant, duplicate and saturated fractions are those of the post-activations; the departures from a Gaussian
-    those of the pre-activations. Positions, tokens and head width count as samples. Eval mode.
+    Ranks, dead, dormant, duplicate and saturated fractions are those of the post-activations; the departures from a
+    Gaussian those of the pre-activations. Positions, tokens and head width count as samples. Eval mode.
 
     Args:
         model: any model.

@@ -10,7 +10,7 @@ from jax.nn.initializers import ones, zeros
 from jaxtyping import Array, Float
 
 from lopjax.models.initialisation import float_type
-from lopjax.models.labels import labelled
+from lopjax.models.labels import couple, labelled
 from lopjax.wiring import Out
 
 NORMS = ("none", "batch", "layer")
@@ -70,6 +70,7 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, ..., units)` to the same shape."""
+        couple(self, self.space)
         y, *_ = standardise(_widened(x), tuple(range(x.ndim - self.num_axes, x.ndim)), self.epsilon)
         return (_affine(self, y) if self.affine else y).astype(x.dtype)
 
