@@ -81,6 +81,9 @@ def standardise(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """`y = (x - mean) / sqrt(var + epsilon)`, mean and biased variance over `axes`.
 
+    One sample is subtracted first: the mean of equal large numbers is rounded, and would leave differences that the
+    division by sqrt(epsilon) magnifies. So a constant becomes 0 exactly, whatever its size.
+
     The derivative is `dy = (dx - mean(dx) - y mean(y dx)) / sqrt(var + epsilon)` (arXiv 1502.03167, section 3, as one
     formula). Differentiating the value instead adds two sums over memory, one of which is zero.
 
@@ -92,9 +95,12 @@ def standardise(
     Returns:
         `y`, of the shape of `x`; mean and variance with `axes` of size 1.
     """
-    mean = jnp.mean(x, axes, keepdims=True)
-    var = jnp.mean(jnp.square(x - mean), axes, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(var + epsilon), mean, var
+    first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
+    shifted = x - first
+    mean = jnp.mean(shifted, axes, keepdims=True)
+    deviation = shifted - mean
+    var = jnp.mean(jnp.square(deviation), axes, keepdims=True)
+    return deviation * jax.lax.rsqrt(var + epsilon), first + mean, var
 
 
 @standardise.defjvp
