@@ -4,50 +4,161 @@ Both are the two generic rules of the wiring: repeat every cloned axis, and divi
 axes. Nothing here knows what a convolution, a residual stream or an attention head is.
 """
 
-from collections.abc import Mapping
-from numbers import Integral
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.integers import as_integer
 from lopjax.model import Model, Params, Variables, samples_by_units
 from lopjax.wiring import In, Label, Wiring, multiplicity
 
-Factor = int | Mapping[str, int]
+Copies = int | float | Sequence[int] | np.ndarray
+"""For one space: a number at least 1, by which its width is multiplied, or the number of clones of every unit."""
+
+Factor = Copies | Mapping[str, Copies]
 Partition = Mapping[str, tuple[int, ...]]
 """Cluster id of every unit, per unit space; a space that is absent has no clones."""
 
 
-def clone_factors(wiring: Wiring, factor: Factor) -> dict[str, int]:
-    """`{space: number of clones}` for every cloned space.
+def clone_factors(wiring: Wiring, factor: Factor) -> dict[str, int | tuple[int, ...]]:
+    """`{space: number of clones}` for every cloned space: one number, or one for every unit where they differ.
+
+    A factor that is no integer multiplies the width: at 1.5, each unit of the first half is cloned twice and the
+    others are kept, as in Net2Net (arXiv 1511.05641, section 2.3, which draws the units at random:
+    `factor_for_widths` does that too).
 
     Args:
         wiring: wiring of the network.
-        factor: one positive integer for all cloneable spaces, or one per space for a subset of them.
+        factor: for all cloneable spaces a number, at least 1, whose product with every width is an integer; or for a
+            subset of them `{space: number, or one positive integer for every unit}`.
 
     Raises:
-        ValueError: a factor that is not a positive integer, an unknown space, a fixed one (inputs, outputs).
+        ValueError: anything else, an unknown space, a fixed one (inputs, outputs), or unequal numbers in a space over
+            whose units a layer norm averages: the averages, and so the function, would change.
     """
-    if not isinstance(factor, Mapping):
-        _check_factor(factor, "")
-        return dict.fromkeys(wiring.cloneable, int(factor))
-    for space, value in factor.items():
-        wiring.size(space)
+    return {space: n[0] if len(set(n)) == 1 else n for space, n in _in_every_space(wiring, factor, _counts).items()}
+
+
+def factor_for_widths(wiring: Wiring, widths: Mapping[str, int], seed: int | None = None) -> dict[str, tuple[int, ...]]:
+    """The factor under which spaces come to have given widths, whatever they are: Net2WiderNet's.
+
+    Args:
+        wiring: wiring of the base network.
+        widths: `{space: number of units after cloning}`, each at least the space's present width.
+        seed: `None` clones as evenly as possible, the first units once more; an integer draws, for each new unit, the
+            one that it repeats, uniformly and with replacement (arXiv 1511.05641, equation 2).
+
+    Returns:
+        `{space: number of clones of every unit}`, a `Factor`.
+
+    Raises:
+        ValueError: an unknown space, or a width that is no integer or too small.
+
+    Example:
+        >>> from lopjax.models import mlp
+        >>> factor_for_widths(mlp((4,), (3,), 2).wiring, {"hidden_0": 5})
+        {'hidden_0': (2, 2, 1)}
+    """
+    generator = None if seed is None else np.random.default_rng(seed)
+    factor = {}
+    for space, width in widths.items():
+        size = wiring.size(space)
+        refusal = f"width={width!r} of {space!r}: must be an integer of at least its present width, {size}"
+        number = as_integer(width, size, refusal)
+        if generator is None:
+            factor[space] = _even_counts(size, number)
+        else:
+            repeated = generator.integers(size, size=number - size)
+            factor[space] = tuple(int(count) for count in 1 + np.bincount(repeated, minlength=size))
+    return factor
+
+
+def _in_every_space(
+    wiring: Wiring, factor: Factor, count: Callable[[Copies, Wiring, str, str], tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Number of clones of every base unit of every cloned space, by `count(copies, wiring, space, where)`."""
+    is_one_for_all = not isinstance(factor, Mapping)
+    counts = {}
+    for space, copies in (dict.fromkeys(wiring.cloneable, factor) if is_one_for_all else factor).items():
+        wiring.size(space)  # raises for an unknown one
         if space in wiring.fixed:
             raise ValueError(f"unit space {space!r} is fixed: only {list(wiring.cloneable)} can be cloned")
-        _check_factor(value, f" for {space!r}")
-    return {space: int(value) for space, value in factor.items()}
+        counts[space] = count(copies, wiring, space, "" if is_one_for_all else f" for {space!r}")
+        if len(set(counts[space])) > 1 and space in wiring.coupled:
+            raise ValueError(
+                f"factor={copies!r} for {space!r}: a layer norm averages over its units, so all need the same number "
+                "of clones, or the function would change; pass one integer"
+            )
+    return counts
 
 
-def _check_factor(value: object, where: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"factor={value!r}{where}: must be a positive integer")
+def _counts(copies: Copies, wiring: Wiring, space: str, where: str) -> tuple[int, ...]:
+    """Number of clones of every unit, from the wiring of the base network."""
+    size = wiring.size(space)
+    if _is_list(copies):
+        if len(copies) != size:
+            raise ValueError(f"factor{where}: {len(copies)} numbers of clones for {size} units; give one per unit")
+        return _listed(copies, where)
+    width = _number(copies, where) * size
+    if width.denominator != 1:
+        raise ValueError(
+            f"factor={copies!r}{where}: {size} units would become {float(width):g}; pass a number whose product with "
+            f"{size} is an integer, or factor_for_widths(...)"
+        )
+    return _even_counts(size, int(width))
+
+
+def _counts_of_wide(copies: Copies, wiring: Wiring, space: str, where: str) -> tuple[int, ...]:
+    """The same from the wiring of the cloned network."""
+    size = wiring.size(space)
+    if _is_list(copies):
+        counts = _listed(copies, where)
+        if sum(counts) != size:
+            raise ValueError(f"factor{where}: makes {sum(counts)} units, there are {size}; pass the cloned wiring")
+        return counts
+    base = size / _number(copies, where)
+    if base.denominator != 1:
+        raise ValueError(f"factor={copies!r}: does not divide the {size} units of {space!r}")
+    return _even_counts(int(base), size)
+
+
+def _is_list(copies: Any) -> bool:
+    return (
+        isinstance(copies, Sequence | np.ndarray | jax.Array) and not isinstance(copies, str) and np.ndim(copies) == 1
+    )
+
+
+def _listed(copies: Any, where: str) -> tuple[int, ...]:
+    return tuple(
+        as_integer(n, 1, f"factor={n!r} of unit {unit}{where}: must be a positive integer")
+        for unit, n in enumerate(copies)
+    )
+
+
+def _number(copies: Any, where: str) -> Fraction:
+    """A clone factor as an exact number; 4/3 in floating point is meant as 4/3."""
+    refusal = f"factor={copies!r}{where}: must be a positive integer, a number of at least 1, or one integer per unit"
+    is_number = np.ndim(copies) == 0 and not isinstance(copies, bool | np.bool_ | str | bytes) and copies is not None
+    try:
+        number = Fraction(float(copies)).limit_denominator(1_000_000) if is_number else Fraction(0)
+    except (TypeError, ValueError, OverflowError):
+        number = Fraction(0)
+    if number < 1:
+        raise ValueError(refusal)
+    return number
+
+
+def _even_counts(size: int, width: int) -> tuple[int, ...]:
+    """`width` clones of `size` units: as even as possible, the first ones have one more."""
+    return tuple(width // size + (unit < width % size) for unit in range(size))
 
 
 def widen(model: Model, factor: Factor) -> Model:
-    """The same architecture with every cloned space `factor` times as wide: where cloned variables live.
+    """The same architecture with every cloned space as wide as `factor` makes it: where cloned variables live.
 
     Args:
         model: the base model.
@@ -56,24 +167,28 @@ def widen(model: Model, factor: Factor) -> Model:
     Raises:
         ValueError: as in `clone_factors`; or a user's module without a `sizes` field.
     """
-    factors = clone_factors(model.wiring, factor)
-    return model.resize({space: model.wiring.size(space) * n for space, n in factors.items()})
+    sizes = {}
+    for space, n in clone_factors(model.wiring, factor).items():
+        sizes[space] = n * model.wiring.size(space) if isinstance(n, int) else sum(n)
+    return model.resize(sizes)
 
 
 def clone_variables(variables: Variables, base_wiring: Wiring, factor: Factor) -> Variables:
-    """Variables of the n times wider network that computes the same function with n copies of every unit.
+    """Variables of the wider network that computes the same function with several copies of units.
 
-    Every array is repeated along its cloned axes, clones adjacent, and divided by n along input axes. Parameters land
-    in block-constant form (BC), so the clones are trapped: theory 3.1, arXiv 2510.00304 section 4 and appendix A.2.
+    Every array is repeated along its cloned axes, clones adjacent, and divided along input axes by the number of clones
+    of the unit that it reads. Parameters land in block-constant form (BC), so the clones are trapped: arXiv 2510.00304
+    section 4 and appendix A.2. Units may have different numbers of clones (Net2Net, arXiv 1511.05641).
 
     Args:
         variables: `{"params": ..., "batch_stats": ...}` of the base network (or its parameters alone).
         base_wiring: wiring of the base network.
-        factor: number of clones of every unit, or `{space: number}` for a subset of the unit spaces.
+        factor: number of clones of every unit, or, for a subset of the unit spaces, `{space: number}` or `{space: one
+            number for every unit}`; see `clone_factors` and, for given widths, `factor_for_widths`.
 
     Returns:
         Variables of the wide network, same dtypes. Logits agree to rounding: exactly, up to the order of summation,
-        when n is a power of two.
+        when all numbers of clones are powers of two.
 
     Raises:
         ValueError: see `clone_factors`; or variables that do not match the wiring.
@@ -89,31 +204,29 @@ def clone_variables(variables: Variables, base_wiring: Wiring, factor: Factor) -
     factors = clone_factors(base_wiring, factor)
 
     def clone(label: Label, array: jax.Array) -> jax.Array:
+        array = array / jnp.asarray(multiplicity(label, factors)[0], array.dtype)
         for index, axis in enumerate(label.axes):
             if axis is not None and axis.space in factors:
-                array = jnp.repeat(array, factors[axis.space], axis=index)
-        return array / jnp.asarray(multiplicity(label, factors)[0], array.dtype)
+                n = factors[axis.space]
+                unit = np.repeat(np.arange(array.shape[index]), n)
+                array = jnp.repeat(array, n, axis=index) if isinstance(n, int) else jnp.take(array, unit, axis=index)
+        return array
 
     return base_wiring.map(clone, variables)
 
 
 def uniform_partition(wide_wiring: Wiring, factor: Factor) -> Partition:
-    """The partition that `clone_variables` makes: runs of `factor` adjacent clones in every cloned space.
+    """The partition that `clone_variables` makes: runs of adjacent clones, in every cloned space.
 
     Args:
         wide_wiring: wiring of the cloned (wide) network.
-        factor: as in `clone_variables`.
+        factor: what was given to `clone_variables`.
 
     Raises:
-        ValueError: see `clone_factors`; or a space whose size the factor does not divide.
+        ValueError: see `clone_factors`; or a space whose size the factor does not make.
     """
-    partition = {}
-    for space, n in clone_factors(wide_wiring, factor).items():
-        size = wide_wiring.size(space)
-        if size % n:
-            raise ValueError(f"factor={n}: does not divide the {size} units of {space!r}")
-        partition[space] = tuple(int(unit) for unit in np.repeat(np.arange(size // n), n))
-    return partition
+    counts = _in_every_space(wide_wiring, factor, _counts_of_wide)
+    return {space: tuple(np.repeat(np.arange(len(n)), n).tolist()) for space, n in counts.items()}
 
 
 class ClonesFound(NamedTuple):

@@ -25,8 +25,13 @@ def mean_squared_error(
 
 
 def accuracy(logits: Float[Array, "samples classes"], labels: Int[Array, " samples"]) -> Float[Array, ""]:
-    """Fraction of samples whose largest logit is the label's."""
-    return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=logits.dtype)
+    """Fraction of samples whose largest logit is the label's; NaN if a largest logit is not finite.
+
+    A NaN among the logits would win the comparison, and a diverged network have the accuracy of guessing its class. A
+    logit of minus infinity only rules its class out.
+    """
+    is_right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return jnp.mean(jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), is_right, jnp.nan))
 
 
 def of_parameters(

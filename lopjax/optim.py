@@ -7,15 +7,16 @@ is drawn in float32 (float64 for float64 parameters) and then cast. Complex para
 ``inject_hyperparams`` stores numbers in the dtype of the parameters: in bfloat16 a decay of 0.999 is 1. Give it
 ``hyperparam_dtype=jnp.float32``.)
 
-Randomness is a pure function of (seed, step, position of the array in the tree): nothing else is in the state, and a
-resumed run draws what the uninterrupted run would have drawn. An int seed makes a ``philox4x32`` key, which JAX draws
-from three times as fast as from its default on CPU. **Under vmap give each lane its own key**: with an int, all lanes
-get the same noise.
+Randomness is a pure function of (seed, step, position of the array in the tree, which of the two laws below): nothing
+else is in the state, and a resumed run draws what the uninterrupted run would have drawn. An int seed makes a
+``philox4x32`` key, which JAX draws from three times as fast as from its default on CPU. **Under vmap give each lane its
+own key**: with an int, all lanes get the same noise. A state owns its buffers: it may be donated to a compiled step,
+and neither the seed nor another state made by the same transformation is lost with it.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,14 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key, PyTree
 
+from lopjax.integers import as_integer
+from lopjax.philox import spell_out_products
+from lopjax.metrics.scaling import scaled, times_power_of_two
+
 Params = PyTree[Array]
+
+# Folded into the key of `shrink_and_perturb`, so that its noise is not that of `noisy_sgd` with the same seed.
+_SHRINK_AND_PERTURB = 0x5A9D
 
 
 class RelativeNoiseState(NamedTuple):
@@ -67,7 +75,16 @@ def _as_key(seed: ArrayLike) -> Key[Array, ""]:
         raise ValueError(f"seed={seed!r}: must be an integer or a jax.random.key")
     if array.shape:
         raise ValueError(f"seed has shape {array.shape}: must be one integer or one key; vmap over several")
-    return jnp.asarray(seed) if is_key else jax.random.key(seed, impl="philox4x32")
+    key = _own_copy(jnp.asarray(seed)) if is_key else jax.random.key(seed, impl="philox4x32")
+    # A program over several devices has two of them to run on.
+    if str(jax.random.key_impl(key)) == "philox4x32" and jax.device_count() > 1:
+        spell_out_products()
+    return key
+
+
+def _own_copy(key: Key[Array, ""]) -> Key[Array, ""]:
+    """The same key in a buffer of its own: donated, it takes no other with it."""
+    return jax.random.wrap_key_data(jnp.array(jax.random.key_data(key)), impl=jax.random.key_impl(key))
 
 
 def _transformation(
@@ -86,6 +103,14 @@ def _check_real(params: Params) -> None:
 def _check_params(name: str, params: Params | None) -> None:
     if params is None:
         raise ValueError(f"{name} needs the parameters: call update(updates, state, params)")
+
+
+def _norm(array: Array) -> Array:
+    """Euclidean norm of all entries, finite where it can be: scaled by a power of two, which rounds nothing."""
+    if not array.size:
+        return jnp.zeros((), array.dtype)
+    _, exponent = scaled(array)
+    return times_power_of_two(jnp.linalg.norm(times_power_of_two(array, -exponent).ravel()), exponent)
 
 
 def _map_with_noise(function: Callable[..., Array], key: Key[Array, ""], *trees: Params) -> Params:
@@ -132,7 +157,7 @@ def add_relative_noise(
 
     def init(params: Params) -> RelativeNoiseState:
         _check_real(params)
-        return RelativeNoiseState(step=jnp.zeros((), jnp.int32), key=key)
+        return RelativeNoiseState(step=jnp.zeros((), jnp.int32), key=_own_copy(key))
 
     def update(updates: Params, state: RelativeNoiseState, params: Params | None = None) -> tuple[Params, Any]:
         del params
@@ -140,7 +165,7 @@ def add_relative_noise(
         def perturb(noise: Array, gradient: Array) -> Array:
             decay = jnp.asarray(noise_decay, noise.dtype) ** state.step.astype(noise.dtype)
             scale = jnp.asarray(noise_scale, noise.dtype) * decay
-            return gradient + scale * jnp.linalg.norm(gradient.ravel()) * noise
+            return gradient + scale * _norm(gradient) * noise
 
         updates = _map_with_noise(perturb, jax.random.fold_in(state.key, state.step), updates)
         return updates, RelativeNoiseState(jnp.asarray(optax.safe_increment(state.step)), state.key)
@@ -195,44 +220,72 @@ def noisy_sgd(
 
 
 def shrink_and_perturb(
-    shrink: ArrayLike, noise_std: ArrayLike, seed: ArrayLike, every: int
+    shrink: ArrayLike,
+    noise_std: ArrayLike,
+    seed: ArrayLike,
+    every: int,
+    noise: Literal["normal", "init"] = "normal",
+    initialise: Callable[[Key[Array, ""]], Params] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink the parameters and add noise after every ``every``-th update; place it last in a chain.
 
-    After updates number ``every``, ``2 every``, ...: :math:`\theta \leftarrow s\,\theta + \sigma\,\xi` with standard
-    normal :math:`\xi`, for every array alike. Other updates pass unchanged.
+    After updates number ``every``, ``2 every``, ...: :math:`\theta \leftarrow s\,\theta + \sigma\,\xi`, for every array
+    alike. Other updates pass unchanged. What :math:`\xi` is differs between publications of one name:
+
+    - ``noise="normal"``: standard normal numbers (arXiv 2308.11958, and with ``every=1`` the code of Dohare et al.).
+    - ``noise="init"``: a fresh draw of the initial parameters, so that each array is perturbed on its own scale (Ash &
+      Adams). With :math:`s = \lambda` and :math:`\sigma = 1 - \lambda` it moves towards a new start.
 
     Args:
         shrink: s in [0, 1]; 1 only adds noise.
-        noise_std: :math:`\sigma`, at least 0, on the scale of the parameters.
-        seed: An integer or a ``jax.random.key`` (one for each lane under vmap).
+        noise_std: :math:`\sigma`, at least 0: on the scale of the parameters, or (``"init"``) of their initial draw.
+        seed: An integer or a ``jax.random.key`` (one for each lane under vmap). The noise is not that of
+            :func:`noisy_sgd` with the same seed.
         every: Number of updates between two applications, for example the length of a task.
+        noise: ``"normal"`` or ``"init"``.
+        initialise: For ``"init"``: key to parameters, for example ``lambda key: model.init(key)["params"]``. A static
+            argument of ``optax.inject_hyperparams``.
 
     Returns:
         The transformation; ``update`` needs ``params``. Its state is a :class:`ShrinkAndPerturbState`.
 
     Raises:
-        ValueError: If a concrete argument is out of its range, or parameters are missing or not real.
+        ValueError: If a concrete argument is out of its range, parameters are missing or not real, or ``initialise``
+            is missing, superfluous or draws other arrays than the parameters.
 
     References:
         Ash & Adams, *On Warm-Starting Neural Network Training*, arXiv 1910.08475.
     """
     _check("shrink", shrink, minimum=0.0, maximum=1.0)
     _check("noise_std", noise_std, minimum=0.0)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every={every!r}: must be a positive integer, the number of updates between applications")
+    every = as_integer(
+        every, 1, f"every={every!r}: must be a positive integer, the number of updates between applications"
+    )
+    if noise not in ("normal", "init"):
+        raise ValueError(f"noise={noise!r}: must be 'normal' or 'init'")
+    if (noise == "init") != (initialise is not None):
+        raise ValueError(
+            f"noise={noise!r}, initialise={initialise!r}: 'init' needs initialise, a function from a key "
+            "to parameters, and 'normal' takes none"
+        )
     key = _as_key(seed)
 
     def init(params: Params) -> ShrinkAndPerturbState:
         _check_real(params)
-        return ShrinkAndPerturbState(step=jnp.zeros((), jnp.int32), key=key)
+        return ShrinkAndPerturbState(step=jnp.zeros((), jnp.int32), key=_own_copy(key))
+
+    def shrink_one(drawn: Array, update: Array, param: Array) -> Array:
+        factor, std = jnp.asarray(shrink, drawn.dtype), jnp.asarray(noise_std, drawn.dtype)
+        return factor * (param + update) + std * drawn - param
 
     def apply(updates: Params, state: ShrinkAndPerturbState, params: Params) -> Params:
-        def shrink_one(noise: Array, update: Array, param: Array) -> Array:
-            factor, std = jnp.asarray(shrink, noise.dtype), jnp.asarray(noise_std, noise.dtype)
-            return factor * (param + update) + std * noise - param
-
-        return _map_with_noise(shrink_one, jax.random.fold_in(state.key, state.step), updates, params)
+        own = jax.random.fold_in(jax.random.fold_in(state.key, _SHRINK_AND_PERTURB), state.step)
+        if initialise is None:
+            return _map_with_noise(shrink_one, own, updates, params)
+        drawn = initialise(own)
+        if jax.tree.map(jnp.shape, drawn) != jax.tree.map(jnp.shape, params):
+            raise ValueError("initialise: its arrays are not those of the parameters; it must return a tree like them")
+        return jax.tree.map(lambda *leaves: shrink_one(*leaves).astype(leaves[1].dtype), drawn, updates, params)
 
     def update(updates: Params, state: ShrinkAndPerturbState, params: Params | None = None) -> tuple[Params, Any]:
         _check_params("shrink_and_perturb", params)
@@ -243,26 +296,37 @@ def shrink_and_perturb(
     return _transformation(init, update)
 
 
-def l2_init(strength: ArrayLike) -> optax.GradientTransformationExtraArgs:
-    r"""Pull the parameters towards where they started: the gradient of :math:`\lambda \lVert\theta-\theta_0\rVert^2`.
+def l2_init(
+    strength: ArrayLike, variant: Literal["paper", "official"] = "paper"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Pull the parameters towards where they started; place it before the optimizer.
 
-    Adds :math:`2 \lambda (\theta - \theta_0)` to the gradient; place it before the optimizer. A sum over parameters,
-    as in the paper, with no factor 1/2.
+    Adds the gradient of a penalty, a sum over parameters. The paper and its authors' code differ by a factor of 2:
+
+    - ``variant="paper"``: :math:`\lambda \lVert\theta-\theta_0\rVert^2`, so :math:`2\lambda (\theta-\theta_0)`.
+    - ``variant="official"``: :math:`\frac\lambda2 \lVert\theta-\theta_0\rVert^2`, so
+      :math:`\lambda (\theta-\theta_0)`; published strengths are meant for it. The code also spares the parameters of
+      norms, which ``optax.masked`` does here.
 
     Args:
         strength: :math:`\lambda`, at least 0.
+        variant: ``"paper"`` or ``"official"``.
 
     Returns:
         The transformation; ``update`` needs ``params``. Its state holds a copy of the initial parameters.
 
     Raises:
-        ValueError: If a concrete ``strength`` is negative or not finite, or parameters are missing or not real.
+        ValueError: If a concrete ``strength`` is negative or not finite, ``variant`` is unknown, or parameters are
+            missing or not real.
 
     References:
         Kumar, Marklund & Van Roy, *Maintaining Plasticity in Continual Learning via Regenerative Regularization*,
         arXiv 2308.11958.
     """
     _check("strength", strength, minimum=0.0)
+    if variant not in ("paper", "official"):
+        raise ValueError(f"variant={variant!r}: must be 'paper' or 'official'")
+    factor = 2 if variant == "paper" else 1
 
     def init(params: Params) -> L2InitState:
         _check_real(params)
@@ -272,9 +336,12 @@ def l2_init(strength: ArrayLike) -> optax.GradientTransformationExtraArgs:
         _check_params("l2_init", params)
 
         def pull(gradient: Array, param: Array, initial: Array) -> Array:
-            return (gradient + 2 * strength * (param - initial)).astype(gradient.dtype)
+            dtype = jnp.promote_types(jnp.result_type(gradient), jnp.float32)
+            gradient, param, initial = (jnp.asarray(x, dtype) for x in (gradient, param, initial))
+            return gradient + factor * jnp.asarray(strength, dtype) * (param - initial)
 
-        return jax.tree.map(pull, updates, params, state.initial), state
+        pulled = jax.tree.map(pull, updates, params, state.initial)
+        return optax.tree.cast_like(pulled, updates), state
 
     return _transformation(init, update)
 
@@ -284,6 +351,10 @@ def keep_on_manifold(project: Callable[[Params], Params]) -> optax.GradientTrans
 
     In exact arithmetic most optimizers keep clones equal; in floating point their differences start from rounding
     and then grow like any perturbation of a saddle. Projecting the *update* removes what this step has added.
+
+    Inside ``optax.masked`` and ``optax.multi_transform`` the arrays that are left to this transformation are projected,
+    the others pass: the projectors of cloned and frozen units act array by array. (Those of level sets do not, and
+    refuse a part of the parameters.)
 
     Args:
         project: A linear projector from parameters to parameters, for example ``manifold.project``.

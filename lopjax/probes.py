@@ -29,8 +29,8 @@ def symptoms(
 ) -> Symptoms:
     """Every symptom of lost plasticity, at every site and on average: one compiled call under `jax.jit`.
 
-    Ranks, dead, duplicate and saturated fractions are those of the post-activations; the departures from a Gaussian
-    those of the pre-activations. Positions, tokens and head width count as samples. Eval mode.
+    Ranks, dead, dormant, duplicate and saturated fractions are those of the post-activations; the departures from a
+    Gaussian those of the pre-activations. Positions, tokens and head width count as samples. Eval mode.
 
     Args:
         model: any model.
@@ -86,7 +86,9 @@ def _site_symptoms(
         "stable_rank": metrics.stable_rank(h),
         "renyi2_rank": metrics.renyi2_rank(h),
         "numerical_rank": metrics.numerical_rank(h),
+        "srank": metrics.srank(h),
         "dead_fraction": metrics.dead_fraction(h),
+        "dormant_fraction": metrics.dormant_fraction(h),
         "duplicate_fraction": metrics.duplicate_fraction(h),
         "saturated_fraction": metrics.saturated_fraction(h, e),
         "ks_non_gaussianity": metrics.ks_non_gaussianity(z),

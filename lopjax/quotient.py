@@ -4,7 +4,9 @@ Clones that stay clones carry no information of their own, so the cloned network
 network, with rates that differ from array to array. Let an array W of the cloned network repeat the base array w
 `n_in` times along its input axes and `n_out` times along its output axes, `W = w / n_in` (`clone_variables`). Then
 
-    dL/dW = (dL/dw) / n_out,        dw = n_in dW.
+    dL/dW = (dL/dw) / n_out,        dw = n_in dW,
+
+entry by entry where units have different numbers of clones.
 
 So an optimizer that acts on each coordinate through its gradient history, `dW = U(dL/dW, W)`, moves the base network by
 `dw = n_in U((dL/dw) / n_out, w / n_in)`: SGD and momentum with rate `eta n_in / n_out` and the *same* weight decay,
@@ -16,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from lopjax.cloning import Factor, clone_factors
 from lopjax.model import Params
@@ -31,16 +34,16 @@ def multiplicities(params: Params, base_wiring: Wiring, factor: Factor) -> tuple
         factor: as in `lopjax.cloning.clone_variables`.
 
     Returns:
-        `(n_in, n_out)`: two trees like `params` with a Python int for each array. For a bias or a norm parameter
-        `n_in = 1`.
+        `(n_in, n_out)`: two trees like `params` with a Python int for each array, or an integer array that broadcasts
+        against it where the units of a space have numbers of their own. For a bias or a norm parameter `n_in = 1`.
 
     Raises:
         ValueError: see `lopjax.cloning.clone_factors`; or parameters that do not match the wiring.
     """
     factors = clone_factors(base_wiring, factor)
     return (
-        base_wiring.map(lambda label, _: multiplicity(label, factors)[0], params),
-        base_wiring.map(lambda label, _: multiplicity(label, factors)[1], params),
+        base_wiring.map(lambda label, _: multiplicity(label, factors)[0], params, partial=True),
+        base_wiring.map(lambda label, _: multiplicity(label, factors)[1], params, partial=True),
     )
 
 
@@ -77,7 +80,7 @@ def quotient_optimizer(
 
     def cloned(params: Params) -> Params:
         n_in, _ = multiplicities(params, base_wiring, factor)
-        return jax.tree.map(jnp.divide, params, n_in)
+        return jax.tree.map(_divided, params, n_in)
 
     def init(params: Params) -> optax.OptState:
         return optimizer.init(cloned(params))
@@ -88,12 +91,12 @@ def quotient_optimizer(
         n_in, n_out = multiplicities(updates, base_wiring, factor)
         # What optax passes by these names speaks of the optimizer's own network, the cloned one; the loss is the same.
         if "grad" in extra:
-            extra["grad"] = jax.tree.map(jnp.divide, extra["grad"], n_out)
+            extra["grad"] = jax.tree.map(_divided, extra["grad"], n_out)
         if (value_fn := extra.get("value_fn")) is not None:
-            extra["value_fn"] = lambda wide, *args: value_fn(jax.tree.map(jnp.multiply, wide, n_in), *args)
-        of_one_clone = jax.tree.map(jnp.divide, updates, n_out)
+            extra["value_fn"] = lambda wide, *args: value_fn(jax.tree.map(_multiplied, wide, n_in), *args)
+        of_one_clone = jax.tree.map(_divided, updates, n_out)
         moves, state = takes_extra.update(of_one_clone, state, None if params is None else cloned(params), **extra)
-        return jax.tree.map(jnp.multiply, moves, n_in), state
+        return jax.tree.map(_multiplied, moves, n_in), state
 
     takes_extra = optax.with_extra_args_support(optimizer)
     return optax.GradientTransformationExtraArgs(init, update)
@@ -108,8 +111,19 @@ def cloned_norm(gradients: Params, base_wiring: Wiring, factor: Factor) -> jax.A
         factor: as in `lopjax.cloning.clone_variables`.
     """
     n_in, n_out = multiplicities(gradients, base_wiring, factor)
-    squares = jax.tree.map(lambda g, reads, writes: reads / writes * jnp.sum(jnp.square(g)), gradients, n_in, n_out)
-    return jnp.sqrt(jax.tree.reduce(jnp.add, squares))
+
+    def squares(gradient: jax.Array, reads: ArrayLike, writes: ArrayLike) -> jax.Array:
+        return jnp.sum(jnp.asarray(reads / writes, gradient.dtype) * jnp.square(gradient))
+
+    return jnp.sqrt(jax.tree.reduce(jnp.add, jax.tree.map(squares, gradients, n_in, n_out)))
+
+
+def _divided(array: jax.Array, n: ArrayLike) -> jax.Array:
+    return array / jnp.asarray(n, array.dtype)
+
+
+def _multiplied(array: jax.Array, n: ArrayLike) -> jax.Array:
+    return array * jnp.asarray(n, array.dtype)
 
 
 def clip_by_cloned_norm(max_norm: float, base_wiring: Wiring, factor: Factor) -> optax.GradientTransformation:

@@ -8,10 +8,10 @@ resets need to know about an architecture. No other module derives any of it fro
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from lopjax.activations import Activation
 
@@ -95,12 +95,15 @@ class Wiring:
         sizes: `(space, number of units)`.
         sites: `(name, Site)`, in the order of the forward pass.
         fixed: spaces that belong to the outside world: network inputs (never written) and outputs (never read).
+        coupled: spaces over whose units something averages (layer norm): there a function survives cloning only if all
+            units have the same number of clones.
     """
 
     labels: tuple[tuple[Path, Label], ...]
     sizes: tuple[tuple[str, int], ...]
     sites: tuple[tuple[str, Site], ...]
     fixed: frozenset[str]
+    coupled: frozenset[str] = frozenset()
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -144,13 +147,14 @@ class Wiring:
             (path, index) for path, label in self.labels for index, axis in enumerate(label.axes) if axis == wanted
         )
 
-    def map(self, function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    def map(self, function: Callable[..., Any], tree: Any, *rest: Any, partial: bool = False) -> Any:
         """Apply `function(label, array, *arrays)` to every labelled array.
 
         Args:
             function: called with the `Label` first.
             tree: parameters (the `"params"` collection) or variables (`{"params": ..., "batch_stats": ...}`).
             rest: further trees of the same structure.
+            partial: as in `labels_of`.
 
         Returns:
             A tree like `tree`.
@@ -158,20 +162,31 @@ class Wiring:
         Raises:
             ValueError: a path of the tree is not in the wiring, or a parameter of the wiring is not in the tree.
         """
-        labels = self.labels_of(tree)
+        labels = self.labels_of(tree, partial)
         flat, structure = jax.tree.flatten(tree)
         others = [structure.flatten_up_to(other) for other in rest]
         return structure.unflatten([function(*args) for args in zip(labels, flat, *others, strict=True)])
 
-    def labels_of(self, tree: Any) -> list[Label]:
-        """The labels of a parameter or variable tree in the order of `jax.tree.leaves`; errors as in `map`."""
+    def labels_of(self, tree: Any, partial: bool = False) -> list[Label]:
+        """The labels of a parameter or variable tree in the order of `jax.tree.leaves`; errors as in `map`.
+
+        Args:
+            tree: as in `map`.
+            partial: accept a tree in which some arrays are left out on purpose: `None`, or an empty node such as the
+                `optax.MaskedNode` of `optax.masked`, stands in their place. For what works array by array only.
+        """
         prefix: Path = () if isinstance(tree, Mapping) and "params" in tree else ("params",)
         labels = dict(self.labels)
         paths = [prefix + path for path in tree_paths(tree)]
         expected = [path for path in labels if not prefix or path[0] == "params"]
-        given = set(paths)
+        given = {*paths, *(prefix + path for path in _left_out(tree) if partial)}
         unknown = [path for path in paths if path not in labels]
         missing = [path for path in expected if path not in given]
+        if any(path[-1:] == ("value",) and path[:-1] in labels for path in unknown):
+            raise ValueError(
+                "tree does not match the wiring: every array lies in a box, as in an nnx.State (its paths end in "
+                f"'value': {'/'.join(unknown[0])}); pass flax.nnx.to_pure_dict(state)"
+            )
         if unknown or missing:
             raise ValueError(
                 "tree does not match the wiring: "
@@ -191,18 +206,45 @@ class Wiring:
         return [labels[path] for path in paths]
 
 
-def tree_paths(tree: Any) -> list[Path]:
+def tree_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Path]:
     """Key path of every leaf of a nested dict, as strings, in the order of `jax.tree.leaves`."""
-    keyed, _ = jax.tree_util.tree_flatten_with_path(tree)
+    keyed, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
     return [tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path) for path, _ in keyed]
 
 
-def multiplicity(label: Label, factors: Mapping[str, int]) -> tuple[int, int]:
-    """`(n_in, n_out)`: the product of the clone factors over the input axes and over the output axes of an array."""
-    return (
-        prod(factors.get(space, 1) for space in label.reads()),
-        prod(factors.get(space, 1) for space in label.writes()),
-    )
+def _left_out(tree: Any) -> list[Path]:
+    """Where a tree has nothing although it has a place: `None` and empty tuples, `optax.MaskedNode` among them."""
+
+    def is_empty(node: Any) -> bool:
+        return node is None or (isinstance(node, tuple) and not node)
+
+    paths = tree_paths(tree, is_empty)
+    nodes = jax.tree.leaves(tree, is_leaf=is_empty)
+    return [path for path, node in zip(paths, nodes, strict=True) if is_empty(node)]
+
+
+def multiplicity(label: Label, factors: Mapping[str, int | tuple[int, ...]]) -> tuple[Any, Any]:
+    """`(n_in, n_out)`: the product of the clone factors over the input axes and over the output axes of an array.
+
+    Args:
+        label: label of the array.
+        factors: number of clones per space: one number, or one for every unit.
+
+    Returns:
+        Two Python ints; where the units of a space have numbers of their own, integer arrays that broadcast against
+        the array that is cloned.
+    """
+
+    def product(side: type) -> Any:
+        factor: Any = 1
+        for index, axis in enumerate(label.axes):
+            if isinstance(axis, side) and axis.space in factors:
+                n = factors[axis.space]
+                shape = [len(n) if other == index else 1 for other in range(len(label.axes))] if np.ndim(n) else ()
+                factor = factor * (np.reshape(n, shape) if shape else n)
+        return factor
+
+    return product(In), product(Out)
 
 
 def build_wiring(
@@ -210,6 +252,7 @@ def build_wiring(
     shapes: Mapping[Path, tuple[int, ...]],
     sites: Mapping[str, Site],
     fixed: Iterable[str] = (),
+    coupled: Iterable[str] = (),
 ) -> Wiring:
     """Build and validate a wiring.
 
@@ -220,6 +263,7 @@ def build_wiring(
         shapes: shape of every array.
         sites: every site the model taps.
         fixed: further spaces whose units must not be cloned.
+        coupled: spaces over whose units something averages.
 
     Raises:
         ValueError: arrays without a label (all are listed), labels without an array, a label whose number of axes is
@@ -264,6 +308,7 @@ def build_wiring(
         sizes=tuple(sorted(sizes.items(), key=lambda item: rank[item[0]])),
         sites=tuple(sites.items()),
         fixed=frozenset(fixed) | (set(sizes) - read) | (set(sizes) - written),
+        coupled=frozenset(coupled),
     )
 
 

@@ -1,12 +1,18 @@
 """Cloning against a NumPy version written from the paper (arXiv 2510.00304, section 4), and what it preserves."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from lopjax.cloning import clone_variables, uniform_partition, widen
-from lopjax.models import mlp
+from lopjax.cloning import clone_factors, clone_variables, factor_for_widths, uniform_partition, widen
+from lopjax.losses import mean_cross_entropy
+from lopjax.manifolds import cloned_manifold, tangency_residual
+from lopjax.models import mlp, vit
+from lopjax.quotient import clip_by_cloned_norm, multiplicities, quotient_optimizer
 from lopjax.wiring import multiplicity
 
 UNEQUAL = {"hidden_0": 3, "hidden_1": 2}
@@ -160,16 +166,162 @@ def test_uniform_partition_lists_adjacent_clones():
     assert uniform_partition(wide.wiring, 1)["hidden_0"] == tuple(range(9))
 
 
+@pytest.mark.parametrize(
+    "factor", [2.0, np.float32(2), jnp.int32(2), np.uint8(2), np.array(2)], ids=lambda n: str(type(n))
+)
+def test_every_kind_of_number_is_a_factor(unchecked, factor):
+    model, _ = base_network()
+    assert clone_factors(model.wiring, factor) == {"hidden_0": 2, "hidden_1": 2}
+    if np.issubdtype(np.asarray(factor).dtype, np.integer):
+        assert clone_factors(model.wiring, {"hidden_0": [factor, 1, 1]}) == {"hidden_0": (2, 1, 1)}
+
+
+# --- Unequal numbers of clones --------------------
+
+WIDTHS = {
+    "listed": {"hidden_0": [3, 1, 2], "hidden_1": (1, 1, 4, 1, 2)},
+    "one space, an array": {"hidden_1": np.array([2, 1, 1, 1, 3])},
+    "a fraction": {"hidden_0": 4 / 3, "hidden_1": 1.4},
+}
+
+
+def unequal_in_numpy(variables, counts):
+    """Net2Net, entry by entry: copy (i, j) of a weight is w_ij over the number of clones of i."""
+    layers = ["hidden_0", "hidden_1", "classes"]
+    n = [[1] * 4, *(list(counts.get(f"hidden_{k}", [1] * size)) for k, size in ((0, 3), (1, 5))), [1] * 2]
+    units = [[unit for unit, copies in enumerate(space) for _ in range(copies)] for space in n]
+    wide = {name: {} for name in variables}
+    for k, layer in enumerate(layers):
+        base, bias = (np.asarray(variables["params"][layer][name]) for name in ("kernel", "bias"))
+        kernel = np.array([[base[i, j] / n[k][i] for j in units[k + 1]] for i in units[k]])
+        wide["params"][layer] = {"kernel": kernel, "bias": bias[units[k + 1]]}
+    for name, collection in variables.items():
+        for layer, arrays in collection.items():
+            if layer.endswith("_norm"):
+                wide[name][layer] = {key: np.asarray(a)[units[1 + int(layer[7])]] for key, a in arrays.items()}
+    return wide
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_unequal_numbers_of_clones_keep_the_function_and_stay_clones(x64, name):
+    model, variables = base_network("batch")
+    factor = WIDTHS[name]
+    counts = {
+        space: np.broadcast_to(n, model.wiring.size(space)) for space, n in clone_factors(model.wiring, factor).items()
+    }
+    wide, clones = widen(model, factor), clone_variables(variables, model.wiring, factor)
+    assert_trees_close(clones, unequal_in_numpy(variables, counts), 1e-16)
+    partition = uniform_partition(wide.wiring, factor)
+    assert {space: tuple(np.bincount(ids)) for space, ids in partition.items()} == {
+        space: tuple(n) for space, n in counts.items()
+    }
+    inputs, labels = jax.random.normal(jax.random.key(2), (7, 4)), jnp.arange(7) % 2
+
+    @partial(jax.jit, static_argnums=0)
+    def run(model, variables):
+        def loss(params):
+            logits = model.apply({**variables, "params": params}, inputs, train=True)[0]
+            return mean_cross_entropy(logits, labels), logits
+
+        (_, logits), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return logits, gradient
+
+    logits, gradient = run(wide, clones)
+    expected, base_gradient = run(model, variables)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-13)
+    leaf = cloned_manifold(clones["params"], wide.wiring, partition)
+    assert tangency_residual(leaf, gradient) < 1e-13
+    # dL/dW of each copy is the base gradient over the number of its clones.
+    n_out = multiplicities(base_gradient, model.wiring, factor)[1]
+    of_copy = jax.tree.map(lambda g, n: g / n, base_gradient, n_out)
+    kernel = of_copy["hidden_1"]["kernel"]
+    units = [np.repeat(np.arange(size), counts.get(space, 1)) for space, size in (("hidden_0", 3), ("hidden_1", 5))]
+    np.testing.assert_allclose(gradient["hidden_1"]["kernel"], kernel[np.ix_(*units)], atol=1e-14)
+    # Control: divided by the mean number of clones, the function is another.
+    mean = jax.tree.map(lambda a: a, clones)
+    for space in partition:
+        layer = {"hidden_0": "hidden_1", "hidden_1": "classes"}[space]
+        each = np.repeat(counts[space], counts[space])[:, None]
+        mean["params"][layer]["kernel"] = mean["params"][layer]["kernel"] * each / np.mean(counts[space])
+    assert jnp.max(jnp.abs(run(wide, mean)[0] - expected)) > 1e-2
+
+
+def test_training_unequal_clones_is_training_the_base_with_its_quotient_optimizer(x64):
+    model, variables = base_network("none")
+    factor = WIDTHS["listed"]
+    wide, clones = widen(model, factor), clone_variables(variables, model.wiring, factor)
+    inputs, labels = jax.random.normal(jax.random.key(2), (7, 4)), jnp.arange(7) % 2
+    optimizer = optax.chain(
+        clip_by_cloned_norm(0.05, model.wiring, factor), quotient_optimizer(optax.adamw(0.01), model.wiring, factor)
+    )
+    direct = optax.chain(optax.clip_by_global_norm(0.05), optax.adamw(0.01))
+
+    def train(network, optimizer, params):
+        def step(_, carry):
+            params, state = carry
+            gradient = jax.grad(lambda p: mean_cross_entropy(network.apply({"params": p}, inputs)[0], labels))(params)
+            updates, state = optimizer.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state
+
+        return jax.jit(lambda params: jax.lax.fori_loop(0, 30, step, (params, optimizer.init(params)))[0])(params)
+
+    small = train(model, optimizer, variables["params"])
+    large = train(wide, direct, clones["params"])
+    assert_trees_close(large, clone_variables(small, model.wiring, factor), 1e-12)
+    assert np.abs(small["hidden_0"]["kernel"] - variables["params"]["hidden_0"]["kernel"]).max() > 0.05
+
+
+def test_net2net_widths(unchecked):
+    model = mlp((4,), (64,), 10)
+    shape = clone_variables(model.init(jax.random.key(0)), model.wiring, 1.5)["params"]["hidden_0"]["kernel"].shape
+    assert shape == (4, 96)
+    assert clone_factors(model.wiring, 1.5) == {"hidden_0": (2,) * 32 + (1,) * 32}
+    assert factor_for_widths(model.wiring, {"hidden_0": 97}) == {"hidden_0": (2,) * 33 + (1,) * 31}
+    drawn, again, other = (factor_for_widths(model.wiring, {"hidden_0": 300}, seed)["hidden_0"] for seed in (0, 0, 1))
+    assert drawn == again != other
+    assert (sum(drawn), min(drawn)) == (300, 1)
+    assert len(set(drawn)) > 3  # drawn with replacement
+    for width, seed in ((63, None), (96.0, None), (True, 0)):
+        with pytest.raises(ValueError, match=rf"width={width} of 'hidden_0': must be an integer of at least .* 64"):
+            factor_for_widths(model.wiring, {"hidden_0": width}, seed)
+
+
+def test_layer_norm_wants_equal_numbers_of_clones():
+    """It averages over the units: with clones (2, 1, 1) the mean is another. Equal numbers are allowed."""
+    model = mlp((4,), (3, 5), 2, norm="layer", affine=False)
+    with pytest.raises(ValueError, match=r"factor=\[2, 1, 1\] for 'hidden_0': a layer norm averages over its units"):
+        clone_variables(model.init(jax.random.key(0)), model.wiring, {"hidden_0": [2, 1, 1]})
+    assert clone_factors(model.wiring, {"hidden_0": [2, 2, 2], "hidden_1": 3}) == {"hidden_0": 2, "hidden_1": 3}
+    tokens = vit((4, 4, 1), 3, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0).wiring
+    assert tokens.coupled == {"width"}
+    assert base_network("batch")[0].wiring.coupled == frozenset()
+
+
+@pytest.mark.slow
+def test_unequal_heads_and_hidden_units_of_a_transformer_keep_the_function(x64):
+    model = vit((4, 4, 1), 3, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0)
+    variables, inputs = model.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (3, 4, 4, 1))
+    others = [space for space in model.wiring.cloneable if space not in model.wiring.coupled]
+    factor = {space: [2] + [1] * (model.wiring.size(space) - 1) for space in others}
+    assert len(others) >= 2
+    wide = widen(model, factor).apply(clone_variables(variables, model.wiring, factor), inputs)[0]
+    np.testing.assert_allclose(wide, model.apply(variables, inputs)[0], atol=1e-13)
+
+
 BAD = [
     (0, r"factor=0: must be a positive integer"),
     (-1, r"factor=-1: must be a positive integer"),
-    (1.5, r"factor=1\.5: must be a positive integer"),
-    (2.0, r"factor=2\.0: must be a positive integer"),
+    (0.5, r"factor=0\.5: must be a positive integer, a number of at least 1, or one integer per unit"),
+    (float("nan"), r"factor=nan: must be a positive integer"),
+    (float("inf"), r"factor=inf: must be a positive integer"),
     (True, r"factor=True: must be a positive integer"),
     ("2", r"factor='2': must be a positive integer"),
     (None, r"factor=None: must be a positive integer"),
+    ({"hidden_0": [2, 0, 1]}, r"factor=0 of unit 1 for 'hidden_0': must be a positive integer"),
+    ({"hidden_0": [2, 1.5, 1]}, r"factor=1\.5 of unit 1 for 'hidden_0': must be a positive integer"),
+    ({"input": [1, 1, 1, 2]}, r"unit space 'input' is fixed: only"),
     ({"hidden_0": 0}, r"factor=0 for 'hidden_0': must be a positive integer"),
-    ({"hidden_0": 2, "hidden_1": False}, r"factor=False for 'hidden_1': must be a positive integer"),
+    ({"hidden_0": 3, "hidden_1": False}, r"factor=False for 'hidden_1': must be a positive integer"),
     ({"hidden_7": 2}, r"unit space 'hidden_7': not in this wiring; its spaces are \['input', 'hidden_0', 'hidden_1', "),
     ({"input": 2}, r"unit space 'input' is fixed: only \['hidden_0', 'hidden_1'\] can be cloned"),
     ({"classes": 2}, r"unit space 'classes' is fixed: only \['hidden_0', 'hidden_1'\] can be cloned"),
@@ -186,6 +338,24 @@ def test_bad_factors(unchecked, factor, message):
     ):
         with pytest.raises(ValueError, match=message):
             attempt()
+
+
+@pytest.mark.parametrize(
+    ("factor", "of_base", "of_wide"),
+    [
+        (1.5, "factor=1.5: 3 units would become 4.5; .* factor_for_widths", "factor=1.5: does not divide the 5 units"),
+        ({"hidden_0": [1, 2]}, "factor for 'hidden_0': 2 numbers of clones for 3 units", None),
+        ({"hidden_0": [2, 2, 2]}, None, "factor for 'hidden_0': makes 6 units, there are 3; pass the cloned wiring"),
+    ],
+)
+def test_factors_that_do_not_fit(factor, of_base, of_wide):
+    model, variables = base_network()
+    if of_base:
+        with pytest.raises(ValueError, match=of_base):
+            clone_variables(variables, model.wiring, factor)
+    if of_wide:
+        with pytest.raises(ValueError, match=of_wide):
+            uniform_partition(model.wiring, factor)
 
 
 def test_partition_needs_a_factor_that_divides():

@@ -40,6 +40,26 @@ def test_accuracy_counts_right_answers():
     assert accuracy(logits, jnp.array([0, 1, 0, 1])) == 0.0
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32])
+def test_accuracy_of_many_samples_is_not_rounded(unchecked, dtype):
+    logits = jnp.tile(jnp.array([[1, 0]], dtype), (1000, 1))
+    found = accuracy(logits, (jnp.arange(1000) < 1).astype(jnp.int32))
+    np.testing.assert_allclose(found, 0.999, rtol=1e-6)
+
+
+def test_a_diverged_network_has_no_accuracy():
+    nan, inf = jnp.nan, jnp.inf
+    for logits in ([nan, nan, nan], [9.0, nan, 0.0], [inf, 0.0, 0.0], [-inf, -inf, -inf]):
+        for label in range(3):
+            both = jnp.array([[1.0, 2.0, 3.0], logits])
+            assert jnp.isnan(accuracy(both, jnp.array([2, label])))
+            assert not jnp.isfinite(mean_cross_entropy(both, jnp.array([2, label])))
+    # Minus infinity rules a class out; the loss of another is finite.
+    ruled_out = jnp.array([[-inf, 1.0, 0.0]])
+    assert accuracy(ruled_out, jnp.array([1])) == 1
+    assert jnp.isfinite(mean_cross_entropy(ruled_out, jnp.array([1])))
+
+
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(("name", "labels"), [("cross_entropy", LABELS), ("mse", TARGETS)])
 def test_loss_of_parameters_is_the_loss_of_logits(x64, name, labels, train):

@@ -145,6 +145,8 @@ def metrics_in_numpy(z: np.ndarray, h: np.ndarray, e: np.ndarray) -> dict[str, f
         "stable_rank": np.sum(spectrum**2) / spectrum[0] ** 2,
         "renyi2_rank": np.trace(covariance) ** 2 / np.sum(covariance**2),
         "numerical_rank": np.linalg.matrix_rank(h.astype(np.float32)),
+        "srank": 1 + np.flatnonzero(np.cumsum(spectrum) >= 0.99 * spectrum.sum())[0],
+        "dormant_fraction": np.mean(np.abs(h).mean(axis=0) <= 0.025 * np.abs(h).mean()),
         "dead_fraction": np.mean(np.mean(np.abs(h) <= 1e-7, axis=0) > 0.95),
         "duplicate_fraction": np.mean((np.triu(directions.T @ directions, k=1) > 0.95).any(axis=1)),
         "saturated_fraction": np.mean(np.mean(np.abs(e) < 1e-4 * np.abs(h).mean(axis=0), axis=0) > 0.99),

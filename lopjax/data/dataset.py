@@ -1,9 +1,12 @@
 """The one shape every data set has, and the checks it passes before anything is compiled."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int32, Num, Real, UInt8
+from jaxtyping import Bool, Float, Int32, Num, UInt8
+
+from lopjax.integers import as_integer
 
 
 class Dataset(NamedTuple):
@@ -40,12 +43,13 @@ class Dataset(NamedTuple):
 
 
 def from_arrays(
-    images: Real[np.ndarray, "..."],
+    images: Num[np.ndarray, "..."],
     labels: Num[np.ndarray, "..."],
-    test_images: Real[np.ndarray, "..."],
+    test_images: Num[np.ndarray, "..."],
     test_labels: Num[np.ndarray, "..."],
     num_classes: int,
     name: str = "arrays",
+    channels_first: bool | None = None,
 ) -> Dataset:
     """A `Dataset` from your own arrays, checked.
 
@@ -59,6 +63,9 @@ def from_arrays(
         test_labels: integers `(test,)`; classes may be missing here.
         num_classes: number of classes.
         name: a name for messages and run folders.
+        channels_first: True for images `(n, channels, height, width)`, as in PyTorch; they are transposed. False for
+            channels last. None takes them as channels last too, but refuses shapes that look like the other order: at
+            most 4 entries on the second axis, more than 4 on the last.
 
     Raises:
         ValueError: what is wrong, in which array, and what is allowed.
@@ -69,15 +76,16 @@ def from_arrays(
     >>> dataset.train_images.dtype, dataset.image_shape, dataset.mean
     (dtype('uint8'), (2, 2, 1), (0.5,))
     """
-    train_images, train_labels = _to_uint8("images", images), _to_int32("labels", labels)
+    train_images = _to_uint8("images", images, channels_first)
+    train_labels = _to_int32("labels", labels)
     mean, std = channel_statistics(train_images)
     return validate(
         Dataset(
             train_images=train_images,
             train_labels=train_labels,
-            test_images=_to_uint8("test_images", test_images),
+            test_images=_to_uint8("test_images", test_images, channels_first),
             test_labels=_to_int32("test_labels", test_labels),
-            num_classes=num_classes,
+            num_classes=_checked_num_classes(num_classes),
             name=name,
             mean=mean,
             std=std,
@@ -93,8 +101,7 @@ def validate(dataset: Dataset) -> Dataset:
             0..num_classes-1, a class without training images, different image shapes in the two splits, or
             normalisation constants that are not finite and positive.
     """
-    if dataset.num_classes < 2:
-        raise ValueError(f"num_classes={dataset.num_classes}: must be at least 2")
+    _checked_num_classes(dataset.num_classes)
     for split in ("train", "test"):
         images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
         _check_split(split, images, labels, dataset.num_classes)
@@ -111,6 +118,10 @@ def validate(dataset: Dataset) -> Dataset:
         )
     _check_statistics(dataset)
     return dataset
+
+
+def _checked_num_classes(num_classes: int) -> int:
+    return as_integer(num_classes, 2, f"num_classes={num_classes!r}: must be an integer, at least 2")
 
 
 def channel_statistics(
@@ -151,7 +162,7 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
         ValueError: if `fraction` is outside [0, 1] or `seed` is negative.
     """
     check_label_noise(fraction, seed)
-    generator = np.random.default_rng(seed)
+    fraction, generator = float(fraction), np.random.default_rng(int(seed))
     num_train = len(dataset.train_labels)
     order = generator.permutation(num_train)
     fresh = generator.integers(dataset.num_classes, size=num_train, dtype=np.int32)
@@ -162,26 +173,43 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
 
 def check_label_noise(fraction: float, seed: int) -> None:
-    """Raises `ValueError` unless `fraction` is in [0, 1] and `seed` is not negative."""
-    if not 0.0 <= fraction <= 1.0:
-        raise ValueError(f"label_noise={fraction}: must be a fraction between 0 and 1")
-    if seed < 0:
-        raise ValueError(f"seed={seed}: must be a non-negative integer")
+    """Raises `ValueError` unless `fraction` is a number in [0, 1] and `seed` a non-negative integer."""
+    try:
+        is_fraction = not isinstance(fraction, str) and 0.0 <= float(fraction) <= 1.0
+    except TypeError:
+        is_fraction = False
+    if not is_fraction:
+        raise ValueError(f"label_noise={fraction!r}: must be a fraction between 0 and 1")
+    as_integer(seed, 0, f"seed={seed!r}: must be a non-negative integer")
 
 
-def _to_uint8(field: str, images: Real[np.ndarray, "..."]) -> UInt8[np.ndarray, "n height width channels"]:
-    images = np.asarray(images)
+def _as_array(field: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{field}: cannot be made an array ({error}); every entry must have the same shape") from error
+
+
+def _to_uint8(field: str, images: Any, channels_first: bool | None) -> UInt8[np.ndarray, "n height width channels"]:
+    images = _as_array(field, images)
     _check_image_rank(field, images)
+    if channels_first:
+        images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    elif channels_first is None and images.shape[1] <= 4 < images.shape[3]:
+        raise ValueError(
+            f"{field}: shape {images.shape} looks like (images, channels, height, width); pass channels_first=True to "
+            "have it transposed, or channels_first=False if the last axis is that of the channels"
+        )
     if images.dtype == np.uint8:
         return images
     low, high = images.min(), images.max()
-    if np.issubdtype(images.dtype, np.floating):
+    if jnp.issubdtype(images.dtype, jnp.floating):  # NumPy does not know bfloat16
         if bad := np.count_nonzero(~np.isfinite(images)):
             raise ValueError(f"{field}: {bad} of {images.size} pixels are NaN or infinite; all must be finite")
         if low < 0 or high > 1:
             raise ValueError(f"{field}: pixels from {low} to {high}; floating-point pixels must lie in [0, 1]")
         # Half precision would add its own rounding to that of the 256 levels.
-        return np.rint(images * np.float32(255) if images.itemsize < 4 else images * 255).astype(np.uint8)
+        return np.rint((images.astype(np.float32) if images.itemsize < 4 else images) * 255).astype(np.uint8)
     if not np.issubdtype(images.dtype, np.integer):
         raise ValueError(f"{field}: dtype {images.dtype}; must be uint8, another integer type, or floating-point")
     if low < 0 or high > 255:
@@ -189,8 +217,8 @@ def _to_uint8(field: str, images: Real[np.ndarray, "..."]) -> UInt8[np.ndarray, 
     return images.astype(np.uint8)
 
 
-def _to_int32(field: str, labels: Num[np.ndarray, "..."]) -> Int32[np.ndarray, "n"]:
-    labels = np.asarray(labels)
+def _to_int32(field: str, labels: Any) -> Int32[np.ndarray, "n"]:
+    labels = _as_array(field, labels)
     if labels.ndim != 1:
         raise ValueError(f"{field}: shape {labels.shape}; must be (images,), one integer an image (not one-hot)")
     if not np.issubdtype(labels.dtype, np.integer):

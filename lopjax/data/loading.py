@@ -16,6 +16,9 @@ def load(
 ) -> Dataset:
     """Loads an image classification set by name; never uses the network.
 
+    Classes that a set declares but has no training images of are dropped and the others renumbered, with a warning. The
+    test set is the split "test", or "validation" where there is no test split or its labels are hidden.
+
     Args:
         name: "digits" (embedded in scikit-learn), or an image classification set of TensorFlow Datasets prepared
             on this machine: `set`, `set/config`, with `:1.2.3` appended for a certain version.

@@ -7,7 +7,6 @@ nothing in the slices of frozen units. A cloned manifold has no frozen slices, a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.cloning import Partition
+from lopjax.integers import as_integer
 from lopjax.manifolds.clusters import Clusters, check_partition, cluster_mean, make_clusters
 from lopjax.manifolds.manifold import CloneNormals, Manifold, Params, Subspace
 from lopjax.wiring import In, Label, Out, Wiring
@@ -140,12 +140,15 @@ def resolve_frozen_units(wiring: Wiring, frozen_units: FrozenUnits) -> dict[str,
     for name, units in frozen_units.items():
         site = _resolve_site(wiring, name)
         size = wiring.size(wiring.site(site).space)
+        indices = []
         for unit in units:
-            if isinstance(unit, bool | np.bool_) or not isinstance(unit, Integral) or not 0 <= unit < size:
-                raise ValueError(f"frozen unit {unit!r} of {name!r}: must be an integer index in 0..{size - 1}")
+            refusal = f"frozen unit {unit!r} of {name!r}: must be an integer index in 0..{size - 1}"
+            indices.append(as_integer(unit, 0, refusal))
+            if indices[-1] >= size:
+                raise ValueError(refusal)
         if not any(label.site == site for path, label in wiring.labels if path[0] == "params"):
             raise ValueError(f"site {site!r}: no parameter belongs to it alone, so nothing is frozen when it is dead")
-        resolved[site] = tuple(sorted({*resolved.get(site, ()), *(int(unit) for unit in units)}))
+        resolved[site] = tuple(sorted({*resolved.get(site, ()), *indices}))
     return {site: units for site, units in resolved.items() if units}
 
 
@@ -222,13 +225,13 @@ class _Projector:
 @partial(jax.jit, static_argnums=0)
 def _project_tree(projector: _Projector, vector: Params) -> Params:
     clusters = {space: make_clusters(ids) for space, ids in projector.partition}
-    plans = _plans(vector, AffineStructure(projector.wiring, clusters, dict(projector.frozen)))
+    plans = _plans(vector, AffineStructure(projector.wiring, clusters, dict(projector.frozen)), partial=True)
     flat, tree = jax.tree.flatten(vector)
     return tree.unflatten([_project(plan, leaf, projector.pieces) for plan, leaf in zip(plans, flat, strict=True)])
 
 
-def _plans(tree: Params, structure: AffineStructure) -> list[_ArrayPlan]:
-    labels = structure.wiring.labels_of(tree)
+def _plans(tree: Params, structure: AffineStructure, partial: bool = False) -> list[_ArrayPlan]:
+    labels = structure.wiring.labels_of(tree, partial)
     return [_plan(label, leaf.shape, structure) for label, leaf in zip(labels, jax.tree.leaves(tree), strict=True)]
 
 

@@ -1,7 +1,6 @@
 """Averages over clusters of units along one axis of an array: the building block of every cloned-unit projector."""
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.cloning import Partition
+from lopjax.integers import as_integer
 from lopjax.wiring import Wiring
 
 # Longer runs are not unrolled into slices.
@@ -94,10 +94,9 @@ def check_partition(wiring: Wiring, partition: Partition) -> dict[str, Clusters]
         size = wiring.size(space)
         if len(ids) != size:
             raise ValueError(f"partition of {space!r}: {len(ids)} cluster ids for {size} units; give one per unit")
-        wrong = [entry for entry in ids if isinstance(entry, bool) or not isinstance(entry, Integral)]
-        if wrong:
-            raise ValueError(f"partition of {space!r}: cluster id {wrong[0]!r}; ids must be integers, one per unit")
-        clusters = make_clusters(tuple(int(entry) for entry in ids))
+        refusal = f"partition of {space!r}: cluster id {{!r}}; ids must be integers, one per unit"
+        lowest = np.iinfo(int).min
+        clusters = make_clusters(tuple(as_integer(entry, lowest, refusal.format(entry)) for entry in ids))
         if len(clusters.leaders) == size:
             continue
         if space in wiring.fixed:

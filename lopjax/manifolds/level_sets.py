@@ -51,6 +51,11 @@ def level_set_manifold(
 
     def project(vector: Params) -> Params:
         flat, unravel = ravel_pytree(vector)
+        if flat.size != size:
+            raise ValueError(
+                f"the vector has {flat.size} entries, the parameters {size}: a level set projects all parameters at "
+                "once (under optax.masked or multi_transform, put keep_on_manifold outside)"
+            )
         return unravel(flat - (basis @ flat) @ basis)
 
     return Manifold(

@@ -3,7 +3,7 @@
 from lopjax.model import Model, Tap, Variables
 from lopjax.models.cnn import cnn
 from lopjax.models.convolution import convolve
-from lopjax.models.labels import labelled, tap
+from lopjax.models.labels import couple, labelled, tap
 from lopjax.models.linen import from_linen
 from lopjax.models.mlp import mlp
 from lopjax.models.options import ACTIVATIONS
@@ -17,6 +17,7 @@ __all__ = [
     "Variables",
     "cnn",
     "convolve",
+    "couple",
     "from_linen",
     "labelled",
     "mlp",

@@ -62,6 +62,26 @@ def labelled(
     return lambda *args: Labelled(value=init(*args), label=label)
 
 
+class Coupling(struct.PyTreeNode):
+    """Left by `couple` at initialisation: the space that is averaged over."""
+
+    space: str = struct.field(pytree_node=False)
+
+
+def couple(module: nn.Module, space: str) -> None:
+    """Say that this module averages over the units of a space, as layer norm does.
+
+    Its units then cannot have different numbers of clones: the average, and so the function, would change. Call it in
+    every normalisation of your own that mixes units.
+
+    Args:
+        module: the calling module (`self`).
+        space: the unit space.
+    """
+    if module.is_initializing():
+        module.put_variable("couplings", space, Coupling(space))
+
+
 def tap(module: nn.Module, site: str, space: str, activation: str | Callable, pre: jax.Array) -> jax.Array:
     """Apply an activation function at a named site, and make the site observable.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import cache, reduce
-from numbers import Integral
 from operator import getitem
 from typing import Any
 
@@ -10,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lopjax.integers import as_integer
 from lopjax.model import Model, Tap, Variables
-from lopjax.models.labels import Labelled
+from lopjax.models.labels import Coupling, Labelled
 from lopjax.wiring import Path, Site, Wiring, build_wiring, tree_paths
 
 STATE_COLLECTIONS = ("params", "batch_stats")
@@ -32,9 +32,8 @@ def from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[str
     Raises:
         ValueError: an array without a label (all are listed), or labels that contradict each other.
     """
-    if any(isinstance(size, bool) or not isinstance(size, Integral) or size < 1 for size in input_shape):
-        raise ValueError(f"input_shape={input_shape!r}: must be positive integers, one input without the batch axis")
-    return _from_linen(module, tuple(int(size) for size in input_shape), tuple(fixed))
+    refusal = f"input_shape={input_shape!r}: must be positive integers, one input without the batch axis"
+    return _from_linen(module, tuple(as_integer(size, 1, refusal) for size in input_shape), tuple(fixed))
 
 
 @cache
@@ -95,7 +94,8 @@ def _read_wiring(boxed: Mapping[str, Any], scopes: Mapping[str, Path], fixed: tu
     shapes = {path: tuple(nn.meta.unbox(box).shape) for path, box in zip(paths, boxes, strict=True)}
     taps = {site: _follow(boxed["taps"], path) for site, path in scopes.items()}
     sites = {name: Site(tap.space, tap.activation) for name, tap in taps.items()}
-    return build_wiring(labels, shapes, sites, fixed)
+    couplings = jax.tree.leaves(boxed.get("couplings", {}), is_leaf=lambda node: isinstance(node, Coupling))
+    return build_wiring(labels, shapes, sites, fixed, [coupling.space for coupling in couplings])
 
 
 def _is_box(leaf: Any) -> bool:
@@ -138,10 +138,10 @@ def _resized(module: nn.Module, sizes: Mapping[str, int], wiring: Wiring) -> nn.
             f"{type(module).__name__} has no field `sizes` (a tuple of (space, units)) to set: "
             "build the module with the new sizes yourself and pass it to from_linen"
         )
+    new = dict(current)
     for space, size in sizes.items():
         wiring.size(space)
         if space in wiring.fixed or space not in dict(current):
             raise ValueError(f"unit space {space!r} is fixed: its size cannot be changed")
-        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
-            raise ValueError(f"size of {space!r} = {size!r}: must be a positive integer")
-    return module.clone(sizes=tuple((space, int(sizes.get(space, size))) for space, size in current))
+        new[space] = as_integer(size, 1, f"size of {space!r} = {size!r}: must be a positive integer")
+    return module.clone(sizes=tuple(new.items()))

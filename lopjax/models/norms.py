@@ -10,7 +10,7 @@ from jax.nn.initializers import ones, zeros
 from jaxtyping import Array, Float
 
 from lopjax.models.initialisation import float_type
-from lopjax.models.labels import labelled
+from lopjax.models.labels import couple, labelled
 from lopjax.wiring import Out
 
 NORMS = ("none", "batch", "layer")
@@ -70,6 +70,7 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(batch, ..., units)` to the same shape."""
+        couple(self, self.space)
         y, *_ = standardise(_widened(x), tuple(range(x.ndim - self.num_axes, x.ndim)), self.epsilon)
         return (_affine(self, y) if self.affine else y).astype(x.dtype)
 
@@ -79,6 +80,9 @@ def standardise(
     x: Float[Array, "..."], axes: tuple[int, ...], epsilon: float
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """`y = (x - mean) / sqrt(var + epsilon)`, mean and biased variance over `axes`.
+
+    One sample is subtracted first: the mean of equal large numbers is rounded, and would leave differences that the
+    division by sqrt(epsilon) magnifies. So a constant becomes 0 exactly, whatever its size.
 
     The derivative is `dy = (dx - mean(dx) - y mean(y dx)) / sqrt(var + epsilon)` (arXiv 1502.03167, section 3, as one
     formula). Differentiating the value instead adds two sums over memory, one of which is zero.
@@ -91,9 +95,12 @@ def standardise(
     Returns:
         `y`, of the shape of `x`; mean and variance with `axes` of size 1.
     """
-    mean = jnp.mean(x, axes, keepdims=True)
-    var = jnp.mean(jnp.square(x - mean), axes, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(var + epsilon), mean, var
+    first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
+    shifted = x - first
+    mean = jnp.mean(shifted, axes, keepdims=True)
+    deviation = shifted - mean
+    var = jnp.mean(jnp.square(deviation), axes, keepdims=True)
+    return deviation * jax.lax.rsqrt(var + epsilon), first + mean, var
 
 
 @standardise.defjvp

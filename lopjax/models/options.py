@@ -1,11 +1,15 @@
 """Validation of the options that all architectures share, before anything is built or compiled."""
 
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from numbers import Real
+
+import jax
+import numpy as np
 
 from lopjax.activation_checks import check_activation
 from lopjax.activations import ACTIVATIONS as ALL_ACTIVATIONS
 from lopjax.activations import Activation, activation_key
+from lopjax.integers import as_integer
 from lopjax.models.initialisation import INITIALISATIONS
 from lopjax.models.layers import COMPUTE_DTYPES
 from lopjax.models.norms import NORMS
@@ -70,8 +74,8 @@ def check_rate(field: str, rate: float) -> None:
 
 def check_positive(field: str, values: Sequence[int]) -> None:
     """Raise ValueError unless `values` is a non-empty sequence of positive integers."""
-    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) == 0:
+    is_sequence = isinstance(values, Sequence | np.ndarray | jax.Array) and np.ndim(values) == 1
+    if isinstance(values, str) or not is_sequence or len(values) == 0:
         raise ValueError(f"{field}={values!r}: must be a non-empty sequence of positive integers")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{field}={values!r}: {value!r} is not allowed; must be positive integers")
+        as_integer(value, 1, f"{field}={values!r}: {value!r} is not allowed; must be positive integers")

@@ -8,15 +8,15 @@ over devices too.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import mlir
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree, UInt32
+from jaxtyping import PyTree
+
+from lopjax.philox import spell_out_products
 
 SEED, BATCH = "seed", "batch"
 
@@ -52,7 +52,7 @@ def lane_mesh(seed_devices: int = 1, batch_devices: int = 1) -> Mesh | None:
         )
     if wanted == 1:
         return None
-    _spell_out_products()
+    spell_out_products()
     grid = np.array(devices[:wanted]).reshape(seed_devices, batch_devices)
     return Mesh(grid, (SEED, BATCH))
 
@@ -141,22 +141,3 @@ def gathered(tree: PyTree, mesh: Mesh | None) -> PyTree:
     if mesh is None:
         return tree
     return jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
-
-
-@cache
-def _spell_out_products() -> None:
-    """From now on compile `jax.lax.mulhi`, which Philox keys are made of, as `high_word`: the same bits.
-
-    Shardy, the partitioner of jaxlib 0.10.2, ends any program that has it with an internal error.
-    """
-    word = jnp.uint32(1)
-    (equation,) = jax.make_jaxpr(jax.lax.mulhi)(word, word).jaxpr.eqns
-    mlir.register_lowering(equation.primitive, mlir.lower_fun(high_word, multiple_results=False))
-
-
-def high_word(x: UInt32[jax.Array, "..."], y: UInt32[jax.Array, "..."]) -> UInt32[jax.Array, "..."]:
-    """The upper 32 bits of the 64-bit product, from products of half words."""
-    half, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
-    x_high, x_low, y_high, y_low = x >> half, x & mask, y >> half, y & mask
-    middle = x_high * y_low + (x_low * y_low >> half)
-    return x_high * y_high + (middle >> half) + (x_low * y_high + (middle & mask) >> half)

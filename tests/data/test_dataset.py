@@ -1,5 +1,6 @@
 """The one shape of data sets: conversion, checks, label noise, and the embedded digits."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,24 @@ def arrays(**changes):
         "num_classes": 3,
     }
     return fields | changes
+
+
+@pytest.mark.parametrize("num_classes", [np.int64(3), np.uint8(3), jnp.int32(3)], ids=lambda n: type(n).__name__)
+def test_every_kind_of_integer_is_a_number_of_classes(unchecked, num_classes):
+    dataset = from_arrays(**arrays(num_classes=num_classes))
+    assert type(dataset.num_classes) is int
+    noisy = with_label_noise(dataset, np.float32(0.5), num_classes)
+    np.testing.assert_array_equal(noisy.train_labels, with_label_noise(dataset, 0.5, 3).train_labels)
+
+
+def test_channels_first_is_transposed_and_doubtful_shapes_can_be_vouched_for():
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 9), dtype=np.uint8)
+    transposed = from_arrays(**arrays(images=images, test_images=images[:5]), channels_first=True)
+    assert transposed.image_shape == (8, 9, 3)
+    assert transposed.train_images[4, 7, 2, 1] == images[4, 1, 7, 2]
+    kept = from_arrays(**arrays(images=images, test_images=images[:5]), channels_first=False)
+    assert kept.image_shape == (3, 8, 9)
+    assert from_arrays(**arrays(), channels_first=None).image_shape == (4, 3, 2)
 
 
 def test_sound_arrays_pass_unchanged():
@@ -76,7 +95,19 @@ BAD_INPUT = {
     "label wraps": ({"labels": np.arange(12) % 3 + 2**32}, r"train_labels: .* must lie in 0..2"),
     "empty class": ({"labels": np.arange(12) % 2}, "train_labels: no image of class 2; each of the 3 classes"),
     "empty classes": ({"num_classes": 20}, "no image of class 3, 4, 5, 6, 7 and 12 more"),
-    "one class": ({"num_classes": 1}, "num_classes=1: must be at least 2"),
+    "channels first": (
+        {"images": np.zeros((12, 3, 8, 8), np.uint8)},
+        r"images: shape \(12, 3, 8, 8\) looks like .*channels_first=True to have it transposed",
+    ),
+    "ragged": ({"images": [np.zeros((2, 2, 1)), np.zeros((3, 2, 1))]}, "images: cannot be made an array"),
+    "ragged labels": ({"test_labels": [[0], [0, 1]]}, "test_labels: cannot be made an array"),
+    "no array": ({"images": None}, r"images: shape \(\); must be"),
+    "no labels": ({"labels": None}, r"labels: shape \(\); must be"),
+    "text": ({"labels": np.array(list("abcabcabcabc"))}, "labels: dtype <U1; must be an integer type"),
+    "complex": ({"images": FLOATS * 1j}, "images: dtype complex128; must be uint8"),
+    "float classes": ({"num_classes": 4.0}, r"num_classes=4\.0: must be an integer, at least 2"),
+    "no classes": ({"num_classes": None}, "num_classes=None: must be an integer"),
+    "one class": ({"num_classes": 1}, "num_classes=1: must be an integer, at least 2"),
     "constant": ({"images": np.full((12, 4, 3, 2), 7, np.uint8)}, r"std=\(0.0, 0.0\): .*is a channel constant"),
 }
 
@@ -157,9 +188,22 @@ def test_label_noise_outside_the_unit_interval_is_refused_before_anything_is_loa
         load("no_such_set", label_noise=fraction)
 
 
-def test_negative_seed_is_refused():
-    with pytest.raises(ValueError, match="seed=-1: must be a non-negative integer"):
-        load("digits", seed=-1)
+@pytest.mark.parametrize("seed", [-1, None, 0.5, "1", True])
+def test_what_is_no_seed_is_refused(unchecked, seed):
+    with pytest.raises(ValueError, match=f"seed={seed!r}: must be a non-negative integer"):
+        load("digits", seed=seed)
+
+
+@pytest.mark.parametrize("fraction", [None, "0.1", [0.1, 0.2]])
+def test_what_is_no_fraction_is_refused(unchecked, fraction):
+    with pytest.raises(ValueError, match=r"label_noise=.*: must be a fraction between 0 and 1"):
+        load("digits", label_noise=fraction)
+
+
+def test_bfloat16_images_are_floating():
+    levels = np.tile(np.array([0.0, 0.5, 1.0, 0.25], jnp.bfloat16), 12).reshape(12, 2, 2, 1)
+    dataset = from_arrays(**arrays(images=levels, test_images=levels[:5]))
+    assert dataset.train_images[0].ravel().tolist() == [0, 128, 255, 64]
 
 
 def test_digits_are_all_of_scikit_learns_and_their_levels_recoverable():

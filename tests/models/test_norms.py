@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lopjax.models.norms import standardise
+from lopjax.models.norms import BatchNorm, LayerNorm, standardise
 
 EPSILON = 1e-3
 
@@ -63,3 +63,36 @@ def test_under_vmap_and_in_float32():
         g = 3 * y**2
         expected = (g - g.mean(0) - y * (y * g).mean(0)) / np.sqrt(x_one.var(0) + 1e-5)
         np.testing.assert_allclose(one, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_constant_becomes_zero_at_every_size(dtype):
+    """The variance of a constant is 0; a rounded mean would be magnified by 1 / sqrt(epsilon) = 316."""
+    largest = float(jnp.finfo(dtype).max)
+
+    @partial(jax.jit, static_argnums=1)
+    def normalised(x, module):
+        variables = module.init(jax.random.key(0), x, *module_arguments(module))
+        return module.apply(variables, x, *module_arguments(module), mutable=["batch_stats", "couplings"])[0]
+
+    def module_arguments(module):
+        return (True,) if isinstance(module, BatchNorm) else ()
+
+    for module in (BatchNorm("units"), LayerNorm("units")):
+        for size in (1e-3, 1.0, 1e3 / 3, 1e4, 0.3 * largest, largest):
+            np.testing.assert_array_equal(normalised(jnp.full((128, 8), size, dtype), module), 0)
+
+
+def test_a_constant_channel_does_not_disturb_the_others_and_an_outlier_comes_first():
+    x = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    x[:, 1] = 1e6 / 3
+    x[0, 2] = 1e4  # what is subtracted from all others
+    y, mean, var = jax.jit(standardise, static_argnums=(1, 2))(x, (0,), 1e-5)
+    wide = x.astype(np.float64)
+    np.testing.assert_array_equal(y[:, 1], 0)
+    expected = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5)
+    np.testing.assert_allclose(y[:, ::2], expected[:, ::2], atol=2e-5)
+    assert np.all(np.abs(mean[0] - wide.mean(0)) <= 1e-5 * wide.std(0) + 1e-7 * np.abs(wide.mean(0)))
+    np.testing.assert_allclose(var[0, ::2], wide.var(0)[::2], rtol=1e-5)
+    # Control: with the mean of the channel as such the constant does not vanish.
+    assert np.abs(jax.jit(as_written, static_argnums=(1, 2))(x, (0,), 1e-5)[0][:, 1]).max() > 0.1

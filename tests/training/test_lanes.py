@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lopjax.training.lanes import check_lanes, cut_batch, gathered, high_word, lane_mesh, over_lanes, place
+from lopjax.philox import high_word
+from lopjax.training.lanes import check_lanes, cut_batch, gathered, lane_mesh, over_lanes, place
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 
