@@ -65,7 +65,7 @@ def test_the_name_and_the_function_of_jax_are_one_model():
 
 
 def test_what_is_not_elementwise_is_refused_before_anything_is_built():
-    with pytest.raises(ValueError, match="softmax.*not elementwise"):
+    with pytest.raises(ValueError, match=r"softmax.*not elementwise"):
         mlp((3,), (2,), 2, activation=jax.nn.softmax)
     with pytest.raises(ValueError, match="is_homogeneous=True is wrong"):
         mlp((3,), (2,), 2, activation=Activation("tanh", jnp.tanh, is_homogeneous=True))
