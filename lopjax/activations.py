@@ -14,7 +14,7 @@ Number: TypeAlias = float | int
 Interval: TypeAlias = tuple[Number, Number]
 
 
-def _require_hashable(function: Callable, name: str) -> None:
+def _require_hashable(function: object, name: str) -> None:
     if not callable(function):
         raise ValueError(f"activation={function!r}: must be the name of an activation or an elementwise function")
     try:

@@ -1,4 +1,7 @@
-"""Manifolds that trap training: cloned units, frozen units, level sets; projectors, dimensions, residuals."""
+"""Manifolds that trap training: cloned units, frozen units, level sets; projectors, dimensions, residuals.
+
+Whether there is any beyond those known, `functional_codimension` says.
+"""
 
 from lopjax.manifolds.affine import (
     AffineStructure,
@@ -10,6 +13,7 @@ from lopjax.manifolds.affine import (
 )
 from lopjax.manifolds.clusters import Clusters, check_partition, cluster_mean, make_clusters
 from lopjax.manifolds.level_sets import conserved_drift, homogeneous_conserved, level_set_manifold
+from lopjax.manifolds.lie_rank import FunctionalCodimension, functional_codimension
 from lopjax.manifolds.manifold import (
     CloneNormals,
     Manifold,
@@ -31,6 +35,7 @@ __all__ = [
     "CloneNormals",
     "Clusters",
     "FrozenUnits",
+    "FunctionalCodimension",
     "Manifold",
     "Subspace",
     "check_partition",
@@ -41,6 +46,7 @@ __all__ = [
     "dimension",
     "distance",
     "frozen_manifold",
+    "functional_codimension",
     "homogeneous_conserved",
     "intersection",
     "level_set_manifold",

@@ -1,0 +1,298 @@
+"""How much of parameter space gradient flow can reach at all: the rank of the Lie algebra of its vector fields."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from lopjax.activations import activation
+from lopjax.losses import Batch, mean_cross_entropy
+from lopjax.model import Model, Params, Variables
+
+MAX_PARAMETERS = 1024
+"""More brackets than parameters are computed at each depth, and their singular values: the cost is cubic."""
+
+_CHUNK = 64
+"""Draws whose brackets are computed at a time."""
+
+Loss = Callable[[Array, Array], Array]
+Field = Callable[[Array], Array]
+Tower = Callable[[Array], tuple[tuple[Array, Array], ...]]
+
+
+class FunctionalCodimension(NamedTuple):
+    """How many directions gradient flow cannot leave the present point in, whatever the data: an **upper bound**.
+
+    Brackets up to a finite depth on finitely many inputs can only miss directions. Where `ranks` has stopped growing,
+    and twice the inputs do not add to it, the bound is likely to be attained; that is evidence, not proof.
+
+    Attributes:
+        codimension: parameters minus rank: the dimension of the largest structure that could trap training on every
+            data set; 0 proves that there is none.
+        rank: dimension of the span of the brackets found.
+        num_parameters: dimension of parameter space.
+        gap: smallest singular value counted over the largest not counted (infinite if all are, or the rest is 0): the
+            rank is clear if this is far above 1.
+        tolerance: singular values up to this are rounding; those up to ten times it are undecided and not counted.
+        depth: the longest brackets: 1 is the fields themselves, 2 adds [X, Y], 3 adds [X, [Y, Z]].
+        ranks: rank at each depth up to `depth`.
+        is_saturated_in_depth: whether the last depth added nothing.
+        is_saturated_in_samples: whether half the inputs give the same rank.
+        notes: what the bound does not say, and assumptions that this network does not meet.
+    """
+
+    codimension: int
+    rank: int
+    num_parameters: int
+    gap: float
+    tolerance: float
+    depth: int
+    ranks: tuple[int, ...]
+    is_saturated_in_depth: bool
+    is_saturated_in_samples: bool
+    notes: tuple[str, ...]
+
+
+def functional_codimension(
+    model: Model,
+    variables: Variables,
+    batch: Batch,
+    *,
+    loss: Loss = mean_cross_entropy,
+    depth: int = 3,
+    key: jax.Array | None = None,
+) -> FunctionalCodimension:
+    """Bound the codimension of the smallest manifold through the parameters that gradient flow of no data set leaves.
+
+    Gradient flow of any data set is a combination of the fields `X(theta) = grad_theta (c . f(theta, x))`, one for
+    every input x and every output vector c that gradients of the loss by the outputs span. Where it can get by
+    switching data sets is their orbit, whose dimension is the rank of the Lie algebra that they generate (Sussmann);
+    it is contained in every manifold that traps training for all data, affine or curved. Cross-entropy produces the c
+    of sum zero only, the squared error all: this is read off the loss itself.
+
+    Brackets `[X, Y] = DY X - DX Y` of random combinations of the fields are nested Jacobian-vector products; no Hessian
+    is formed. Eval mode: batch norm with its running statistics, no dropout.
+
+    Args:
+        model: the network, of at most 1024 parameters.
+        variables: its variables; float32 is computed in float64.
+        batch: `(inputs, labels)`. Only its size and ranges count: as many inputs are drawn uniformly between the least
+            and the largest value of every input entry. Labels say what kind the loss takes.
+        loss: `(outputs, labels) -> scalar`, a mean over samples.
+        depth: longest brackets, at least 1.
+        key: for the draws; default `jax.random.key(0)`.
+
+    Returns:
+        The bound, with its evidence.
+
+    Raises:
+        ValueError: a depth below 1, too many parameters, an empty batch, inputs, parameters or brackets that are not
+            finite, or a loss whose gradient by the outputs is 0.
+        RuntimeError: if double precision is off.
+
+    References:
+        Sussmann, Orbits of families of vector fields and integrability of distributions (1973); for conservation laws
+        of gradient flow: Marcotte, Gribonval, Peyré, arXiv 2307.00144.
+
+    >>> from lopjax.losses import mean_squared_error
+    >>> from lopjax.models import mlp
+    >>> with jax.enable_x64(True):
+    ...     model = mlp((1,), (1,), 1)
+    ...     variables = {"params": jax.tree.map(jnp.ones_like, model.init(jax.random.key(0))["params"])}
+    ...     batch = jnp.linspace(0, 1, 8)[:, None], jnp.zeros((8, 1))
+    ...     functional_codimension(model, variables, batch, loss=mean_squared_error).codimension  # w² + b² - a²
+    1
+    """
+    theta, unravel = _flat_parameters(variables, depth)
+    inputs, labels = (jnp.asarray(array) for array in batch)
+    drawn, of_outputs, of_fields = jax.random.split(jax.random.key(0) if key is None else key, 3)
+    if inputs.shape[0] == 0 or not bool(jnp.isfinite(inputs).all()):
+        raise ValueError(f"inputs of shape {inputs.shape}: must be finite, and at least one")
+    low, high = (jnp.asarray(bound, float) for bound in (inputs.min(axis=0), inputs.max(axis=0)))
+    inputs = jax.random.uniform(drawn, inputs.shape, float, low, high)
+    statistics = {name: _to_float64(tree) for name, tree in variables.items() if name != "params"}
+
+    def outputs(theta: Array, x: Array) -> Array:
+        return model.apply({**statistics, "params": unravel(theta)}, x, dropout_rate=0.0)[0]
+
+    _require_float64_throughout(model, {**statistics, "params": unravel(theta)}, inputs)
+    present = jax.jit(outputs)(theta, inputs)
+    terms, output_notes = _output_terms(loss, present, labels, of_outputs)
+
+    def potential(theta: Array, weights: Array) -> Array:
+        return jnp.sum(weights * jax.vmap(terms)(outputs(theta, inputs)))
+
+    shape = jax.eval_shape(jax.vmap(terms), present).shape
+    draws = theta.size + 8
+    weights = jax.random.normal(of_fields, (2 * draws, depth, *shape))
+    is_first_half = jnp.arange(shape[0]) < shape[0] // 2
+    vectors = _brackets(potential, theta, weights.at[draws:].multiply(is_first_half[:, None]))
+    if not np.isfinite(vectors).all():
+        raise ValueError("brackets of these parameters are not finite: no rank can be found")
+    found = [_rank(vectors[:draws, : d + 1], theta.size) for d in range(depth)]
+    rank, gap, tolerance, undecided = found[-1]
+    is_half_enough = _rank(vectors[draws:], theta.size)[0] == rank
+    ranks = tuple(one[0] for one in found)
+    notes = (*output_notes, *_notes(model, variables, low == high, undecided))
+    return FunctionalCodimension(
+        codimension=theta.size - rank,
+        rank=rank,
+        num_parameters=theta.size,
+        gap=gap,
+        tolerance=tolerance,
+        depth=depth,
+        ranks=ranks,
+        # Nothing is left to find at full rank.
+        is_saturated_in_depth=rank == theta.size or (depth > 1 and ranks[-1] == ranks[-2]),
+        is_saturated_in_samples=rank == theta.size or is_half_enough,
+        notes=notes,
+    )
+
+
+def _flat_parameters(variables: Variables, depth: int) -> tuple[Array, Callable[[Array], Params]]:
+    """The parameters as one float64 vector and the way back, after refusing what cannot be computed."""
+    if jnp.zeros(()).dtype != jnp.float64:
+        raise RuntimeError(
+            "the rank of brackets needs float64, and JAX is set to float32: call "
+            'jax.config.update("jax_enable_x64", True) first, or work inside `with jax.enable_x64(True):`'
+        )
+    if depth < 1:
+        raise ValueError(f"depth={depth}: must be at least 1, the fields themselves")
+    theta, unravel = ravel_pytree(_to_float64(variables["params"]))
+    if not 0 < theta.size <= MAX_PARAMETERS:
+        raise ValueError(f"{theta.size} parameters: must be between 1 and {MAX_PARAMETERS}; ask a smaller network")
+    if not bool(jnp.isfinite(theta).all()):
+        raise ValueError("parameters are not finite: no rank can be found")
+    return theta, unravel
+
+
+def _to_float64(tree: Params) -> Params:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), tree)
+
+
+def _require_float64_throughout(model: Model, variables: Variables, inputs: Array) -> None:
+    """Refuse a network that rounds to fewer digits inside: its rounding would pass for directions."""
+    logits, _, taps = jax.eval_shape(lambda v, x: model.apply(v, x, dropout_rate=0.0), variables, inputs)
+    types = {str(leaf.dtype) for leaf in (logits, *jax.tree.leaves(taps))}
+    if types != {"float64"}:
+        raise ValueError(f"the network computes in {sorted(types)}: must be float64 throughout (compute_dtype)")
+
+
+def _output_terms(
+    loss: Loss, outputs: Array, labels: Array, key: jax.Array
+) -> tuple[Callable[[Array], Array], tuple[str, ...]]:
+    """Functions of one sample's output whose gradients span those of the loss.
+
+    A constant span C is what the usual losses have (sum zero, or all): then `c . f` for a basis c of C. Otherwise the
+    losses under drawn labels themselves, of which gradient flow is a combination by definition.
+    """
+    shape = outputs.shape[1:]
+    for_labels, for_places = jax.random.split(key)
+    size = int(np.prod(shape))
+    if jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1:
+        drawn = jnp.arange(size, dtype=labels.dtype)
+    elif jnp.issubdtype(labels.dtype, jnp.integer):
+        drawn = jax.random.randint(for_labels, (2 * size + 2, *labels.shape[1:]), 0, shape[-1], labels.dtype)
+    else:
+        drawn = jax.random.normal(for_labels, (2 * size + 2, *labels.shape[1:]))
+
+    def losses(output: Array) -> Array:
+        return jax.vmap(lambda label: loss(output[None], label[None]))(drawn)
+
+    # Where the network is, and at outputs of the usual size.
+    places = jnp.concatenate([outputs[:1], jax.random.normal(for_places, (5, *shape))])
+    gradients = np.asarray(jax.jit(jax.vmap(jax.jacrev(losses)))(places)).reshape(len(places), -1, size)
+    if not np.isfinite(gradients).all():
+        raise ValueError("the gradient of the loss by the outputs is not finite")
+    _, values, rows = np.linalg.svd(gradients.reshape(-1, size))
+    limit = 1e-9 * values[0]
+    rank = int(np.sum(values > limit))
+    if values[0] == 0:
+        raise ValueError("the gradient of the loss by the outputs is 0 for every label: nothing is trained")
+    if all(np.sum(np.linalg.svd(one, compute_uv=False) > limit) == rank for one in gradients):
+        basis = jnp.asarray(rows[:rank])
+        missing = f"output vectors: {rank} of {size} dimensions, as the loss produces them"
+        return lambda output: basis @ output.ravel(), (missing,) if rank < size else ()
+    note = f"the loss's output gradients span different spaces at different outputs: {len(drawn)} labels stand for all"
+    return losses, (note,)
+
+
+def _brackets(
+    potential: Callable[[Array, Array], Array], theta: Array, weights: Float[Array, "draws depth *sample"]
+) -> Float[np.ndarray, "draws depth parameters"]:
+    """Left-normed brackets [X_d, [..., [X_2, X_1]]] of random fields, at every depth; these span the Lie algebra.
+
+    Each is divided by the size of the terms that cancelled in it, so that rounding is about eps in all of them and a
+    bracket that is nothing but rounding cannot pose as a direction.
+    """
+
+    def one(weights: Array) -> Array:
+        tower: Tower = lambda theta: ((jax.grad(potential)(theta, weights[0]), jnp.zeros_like(theta)),)  # noqa: E731
+        for level in range(1, len(weights)):
+            tower = _one_deeper(tower, lambda theta, level=level: jax.grad(potential)(theta, weights[level]))
+        return jnp.stack(_by_kept_digits(tower(theta)))
+
+    draws = len(weights)
+    chunks = jnp.resize(weights, (-(-draws // _CHUNK), _CHUNK, *weights.shape[1:]))
+    vectors = jax.jit(lambda chunks: jax.lax.map(jax.vmap(one), chunks))(chunks)
+    return np.asarray(vectors).reshape(-1, *vectors.shape[2:])[:draws]
+
+
+def _one_deeper(tower: Tower, field: Field) -> Tower:
+    """Add the bracket of a further field X with the last one Y, as the two terms DY X and DX Y of the difference.
+
+    One Jacobian-vector product of the whole tower gives its values and DY X together.
+    """
+
+    def deeper(theta: Array) -> tuple[tuple[Array, Array], ...]:
+        values, changes = jax.jvp(tower, (theta,), (field(theta),))
+        last = jnp.subtract(*values[-1])
+        return (*values, (jnp.subtract(*changes[-1]), jax.jvp(field, (theta,), (last,))[1]))
+
+    return deeper
+
+
+def _by_kept_digits(terms: tuple[tuple[Array, Array], ...]) -> list[Array]:
+    """The brackets as vectors of the length 1 over the factor by which cancellation has amplified rounding in them."""
+    vectors, amplified = [], jnp.ones(())
+    for first, second in terms:
+        bracket = first - second
+        length, size = jnp.linalg.norm(bracket), jnp.linalg.norm(first) + jnp.linalg.norm(second)
+        is_zero = length == 0
+        amplified = amplified * size / jnp.where(is_zero, 1.0, length)
+        vectors.append(jnp.where(is_zero, 0.0, bracket / jnp.where(is_zero, 1.0, length * amplified)))
+    return vectors
+
+
+def _rank(vectors: Float[np.ndarray, "draws depth parameters"], size: int) -> tuple[int, float, float, int]:
+    """Rank, gap, tolerance `64 eps sqrt(vectors) sigma_1`, and how many singular values lie between 1 and 10 of it."""
+    rows = vectors.reshape(-1, size)
+    values = np.linalg.svd(rows, compute_uv=False)
+    tolerance = float(64 * np.finfo(float).eps * np.sqrt(len(rows)) * values[0])
+    rank = int(np.sum(values > 10 * tolerance))
+    following = float(values[rank]) if rank < size else 0.0
+    gap = float(values[rank - 1]) / following if rank and following > 0 else float("inf")
+    return rank, gap, tolerance, int(np.sum(values > tolerance)) - rank
+
+
+def _notes(model: Model, variables: Variables, is_constant: Array, undecided: int) -> tuple[str, ...]:
+    notes = ["an upper bound: brackets of finite depth on finitely many inputs may miss directions"]
+    entries = {name: activation(site.activation) for name, site in model.wiring.sites}
+    if kinked := sorted({entry.name for entry in entries.values() if entry.kinks is None or entry.kinks}):
+        notes.append(
+            f"{', '.join(kinked)}: not analytic as far as is known, so the theorem does not apply as it stands; "
+            "brackets see the smooth pieces at these parameters, not what lies beyond a kink"
+        )
+    if undecided:
+        notes.append(f"{undecided} singular values are undecided: above rounding, below ten times it; not counted")
+    if constant := int(np.sum(np.asarray(is_constant))):
+        notes.append(f"{constant} input entries do not vary on the batch, and count as constant in every data set")
+    if "batch_stats" in variables:
+        notes.append("batch norm: running statistics held fixed; train mode, which couples samples, is not covered")
+    if any(jnp.asarray(leaf).dtype != jnp.float64 for leaf in jax.tree.leaves(variables["params"])):
+        notes.append("parameters were converted to float64")
+    return tuple(notes)
