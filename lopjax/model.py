@@ -37,6 +37,18 @@ class Tap:
 Taps = Mapping[str, Tap]
 
 
+class Constructor(NamedTuple):
+    """How a network was made, so that it can be made again.
+
+    Attributes:
+        make: the function, as `package.module:function`.
+        arguments: what it was called with, all defaults included, by name; hashable.
+    """
+
+    make: str
+    arguments: tuple[tuple[str, Any], ...]
+
+
 class Model(NamedTuple):
     """A network as pure functions, and its wiring.
 
@@ -51,12 +63,14 @@ class Model(NamedTuple):
             and may be traced. The variables returned are the given ones with batch statistics updated in train mode.
         wiring: the labelled axes; static and hashable.
         resize: `{space: size} -> Model`: the same architecture with other numbers of units.
+        constructor: how it was made, up to those numbers; None if it does not say (`lopjax.models.recorded`).
     """
 
     init: Callable[[jax.Array], Variables]
     apply: Callable[..., tuple[jax.Array, Variables, dict[str, Tap]]]
     wiring: Wiring
     resize: Callable[[Mapping[str, int]], "Model"]
+    constructor: Constructor | None = None
 
 
 def samples_by_units(array: jax.Array) -> jax.Array:

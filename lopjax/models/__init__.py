@@ -2,6 +2,7 @@
 
 from lopjax.model import Model, Tap, Variables
 from lopjax.models.cnn import cnn
+from lopjax.models.constructors import recorded
 from lopjax.models.convolution import convolve
 from lopjax.models.labels import couple, labelled, tap
 from lopjax.models.linen import from_linen
@@ -21,6 +22,7 @@ __all__ = [
     "from_linen",
     "labelled",
     "mlp",
+    "recorded",
     "resnet18",
     "tap",
     "vit",

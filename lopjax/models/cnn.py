@@ -8,6 +8,7 @@ import jax
 
 from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
+from lopjax.models.constructors import recorded
 from lopjax.models.convolution import average_pool, max_pool
 from lopjax.models.initialisation import float_type
 from lopjax.models.labels import tap
@@ -61,6 +62,7 @@ def _pool(x: jax.Array, pooling: str) -> jax.Array:
     return {"max": max_pool, "average": average_pool}[pooling](x) if pooling != "none" else x
 
 
+@recorded
 def cnn(
     input_shape: Sequence[int],
     num_classes: int,

@@ -8,6 +8,7 @@ import jax
 
 from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
+from lopjax.models.constructors import recorded
 from lopjax.models.initialisation import float_type
 from lopjax.models.labels import tap
 from lopjax.models.layers import Dense, dropout, to_compute_type
@@ -43,6 +44,7 @@ class MLP(nn.Module):
         return Dense(reads, space, size, space, reads, self.initialisation, name=space)(x.astype(float_type()))
 
 
+@recorded
 def mlp(
     input_shape: Sequence[int],
     widths: Sequence[int],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
+from lopjax.models.constructors import recorded
 from lopjax.models.initialisation import float_type
 from lopjax.models.labels import tap
 from lopjax.models.layers import Conv, Dense, dropout, to_compute_type
@@ -118,6 +119,7 @@ class ResNet(nn.Module):
         )
 
 
+@recorded
 def resnet18(
     input_shape: Sequence[int],
     num_classes: int,

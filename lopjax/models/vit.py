@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
 from lopjax.models.attention import SelfAttention
+from lopjax.models.constructors import recorded
 from lopjax.models.initialisation import float_type, truncated_normal
 from lopjax.models.labels import labelled, tap
 from lopjax.models.layers import Dense, dropout, to_compute_type
@@ -109,6 +110,7 @@ class ViT(nn.Module):
         )
 
 
+@recorded
 def vit(
     input_shape: Sequence[int],
     num_classes: int,

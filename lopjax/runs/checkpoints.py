@@ -125,6 +125,12 @@ def read(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     return tree, stored["header"]
 
 
+def same_bits(one: Any, other: Any) -> bool:
+    """Whether two arrays agree in type, shape and every bit; a NaN equals itself, 0.0 and -0.0 differ."""
+    one, other = np.asarray(one), np.asarray(other)
+    return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+
+
 def restore(folder: Path | str, like: Callable[[int], PyTree], expected: Mapping[str, Any]) -> Restored | None:
     """Read the newest checkpoint that is whole and belongs here.
 

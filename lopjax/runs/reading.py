@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lopjax.model import Model
 from lopjax.runs import checkpoints
 from lopjax.runs.errors import RunFolderError
+from lopjax.runs.networks import network_of
 from lopjax.runs.plain import untagged
 from lopjax.runs.records import read_records
 
@@ -73,6 +76,47 @@ class RunData(NamedTuple):
             names = sorted(file.stem for file in path.parent.glob("*.npz"))
             raise FileNotFoundError(f"{path}: no such file; names are {names}")
         return checkpoints.read(path)[0]
+
+    def model(self, name: str) -> Model:
+        """A network of this run, made again by the function that the run folder names, which is imported and called.
+
+        Example: `run.model("wide").apply(run.variables("sgd")["clone"], run.probe()[0])`.
+
+        Raises:
+            FileNotFoundError: no network of this name is recorded; the message lists the names there are.
+            RunFolderError: the file is damaged, or the function is gone or refuses its arguments; says why.
+        """
+        path = self.folder / "networks" / f"{checked_name(name)}.json"
+        if not path.exists():
+            names = sorted(file.stem for file in path.parent.glob("*.json"))
+            raise FileNotFoundError(f"{path}: no such file; names are {names}")
+        try:
+            recipe = json.loads(path.read_bytes())
+            if not isinstance(recipe, dict) or not {"make", "arguments", "sizes"} <= set(recipe):
+                raise ValueError("no recipe of a network")
+        except (ValueError, RecursionError) as error:
+            raise RunFolderError(f"{path}: cannot be read ({error})") from error
+        return network_of(recipe)
+
+    def probe(self) -> tuple[Any, Any]:
+        """Inputs and labels of the batch that measurements were taken on, arrays on the default device.
+
+        Raises:
+            FileNotFoundError: none is recorded.
+            CheckpointError: the file is damaged.
+        """
+        path = self.folder / "probe.npz"
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file; the run records no probe batch")
+        batch = checkpoints.read(path)[0]
+        return batch["inputs"], batch["labels"]
+
+
+def checked_name(name: str) -> str:
+    """A name that a file may have, or ValueError."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ValueError(f"name={name!r}: must be letters, digits and any of _ . + -, and begin with a letter or digit")
+    return name
 
 
 def _choices(records: list[dict[str, Any]], where: Mapping[str, Any]) -> str:

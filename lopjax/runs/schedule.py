@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from lopjax.runs.folder import Run
 from lopjax.runs.plain import write_json
+from lopjax.runs.run import Run
 from lopjax.training.chunks import Lanes
 from lopjax.training.lanes import gathered, place
 

@@ -1,0 +1,196 @@
+"""What a run writes into its folder: records, state, variables, networks and what it concludes."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lopjax.model import Model
+from lopjax.runs import checkpoints, locks
+from lopjax.runs.checkpoints import same_bits
+from lopjax.runs.errors import RunFolderError
+from lopjax.runs.networks import recipe_of
+from lopjax.runs.plain import plain, write_json
+from lopjax.runs.provenance import config_hash, versions
+from lopjax.runs.reading import checked_name
+from lopjax.runs.records import append_records, read_records
+from lopjax.runs.writers import Writer
+
+
+class Run(NamedTuple):
+    """A run folder.
+
+    Attributes:
+        folder: where it is.
+        config: the config as plain JSON.
+        is_complete: whether `summary.json` is there.
+        is_writer: whether this process writes; of several that share a run, one does, and nothing that the others
+            record, save or conclude is written.
+        writers: other places that records are shown in (`lopjax.runs.writers`).
+        lock: what keeps other processes from writing there meanwhile; None in a run that is complete, that another
+            process of the same run has opened, or that was made by hand.
+
+    Whatever writes raises RunFolderError if the folder is no longer this process's to write into.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    is_complete: bool
+    is_writer: bool = True
+    writers: tuple[Writer, ...] = ()
+    lock: locks.Lock | None = None
+
+    @property
+    def metrics_path(self) -> Path:
+        """`metrics.jsonl`."""
+        return self.folder / "metrics.jsonl"
+
+    def append(self, *records: Mapping[str, Any]) -> None:
+        """Append records to `metrics.jsonl` and flush them to disk. Numbers that are not finite are kept as null."""
+        if not self._may_write():
+            return
+        numbers = [plain(record, "record", not_finite=float) for record in records]
+        append_records(self.metrics_path, [plain(record) for record in numbers])
+        for writer in self._attached():
+            writer.write(numbers)
+
+    def checkpoint(self, step: int, state: Any, keep: int = 2) -> None:
+        """Save the state that belongs to the records so far, and remove all but the newest `keep` checkpoints.
+
+        Args:
+            step: how far the run is; larger is later.
+            state: a tree of arrays and random keys.
+            keep: how many checkpoints to keep.
+        """
+        if not self._may_write():
+            return
+        size = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+        checkpoints.save(self.checkpoint_folder, step, state, {**self._identity(), "metrics_bytes": size}, keep)
+
+    def restore(self, like: Callable[[int], Any]) -> checkpoints.Restored | None:
+        """The newest usable checkpoint, with `metrics.jsonl` cut back to it; None, and no records, if there is none.
+
+        Args:
+            like: step to a tree of the structure, shapes and types of the state there.
+
+        Raises:
+            CheckpointError: there are checkpoints and none can be used: damaged, of another config, version or model.
+        """
+        is_writer = self._may_write()
+        found = checkpoints.restore(self.checkpoint_folder, like, self._identity())
+        size = 0 if found is None else found.header["metrics_bytes"]
+        if is_writer and self.metrics_path.exists():
+            if self.metrics_path.stat().st_size < size:
+                raise checkpoints.CheckpointError(
+                    f"{self.metrics_path}: has fewer than the {size} bytes that belong to the checkpoint of step "
+                    f"{found.step if found else 0}; records have been lost, start again"
+                )
+            os.truncate(self.metrics_path, size)
+        for writer in self._attached() if is_writer else ():
+            writer.restart(read_records(self.metrics_path)[0])
+        return found
+
+    def keep(self, name: str, variables: Mapping[str, Any]) -> None:
+        """Keep nested dictionaries of arrays, such as the variables training ended with, as `variables/<name>.npz`."""
+        if self._may_write():
+            checkpoints.write(self.folder / "variables" / f"{name}.npz", dict(variables), self._identity())
+
+    def record_network(
+        self,
+        name: str,
+        model: Model,
+        make: str | Callable[..., Model] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record how a network is made, as `networks/<name>.json`, for `RunData.model`. Recorded again, it is the same.
+
+        Args:
+            name: what it is called in this run.
+            model: of `lopjax.models`, of a function decorated with `lopjax.models.recorded`, or, with `make`, any; its
+                numbers of units may be other ones, as `lopjax.cloning.widen` makes them.
+            make: the function that makes it, or its name as `package.module:function`.
+            arguments: of `make`, by name.
+
+        Raises:
+            ValueError: the network does not say how it was made, cannot be made again, or `name` is no name of a file.
+            RunFolderError: another network is recorded under this name.
+        """
+        if not self._may_write():
+            return
+        path = self.folder / "networks" / f"{checked_name(name)}.json"
+        recipe = recipe_of(model, make, arguments or {})
+        if path.exists() and json.loads(path.read_bytes()) != recipe:
+            raise RunFolderError(f"{path}: records another network of this name; give this one a name of its own")
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, recipe)
+
+    def record_probe(self, inputs: Any, labels: Any) -> None:
+        """Record the batch on which measurements are taken, as `probe.npz`, for `RunData.probe`.
+
+        Args:
+            inputs: `(batch, *input_shape)`, any type.
+            labels: `(batch, ...)`, any type.
+
+        Raises:
+            ValueError: they are not of one length, or empty.
+            RunFolderError: another batch is recorded there.
+        """
+        if not self._may_write():
+            return
+        path, batch = self.folder / "probe.npz", {"inputs": np.asarray(inputs), "labels": np.asarray(labels)}
+        shapes = [array.shape for array in batch.values()]
+        if any(shape[:1] in ((), (0,)) for shape in shapes) or shapes[0][0] != shapes[1][0]:
+            raise ValueError(f"probe: inputs {shapes[0]} and labels {shapes[1]} must have as many rows, at least one")
+        if path.exists():
+            there = checkpoints.read(path)[0]
+            if any(not same_bits(there[name], array) for name, array in batch.items()):
+                raise RunFolderError(f"{path}: holds another probe batch; a run has one")
+            return
+        checkpoints.write(path, batch, self._identity())
+
+    def finish(self, summary: Any) -> None:
+        """Write `summary.json`, atomically: the run is complete, its checkpoints and lock are of no more use."""
+        if not self._may_write():
+            return
+        write_json(self.folder / "summary.json", summary)
+        checkpoints.remove(self.checkpoint_folder)
+        self.close()
+
+    def close(self) -> None:
+        """Close the writers and give up the folder, complete or not, so that another process can open it.
+
+        A process that ends, in whatever way, gives its folders up by itself.
+        """
+        try:
+            for writer in self.writers:
+                writer.close()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """`checkpoints`."""
+        return self.folder / "checkpoints"
+
+    def _attached(self) -> Iterator[Writer]:
+        """The writers, each told the folder; no matter how often, as the fields of a run can be replaced."""
+        for writer in self.writers:
+            if (attach := getattr(writer, "attach", None)) is not None:
+                attach(self.folder)
+            yield writer
+
+    def _may_write(self) -> bool:
+        """Whether this process writes; raises RunFolderError if it is meant to and must not."""
+        if self.is_writer and self.is_complete:
+            raise RunFolderError(f"run folder {self.folder}: holds a complete run; nothing more is written there")
+        if self.is_writer and self.lock is not None:
+            self.lock.check()
+        return self.is_writer
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be used: the same numbers follow only from the same code and config."""
+        return {"config": config_hash(self.config), "versions": versions()}
