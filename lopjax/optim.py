@@ -27,8 +27,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key, PyTree
 
 from lopjax.integers import as_integer
-from lopjax.philox import spell_out_products
 from lopjax.metrics.scaling import scaled, times_power_of_two
+from lopjax.philox import spell_out_products
 
 Params = PyTree[Array]
 

@@ -16,7 +16,7 @@ def certificate_of(setup: Setup, variables: Any, probe: Any) -> str:
     """Name of the `CloneVerdict` of a clone's variables, judged on the images and labels of the probe."""
     partition = uniform_partition(setup.wide.wiring, setup.config.factor)
     batch = setup.preprocess.inputs(probe[0]), probe[1]
-    return certify_cloned(setup.wide, variables, partition, batch).verdict.name
+    return certify_cloned(setup.wide, jax.device_put(variables), partition, batch).verdict.name
 
 
 def stability_of(setup: Setup, variables: Any, probe: Any) -> dict[str, Any] | None:
@@ -30,8 +30,9 @@ def stability_of(setup: Setup, variables: Any, probe: Any) -> dict[str, Any] | N
         return None
     partition = uniform_partition(setup.wide.wiring, setup.config.factor)
     with jax.enable_x64(True):
-        double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, setup.preprocess.inputs(probe[0])))
-        batch = double[1], np.asarray(probe[1])
+        inputs = setup.preprocess.inputs(probe[0])
+        double = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, inputs)))
+        batch = double[1], probe[1]
         allowed = 64 * float(np.finfo(np.result_type(*jax.tree.leaves(variables["params"]))).eps)
         try:
             blocks = unit_blocks_of_clones(
