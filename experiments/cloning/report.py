@@ -119,22 +119,25 @@ def _numbers(data: RunData, frozen_at: int | None, **where: Any) -> dict[str, An
 
 
 def _trapped(data: RunData, lane: dict[str, Any], phase: str) -> dict[str, Any]:
-    """Of clones that are to be released, before that: does their loss stay above the base's, and was that predicted?
+    """Of clones that are to be released, before that: does their loss stay above the base's, and was it predicted?
 
     `trapped_gap`: training loss of the clone minus that of the base, mean over the last quarter of the records;
     `trapped_gap_before`: over the quarter before. `trapped_prediction`: largest difference, at any record, between the
-    clone's loss and that of the base trained by the quotient dynamics.
+    clone's loss and that of the base trained by the quotient dynamics; `trapped_exact_until`: the step up to which
+    there is none at all.
     """
     records = [row for row in data.select(**lane, phase="clone") if "quotient/train_loss" in row]
     if phase != "clone" or not records:
         return {}
     losses = {name: _losses(records, name) for name in ("base", "clone", "quotient")}
     gap, quarter = losses["clone"] - losses["base"], max(len(records) // 4, 1)
-    before = gap[-2 * quarter : -quarter]
+    error, before = np.abs(losses["clone"] - losses["quotient"]), gap[-2 * quarter : -quarter]
+    exact = int(np.argmax(error > 0)) if (error > 0).any() else len(error)
     return {
         "trapped_gap": float(gap[-quarter:].mean()),
         "trapped_gap_before": float(before.mean()) if len(before) else None,
-        "trapped_prediction": float(np.abs(losses["clone"] - losses["quotient"]).max()),
+        "trapped_prediction": float(error.max()),
+        "trapped_exact_until": records[exact - 1]["step"] if exact else 0,
     }
 
 
@@ -216,20 +219,22 @@ def _explained(summary: list[dict[str, Any]]) -> list[str]:
     rows = [row for row in summary if row.get("trapped_gap") is not None]
     if not rows:
         return []
-    gap, prediction = _mean([row["trapped_gap"] for row in rows]), max(row["trapped_prediction"] for row in rows)
+    gap, error = _mean([row["trapped_gap"] for row in rows]), max(row["trapped_prediction"] for row in rows)
     before = [row["trapped_gap_before"] for row in rows]
-    trend = "" if None in before else f" ({_mean(before):+.4f} in the quarter before)"
-    where = "above" if gap > 0 else "below"
+    trend = "" if None in before else f", {_mean(before):+.4f} a quarter earlier"
+    verdict = "above: the clone is behind its base" if gap > 0 else "below: no plateau above the base"
+    exact = min(row["trapped_exact_until"] for row in rows)
     return [
-        f"Trapped, the clone's loss ended {abs(gap):.4f} {where} the base's{trend}; the base trained by the quotient",
-        f"dynamics predicts the clone's loss to {prediction:.1e}: trapped clones are a base with other learning rates",
+        f"Trapped, the clone's loss less the base's was {gap:+.4f}{trend}; {verdict}",
+        "Why: trapped clones are the base with other learning rates (quotient dynamics).",
+        f"The base trained so has the clone's loss to {error:.0e}, to the last bit until step {exact}",
     ]
 
 
 def _left_out(config: Mapping[str, Any]) -> list[str]:
     """Methods that do not take part in a release."""
     others = sorted(set(config["methods"]) - set(methods_of(config["methods"], config.get("release_at", 0))))
-    return [f"left out: {', '.join(others)}; clones of SGD are released with methods of its kind"] if others else []
+    return [f"left out: {', '.join(others)}; clones of SGD go on with methods of its kind"] if others else []
 
 
 def _stability(seeds: list[dict[str, Any]]) -> str:

@@ -81,9 +81,6 @@ def print_results(table: Table, paths: Sequence[Path]) -> None:
     # Into a file a table is as wide as it needs; a terminal has the last word.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     drawn = RichTable(
-        title=table.title,
-        title_justify="left",
-        title_style="",
         header_style="bold",
         box=box.SIMPLE_HEAD,
         padding=0,
@@ -92,6 +89,8 @@ def print_results(table: Table, paths: Sequence[Path]) -> None:
         drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*row)
+    # Not as the title of the drawn table, which would break its lines at the table's width.
+    console.print(table.title, highlight=False, markup=False, soft_wrap=True)
     console.print(drawn)
     for path in paths:
         console.print(f"  {path}", soft_wrap=True, highlight=False)

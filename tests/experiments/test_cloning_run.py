@@ -103,9 +103,9 @@ def test_methods_see_the_same_network_and_the_same_batches(recorded):
 
 def test_the_folder_holds_what_the_run_was_and_what_came_out(recorded):
     assert sorted(path.name for path in recorded.folder.iterdir()) == [
-        "cloning.pdf", "cloning.png", "config.json", "metrics.jsonl", "networks", "probe.npz", "schedule.json", "summary.json",
-        "variables",
-    ]  # fmt: skip
+        *("cloning.pdf", "cloning.png", "config.json", "metrics.jsonl", "networks", "probe.npz", "schedule.json"),
+        *("summary.json", "variables"),
+    ]
     assert recorded.config["net"]["widths"] == [4]
     # What was trained can be run again from the folder alone.
     inputs, labels = recorded.probe()
