@@ -14,8 +14,8 @@ def recorded(make: Callable[P, Model]) -> Callable[P, Model]:
     """Decorate a function of one's own that makes a `Model`: the model, resized or not, says how it was made.
 
     The function must be importable where the run is read, `package.module:function`, and be pure: the same arguments
-    make the same network. Its arguments are what JSON can hold, functions and dataclasses that can be imported; with one
-    that cannot be hashed, such as a dictionary, the model does not say how it was made.
+    make the same network. Its arguments are what JSON can hold, functions and dataclasses that can be imported; with
+    one that cannot be hashed, such as a dictionary, the model does not say how it was made.
 
     Raises:
         ValueError: a function with arguments that have no names.
