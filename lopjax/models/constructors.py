@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, ParamSpec
 
 from lopjax.model import Constructor, Model
@@ -14,7 +14,8 @@ def recorded(make: Callable[P, Model]) -> Callable[P, Model]:
     """Decorate a function of one's own that makes a `Model`: the model, resized or not, says how it was made.
 
     The function must be importable where the run is read, `package.module:function`, and be pure: the same arguments
-    make the same network. Its arguments are what JSON can hold, functions and dataclasses that can be imported.
+    make the same network. Its arguments are what JSON can hold, functions and dataclasses that can be imported; with
+    one that cannot be hashed, such as a dictionary, the model does not say how it was made.
 
     Raises:
         ValueError: a function with arguments that have no names.
@@ -44,21 +45,24 @@ def recorded(make: Callable[P, Model]) -> Callable[P, Model]:
     return constructor
 
 
+# The same network is the same object, however its sizes came about; of the calls that make it the first is recorded.
+_MADE: dict[tuple[Model, str], Model] = {}
+
+
 def _constructed(model: Model, constructor: Constructor) -> Model:
-    try:
-        return _cached(model, constructor)
-    except TypeError:  # an argument that cannot be hashed: another object each time, with the same compiled functions
-        return _cached.__wrapped__(model, constructor)
-
-
-@cache
-def _cached(model: Model, constructor: Constructor) -> Model:
     def resize(sizes: Mapping[str, int]) -> Model:
         return _constructed(model.resize(sizes), constructor)
 
-    return model._replace(resize=resize, constructor=constructor)
+    try:
+        hash(constructor)
+    except TypeError:  # models are hashed; with such an argument (a dictionary) it does not say how it was made
+        return model._replace(constructor=None)
+    key = model, constructor.make
+    if key not in _MADE:
+        _MADE[key] = model._replace(resize=resize, constructor=constructor)
+    return _MADE[key]
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples, so that they can be hashed."""
+    """Lists as tuples: models are hashed with how they were made."""
     return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value

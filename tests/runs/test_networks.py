@@ -103,6 +103,7 @@ def test_networks_of_ones_own_functions_are_made_again(tmp_path, own):
     assert data.model("decorated").wiring == widen(mlp((4,), (5,), 2, norm="layer"), 2).wiring
     json.loads((tmp_path / "run" / "networks" / "decorated.json").read_text(), parse_constant=pytest.fail)
     assert dict(data.model("decorated").constructor.arguments)["scale"] == np.inf
+    assert own.known(5, scale={"a": 1}).constructor is None
 
 
 def test_what_cannot_be_made_again_is_refused_when_it_is_recorded(tmp_path, own):
