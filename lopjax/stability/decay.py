@@ -1,6 +1,6 @@
 """Weight decay and clones: the decay beyond which they attract, at the point to which training with decay goes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike, Key
 
 from lopjax.cloning import Factor
 from lopjax.curvature import extreme_eigenvalues
@@ -24,6 +24,14 @@ from lopjax.stability.unit_blocks import UnitBlocks, unit_blocks
 _DENSE_PARAMETERS = 1_000
 # The distance to the stationary point, over the length of the parameters, up to which it counts as reached.
 _REACHED = 1e-6
+# Where units of the base merge, Newton's method converges by a factor of 2/3 a step only.
+_NEWTON_STEPS = 60
+_LBFGS = {"gtol": 1e-10, "ftol": 1e-16, "maxiter": 20_000, "maxfun": 50_000}
+# Relative size of the change between two points of a path.
+_SHAKE = 1e-3
+
+DECAYS = tuple(float(value) for value in np.geomspace(1e-3, 1.0, 13))
+"""Where `weight_decay_threshold` looks by default."""
 
 
 class Attraction(Enum):
@@ -144,37 +152,7 @@ def decayed_clones(
     Raises:
         ValueError: parameters that are not float64; a negative decay; see also `unit_blocks`.
     """
-    _check_precision(variables)
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay}: must be at least 0")
-    found = _Search(model, variables, batch, factor, loss).minimise(variables, weight_decay)
-    blocks = unit_blocks(model, found.variables, loss, batch, factor)
-    rate, size = weight_decay + blocks.total.min_eigenvalue, found.length
-    spread = max(abs(blocks.total.min_eigenvalue), abs(blocks.total.max_eigenvalue))
-    uncertainty = SIGNED_FROM * (blocks.total.tolerance + spread * found.distance / size) + blocks.total.residual
-    # Lanczos sees the smallest eigenvalue from above: it proves that clones repel, never that they attract.
-    is_counted = blocks.total.n_plus >= 0
-    reason = ""
-    if not found.distance <= _REACHED * size:
-        reason = f"not stationary: about {found.distance:.2g} away, gradient {found.gradient_norm:.2g}"
-    elif found.curvature < -_REACHED * max(spread, weight_decay):
-        reason = f"the base is at a saddle: curvature {found.curvature:.2g} along the manifold"
-    elif abs(rate) <= uncertainty:
-        reason = f"the rate {rate:.2g} is below its uncertainty {uncertainty:.2g}"
-    elif rate > 0 and not is_counted:
-        reason = "the blocks come from Lanczos, which cannot exclude a smaller eigenvalue"
-    verdict = Attraction.UNDECIDED if reason else Attraction.ATTRACTS if rate > 0 else Attraction.REPELS
-    return DecayedClones(
-        verdict,
-        reason,
-        float(weight_decay),
-        found.variables,
-        float(rate),
-        float(uncertainty),
-        found.gradient_norm,
-        found.distance,
-        found.curvature,
-    )
+    return _Search(model, variables, batch, factor, loss).judge(variables, weight_decay)
 
 
 def weight_decay_threshold(
@@ -184,7 +162,7 @@ def weight_decay_threshold(
     factor: Factor,
     *,
     loss: LossOfLogits = mean_cross_entropy,
-    decays: Sequence[float] | np.ndarray = tuple(np.geomspace(1e-3, 1.0, 13)),
+    decays: Sequence[float] | np.ndarray = DECAYS,
     relative_width: float = 1e-3,
     both_ways: bool = True,
 ) -> DecayThreshold:
@@ -213,37 +191,41 @@ def weight_decay_threshold(
     Raises:
         ValueError: parameters that are not float64; decays that do not ascend from above 0; see also `unit_blocks`.
     """
-    _check_precision(variables)
     values = np.asarray(decays, np.float64)
     if values.ndim != 1 or not values.size or not (values[0] > 0 and (np.diff(values) > 0).all()):
         raise ValueError(f"decays={decays}: must ascend from above 0")
 
-    def at(decay: float, start: Variables) -> DecayedClones:
-        return decayed_clones(model, start, batch, factor, float(decay), loss=loss)
-
-    upward = _follow(at, values, variables)
-    downward = _follow(at, values[::-1], upward[-1].variables)[::-1] if both_ways else ()
+    search = _Search(model, variables, batch, factor, loss)
+    upward = _follow(search, values, variables)
+    downward = _follow(search, values[::-1], upward[-1].variables)[::-1] if both_ways else ()
     agree = all(up.verdict is down.verdict for up, down in zip(upward, downward))
     notes = [] if agree else ["several branches: on the way back other decays attract"]
     activations = {site.activation for _, site in model.wiring.sites}
     if activations & set(HOMOGENEOUS):
-        notes.append("positive-homogeneous units are never attracted strictly: where the verdict says so, they vanished")
-    threshold, bracket = _last_crossing(at, upward, relative_width)
+        notes.append(
+            "positive-homogeneous units are never attracted strictly: where the verdict says so, they vanished"
+        )
+    threshold, bracket = _last_crossing(search, upward, relative_width)
     return DecayThreshold(threshold, bracket, upward, downward, agree, "; ".join(notes))
 
 
-def _follow(
-    at: Callable[[float, Variables], DecayedClones], decays: np.ndarray, start: Variables
-) -> tuple[DecayedClones, ...]:
-    points = []
+def _follow(search: "_Search", decays: np.ndarray, start: Variables) -> tuple[DecayedClones, ...]:
+    """One point after the other, each from a little beside the last: units that have merged may part again."""
+    points, key = [], jax.random.key(0)
     for decay in decays:
-        points.append(at(decay, start))
-        start = points[-1].variables
+        points.append(search.judge(start, float(decay)))
+        start = _shaken(points[-1].variables, key)
     return tuple(points)
 
 
+def _shaken(variables: Variables, key: Key[Array, ""]) -> Variables:
+    flat, unravel = ravel_pytree(variables["params"])
+    draw = jax.random.normal(key, flat.shape, flat.dtype) * jnp.linalg.norm(flat) / len(flat) ** 0.5
+    return {**variables, "params": unravel(flat + _SHAKE * draw)}
+
+
 def _last_crossing(
-    at: Callable[[float, Variables], DecayedClones], path: Sequence[DecayedClones], relative_width: float
+    search: "_Search", path: Sequence[DecayedClones], relative_width: float
 ) -> tuple[float, tuple[float, float]]:
     """Threshold and bracket of the last change to attraction on a path."""
     others = [index for index, point in enumerate(path) if point.verdict is not Attraction.ATTRACTS]
@@ -252,17 +234,15 @@ def _last_crossing(
     if others[-1] == len(path) - 1:
         return np.inf, (path[-1].weight_decay, np.inf)
     low, high = path[others[-1]], path[others[-1] + 1]
-    while low.verdict is Attraction.REPELS and high.weight_decay - low.weight_decay > relative_width * high.weight_decay:
-        middle = at(0.5 * (low.weight_decay + high.weight_decay), low.variables)
-        if middle.verdict is Attraction.ATTRACTS:
-            high = middle
-        elif middle.verdict is Attraction.REPELS:
-            low = middle
-        else:
+    while (
+        low.verdict is Attraction.REPELS and high.weight_decay - low.weight_decay > relative_width * high.weight_decay
+    ):
+        middle = search.judge(low.variables, 0.5 * (low.weight_decay + high.weight_decay))
+        if middle.verdict is Attraction.UNDECIDED:
             break
+        low, high = (low, middle) if middle.verdict is Attraction.ATTRACTS else (middle, high)
     bracket = (low.weight_decay, high.weight_decay)
-    is_clean = low.verdict is Attraction.REPELS
-    return (sum(bracket) / 2 if is_clean else np.nan), bracket
+    return (sum(bracket) / 2 if low.verdict is Attraction.REPELS else np.nan), bracket
 
 
 # --- The stationary point -------------------------------------------------------------------------------------------
@@ -280,6 +260,8 @@ class _Search:
     """The decayed loss of the base in the clones' coordinates `y = sqrt(n_out / n_in) w`, an isometry onto BC."""
 
     def __init__(self, model: Model, variables: Variables, batch: Batch, factor: Factor, loss: LossOfLogits):
+        _check_precision(variables)
+        self._model, self._batch, self._factor, self._loss = model, batch, factor, loss
         n_in, n_out = multiplicities(variables["params"], model.wiring, factor)
         ratios = jax.tree.map(
             lambda leaf, i, o: jnp.full(leaf.shape, (o / i) ** 0.5, leaf.dtype), variables["params"], n_in, n_out
@@ -297,6 +279,35 @@ class _Search:
         self._product = jax.jit(lambda y, v, decay: jax.jvp(lambda y: gradient(y, decay), (y,), (v,))[1])
         self._hessian = jax.jit(jax.hessian(decayed))
 
+    def judge(self, start: Variables, weight_decay: float) -> DecayedClones:
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay={weight_decay}: must be at least 0")
+        found = self.minimise(start, weight_decay)
+        total = unit_blocks(self._model, found.variables, self._loss, self._batch, self._factor).total
+        rate, spread = weight_decay + total.min_eigenvalue, max(abs(total.min_eigenvalue), abs(total.max_eigenvalue))
+        uncertainty = SIGNED_FROM * (total.tolerance + spread * found.distance / found.length) + total.residual
+        reason = ""
+        if not found.distance <= _REACHED * found.length:
+            reason = f"not stationary: about {found.distance:.2g} away, gradient {found.gradient_norm:.2g}"
+        elif found.curvature < -_REACHED * max(spread, weight_decay):
+            reason = f"the base is at a saddle: curvature {found.curvature:.2g} along the manifold"
+        elif abs(rate) <= uncertainty:
+            reason = f"the rate {rate:.2g} is below its uncertainty {uncertainty:.2g}"
+        elif rate > 0 and total.n_plus < 0:
+            # Lanczos sees the smallest eigenvalue from above: it proves that clones repel, never that they attract.
+            reason = "the blocks come from Lanczos, which cannot exclude a smaller eigenvalue"
+        return DecayedClones(
+            verdict=Attraction.UNDECIDED if reason else Attraction.ATTRACTS if rate > 0 else Attraction.REPELS,
+            reason=reason,
+            weight_decay=weight_decay,
+            variables=found.variables,
+            rate=float(rate),
+            uncertainty=float(uncertainty),
+            gradient_norm=found.gradient_norm,
+            distance=found.distance,
+            base_curvature=found.curvature,
+        )
+
     def minimise(self, start: Variables, decay: float) -> _Stationary:
         from scipy.optimize import minimize
 
@@ -305,7 +316,7 @@ class _Search:
             return float(value), np.asarray(slope)
 
         y = np.asarray(ravel_pytree(start["params"])[0]) * self._scale
-        y = minimize(value_and_grad, y, jac=True, method="L-BFGS-B", options={"gtol": 1e-7, "maxiter": 5_000}).x
+        y = minimize(value_and_grad, y, jac=True, method="L-BFGS-B", options=_LBFGS).x
         # L-BFGS may rest at a saddle of the base, which a trust region leaves.
         y = minimize(
             value_and_grad,
@@ -325,7 +336,7 @@ class _Search:
         """Newton steps as long as they shorten the gradient; point, gradient and the next Newton step there."""
         slope = np.asarray(self._value_and_grad(y, decay)[1])
         step = self._newton(y, slope, decay)
-        for _ in range(8):
+        for _ in range(_NEWTON_STEPS):
             new = np.asarray(self._value_and_grad(y - step, decay)[1])
             if not np.linalg.norm(new) < np.linalg.norm(slope):
                 break

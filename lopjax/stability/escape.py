@@ -48,9 +48,9 @@ def escape_time(
         the smallest t with  sum_k m_k c_k² g_k(t)² >= R²,    g_k(t) = |1 - eta lambda_k|^t  without momentum.
 
     With momentum beta, `g(t) = |a r1^t + (1 - a) r2^t|`, r1 and r2 the roots of `r² - (1 + beta - eta lambda) r + beta`
-    and `a = (1 - eta lambda - r2) / (r1 - r2)`: a start at rest. A direction grows if lambda < 0, and by overshooting if
-    `eta lambda > 2 (1 + beta)`. What the kick has along the others is left out: it dies away, or stays as small as it
-    was. Where that is small against R, the result agrees with `escape_time_along`.
+    and `a = (1 - eta lambda - r2) / (r1 - r2)`: a start at rest. A direction grows if lambda < 0, or by overshooting,
+    if `eta lambda > 2 (1 + beta)`. What the kick has along the others is left out: it dies away, or stays as small as
+    it was. Where that is small against R, the result agrees with `escape_time_along`.
 
     The component counts, not the length of the kick: an isotropic one of length e in d dimensions has |c_k| near
     e / sqrt(d). With noise in the gradient, see `transverse_lyapunov` and `escape_probability`.
@@ -120,7 +120,7 @@ def escape_time(
 
 
 def _excess(rates: Array, momentum: float, continuous: bool) -> Array:
-    """x > 0 where a direction grows: -eta lambda below zero, eta lambda - 2 (1 + beta) beyond the edge of overshoot."""
+    """Positive where a direction grows: -eta lambda below zero, eta lambda - 2 (1 + beta) beyond overshoot's edge."""
     if continuous:
         return -rates
     return jnp.where(rates < 0, -rates, rates - 2 * (1 + momentum))

@@ -103,7 +103,9 @@ def weighted_chi_square_tail(
     limit = np.broadcast_to(np.asarray(threshold, np.float64), variances.shape[:-1])
     counts = np.ones(variances.shape[-1]) if degrees is None else np.asarray(degrees, np.float64)
     if not (np.all(variances >= 0) and np.all(limit > 0)):
-        raise ValueError("weights must be at least 0 and thresholds positive: they are variances and a squared distance")
+        raise ValueError(
+            "weights must be at least 0 and thresholds positive: they are variances and a squared distance"
+        )
     with np.errstate(over="ignore"):
         scaled = variances / limit[..., None]  # in units of the threshold
     is_infinite = np.any(np.isinf(scaled) & (counts > 0), axis=-1)
@@ -220,7 +222,7 @@ def first_passage_times(
 ) -> Float[Array, "runs"]:
     """First step at which the linear process is a distance off the manifold, by simulation; infinite if it never is.
 
-    What `escape_probability` does not say: whether clones have *ever* been apart. The two agree where nothing comes back.
+    What `escape_probability` does not say: whether clones have *ever* been apart. They agree where nothing returns.
 
     Args:
         eigenvalues: as in `escape_probability`, like the next three.
@@ -248,15 +250,15 @@ def first_passage_times(
 def propagated_covariance(
     hessians: Float[Array, "*steps d d"], noise: Float[Array, "steps d d"], learning_rate: float
 ) -> Float[Array, "d d"]:
-    """Covariance of the deviation after steps of `v <- (I - eta M_t) v + xi_t`: `C <- (I - eta M) C (I - eta M)' + D_t`.
+    """Covariance of the deviation after steps of `v <- (I - eta M_t) v + xi_t`: `C <- (I - eta M) C (I - eta M)' + D`.
 
     For noise that is not isotropic, such as that of `lopjax.optim.noisy_sgd`, which gives every array A the standard
-    deviation `eta sigma gamma^t ||g_A||`: `D_t` is then diagonal with their squares, in an orthonormal basis of the
+    deviation `eta sigma gamma^t ||g_A||`: D is then diagonal with their squares, in an orthonormal basis of the
     normal space. The distance has the law of `weighted_chi_square_tail(eigvalsh(C), R²)`.
 
     Args:
         hessians: M_t, `(steps, d, d)`, or one M for all steps, `(d, d)`.
-        noise: D_t, covariance of the noise that each step adds.
+        noise: D, covariance of the noise that each step adds.
         learning_rate: eta.
 
     Returns:
