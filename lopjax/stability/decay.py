@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import Enum
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -75,7 +76,8 @@ class DecayThreshold(NamedTuple):
     Attributes:
         threshold: from here on, up to the largest decay looked at, clones attract. Infinite if they do not at the
             largest; 0 if they do at all; NaN if an undecided point lies in between.
-        bracket: clones do not attract, or are undecided, at the first number and attract at the second.
+        crossings: `(low, high)` around every change between repelling and attracting on the way up, ascending. There
+            may be several: the rate is not monotone in the decay.
         upward: the points of the path with growing decay, each started from the one before.
         downward: the same back from the largest decay, in the order of `upward`; empty if not asked for.
         branches_agree: whether both ways have the same verdicts. If not, there are several branches of stationary
@@ -84,7 +86,7 @@ class DecayThreshold(NamedTuple):
     """
 
     threshold: float
-    bracket: tuple[float, float]
+    crossings: tuple[tuple[float, float], ...]
     upward: tuple[DecayedClones, ...]
     downward: tuple[DecayedClones, ...]
     branches_agree: bool
@@ -169,8 +171,9 @@ def weight_decay_threshold(
     """The weight decay beyond which clones attract, solved together with the point to which that decay leads.
 
     Follows the stationary point theta(lambda) through growing decays (`decayed_clones`, each from the one before), and
-    halves the last step at which clones begin to attract. The rate need not be monotone in lambda: a little decay can
-    make clones leave *faster*, because it leaves residuals.
+    halves every step on which the verdict changes. The rate is not monotone in lambda: a little decay can make clones
+    leave *faster*, because it leaves residuals, and clones that attract may repel again at a larger decay, when the
+    base has come to another number of distinct units. What lies between two neighbours of `decays` is not looked at.
 
     Positive-homogeneous units (ReLU) have `M_j v = -lambda v` at theta(lambda), v the unit's own weights, so that decay
     never attracts them strictly; where it seems to, they have vanished.
@@ -182,11 +185,11 @@ def weight_decay_threshold(
         factor: number of clones of every unit, or `{space: number}`.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         decays: where to look, ascending and positive.
-        relative_width: of the bracket, over its upper end.
+        relative_width: of the bracket around a change, over its upper end.
         both_ways: follow the path back as well, to find other branches.
 
     Returns:
-        The threshold with its bracket and all points.
+        The threshold, all changes of the verdict, all points.
 
     Raises:
         ValueError: parameters that are not float64; decays that do not ascend from above 0; see also `unit_blocks`.
@@ -205,8 +208,12 @@ def weight_decay_threshold(
         notes.append(
             "positive-homogeneous units are never attracted strictly: where the verdict says so, they vanished"
         )
-    threshold, bracket = _last_crossing(search, upward, relative_width)
-    return DecayThreshold(threshold, bracket, upward, downward, agree, "; ".join(notes))
+    crossings = tuple(
+        _crossing(search, low, high, relative_width)
+        for low, high in pairwise(upward)
+        if {low.verdict, high.verdict} == {Attraction.REPELS, Attraction.ATTRACTS}
+    )
+    return DecayThreshold(_threshold(upward, crossings), crossings, upward, downward, agree, "; ".join(notes))
 
 
 def _follow(search: "_Search", decays: np.ndarray, start: Variables) -> tuple[DecayedClones, ...]:
@@ -224,25 +231,24 @@ def _shaken(variables: Variables, key: Key[Array, ""]) -> Variables:
     return {**variables, "params": unravel(flat + _SHAKE * draw)}
 
 
-def _last_crossing(
-    search: "_Search", path: Sequence[DecayedClones], relative_width: float
-) -> tuple[float, tuple[float, float]]:
-    """Threshold and bracket of the last change to attraction on a path."""
-    others = [index for index, point in enumerate(path) if point.verdict is not Attraction.ATTRACTS]
-    if not others:
-        return 0.0, (0.0, path[0].weight_decay)
-    if others[-1] == len(path) - 1:
-        return np.inf, (path[-1].weight_decay, np.inf)
-    low, high = path[others[-1]], path[others[-1] + 1]
-    while (
-        low.verdict is Attraction.REPELS and high.weight_decay - low.weight_decay > relative_width * high.weight_decay
-    ):
+def _crossing(search: "_Search", low: DecayedClones, high: DecayedClones, relative_width: float) -> tuple[float, float]:
+    """Halve the step between two points of opposite verdicts, as far as the points in between have one."""
+    while high.weight_decay * (1 - relative_width) > low.weight_decay:
         middle = search.judge(low.variables, 0.5 * (low.weight_decay + high.weight_decay))
         if middle.verdict is Attraction.UNDECIDED:
             break
-        low, high = (low, middle) if middle.verdict is Attraction.ATTRACTS else (middle, high)
-    bracket = (low.weight_decay, high.weight_decay)
-    return (sum(bracket) / 2 if low.verdict is Attraction.REPELS else np.nan), bracket
+        low, high = (middle, high) if middle.verdict is low.verdict else (low, middle)
+    return low.weight_decay, high.weight_decay
+
+
+def _threshold(path: Sequence[DecayedClones], crossings: Sequence[tuple[float, float]]) -> float:
+    """Where the last stretch of attraction begins."""
+    others = [point for point in path if point.verdict is not Attraction.ATTRACTS]
+    if not others:
+        return 0.0
+    if others[-1] is path[-1]:
+        return np.inf
+    return sum(crossings[-1]) / 2 if others[-1].verdict is Attraction.REPELS else np.nan
 
 
 # --- The stationary point -------------------------------------------------------------------------------------------
