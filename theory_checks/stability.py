@@ -274,7 +274,7 @@ CHECKS = (
         check_escape,
         "How long noise has to act before cloned units specialise can be computed from the curvature.",
         "This page used to take the most unstable direction alone, checked at n = 2. Every eigenvalue occurs n - 1 "
-        "times among n clones and distances add up, so that this is late by a tenth or more at n = 8 and 16.",
+        "times among n clones and distances add up, so that this is 5 to 15 per cent late at n = 8, and more at 16.",
     ),
     Check(
         "stability.noise_that_repels",
