@@ -16,6 +16,7 @@ THEOREMS: tuple[str, ...] = (
     "other_clones",
     "conserved",
     "stability",
+    "escape",
     "activation",
 )
 """Modules of this package that hold checks, in the order in which they are printed."""

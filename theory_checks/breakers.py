@@ -34,6 +34,14 @@ def _sharpness_aware(params: Params, batch: tuple[jax.Array, jax.Array], key: ja
     return _gradient(jax.tree.map(lambda p, g: p + radius * g, params, gradient), batch)
 
 
+def _noisy_point(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Params:
+    """The gradient at a point with noise on every weight, as weight-noise injection and variational methods take it."""
+    keys = jax.random.split(key, len(jax.tree.leaves(params)))
+    leaves, tree = jax.tree.flatten(params)
+    moved = [leaf + 0.1 * jax.random.normal(one, leaf.shape) for leaf, one in zip(leaves, keys, strict=True)]
+    return _gradient(tree.unflatten(moved), batch)
+
+
 def _unit_dropout(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Params:
     def loss(params: Params) -> jax.Array:
         logits = network("mlp").model.apply({"params": params}, batch[0], train=True, key=key, dropout_rate=0.5)[0]
@@ -84,11 +92,12 @@ KEEPERS: dict[str, Step] = {
     ),
     "sharpness-aware minimisation": _sharpness_aware,
 }
-"""Changes of the data or of the point where the gradient is taken; clones cannot tell."""
+"""Changes of the data, or gradients at another point where clones are clones; they cannot tell."""
 
 BREAKERS: dict[str, Step] = {
     "dropout": _unit_dropout,
     "noise on each weight": _weight_noise,
+    "gradient at a point with noise on each weight": _noisy_point,
     "L2 towards an unequal start": _towards_start,
     "reset of one unit": _reset_unit,
     "pruning of single weights": _prune,
@@ -125,12 +134,14 @@ def check_breakers(size: Size) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     Check(
         "breakers.single_updates",
-        "Clones survive every change of the data and of the point of the gradient; noise or masks on single weights or"
-        " units break them.",
+        "Clones survive every change of the data, and gradients taken at another point of their manifold; noise or"
+        " masks on single weights or units break them, also where only the gradient is taken there.",
         "arXiv 2510.00304, section 5 (noise and dropout); the others: this library",
         check_breakers,
         "To get out, act on units or weights: dropout, noise on weights, resets, pulling towards a random start."
         " Augmentation, label noise and sharpness-aware steps do not help.",
+        "This page used to say that clones survive every change of the point of the gradient. That is so for"
+        " sharpness-aware steps, whose point is on the manifold, and not for a point with noise on each weight.",
     ),
 )
 """One check, a row for each intervention."""

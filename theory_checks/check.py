@@ -61,6 +61,7 @@ class Check:
         source: where the statement comes from (arXiv number and section, or a classical reference).
         run: a pure function of the size; float64 is on when it is called.
         consequence: what follows for someone who trains networks, in plain words.
+        correction: what was claimed here before and why it was wrong; empty if nothing was.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Check:
     source: str
     run: Callable[[Size], Sequence[Row]]
     consequence: str = ""
+    correction: str = ""
 
 
 class Verdict(NamedTuple):

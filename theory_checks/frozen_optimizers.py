@@ -74,7 +74,7 @@ def check_memory(size: Size) -> list[Row]:
     steps = 300 if size == "small" else 3_000
     _, gradients = _weights_and_gradients(1, (8, 6))
     trace = np.abs(gradients[0, :, 0]).max() * (1 - 0.9**AWAKE) / (1 - 0.9)
-    momentum = travelled("momentum", steps)
+    momentum, spike = travelled("momentum", steps), _after_a_spike(8_000, steps)
     return [
         *(
             Row(f"{name}: learning rates travelled", travelled(name, steps), 0.0)
@@ -82,6 +82,8 @@ def check_memory(size: Size) -> list[Row]:
         ),
         Row("momentum: travelled over |m| beta/(1 - beta), minus 1", abs(momentum / (trace * 9) - 1), 1e-9),
         Row("adam: travelled minus 10", abs(travelled("adam", steps) - 10), 2),
+        Row(f"adam, after a spike: travelled minus {ADAM_SPIKE:.1f}", abs(spike - ADAM_SPIKE), 0.1),
+        Row("adam, after a spike: travelled minus 10", abs(spike - 10), 2, control=True),
         Row(f"lion: travelled over {steps} steps, minus 1", abs(travelled("lion", steps) / steps - 1), 1e-9),
         Row("muon: travelled", travelled("muon", steps), 5, ">="),
         Row("muon, (8, 6): travelled", travelled("muon", steps)),
@@ -89,6 +91,28 @@ def check_memory(size: Size) -> list[Row]:
         Row("momentum: learning rates travelled", momentum, 0.0, control=True),
         Row("adam: learning rates travelled", travelled("adam", steps), 0.0, control=True),
     ]
+
+
+def _after_a_spike(quiet: int, steps: int) -> float:
+    """Learning rates that Adam moves a parameter by after its only gradient, after many steps without one."""
+    optimizer = MAKE["adam"]()
+
+    @jax.jit
+    def run(gradients: jax.Array) -> jax.Array:
+        def step(carry, gradient):
+            weight, state = carry
+            update, state = optimizer.update(gradient, state, weight)
+            return (weight + update, state), weight + update
+
+        weight = jnp.zeros(())
+        return jax.lax.scan(step, (weight, optimizer.init(weight)), gradients)[1]
+
+    places = np.asarray(run(jnp.zeros(quiet + 1 + steps).at[quiet].set(1.0)))
+    return float(abs(places[-1] - places[quiet]) / RATE)
+
+
+# Of a spike g, m = 0.1 g and v = 0.001 g²: 0.1 / sqrt(0.001) steps at once, and sum_k (0.9 / sqrt(0.999))^k after it.
+ADAM_SPIKE = 0.1 / 0.001**0.5 * 0.9 / (0.999**0.5 - 0.9)
 
 
 def check_zero_moments(size: Size) -> list[Row]:
@@ -137,7 +161,10 @@ CHECKS: tuple[Check, ...] = (
         " full speed until its momentum underflows.",
         "this library",
         check_memory,
-        "An optimizer's moments can carry a unit past the edge, or back over it: reset the moments with the unit.",
+        "An optimizer's moments can carry a unit past the edge, or back over it: reset the moments with the unit. Adam"
+        " coasts by about 10 learning rates after steady gradients, and by up to 28.6 after a spike, which is how"
+        " units die.",
+        "About 10 learning rates used to be given for Adam whatever came before; that holds after steady gradients only.",
     ),
     Check(
         "frozen_optimizers.weight_decay",

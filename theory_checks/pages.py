@@ -22,13 +22,14 @@ Record = dict[str, Any]
 
 
 def record(verdict: Verdict, size: Size) -> Record:
-    """Statement, source, consequence and every row of a check that was run at a size."""
+    """Words and every row of a check that was run at a size."""
     check = verdict.check
     return {
         "name": check.name,
         "statement": check.statement,
         "source": check.source,
         "consequence": check.consequence,
+        **({"correction": check.correction} if check.correction else {}),
         "size": size,
         "holds": verdict.holds,
         "reason": verdict.reason,
@@ -97,6 +98,8 @@ def section(one: Record) -> str:
     lines = [f"## `{one['name']}`", "", one["statement"], "", f"*Source:* {one['source']}."]
     if one["consequence"]:
         lines += ["", f"*In practice:* {one['consequence']}"]
+    if one.get("correction"):
+        lines += ["", f"*Corrected:* {one['correction']}"]
     lines += ["", "| what was measured | value | bound | verdict |", "|---|---:|---:|---|"]
     for stored in one["rows"]:
         row = Row(*(stored[field] for field in Row._fields))

@@ -1,33 +1,59 @@
 """Stability of the manifolds that trap training: which way the loss curves off them, and how fast one escapes."""
 
 from lopjax.stability.classification import classify
-from lopjax.stability.escape import (
-    FreeKick,
-    LyapunovEstimate,
+from lopjax.stability.decay import (
+    Attraction,
+    DecayedClones,
+    DecayThreshold,
     critical_weight_decay,
-    escape_time,
-    free_kick,
-    kick_components,
-    transverse_lyapunov,
+    decayed_clones,
+    weight_decay_threshold,
 )
+from lopjax.stability.escape import escape_time, kick_components
+from lopjax.stability.escape_law import (
+    DecayingNoise,
+    escape_probability,
+    escape_quantiles,
+    first_passage_times,
+    noise_variances,
+    propagated_covariance,
+    weighted_chi_square_tail,
+)
+from lopjax.stability.kicks import FreeKick, RankCeiling, free_kick, rank_ceiling
+from lopjax.stability.noise import LyapunovEstimate, noise_exponent, transverse_lyapunov
 from lopjax.stability.report import Stability, StabilityReport
 from lopjax.stability.trajectory import escape_time_along
 from lopjax.stability.unit_blocks import SpaceBlocks, UnitBlocks, unit_blocks, unit_blocks_of_clones
 
 __all__ = [
+    "Attraction",
+    "DecayThreshold",
+    "DecayedClones",
+    "DecayingNoise",
     "FreeKick",
     "LyapunovEstimate",
+    "RankCeiling",
     "SpaceBlocks",
     "Stability",
     "StabilityReport",
     "UnitBlocks",
     "classify",
     "critical_weight_decay",
+    "decayed_clones",
+    "escape_probability",
+    "escape_quantiles",
     "escape_time",
     "escape_time_along",
+    "first_passage_times",
     "free_kick",
     "kick_components",
+    "noise_exponent",
+    "noise_variances",
+    "propagated_covariance",
+    "rank_ceiling",
     "transverse_lyapunov",
     "unit_blocks",
     "unit_blocks_of_clones",
+    "weight_decay_threshold",
+    "weighted_chi_square_tail",
 ]

@@ -1,0 +1,373 @@
+"""Weight decay and clones: the decay beyond which they attract, at the point to which training with decay goes."""
+
+from collections.abc import Sequence
+from enum import Enum
+from itertools import pairwise
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, Key
+
+from lopjax.cloning import Factor
+from lopjax.curvature import extreme_eigenvalues
+from lopjax.losses import Batch, mean_cross_entropy, of_parameters
+from lopjax.manifolds.level_sets import HOMOGENEOUS
+from lopjax.model import Model, Variables
+from lopjax.quotient import multiplicities
+from lopjax.stability.closed_form import LossOfLogits
+from lopjax.stability.report import SIGNED_FROM
+from lopjax.stability.unit_blocks import UnitBlocks, unit_blocks
+
+# Up to this many parameters Newton's equations are solved, and the base's curvature measured, by a dense Hessian.
+_DENSE_PARAMETERS = 1_000
+# The distance to the stationary point, over the length of the parameters, up to which it counts as reached.
+_REACHED = 1e-6
+# Where units of the base merge, Newton's method converges by a factor of 2/3 a step only.
+_NEWTON_STEPS = 60
+_LBFGS = {"gtol": 1e-10, "ftol": 1e-16, "maxiter": 20_000, "maxfun": 50_000}
+# Relative size of the change between two points of a path.
+_SHAKE = 1e-3
+
+DECAYS = tuple(float(value) for value in np.geomspace(1e-3, 1.0, 13))
+"""Where `weight_decay_threshold` looks by default."""
+
+
+class Attraction(Enum):
+    """Whether clones come together under weight decay; the value is the sentence shown to the user."""
+
+    ATTRACTS = "attracts: near the decayed stationary point clones that differ a little become equal again"
+    REPELS = "repels: at the decayed stationary point some difference between clones grows"
+    UNDECIDED = "undecided: no stationary point was reached, or the rate is too close to zero to have a sign"
+
+
+class DecayedClones(NamedTuple):
+    """Result of `decayed_clones`.
+
+    Attributes:
+        verdict: the class.
+        reason: why it is undecided; empty otherwise.
+        weight_decay: lambda of the clones.
+        variables: of the *base* network, at the stationary point theta(lambda).
+        rate: `lambda + min_j lambda_min(M_j(theta(lambda)))`, in units of the loss per squared parameter: the slowest
+            normal direction shrinks by `1 - eta rate` a step; below 0 the fastest grows.
+        uncertainty: of the rate, estimated: rounding of the blocks, and the distance to the stationary point.
+        gradient_norm: of the decayed loss, for the clones: sqrt(sum n_in/n_out |g|²) over the base's arrays.
+        distance: estimate of the distance to the stationary point, `|H^-1 g|`, in the parameters of the clones.
+        base_curvature: smallest eigenvalue of the decayed Hessian along the manifold: below 0 training does not stay.
+    """
+
+    verdict: Attraction
+    reason: str
+    weight_decay: float
+    variables: Variables
+    rate: float
+    uncertainty: float
+    gradient_norm: float
+    distance: float
+    base_curvature: float
+
+
+class DecayThreshold(NamedTuple):
+    """Result of `weight_decay_threshold`.
+
+    Attributes:
+        threshold: from here on, up to the largest decay looked at, clones attract. Infinite if they do not at the
+            largest; 0 if they do at all; NaN if an undecided point lies in between.
+        crossings: `(low, high)` around every change between repelling and attracting on the way up, ascending. There
+            may be several: the rate is not monotone in the decay.
+        upward: the points of the path with growing decay, each started from the one before.
+        downward: the same back from the largest decay, in the order of `upward`; empty if not asked for.
+        branches_agree: whether both ways have the same verdicts. If not, there are several branches of stationary
+            points, and where clones begin to attract depends on where training comes from.
+        note: what else there is to say; may be empty.
+    """
+
+    threshold: float
+    crossings: tuple[tuple[float, float], ...]
+    upward: tuple[DecayedClones, ...]
+    downward: tuple[DecayedClones, ...]
+    branches_agree: bool
+    note: str
+
+
+def critical_weight_decay(smallest: UnitBlocks | ArrayLike | Sequence[float]) -> float:
+    """`max(0, -min_j lambda_min(M_j))`: the decay that outweighs the blocks *at the point where they were taken*.
+
+    Decay adds `lambda/2 ||theta||²` to the loss and lambda to every eigenvalue, but training with decay moves the base,
+    and with it the blocks: this is the decay beyond which clones attract only if the point is the stationary point of
+    the loss *with that decay*. From blocks without decay it was 3 to 1,600 times too small; `weight_decay_threshold`
+    solves for the point and the decay together.
+
+    Args:
+        smallest: result of `unit_blocks`, or the smallest eigenvalues of the blocks. From "batched hvp" or Lanczos,
+            which see the smallest eigenvalue from above, the result is a lower bound.
+
+    Returns:
+        In units of the loss per squared parameter; NaN if an eigenvalue is.
+
+    Raises:
+        ValueError: no eigenvalues.
+
+    >>> critical_weight_decay([-0.25, 0.5])
+    0.25
+    """
+    values = np.asarray(smallest.total.min_eigenvalue if isinstance(smallest, UnitBlocks) else smallest, np.float64)
+    if not values.size:
+        raise ValueError("no eigenvalues were given: pass the result of unit_blocks, or at least one number")
+    return float(np.maximum(-values.min(), 0.0))
+
+
+def decayed_clones(
+    model: Model,
+    variables: Variables,
+    batch: Batch,
+    factor: Factor,
+    weight_decay: float,
+    *,
+    loss: LossOfLogits = mean_cross_entropy,
+) -> DecayedClones:
+    """Whether clones attract under weight decay, at the stationary point theta(lambda) near given variables.
+
+    On the normal space of clones the Hessian of `L + lambda/2 |theta|²` consists of `M_j + lambda` and of lambda along
+    the gauge, so at a stationary point clones attract iff `lambda + min_j lambda_min(M_j) > 0`. In the base's
+    coordinates decay lambda of the clones is decay `lambda n_out / n_in` of each array (`lambda n_out` of a bias),
+    since `|W|² = (n_out / n_in) |w|²`. The stationary point minimises the base's loss with that, by L-BFGS, a trust
+    region and Newton steps, from the variables given: of several, the one it falls to.
+
+    About gradient flow and small steps: at `eta lambda_max > 2` clones leave by overshooting.
+
+    Args:
+        model: the *base* network.
+        variables: its variables, where the search starts; float64.
+        batch: inputs and labels, all the data.
+        factor: number of clones of every unit, or `{space: number}`.
+        weight_decay: lambda of the clones, at least 0.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
+
+    Returns:
+        The point, the rate and the verdict. UNDECIDED where the point was not reached or is no minimum of the base, the
+        rate is below its uncertainty, or the blocks come from Lanczos and show no negative eigenvalue.
+
+    Raises:
+        ValueError: parameters that are not float64; a negative decay; see also `unit_blocks`.
+    """
+    return _Search(model, variables, batch, factor, loss).judge(variables, weight_decay)
+
+
+def weight_decay_threshold(
+    model: Model,
+    variables: Variables,
+    batch: Batch,
+    factor: Factor,
+    *,
+    loss: LossOfLogits = mean_cross_entropy,
+    decays: Sequence[float] | np.ndarray = DECAYS,
+    relative_width: float = 1e-3,
+    both_ways: bool = True,
+) -> DecayThreshold:
+    """The weight decay beyond which clones attract, solved together with the point to which that decay leads.
+
+    Follows the stationary point theta(lambda) through growing decays (`decayed_clones`, each from the one before), and
+    halves every step on which the verdict changes. The rate is not monotone in lambda: a little decay can make clones
+    leave *faster*, because it leaves residuals, and clones that attract may repel again at a larger decay, when the
+    base has come to another number of distinct units. What lies between two neighbours of `decays` is not looked at.
+
+    Positive-homogeneous units (ReLU) have `M_j v = -lambda v` at theta(lambda), v the unit's own weights, so that decay
+    never attracts them strictly; where it seems to, they have vanished.
+
+    Args:
+        model: the *base* network.
+        variables: its variables, where the path starts; float64.
+        batch: inputs and labels, all the data.
+        factor: number of clones of every unit, or `{space: number}`.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
+        decays: where to look, ascending and positive.
+        relative_width: of the bracket around a change, over its upper end.
+        both_ways: follow the path back as well, to find other branches.
+
+    Returns:
+        The threshold, all changes of the verdict, all points.
+
+    Raises:
+        ValueError: parameters that are not float64; decays that do not ascend from above 0; see also `unit_blocks`.
+    """
+    values = np.asarray(decays, np.float64)
+    if values.ndim != 1 or not values.size or not (values[0] > 0 and (np.diff(values) > 0).all()):
+        raise ValueError(f"decays={decays}: must ascend from above 0")
+
+    search = _Search(model, variables, batch, factor, loss)
+    upward = _follow(search, values, variables)
+    downward = _follow(search, values[::-1], upward[-1].variables)[::-1] if both_ways else ()
+    agree = all(up.verdict is down.verdict for up, down in zip(upward, downward))
+    notes = [] if agree else ["several branches: on the way back other decays attract"]
+    activations = {site.activation for _, site in model.wiring.sites}
+    if activations & set(HOMOGENEOUS):
+        notes.append(
+            "positive-homogeneous units are never attracted strictly: where the verdict says so, they vanished"
+        )
+    crossings = tuple(
+        _crossing(search, low, high, relative_width)
+        for low, high in pairwise(upward)
+        if {low.verdict, high.verdict} == {Attraction.REPELS, Attraction.ATTRACTS}
+    )
+    return DecayThreshold(_threshold(upward, crossings), crossings, upward, downward, agree, "; ".join(notes))
+
+
+def _follow(search: "_Search", decays: np.ndarray, start: Variables) -> tuple[DecayedClones, ...]:
+    """One point after the other, each from a little beside the last: units that have merged may part again."""
+    points, key = [], jax.random.key(0)
+    for decay in decays:
+        points.append(search.judge(start, float(decay)))
+        start = _shaken(points[-1].variables, key)
+    return tuple(points)
+
+
+def _shaken(variables: Variables, key: Key[Array, ""]) -> Variables:
+    flat, unravel = ravel_pytree(variables["params"])
+    draw = jax.random.normal(key, flat.shape, flat.dtype) * jnp.linalg.norm(flat) / len(flat) ** 0.5
+    return {**variables, "params": unravel(flat + _SHAKE * draw)}
+
+
+def _crossing(search: "_Search", low: DecayedClones, high: DecayedClones, relative_width: float) -> tuple[float, float]:
+    """Halve the step between two points of opposite verdicts, as far as the points in between have one."""
+    while high.weight_decay * (1 - relative_width) > low.weight_decay:
+        middle = search.judge(low.variables, 0.5 * (low.weight_decay + high.weight_decay))
+        if middle.verdict is Attraction.UNDECIDED:
+            break
+        low, high = (middle, high) if middle.verdict is low.verdict else (low, middle)
+    return low.weight_decay, high.weight_decay
+
+
+def _threshold(path: Sequence[DecayedClones], crossings: Sequence[tuple[float, float]]) -> float:
+    """Where the last stretch of attraction begins."""
+    others = [point for point in path if point.verdict is not Attraction.ATTRACTS]
+    if not others:
+        return 0.0
+    if others[-1] is path[-1]:
+        return np.inf
+    return sum(crossings[-1]) / 2 if others[-1].verdict is Attraction.REPELS else np.nan
+
+
+# --- The stationary point -------------------------------------------------------------------------------------------
+
+
+class _Stationary(NamedTuple):
+    variables: Variables
+    gradient_norm: float
+    distance: float
+    curvature: float
+    length: float
+
+
+class _Search:
+    """The decayed loss of the base in the clones' coordinates `y = sqrt(n_out / n_in) w`, an isometry onto BC."""
+
+    def __init__(self, model: Model, variables: Variables, batch: Batch, factor: Factor, loss: LossOfLogits):
+        _check_precision(variables)
+        self._model, self._batch, self._factor, self._loss = model, batch, factor, loss
+        n_in, n_out = multiplicities(variables["params"], model.wiring, factor)
+        ratios = jax.tree.map(
+            lambda leaf, i, o: jnp.full(leaf.shape, (o / i) ** 0.5, leaf.dtype), variables["params"], n_in, n_out
+        )
+        self._scale = np.asarray(ravel_pytree(ratios)[0])
+        self._unravel = ravel_pytree(variables["params"])[1]
+        loss_of = of_parameters(loss, model, variables, batch)
+        scale = jnp.asarray(self._scale)
+
+        def decayed(y: jax.Array, decay: jax.Array) -> jax.Array:
+            return loss_of(self._unravel(y / scale)) + 0.5 * decay * jnp.vdot(y, y)
+
+        gradient = jax.grad(decayed)
+        self._value_and_grad = jax.jit(jax.value_and_grad(decayed))
+        self._product = jax.jit(lambda y, v, decay: jax.jvp(lambda y: gradient(y, decay), (y,), (v,))[1])
+        self._hessian = jax.jit(jax.hessian(decayed))
+
+    def judge(self, start: Variables, weight_decay: float) -> DecayedClones:
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay={weight_decay}: must be at least 0")
+        found = self.minimise(start, weight_decay)
+        total = unit_blocks(self._model, found.variables, self._loss, self._batch, self._factor).total
+        rate, spread = weight_decay + total.min_eigenvalue, max(abs(total.min_eigenvalue), abs(total.max_eigenvalue))
+        uncertainty = SIGNED_FROM * (total.tolerance + spread * found.distance / found.length) + total.residual
+        reason = ""
+        if not found.distance <= _REACHED * found.length:
+            reason = f"not stationary: about {found.distance:.2g} away, gradient {found.gradient_norm:.2g}"
+        elif found.curvature < -_REACHED * max(spread, weight_decay):
+            reason = f"the base is at a saddle: curvature {found.curvature:.2g} along the manifold"
+        elif abs(rate) <= uncertainty:
+            reason = f"the rate {rate:.2g} is below its uncertainty {uncertainty:.2g}"
+        elif rate > 0 and total.n_plus < 0:
+            # Lanczos sees the smallest eigenvalue from above: it proves that clones repel, never that they attract.
+            reason = "the blocks come from Lanczos, which cannot exclude a smaller eigenvalue"
+        return DecayedClones(
+            verdict=Attraction.UNDECIDED if reason else Attraction.ATTRACTS if rate > 0 else Attraction.REPELS,
+            reason=reason,
+            weight_decay=weight_decay,
+            variables=found.variables,
+            rate=float(rate),
+            uncertainty=float(uncertainty),
+            gradient_norm=found.gradient_norm,
+            distance=found.distance,
+            base_curvature=found.curvature,
+        )
+
+    def minimise(self, start: Variables, decay: float) -> _Stationary:
+        from scipy.optimize import minimize
+
+        def value_and_grad(y: np.ndarray) -> tuple[float, np.ndarray]:
+            value, slope = self._value_and_grad(y, decay)
+            return float(value), np.asarray(slope)
+
+        y = np.asarray(ravel_pytree(start["params"])[0]) * self._scale
+        y = minimize(value_and_grad, y, jac=True, method="L-BFGS-B", options=_LBFGS).x
+        # L-BFGS may rest at a saddle of the base, which a trust region leaves.
+        y = minimize(
+            value_and_grad,
+            y,
+            jac=True,
+            hessp=lambda y, v: np.asarray(self._product(y, v, decay)),
+            method="trust-krylov",
+            options={"gtol": 1e-7, "maxiter": 200},
+        ).x
+        y, slope, newton = self._polish(y, decay)
+        curvature = self._curvature(y, decay)
+        variables = {**start, "params": self._unravel(jnp.asarray(y / self._scale))}
+        length = max(float(np.linalg.norm(y)), 1e-300)
+        return _Stationary(variables, float(np.linalg.norm(slope)), float(np.linalg.norm(newton)), curvature, length)
+
+    def _polish(self, y: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Newton steps as long as they shorten the gradient; point, gradient and the next Newton step there."""
+        slope = np.asarray(self._value_and_grad(y, decay)[1])
+        step = self._newton(y, slope, decay)
+        for _ in range(_NEWTON_STEPS):
+            new = np.asarray(self._value_and_grad(y - step, decay)[1])
+            if not np.linalg.norm(new) < np.linalg.norm(slope):
+                break
+            y, slope = y - step, new
+            step = self._newton(y, slope, decay)
+        return y, slope, step
+
+    def _newton(self, y: np.ndarray, slope: np.ndarray, decay: float) -> np.ndarray:
+        if len(y) <= _DENSE_PARAMETERS:
+            return np.linalg.lstsq(np.asarray(self._hessian(y, decay)), slope, rcond=1e-12)[0]
+        return np.asarray(
+            jax.scipy.sparse.linalg.cg(lambda v: self._product(y, v, decay), jnp.asarray(slope), maxiter=300)[0]
+        )
+
+    def _curvature(self, y: np.ndarray, decay: float) -> float:
+        if len(y) <= _DENSE_PARAMETERS:
+            return float(np.linalg.eigvalsh(np.asarray(self._hessian(y, decay)))[0])
+        pairs = extreme_eigenvalues(lambda v: self._product(y, v, decay), jnp.asarray(y), 64, jax.random.key(0))
+        return float(pairs.eigenvalues[0])
+
+
+def _check_precision(variables: Variables) -> None:
+    dtype = jnp.result_type(*jax.tree.leaves(variables["params"]))
+    if dtype != jnp.float64:
+        raise ValueError(
+            f"parameters are {dtype}: the sign of a small difference needs float64. Call inside "
+            "jax.enable_x64(True), with jax.tree.map(lambda leaf: leaf.astype(float), variables)"
+        )
