@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.nn.initializers import normal, ones
 
@@ -347,16 +348,16 @@ def test_an_nnx_state_is_told_how_to_become_a_dict():
 def test_holes_are_accepted_only_where_they_are_asked_for(hole):
     model = mlp((4,), (6,), 2)
     params = model.init(jax.random.key(0))["params"]
-    partial = {**params, "classes": {**params["classes"], "bias": hole}}
-    assert len(model.wiring.labels_of(partial, partial=True)) == 3
-    doubled = model.wiring.map(lambda label, array: 2 * array, partial, partial=True)
+    holed = {**params, "classes": {**params["classes"], "bias": hole}}
+    assert len(model.wiring.labels_of(holed, partial=True)) == 3
+    doubled = model.wiring.map(lambda label, array: 2 * array, holed, partial=True)
     assert doubled["classes"]["bias"] == hole
     np.testing.assert_array_equal(doubled["classes"]["kernel"], 2 * params["classes"]["kernel"])
     with pytest.raises(ValueError, match=r"missing \['params/classes/bias'\]"):
-        model.wiring.labels_of(partial)
-    del partial["classes"]["bias"]  # no hole: it is not there
+        model.wiring.labels_of(holed)
+    del holed["classes"]["bias"]  # no hole: it is not there
     with pytest.raises(ValueError, match=r"missing \['params/classes/bias'\]"):
-        model.wiring.labels_of(partial, partial=True)
+        model.wiring.labels_of(holed, partial=True)
 
 
 def test_multiplicities_of_units_with_numbers_of_their_own():
