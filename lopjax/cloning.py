@@ -6,7 +6,7 @@ axes. Nothing here knows what a convolution, a residual stream or an attention h
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +126,7 @@ def _counts_of_wide(copies: Copies, wiring: Wiring, space: str, where: str) -> t
     return _even_counts(int(base), size)
 
 
-def _is_list(copies: Any) -> bool:
+def _is_list(copies: Any) -> TypeGuard[Sequence[int]]:
     return (
         isinstance(copies, Sequence | np.ndarray | jax.Array) and not isinstance(copies, str) and np.ndim(copies) == 1
     )
@@ -142,11 +142,12 @@ def _listed(copies: Any, where: str) -> tuple[int, ...]:
 def _number(copies: Any, where: str) -> Fraction:
     """A clone factor as an exact number; 4/3 in floating point is meant as 4/3."""
     refusal = f"factor={copies!r}{where}: must be a positive integer, a number of at least 1, or one integer per unit"
-    is_number = np.ndim(copies) == 0 and not isinstance(copies, bool | np.bool_ | str | bytes) and copies is not None
+    if isinstance(copies, bool | np.bool_ | str | bytes):
+        raise ValueError(refusal)
     try:
-        number = Fraction(float(copies)).limit_denominator(1_000_000) if is_number else Fraction(0)
-    except (TypeError, ValueError, OverflowError):
-        number = Fraction(0)
+        number = Fraction(float(copies)).limit_denominator(1_000_000)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(refusal) from error
     if number < 1:
         raise ValueError(refusal)
     return number

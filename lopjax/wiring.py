@@ -235,13 +235,13 @@ def multiplicity(label: Label, factors: Mapping[str, int | tuple[int, ...]]) -> 
         the array that is cloned.
     """
 
-    def product(side: type) -> Any:
+    def product(side: type[In] | type[Out]) -> Any:
         factor: Any = 1
         for index, axis in enumerate(label.axes):
-            if isinstance(axis, side) and axis.space in factors:
+            if axis is not None and isinstance(axis, side) and axis.space in factors:
                 n = factors[axis.space]
-                shape = [len(n) if other == index else 1 for other in range(len(label.axes))] if np.ndim(n) else ()
-                factor = factor * (np.reshape(n, shape) if shape else n)
+                shape = [-1 if other == index else 1 for other in range(len(label.axes))]
+                factor = factor * (n if isinstance(n, int) else np.reshape(n, shape))
         return factor
 
     return product(In), product(Out)

@@ -178,15 +178,3 @@ def test_gradients_agree_with_differences_and_stay_finite_where_units_are_consta
     assert np.abs(predicted).min() > 1e-3
     for degenerate in (h.at[:, 1].set(0.0), h.at[:, 1].set(3.0), jnp.zeros_like(h), jnp.ones_like(h)):
         assert np.isfinite(jacobian(degenerate)).all()
-
-
-# --- Modes of JAX --------------------
-
-
-@pytest.mark.parametrize("mode", [jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")], ids=str)
-def test_metrics_need_no_implicit_promotion(mode):
-    h = normal(9, 4).astype(np.float32)
-    with mode:
-        jax.make_jaxpr(lambda h: all_metrics.__wrapped__(h, h))(h)
-        jax.make_jaxpr(jax.grad(metrics.effective_rank))(h)
-        jax.make_jaxpr(lambda h: metrics.cloning_r2(h, 2))(h)

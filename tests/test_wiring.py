@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.nn.initializers import normal, ones
 
@@ -326,3 +327,45 @@ def test_resize_refuses_bad_sizes(unchecked):
         model.resize({"classes": 4})
     with pytest.raises(ValueError, match=r"unit space 'hiden': not in this wiring"):
         model.resize({"hiden": 4})
+
+
+# --- Trees that are not whole, and boxes --------------------
+
+
+def test_an_nnx_state_is_told_how_to_become_a_dict():
+    from flax import nnx
+
+    model = mlp((4,), (6,), 2)
+    params = model.init(jax.random.key(0))["params"]
+    state = nnx.State(jax.tree.map(nnx.Param, params))
+    for tree in (state, {"params": state}):
+        with pytest.raises(ValueError, match=r"every array lies in a box, .*; pass flax\.nnx\.to_pure_dict\(state\)"):
+            model.wiring.labels_of(tree)
+    assert model.wiring.labels_of(nnx.to_pure_dict(state)) == model.wiring.labels_of(params)
+
+
+@pytest.mark.parametrize("hole", [None, optax.MaskedNode()], ids=["None", "MaskedNode"])
+def test_holes_are_accepted_only_where_they_are_asked_for(hole):
+    model = mlp((4,), (6,), 2)
+    params = model.init(jax.random.key(0))["params"]
+    holed = {**params, "classes": {**params["classes"], "bias": hole}}
+    assert len(model.wiring.labels_of(holed, partial=True)) == 3
+    doubled = model.wiring.map(lambda label, array: 2 * array, holed, partial=True)
+    assert doubled["classes"]["bias"] == hole
+    np.testing.assert_array_equal(doubled["classes"]["kernel"], 2 * params["classes"]["kernel"])
+    with pytest.raises(ValueError, match=r"missing \['params/classes/bias'\]"):
+        model.wiring.labels_of(holed)
+    del holed["classes"]["bias"]  # no hole: it is not there
+    with pytest.raises(ValueError, match=r"missing \['params/classes/bias'\]"):
+        model.wiring.labels_of(holed, partial=True)
+
+
+def test_multiplicities_of_units_with_numbers_of_their_own():
+    """One entry per unit along its axis; arrays broadcast against the base array."""
+    label = Label((In("a"), None, Out("b")))
+    n_in, n_out = multiplicity(label, {"a": (3, 1), "b": (1, 2, 4)})
+    np.testing.assert_array_equal(n_in, np.reshape([3, 1], (2, 1, 1)))
+    np.testing.assert_array_equal(n_out, np.reshape([1, 2, 4], (1, 1, 3)))
+    assert multiplicity(label, {"b": (1, 2, 4)})[0] == 1
+    squared, _ = multiplicity(Label((In("a"), In("a"))), {"a": (3, 1)})
+    np.testing.assert_array_equal(squared, [[9, 3], [3, 1]])

@@ -75,7 +75,7 @@ def spectral_density(
         return ritz.values, ritz.coordinates[0] ** 2, ritz.num_steps
 
     nodes, weights, used = jax.lax.map(probe, jax.random.split(key, num_probes))
-    return SpectralDensity(nodes, weights / jnp.maximum(jnp.sum(used > 0), 1), used)
+    return SpectralDensity(nodes, weights / jnp.maximum(jnp.sum(used > 0, dtype=weights.dtype), 1), used)
 
 
 def smooth_density(

@@ -216,7 +216,7 @@ def _cut_and_diagonalise(
     first = jnp.arange(len(valid)) < count
     return RitzDecomposition(
         values=jnp.where(first, values * scale, 0.0),
-        coordinates=jnp.where(first & valid[:, None], coordinates, 0.0),
+        coordinates=jnp.where(first[None] & valid[:, None], coordinates, 0.0),
         basis=basis,
         valid=first,
         num_steps=count,

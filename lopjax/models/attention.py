@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lopjax.models.initialisation import INITIALISATIONS, float_type
 from lopjax.models.labels import labelled, tap
-from lopjax.models.layers import Dense, dropout
+from lopjax.models.layers import Dense, along_units, dropout
 from lopjax.wiring import In, Out
 
 
@@ -35,7 +35,7 @@ class HeadProjection(nn.Module):
         bias_init = labelled(init.bias, Out(self.writes), None, site=self.site)
         kernel = self.param("kernel", kernel_init, (x.shape[-1], *shape), float_type())
         bias = self.param("bias", bias_init, shape, float_type())
-        return jnp.tensordot(x, kernel.astype(x.dtype), 1) + bias.astype(x.dtype)
+        return jnp.tensordot(x, kernel.astype(x.dtype), 1) + along_units(bias.astype(x.dtype), x)
 
 
 class SelfAttention(nn.Module):

@@ -98,7 +98,7 @@ def max_pool(x: Float[Array, "batch height width units"], size: int = 2) -> Floa
     squares = jnp.moveaxis(_squares(x, size), 2, 3)
     squares = squares.reshape(*squares.shape[:3], size * size, squares.shape[-1])
     first = jnp.argmax(squares, axis=3, keepdims=True)
-    places = jnp.arange(size * size)[:, None]
+    places = jnp.arange(size * size)[None, None, None, :, None]
     return jnp.sum(jnp.where(places == first, squares, 0), axis=3)
 
 

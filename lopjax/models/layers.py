@@ -53,7 +53,7 @@ class Dense(nn.Module):
         bias_init = labelled(init.bias, Out(self.writes), site=self.site)
         kernel = self.param("kernel", kernel_init, (*contracted, self.size), float_type())
         bias = self.param("bias", bias_init, (self.size,), float_type())
-        return jnp.tensordot(x, kernel.astype(x.dtype), self.contract) + bias.astype(x.dtype)
+        return add_to_units(jnp.tensordot(x, kernel.astype(x.dtype), self.contract), bias)
 
 
 class Conv(nn.Module):
@@ -100,7 +100,17 @@ class Conv(nn.Module):
         if not self.use_bias:
             return y
         bias_init = labelled(init.bias, Out(self.writes), site=self.site)
-        return y + self.param("bias", bias_init, (self.size,), float_type()).astype(x.dtype)
+        return add_to_units(y, self.param("bias", bias_init, (self.size,), float_type()))
+
+
+def add_to_units(x: jax.Array, shift: jax.Array) -> jax.Array:
+    """Add one number to each unit of the last axis, in the type of `x`."""
+    return x + along_units(shift.astype(x.dtype), x)
+
+
+def along_units(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """One number per unit, `(units,)`, with the axes of `x`: nothing is left to implicit promotion of ranks."""
+    return jnp.expand_dims(vector, range(x.ndim - 1))
 
 
 def to_compute_type(x: jax.Array, compute_dtype: str) -> jax.Array:

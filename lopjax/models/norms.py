@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from lopjax.models.initialisation import float_type
 from lopjax.models.labels import couple, labelled
+from lopjax.models.layers import along_units
 from lopjax.wiring import Out
 
 NORMS = ("none", "batch", "layer")
@@ -45,7 +46,8 @@ class BatchNorm(nn.Module):
                     running_var.value, var.reshape(size) * (samples / max(samples - 1, 1))
                 )
         else:
-            y = (_widened(x) - running_mean.value) * jax.lax.rsqrt(running_var.value + self.epsilon)
+            mean, var = along_units(running_mean.value, x), along_units(running_var.value, x)
+            y = (_widened(x) - mean) * jax.lax.rsqrt(var + self.epsilon)
         return (_affine(self, y) if self.affine else y).astype(x.dtype)
 
     def _updated(self, running: jax.Array, new: jax.Array) -> jax.Array:
@@ -155,4 +157,4 @@ def _affine(module: BatchNorm | LayerNorm, x: jax.Array) -> jax.Array:
     size, dtype = (x.shape[-1],), float_type()
     scale = module.param("scale", labelled(ones, Out(module.space), site=module.site), size, dtype)
     offset = module.param("offset", labelled(zeros, Out(module.space), site=module.site), size, dtype)
-    return x * scale + offset
+    return x * along_units(scale, x) + along_units(offset, x)

@@ -45,7 +45,7 @@ class PatchEmbedding(nn.Module):
         class_token = self.param("class_token", class_init, (self.width,), float_type())
         positions = self.param("positions", position_init, (1 + rows * columns, self.width), float_type())
         class_tokens = jnp.broadcast_to(class_token.astype(x.dtype), (batch, 1, self.width))
-        return jnp.concatenate([class_tokens, tokens], axis=1) + positions.astype(x.dtype)
+        return jnp.concatenate([class_tokens, tokens], axis=1) + positions.astype(x.dtype)[None]
 
 
 class ViT(nn.Module):

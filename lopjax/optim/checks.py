@@ -1,0 +1,69 @@
+"""Checks and keys that all transformations share."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Key, PyTree
+
+from lopjax.philox import spell_out_products
+
+Params = PyTree[Array]
+
+
+def check(name: str, value: Any, minimum: float, maximum: float = math.inf) -> None:
+    """Refuse a concrete number out of range; a traced one passes."""
+    if isinstance(value, Tracer):
+        return
+    number = np.asarray(value)
+    is_number = jnp.issubdtype(number.dtype, jnp.integer) or jnp.issubdtype(number.dtype, jnp.floating)
+    if not is_number or not np.all(np.isfinite(number) & (number >= minimum) & (number <= maximum)):
+        allowed = f"finite and at least {minimum:g}" if maximum == math.inf else f"in [{minimum:g}, {maximum:g}]"
+        raise ValueError(f"{name}={value!r}: must be {allowed}")
+
+
+def as_key(seed: ArrayLike) -> Key[Array, ""]:
+    """One key from an integer or a key, either of them possibly traced."""
+    array = seed if isinstance(seed, jax.Array) else np.asarray(seed)
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    if not is_key and not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"seed={seed!r}: must be an integer or a jax.random.key")
+    if array.shape:
+        raise ValueError(f"seed has shape {array.shape}: must be one integer or one key; vmap over several")
+    key = own_copy(jnp.asarray(seed)) if is_key else jax.random.key(seed, impl="philox4x32")
+    # A program over several devices has two of them to run on.
+    if str(jax.random.key_impl(key)) == "philox4x32" and jax.device_count() > 1:
+        spell_out_products()
+    return key
+
+
+def own_copy(key: Key[Array, ""]) -> Key[Array, ""]:
+    """The same key in a buffer of its own: donated, it takes no other with it."""
+    return jax.random.wrap_key_data(jnp.array(jax.random.key_data(key)), impl=jax.random.key_impl(key))
+
+
+def transformation(
+    init: Callable[..., Any], update: Callable[..., tuple[Params, Any]]
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation that ignores the extra arguments of others in its chain."""
+    return optax.with_extra_args_support(optax.GradientTransformation(init, update))
+
+
+def check_real(params: Params) -> None:
+    """Refuse integers and complex numbers, by the name of the array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"params{name} has dtype {jnp.result_type(leaf)}: must be real and floating-point")
+
+
+def check_params(name: str, params: Params | None) -> None:
+    """Refuse an update without the parameters."""
+    if params is None:
+        raise ValueError(f"{name} needs the parameters: call update(updates, state, params)")

@@ -1,0 +1,75 @@
+"""Nothing is left to JAX's implicit promotion: of dtypes (`strict`), and of ranks (`raise`). Traced, not compiled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_metrics import all_metrics, normal
+
+from lopjax import data, metrics, optim
+from lopjax.cloning import clone_variables
+from lopjax.curvature import spectral_density
+from lopjax.manifolds import cloned_manifold
+from lopjax.models import cnn, mlp, resnet18, vit
+from lopjax.probes import symptoms
+from lopjax.quotient import clip_by_cloned_norm, quotient_optimizer
+from lopjax.training import Preprocess, evaluate
+
+# Built inside the mode, so sizes that no other test has in its cache.
+MODELS = {
+    "mlp": lambda: mlp((4, 4, 1), (7,), 2, norm="batch", dropout=0.1),
+    "cnn": lambda: cnn((4, 4, 1), 2, channels=(3,), dense=7, norm="layer"),
+    "resnet": lambda: resnet18((4, 4, 1), 2, width=3, blocks=(1,), norm="batch"),
+    "vit": lambda: vit((4, 4, 1), 2, patch=2, width=6, depth=1, heads=2, mlp_ratio=1.0),
+}
+UNEQUAL = {"hidden_0": [3, 1, 1, 1, 1, 1]}
+
+
+@pytest.fixture(params=["dtypes", "ranks"])
+def strict(request):
+    mode = jax.numpy_dtype_promotion("strict") if request.param == "dtypes" else jax.numpy_rank_promotion("raise")
+    with mode:
+        yield request.param
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_and_their_symptoms(strict, name):
+    model = MODELS[name]()
+    inputs, labels = jnp.ones((2, 4, 4, 1)), jnp.array([0, 1])
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    jax.eval_shape(lambda v: model.apply(v, inputs, train=True, key=jax.random.key(0)), variables)
+    jax.eval_shape(lambda v: symptoms(model, v, inputs, labels), variables)
+    jax.eval_shape(lambda v: clone_variables(v, model.wiring, 3), variables)
+
+
+def test_metrics_and_their_gradients(strict):
+    h = normal(9, 4).astype(np.float32)
+    jax.eval_shape(all_metrics.__wrapped__, h, h)
+    jax.eval_shape(jax.grad(metrics.effective_rank), h)
+    jax.eval_shape(jax.grad(metrics.excess_kurtosis), h)
+
+
+def test_manifolds_optimizers_and_the_quotient(strict):
+    model = mlp((4,), (6,), 2)
+    params = jax.tree.map(lambda a: jnp.ones(a.shape), jax.eval_shape(model.init, jax.random.key(0))["params"])
+    for clusters in ((0, 0, 1, 1, 2, 2), (0, 0, 0, 1, 2, 2)):
+        project = cloned_manifold(params, model.wiring, {"hidden_0": clusters}).project
+        jax.eval_shape(project, params)
+    transformations = [optim.noisy_sgd(0.1, 0.1, 0.9, 0, 0.5), optim.shrink_and_perturb(0.9, 0.1, 0, 2)]
+    transformations += [optim.l2_init(0.1), optim.keep_on_manifold(project)]
+    for factor in (2, UNEQUAL):
+        transformations.append(quotient_optimizer(optax.sgd(0.1, 0.9), model.wiring, factor))
+        transformations.append(clip_by_cloned_norm(0.1, model.wiring, factor))
+    for transformation in transformations:
+        jax.eval_shape(lambda p, t=transformation: t.update(p, t.init(p), p), params)
+
+
+def test_batches_evaluation_and_spectra(strict):
+    images, labels = jnp.zeros((5, 4, 4, 1), jnp.uint8), jnp.zeros(5, jnp.int32)
+    preprocess, model = Preprocess((0.5,), (0.3,), crop_padding=1, flip=True), mlp((4, 4, 1), (5,), 2)
+    jax.eval_shape(lambda key: data.epoch_permutation(key, 10, 4), jax.random.key(0))
+    jax.eval_shape(lambda key: preprocess.inputs(images, key), jax.random.key(0))
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    jax.eval_shape(lambda v: evaluate(model, v, preprocess, images, labels, 2), variables)
+    jax.eval_shape(lambda key: spectral_density(lambda v: v, jnp.ones(4), 3, 2, key), jax.random.key(0))
