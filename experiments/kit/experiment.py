@@ -53,8 +53,8 @@ class Experiment(NamedTuple):
         texts: `{file name: text}`, such as tables for the documentation.
         variants: for experiments with several architectures: presets by the value of `--model`; `presets` are those of
             the first.
-        networks: `(config, setup) -> {name: model}`, recorded in the run folder.
-        probe: `(config, setup) -> (inputs, labels)`, recorded beside them.
+        networks: `(config, setup) -> {name: model}`, recorded in the run folder (`RunData.model`).
+        probe: `(config, setup) -> (inputs, labels)`, recorded beside them (`RunData.probe`).
         is_spread: whether its lanes can be spread over devices.
         traced: config fields that a grid may vary within one run, each point a lane of the same program.
         environment: environment variables to set before JAX is imported, unless they are set.
@@ -140,6 +140,10 @@ def run(
     from lopjax.runs.schedule import play
 
     with session.kept_records(experiment.name, folder):
+        for name, model in experiment.networks(config, setup).items():
+            folder.record_network(name, model)
+        if (probe := experiment.probe(config, setup)) is not None:
+            folder.record_probe(*probe)
         parts = experiment.parts(config, setup)
         total = sum(part.steps for part in parts)
         with progress_bar(total, is_shown=folder.is_writer) as progress:

@@ -65,12 +65,14 @@ def with_writers(run: "Run", output: "Output") -> "Run":
 
     Raises:
         ImportError: what a writer needs is not installed.
+        ValueError: a writer cannot be used.
     """
-    from lopjax.runs.writers import TensorBoardWriter
+    from lopjax.runs.writers import writer_of
 
-    if not output.tensorboard or run.is_complete:
+    names = dict.fromkeys((*output.writer, *(["tensorboard"] if output.tensorboard else [])))
+    if run.is_complete:
         return run
-    return run._replace(writers=(TensorBoardWriter(run.folder / "tensorboard"),))
+    return run._replace(writers=tuple(writer_of(name, run.folder) for name in names))
 
 
 def devices_of(output: Any) -> "Mesh | None":

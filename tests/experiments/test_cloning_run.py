@@ -103,9 +103,18 @@ def test_methods_see_the_same_network_and_the_same_batches(recorded):
 
 def test_the_folder_holds_what_the_run_was_and_what_came_out(recorded):
     assert sorted(path.name for path in recorded.folder.iterdir()) == [
-        "cloning.pdf", "cloning.png", "config.json", "metrics.jsonl", "schedule.json", "summary.json", "variables",
+        "cloning.pdf", "cloning.png", "config.json", "metrics.jsonl", "networks", "probe.npz", "schedule.json", "summary.json",
+        "variables",
     ]  # fmt: skip
     assert recorded.config["net"]["widths"] == [4]
+    # What was trained can be run again from the folder alone.
+    inputs, labels = recorded.probe()
+    for method in METHODS:
+        variables = recorded.variables(method)
+        for name in ("base", "clone"):
+            of_seed = jax.tree.map(lambda leaf: leaf[1], variables[name])
+            logits = recorded.model(name).apply(of_seed, inputs)[0]
+            assert logits.shape == (40, 10) == (len(labels), 10)
     assert [(row["method"], row["seed"]) for row in recorded.summary] == [(m, s) for m in METHODS for s in SEEDS]
     assert json.loads(json.dumps(summarise(recorded), default=float)) == recorded.summary
 
