@@ -78,7 +78,7 @@ def find_kinks(function: Callable) -> tuple[float, ...] | None:
     """
     with jax.ensure_compile_time_eval():
         changes = _largest_changes(function)
-    if isinstance(changes[0], jax.core.Tracer):
+    if any(isinstance(array, jax.core.Tracer) for array in changes):
         return None
     place, change, size = (np.asarray(array) for array in changes)
     # Derivatives that have died away, such as 1 - tanh(z)², leave steps of rounding: the level is set nearer to 0.

@@ -23,13 +23,21 @@ from lopjax.theory.rank_recovery import (
     hard_rank,
     rank_gain,
 )
-from lopjax.theory.saturation import alpha, alpha_gradient, frozen_fraction, shifted_relu_alpha
+from lopjax.theory.saturation import (
+    FrozenBounds,
+    alpha,
+    alpha_gradient,
+    frozen_fraction,
+    frozen_fraction_bounds,
+    shifted_relu_alpha,
+)
 
 __all__ = [
     "RANK_GAIN_FORMULAS",
     "CorrelationReport",
     "Expectation",
     "FixedPoint",
+    "FrozenBounds",
     "Moments",
     "Rule",
     "activation_covariance",
@@ -42,6 +50,7 @@ __all__ = [
     "exact_rank_gain",
     "fixed_points",
     "frozen_fraction",
+    "frozen_fraction_bounds",
     "gauss_hermite_rule",
     "gaussian_expectation",
     "hard_rank",

@@ -37,14 +37,15 @@ def correlation_report(
     independent units r of about sqrt(2 / (pi samples)), so `samples` should be a few hundred.
 
     Args:
-        activations: one row per sample, one column per unit, any floating type; reshape maps and tokens first.
+        activations: one row per sample, one column per unit; reshape maps and tokens first. Integers, booleans and
+            16-bit floats are computed in float32.
         margin: what counts as near, between 0 and 1/2.
 
     Returns:
-        The report, of scalars; usable under jit and vmap.
+        The report, of scalars; usable under jit and vmap. All are NaN if an activation is not finite.
 
     Raises:
-        ValueError: if the margin is out of range.
+        ValueError: if the margin is out of range, or there are no samples or no units.
 
     References:
         arXiv 2510.00304, section 5 (tension between generalisation and plasticity).
@@ -56,14 +57,20 @@ def correlation_report(
     """
     if not 0 < margin < 0.5:
         raise ValueError(f"margin={margin}: must lie between 0 and 1/2")
-    activations = jnp.asarray(activations)
-    eps = jnp.finfo(activations.dtype).eps
-    mean = activations.mean(axis=0)
-    centred = activations - mean
+    given = jnp.asarray(activations)
+    if given.ndim != 2 or 0 in given.shape:
+        raise ValueError(f"activations of shape {given.shape}: must be (samples, units), at least one of each")
+    activations = given.astype(jnp.promote_types(given.dtype, jnp.float32))
+    is_finite = jnp.all(jnp.isfinite(activations))
+    # A 16-bit float was rounded before it came here; integers are exact.
+    eps = jnp.finfo(given.dtype if jnp.issubdtype(given.dtype, jnp.floating) else activations.dtype).eps
+    # Scaled first, so that sums of large values stay finite; a unit of zeros stays as it is.
     size = jnp.max(jnp.abs(activations), axis=0)
+    scaled = activations / jnp.where(size > 0, size, 1)
+    centred = scaled - scaled.mean(axis=0)
     # Rounding of the mean makes a constant unit vary by a few ulps; smaller deviations would underflow when squared.
     spread = jnp.max(jnp.abs(centred), axis=0)
-    is_varying = spread > 8 * eps * size
+    is_varying = spread > 8 * eps
     centred = jnp.where(is_varying, centred / jnp.where(is_varying, spread, 1), 0)
     norm = jnp.linalg.norm(centred, axis=0)
     unit = centred / jnp.where(is_varying, norm, 1)
@@ -74,7 +81,7 @@ def correlation_report(
     def average(values: Float[Array, "units units"]) -> Float[Array, ""]:
         return jnp.sum(jnp.where(is_pair, values, 0)) / jnp.maximum(num_pairs, 1)
 
-    return CorrelationReport(
+    report = CorrelationReport(
         polarisation=average(jnp.abs(2 * r - 1)),
         mean=average(r),
         near_zero=average((r < margin).astype(r.dtype)),
@@ -82,3 +89,4 @@ def correlation_report(
         num_pairs=num_pairs,
         constant_fraction=jnp.mean((~is_varying).astype(r.dtype)),
     )
+    return CorrelationReport(*(jnp.where(is_finite, value, jnp.nan) for value in report))

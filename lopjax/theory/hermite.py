@@ -8,9 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from lopjax.activation_checks import find_kinks
+from lopjax.activations import activation
 
 TAIL = 16.0
 """Integrals stop at |z| = TAIL, where the Gaussian density is 1e-56."""
@@ -49,8 +53,14 @@ def require_float64() -> None:
 
 
 def kinks_of(f: Function) -> tuple[float, ...]:
-    """Return the kinks of a `lopjax.activations.Activation`, `()` for a plain function."""
-    return tuple(getattr(f, "kinks", ()))
+    """Return the kinks that a function is known to have; `()` if nothing is known."""
+    return tuple(activation(f).kinks or ())
+
+
+def located_kinks(f: Function) -> tuple[float, ...]:
+    """Return the kinks that a function is known to have or, if nothing is known, those that bisection finds."""
+    known = activation(f).kinks
+    return tuple(known) if known is not None else find_kinks(f) or ()
 
 
 def gauss_hermite_rule(order: int) -> Rule:
@@ -116,9 +126,14 @@ def split_rule(
         Nodes in ascending order, panel by panel, and their weights.
 
     Raises:
+        ValueError: if `order` is not positive, or a kink is not finite.
         RuntimeError: if double precision is off.
     """
     require_float64()
+    if not isinstance(kinks, jax.core.Tracer) and not np.isfinite(np.asarray(kinks, float)).all():
+        raise ValueError(f"kinks={kinks}: must be finite")
+    if order < 1:
+        raise ValueError(f"order={order}: must be a positive number of nodes")
     z, lengths = panel_nodes(split_edges(kinks, panel, graded), order)
     return Rule(z.ravel(), (lengths * gaussian_density(z)).ravel())
 
@@ -132,7 +147,8 @@ def gaussian_expectation(
 
     Args:
         integrand: elementwise function g, differentiable parameters may be closed over.
-        kinks: where g or a derivative jumps; by default those that the function carries (`Activation.kinks`).
+        kinks: where g or a derivative jumps; by default those that the function is known to have
+            (`lopjax.activations.activation(integrand).kinks`).
         order: nodes of the cheaper of the two rules compared, per panel if the integral is split.
 
     Returns:
@@ -181,7 +197,7 @@ def hermite_coefficients(f: Function, degree: int, order: int = 64) -> Float[Arr
     of any series in them. For a function with a kink a_k² falls only like k^(-5/2).
 
     Args:
-        f: activation; its kinks are split at.
+        f: activation; its kinks are split at, and looked for where it does not say that it has none.
         degree: the last k.
         order: nodes per panel.
 
@@ -189,7 +205,7 @@ def hermite_coefficients(f: Function, degree: int, order: int = 64) -> Float[Arr
         `degree + 1` coefficients. Differentiable in what `f` closes over.
 
     Raises:
-        ValueError: if `degree` is negative.
+        ValueError: if `degree` is negative, or f is not finite somewhere.
         RuntimeError: if double precision is off.
 
     >>> with jax.enable_x64(True):
@@ -199,5 +215,11 @@ def hermite_coefficients(f: Function, degree: int, order: int = 64) -> Float[Arr
     """
     if degree < 0:
         raise ValueError(f"degree={degree}: must not be negative")
-    rule = split_rule(kinks_of(f) or (0.0,), order)
-    return hermite_functions(rule.nodes, degree) @ (rule.weights * f(rule.nodes))
+    rule = split_rule(located_kinks(f) or (0.0,), order)
+    values = f(rule.nodes)
+    if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
+        first = int(jnp.argmin(jnp.isfinite(values)))
+        raise ValueError(
+            f"the activation is {values[first]} at {rule.nodes[first]:.6g}: must be finite on the real line"
+        )
+    return hermite_functions(rule.nodes, degree) @ (rule.weights * values)

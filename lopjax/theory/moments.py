@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lopjax.activation_checks import find_kinks
 from lopjax.theory.hermite import (
     TAIL,
     Function,
@@ -55,6 +56,11 @@ def bends(f: Function, scale: Float[Array, ""] | float, shift: Float[Array, ""] 
 def is_traced(*arrays) -> bool:
     """Return whether a value is only known inside a JAX transformation, so that nothing can be raised about it."""
     return any(isinstance(array, jax.core.Tracer) for array in jax.tree.leaves(arrays))
+
+
+def rounding_of(given: Array | np.ndarray) -> float:
+    """Return 8 eps of an array's type, what arithmetic may leave a range by; 0 for integers."""
+    return 8 * float(jnp.finfo(given.dtype).eps) if jnp.issubdtype(given.dtype, jnp.floating) else 0.0
 
 
 class _Samples(NamedTuple):
@@ -190,8 +196,10 @@ def _refuse_bad_moments(
                 f"{what} is not square-integrable under a standard Gaussian, or lives in its far tail: {tail:.1%} of "
                 f"its second moment lies beyond |z| = {TAIL - 1:g} (scale {a:g}, shift {b:g})"
             )
+    unknown = [kink for kink in find_kinks(f) or () if not np.isclose(kink, kinks_of(f), rtol=0, atol=1e-6).any()]
+    where = f", as at {', '.join(f'{kink:.6g}' for kink in unknown[:3])}" if unknown else ""
     raise ValueError(
         f"the moments of {name_of(f)} at scale {a:g}, shift {b:g} have a relative error of about {errors[worst]:.1e} "
-        f"at order {order}: it jumps or is singular, or has kinks that are not given (Activation(name, function, "
-        "kinks)), or oscillates and needs a higher order"
+        f"at order {order}: it jumps or is singular, or has kinks that are not given{where} (Activation(name, "
+        "function, kinks)), or oscillates and needs a higher order"
     )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from lopjax.theory.hermite import Function, require_float64
 from lopjax.theory.kernels import kernel_map
-from lopjax.theory.moments import is_traced
+from lopjax.theory.moments import is_traced, rounding_of
 
 
 def equicorrelated_effective_rank(num_units: int, eps: Float[Array, "..."] | float) -> Float[Array, "..."]:
@@ -41,10 +41,12 @@ def equicorrelated_effective_rank(num_units: int, eps: Float[Array, "..."] | flo
     require_float64()
     if num_units < 2:
         raise ValueError(f"num_units={num_units}: must be at least 2")
-    eps = jnp.asarray(eps, float)
-    largest = num_units / (num_units - 1)
-    if not is_traced(eps) and not np.all((np.asarray(eps) >= 0) & (np.asarray(eps) <= largest)):
+    given, largest = jnp.asarray(eps), num_units / (num_units - 1)
+    slack, eps = rounding_of(given), given.astype(float)
+    if not is_traced(eps) and not np.all((np.asarray(eps) >= -slack) & (np.asarray(eps) <= largest + slack)):
         raise ValueError(f"eps={eps}: must lie in [0, n/(n-1)] = [0, {largest:.6g}]")
+    # What is below 0 by rounding alone is 0; what is far outside is NaN under jit.
+    eps = jnp.where((eps < 0) & (eps >= -slack), 0.0, eps)
     delta = jnp.minimum(eps / largest, 1.0)
     # xlogy is 0 at 0; (n - 1) eigenvalues eps / n each.
     small = -(num_units - 1) * jax.scipy.special.xlogy(eps / num_units, eps / num_units)
@@ -53,7 +55,7 @@ def equicorrelated_effective_rank(num_units: int, eps: Float[Array, "..."] | flo
 
 def _corrected_gain(num_units: int, eps, alpha):
     delta, log = eps * (num_units - 1) / num_units, jnp.log(num_units / eps)
-    return jnp.exp(delta * (alpha * (1 + log) - (1 + alpha) * jnp.log1p(alpha)))
+    return jnp.exp(delta * (alpha * (1 + log) - jax.scipy.special.xlog1py(1 + alpha, alpha)))
 
 
 def _leading_log_gain(num_units: int, eps, alpha):
@@ -96,7 +98,7 @@ def rank_gain(
         The approximate er(C_f) / er(C), of the broadcast shape. Exact: `exact_rank_gain`.
 
     Raises:
-        ValueError: for an unknown formula or an eps that is not positive.
+        ValueError: for an unknown formula, fewer than 2 units, an eps that is not positive or an alpha below -1.
         RuntimeError: if double precision is off.
 
     References:
@@ -105,10 +107,14 @@ def rank_gain(
     require_float64()
     if formula not in RANK_GAIN_FORMULAS:
         raise ValueError(f"formula={formula!r}: must be one of {', '.join(RANK_GAIN_FORMULAS)}")
-    eps = jnp.asarray(eps, float)
-    if not is_traced(eps) and not np.all(np.asarray(eps) > 0):
-        raise ValueError(f"eps={eps}: must be positive")
-    return RANK_GAIN_FORMULAS[formula](num_units, eps, jnp.asarray(alpha))
+    if num_units < 2:
+        raise ValueError(f"num_units={num_units}: must be at least 2")
+    eps, alpha = jnp.asarray(eps, float), jnp.asarray(alpha, float)
+    if not is_traced(eps) and not np.all((np.asarray(eps) > 0) & np.isfinite(np.asarray(eps))):
+        raise ValueError(f"eps={eps}: must be positive and finite")
+    if not is_traced(alpha) and not np.all((np.asarray(alpha) >= -1) & np.isfinite(np.asarray(alpha))):
+        raise ValueError(f"alpha={alpha}: must be at least -1 and finite")
+    return RANK_GAIN_FORMULAS[formula](num_units, eps, alpha)
 
 
 def exact_rank_gain(
@@ -135,7 +141,11 @@ def activation_covariance(
 ) -> Float[Array, "units units"]:
     """Compute the matrix kappa_f(rho_ij) of the units behind an activation (standard Gaussian pre-activations).
 
-    By Schur's product theorem it has full rank if |rho_ij| < 1 off the diagonal and f is not a polynomial.
+    By Schur's product theorem it has full rank if |rho_ij| < 1 off the diagonal and f is not a polynomial. Equal units
+    (rho = 1) stay equal. Opposite ones (rho = -1) see f(z) and f(-z), whose half sum and half difference are
+    uncorrelated; m pairs of opposite units that span d dimensions lose m - d ranks if f(z) - f(-z) is a multiple of z,
+    as for ReLU, GELU, SiLU and softplus, and m - 1 if f(z) + f(-z) is constant, as for the sigmoid (all m if either
+    is 0: f even or odd). So one pair behind ReLU costs nothing, and five in the plane cost three.
 
     Args:
         f: activation.
@@ -146,18 +156,24 @@ def activation_covariance(
         The matrix, with 1 on the diagonal.
 
     Raises:
-        ValueError: if the matrix is not symmetric with diagonal 1, or f is not integrable, not resolved or constant.
+        ValueError: if the matrix is not square, symmetric and within [-1, 1] with diagonal 1, or f is not integrable, not resolved or constant.
         RuntimeError: if double precision is off.
 
     References:
         arXiv 2510.00304, section 4 (hard rank recovery).
     """
     require_float64()
-    given = np.asarray(correlation)
-    if not (np.allclose(given, given.T, atol=1e-12) and np.allclose(np.diag(given), 1, atol=1e-12)):
-        raise ValueError("correlation: must be symmetric with diagonal 1")
+    given, slack = _square("correlation", correlation)
+    if (
+        not np.isfinite(given).all()
+        or (np.abs(given - given.T) > slack).any()
+        or (np.abs(np.diag(given) - 1) > slack).any()
+    ):
+        raise ValueError("correlation: must be finite and symmetric with diagonal 1")
+    if (np.abs(given) > 1 + slack).any():
+        raise ValueError(f"correlation: has an entry of {np.abs(given).max():g} in modulus; must lie in [-1, 1]")
     rows, columns = np.triu_indices(len(given), k=1)
-    entries = kernel_map(f, jnp.clip(jnp.asarray(given[rows, columns]), -1.0, 1.0), centred)
+    entries = kernel_map(f, np.clip(given[rows, columns], -1.0, 1.0), centred)
     return jnp.eye(len(given)).at[rows, columns].set(entries).at[columns, rows].set(entries)
 
 
@@ -166,10 +182,29 @@ def hard_rank(matrix: Float[Array | np.ndarray, "units units"], tolerance: float
 
     Args:
         matrix: positive semi-definite.
-        tolerance: relative to the largest eigenvalue.
+        tolerance: relative to the largest eigenvalue; at least the rounding of the matrix, units times eps.
 
     Returns:
-        The numerical rank.
+        The numerical rank; 0 for the zero matrix.
+
+    Raises:
+        ValueError: if the matrix is not square, symmetric to rounding, finite and of at least one unit, or the
+            tolerance is below its rounding.
     """
-    eigenvalues = np.linalg.eigvalsh(np.asarray(matrix))
+    given, slack = _square("matrix", matrix)
+    size = np.abs(given).max()
+    if not np.isfinite(size) or (np.abs(given - given.T) > slack * size).any():
+        raise ValueError("matrix: must be finite and symmetric")
+    rounding = len(given) * max(slack / 8, float(np.finfo(np.float64).eps))
+    if not tolerance >= rounding:
+        raise ValueError(f"tolerance={tolerance}: must be at least {rounding:.1e}, the rounding of this matrix")
+    eigenvalues = np.linalg.eigvalsh(given)
     return int(np.sum(eigenvalues > tolerance * eigenvalues[-1]))
+
+
+def _square(name: str, matrix: Float[Array | np.ndarray, "units units"]) -> tuple[np.ndarray, float]:
+    """A square matrix in float64, and the rounding of the type it came in."""
+    given = np.asarray(matrix)
+    if given.ndim != 2 or given.shape[0] != given.shape[1] or len(given) == 0:
+        raise ValueError(f"{name} of shape {given.shape}: must be square, with at least one unit")
+    return given.astype(np.float64), max(1e-12, rounding_of(given))
