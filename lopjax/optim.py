@@ -8,8 +8,9 @@ is drawn in float32 (float64 for float64 parameters) and then cast. Complex para
 ``hyperparam_dtype=jnp.float32``.)
 
 Randomness is a pure function of (seed, step, position of the array in the tree, which of the two laws below): nothing
-else is in the state, and a resumed run draws what the uninterrupted run would have drawn. An int seed makes a
-``philox4x32`` key, which JAX draws from three times as fast as from its default on CPU. **Under vmap give each lane its
+else is in the state, and a resumed run draws what the uninterrupted run would have drawn. A key of any implementation
+will do, and they are equally fast: float32 noise comes from :func:`lopjax.normals.standard_normal`, which takes 64 bits
+from it. An int seed makes a ``philox4x32`` key. **Under vmap give each lane its
 own key**: with an int, all lanes get the same noise. A state owns its buffers: it may be donated to a compiled step,
 and neither the seed nor another state made by the same transformation is lost with it.
 """
@@ -27,8 +28,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key, PyTree
 
 from lopjax.integers import as_integer
-from lopjax.philox import spell_out_products
 from lopjax.metrics.scaling import scaled, times_power_of_two
+from lopjax.normals import standard_normal
+from lopjax.philox import spell_out_products
 
 Params = PyTree[Array]
 
@@ -76,8 +78,8 @@ def _as_key(seed: ArrayLike) -> Key[Array, ""]:
     if array.shape:
         raise ValueError(f"seed has shape {array.shape}: must be one integer or one key; vmap over several")
     key = _own_copy(jnp.asarray(seed)) if is_key else jax.random.key(seed, impl="philox4x32")
-    # A program over several devices has two of them to run on.
-    if str(jax.random.key_impl(key)) == "philox4x32" and jax.device_count() > 1:
+    # A program over several devices has two of them to run on; `standard_normal` needs the products under any key.
+    if jax.device_count() > 1:
         spell_out_products()
     return key
 
@@ -119,7 +121,7 @@ def _map_with_noise(function: Callable[..., Array], key: Key[Array, ""], *trees:
 
     def apply(position: int, *values: Array) -> Array:
         dtype = jnp.promote_types(jnp.result_type(values[0]), jnp.float32)
-        noise = jax.random.normal(jax.random.fold_in(key, position), jnp.shape(values[0]), dtype)
+        noise = standard_normal(jax.random.fold_in(key, position), jnp.shape(values[0]), dtype)
         return function(noise, *(jnp.asarray(value, dtype) for value in values)).astype(values[0].dtype)
 
     return jax.tree.map(apply, structure.unflatten(range(len(leaves))), *trees)
