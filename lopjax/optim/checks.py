@@ -37,8 +37,8 @@ def as_key(seed: ArrayLike) -> Key[Array, ""]:
     if array.shape:
         raise ValueError(f"seed has shape {array.shape}: must be one integer or one key; vmap over several")
     key = own_copy(jnp.asarray(seed)) if is_key else jax.random.key(seed, impl="philox4x32")
-    # A program over several devices has two of them to run on.
-    if str(jax.random.key_impl(key)) == "philox4x32" and jax.device_count() > 1:
+    # A program over several devices has two of them to run on; `standard_normal` needs the products under any key.
+    if jax.device_count() > 1:
         spell_out_products()
     return key
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Key
 
 from lopjax.integers import as_integer
 from lopjax.metrics.scaling import scaled, times_power_of_two
+from lopjax.normals import standard_normal
 from lopjax.optim.checks import Params, as_key, check, check_params, check_real, own_copy, transformation
 
 # Folded into the key of `shrink_and_perturb`, so that its noise is not that of `noisy_sgd` with the same seed.
@@ -45,7 +46,7 @@ def _map_with_noise(function: Callable[..., Array], key: Key[Array, ""], *trees:
 
     def apply(position: int, *values: Array) -> Array:
         dtype = jnp.promote_types(jnp.result_type(values[0]), jnp.float32)
-        noise = jax.random.normal(jax.random.fold_in(key, position), jnp.shape(values[0]), dtype)
+        noise = standard_normal(jax.random.fold_in(key, position), jnp.shape(values[0]), dtype)
         return function(noise, *(jnp.asarray(value, dtype) for value in values)).astype(values[0].dtype)
 
     return jax.tree.map(apply, structure.unflatten(range(len(leaves))), *trees)

@@ -1,0 +1,83 @@
+"""Standard normals for noise, at about half of what `jax.random.normal` costs on a CPU: Philox 2x32 and Box-Muller.
+
+`jax.random.normal` spends twenty 32 x 32-bit products on a word (the four words of a `philox4x32` block are xored into
+one) and then inverts the error function of it, logarithms and two polynomials included. Here ten products make two
+words, the words make a radius and an angle, and radius and angle make two normals. XLA keeps the radius and computes
+the angle once for each of the two, which is why the generator is the cheaper Philox of the two.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, UInt32
+
+MULTIPLIER, KEY_INCREMENT, ROUNDS = 0xD256D193, 0x9E3779B9, 10
+# sin(pi/2 x) = x * polynomial(x²) on [-1, 1], within 7e-9: the minimax coefficients, highest degree first.
+SINE = (1.51678532e-04, -4.67415750e-03, 7.96899269e-02, -6.45963761e-01, 1.57079632e00)
+
+
+def philox2x32(
+    key: UInt32[Array, ""], low: UInt32[Array, "..."], high: UInt32[Array, "..."]
+) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
+    """The block cipher Philox 2x32 of ten rounds: two random words for each counter (low, high).
+
+    References:
+        Salmon, Moraes, Dror & Shaw, *Parallel Random Numbers: As Easy as 1, 2, 3*, SC11,
+        `doi:10.1145/2063384.2063405 <https://doi.org/10.1145/2063384.2063405>`_.
+    """
+    multiplier = jnp.full_like(low, MULTIPLIER)
+    for _ in range(ROUNDS):
+        low, high = jax.lax.mulhi(multiplier, low) ^ key ^ high, multiplier * low
+        key = key + jnp.uint32(KEY_INCREMENT)
+    return low, high
+
+
+def radius(word: UInt32[Array, "..."]) -> Float[Array, "..."]:
+    """sqrt(-2 log u) with u = (k + 1/2) / 2**31, k the upper 31 bits: at most 6.66."""
+    k = (word >> 1).astype(jnp.int32).astype(jnp.float32)
+    return jnp.sqrt(-2 * jnp.log((k + 0.5) * np.float32(2**-31)))
+
+
+def sine_and_cosine_arguments(word: UInt32[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Numbers a, b in [-1, 1] for which (sin(pi a / 2), sin(pi b / 2)) is a point on the circle, uniformly drawn.
+
+    The upper 31 bits place it on the right half circle, a uniform and b = 1 - |a|; the lowest bit is b's sign.
+    """
+    a = (jax.lax.bitcast_convert_type(word, jnp.int32) >> 1).astype(jnp.float32) * np.float32(2**-30)
+    sign = jnp.where(word & 1, np.float32(-1), np.float32(1))
+    return a, sign * (1 - jnp.abs(a))
+
+
+def standard_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """Independent standard normals: a pure function of the key and of how many there are.
+
+    In float32 they are pairs of Box and Muller, r sin(t) in the first half of the array and r cos(t) in the second,
+    from a block of 64 bits a pair. Each of the two has an own direction of 32 bits and a radius of 31, in float32
+    arithmetic, so that no draw is above 6.66 in absolute value (a normal is, once in 4e10 draws; JAX's own are at most
+    5.42, which a normal passes once in 2e7). float64 is drawn by `jax.random.normal`.
+
+    Args:
+        key: One key of any implementation. It makes the 64 bits that the counters start from.
+        shape: Of the array, with at most 2**33 entries.
+        dtype: float32 or float64.
+
+    Returns:
+        The array.
+
+    References:
+        Box & Muller, *A Note on the Generation of Random Normal Deviates*, Annals of Mathematical Statistics 29 (1958).
+    """
+    if jnp.dtype(dtype) != jnp.float32:
+        return jax.random.normal(key, shape, dtype)
+    size = math.prod(shape)
+    pairs = (size + 1) // 2
+    cipher_key, high = jax.random.bits(key, (2,), jnp.uint32)
+    first, second = philox2x32(cipher_key, jax.lax.iota(jnp.uint32, pairs), jnp.broadcast_to(high, (pairs,)))
+    # Two rows of pairs, not pairs of two: a short last axis is not vectorised (three times slower).
+    a, b = sine_and_cosine_arguments(second)
+    x = jnp.where(jnp.arange(2)[:, None] == 0, a[None], b[None])
+    normals = radius(first) * x * jnp.polyval(jnp.array(SINE, jnp.float32), x * x, unroll=16)
+    return normals.reshape(2 * pairs)[:size].reshape(shape)
