@@ -17,8 +17,8 @@ from lopjax.curvature import block_eigenvalues, extreme_eigenvalues, hvp_over_ba
 from lopjax.losses import Batch
 from lopjax.manifolds import Clusters, make_clusters
 from lopjax.model import Model, Params, Variables
-from lopjax.stability.closed_form import LossOfLogits
 from lopjax.stability.patterns import UnitRows, make_lift
+from lopjax.stability.signals import LossOfLogits
 
 FrozenPartition = tuple[tuple[str, tuple[int, ...]], ...]
 """A partition that can be a static argument: `(space, cluster id of every unit)`."""
