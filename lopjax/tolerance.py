@@ -77,9 +77,9 @@ class Threshold(NamedTuple):
 
     def is_signed(self, eigenvalues: ArrayLike) -> np.ndarray:
         """Which eigenvalues certainly have the sign they show."""
-        return np.abs(np.asarray(eigenvalues, np.float64)) > self.bound
+        return np.asarray(np.abs(np.asarray(eigenvalues, np.float64)) > self.bound)
 
     def is_zero(self, eigenvalues: ArrayLike) -> np.ndarray:
         """Which of the others are zero at the level."""
         values = np.abs(np.asarray(eigenvalues, np.float64))
-        return (values <= self.bound) & (values + self.bound <= self.zero_below)
+        return np.asarray((values <= self.bound) & (values + self.bound <= self.zero_below))

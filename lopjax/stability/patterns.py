@@ -153,9 +153,9 @@ def block_constant_residual(variables: Variables, wiring: Wiring, clusters: Mapp
                 found = clusters[role.space]
                 off, size = (_cluster_lengths(part, index, found) for part in (array - mean, array))
                 worst = jnp.maximum(worst, jnp.max(off / jnp.where(size > 0, size, 1)))
-        return worst
+        return jnp.where(jnp.isfinite(array).all(), worst, jnp.nan)
 
-    return max(float(leaf) for leaf in jax.tree.leaves(wiring.map(residual, variables)))
+    return float(np.max([float(leaf) for leaf in jax.tree.leaves(wiring.map(residual, variables))]))
 
 
 def _cluster_lengths(array: jax.Array, axis: int, clusters: Clusters) -> jax.Array:
