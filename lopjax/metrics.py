@@ -247,7 +247,7 @@ def cloning_r2(h: Samples, factor: int) -> Scalar:
     """
     h = _as_samples(h)
     units = h.shape[1]
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1 or units % factor:
+    if isinstance(factor, bool | np.bool_) or not isinstance(factor, Integral) or factor < 1 or units % factor:
         raise ValueError(f"factor={factor!r}: must be a positive integer that divides the number of units, {units}")
     return partition_r2(h, np.arange(units) // factor)
 

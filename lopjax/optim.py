@@ -219,7 +219,7 @@ def shrink_and_perturb(
     """
     _check("shrink", shrink, minimum=0.0, maximum=1.0)
     _check("noise_std", noise_std, minimum=0.0)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+    if isinstance(every, bool | np.bool_) or not isinstance(every, Integral) or every < 1:
         raise ValueError(f"every={every!r}: must be a positive integer, the number of updates between applications")
     key = _as_key(seed)
 

@@ -56,11 +56,7 @@ def unit_matrices(
         size: samples per batch.
         is_bent: whether some `e_j f''` may not be zero.
     """
-    first = jax.eval_shape(
-        lambda v, part: _rows(model, v, loss, part, space, counts),
-        variables,
-        jax.tree.map(lambda leaf: leaf[:size], batch),
-    )
+    first = _rows.eval_shape(model, variables, loss, jax.tree.map(lambda leaf: leaf[:size], batch), space, counts)
     rows, p = first.features.shape
     per_unit = max(rows, p) * max(first.signals.shape[1], p if is_bent else 0) * first.features.dtype.itemsize
     units = first.slope.shape[1]
@@ -77,6 +73,7 @@ def unit_matrices(
             yield unit, curvature, couplings[:, unit - begin].astype(np.float64)
 
 
+@partial(jax.jit, static_argnames=("model", "loss", "space"))
 def _rows(
     model: Model, variables: Variables, loss: LossOfLogits, batch: Batch, space: PlainSpace, counts: Counts
 ) -> Rows:

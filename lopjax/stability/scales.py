@@ -22,6 +22,7 @@ from lopjax.stability.signals import (
     kinks_of,
     moved_signals,
     signals_and_gradient,
+    tap_shapes,
 )
 from lopjax.tolerance import GAP, rounding_unit
 
@@ -84,8 +85,7 @@ class _Errors(NamedTuple):
 
 def num_rows(model: Model, variables: Variables, inputs: Array, site: str) -> int:
     """Number of terms in the sums of a site: samples times positions."""
-    shape = jax.eval_shape(lambda v, x: model.apply(v, x, dropout_rate=0.0)[2][site].pre, variables, inputs).shape
-    return int(np.prod(shape[:-1]))
+    return int(np.prod(tap_shapes(model, variables, inputs)[site].pre.shape[:-1]))
 
 
 def unit_scales(

@@ -65,6 +65,16 @@ def draw_moves(dtype: DTypeLike, num_draws: int) -> Move:
     return Move(np.repeat(noise, 2, axis=0), rounding_unit(dtype) * signs)
 
 
+@partial(jax.jit, static_argnames="model")
+def _taps(model: Model, variables: Variables, inputs: Array) -> Taps:
+    return model.apply(variables, inputs, dropout_rate=0.0)[2]
+
+
+def tap_shapes(model: Model, variables: Variables, inputs: Array) -> Taps:
+    """Shapes and types of what the sites carry; traced once per model, not once per call."""
+    return _taps.eval_shape(model, variables, inputs)
+
+
 def exact_signals(model: Model, variables: Variables, loss: LossOfLogits, batch: Batch) -> Signals:
     """Signals of a batch as computed.
 

@@ -135,7 +135,7 @@ def unit_blocks(
     clusters = check_partition(wide_model.wiring, uniform_partition(wide_model.wiring, factor))
     wide = clone_variables(variables, model.wiring, factor)
     options = _Options(loss, batch_size, near_critical, train, num_steps, key)
-    return _blocks(_Networks(model, variables, wide_model, wide, clusters, False), batch, method, options)
+    return _blocks(_Networks(model, variables, wide_model, wide, clusters), batch, method, options)
 
 
 def unit_blocks_of_clones(
@@ -188,7 +188,7 @@ def unit_blocks_of_clones(
     base_model = wide_model.resize({space: len(found.leaders) for space, found in clusters.items()})
     base = collapse(wide_variables, wide_model.wiring, clusters)
     options = _Options(loss, batch_size, near_critical, train, num_steps, key)
-    return _blocks(_Networks(base_model, base, wide_model, wide_variables, clusters, True), batch, method, options)
+    return _blocks(_Networks(base_model, base, wide_model, wide_variables, clusters), batch, method, options)
 
 
 class _Networks(NamedTuple):
@@ -197,7 +197,6 @@ class _Networks(NamedTuple):
     wide_model: Model
     wide: Variables
     clusters: dict[str, Clusters]
-    is_collapsed: bool  # whether the base was made from the wide network, in the wide network's type
 
 
 class _Options(NamedTuple):
@@ -237,9 +236,6 @@ def _by_closed_form(
     """In double precision, whatever the type of the parameters: the verdict is about their exact values."""
     with jax.enable_x64(True):
         model, variables = networks.base_model, _at_least(networks.base, jnp.float64)
-        if networks.is_collapsed:
-            wide = _at_least(networks.wide, jnp.float64)
-            variables = collapse(wide, networks.wide_model.wiring, networks.clusters)
         size = min(options.batch_size, len(batch[0]))
         check_mean_over_samples(options.loss, model, variables, batch, size)
         clones = clone_counts(networks.clusters)
@@ -450,7 +446,7 @@ def _at_least(tree: Variables, dtype: DTypeLike) -> Variables:
     """The floating-point arrays of a tree in a type at least as fine."""
 
     def widen_array(leaf: Array) -> Array:
-        is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        return jnp.asarray(leaf, jnp.promote_types(leaf.dtype, dtype)) if is_float else leaf
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(jnp.promote_types(leaf.dtype, dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(widen_array, tree)
