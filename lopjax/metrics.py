@@ -10,6 +10,7 @@ one ``jit`` XLA computes a decomposition once, however many of these functions u
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal, get_args
 
 import jax

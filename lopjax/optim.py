@@ -15,6 +15,7 @@ get the same noise.
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax

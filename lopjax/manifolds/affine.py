@@ -140,6 +140,7 @@ def resolve_frozen_units(wiring: Wiring, frozen_units: FrozenUnits) -> dict[str,
     for name, units in frozen_units.items():
         site = _resolve_site(wiring, name)
         size = wiring.size(wiring.site(site).space)
+        units = [unit.item() if isinstance(unit, jax.Array) and unit.ndim == 0 else unit for unit in units]
         for unit in units:
             if isinstance(unit, bool | np.bool_) or not isinstance(unit, Integral) or not 0 <= unit < size:
                 raise ValueError(f"frozen unit {unit!r} of {name!r}: must be an integer index in 0..{size - 1}")

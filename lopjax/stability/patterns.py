@@ -145,7 +145,9 @@ def block_constant_residual(variables: Variables, wiring: Wiring, clusters: Mapp
 
     def residual(label: Label, array: jax.Array) -> float:
         values, worst = np.asarray(array, np.float64), 0.0
-        roles = [(axis, clusters[role.space]) for axis, role in enumerate(label.axes) if role and role.space in clusters]
+        roles = [
+            (axis, clusters[role.space]) for axis, role in enumerate(label.axes) if role and role.space in clusters
+        ]
         mean = values
         for axis, found in roles:
             mean = _host_mean(mean, axis, found)

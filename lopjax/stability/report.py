@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from enum import Enum
-from math import inf
+from math import inf, nan
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -272,4 +272,22 @@ def at_a_kink(report: StabilityReport, where: str) -> StabilityReport:
         exact=False,
         note=note,
         radius=0.0,
+    )
+
+
+def kinks_unknown(report: StabilityReport, sites: Sequence[str]) -> StabilityReport:
+    """A report about functions whose kinks nobody has told: curvature seen stands, flatness does not."""
+    note = (
+        f"the kinks of the activation at {', '.join(sites)} are not known, so the point may lie at one: pass "
+        "lopjax.activations.Activation(name, function, kinks=(...)), () for a smooth function"
+    )
+    guessed = report.n_zero - report.structural if report.n_zero >= 0 else 0
+    verdict = Stability.SADDLE if report.verdict is Stability.SADDLE else Stability.UNDECIDED
+    return report._replace(
+        verdict=verdict,
+        n_zero=report.n_zero - guessed,
+        n_undecided=report.n_undecided + guessed,
+        exact=False,
+        note="; ".join(filter(None, (report.note, note))),
+        radius=nan,
     )

@@ -10,7 +10,7 @@ from lopjax.losses import Batch
 from lopjax.model import Model, Variables
 from lopjax.stability.features import incoming_features, outgoing_signals
 from lopjax.stability.plain import PlainSpace
-from lopjax.stability.signals import Move, Signals, derivative_error, derivatives, is_straight_function
+from lopjax.stability.signals import Move, Signals, derivative_error, derivatives, is_straight
 from lopjax.wiring import Path, Wiring
 
 Counts = Mapping[str, Float[Array, "units"]]
@@ -58,7 +58,7 @@ def unit_rows(
     writer = wired["params", *space.kernel]
     pre, error = found.taps[space.site].pre, found.gradients[space.site].post
     slope, bend = derivatives(space.activation, pre)
-    if move is not None and not is_straight_function(space.activation):
+    if move is not None and not is_straight(space.activation):
         slope = slope + derivative_error(pre, move, 97)
         bend = bend + derivative_error(pre, move, 98)
     source = found.taps[writer.source].post if writer.source in found.taps else batch[0].astype(pre.dtype)

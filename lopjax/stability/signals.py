@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from lopjax.activations import ACTIVATIONS
+from lopjax.activations import Activation, activation
 from lopjax.losses import Batch
 from lopjax.model import Model, Params, Tap, Taps, Variables
 from lopjax.tolerance import GAP, rounding_unit
@@ -203,28 +203,24 @@ def _near_kinks(model, train, variables, moved, inputs):
     return near
 
 
-def kinks_of(activation: str | Callable) -> tuple[float, ...]:
-    """Where a function, or one of its derivatives, jumps; `()` for functions of which nothing is known."""
-    known = ACTIVATIONS.get(activation) if isinstance(activation, str) else activation
-    return tuple(getattr(known, "kinks", ()) or ())
+def kinks_of(given: str | Activation) -> tuple[float, ...]:
+    """Where an activation, or one of its derivatives, is known to jump."""
+    return tuple(activation(given).kinks or ())
+
+
+def has_unknown_kinks(given: str | Activation) -> bool:
+    """Whether nothing is known of an activation's kinks."""
+    return activation(given).kinks is None
 
 
 @lru_cache
-def is_straight(name: str) -> bool:
+def is_straight(given: str | Activation) -> bool:
     """Whether an activation is made of straight pieces: its derivative is exact and its curvature 0 by algebra.
 
-    Functions that `lopjax.activations` does not know may be anything, and count as curved.
+    Seen from f'', which is exactly 0 at all of 556 points.
     """
-    if name not in ACTIVATIONS:
-        return False
-    return is_straight_function(ACTIVATIONS[name])
-
-
-@lru_cache
-def is_straight_function(function: Callable) -> bool:
-    """Whether f'' is exactly 0 at all of 556 points, away from which kinks may lie."""
     with jax.ensure_compile_time_eval():
-        return not bool(jnp.any(derivatives(function, jnp.asarray(_GRID))[1]))
+        return not bool(jnp.any(derivatives(activation(given), jnp.asarray(_GRID))[1]))
 
 
 def derivatives(function: Callable, z: Array) -> tuple[Array, Array]:

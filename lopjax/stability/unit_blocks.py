@@ -27,11 +27,12 @@ from lopjax.stability.report import (
     StabilityReport,
     at_a_kink,
     counted_report,
+    kinks_unknown,
     precision_note,
     witnessed_report,
 )
 from lopjax.stability.scales import Scales, unit_scales
-from lopjax.stability.signals import is_straight_function, kinks_of, sites_at_kinks
+from lopjax.stability.signals import downstream_sites, has_unknown_kinks, is_straight, kinks_of, sites_at_kinks
 from lopjax.stability.spectra import BlockError, block_eigenvalues, block_inertia, structural_zeros
 from lopjax.tolerance import GAP, default_zero_level, relative_tolerance, rounding_tolerance
 
@@ -244,11 +245,19 @@ def _by_closed_form(
         scales = unit_scales(model, variables, options.loss, batch, plans, counts, size, compute_type)
         found = {}
         for plan in plans:
-            is_bent = not is_straight_function(plan.activation)
+            is_bent = not is_straight(plan.activation)
             matrices = unit_matrices(model, variables, options.loss, batch, plan, counts, size, is_bent)
             judged = _judge_space(plan, matrices, scales[plan.space], compute_type, options.near_critical)
-            found[plan.space] = judged._replace(multiplicity=clones[plan.space] - 1)
+            unknown = _sites_without_facts(model, plan)
+            reports = tuple(kinks_unknown(report, unknown) for report in judged.reports) if unknown else judged.reports
+            found[plan.space] = judged._replace(multiplicity=clones[plan.space] - 1, reports=reports)
         return found
+
+
+def _sites_without_facts(model: Model, plan: PlainSpace) -> list[str]:
+    """Sites of the space and behind it whose activation may have kinks that nobody has told."""
+    sites = (plan.site, *downstream_sites(model.wiring, plan.space))
+    return [site for site in sites if has_unknown_kinks(model.wiring.site(site).activation)]
 
 
 def _judge_space(
@@ -266,7 +275,7 @@ def _judge_space(
         spectra.append(block_eigenvalues(curvature, coupling))
         owed = float(gradient_residual[unit]) if near_critical else 0.0
         reports.append(_counted(scales, unit, curvature, coupling, spectra[-1], owed, compute_type, plan.space))
-    is_dead = (scales.slope == 0) & ~scales.kinks & is_straight_function(plan.activation)
+    is_dead = (scales.slope == 0) & ~scales.kinks & is_straight(plan.activation)
     return SpaceBlocks(
         space=plan.space,
         multiplicity=np.ones(len(reports), int),
@@ -329,14 +338,18 @@ def _by_products(networks: _Networks, batch: Batch, options: _Options) -> dict[s
     tolerance = float(rounding_tolerance(compute_type, samples, scale))
     found = unit_extremes(curved, wide, batch, networks.clusters, options.num_steps, key_start)
     base = _at_least(networks.base, jnp.float32)
+    wiring = networks.base_model.wiring
+    unknown = [name for name, site in wiring.sites if has_unknown_kinks(site.activation)]
     kinks = sites_at_kinks(networks.base_model, base, batch, size, options.train, compute_type)
     counts = clone_counts(networks.clusters)
     spaces = {}
     for space, extremes in found.items():
-        sites = (networks.base_model.wiring.site(site) for site in networks.base_model.wiring.sites_of(space))
-        radius = np.nan if any(kinks_of(site.activation) for site in sites) else np.inf
+        sites = (wiring.site(site) for site in wiring.sites_of(space))
+        is_smooth = not any(kinks_of(site.activation) or has_unknown_kinks(site.activation) for site in sites)
+        radius = np.inf if is_smooth else np.nan
         judge = partial(_witnessed, tolerance=tolerance, scale=scale, dtype=compute_type, space=space)
         reports = tuple(judge(extremes, unit, kinks, radius) for unit in range(len(extremes.extremes)))
+        reports = tuple(kinks_unknown(report, unknown) for report in reports) if unknown else reports
         is_dead = np.array([report.verdict is Stability.NEUTRAL for report in reports])
         unknown = np.full(len(reports), np.nan)
         spaces[space] = SpaceBlocks(

@@ -1,5 +1,7 @@
 """Random networks that tempt a method to guess, as numbers that both sides are given exactly."""
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -9,7 +11,6 @@ import optax
 
 from theory_checks.audit.extended import (
     FUNCTIONS,
-    KINKED,
     Real,
     cross_entropy_signal,
     hinge_signal,
@@ -70,8 +71,8 @@ class Network(NamedTuple):
     """One network with its data.
 
     Attributes:
-        layers: `(kernel, bias)` of every layer, float64 arrays that hold numbers of `dtype`: the weights of one clone, so
-            that a unit of the base has as many times the kernel as its source has clones.
+        layers: `(kernel, bias)` of every layer, float64 arrays that hold numbers of `dtype`: the weights of one clone,
+            so that the base's kernel is as many times this as its source has clones.
         inputs: `(samples, inputs)`, likewise.
         labels: class of every sample, or targets.
         dtype: type of the parameters.
@@ -95,7 +96,8 @@ def draw_structure(rng: np.random.Generator, index: int) -> Structure:
     outputs = int(rng.integers(1, 4)) if loss in ("mse", "hinge") else int(rng.integers(2, 5))
     is_uniform = index % 2 == 0
     factors = tuple(
-        (int(rng.integers(1 + (layer == 0), 4)),) * width if is_uniform
+        (int(rng.integers(1 + (layer == 0), 4)),) * width
+        if is_uniform
         else tuple(int(n) for n in rng.integers(1, 4, size=width))
         for layer, width in enumerate(widths)
     )
@@ -107,9 +109,7 @@ def draw_structure(rng: np.random.Generator, index: int) -> Structure:
 def draw_network(rng: np.random.Generator, structure: Structure, kind: str, dtype: str) -> Network:
     """Parameters and data of one kind, rounded to `dtype`."""
     sizes = (INPUTS, *structure.widths, structure.outputs)
-    layers = [
-        (rng.uniform(-1.5, 1.5, (m, n)), rng.uniform(-1.5, 1.5, n)) for m, n in zip(sizes[:-1], sizes[1:], strict=True)
-    ]
+    layers = [(rng.uniform(-1.5, 1.5, (m, n)), rng.uniform(-1.5, 1.5, n)) for m, n in pairwise(sizes)]
     inputs = rng.normal(size=(SAMPLES, INPUTS))
     layers, inputs = _make_special(rng, kind, layers, inputs, structure)
     copies = (np.ones(INPUTS), *(np.array(sizes, float) for sizes in structure.factors))
@@ -182,10 +182,12 @@ def _labels(rng: np.random.Generator, structure: Structure, network: Network) ->
 
 
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
-    return np.asarray(jnp.asarray(array, dtype), np.float64) if dtype == "bfloat16" else array.astype(dtype).astype(float)
+    return (
+        np.asarray(jnp.asarray(array, dtype), np.float64) if dtype == "bfloat16" else array.astype(dtype).astype(float)
+    )
 
 
-def signal_of(structure: Structure, labels: np.ndarray):
+def signal_of(structure: Structure, labels: np.ndarray) -> Callable[[Real], Real]:
     """`outputs -> dL/d(outputs)` in long double."""
     if structure.loss == "mse":
         return lambda outputs: squared_error_signal(outputs, labels)
@@ -193,8 +195,3 @@ def signal_of(structure: Structure, labels: np.ndarray):
         return lambda outputs: hinge_signal(outputs, labels)
     smoothing = SMOOTHING if structure.loss == "smoothed" else 0.0
     return lambda outputs: cross_entropy_signal(outputs, labels, smoothing)
-
-
-def is_kinked(structure: Structure) -> bool:
-    """Whether the activation has a kink."""
-    return structure.activation in KINKED

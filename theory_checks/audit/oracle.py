@@ -1,10 +1,11 @@
 """The blocks of a plain network and their spectra, in long double, from a forward and backward pass of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from lopjax.stability import StabilityReport
 from theory_checks.audit.extended import FUNCTIONS, KINKED, Real
 
 EPSILON = float(np.finfo(np.longdouble).eps)
@@ -38,7 +39,7 @@ class _Layer(NamedTuple):
 def true_blocks(
     layers: Sequence[tuple[np.ndarray, np.ndarray]],
     activation: str,
-    signal_of: "object",
+    signal_of: Callable[[Real], Real],
     inputs: np.ndarray,
     counts: Sequence[np.ndarray],
 ) -> list[list[TrueBlock]]:
@@ -51,61 +52,59 @@ def true_blocks(
         inputs: `(samples, inputs)`.
         counts: number of clones of every unit, per hidden layer.
     """
-    hidden, records, spread = inputs.astype(np.longdouble), [], np.zeros(1, np.longdouble)
-    for kernel, bias in layers:
-        kernel, bias = kernel.astype(np.longdouble), bias.astype(np.longdouble)
-        pre = hidden @ kernel + bias
-        size = np.abs(hidden) @ np.abs(kernel) + np.abs(bias) + spread @ np.abs(kernel) if spread.ndim == 2 else (
-            np.abs(hidden) @ np.abs(kernel) + np.abs(bias)
-        )
-        value, slope, bend = FUNCTIONS[activation](pre)
-        records.append(_Layer(hidden, pre, slope, bend, kernel, size))
-        hidden, spread = value, np.abs(slope) * size
+    records = _forward(layers, activation, inputs)
     outputs = records[-1]
-    delta, blocks = signal_of(outputs.pre), []  # type: ignore[operator]
-    # A relative error of every factor, and of logits that cancel: their absolute rounding against O(1).
+    delta, blocks, is_kinked = signal_of(outputs.pre), [], False
+    # Logits that cancel are rounded absolutely, and the residuals with them.
     strain = float(1 + outputs.size.max())
-    is_kinked = False
     for index in range(len(layers) - 2, -1, -1):
         layer, reader = records[index], records[index + 1].kernel
-        error = delta @ reader.T
-        following = np.ones(reader.shape[1]) if index == len(layers) - 2 else counts[index + 1]
+        is_last = index == len(layers) - 2
+        following = np.ones(reader.shape[1]) if is_last else counts[index + 1]
         sources = np.ones(layer.features.shape[1]) if index == 0 else counts[index - 1]
-        near = (np.abs(layer.pre) <= 8 * EPSILON * layer.size) if activation in KINKED else np.zeros(layer.pre.shape, bool)
-        blocks.append(
-            [
-                _block(layer, error, delta, unit, counts[index][unit], sources, following, strain, activation,
-                       is_kinked or bool(near[:, unit].any()))
-                for unit in range(layer.pre.shape[1])
-            ]
-        )
+        error = delta @ reader.T
+        near = (np.abs(layer.pre) <= 8 * EPSILON * layer.size) & (activation in KINKED)
+        found = []
+        for unit, copies in enumerate(counts[index]):
+            block, size, squares = _block(layer, error[:, unit], delta, unit, copies, sources, following)
+            distance = np.abs(layer.pre[:, unit]) / np.sqrt(squares)
+            radius = float(distance.min()) if activation in KINKED else np.inf
+            noise = 64 * EPSILON * size * strain
+            found.append(TrueBlock(eigenvalues_of(block), noise, radius, is_kinked or bool(near[:, unit].any())))
+        blocks.append(found)
         is_kinked = is_kinked or bool(near.any())
         delta = layer.slope * error
     return blocks[::-1]
 
 
-def _block(layer, error, delta, unit, copies, sources, following, strain, activation, is_kinked) -> TrueBlock:
-    """`[[A, B], [B', 0]]` of one unit, its spectrum, and what is uncertain about it."""
+def _forward(layers: Sequence[tuple[np.ndarray, np.ndarray]], activation: str, inputs: np.ndarray) -> list[_Layer]:
+    hidden, records = inputs.astype(np.longdouble), []
+    spread = np.zeros_like(hidden)  # size of what may cancel in the layer's inputs
+    for kernel, bias in layers:
+        kernel, bias = kernel.astype(np.longdouble), bias.astype(np.longdouble)
+        pre = hidden @ kernel + bias
+        size = (np.abs(hidden) + spread) @ np.abs(kernel) + np.abs(bias)
+        value, slope, bend = FUNCTIONS[activation](pre)
+        records.append(_Layer(hidden, pre, slope, bend, kernel, size))
+        hidden, spread = value, np.abs(slope) * size
+    return records
+
+
+def _block(
+    layer: _Layer, error: Real, delta: Real, unit: int, copies: int, sources: np.ndarray, following: np.ndarray
+) -> tuple[Real, float, Real]:
+    """`[[A, B], [B', 0]]` of one unit, the size of its terms, and `||phi||²` of every sample."""
     samples = len(layer.features)
     features = np.concatenate([layer.features * np.sqrt(sources.astype(np.longdouble)), np.ones((samples, 1))], axis=1)
     signals = delta / np.sqrt(following.astype(np.longdouble))
-    weights = error[:, unit] * layer.bend[:, unit] / np.longdouble(copies)
-    slope = layer.slope[:, unit]
-    curvature = (features * weights[:, None]).T @ features
+    weights, slope = error * layer.bend[:, unit] / np.longdouble(copies), layer.slope[:, unit]
     coupling = (features * slope[:, None]).T @ signals
     p, q = coupling.shape
     block = np.zeros((p + q, p + q), np.longdouble)
-    block[:p, :p], block[:p, p:], block[p:, :p] = curvature, coupling, coupling.T
+    block[:p, :p], block[:p, p:], block[p:, :p] = (features * weights[:, None]).T @ features, coupling, coupling.T
     squares = (features**2).sum(axis=1)
-    size = float(
-        (np.abs(weights) * squares).sum()
-        + 2 * (np.abs(slope) * np.sqrt(squares) * np.sqrt((signals**2).sum(axis=1))).sum()
-    )
-    radius = np.inf
-    if activation in KINKED:
-        radius = float((np.abs(layer.pre[:, unit]) / np.sqrt(squares)).min())
-    # Long double carries 11 bits more; the noise of cancelling logits is bounded by their own size.
-    return TrueBlock(eigenvalues_of(block), 64 * EPSILON * size * strain, radius, is_kinked)
+    of_coupling = np.abs(slope) * np.sqrt(squares * (signals**2).sum(axis=1))
+    return block, float((np.abs(weights) * squares).sum() + 2 * of_coupling.sum()), squares
 
 
 def eigenvalues_of(matrix: Real, sweeps: int = 14) -> np.ndarray:
@@ -129,16 +128,19 @@ def _rotate(matrix: Real, i: int, j: int) -> None:
     if matrix[i, j] == 0:
         return
     tau = (matrix[j, j] - matrix[i, i]) / (2 * matrix[i, j])
-    tangent = np.copysign(1, tau) / (np.abs(tau) + np.sqrt(1 + tau**2))
+    tangent = np.copysign(1, tau) / (np.abs(tau) + np.hypot(1, tau))
     cosine = 1 / np.sqrt(1 + tangent**2)
     sine = tangent * cosine
     rows = matrix[[i, j]]
     matrix[i], matrix[j] = cosine * rows[0] - sine * rows[1], sine * rows[0] + cosine * rows[1]
     columns = matrix[:, [i, j]].copy()
-    matrix[:, i], matrix[:, j] = cosine * columns[:, 0] - sine * columns[:, 1], sine * columns[:, 0] + cosine * columns[:, 1]
+    matrix[:, i], matrix[:, j] = (
+        cosine * columns[:, 0] - sine * columns[:, 1],
+        sine * columns[:, 0] + cosine * columns[:, 1],
+    )
 
 
-def falsehoods(report: "object", block: TrueBlock, activation: str) -> list[str]:
+def falsehoods(report: StabilityReport, block: TrueBlock, activation: str) -> list[str]:
     """What the true spectrum contradicts in a report of one block; empty if nothing."""
     r, values, noise = report, block.eigenvalues, block.noise
     level = r.zero_level * r.scale + noise
