@@ -145,6 +145,8 @@ def block_constant_residual(variables: Variables, wiring: Wiring, clusters: Mapp
 
     def residual(label: Label, array: jax.Array) -> float:
         values, worst = np.asarray(array, np.float64), 0.0
+        if not np.isfinite(values).all():
+            return np.nan
         roles = [
             (axis, clusters[role.space]) for axis, role in enumerate(label.axes) if role and role.space in clusters
         ]
@@ -154,7 +156,7 @@ def block_constant_residual(variables: Variables, wiring: Wiring, clusters: Mapp
         for axis, found in roles:
             off, size = (_cluster_lengths(part, axis, found) for part in (values - mean, values))
             worst = max(worst, float(np.max(off / np.where(size > 0, size, 1))))
-        return worst if np.isfinite(values).all() else np.nan
+        return worst
 
     return float(np.max(jax.tree.leaves(wiring.map(residual, variables))))
 

@@ -458,8 +458,9 @@ def _total_witnessed(spaces: Mapping[str, SpaceBlocks]) -> StabilityReport:
 def _at_least(tree: Variables, dtype: DTypeLike) -> Variables:
     """The floating-point arrays of a tree in a type at least as fine."""
 
-    def widen_array(leaf: Array) -> Array:
-        leaf = jnp.asarray(leaf)
-        return leaf.astype(jnp.promote_types(leaf.dtype, dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    def widen_array(leaf: Array | np.ndarray) -> Array:
+        array = jnp.asarray(leaf)
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)
+        return array.astype(jnp.promote_types(array.dtype, dtype)) if is_float else array
 
     return jax.tree.map(widen_array, tree)

@@ -90,7 +90,7 @@ def test_inertia_sees_a_singular_value_whose_square_drowns():
 
 
 @pytest.mark.parametrize("has_curvature", [False, True])
-@pytest.mark.parametrize(("p", "q"), [(4, 2), (2, 4), (3, 3)])
+@pytest.mark.parametrize(("p", "q"), [(4, 2), (2, 4)])
 def test_singular_values_below_the_bound_are_undecided(has_curvature, p, q):
     """10 tau = 1e-5: from there on signed; below, undecided, or zero if the level allows for the bound."""
     tolerance = 1e-6

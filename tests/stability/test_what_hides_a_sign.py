@@ -3,6 +3,8 @@
 The oracle is long double with derivatives written without cancellation (`theory_checks.audit`), or the loss itself.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ from theory_checks.audit.running import judge
 
 
 def random_layers(rng, sizes):
-    return [(rng.uniform(-1.5, 1.5, (m, n)), rng.uniform(-1, 1, n)) for m, n in zip(sizes[:-1], sizes[1:], strict=True)]
+    return [(rng.uniform(-1.5, 1.5, (m, n)), rng.uniform(-1, 1, n)) for m, n in itertools.pairwise(sizes)]
 
 
 def judged(structure, layers, rng, dtype="float64"):
@@ -207,4 +209,4 @@ def test_mse_of_a_fitted_network_is_flat_at_a_level_or_undecided(x64):
     total = unit_blocks(model, variables, mean_squared_error, (inputs, targets), 2).total
     assert total.verdict in (Stability.NEUTRAL, Stability.UNDECIDED)
     assert total.n_plus == total.n_minus == 0
-    assert total.n_zero + total.n_undecided == 20
+    assert total.n_zero + total.n_undecided == 10

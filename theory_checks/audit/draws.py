@@ -182,9 +182,9 @@ def _labels(rng: np.random.Generator, structure: Structure, network: Network) ->
 
 
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
-    return (
-        np.asarray(jnp.asarray(array, dtype), np.float64) if dtype == "bfloat16" else array.astype(dtype).astype(float)
-    )
+    """The nearest numbers of a type, in float64; what is too large for it becomes its largest."""
+    largest = float(jnp.finfo(dtype).max)
+    return np.clip(array, -largest, largest).astype(jnp.dtype(dtype)).astype(np.float64)
 
 
 def signal_of(structure: Structure, labels: np.ndarray) -> Callable[[Real], Real]:

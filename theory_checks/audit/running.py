@@ -116,7 +116,7 @@ def judge(structure: Structure, network: Network) -> UnitBlocks:
     )
     partition = {space: units for space, units in ids.items() if len(set(units)) < len(units)}
     variables = {"params": clone_layers(network, structure)}
-    batch = network.inputs, network.labels
+    batch = jnp.asarray(network.inputs), jnp.asarray(network.labels)
     return unit_blocks_of_clones(wide, variables, LOSSES[structure.loss], batch, partition)
 
 
