@@ -95,6 +95,44 @@ def check_batch(
         raise ValueError(f"the loss is {value} on this batch: it must be finite; look at the parameters and the labels")
 
 
+def check_mean_over_samples(
+    loss: Callable[[jax.Array, jax.Array], jax.Array], model: Model, variables: Variables, batch: Batch, size: int
+) -> None:
+    """Refuse a loss that is not a plain mean over samples, if the data come in more than one batch of `size`.
+
+    Class weights normalised within a batch, or ignored labels, make means that depend on how the data are cut: the
+    loss of all logits is compared with the mean over the batches, to 1,000 eps. Must be called outside jit.
+
+    Args:
+        loss: `(logits, labels) -> scalar`.
+        model: the network.
+        variables: its variables.
+        batch: `(inputs, labels)`.
+        size: samples per batch.
+
+    Raises:
+        ValueError: with both values, and what to do.
+    """
+    samples = len(batch[0])
+    if samples <= size:
+        return
+    apply = jax.jit(lambda variables, inputs: model.apply(variables, inputs, dropout_rate=0.0)[0])
+    starts = range(0, samples, size)
+    logits = [apply(variables, jnp.asarray(batch[0][start : start + size])) for start in starts]
+    parts = [
+        jax.tree.map(lambda leaf, start=start: jnp.asarray(leaf[start : start + size]), batch[1]) for start in starts
+    ]
+    values = [float(loss(part, labels)) for part, labels in zip(logits, parts, strict=True)]
+    mean = sum(value * len(part) for value, part in zip(values, logits, strict=True)) / samples
+    whole = loss(jnp.concatenate(logits), jax.tree.map(jnp.asarray, batch[1]))
+    largest = max(abs(value) for value in values)
+    if not abs(float(whole) - mean) <= 1000 * float(jnp.finfo(whole.dtype).eps) * largest:
+        raise ValueError(
+            f"the loss is {float(whole):.6g} on all {samples} samples and {mean:.6g} as the mean over batches of {size}"
+            f": it is no plain mean over samples; pass batch_size={samples}, or a loss that is one"
+        )
+
+
 def cross_entropy(
     model: Model, variables: Variables, batch: Batch, train: bool = False
 ) -> Callable[[Params], jax.Array]:

@@ -21,10 +21,10 @@ class BlockSpectra(NamedTuple):
     """Lanczos results for each block of a block-diagonal symmetric operator.
 
     Attributes:
-        ritz_values: Ascending over the valid entries of each row, zero beyond. With as many steps as dimensions and
+        ritz_values: Ascending over the valid entries of each row, NaN beyond. With as many steps as dimensions and
             no defect these are the block's distinct eigenvalues; multiplicities are invisible.
         valid: Which Ritz values exist.
-        eigenvalues: Smallest and largest Rayleigh quotient of each block.
+        eigenvalues: Smallest and largest Rayleigh quotient of each block; NaN, like the vectors, where there is none.
         eigenvectors: Their unit vectors.
         residuals: `||M_j v - theta v||`: an eigenvalue of block j lies this close, up to the rounding of one product
             (which the blocks share: eps times the size of the largest). Infinite where there is no pair.
@@ -108,7 +108,7 @@ def block_eigenvalues(
         products = jax.lax.map(own_row, vectors)
         pairs = confirm_pairs(vectors, products, exists, ritz.scale, relative_tolerance)
         return BlockSpectra(
-            ritz_values=ritz.values,
+            ritz_values=jnp.where(ritz.valid, ritz.values, jnp.nan),
             valid=ritz.valid,
             eigenvalues=pairs.values,
             eigenvectors=pairs.vectors,

@@ -22,8 +22,8 @@ class Eigenpairs(NamedTuple):
 
     Attributes:
         eigenvalues: Rayleigh quotients theta, ascending: `[0]` is the smallest found, `[-1]` the largest. With fewer
-            Ritz values than pairs the two halves overlap, and entries that do not exist are 0.
-        eigenvectors: Unit vectors v: a tree like the parameters with a leading axis over pairs.
+            Ritz values than pairs the two halves overlap, and entries that do not exist are NaN.
+        eigenvectors: Unit vectors v: a tree like the parameters with a leading axis over pairs; NaN likewise.
         residuals: `||A v - theta v||`: an eigenvalue of A lies within this distance of theta, up to the rounding
             of one product. Infinite where there is no pair.
         converged: Whether the residual is at most `tolerance` times the operator's size.

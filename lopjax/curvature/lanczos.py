@@ -279,7 +279,7 @@ def confirm_pairs(
     Args:
         vectors: Unit vectors v.
         products: A v.
-        exists: Which of them to use; the others get the value 0 with an infinite residual.
+        exists: Which of them to use; the others get NaN with an infinite residual.
         scale: Size of the operator, to keep squares within range.
         tolerance: A pair counts as converged when its residual is at most this times the largest ||A v||.
 
@@ -292,8 +292,8 @@ def confirm_pairs(
     exists = exists & jnp.isfinite(residuals)
     size = jnp.max(jnp.where(exists, jnp.linalg.norm(products, axis=1), 0.0))
     return Pairs(
-        values=jnp.where(exists, values * scale, 0.0),
-        vectors=vectors,
+        values=jnp.where(exists, values * scale, jnp.nan),
+        vectors=jnp.where(exists[:, None], vectors, jnp.nan),
         residuals=jnp.where(exists, residuals * scale, jnp.inf),
         converged=exists & (residuals <= tolerance * size),
     )

@@ -87,6 +87,8 @@ def homogeneous_conserved(wiring: Wiring, spaces: Sequence[str] | None = None) -
     `c_j = ||w_j||² + b_j² - ||a_j||²`, incoming weights and bias against outgoing weights: scaling the first by s and
     the second by 1/s changes no output, hence `<theta_in, g_in> = <theta_out, g_out>` for every gradient g. The
     constraint is the quadratic form of the parameters alone, so it also gives its own drift: see `conserved_drift`.
+    What the kernel reads does not matter (a norm, pooling); what stands between the activation and the kernels that
+    read it must be positive-homogeneous, as pooling and flattening are: a layer norm without parameters is not seen.
 
     Args:
         wiring: wiring of the network.
@@ -158,6 +160,9 @@ def _obstacle(wiring: Wiring, space: str) -> str:
         return f"activation {entry.name!r} is not positive-homogeneous (those are {known})"
     incoming = [label for path, label in wiring.labels if path[0] == "params" and Out(space) in label.axes]
     kernels = [label for label in incoming if label.reads()]
-    if not kernels or any(label.source is None for label in kernels) or len(incoming) > 2 * len(kernels):
-        return "something stands between its kernel and its activation (a norm, pooling, a sum)"
+    # A norm shows by parameters or statistics of its own, or, where it couples units, by kernels without a site.
+    has_statistics = any(path[0] != "params" and Out(space) in label.axes for path, label in wiring.labels)
+    is_direct = all(label.site == sites[0] for label in incoming) and len(incoming) <= 2 * len(kernels)
+    if not kernels or has_statistics or not is_direct:
+        return "something stands between its kernel and its activation (a norm, a sum)"
     return ""

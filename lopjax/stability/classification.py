@@ -1,5 +1,6 @@
 """Which way does the loss curve off a manifold? Any manifold, any loss: by dense eigenvalues or by Lanczos."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,15 +23,17 @@ from lopjax.manifolds import (
     tangency_residual,
     tree_norm,
 )
+from lopjax.stability.jumps import gradient_jump
 from lopjax.stability.report import (
     SignCounts,
     Stability,
     StabilityReport,
     count_signs,
     counted_report,
-    rounding_tolerance,
+    precision_note,
     witnessed_report,
 )
+from lopjax.tolerance import default_zero_level, relative_tolerance, rounding_tolerance
 
 METHODS = ("dense", "lanczos")
 
@@ -47,11 +50,12 @@ def classify(
 ) -> StabilityReport:
     """Sign of the curvature `v'Hv` of the loss over the directions v normal to a manifold.
 
-    An eigenvalue of the normal Hessian counts as zero up to the tolerance `64 eps sqrt(N) S`, with N parameters and S
-    the largest |eigenvalue| of H on the whole space, and as signed from ten times that. At points of V the gauge
-    directions of cloned units are zero by algebra: they are left out of the computation and added as `structural`
-    zeros. That needs a loss of the network's outputs alone; it is checked, and a loss with weight decay counts them
-    by their numbers.
+    An eigenvalue of the normal Hessian has a sign from ten times the tolerance `64 eps sqrt(N) S` on, with N parameters
+    and S the largest |eigenvalue| of H on the whole space. A smaller one is undecided, unless with its error it stays
+    below `zero_level S` (sqrt(eps) S): then it counts as zero at that level. float32 decides few zeros. At points of V
+    the gauge directions of cloned units are zero by algebra: they are left out of the computation and added as
+    `structural` zeros. That needs a loss of the network's outputs alone; it is checked, and a loss with weight decay
+    counts them by their numbers. Parameters of 16 bits are taken as they are and computed with in float32.
 
     Args:
         loss: `params -> scalar`, a mean over samples; deterministic.
@@ -66,7 +70,8 @@ def classify(
     Returns:
         The report. `UNDECIDED` for level sets off critical points (there `v'Hv` depends on how one leaves) and where
         they lose rank, with the reason in `note`. A gradient that leaves the manifold is noted too: it is not
-        invariant then, whatever its curvature.
+        invariant then, whatever its curvature; and a gradient that jumps at the point, as that of a ReLU network with a
+        pre-activation of 0 does: nothing is called flat, and no count exact, there.
 
     Raises:
         ValueError: a manifold of other parameters, not through the point, or without normal directions; an unknown
@@ -84,13 +89,18 @@ def classify(
         arXiv 2510.00304, definition 4; the tolerance and the structural zeros are this library's own.
     """
     _check_request(params, manifold, method, num_steps, max_bytes)
+    params, manifold = _at_least_single(params), manifold._replace(origin=_at_least_single(manifold.origin))
     check_loss(loss, params)
     normal = _normal_space(params, manifold)
     if method == "dense":
         report = _by_eigenvalues(loss, params, manifold, normal, max_bytes)
     else:
         report = _by_lanczos(loss, params, manifold, normal, num_steps, key)
-    return _qualified(report, jax.jit(jax.grad(loss))(params), params, manifold)
+    report = _qualified(report, jax.jit(jax.grad(loss))(params), params, manifold)
+    jumps, distance_ = gradient_jump(
+        loss, params, random_normal_vector(jax.random.key(1), normal.deflated), report.scale
+    )
+    return _beside_a_kink(report, distance_) if jumps else report
 
 
 class _NormalSpace(NamedTuple):
@@ -155,9 +165,7 @@ def _is_on_family(params: Params, normals: CloneNormals) -> bool:
     incoming, outgoing = normals.incoming.project(params), normals.outgoing.project(params)
     off = jax.tree.map(lambda one, other: float(jnp.linalg.norm(jnp.ravel(one + other))), incoming, outgoing)
     triples = zip(jax.tree.leaves(off), jax.tree.leaves(params), strict=True)
-    return all(
-        part <= 64 * float(jnp.finfo(leaf.dtype).eps) * float(jnp.linalg.norm(leaf.ravel())) for part, leaf in triples
-    )
+    return all(part <= relative_tolerance(leaf.dtype) * float(jnp.linalg.norm(leaf.ravel())) for part, leaf in triples)
 
 
 def _by_eigenvalues(
@@ -173,7 +181,8 @@ def _by_eigenvalues(
         raise ValueError("the manifold fills the parameter space: it has no normal directions to classify")
     eigenvalues = np.linalg.eigvalsh(basis @ hessian @ basis.T)
     ends = [0.0] if structural else []
-    counts = count_signs(eigenvalues, tolerance, residual).plus_counts(SignCounts(0, 0, structural))
+    level = default_zero_level(dtype)
+    counts = count_signs(eigenvalues, tolerance, residual, level * scale).plus_counts(SignCounts(0, 0, structural))
     return counted_report(
         counts,
         (min([float(eigenvalues[0]), *ends]), max([float(eigenvalues[-1]), *ends])),
@@ -182,6 +191,10 @@ def _by_eigenvalues(
         structural=structural,
         method="dense",
         space=manifold.space,
+        note="" if counts.undecided == 0 else precision_note(dtype),
+        zero_level=level,
+        scale=scale,
+        radius=math.nan,
     )
 
 
@@ -250,8 +263,39 @@ def _by_lanczos(
         method="lanczos",
         space=manifold.space,
         is_zero=all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves(probe)),
+        zero_level=default_zero_level(dtype),
+        scale=scale,
+        radius=math.nan,
     )
     return report._replace(structural=structural or -1)
+
+
+def _at_least_single(params: Params) -> Params:
+    """Leaves of 16 bits in float32: eigen-solvers have no such kernels, and their eps decides nothing."""
+
+    def widen(leaf: Array) -> Array:
+        is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if is_float else leaf
+
+    return jax.tree.map(widen, params)
+
+
+def _beside_a_kink(report: StabilityReport, distance: float) -> StabilityReport:
+    """Curvature on one side may be seen; what was called zero is undecided, and a verdict of flatness withdrawn."""
+    guessed = max(report.n_zero - max(report.structural, 0), 0) if report.n_zero >= 0 else 0
+    note = (
+        f"the gradient jumps within {distance:.1g} of this point (a kink, as of a ReLU at 0): the eigenvalues are "
+        "those of one side, and the loss may fall linearly along directions that they call flat"
+    )
+    is_saddle = report.verdict is Stability.SADDLE
+    return report._replace(
+        verdict=report.verdict if is_saddle else Stability.UNDECIDED,
+        n_zero=report.n_zero - guessed,
+        n_undecided=report.n_undecided + guessed,
+        exact=False,
+        note="; ".join(filter(None, (report.note, note))),
+        radius=0.0,
+    )
 
 
 def _noise(key: Key[Array, ""], params: Params) -> Params:
@@ -264,7 +308,9 @@ def _qualified(report: StabilityReport, gradient: Params, params: Params, manifo
     norm = float(tree_norm(gradient))
     # What rounding can leave of a gradient that vanishes.
     rounding = report.tolerance * max(float(tree_norm(params)), 1.0)
-    withdrawn = report._replace(verdict=Stability.UNDECIDED, n_plus=-1, n_minus=-1, n_zero=-1, exact=False)
+    withdrawn = report._replace(
+        verdict=Stability.UNDECIDED, n_plus=-1, n_minus=-1, n_zero=-1, n_undecided=-1, exact=False
+    )
     if manifold.rank_loss:
         return withdrawn._replace(note=f"{manifold.rank_loss} constraints depend on the others: not a manifold here")
     if manifold.space == "level set" and norm > rounding:

@@ -17,8 +17,8 @@ from lopjax.curvature import block_eigenvalues, extreme_eigenvalues, hvp_over_ba
 from lopjax.losses import Batch
 from lopjax.manifolds import Clusters, make_clusters
 from lopjax.model import Model, Params, Variables
-from lopjax.stability.closed_form import LossOfLogits
 from lopjax.stability.patterns import UnitRows, make_lift
+from lopjax.stability.signals import LossOfLogits, tap_shapes
 
 FrozenPartition = tuple[tuple[str, tuple[int, ...]], ...]
 """A partition that can be a static argument: `(space, cluster id of every unit)`."""
@@ -108,7 +108,7 @@ def unit_extremes(
 
 def coarsest_type(model: Model, variables: Variables, inputs: Array) -> DTypeLike:
     """The floating point type with the largest rounding in which some site or parameter of the network lives."""
-    taps = jax.eval_shape(lambda v, x: model.apply(v, x, dropout_rate=0.0)[2], variables, inputs)
+    taps = tap_shapes(model, variables, inputs)
     types = [leaf.dtype for leaf in jax.tree.leaves((taps, variables["params"]))]
     return max(types, key=lambda dtype: float(jnp.finfo(dtype).eps))
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.manifolds import Clusters, cluster_mean
+from lopjax.manifolds import Clusters
 from lopjax.model import Params, Variables
 from lopjax.wiring import In, Label, Wiring
 
@@ -116,36 +116,69 @@ def make_lift(
 
 
 def collapse(variables: Variables, wiring: Wiring, clusters: Mapping[str, Clusters]) -> Variables:
-    """Variables of the base network whose clones these are: sums over sources, means over targets."""
-    counts = clone_counts(clusters)
+    """Variables of the base network whose clones these are: sums over sources, means over targets.
 
-    def collapse_array(label: Label, array: jax.Array) -> jax.Array:
+    In double precision on the host, so that the sums add no rounding of a coarser type; arrays are numpy's.
+    """
+
+    def collapse_array(label: Label, array: jax.Array) -> np.ndarray:
+        values = np.asarray(array, np.float64)
         for index, role in enumerate(label.axes):
-            if role is None or role.space not in clusters:
-                continue
-            found = clusters[role.space]
-            array = jnp.take(cluster_mean(array, index, found), found.leaders, axis=index)
-            if isinstance(role, In):
-                across = [1] * array.ndim
-                across[index] = -1
-                array = array * jnp.asarray(counts[role.space], array.dtype).reshape(across)
-        return array
+            if role is not None and role.space in clusters:
+                found = clusters[role.space]
+                values = np.take(_host_mean(values, index, found), found.leaders, axis=index)
+                if isinstance(role, In):
+                    across = [1] * values.ndim
+                    across[index] = -1
+                    values = values * np.bincount(found.ids).reshape(across)
+        return values
 
     return wiring.map(collapse_array, variables)
 
 
 def block_constant_residual(variables: Variables, wiring: Wiring, clusters: Mapping[str, Clusters]) -> float:
-    """`max over arrays of ||W - P W|| / ||W||`, P the average over clusters along every unit axis: 0 on BC."""
+    """`max over arrays and clusters of ||W - P W|| / ||W||` on the slices of one cluster: 0 on BC.
 
-    def residual(label: Label, array: jax.Array) -> jax.Array:
-        mean = array
-        for index, role in enumerate(label.axes):
-            if role is not None and role.space in clusters:
-                mean = cluster_mean(mean, index, clusters[role.space])
-        norm = jnp.linalg.norm(array.ravel())
-        return jnp.linalg.norm((array - mean).ravel()) / jnp.where(norm > 0, norm, 1)
+    P is the average over clusters along every unit axis. Each cluster is measured by its own slices: a loud cluster
+    elsewhere in the array hides nothing. NaN if any number is.
+    """
 
-    return max(float(leaf) for leaf in jax.tree.leaves(wiring.map(residual, variables)))
+    def residual(label: Label, array: jax.Array) -> float:
+        values, worst = np.asarray(array, np.float64), 0.0
+        if not np.isfinite(values).all():
+            return np.nan
+        roles = [
+            (axis, clusters[role.space]) for axis, role in enumerate(label.axes) if role and role.space in clusters
+        ]
+        mean = values
+        for axis, found in roles:
+            mean = _host_mean(mean, axis, found)
+        for axis, found in roles:
+            off, size = (_cluster_lengths(part, axis, found) for part in (values - mean, values))
+            worst = max(worst, float(np.max(off / np.where(size > 0, size, 1))))
+        return worst
+
+    return float(np.max(jax.tree.leaves(wiring.map(residual, variables))))
+
+
+def _host_mean(array: np.ndarray, axis: int, clusters: Clusters) -> np.ndarray:
+    """`cluster_mean` in numpy: differences to the first unit, so that what is constant comes back bit for bit."""
+    rows = np.moveaxis(array, axis, 0)
+    leader = rows[clusters.leaders]
+    sums = np.zeros_like(leader)
+    np.add.at(sums, clusters.ids, rows - leader[clusters.ids])
+    counts = np.bincount(clusters.ids).reshape(-1, *[1] * (rows.ndim - 1))
+    return np.moveaxis((leader + sums / counts)[clusters.ids], 0, axis)
+
+
+def _cluster_lengths(array: np.ndarray, axis: int, clusters: Clusters) -> np.ndarray:
+    """Norm of the slices of every cluster along one axis, scaled by its largest entry against underflow."""
+    rows = np.abs(np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1))
+    largest, squares = np.zeros(len(clusters.leaders)), np.zeros(len(clusters.leaders))
+    np.maximum.at(largest, clusters.ids, rows.max(axis=1, initial=0.0))
+    scaled = rows / np.where(largest > 0, largest, 1)[clusters.ids][:, None]
+    np.add.at(squares, clusters.ids, (scaled**2).sum(axis=1))
+    return largest * np.sqrt(squares)
 
 
 def _pattern(clusters: Clusters) -> np.ndarray:

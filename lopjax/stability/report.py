@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import Enum
+from math import inf, nan
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -9,8 +10,21 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike
 
-# |eigenvalue| <= tolerance counts as zero, >= SIGNED_FROM * tolerance + residual as signed, in between as neither.
-SIGNED_FROM = 10.0
+from lopjax.tolerance import GAP, Threshold, rounding_tolerance
+
+__all__ = [
+    "SIGNED_FROM",
+    "SignCounts",
+    "Stability",
+    "StabilityReport",
+    "count_signs",
+    "counted_report",
+    "rounding_tolerance",
+    "verdict_of",
+    "witnessed_report",
+]
+
+SIGNED_FROM = GAP
 
 
 class Stability(Enum):
@@ -32,23 +46,30 @@ class Stability(Enum):
 class StabilityReport(NamedTuple):
     """A verdict with its evidence.
 
+    Where the method counts, `n_plus + n_minus + n_zero + n_undecided` is the dimension of the normal space.
+
     Attributes:
         verdict: the class.
         n_plus: eigenvalues of the normal Hessian that are certainly positive; -1 where the method cannot count.
         n_minus: certainly negative; likewise.
-        n_zero: zero within the tolerance, or by algebra; likewise. The three add up to less than the dimension of the
-            normal space when some eigenvalues could not be decided.
+        n_zero: zero by algebra, or at the level below; likewise.
         min_eigenvalue: smallest eigenvalue, in units of the loss per squared parameter. Where the method cannot count,
             the smallest Rayleigh quotient found: the true minimum is at most this.
         max_eigenvalue: the largest, likewise.
-        tolerance: an eigenvalue at most this large counts as zero, one of at least ten times this (plus `residual`)
-            as signed.
+        tolerance: tau, what rounding may have done to an eigenvalue: one has a sign from ten times this plus
+            `residual` on. A smaller one is undecided, not zero.
         residual: bound on the error of the reported eigenvalues beyond rounding.
-        structural: how many of the zeros are known by algebra rather than by the tolerance; -1 where unknown.
+        structural: how many of the zeros are known by algebra rather than by the level; -1 where unknown.
         exact: whether every eigenvalue was counted and none left undecided.
         method: how they were found: "dense", "lanczos", "closed form", "batched hvp".
         space: the normal space of what: "leaf", "V", "frozen", ...
-        note: why the verdict is `UNDECIDED`, where there is more to say than its sentence.
+        note: what a reader must know besides: why the verdict is `UNDECIDED`, kinks, coarse types.
+        n_undecided: eigenvalues that rounding leaves without sign and the level does not call zero; -1 likewise.
+        zero_level: an eigenvalue without sign counts as zero if `|eigenvalue| + 10 tolerance + residual` is at most
+            this share of `scale`. `NEUTRAL` means flat *at this level*.
+        scale: size of the terms that make up the Hessian, free of cancellation; in a total the largest of its blocks.
+        radius: changes of a unit's incoming parameters shorter than this meet no kink of its activation, so the
+            verdict is about them only; infinite for smooth activations, NaN where unknown.
     """
 
     verdict: Stability
@@ -64,6 +85,10 @@ class StabilityReport(NamedTuple):
     method: str
     space: str
     note: str = ""
+    n_undecided: int = 0
+    zero_level: float = 0.0
+    scale: float = 0.0
+    radius: float = inf
 
 
 class SignCounts(NamedTuple):
@@ -83,24 +108,26 @@ class SignCounts(NamedTuple):
         return SignCounts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
-def count_signs(eigenvalues: ArrayLike | Sequence[float], tolerance: float, residual: float = 0.0) -> SignCounts:
-    """Count signs: zero up to the tolerance, signed from ten times the tolerance plus the residual, else undecided.
+def count_signs(
+    eigenvalues: ArrayLike | Sequence[float], tolerance: float, residual: float = 0.0, zero_below: float = 0.0
+) -> SignCounts:
+    """Count signs: signed beyond ten times the tolerance plus the residual, zero at the level, else undecided.
 
     Args:
         eigenvalues: any array of eigenvalues; NaN counts as undecided.
         tolerance: see `rounding_tolerance`.
         residual: bound on the error of the eigenvalues.
+        zero_below: absolute level: what lies below it with its error counts as zero.
 
-    >>> count_signs([-1.0, 0.0, 5e-12, 2.0], tolerance=1e-12)
+    >>> count_signs([-1.0, 0.0, 5e-12, 2.0], tolerance=1e-12, zero_below=1.2e-11)
     SignCounts(plus=1, minus=1, zero=1, undecided=1)
     """
     values = np.asarray(eigenvalues, np.float64)
-    threshold = SIGNED_FROM * tolerance + residual
-    zero = np.abs(values) <= tolerance
-    plus = (values >= threshold) & ~zero
-    minus = (values <= -threshold) & ~zero
-    counts = [int(np.count_nonzero(mask)) for mask in (plus, minus, zero)]
-    return SignCounts(*counts, undecided=values.size - sum(counts))
+    rule = Threshold(tolerance, residual, zero_below)
+    signed = rule.is_signed(values)
+    counts = [int(np.count_nonzero(mask)) for mask in (signed & (values > 0), signed & (values < 0))]
+    zero = int(np.count_nonzero(rule.is_zero(values)))
+    return SignCounts(*counts, zero, values.size - sum(counts) - zero)
 
 
 def verdict_of(counts: SignCounts) -> Stability:
@@ -120,17 +147,6 @@ def verdict_of(counts: SignCounts) -> Stability:
     return Stability.NEUTRAL
 
 
-def rounding_tolerance(dtype: DTypeLike, num_terms: int, scale: ArrayLike) -> np.ndarray | np.float64:
-    """`64 eps(dtype) sqrt(N) S`: what rounding can make of a zero eigenvalue.
-
-    Args:
-        dtype: type in which the N terms were computed and summed.
-        num_terms: N, the number of terms (samples, or parameters where the samples are not known).
-        scale: S, a scale free of cancellation: the sum of the sizes of the terms, or a bound of the operator.
-    """
-    return 64 * float(jnp.finfo(dtype).eps) * num_terms**0.5 * np.asarray(scale, np.float64)
-
-
 def counted_report(
     counts: SignCounts,
     extremes: tuple[float, float],
@@ -141,22 +157,29 @@ def counted_report(
     method: str,
     space: str,
     note: str = "",
+    zero_level: float = 0.0,
+    scale: float = 0.0,
+    radius: float = inf,
 ) -> StabilityReport:
     """The report of a method that sees every eigenvalue; fields as in `StabilityReport`."""
     return StabilityReport(
-        verdict_of(counts),
-        counts.plus,
-        counts.minus,
-        counts.zero,
-        extremes[0],
-        extremes[1],
-        tolerance,
-        residual,
-        structural,
-        counts.undecided == 0,
-        method,
-        space,
-        note,
+        verdict=verdict_of(counts),
+        n_plus=counts.plus,
+        n_minus=counts.minus,
+        n_zero=counts.zero,
+        min_eigenvalue=extremes[0],
+        max_eigenvalue=extremes[1],
+        tolerance=tolerance,
+        residual=residual,
+        structural=structural,
+        exact=counts.undecided == 0,
+        method=method,
+        space=space,
+        note=note,
+        n_undecided=counts.undecided,
+        zero_level=zero_level,
+        scale=scale,
+        radius=radius,
     )
 
 
@@ -168,6 +191,9 @@ def witnessed_report(
     method: str,
     space: str,
     is_zero: bool = False,
+    zero_level: float = 0.0,
+    scale: float = 0.0,
+    radius: float = inf,
 ) -> StabilityReport:
     """The report of a method that sees some directions only: it can prove a saddle, and never a count.
 
@@ -177,21 +203,91 @@ def witnessed_report(
         residual: distance within which each quotient has an eigenvalue.
         method: name of the method.
         space: normal space of what.
-        is_zero: whether the operator returned exactly zero for a random vector, as only zero does.
+        is_zero: whether the operator returned exactly zero for a random vector. That makes it zero up to rounding:
+            flat only if the rounding lies below the level.
+        zero_level: see `StabilityReport`.
+        scale: see `StabilityReport`.
+        radius: see `StabilityReport`.
     """
     low, high = extremes
-    has_negative, has_positive = low < -SIGNED_FROM * tolerance, high > SIGNED_FROM * tolerance
+    rule = Threshold(tolerance, 0.0, zero_level * scale)
+    has_negative, has_positive = (bool(rule.is_signed(end) and side * end > 0) for end, side in ((low, -1), (high, 1)))
+    verdict = Stability.UNDECIDED
     if has_negative and has_positive:
         verdict, note = Stability.SADDLE, ""
-    elif is_zero:
+    elif is_zero and rule.is_zero(0.0):
         verdict, note = Stability.NEUTRAL, "the Hessian maps a random normal vector to zero exactly"
     elif has_negative:
-        verdict, note = Stability.UNDECIDED, "not stable: negative curvature was found, positive was not"
+        note = "not stable: negative curvature was found, positive was not"
     elif has_positive:
-        verdict, note = (
-            Stability.UNDECIDED,
-            "not unstable: positive curvature was found, negative was not",
-        )
+        note = "not unstable: positive curvature was found, negative was not"
     else:
-        verdict, note = Stability.UNDECIDED, "no curvature above rounding was found"
-    return StabilityReport(verdict, -1, -1, -1, low, high, tolerance, residual, -1, False, method, space, note)
+        note = "no curvature above rounding was found"
+    return StabilityReport(
+        verdict,
+        -1,
+        -1,
+        -1,
+        low,
+        high,
+        tolerance,
+        residual,
+        -1,
+        False,
+        method,
+        space,
+        note,
+        -1,
+        zero_level,
+        scale,
+        radius,
+    )
+
+
+def precision_note(dtype: DTypeLike) -> str:
+    """What to say of a verdict computed in less than double precision; nothing of others."""
+    name = jnp.dtype(dtype).name
+    return "" if name == "float64" else f"computed in {name}: what it leaves undecided may be clear in float64"
+
+
+def at_a_kink(report: StabilityReport, where: str) -> StabilityReport:
+    """Withdraw what a report says about a point at which the loss has no second derivative.
+
+    Args:
+        report: what the derivatives of one side say.
+        where: which pre-activations sit at a kink, for the note.
+    """
+    note = (
+        f"at a kink: {where}. The loss has no second derivative there and may fall linearly along directions that the "
+        "eigenvalues of one side call flat"
+    )
+    counted = report.n_plus >= 0
+    undecided = report.n_plus + report.n_minus + report.n_zero + report.n_undecided - report.structural
+    return report._replace(
+        verdict=Stability.UNDECIDED,
+        n_plus=0 if counted else -1,
+        n_minus=0 if counted else -1,
+        n_zero=report.structural if counted else -1,
+        n_undecided=undecided if counted else -1,
+        exact=False,
+        note=note,
+        radius=0.0,
+    )
+
+
+def kinks_unknown(report: StabilityReport, sites: Sequence[str]) -> StabilityReport:
+    """A report about functions whose kinks nobody has told: curvature seen stands, flatness does not."""
+    note = (
+        f"the kinks of the activation at {', '.join(sites)} are not known, so the point may lie at one: pass "
+        "lopjax.activations.Activation(name, function, kinks=(...)), () for a smooth function"
+    )
+    guessed = report.n_zero - report.structural if report.n_zero >= 0 else 0
+    verdict = Stability.SADDLE if report.verdict is Stability.SADDLE else Stability.UNDECIDED
+    return report._replace(
+        verdict=verdict,
+        n_zero=report.n_zero - guessed,
+        n_undecided=report.n_undecided + guessed,
+        exact=False,
+        note="; ".join(filter(None, (report.note, note))),
+        radius=nan,
+    )

@@ -1,8 +1,11 @@
 """Spectrum and inertia of the block M = [[A, B], [B', 0]] of one unit, in float64 on the host."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from lopjax.stability.report import SIGNED_FROM, SignCounts, count_signs
+from lopjax.stability.report import SignCounts, count_signs
+from lopjax.tolerance import GAP, Threshold
 
 Matrix = np.ndarray
 
@@ -23,51 +26,84 @@ def block_eigenvalues(curvature: Matrix | None, coupling: Matrix) -> np.ndarray:
     return np.linalg.eigvalsh(np.block([[symmetric(curvature), coupling], [coupling.T, np.zeros((q, q))]]))
 
 
-def block_inertia(curvature: Matrix | None, coupling: Matrix, tolerance: float) -> SignCounts:
-    """Inertia of `M = [[A, B], [B', 0]]` by Sylvester's law.
+class BlockError(NamedTuple):
+    """tau of the two parts of a block, in the spectral norm; both carry the roundings of their factors.
+
+    Attributes:
+        curvature: of A.
+        coupling: of B.
+    """
+
+    curvature: float
+    coupling: float
+
+    @property
+    def total(self) -> float:
+        """Tau of M: the error of M is at most that of A plus that of B."""
+        return self.curvature + self.coupling
+
+
+def block_inertia(
+    curvature: Matrix | None, coupling: Matrix, error: BlockError, zero_below: float = 0.0, structural: int = 0
+) -> SignCounts:
+    """Inertia of `M = [[A, B], [B', 0]]`, by its eigenvalues and by Sylvester's law, whichever decides more.
 
     B is p x q of rank r, Z an orthonormal basis of ker B' (p - r columns):
     `n_plus = r + n_plus(Z'AZ)`, `n_minus = r + n_minus(Z'AZ)`, `n_zero = n_zero(Z'AZ) + q - r`. This decides signs that
     eigenvalues cannot: with A of size 1 and a singular value s of B, M has an eigenvalue near -s², which drowns in
-    rounding long before s does. Any B that is certainly not zero makes a saddle.
+    rounding long before s does. Any B that is certainly not zero makes a saddle. Eigenvalues decide where a weak B
+    leaves its kernel uncertain.
 
     Args:
-        curvature: A, `(p, p)` symmetric; `None` for zero.
+        curvature: A, `(p, p)` symmetric; `None` for zero by algebra.
         coupling: B, `(p, q)`.
-        tolerance: rounding of both, in the spectral norm.
+        error: tau of both.
+        zero_below: absolute level below which an eigenvalue without sign counts as zero.
+        structural: zeros known by algebra, which need no level.
 
     Returns:
-        The counts. A singular value between the tolerance and ten times it leaves the eigenvalues that it may move
-        undecided.
+        The counts.
     """
-    p, q = coupling.shape
-    if curvature is None:
-        singular = np.linalg.svd(coupling, compute_uv=False)
-        strong, weak = _split(singular, tolerance)
-        return SignCounts(strong, strong, p + q - 2 * (strong + weak), 2 * weak)
+    rule = Threshold(error.total, 0.0, zero_below)
+    values = block_eigenvalues(curvature, coupling)
+    by_value = count_signs(values, error.total)
+    plus, minus = by_value.plus, by_value.minus
     left, singular, _ = np.linalg.svd(coupling, full_matrices=False)
-    strong, weak = _split(singular, tolerance)
-    complement = np.linalg.qr(left[:, :strong], mode="complete")[0][:, strong:]
-    curvature = symmetric(curvature)
-    # Rounding turns the kernel of B' by up to tolerance / (smallest singular value kept), and Z'AZ with it.
-    turned = 2 * np.linalg.norm(curvature) * tolerance / singular[strong - 1] if strong else 0.0
-    rest = count_signs(np.linalg.eigvalsh(complement.T @ curvature @ complement), tolerance, turned)
-    zero_below = q - strong
-    unsure = min(weak, zero_below) + min(weak, rest.zero)
-    return SignCounts(strong + rest.plus, strong + rest.minus, rest.zero + zero_below - unsure, rest.undecided + unsure)
+    strong = int(np.count_nonzero(singular > GAP * error.coupling))
+    if curvature is None:
+        plus = minus = strong
+    else:
+        curvature = symmetric(curvature)
+        size = float(np.linalg.norm(curvature, 2))
+        firm = int(np.count_nonzero(singular > max(GAP * error.coupling, (GAP * error.coupling * size) ** 0.5)))
+        for rank in {strong, firm}:
+            rest = _signs_on_kernel(curvature, left[:, :rank], size, error, float(singular[rank - 1]) if rank else 0.0)
+            plus, minus = max(plus, rank + rest.plus), max(minus, rank + rest.minus)
+    middle = values[minus : len(values) - plus]
+    zero = max(int(np.count_nonzero(rule.is_zero(middle))), min(structural, len(middle)))
+    return SignCounts(plus, minus, zero, len(middle) - zero)
+
+
+def _signs_on_kernel(curvature: Matrix, left: Matrix, size: float, error: BlockError, weakest: float) -> SignCounts:
+    """Certain signs of `Z'AZ`, Z at right angles to the columns of `left`.
+
+    The exact B has up to `b = 10 tau` in those rows; clearing it by the part of B that is kept, whose smallest
+    singular value is s, changes `Z'AZ` by at most `(2 b/s + (b/s)²) ||A||`.
+    """
+    turned = GAP * error.coupling / weakest if weakest else 0.0
+    complement = np.linalg.qr(left, mode="complete")[0][:, left.shape[1] :]
+    values = np.linalg.eigvalsh(complement.T @ curvature @ complement) if complement.shape[1] else np.zeros(0)
+    return count_signs(values, error.curvature, (2 * turned + turned**2) * size)
 
 
 def structural_zeros(p: int, q: int, has_curvature: bool) -> int:
-    """Zero eigenvalues that M has whatever the numbers: B leaves `|p - q|` directions, or `q - p` next to an A."""
+    """Zero eigenvalues that M has whatever the numbers: B leaves `|p - q|` directions, or `q - p` next to an A.
+
+    `has_curvature` is to be false only where A is zero by algebra, as for functions made of straight pieces.
+    """
     return max(q - p, 0) if has_curvature else abs(p - q)
 
 
 def symmetric(matrix: Matrix) -> Matrix:
     """Symmetric part, in float64."""
     return (matrix + matrix.T) / 2
-
-
-def _split(singular: np.ndarray, tolerance: float) -> tuple[int, int]:
-    """How many singular values are certainly not zero, and how many are neither."""
-    strong = int(np.count_nonzero((singular >= SIGNED_FROM * tolerance) & (singular > tolerance)))
-    return strong, int(np.count_nonzero(singular > tolerance)) - strong

@@ -3,19 +3,21 @@
 At a point of BC the Hessian on the normal space of the leaf is `sum_j I_(n_j - 1) x M_j + 0(gauge)`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 
 from lopjax.cloning import Factor, Partition, clone_variables, uniform_partition, widen
-from lopjax.losses import Batch, check_batch
+from lopjax.losses import Batch, check_batch, check_mean_over_samples
 from lopjax.manifolds import Clusters, check_partition, cloned_manifold
 from lopjax.model import Model, Variables
-from lopjax.stability.closed_form import LossOfLogits, num_rows, unit_matrices, unit_scales
+from lopjax.stability.closed_form import LossOfLogits, unit_matrices
 from lopjax.stability.hvp_blocks import Curved, UnitExtremes, coarsest_type, hessian_size, unit_extremes
 from lopjax.stability.patterns import block_constant_residual, clone_counts, collapse
 from lopjax.stability.plain import PlainSpace, plain_space
@@ -23,16 +25,18 @@ from lopjax.stability.report import (
     SignCounts,
     Stability,
     StabilityReport,
+    at_a_kink,
     counted_report,
-    rounding_tolerance,
+    kinks_unknown,
+    precision_note,
     witnessed_report,
 )
-from lopjax.stability.spectra import block_eigenvalues, block_inertia, structural_zeros
+from lopjax.stability.scales import Scales, unit_scales
+from lopjax.stability.signals import downstream_sites, has_unknown_kinks, is_straight, kinks_of, sites_at_kinks
+from lopjax.stability.spectra import BlockError, block_eigenvalues, block_inertia, structural_zeros
+from lopjax.tolerance import GAP, default_zero_level, relative_tolerance, rounding_tolerance
 
 METHODS = ("auto", "closed form", "batched hvp")
-
-# The residuals of a loss are rounded by a few eps of the terms that cancel in them.
-RESIDUAL_ROUNDINGS = 16
 
 
 class SpaceBlocks(NamedTuple):
@@ -175,7 +179,7 @@ def unit_blocks_of_clones(
     clusters = check_partition(wide_model.wiring, partition)
     residual = block_constant_residual(wide_variables, wide_model.wiring, clusters)
     dtype = jnp.result_type(*jax.tree.leaves(wide_variables["params"]))
-    allowed = 64 * float(jnp.finfo(dtype).eps) if bc_tolerance is None else bc_tolerance
+    allowed = relative_tolerance(dtype) if bc_tolerance is None else bc_tolerance
     if not residual <= allowed:
         raise ValueError(
             f"the variables are not block constant on these clusters: residual {residual:.3g}, allowed {allowed:.3g}. "
@@ -223,85 +227,166 @@ def _blocks(networks: _Networks, batch: Batch, method: str, options: _Options) -
     if method == "batched hvp" or reasons:
         spaces = _by_products(networks, batch, options)
         return UnitBlocks(spaces, _total_witnessed(spaces))
-    spaces = {
-        plan.space: _by_closed_form(networks, plan, batch, options) for plan in plans if isinstance(plan, PlainSpace)
-    }
+    spaces = _by_closed_form(networks, [plan for plan in plans if isinstance(plan, PlainSpace)], batch, options)
     return UnitBlocks(spaces, _total_counted(spaces, _gauge_dimension(networks)))
 
 
-def _by_closed_form(networks: _Networks, plan: PlainSpace, batch: Batch, options: _Options) -> SpaceBlocks:
-    model, variables = networks.base_model, networks.base
-    dtype = jnp.result_type(*jax.tree.leaves(variables["params"]))
-    clones = clone_counts(networks.clusters)
-    counts = {space: jnp.asarray(number, dtype) for space, number in clones.items()}
-    size = min(options.batch_size, len(batch[0]))
-    scales = unit_scales(model, variables, options.loss, batch, plan, counts, size)
-    num_terms = num_rows(model, variables, batch[0], plan.site)
-    compute_type = coarsest_type(model, variables, batch[0][:1])
-    rounding = rounding_tolerance(compute_type, num_terms, scales.curvature + scales.coupling)
-    rounding = rounding + RESIDUAL_ROUNDINGS * float(jnp.finfo(compute_type).eps) * scales.residual
-    gradient_residual = np.where(
-        scales.outgoing > 0, scales.gradient / np.where(scales.outgoing > 0, scales.outgoing, 1), 0
-    )
-    tolerances = rounding + gradient_residual * options.near_critical
-    is_bent = bool(scales.curvature.max() > 0)
+def _by_closed_form(
+    networks: _Networks, plans: Sequence[PlainSpace], batch: Batch, options: _Options
+) -> dict[str, SpaceBlocks]:
+    """In double precision, whatever the type of the parameters: the verdict is about their exact values."""
+    with jax.enable_x64(True):
+        model, variables = networks.base_model, _at_least(networks.base, jnp.float64)
+        size = min(options.batch_size, len(batch[0]))
+        check_mean_over_samples(options.loss, model, variables, batch, size)
+        clones = clone_counts(networks.clusters)
+        counts = {space: jnp.asarray(number, jnp.float64) for space, number in clones.items()}
+        compute_type = coarsest_type(model, variables, batch[0][:1])
+        scales = unit_scales(model, variables, options.loss, batch, plans, counts, size, compute_type)
+        found = {}
+        for plan in plans:
+            is_bent = not is_straight(plan.activation)
+            matrices = unit_matrices(model, variables, options.loss, batch, plan, counts, size, is_bent)
+            judged = _judge_space(plan, matrices, scales[plan.space], compute_type, options.near_critical)
+            unknown = _sites_without_facts(model, plan)
+            reports = tuple(kinks_unknown(report, unknown) for report in judged.reports) if unknown else judged.reports
+            found[plan.space] = judged._replace(multiplicity=clones[plan.space] - 1, reports=reports)
+        return found
+
+
+def _sites_without_facts(model: Model, plan: PlainSpace) -> list[str]:
+    """Sites of the space and behind it whose activation may have kinks that nobody has told."""
+    sites = (plan.site, *downstream_sites(model.wiring, plan.space))
+    return [site for site in sites if has_unknown_kinks(model.wiring.site(site).activation)]
+
+
+def _judge_space(
+    plan: PlainSpace,
+    matrices: Iterable[tuple[int, np.ndarray | None, np.ndarray]],
+    scales: Scales,
+    compute_type: DTypeLike,
+    near_critical: bool,
+) -> SpaceBlocks:
+    """Reports of all the units of a space, each block counted once."""
+    has_outgoing = scales.outgoing > 0
+    gradient_residual = np.where(has_outgoing, scales.gradient / np.where(has_outgoing, scales.outgoing, 1), 0)
     reports, spectra = [], []
-    matrices = unit_matrices(model, variables, options.loss, batch, plan, counts, size, is_bent)
-    for unit, bend, coupling in matrices:
-        curvature = bend if scales.curvature[unit] > 0 else None
-        tolerance = float(tolerances[unit])
+    for unit, curvature, coupling in matrices:
         spectra.append(block_eigenvalues(curvature, coupling))
-        reports.append(
-            counted_report(
-                block_inertia(curvature, coupling, tolerance),
-                (float(spectra[-1][0]), float(spectra[-1][-1])),
-                tolerance=tolerance,
-                residual=0.0,
-                structural=structural_zeros(coupling.shape[0], coupling.shape[1], curvature is not None),
-                method="closed form",
-                space=plan.space,
-            )
-        )
+        owed = float(gradient_residual[unit]) if near_critical else 0.0
+        reports.append(_counted(scales, unit, curvature, coupling, spectra[-1], owed, compute_type, plan.space))
+    is_dead = (scales.slope == 0) & ~scales.kinks & is_straight(plan.activation)
     return SpaceBlocks(
         space=plan.space,
-        multiplicity=clones[plan.space] - 1,
+        multiplicity=np.ones(len(reports), int),
         dimension=len(spectra[0]),
         reports=tuple(reports),
         gradient_residual=gradient_residual,
-        is_dead=scales.curvature + scales.coupling == 0,
+        is_dead=is_dead,
         eigenvalues=np.stack(spectra),
     )
+
+
+def _counted(
+    scales: Scales,
+    unit: int,
+    curvature: np.ndarray | None,
+    coupling: np.ndarray,
+    spectrum: np.ndarray,
+    owed: float,
+    compute_type: DTypeLike,
+    space: str,
+) -> StabilityReport:
+    """The report of one block; `owed` is what B may owe to the base not being at a critical point."""
+    error = BlockError(float(scales.curvature_error[unit]), float(scales.coupling_error[unit]) + owed)
+    scale = float(scales.curvature[unit] + scales.coupling[unit] + scales.residual[unit])
+    # At the critical point that is meant, what the gradient explains is zero.
+    zero_below = max(default_zero_level(compute_type) * scale, 2 * GAP * error.total if owed else 0.0)
+    structural = structural_zeros(*coupling.shape, curvature is not None)
+    if curvature is None and not scales.slope[unit]:
+        structural = len(spectrum)
+    report = counted_report(
+        block_inertia(curvature, coupling, error, zero_below, structural),
+        (float(spectrum[0]), float(spectrum[-1])),
+        tolerance=error.total,
+        residual=0.0,
+        structural=structural,
+        method="closed form",
+        space=space,
+        note=precision_note(compute_type),
+        zero_level=zero_below / scale if scale > 0 else default_zero_level(compute_type),
+        scale=scale,
+        radius=float(scales.radius[unit]),
+    )
+    if scales.kinks[unit]:
+        known = structural_zeros(*coupling.shape, curvature is not None)
+        return at_a_kink(report._replace(structural=known), "a pre-activation of the unit, on some row")
+    if scales.later_kinks and structural < len(spectrum):
+        return at_a_kink(report, f"pre-activations behind it, at {', '.join(scales.later_kinks)}")
+    return report
 
 
 def _by_products(networks: _Networks, batch: Batch, options: _Options) -> dict[str, SpaceBlocks]:
     samples = len(batch[0])
     size = samples if options.train else min(options.batch_size, samples)
     curved = Curved(networks.wide_model, options.loss, options.train, size)
+    wide = _at_least(networks.wide, jnp.float32)
+    check_mean_over_samples(options.loss, networks.base_model, networks.base, batch, size)
     key_scale, key_start = jax.random.split(jax.random.key(0) if options.key is None else options.key)
-    scale = float(hessian_size(curved, networks.wide, batch, key_scale))
-    compute_type = coarsest_type(networks.wide_model, networks.wide, batch[0][:1])
+    scale = float(hessian_size(curved, wide, batch, key_scale))
+    compute_type = coarsest_type(networks.wide_model, wide, batch[0][:1])
     tolerance = float(rounding_tolerance(compute_type, samples, scale))
-    found = unit_extremes(curved, networks.wide, batch, networks.clusters, options.num_steps, key_start)
+    found = unit_extremes(curved, wide, batch, networks.clusters, options.num_steps, key_start)
+    base = _at_least(networks.base, jnp.float32)
+    wiring = networks.base_model.wiring
+    unknown = [name for name, site in wiring.sites if has_unknown_kinks(site.activation)]
+    kinks = sites_at_kinks(networks.base_model, base, batch, size, options.train, compute_type)
     counts = clone_counts(networks.clusters)
-    return {
-        space: _space_of_extremes(space, extremes, counts[space] - 1, tolerance) for space, extremes in found.items()
-    }
-
-
-def _space_of_extremes(space: str, found: UnitExtremes, multiplicity: np.ndarray, tolerance: float) -> SpaceBlocks:
-    reports = [
-        witnessed_report(
-            (float(low), float(high)),
-            tolerance=tolerance,
-            residual=float(residuals.max()),
-            method="batched hvp",
-            space=space,
-            is_zero=bool(is_zero),
+    spaces = {}
+    for space, extremes in found.items():
+        sites = (wiring.site(site) for site in wiring.sites_of(space))
+        is_smooth = not any(kinks_of(site.activation) or has_unknown_kinks(site.activation) for site in sites)
+        radius = np.inf if is_smooth else np.nan
+        judge = partial(_witnessed, tolerance=tolerance, scale=scale, dtype=compute_type, space=space)
+        reports = tuple(judge(extremes, unit, kinks, radius) for unit in range(len(extremes.extremes)))
+        reports = tuple(kinks_unknown(report, unknown) for report in reports) if unknown else reports
+        is_dead = np.array([report.verdict is Stability.NEUTRAL for report in reports])
+        unknown = np.full(len(reports), np.nan)
+        spaces[space] = SpaceBlocks(
+            space, counts[space] - 1, extremes.dimension, reports, unknown, is_dead, extremes.ritz_values
         )
-        for (low, high), residuals, is_zero in zip(found.extremes, found.residuals, found.is_zero, strict=True)
-    ]
-    unknown = np.full(len(reports), np.nan)
-    return SpaceBlocks(space, multiplicity, found.dimension, tuple(reports), unknown, found.is_zero, found.ritz_values)
+    return spaces
+
+
+def _witnessed(
+    found: UnitExtremes,
+    unit: int,
+    kinks: Sequence[str],
+    radius: float,
+    *,
+    tolerance: float,
+    scale: float,
+    dtype: DTypeLike,
+    space: str,
+) -> StabilityReport:
+    low, high = (float(end) for end in found.extremes[unit])
+    report = witnessed_report(
+        (low, high),
+        tolerance=tolerance,
+        residual=float(found.residuals[unit].max()),
+        method="batched hvp",
+        space=space,
+        is_zero=bool(found.is_zero[unit]) and not kinks,
+        zero_level=default_zero_level(dtype),
+        scale=scale,
+        radius=radius,
+    )
+    remarks = [report.note, precision_note(dtype)]
+    if kinks:
+        remarks.append(
+            f"some pre-activations at {', '.join(kinks)} lie at a kink, up to rounding: derivatives of one side"
+        )
+    return report._replace(note="; ".join(filter(None, remarks)))
 
 
 def _gauge_dimension(networks: _Networks) -> int:
@@ -312,10 +397,10 @@ def _gauge_dimension(networks: _Networks) -> int:
     return normals.gauge.dimension
 
 
-def _repeated(spaces: Mapping[str, SpaceBlocks]) -> list[tuple[StabilityReport, int, int]]:
-    """Report, multiplicity and dimension of every block that occurs."""
+def _repeated(spaces: Mapping[str, SpaceBlocks]) -> list[tuple[StabilityReport, int]]:
+    """Report and multiplicity of every block that occurs."""
     return [
-        (report, int(multiplicity), blocks.dimension)
+        (report, int(multiplicity))
         for blocks in spaces.values()
         for report, multiplicity in zip(blocks.reports, blocks.multiplicity, strict=True)
         if multiplicity
@@ -325,36 +410,57 @@ def _repeated(spaces: Mapping[str, SpaceBlocks]) -> list[tuple[StabilityReport, 
 def _total_counted(spaces: Mapping[str, SpaceBlocks], gauge: int) -> StabilityReport:
     """Every block n_j - 1 times, and the gauge directions, along which the Hessian vanishes by algebra."""
     blocks = _repeated(spaces)
+    reports = [report for report, _ in blocks]
     counts, structural = SignCounts(0, 0, gauge), gauge
-    for report, multiplicity, dimension in blocks:
-        undecided = dimension - report.n_plus - report.n_minus - report.n_zero
-        block = SignCounts(report.n_plus, report.n_minus, report.n_zero, undecided)
+    for report, multiplicity in blocks:
+        block = SignCounts(report.n_plus, report.n_minus, report.n_zero, report.n_undecided)
         counts = counts.plus_counts(block.times(multiplicity))
         structural += multiplicity * report.structural
     ends = [0.0] if gauge else []
     return counted_report(
         counts,
         (
-            min(ends + [report.min_eigenvalue for report, _, _ in blocks]),
-            max(ends + [report.max_eigenvalue for report, _, _ in blocks]),
+            min(ends + [report.min_eigenvalue for report in reports]),
+            max(ends + [report.max_eigenvalue for report in reports]),
         ),
-        tolerance=max(report.tolerance for report, _, _ in blocks),
-        residual=max(report.residual for report, _, _ in blocks),
+        tolerance=max(report.tolerance for report in reports),
+        residual=max(report.residual for report in reports),
         structural=structural,
         method="closed form",
         space="leaf",
+        note="; ".join(dict.fromkeys(report.note for report in reports if report.note)),
+        zero_level=max(report.zero_level for report in reports),
+        scale=max(report.scale for report in reports),
+        radius=min(report.radius for report in reports),
     )
 
 
 def _total_witnessed(spaces: Mapping[str, SpaceBlocks]) -> StabilityReport:
-    blocks = [report for report, _, _ in _repeated(spaces)]
-    lowest = min(blocks, key=lambda report: report.min_eigenvalue)
-    highest = max(blocks, key=lambda report: report.max_eigenvalue)
-    return witnessed_report(
+    blocks = [report for report, _ in _repeated(spaces)]
+    # A block of no dimension has no eigenvalues: NaN.
+    lowest = min(blocks, key=lambda report: np.nan_to_num(report.min_eigenvalue, nan=np.inf))
+    highest = max(blocks, key=lambda report: np.nan_to_num(report.max_eigenvalue, nan=-np.inf))
+    total = witnessed_report(
         (lowest.min_eigenvalue, highest.max_eigenvalue),
         tolerance=lowest.tolerance,
         residual=max(lowest.residual, highest.residual),
         method="batched hvp",
         space="leaf",
         is_zero=all(report.verdict is Stability.NEUTRAL for report in blocks),
+        zero_level=lowest.zero_level,
+        scale=lowest.scale,
+        radius=float(np.min([report.radius for report in blocks])),
     )
+    remarks = [total.note, *(report.note for report in blocks if report.verdict is total.verdict)]
+    return total._replace(note="; ".join(dict.fromkeys(filter(None, remarks))))
+
+
+def _at_least(tree: Variables, dtype: DTypeLike) -> Variables:
+    """The floating-point arrays of a tree in a type at least as fine."""
+
+    def widen_array(leaf: Array | np.ndarray) -> Array:
+        array = jnp.asarray(leaf)
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)
+        return array.astype(jnp.promote_types(array.dtype, dtype)) if is_float else array
+
+    return jax.tree.map(widen_array, tree)

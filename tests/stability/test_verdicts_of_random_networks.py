@@ -66,18 +66,20 @@ def random_network(model, loss, special, rng, dtype):
 
 def contradictions(total, eigenvalues, noise):
     """What the dense eigenvalues, known up to `noise`, rule out in a report."""
-    decided = total.n_plus + total.n_minus + total.n_zero
-    undecided, tolerance = len(eigenvalues) - decided, total.tolerance
+    undecided, level = total.n_undecided, total.zero_level * total.scale
+    bound = 10 * total.tolerance + total.residual
+    at_kink = "kink" in total.note
     wrong = {
+        "sum": total.n_plus + total.n_minus + total.n_zero + undecided != len(eigenvalues),
         "positive": total.n_plus > np.sum(eigenvalues > -noise),
         "negative": total.n_minus > np.sum(eigenvalues < noise),
-        "zero": total.n_zero > np.sum(np.abs(eigenvalues) <= 3 * tolerance + noise),
-        "missed positive": np.sum(eigenvalues > 20 * tolerance + noise) > total.n_plus + undecided,
-        "missed negative": np.sum(eigenvalues < -20 * tolerance - noise) > total.n_minus + undecided,
-        "exact": total.exact != (undecided == 0),
+        "zero": total.n_zero > np.sum(np.abs(eigenvalues) <= level + noise),
+        "missed positive": np.sum(eigenvalues > level + noise) > total.n_plus + undecided,
+        "missed negative": np.sum(eigenvalues < -level - noise) > total.n_minus + undecided,
+        "exact": total.exact != (undecided == 0 and not at_kink),
         "structural": total.structural > np.sum(np.abs(eigenvalues) <= noise),
         "extremes": max(abs(total.min_eigenvalue - eigenvalues[0]), abs(total.max_eigenvalue - eigenvalues[-1]))
-        > 2 * tolerance + noise,
+        > bound + noise,
         "verdict": total.verdict is Stability.SADDLE and not (total.n_plus and total.n_minus),
     }
     return [name for name, is_wrong in wrong.items() if is_wrong]

@@ -1,0 +1,96 @@
+"""What the blocks of one unit space sum over: features, derivatives and signals, one row per sample and position."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lopjax.losses import Batch
+from lopjax.model import Model, Variables
+from lopjax.stability.features import incoming_features, outgoing_signals
+from lopjax.stability.plain import PlainSpace
+from lopjax.stability.signals import Move, Signals, derivative_error, derivatives, is_straight
+from lopjax.wiring import Path, Wiring
+
+Counts = Mapping[str, Float[Array, "units"]]
+
+
+class Rows(NamedTuple):
+    """One row per sample and position.
+
+    Attributes:
+        features: phi.
+        signals: delta_next of every reader side by side, scaled.
+        slope: `f'(z_j)`.
+        bend: `e_j f''(z_j) / n_j`.
+        pre: z_j.
+    """
+
+    features: Float[Array, "rows p"]
+    signals: Float[Array, "rows q"]
+    slope: Float[Array, "rows units"]
+    bend: Float[Array, "rows units"]
+    pre: Float[Array, "rows units"]
+
+
+def unit_rows(
+    model: Model,
+    variables: Variables,
+    batch: Batch,
+    space: PlainSpace,
+    counts: Counts,
+    found: Signals,
+    move: Move | None = None,
+) -> Rows:
+    """The rows of one unit space, from the signals of a batch.
+
+    Args:
+        model: the base model.
+        variables: its variables.
+        batch: inputs and labels.
+        space: the plain space.
+        counts: number of clones of every unit, per space.
+        found: signals of the batch.
+        move: moves the derivatives of the space's own function, too.
+    """
+    wired = dict(model.wiring.labels)
+    writer = wired["params", *space.kernel]
+    pre, error = found.taps[space.site].pre, found.gradients[space.site].post
+    slope, bend = derivatives(space.activation, pre)
+    if move is not None and not is_straight(space.activation):
+        slope = slope + derivative_error(pre, move, 97)
+        bend = bend + derivative_error(pre, move, 98)
+    source = found.taps[writer.source].post if writer.source in found.taps else batch[0].astype(pre.dtype)
+    signals = []
+    for path in space.readers:
+        label = wired["params", *path]
+        delta = found.gradients[label.site].pre if label.site in found.gradients else found.output
+        target_counts = count_along(model.wiring, counts, path, -1).astype(pre.dtype)
+        shape = leaf_at(variables, path).shape
+        signals.append(outgoing_signals(delta, shape, label.window, pre.shape[1:-1], target_counts))
+    source_counts = count_along(model.wiring, counts, space.kernel, -2).astype(pre.dtype)
+    kernel_shape = leaf_at(variables, space.kernel).shape
+    units = pre.shape[-1]
+    return Rows(
+        incoming_features(source, kernel_shape, writer.window, source_counts, space.bias is not None),
+        jnp.concatenate(signals, axis=1),
+        slope.reshape(-1, units),
+        (error * bend / counts[space.space].astype(pre.dtype)).reshape(-1, units),
+        pre.reshape(-1, units),
+    )
+
+
+def count_along(wiring: Wiring, counts: Counts, path: Path, axis: int) -> Array:
+    """Number of clones of the units along one axis of an array."""
+    label = dict(wiring.labels)["params", *path].axes[axis]
+    assert label is not None  # plain kernels read and write unit spaces
+    return counts.get(label.space, jnp.ones(wiring.size(label.space)))
+
+
+def leaf_at(variables: Variables, path: Path) -> Array:
+    """The parameter at a path."""
+    leaf = variables["params"]
+    for key in path:
+        leaf = leaf[key]
+    return leaf

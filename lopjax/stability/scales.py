@@ -1,0 +1,267 @@
+"""How large the terms of a unit's block are, how far rounding can move them, and how close the next kink is."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
+
+from lopjax.losses import Batch
+from lopjax.model import Model, Variables
+from lopjax.stability.plain import PlainSpace
+from lopjax.stability.rows import Counts, Rows, count_along, leaf_at, unit_rows
+from lopjax.stability.signals import (
+    LossOfLogits,
+    Move,
+    downstream_sites,
+    draw_moves,
+    kinks_of,
+    moved_signals,
+    signals_and_gradient,
+    tap_shapes,
+)
+from lopjax.tolerance import GAP, rounding_unit
+
+# Draws of roundings, each with both signs.
+_DRAWS = 2
+
+
+class Scales(NamedTuple):
+    """Sizes of the sums and of their errors, free of cancellation, per unit.
+
+    Attributes:
+        curvature: `sum_x |e_j f''| ||phi||² / n_j`, of A_j.
+        coupling: `2 sum_x |f'| ||phi|| ||delta_next||`, of B_j and its transpose.
+        residual: the same two sums for a backward signal as large as the terms that cancel in dL/d(logits): what the
+            block would be on other labels. A fitted network is flat by this measure.
+        curvature_error: how far A_j moves when every factor of every term is rounded otherwise by 64 eps.
+        coupling_error: how far B_j does.
+        gradient: length of `diag(sqrt n_i, 1) dL/d(w_j, b_j) = B_j diag(sqrt n_k) w_out`.
+        outgoing: length of `diag(sqrt n_k) w_out`.
+        slope: `sum_x |f'|`: with a function of straight pieces, 0 for a unit that is dead on all rows.
+        radius: `min_x |z - kink| / ||phi||`: shorter changes of the incoming parameters meet no kink; infinite for
+            smooth functions.
+        kinks: units with some pre-activation that rounding cannot tell from a kink.
+        later_kinks: sites behind this one, some pre-activation of which cannot be told from a kink.
+    """
+
+    curvature: np.ndarray
+    coupling: np.ndarray
+    residual: np.ndarray
+    curvature_error: np.ndarray
+    coupling_error: np.ndarray
+    gradient: np.ndarray
+    outgoing: np.ndarray
+    slope: np.ndarray
+    radius: np.ndarray
+    kinks: np.ndarray
+    later_kinks: tuple[str, ...]
+
+
+class _Sums(NamedTuple):
+    """Means over one batch; the last three are not means, but about the closest kink."""
+
+    sizes: tuple[Array, Array, Array]
+    residual: Array
+    errors: tuple[Array, Array]
+    gradient: tuple[Array, Array | None]
+    radius: Array | None
+    kinks: Array | None
+    later_kinks: dict[str, Array] | None
+
+
+class _Errors(NamedTuple):
+    """Largest move of every factor of a term, over the draws."""
+
+    features: Array
+    signals: Array
+    slope: Array
+    bend: Array
+
+
+def num_rows(model: Model, variables: Variables, inputs: Array, site: str) -> int:
+    """Number of terms in the sums of a site: samples times positions."""
+    return int(np.prod(tap_shapes(model, variables, inputs)[site].pre.shape[:-1]))
+
+
+def unit_scales(
+    model: Model,
+    variables: Variables,
+    loss: LossOfLogits,
+    batch: Batch,
+    spaces: Sequence[PlainSpace],
+    counts: Counts,
+    size: int,
+    dtype: DTypeLike | None = None,
+) -> dict[str, Scales]:
+    """Cancellation-free scales of the blocks of all unit spaces and of their rounding, in batches of `size`.
+
+    Args:
+        model: the base model.
+        variables: its variables.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
+        batch: inputs and labels.
+        spaces: the plain spaces; one program serves all.
+        counts: number of clones of every unit, per space.
+        size: samples per batch.
+        dtype: the coarsest type that the network computes in; by default that of the parameters.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(variables["params"])) if dtype is None else dtype
+    roots = {space.space: num_rows(model, variables, batch[0], space.site) ** 0.5 for space in spaces}
+    moves, parts = draw_moves(dtype, _DRAWS), []
+    for start in range(0, len(batch[0]), size):
+        part = jax.tree.map(lambda leaf, start=start: leaf[start : start + size], batch)
+        sums = _batch_sums(model, variables, loss, part, tuple(spaces), counts, moves, rounding_unit(dtype), roots)
+        share = len(part[0]) / len(batch[0])
+        parts.append((share, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)))
+    return {
+        space.space: _collect(model, variables, space, counts, [(share, found[space.space]) for share, found in parts])
+        for space in spaces
+    }
+
+
+def _collect(
+    model: Model, variables: Variables, space: PlainSpace, counts: Counts, parts: list[tuple[float, _Sums]]
+) -> Scales:
+    """Scales of all the data from those of its batches."""
+    means = jax.tree.map(
+        lambda *leaves: sum(share * leaf for (share, _), leaf in zip(parts, leaves, strict=True)),
+        *[found._replace(radius=None, kinks=None, later_kinks=None) for _, found in parts],
+    )
+    along = np.sqrt(np.asarray(count_along(model.wiring, counts, space.kernel, -2), np.float64))
+    kernel, bias = means.gradient
+    gradient = np.linalg.norm((kernel * along[:, None]).reshape(-1, kernel.shape[-1]), axis=0)
+    return Scales(
+        curvature=means.sizes[0],
+        coupling=means.sizes[1],
+        residual=means.residual,
+        curvature_error=means.errors[0],
+        coupling_error=means.errors[1],
+        gradient=gradient if bias is None else np.hypot(gradient, bias),
+        outgoing=_outgoing_length(model, variables, space, counts),
+        slope=means.sizes[2],
+        radius=np.min([found.radius for _, found in parts], axis=0),
+        kinks=np.any([found.kinks for _, found in parts], axis=0),
+        later_kinks=tuple(
+            site for site in parts[0][1].later_kinks if any(found.later_kinks[site] for _, found in parts)
+        ),
+    )
+
+
+def _outgoing_length(model: Model, variables: Variables, space: PlainSpace, counts: Counts) -> np.ndarray:
+    squares = np.zeros(model.wiring.size(space.space))
+    for path in space.readers:
+        root = np.sqrt(np.asarray(count_along(model.wiring, counts, path, -1), np.float64))
+        weights = np.asarray(leaf_at(variables, path), np.float64) * root
+        squares = np.hypot(squares, np.linalg.norm(np.moveaxis(weights, -2, 0).reshape(len(squares), -1), axis=1))
+    return squares
+
+
+@partial(jax.jit, static_argnames=("model", "loss", "spaces"))
+def _batch_sums(model, variables, loss, batch, spaces, counts, moves, unit, roots) -> dict[str, _Sums]:
+    """Sizes of the terms of A and B and of their errors, the gradient of the base, and the closest kinks."""
+    exact, other, gradient = signals_and_gradient(model, variables, loss, batch)
+    rows = {space: unit_rows(model, variables, batch, space, counts, exact) for space in spaces}
+    kinky = {site: kinks_of(tap.activation) for site, tap in exact.taps.items() if kinks_of(tap.activation)}
+
+    def moved(move: Move) -> tuple[dict[str, _Errors], dict[str, Array]]:
+        found = moved_signals(model, variables, loss, batch, exact, move)
+        errors = {
+            space.space: _distance(unit_rows(model, variables, batch, space, counts, found, move), rows[space])
+            for space in spaces
+        }
+        return errors, {site: jnp.abs(found.taps[site].pre - exact.taps[site].pre) for site in kinky}
+
+    errors, reach = _largest(moved, moves)
+    at_kink = {site: _is_at_kink(exact.taps[site].pre, reach[site], kinks) for site, kinks in kinky.items()}
+    sums = {}
+    for space in spaces:
+        own, sizes = errors[space.space], _sizes(rows[space])
+        tau = jnp.asarray(unit * roots[space.space], own.slope.dtype)
+        curvature, coupling = _errors_of_products(rows[space], own)
+        elsewhere = _sizes(unit_rows(model, variables, batch, space, counts, other))
+        later = [site for site in downstream_sites(model.wiring, space.space) if site in kinky]
+        sums[space.space] = _Sums(
+            sizes=sizes,
+            residual=elsewhere[0] + elsewhere[1],
+            # The terms move with their factors, and each sum of them rounds by one tau more.
+            errors=(curvature + tau * sizes[0], coupling + tau * sizes[1] / 2),
+            gradient=tuple(
+                None if path is None else leaf_at({"params": gradient}, path) for path in (space.kernel, space.bias)
+            ),
+            radius=_kink_radius(rows[space], kinks_of(space.activation)),
+            kinks=_at_own_kink(rows[space], at_kink.get(space.site)),
+            later_kinks={site: jnp.any(at_kink[site]) for site in later},
+        )
+    return sums
+
+
+def _sizes(rows: Rows) -> tuple[Array, Array, Array]:
+    """Sums of the sizes of the terms of A_j, of B_j with its transpose, and of |f'|, per unit."""
+    length = jnp.linalg.norm(rows.features, axis=1)
+    products = length * jnp.linalg.norm(rows.signals, axis=1)
+    return (
+        jnp.sum(jnp.abs(rows.bend) * length[:, None] ** 2, axis=0),
+        2 * jnp.sum(jnp.abs(rows.slope) * products[:, None], axis=0),
+        jnp.sum(jnp.abs(rows.slope), axis=0),
+    )
+
+
+def _errors_of_products(rows: Rows, errors: _Errors) -> tuple[Array, Array]:
+    """Sums of how far the terms of A_j and of B_j move when all their factors do, products of moves included."""
+    length, feature = jnp.linalg.norm(rows.features, axis=1)[:, None], errors.features[:, None]
+    signal, moved = jnp.linalg.norm(rows.signals, axis=1)[:, None], errors.signals[:, None]
+    bend, slope = jnp.abs(rows.bend), jnp.abs(rows.slope)
+    of_square = feature * (2 * length + feature)
+    of_product = length * moved + feature * (signal + moved)
+    return (
+        jnp.sum(errors.bend * (length**2 + of_square) + bend * of_square, axis=0),
+        jnp.sum(errors.slope * (length * signal + of_product) + slope * of_product, axis=0),
+    )
+
+
+def _distance(moved: Rows, rows: Rows) -> _Errors:
+    return _Errors(
+        jnp.linalg.norm(moved.features - rows.features, axis=1),
+        jnp.linalg.norm(moved.signals - rows.signals, axis=1),
+        jnp.abs(moved.slope - rows.slope),
+        jnp.abs(moved.bend - rows.bend),
+    )
+
+
+def _largest(function: Callable[[Move], PyTree], moves: Move) -> PyTree:
+    """The largest of every number over the draws, one draw at a time."""
+
+    def step(so_far: PyTree, move: Move) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.maximum, so_far, function(move)), None
+
+    shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], moves))
+    return jax.lax.scan(step, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), moves)[0]
+
+
+def _kink_radius(rows: Rows, kinks: tuple[float, ...]) -> Array:
+    """`min_x |z - kink| / ||phi||` per unit; rows without features cannot move."""
+    distance = jnp.full(rows.pre.shape, jnp.inf)
+    for kink in kinks:
+        distance = jnp.minimum(distance, jnp.abs(rows.pre - kink))
+    length = jnp.linalg.norm(rows.features, axis=1)[:, None]
+    return jnp.min(jnp.where(length > 0, distance / jnp.where(length > 0, length, 1), jnp.inf), axis=0)
+
+
+def _at_own_kink(rows: Rows, at_kink: Array | None) -> Array:
+    """Units with a row at a kink, rows without features left out: no incoming parameter moves those."""
+    if at_kink is None:
+        return jnp.zeros(rows.pre.shape[1], bool)
+    return jnp.any(at_kink.reshape(rows.pre.shape) & jnp.any(rows.features != 0, axis=1)[:, None], axis=0)
+
+
+def _is_at_kink(pre: Array, error: Array, kinks: tuple[float, ...]) -> Array:
+    """Which pre-activations rounding cannot tell from a kink."""
+    near = jnp.zeros(pre.shape, bool)
+    for kink in kinks:
+        near = near | (jnp.abs(pre - kink) <= GAP * error)
+    return near

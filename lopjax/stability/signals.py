@@ -1,0 +1,270 @@
+"""Activations and backward signals of one batch, and the same with every rounding moved by 64 eps.
+
+What rounding does to a product is not a share of the product: a logit may be the difference of large numbers, and the
+derivative of a saturated function is 1 - tanh², wrong by eps and exactly 0 in floating point where it is 1e-17.
+Rounding a dot product is the same as changing its weights by a few eps (backward stability), so a network whose
+parameters, activations, derivatives and residuals are *moved* by random 64 eps shows how far each factor can be
+trusted, whatever the wiring.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from lopjax.activations import Activation, activation
+from lopjax.losses import Batch
+from lopjax.model import Model, Params, Tap, Taps, Variables
+from lopjax.tolerance import GAP, rounding_unit
+from lopjax.wiring import Wiring
+
+LossOfLogits = Callable[[Array, Array], Array]
+
+# Functions and derivatives are evaluated to a few eps: this share of 64.
+_EVALUATION = 1 / 16
+_NOISE_LENGTH = 8191
+_GRID = np.concatenate([np.linspace(-45.3, 45.1, 453), np.linspace(-1.03, 1.01, 103)])
+
+
+class Signals(NamedTuple):
+    """What one forward and one backward pass leave.
+
+    Attributes:
+        taps: pre- and post-activations of every site.
+        gradients: the loss's derivatives by them.
+        output: the loss's derivative by the logits.
+    """
+
+    taps: Taps
+    gradients: Taps
+    output: Array
+
+
+class Move(NamedTuple):
+    """One draw of roundings.
+
+    Attributes:
+        noise: standard normal numbers, `(8191,)`, repeated over whatever is moved. (Drawing them where they are needed
+            takes most of the compilation.)
+        unit: their size, `±64 eps` of the type computed in.
+    """
+
+    noise: Array
+    unit: Array
+
+
+def draw_moves(dtype: DTypeLike, num_draws: int) -> Move:
+    """Draws stacked along a first axis, each with both signs: one sign alone may stay on this side of a kink."""
+    noise = np.random.default_rng(0).standard_normal((num_draws, _NOISE_LENGTH))
+    signs = np.tile([1.0, -1.0], num_draws)
+    return Move(np.repeat(noise, 2, axis=0), rounding_unit(dtype) * signs)
+
+
+@partial(jax.jit, static_argnames="model")
+def _taps(model: Model, variables: Variables, inputs: Array) -> Taps:
+    return model.apply(variables, inputs, dropout_rate=0.0)[2]
+
+
+def tap_shapes(model: Model, variables: Variables, inputs: Array) -> Taps:
+    """Shapes and types of what the sites carry; traced once per model, not once per call."""
+    return _taps.eval_shape(model, variables, inputs)
+
+
+def exact_signals(model: Model, variables: Variables, loss: LossOfLogits, batch: Batch) -> Signals:
+    """Signals of a batch as computed.
+
+    Args:
+        model: the network.
+        variables: its variables.
+        loss: `(logits, labels) -> scalar`.
+        batch: inputs and labels.
+    """
+    return signals_and_gradient(model, variables, loss, batch)[0]
+
+
+def signals_and_gradient(
+    model: Model, variables: Variables, loss: LossOfLogits, batch: Batch
+) -> tuple[Signals, Signals, Params]:
+    """Signals of a batch; those of other labels; and the gradient by the parameters.
+
+    "Other labels" send back, in place of dL/d(logits), numbers as large as the terms that cancel in it, with random
+    signs: the residuals of a fitted network are differences of large numbers.
+    """
+    shifts = _zero_shifts(model, variables, batch[0])
+
+    def shifted(shifts, params):
+        logits, _, taps = model.apply({**variables, "params": params}, batch[0], perturbations=shifts, dropout_rate=0.0)
+        return logits, taps
+
+    logits, pull_back, taps = jax.vjp(shifted, shifts, variables["params"], has_aux=True)
+    output = jax.grad(loss)(logits, batch[1])
+    terms = _residual_terms(loss, logits, batch[1])
+    other = terms * jnp.where(jnp.arange(terms.size).reshape(terms.shape) % 3 == 0, -1, 1).astype(terms.dtype)
+    both, gradients = jax.vmap(pull_back)(jnp.stack([output, other]))
+    first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
+    gradient = jax.tree.map(lambda leaf: leaf[0], gradients)
+    return Signals(taps, first, output), Signals(taps, second, other), gradient
+
+
+def moved_signals(
+    model: Model, variables: Variables, loss: LossOfLogits, batch: Batch, exact: Signals, move: Move
+) -> Signals:
+    """Signals of a network whose every rounding is another one.
+
+    Moved are the parameters (hence every sum), the activations and derivatives of functions that are not made of
+    straight pieces, and the residuals; a derivative by an absolute amount, at its own site and inside the signals that
+    pass through it, so that what saturation hides in several layers counts with its products.
+
+    Args:
+        model: the network.
+        variables: its variables.
+        loss: `(logits, labels) -> scalar`.
+        batch: inputs and labels.
+        exact: signals of the same batch as computed.
+        move: the draw.
+    """
+    inexact = tuple(site for site in exact.taps if not is_straight(exact.taps[site].activation))
+    variables = {**variables, "params": _moved_tree(move.noise, variables["params"], move.unit)}
+    shifts = dict(_zero_shifts(model, variables, batch[0]))
+    for index, site in enumerate(inexact):
+        tap, shift = exact.taps[site], shifts[site]
+        size = _EVALUATION * (jnp.abs(tap.post) + jnp.abs(tap.pre))
+        moved = move.unit.astype(size.dtype) * size * _noise(move.noise, 100 + index, size)
+        shifts[site] = Tap(shift.space, shift.pre, moved, shift.activation)
+
+    def shifted(shifts):
+        logits, _, taps = model.apply(variables, batch[0], perturbations=shifts, dropout_rate=0.0)
+        return (logits, {site: taps[site].pre for site in inexact}), taps
+
+    (logits, pres), pull_back, taps = jax.vjp(shifted, shifts, has_aux=True)
+    terms = _EVALUATION * _residual_terms(loss, logits, batch[1])
+    output = jax.grad(loss)(logits, batch[1])
+    output = output + move.unit.astype(terms.dtype) * terms * _noise(move.noise, 99, terms)
+
+    def injected(_, carry):
+        """Errors `df' e` of every signal, e with the errors that come from above: one site further down each time."""
+        gradients = pull_back((output, carry[0]))[0]
+        errors = {
+            site: derivative_error(pres[site], move, 200 + index) * gradients[site].post
+            for index, site in enumerate(inexact)
+        }
+        return errors, gradients
+
+    start = jax.tree.map(jnp.zeros_like, pres), jax.tree.map(jnp.zeros_like, shifts)
+    _, gradients = jax.lax.fori_loop(0, len(inexact) + 1, injected, start)
+    return Signals(taps, gradients, output)
+
+
+def derivative_error(z: Array, move: Move, salt: int) -> Array:
+    """A draw of the absolute error of f' and f'': a few eps of terms of size 1 + |z|, as in `s + z s (1 - s)`."""
+    return _EVALUATION * move.unit.astype(z.dtype) * (1 + jnp.abs(z)) * _noise(move.noise, salt, z)
+
+
+def sites_at_kinks(
+    model: Model, variables: Variables, batch: Batch, size: int, train: bool, dtype: DTypeLike
+) -> tuple[str, ...]:
+    """Sites at which rounding cannot tell some pre-activation from a kink.
+
+    Args:
+        model: the network.
+        variables: its variables.
+        batch: inputs and labels.
+        size: samples per pass.
+        train: whether batch norm uses the statistics of the batch.
+        dtype: the coarsest type computed in.
+    """
+    kinky = {name: kinks_of(site.activation) for name, site in model.wiring.sites if kinks_of(site.activation)}
+    if not kinky:
+        return ()
+    moved = {
+        **variables,
+        "params": _moved_tree(draw_moves(dtype, 1).noise[0], variables["params"], GAP * rounding_unit(dtype)),
+    }
+    found: set[str] = set()
+    for start in range(0, len(batch[0]), size):
+        inputs = jnp.asarray(batch[0][start : start + size])
+        found |= {site for site, near in _near_kinks(model, train, variables, moved, inputs).items() if bool(near)}
+    return tuple(site for site in kinky if site in found)
+
+
+@partial(jax.jit, static_argnames=("model", "train"))
+def _near_kinks(model, train, variables, moved, inputs):
+    here, there = (model.apply(each, inputs, train=train, dropout_rate=0.0)[2] for each in (variables, moved))
+    near = {}
+    for site, tap in here.items():
+        for kink in kinks_of(tap.activation):
+            reach = jnp.abs(there[site].pre - tap.pre)
+            near[site] = near.get(site, False) | jnp.any(jnp.abs(tap.pre - kink) <= reach)
+    return near
+
+
+def kinks_of(given: str | Activation) -> tuple[float, ...]:
+    """Where an activation, or one of its derivatives, is known to jump."""
+    return tuple(activation(given).kinks or ())
+
+
+def has_unknown_kinks(given: str | Activation) -> bool:
+    """Whether nothing is known of an activation's kinks."""
+    return activation(given).kinks is None
+
+
+@lru_cache
+def is_straight(given: str | Activation) -> bool:
+    """Whether an activation is made of straight pieces: its derivative is exact and its curvature 0 by algebra.
+
+    Seen from f'', which is exactly 0 at all of 556 points.
+    """
+    with jax.ensure_compile_time_eval():
+        return not bool(jnp.any(derivatives(activation(given), jnp.asarray(_GRID))[1]))
+
+
+def derivatives(function: Callable, z: Array) -> tuple[Array, Array]:
+    """First and second derivative of an elementwise function."""
+    one = jnp.ones_like(z)
+
+    def slope(z: Array) -> Array:
+        return jax.jvp(function, (z,), (one,))[1]
+
+    return jax.jvp(slope, (z,), (one,))
+
+
+def downstream_sites(wiring: Wiring, space: str) -> tuple[str, ...]:
+    """Sites that a change of the space's units can reach, the space's own left out, in the order of the wiring."""
+    labels, reached, front = dict(wiring.labels), set(), [space]
+    while front:
+        for path, _ in wiring.outgoing(front.pop()):
+            for written in labels[path].writes():
+                if written not in reached and written != space:
+                    reached.add(written)
+                    front.append(written)
+    return tuple(name for name, site in wiring.sites if site.space in reached)
+
+
+def _zero_shifts(model: Model, variables: Variables, inputs: Array) -> Taps:
+    taps = jax.eval_shape(lambda v, x: model.apply(v, x, dropout_rate=0.0), variables, inputs)[2]
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), taps)
+
+
+def _moved_tree(noise: Array | np.ndarray, params: Params, unit: Array | float) -> Params:
+    """Every parameter times `1 + unit N(0, 1)`."""
+    leaves, structure = jax.tree.flatten(params)
+    moved = [
+        leaf * (1 + jnp.asarray(unit, leaf.dtype) * _noise(noise, index, leaf)) for index, leaf in enumerate(leaves)
+    ]
+    return structure.unflatten(moved)
+
+
+def _residual_terms(loss: LossOfLogits, logits: Array, labels: Array) -> Array:
+    """Size of the terms that dL/d(logits) is the difference of: probabilities and indicators, outputs and targets."""
+    gradient = jax.grad(loss)
+    return jnp.abs(gradient(logits, labels)) + jnp.abs(gradient(jnp.zeros_like(logits), labels))
+
+
+def _noise(noise: Array | np.ndarray, salt: int, like: Array) -> Array:
+    """The numbers from a place of their own on, repeated to a shape; their number is a prime, so no axis sees it."""
+    return jnp.resize(jnp.roll(jnp.asarray(noise, like.dtype), -397 * salt), like.shape)

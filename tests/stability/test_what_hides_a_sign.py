@@ -1,0 +1,212 @@
+"""Saturation, expm1, logits that cancel, kinks, loud clusters: places where a tolerance used to lie.
+
+The oracle is long double with derivatives written without cancellation (`theory_checks.audit`), or the loss itself.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lopjax.activations import Activation
+from lopjax.cloning import clone_variables
+from lopjax.losses import mean_cross_entropy, mean_squared_error
+from lopjax.manifolds import Manifold
+from lopjax.models import mlp
+from lopjax.stability import Stability, classify, unit_blocks, unit_blocks_of_clones
+from theory_checks.audit.draws import SAMPLES, Network, Structure, base_layers, signal_of
+from theory_checks.audit.oracle import falsehoods, true_blocks
+from theory_checks.audit.running import judge
+
+
+def random_layers(rng, sizes):
+    return [(rng.uniform(-1.5, 1.5, (m, n)), rng.uniform(-1, 1, n)) for m, n in itertools.pairwise(sizes)]
+
+
+def judged(structure, layers, rng, dtype="float64"):
+    """Reports of every unit with its true block."""
+    rounded = [(k.astype(dtype).astype(float), b.astype(dtype).astype(float)) for k, b in layers]
+    inputs = rng.normal(size=(SAMPLES, 2)).astype(dtype).astype(float)
+    labels = rng.integers(structure.outputs, size=SAMPLES)
+    network = Network(rounded, inputs, labels, dtype, "")
+    blocks = judge(structure, network)
+    counts = [np.array(sizes) for sizes in structure.factors]
+    truth = true_blocks(
+        base_layers(structure, network), structure.activation, signal_of(structure, labels), inputs, counts
+    )
+    pairs = []
+    for layer, units in enumerate(truth):
+        pairs += list(zip(blocks.spaces[f"hidden_{layer}"].reports, units, strict=True))
+    return pairs
+
+
+@pytest.mark.parametrize("bias", [9.0, 19.0, 40.0])
+@pytest.mark.parametrize("activation", ["tanh", "elu"])
+def test_saturation_of_this_and_later_layers_is_in_the_tolerance(x64, activation, bias):
+    structure = Structure((3, 2), activation, "cross_entropy", 3, ((2,) * 3, (2,) * 2))
+    hidden_signs = 0
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        layers = random_layers(rng, (2, 3, 2, 3))
+        layers[1][1][:] += bias if activation == "tanh" else -bias
+        for report, block in judged(structure, layers, rng):
+            assert not falsehoods(report, block, activation)
+            hidden_signs += report.n_undecided
+    # At 40 the derivatives are below 1e-17: something must be undecided, nothing may be called dead or flat.
+    assert (hidden_signs > 0) or bias < 40
+
+
+def test_a_unit_below_the_reach_of_expm1_is_not_dead(x64):
+    """f'(-45) = 2.9e-20 comes out as exactly 0: the block is not zero, and nobody may say so."""
+    structure = Structure((2,), "elu", "cross_entropy", 3, ((2, 2),))
+    rng = np.random.default_rng(0)
+    layers = random_layers(rng, (2, 2, 3))
+    layers[0][1][0] = -45.0
+    (report, block), _ = judged(structure, layers, rng)
+    assert np.abs(block.eigenvalues).max() > block.noise  # the truth: curved
+    assert report.verdict is Stability.UNDECIDED
+    assert report.tolerance > 0
+    assert not report.exact
+
+
+@pytest.mark.parametrize("size", [1e4, 1e6])
+def test_logits_that_cancel_are_in_the_tolerance(x64, size):
+    structure = Structure((2,), "tanh", "cross_entropy", 3, ((2, 2),))
+    rng = np.random.default_rng(1)
+    layers = random_layers(rng, (2, 2, 3))
+    layers[0][0][:], layers[0][1][:] = layers[0][0][:, :1], layers[0][1][:1]
+    layers[1][0][0] += size
+    layers[1][0][1] -= size
+    for report, block in judged(structure, layers, rng):
+        assert not falsehoods(report, block, "tanh")
+
+
+def test_eigenvalues_far_above_the_rounding_of_loud_weights_have_signs():
+    structure = Structure((2,), "tanh", "cross_entropy", 3, ((2, 2),))
+    rng = np.random.default_rng(2)
+    layers = random_layers(rng, (2, 2, 3))
+    layers[1] = (1e3 * layers[1][0], layers[1][1])
+    for report, block in judged(structure, layers, rng, "float32"):
+        assert not falsehoods(report, block, "tanh")
+        assert report.verdict is Stability.SADDLE
+
+
+# --- Kinks ---------------------------------------------------------------------------------------------------------
+
+
+def at_zero(dtype):
+    """A ReLU network whose first unit has z = 0 on one sample, exactly."""
+    model = mlp((2,), (2,), 3, activation="relu")
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(5, 2))
+    inputs[2] = 0
+    params = {
+        "hidden_0": {"kernel": rng.normal(size=(2, 2)), "bias": np.array([0.0, 0.3])},
+        "classes": {"kernel": rng.normal(size=(2, 3)), "bias": np.zeros(3)},
+    }
+    to_type = lambda leaf: jnp.asarray(leaf, dtype)  # noqa: E731
+    return model, {"params": jax.tree.map(to_type, params)}, (to_type(inputs), jnp.array([0, 1, 2, 0, 1]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_at_a_kink_nothing_is_flat_and_no_count_is_exact(x64, dtype):
+    model, variables, batch = at_zero(dtype)
+    blocks = unit_blocks(model, variables, mean_cross_entropy, batch, 2)
+    first, second = blocks.spaces["hidden_0"].reports
+    assert (first.verdict, first.exact, first.radius) == (Stability.UNDECIDED, False, 0.0)
+    assert "kink" in first.note
+    assert not blocks.spaces["hidden_0"].is_dead[0]
+    assert not blocks.total.exact
+    assert "kink" in blocks.total.note
+    # The loss itself: a second difference along the biases of the two clones that grows as 1/s is no curvature.
+    wide = mlp((2,), (4,), 3, activation="relu")
+    cloned = clone_variables(variables, model.wiring, 2)["params"]
+
+    def second_difference(step):
+        def loss(side):
+            bias = cloned["hidden_0"]["bias"] + side * step * jnp.array([1.0, -1.0, 0.0, 0.0]) / 2**0.5
+            moved = {**cloned, "hidden_0": {**cloned["hidden_0"], "bias": bias}}
+            return float(mean_cross_entropy(wide.apply({"params": moved}, batch[0])[0], batch[1]))
+
+        return (loss(1) + loss(-1) - 2 * loss(0)) / step**2
+
+    if dtype == "float64":
+        assert 5 < second_difference(1e-4) / second_difference(1e-3) < 15
+    # Control: the other unit has no kink nearby, and is judged with its radius.
+    assert second.exact
+    assert 0 < second.radius < np.inf
+
+
+def test_an_activation_without_facts_is_never_called_flat(x64):
+    own = Activation("own", lambda z: jnp.where(z > 0, z, 0.0))
+    model = mlp((2,), (2,), 3, activation=own)
+    _, variables, batch = at_zero("float64")
+    variables["params"]["hidden_0"]["bias"] = jnp.array([-50.0, 0.3])
+    dead = unit_blocks(model, variables, mean_cross_entropy, batch, 2).spaces["hidden_0"].reports[0]
+    assert not dead.exact
+    assert "kinks" in dead.note
+    known = mlp((2,), (2,), 3, activation="relu")
+    assert unit_blocks(known, variables, mean_cross_entropy, batch, 2).spaces["hidden_0"].reports[0].exact
+
+
+# --- Loud clusters, losses that are no means, 16 bits -------------------------------------------------------------
+
+
+def test_a_loud_cluster_hides_no_units_that_are_not_clones():
+    model = mlp((3,), (4,), 2, activation="tanh")
+    params = model.init(jax.random.key(0))["params"]
+    kernel = params["hidden_0"]["kernel"]
+    params["hidden_0"]["kernel"] = kernel.at[:, 0].multiply(3e5).at[:, 1].set(3e5 * kernel[:, 0])
+    params["hidden_0"]["bias"] = params["hidden_0"]["bias"].at[1].set(params["hidden_0"]["bias"][0])
+    batch = jnp.ones((4, 3)), jnp.array([0, 1, 0, 1])
+    with pytest.raises(ValueError, match="not block constant"):
+        unit_blocks_of_clones(model, {"params": params}, mean_cross_entropy, batch, {"hidden_0": (0, 0, 1, 1)})
+
+
+def weighted_cross_entropy(logits, labels):
+    """As in PyTorch: class weights, normalised by their own sum in the batch."""
+    weights = jnp.array([1.0, 5.0, 0.2])[labels]
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+    return jnp.sum(weights * losses) / jnp.sum(weights)
+
+
+def test_a_loss_that_is_no_plain_mean_is_refused_in_batches(x64):
+    model = mlp((2,), (2,), 3, activation="tanh")
+    variables = model.init(jax.random.key(0))
+    batch = jax.random.normal(jax.random.key(1), (9, 2)), jnp.arange(9) // 3
+    with pytest.raises(ValueError, match=r"no plain mean over samples; pass batch_size=9"):
+        unit_blocks(model, variables, weighted_cross_entropy, batch, 2, batch_size=4)
+    assert unit_blocks(model, variables, weighted_cross_entropy, batch, 2, batch_size=9).total.exact
+    with pytest.raises(ValueError, match="no plain mean"):
+        unit_blocks(model, variables, weighted_cross_entropy, batch, 2, batch_size=4, method="batched hvp")
+
+
+def test_classify_takes_sixteen_bits(x64):
+    diagonal = jnp.array([1, 2, -1, -2, 0.5, -0.5], jnp.bfloat16)
+    line = Manifold(jnp.zeros(6, jnp.bfloat16), lambda v: v * jnp.array([1, 0, 0, 0, 0, 0], jnp.bfloat16))
+    report = classify(lambda p: jnp.sum(diagonal * p * p) / 2, line.origin, line)
+    assert (report.verdict, report.n_plus, report.n_minus, report.n_zero) == (Stability.SADDLE, 2, 3, 0)
+
+
+def test_classify_sees_that_the_gradient_jumps(x64):
+    plane = Manifold(jnp.zeros(3), lambda v: v * jnp.array([1.0, 0, 0]))
+    cusp = classify(lambda p: p[0] + jax.nn.relu(p[1] - p[2]), plane.origin, plane)
+    assert cusp.verdict is Stability.UNDECIDED
+    assert not cusp.exact
+    assert "jumps" in cusp.note
+    smooth = classify(lambda p: p[0] + p[1] ** 2 + p[2] ** 2, plane.origin, plane)
+    assert smooth.verdict is Stability.STABLE
+    assert smooth.exact
+
+
+def test_mse_of_a_fitted_network_is_flat_at_a_level_or_undecided(x64):
+    model = mlp((2,), (2,), 2, activation="tanh")
+    variables = model.init(jax.random.key(0))
+    inputs = jax.random.normal(jax.random.key(1), (6, 2))
+    targets = model.apply(variables, inputs)[0]
+    total = unit_blocks(model, variables, mean_squared_error, (inputs, targets), 2).total
+    assert total.verdict in (Stability.NEUTRAL, Stability.UNDECIDED)
+    assert total.n_plus == total.n_minus == 0
+    assert total.n_zero + total.n_undecided == 10
