@@ -21,10 +21,10 @@ from lopjax.certificates.dead_units import (
     source_norms,
 )
 from lopjax.certificates.text import number, table
-from lopjax.certificates.tolerances import GAP, signal_tolerance
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import FrozenUnits, resolve_frozen_units, tree_norm
 from lopjax.model import Model, Params, Tap, Taps, Variables, samples_by_units
+from lopjax.rounding import GAP, signal_tolerance
 from lopjax.wiring import Out, Wiring
 
 
