@@ -46,7 +46,7 @@ def find_clones(
         batch: inputs, `(batch, *input_shape)`; more samples than clusters make accidents unlikely.
         tolerance: relative distance under which two units are the same. Default: between what `certify_cloned` counts
             as zero and as not zero (sqrt(10) of its tolerances), so that it never says the contrary. Relative to the
-            larger activation (or pre-activation) vector of the two, and for parameters as in `refine_partition`.
+            smaller unit of the two (its activations, or its pre-activations if those are larger), and for parameters as in `refine_partition`.
 
     Returns:
         A `ClonesFound` for every cloneable space. Where `agree` is false, units act alike on this batch without equal
@@ -214,14 +214,14 @@ def cluster_rows(
 
     Args:
         rows: `(units, features)`.
-        limits: `(units,)`: two rows agree when their distance is at most the larger of their limits.
+        limits: `(units,)`: two rows agree when their distance is at most the smaller of their limits.
         within: only units with the same id here may share a cluster.
         order: of the norm that measures distances.
     """
     leaders: list[int] = []
     clusters = []
     for unit, row in enumerate(rows):
-        close = np.linalg.norm(rows[leaders] - row, order, axis=1) <= np.maximum(limits[leaders], limits[unit])
+        close = np.linalg.norm(rows[leaders] - row, order, axis=1) <= np.minimum(limits[leaders], limits[unit])
         candidates = [
             cluster for cluster in np.flatnonzero(close) if within is None or within[leaders[cluster]] == within[unit]
         ]

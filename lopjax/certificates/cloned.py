@@ -8,7 +8,7 @@ import jax
 
 from lopjax.certificates.evidence import Loss, Pass, SignalResiduals, gradient_shares, run, signal_residuals
 from lopjax.certificates.residuals import KINDS, ArrayResiduals, array_residuals
-from lopjax.certificates.symmetries import align, changed, constants, is_invisible
+from lopjax.certificates.symmetries import Change, align, changed, constants, is_invisible
 from lopjax.certificates.text import number, table
 from lopjax.cloning import Partition
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
@@ -197,7 +197,7 @@ class _Question(NamedTuple):
             max(tolerance, signal_tolerance(params, wiring, seen.taps)),
         )
 
-    def is_invisible(self, change, tolerance: float) -> bool | None:
+    def is_invisible(self, change: Change, tolerance: float) -> bool | None:
         """Whether the loss on the batch is the same after a change of variables, whatever the parameters."""
         if self.batch is None:
             return None
@@ -219,7 +219,7 @@ def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, 
     case = question.case(tolerance)
     if not any(each.counted for each in case.arrays.values()):
         return CloneVerdict.UNDECIDED, case, ["every array with a cloned axis is excluded"]
-    blind, notes, is_open = _hidden_constants(question, case)
+    blind, maybe, notes = _hidden_constants(question, case)
     if blind:
         case = case._replace(arrays=question.case(tolerance, blind).arrays)
     notes = [*_largest(case), *notes]
@@ -227,56 +227,55 @@ def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, 
         is_equal = case.is_zero("bc") and not blind
         verdict = CloneVerdict.BLOCK_CONSTANT if is_equal else CloneVerdict.ON_V
         return _unless(_contradiction(case, ("forward", "backward")), verdict, case, notes)
-    if case.is_zero("re") and case.is_signal("ce") and not is_open:
+    if case.is_zero("re") and case.is_signal("ce") and not maybe:
         doubt = _contradiction(case, ("forward",)) or _silence(case, ("backward",))
         return _unless(doubt, CloneVerdict.FORWARD_ONLY, case, notes)
     if case.is_signal("re"):
-        return _judge_unequal(question, case, blind, notes)
+        return _judge_unequal(question, case, blind, maybe, notes)
     return CloneVerdict.UNDECIDED, case, notes
 
 
 def _judge_unequal(
-    question: _Question, case: _Case, blind: Collection[str], notes: list[str]
+    question: _Question, case: _Case, blind: Collection[str], maybe: Collection[str], notes: list[str]
 ) -> tuple[CloneVerdict, _Case, list[str]]:
     """Not RE: clones up to a symmetry, or no clones, or neither shown."""
     wiring, variables, tolerance = question.model.wiring, question.variables, case.tolerance
-    alignment = align(wiring, variables, {space: found.ids for space, found in question.clusters.items()})
+    hidden = {*blind, *maybe}
+    alignment = align(wiring, variables, {space: found.ids for space, found in question.clusters.items()}, hidden)
     mapped = question._replace(variables=changed(wiring, alignment, variables))
-    arrays = array_residuals(mapped.variables, wiring, question.clusters, question.excluded, {}, blind)
+    arrays = array_residuals(mapped.variables, wiring, question.clusters, question.excluded, {}, hidden)
     if case._replace(arrays=arrays).is_zero("re", "ce"):
         answer = question.is_invisible(alignment, tolerance)
-        if answer:
+        if answer and not maybe:
             there = mapped.case(tolerance, blind)
             doubt = _contradiction(there, ("forward", "backward"))
-            notes = ["residuals are those after mapping each unit onto the first of its cluster by a sign or rotation"]
+            seen = "residuals are those after mapping each unit onto the first of its cluster by a sign or rotation"
+            notes = [*(note for note in notes if "largest" not in note), seen]
             return _unless(doubt, CloneVerdict.UP_TO_SYMMETRY, there, notes)
-        if answer is None:
+        if answer is not False:
             hint = "" if question.batch else ": a batch would show it"
             notes = [*notes, f"equal up to signs or rotations of units, which the loss may or may not see{hint}"]
             return CloneVerdict.UNDECIDED, case, notes
     return _unless(_silence(case, ("forward", "backward")), CloneVerdict.NOT_CLONED, case, notes)
 
 
-def _hidden_constants(question: _Question, case: _Case) -> tuple[set[str], list[str], bool]:
-    """Arrays that break CE (or BC) only by what the loss cannot see; notes; whether an array might be one of them."""
+def _hidden_constants(question: _Question, case: _Case) -> tuple[set[str], set[str], list[str]]:
+    """Arrays that break CE by what the loss does not see, arrays that may do so, and notes."""
     names = [name for name, each in case.arrays.items() if each.counted and not each.ce <= case.tolerance]
     without = array_residuals(
         question.variables, question.model.wiring, question.clusters, question.excluded, {}, blind=names
     )
-    blind, notes, is_open = set(), [], False
+    blind, maybe, notes = set(), set(), []
     for seed, name in enumerate(names):
         if not without[name].ce <= case.tolerance:
             continue
-        what = f"{name}: unequal by constants over the units it writes"
         answer = question.is_invisible(constants(name, seed), case.tolerance)
-        if answer:
-            blind.add(name)
-            notes.append(f"{what}, which the loss does not see")
-        elif answer is None:
-            is_open = True
-            hint = "" if question.batch else "; a batch would show it"
-            notes.append(f"{what}, which the loss may or may not see{hint}")
-    return blind, notes, is_open
+        if answer is False:
+            continue
+        (blind if answer else maybe).add(name)
+        verb = "does not see" if answer else "may or may not see" + ("" if question.batch else " (a batch shows it)")
+        notes.append(f"{name}: outgoing weights differ by constants over the units it writes, which the loss {verb}")
+    return blind, maybe, notes
 
 
 def _largest(case: _Case) -> list[str]:

@@ -17,11 +17,11 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class SignalResiduals(NamedTuple):
-    """Differences inside clusters at one site on the batch: of the worst cluster, relative to its own signals.
+    """Differences inside clusters at one site on the batch: of the worst pair of units, relative to the smaller one.
 
     Attributes:
-        forward: of the activations, over the larger of the cluster's activations and pre-activations.
-        backward: of dL/d(pre-activation), over the cluster's own.
+        forward: of the activations, over the unit's activations, or its pre-activations if those are larger.
+        backward: of dL/d(pre-activation), over the unit's own.
     """
 
     forward: float
@@ -74,15 +74,16 @@ def _rows(signal: jax.Array) -> np.ndarray:
 
 
 def _spread(ids: np.ndarray, rows: np.ndarray, *scales: np.ndarray) -> float:
-    """Largest distance of a unit from the first one of its cluster, over the largest norm in that cluster."""
+    """Largest distance of a unit from the first one of its cluster, over the norm of the smaller of the two."""
     _, leaders = np.unique(ids, return_index=True)
     largest = max((float(np.abs(each).max(initial=0)) for each in scales), default=0.0) or 1.0
-    distances = np.linalg.norm((rows - rows[leaders[ids]]) / largest, axis=1)
+    first = leaders[ids]
+    distances = np.linalg.norm((rows - rows[first]) / largest, axis=1)
     norms = np.maximum.reduce([np.linalg.norm(each / largest, axis=1) for each in scales])
-    own = np.zeros(len(leaders))
-    np.maximum.at(own, ids, norms)
+    pairs = np.stack([norms, norms[first]])
+    own = np.where(pairs.min(axis=0) > 0, pairs.min(axis=0), pairs.max(axis=0))
     with np.errstate(invalid="ignore"):
-        return float(np.max(np.where(distances == 0, 0.0, distances / np.where(own[ids] == 0, 1.0, own[ids]))))
+        return float(np.max(np.where(distances == 0, 0.0, distances / np.where(own == 0, 1.0, own))))
 
 
 def gradient_shares(leaf: Manifold, clusters: Mapping[str, Clusters], gradient: Params) -> dict[str, float]:

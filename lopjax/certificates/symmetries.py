@@ -6,7 +6,7 @@ Whether a map does leave the loss unchanged is asked of the loss itself, at para
 functions that agree there agree everywhere, with probability one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +94,9 @@ def constants(path: str, seed: int) -> Change:
     return change
 
 
-def align(wiring: Wiring, variables: Variables, clusters: Mapping[str, np.ndarray]) -> Alignment:
+def align(
+    wiring: Wiring, variables: Variables, clusters: Mapping[str, np.ndarray], blind: Collection[str] = ()
+) -> Alignment:
     """The orthogonal map of each unit, array by array, that brings it closest to the first unit of its cluster.
 
     For units of one coordinate it is a sign. Where an array does not determine the map (a bias of a head), it is one
@@ -104,6 +106,7 @@ def align(wiring: Wiring, variables: Variables, clusters: Mapping[str, np.ndarra
         wiring: wiring of the network.
         variables: its variables.
         clusters: cluster of every unit, per space.
+        blind: paths of arrays whose constants along the output axes say nothing about a unit that they read.
     """
     names = ["/".join(path) for path in tree_paths(variables)]
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(variables)]
@@ -116,7 +119,9 @@ def align(wiring: Wiring, variables: Variables, clusters: Mapping[str, np.ndarra
                 behind = _coordinate_axis(label, leaf.shape, width)
                 if width == 1 or behind is not None:
                     coordinates[name, axis] = behind
-                    slices[name, axis] = _units_first(leaf, axis, behind)
+                    is_constant = name in blind and isinstance(label.axes[axis], In)
+                    own = leaf - _mean_over_outputs(label, leaf) if is_constant else leaf
+                    slices[name, axis] = _units_first(own, axis, behind)
         _, leaders = np.unique(ids, return_index=True)
         found = [_maps_of_unit(list(slices.values()), int(leaders[ids[u]]), u, width) for u in range(len(ids))]
         for index, key in enumerate(slices):
@@ -138,6 +143,10 @@ def _maps_of_unit(slices: Sequence[np.ndarray], leader: int, unit: int, width: i
         one if fixed else min(candidates, key=lambda each: float(np.linalg.norm(own @ each - first)))
         for one, fixed, (first, own) in zip(polar, is_fixed, pairs)
     ]
+
+
+def _mean_over_outputs(label: Label, array: np.ndarray) -> np.ndarray:
+    return array.mean(axis=tuple(i for i, role in enumerate(label.axes) if isinstance(role, Out)), keepdims=True)
 
 
 def _coordinate_axis(label: Label, shape: tuple[int, ...], width: int) -> int | None:
