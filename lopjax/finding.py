@@ -46,7 +46,8 @@ def find_clones(
         batch: inputs, `(batch, *input_shape)`; more samples than clusters make accidents unlikely.
         tolerance: relative distance under which two units are the same. Default: between what `certify_cloned` counts
             as zero and as not zero (sqrt(10) of its tolerances), so that it never says the contrary. Relative to the
-            smaller unit of the two (its activations, or its pre-activations if those are larger), and for parameters as in `refine_partition`.
+            smaller unit of the two (its activations, or its pre-activations if those are larger), and for parameters
+            as in `refine_partition`.
 
     Returns:
         A `ClonesFound` for every cloneable space. Where `agree` is false, units act alike on this batch without equal
