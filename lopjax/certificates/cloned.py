@@ -228,7 +228,7 @@ def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, 
         verdict = CloneVerdict.BLOCK_CONSTANT if is_equal else CloneVerdict.ON_V
         return _unless(_contradiction(case, ("forward", "backward")), verdict, case, notes)
     if case.is_zero("re") and case.is_signal("ce") and not maybe:
-        doubt = _contradiction(case, ("forward",)) or _silence(case, ("backward",))
+        doubt = _contradiction(case, ("forward",)) or _silence(case, ("backward",), GAP)
         return _unless(doubt, CloneVerdict.FORWARD_ONLY, case, notes)
     if case.is_signal("re"):
         return _judge_unequal(question, case, blind, maybe, notes)
@@ -256,7 +256,7 @@ def _judge_unequal(
             hint = "" if question.batch else ": a batch would show it"
             notes = [*notes, f"equal up to signs or rotations of units, which the loss may or may not see{hint}"]
             return CloneVerdict.UNDECIDED, case, notes
-    return _unless(_silence(case, ("forward", "backward")), CloneVerdict.NOT_CLONED, case, notes)
+    return _unless(_silence(case, ("forward", "backward"), 1.0), CloneVerdict.NOT_CLONED, case, notes)
 
 
 def _hidden_constants(question: _Question, case: _Case) -> tuple[set[str], set[str], list[str]]:
@@ -297,25 +297,29 @@ def _unless(doubt: str, verdict: CloneVerdict, case: _Case, notes: list[str]) ->
     return verdict, case, notes
 
 
-def _contradiction(case: _Case, kinds: Sequence[str]) -> str:
+def _contradiction(case: _Case, kinds: Sequence[str], multiple: float = GAP) -> str:
     """What on the batch speaks against equal signals of these kinds (backward: and gradients); empty if nothing."""
     data = case.on_batch
+    limit = multiple * data.tolerance
     for name, residuals in data.sites.items():
         for kind in kinds:
-            if not getattr(residuals, kind) < GAP * data.tolerance:
+            if not getattr(residuals, kind) < limit:
                 return f"{kind} signals at {name} differ by {getattr(residuals, kind):.1e}"
     if "backward" in kinds and data.tangency is not None:
-        if not data.tangency < GAP * data.tolerance:
+        if not data.tangency < limit:
             return f"the gradient leaves the leaf by {data.tangency:.1e}"
         for name, share in data.gradients.items():
-            if not share < GAP * data.tolerance:
+            if not share < limit:
                 return f"the gradient of {name} leaves the leaf by {share:.1e}"
     return ""
 
 
-def _silence(case: _Case, kinds: Sequence[str]) -> str:
-    """Says so if a batch was given and shows no difference of these kinds, nor in the gradient."""
-    if case.on_batch.seen is None or _contradiction(case, kinds):
+def _silence(case: _Case, kinds: Sequence[str], multiple: float) -> str:
+    """Says so if a batch was given on which no signal of these kinds, nor the gradient, differs by so many tolerances.
+
+    One that differs by less than `GAP` proves nothing, but does not speak against unequal parameters either.
+    """
+    if case.on_batch.seen is None or _contradiction(case, kinds, multiple):
         return ""
     return f"no difference shows on the batch ({', '.join(kinds)} signals and gradient agree)"
 
