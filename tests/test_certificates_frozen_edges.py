@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
+from scipy.special import expit, ndtr
 
 from lopjax.activations import activation
 from lopjax.certificates import FrozenVerdict, certify_frozen, interval_bounds
@@ -37,7 +38,7 @@ FIRST = np.array([1.0, 0, 0, 0])
 HIGHEST = float(np.float32(INPUTS)[:, 0].max())
 
 
-@pytest.mark.parametrize("height", [1.0, 1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("height", [1e-1, 1e-5])
 def test_a_unit_active_on_one_sample_is_alive(height):
     certificate = certify("relu", FIRST, height - HIGHEST)
     assert certificate.verdict is FrozenVerdict.ALIVE
@@ -56,8 +57,8 @@ def test_a_unit_on_the_kink_for_every_input_is_frozen():
 @pytest.mark.parametrize("name", ["gelu", "silu"])
 def test_the_minimum_of_an_activation_is_not_saturation(name, x64):
     """f' = 0 on every sample. The oracle: a kick of 2e-3 restores a gradient, which no kick does at z = -40."""
-    function = activation(name)
-    lowest = minimize_scalar(lambda z: float(function(jnp.asarray(z))), bounds=(-2, 0), options={"xatol": 1e-12})
+    function = {"gelu": lambda z: z * ndtr(z), "silu": lambda z: z * expit(z)}[name]
+    lowest = minimize_scalar(function, bounds=(-2, 0), options={"xatol": 1e-12})
     turning = certify(name, np.zeros(4), lowest.x)
     unit = turning.units[0]
     assert (unit.verdict, unit.time_scale) == (FrozenVerdict.UNDECIDED, None)

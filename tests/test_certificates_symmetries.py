@@ -26,7 +26,7 @@ def small(activation="tanh", norm="none"):
     """A network of one or two hidden layers with three pairs in the first."""
     base = mlp((4,), (3, 4), 3, activation=activation, norm=norm)
     wide = widen(base, {"hidden_0": 2})
-    return wide, clone_variables(drawn(base), base.wiring, {"hidden_0": 2})
+    return wide, {"params": clone_variables(drawn(base), base.wiring, {"hidden_0": 2})}
 
 
 def batch(shape=(4,), samples=16):
@@ -54,7 +54,9 @@ def departure(model, params, loss, optimizer, steps=150):
 
         return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(0), steps))[0][0]
 
-    difference = lambda tree: np.asarray(tree["hidden_0"]["kernel"][:, ::2] - tree["hidden_0"]["kernel"][:, 1::2])  # noqa: E731
+    def difference(tree):
+        return np.asarray(tree["hidden_0"]["kernel"][:, ::2] - tree["hidden_0"]["kernel"][:, 1::2])
+
     return float(np.abs(difference(train(params)) - difference(params)).max())
 
 
@@ -67,7 +69,7 @@ def add_to_first(size, per_target=False):
 def one_layer():
     with jax.enable_x64(True):
         base = mlp((4,), (3,), 3, activation="tanh")
-        yield widen(base, 2), clone_variables(drawn(base), base.wiring, 2)["params"]
+        yield widen(base, 2), clone_variables(drawn(base), base.wiring, 2)
 
 
 @pytest.mark.parametrize("size", [0.3, 1e3])
@@ -150,7 +152,7 @@ def heads():
     with jax.enable_x64(True):
         base = vit((4, 4, 2), 3, patch=2, width=8, depth=1, heads=2, mlp_ratio=0.75)
         wide = widen(base, FACTOR)
-        params = clone_variables(drawn(base), base.wiring, FACTOR)["params"]
+        params = clone_variables(drawn(base), base.wiring, FACTOR)
         yield wide, params, uniform_partition(wide.wiring, FACTOR), batch((4, 4, 2))
 
 
