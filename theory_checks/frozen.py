@@ -198,11 +198,20 @@ def check_training(size: Size) -> list[Row]:
     layer = second["hidden_1"]
     kernel = layer["kernel"].at[:, jnp.array(UNITS)].apply(lambda w: -jnp.abs(w))
     signed = {**second, "hidden_1": {"kernel": kernel, "bias": layer["bias"].at[jnp.array(UNITS)].set(-0.01)}}
+    # Two units that read two sleeping units of the first layer, with positive weights, and nothing else.
+    listening = jnp.zeros_like(layer["kernel"]).at[jnp.array(UNITS)].set(0.5)
+    deaf = {"kernel": layer["kernel"].at[:, jnp.array(UNITS)].set(listening[:, jnp.array(UNITS)])}
+    deaf["bias"] = layer["bias"].at[jnp.array(UNITS)].set(-0.01)
     other_data = random_batches((5,), steps, samples=32, seed=5)
     return [
         Row("first layer, the same data", moved("hidden_0", first, same), 0.0),
         Row("second layer, w <= 0 and b < 0, the same data", moved("hidden_1", signed, same), 0.0),
         Row("second layer, w <= 0 and b < 0, other data", moved("hidden_1", signed, other_data), 0.0),
+        Row(
+            "second layer, reads sleeping units only, the same data",
+            moved("hidden_1", {**first, "hidden_1": deaf}, same),
+            0.0,
+        ),
         Row("first layer, other data", moved("hidden_0", first, other_data), SIGNAL, control=True),
         Row("second layer, the same data", moved("hidden_1", second, same), SIGNAL, control=True),
     ]
@@ -223,7 +232,8 @@ CHECKS: tuple[Check, ...] = (
         "Whole rows of the Hessian vanish on frozen parameters: the manifold is neutral, neither stable nor unstable.",
         "this library",
         check_hessian,
-        "Nothing pushes a dead unit back to sleep after a kick: a large enough kick frees it for good.",
+        "No curvature holds a dead unit: a kick beyond its radius wakes it, for the time being. Training may put it to"
+        " sleep again.",
     ),
     Check(
         "frozen.radius",
@@ -235,8 +245,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "frozen.training",
-        "A sleeping first-layer unit is trapped on fixed data; a deeper one only if signs keep it asleep whatever it"
-        " reads.",
+        "A sleeping first-layer unit is trapped on fixed data; so is a deeper one that signs keep asleep whatever it"
+        " reads, or that reads only units which sleep and are trapped themselves; training wakes others.",
         f"{PAPER}, section 4 (restricted)",
         check_training,
         "Training on can revive deeper units, and new data first-layer units: count dead units again before a reset.",

@@ -102,7 +102,7 @@ def gather(scene: Scene, site: str) -> SiteEvidence:
         gradient = slice_norms(scene.seen.gradient, wiring, site, arrays)
         steepness = slopes(activation_function(wiring.site(site).activation), pre, scene.slope_threshold)
         above, below = _signs(scene, site, layer, gradient)
-    if scene.seen is not None and layer is not None:
+    if scene.seen is not None and layer is not None and largest is not None:
         radius = np.asarray(revival_radius(pre, source_norms(layer, _read(scene, layer))))
         weights = np.linalg.norm(np.asarray(layer.kernel, np.float64).reshape(-1, len(size)), axis=0)
         source_radius = np.where(weights > 0, -largest / np.where(weights > 0, weights, 1), np.inf)
@@ -150,7 +150,7 @@ def slice_norms(tree: Params, wiring: Wiring, site: str, names: tuple[str, ...])
 def _read(scene: Scene, layer: PlainLayer) -> jax.Array:
     """What a layer reads on the batch."""
     assert scene.seen is not None
-    source = layer.label.source
+    source = str(layer.label.source)
     if source in scene.seen.taps:
         return scene.seen.taps[source].post
     assert scene.inputs is not None
@@ -182,9 +182,11 @@ def _signs(scene: Scene, site: str, layer: PlainLayer | None, gradient: np.ndarr
     tap = scene.seen.taps[site]
     pre, level = np.asarray(samples_by_units(tap.pre), np.float64), _level(scene, site, layer)
     if layer is None:
-        share = pre / (np.abs(pre).max() or 1.0)
-        is_above = (share >= level) | ((share >= level / GAP) & (gradient > 0))
-        return is_above.any(axis=0), (share <= -level).all(axis=0)
+        # Behind a norm or a sum nothing bounds the rounding: each unit goes by its own size, or an ordinary unit's eps.
+        own = np.abs(pre).max(axis=0)
+        noise = np.maximum(level * own, float(jnp.finfo(tap.pre.dtype).eps) * np.median(own))
+        is_above = (pre > noise) | ((pre > noise / GAP) & (gradient > 0))
+        return np.any(is_above, axis=0), np.all(pre < -noise, axis=0) | (own == 0)
     read = _read(scene, layer)
     sizes = samples_by_units(summand_sizes(layer, read))
     rebuilt = samples_by_units(apply_layer(layer, layer.kernel, read) + layer.bias)
@@ -197,7 +199,7 @@ def _signs(scene: Scene, site: str, layer: PlainLayer | None, gradient: np.ndarr
         )
     # What two ways of computing the same sum differ by is rounding, too: matrix units may be coarser than their type.
     noise = np.maximum(level * np.asarray(sizes, np.float64), difference)
-    return (pre > noise).any(axis=0), (pre <= -noise).all(axis=0)
+    return np.any(pre > noise, axis=0), np.all(pre <= -noise, axis=0)
 
 
 def _trapped(scene: Scene, site: str) -> np.ndarray:

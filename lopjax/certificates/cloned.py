@@ -5,6 +5,7 @@ from enum import Enum
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lopjax.certificates.evidence import Loss, Pass, SignalResiduals, gradient_shares, run, signal_residuals
 from lopjax.certificates.residuals import KINDS, ArrayResiduals, array_residuals
@@ -186,7 +187,8 @@ class _Question(NamedTuple):
         params, wiring = self.variables["params"], self.model.wiring
         if self.batch is None:
             return _OnBatch(None, {}, {}, None, max(tolerance, signal_tolerance(params, wiring)))
-        check_precision(jax.eval_shape(lambda: self.model.apply(self.variables, jax.numpy.asarray(self.batch[0]))[2]))
+        inputs = jnp.asarray(self.batch[0])
+        check_precision(jax.eval_shape(lambda: self.model.apply(self.variables, inputs)[2]))
         check_batch(self.loss, self.model, self.variables, self.batch)
         seen = run(self.model, self.loss, self.train, self.variables, self.batch)
         return _OnBatch(
@@ -262,6 +264,8 @@ def _judge_unequal(
 def _hidden_constants(question: _Question, case: _Case) -> tuple[set[str], set[str], list[str]]:
     """Arrays that break CE by what the loss does not see, arrays that may do so, and notes."""
     names = [name for name, each in case.arrays.items() if each.counted and not each.ce <= case.tolerance]
+    if not names:
+        return set(), set(), []
     without = array_residuals(
         question.variables, question.model.wiring, question.clusters, question.excluded, {}, blind=names
     )

@@ -79,8 +79,8 @@ class FrozenCertificate(NamedTuple):
     Attributes:
         verdict: the weakest verdict of all units.
         units: evidence per unit.
-        tolerance: relative size of a pre-activation, over `|w| |h_prev| + |b|` (behind a norm: over the largest one),
-            that counts as zero; the largest over the sites.
+        tolerance: relative size of a pre-activation that counts as zero, over `|w| |h_prev| + |b|` (behind a norm: over
+            the unit's largest one); the largest over the sites.
         notes: what a reader must know besides.
     """
 

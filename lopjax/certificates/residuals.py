@@ -65,12 +65,12 @@ def array_residuals(
         name = "/".join(path)
         if any(space in clusters for space in (*label.reads(), *label.writes())):
             found = violations(np.asarray(leaf, np.float64), label, ids, name in blind)
-            sizes = [float(np.max(blocks)) for blocks in found]
+            re, ce, bc = (float(np.max(blocks)) for blocks in found)
             worst = tuple(
                 (kind, *_where(label, blocks, kind, clusters)) for kind, blocks in zip(KINDS, found) if np.max(blocks)
             )
             residuals[name] = ArrayResiduals(
-                *sizes, gradients.get(name), name not in excluded, worst, blind=name in blind
+                re, ce, bc, gradients.get(name), name not in excluded, worst, name in blind
             )
     return residuals
 
@@ -81,6 +81,6 @@ def _where(label: Label, blocks: np.ndarray, kind: str, clusters: Mapping[str, C
     sides = {"re": (Out,), "ce": (In,), "bc": (Out, In)}[kind]
     for side in sides:
         for axis, role in enumerate(label.axes):
-            if isinstance(role, side) and role.space in clusters:
+            if role is not None and isinstance(role, side) and role.space in clusters:
                 return role.space, int(clusters[role.space].leaders[index[axis]])
     return "", -1

@@ -55,4 +55,4 @@ def slopes(function: Callable[[jax.Array], jax.Array], pre: Float[Array, "sample
     slope, here = size(pre)
     place = np.searchsorted(grid, np.asarray(pre, np.float64))
     tail = np.maximum(here, np.minimum(left[place], right[place]))
-    return Slopes(slope.max(axis=0), (tail <= threshold).all(axis=0))
+    return Slopes(slope.max(axis=0), np.all(tail <= threshold, axis=0))
