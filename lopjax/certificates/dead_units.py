@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lopjax.activations import activation as activation_function
+from lopjax.activations import activation
 from lopjax.model import Params
 from lopjax.wiring import In, Label, Wiring
 
-MONOTONE = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "selu", "identity", "erf", "softplus", "exp")
-"""Non-decreasing activations: an interval maps to the interval of its ends."""
 
-NON_NEGATIVE = ("relu", "sigmoid", "softplus", "exp")
+EXACT = ("relu", "identity")
+"""Activations that round nothing."""
 
 
 class PlainLayer(NamedTuple):
@@ -154,7 +153,8 @@ def dead_by_sign(
     """
     source = layer.label.source
     if source in dict(wiring.sites):
-        reads_non_negative = wiring.site(source).activation in NON_NEGATIVE
+        bound = activation(wiring.site(source).activation).lower_bound
+        reads_non_negative = bound is not None and bound >= 0
     else:
         reads_non_negative = input_box is not None and bool((np.asarray(input_box[0]) >= 0).all())
     weights, bias = np.asarray(layer.kernel), np.asarray(layer.bias)
@@ -204,12 +204,13 @@ def interval_bounds(
     if source not in dict(wiring.sites):
         lower, upper = (jnp.asarray(bound, layer.kernel.dtype)[None] for bound in input_box)
     else:
-        name = wiring.site(source).activation
-        if name not in MONOTONE:
-            raise ValueError(f"interval bounds through site {source!r}: activation {name!r} is not monotone")
+        entry = activation(wiring.site(source).activation)
+        if not entry.is_monotone:
+            what = "is not monotone" if entry.is_monotone is False else "does not say that it is monotone (is_monotone)"
+            raise ValueError(f"interval bounds through site {source!r}: activation {entry.name!r} {what}")
         lower, upper = interval_bounds(params, wiring, source, input_box, tolerance)
-        lower, upper = (activation_function(name)(bound)[None] for bound in (lower, upper))
-        if name != "relu" and tolerance is None:
+        lower, upper = (entry(bound)[None] for bound in (lower, upper))
+        if entry.name not in EXACT and tolerance is None:
             # Exponentials are off by a few units in the last place, and not always monotone there.
             slack = 8 * eps * (1 + jnp.maximum(jnp.abs(lower), jnp.abs(upper)))
             lower, upper = lower - slack, upper + slack
