@@ -83,6 +83,7 @@ def test_the_minimum_of_an_activation_is_not_saturation(name, x64):
         ("sin", {np.pi / 2: False, -np.pi / 2: False}),
         ("softplus", {-15.0: True, 15.0: False}),
         ("leaky_relu", {-15.0: False}),
+        ("mish", {-25.0: True, -1.192: False, 25.0: False}),
     ],
 )
 def test_saturation_asks_for_slope_and_curvature_of_the_whole_tail(name, points, x64):
@@ -191,3 +192,14 @@ def test_half_precision_units_are_judged_by_their_values():
         bias = half["params"]["hidden_0"]["bias"].at[0].add(shift)
         moved = {"params": {**half["params"], "hidden_0": {**half["params"]["hidden_0"], "bias": bias}}}
         assert certify_frozen(model, moved, {"hidden_0": [0]}, batch).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "flat", "steep"), [("hard_tanh", (8.0, -8.0), (0.5,)), ("relu6", (14.0, -8.0), (3.0,))]
+)
+def test_units_on_any_flat_piece_are_frozen(name, flat, steep):
+    """On both sides; a unit at the top of ReLU6 is frozen, but not silent: who reads it has no dead source."""
+    for place in (*flat, *steep):
+        unit = certify(name, 1e-3 * FIRST, place).units[0]
+        assert unit.verdict is (FrozenVerdict.FROZEN if place in flat else FrozenVerdict.ALIVE)
+        assert (unit.gradient == 0) == (place in flat)

@@ -1,12 +1,13 @@
 """Evidence about the units of one site: how far below zero, for which reason, and what it depends on."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.activations import activation as activation_function
+from lopjax.activations import activation
 from lopjax.certificates.dead_units import (
     PlainLayer,
     apply_layer,
@@ -55,8 +56,8 @@ class SiteEvidence(NamedTuple):
         level: relative pre-activation that counts as zero.
         threshold: largest slope of a saturated unit.
         largest: largest pre-activation.
-        is_above: whether z > 0 on some sample, beyond rounding.
-        is_below: whether z <= 0 on every sample, beyond rounding.
+        is_active: whether the activation is not flat on some sample, beyond rounding.
+        is_flat: whether it is flat on every sample, beyond rounding.
         slopes: of the activation.
         radius: see `revival_radius`.
         source_radius: `min -z / ||w||`.
@@ -72,8 +73,8 @@ class SiteEvidence(NamedTuple):
     level: float
     threshold: float
     largest: np.ndarray | None
-    is_above: np.ndarray | None
-    is_below: np.ndarray | None
+    is_active: np.ndarray | None
+    is_flat: np.ndarray | None
     slopes: Slopes | None
     radius: np.ndarray | None
     source_radius: np.ndarray | None
@@ -92,7 +93,7 @@ def gather(scene: Scene, site: str) -> SiteEvidence:
     layer = plain_layer(params, wiring, site)
     arrays, others = incoming_arrays(wiring, site)
     size = slice_norms(params, wiring, site, arrays)
-    largest = above = below = gradient = radius = source_radius = upper = steepness = None
+    largest = active = flat = gradient = radius = source_radius = upper = steepness = None
     if scene.input_box is not None:
         bounds = interval_bounds(params, wiring, site, scene.input_box)
         upper = np.asarray(bounds[1]).reshape(-1, len(size)).max(axis=0)
@@ -100,8 +101,8 @@ def gather(scene: Scene, site: str) -> SiteEvidence:
         pre = samples_by_units(scene.seen.taps[site].pre)
         largest = np.asarray(jnp.max(pre, axis=0))
         gradient = slice_norms(scene.seen.gradient, wiring, site, arrays)
-        steepness = slopes(activation_function(wiring.site(site).activation), pre, scene.slope_threshold)
-        above, below = _signs(scene, site, layer, gradient)
+        steepness = slopes(activation(wiring.site(site).activation), pre, scene.slope_threshold)
+        active, flat = _flatness(scene, site, layer, activation(wiring.site(site).activation).flat or ())
     if scene.seen is not None and layer is not None and largest is not None:
         radius = np.asarray(revival_radius(pre, source_norms(layer, _read(scene, layer))))
         weights = np.linalg.norm(np.asarray(layer.kernel, np.float64).reshape(-1, len(size)), axis=0)
@@ -110,8 +111,8 @@ def gather(scene: Scene, site: str) -> SiteEvidence:
         level=_level(scene, site, layer),
         threshold=scene.slope_threshold,
         largest=largest,
-        is_above=above,
-        is_below=below,
+        is_active=active,
+        is_flat=flat,
         slopes=steepness,
         radius=radius,
         source_radius=source_radius,
@@ -163,7 +164,7 @@ def _level(scene: Scene, site: str, layer: PlainLayer | None) -> float:
         return scene.tolerance
     taps = None if scene.seen is None else scene.seen.taps
     if layer is None:
-        return GAP * signal_tolerance(scene.params, scene.wiring, taps)
+        return signal_tolerance(scene.params, scene.wiring, taps)
     kinds = [layer.kernel.dtype] if taps is None else [layer.kernel.dtype, taps[site].pre.dtype]
     eps = max(float(jnp.finfo(kind).eps) for kind in kinds)
     depth, below = 1, layer
@@ -172,21 +173,37 @@ def _level(scene: Scene, site: str, layer: PlainLayer | None) -> float:
     return depth * rounding_level(layer, eps)
 
 
-def _signs(scene: Scene, site: str, layer: PlainLayer | None, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whether units are active on some sample, and inactive on all, beyond rounding.
+def _flatness(
+    scene: Scene, site: str, layer: PlainLayer | None, intervals: Sequence[tuple[float, float]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether some sample lies outside all of these intervals beyond rounding, and whether all lie inside.
+
+    Their ends belong to them: the derivative that JAX takes at a kink is that of the flat side.
+    """
+    assert scene.seen is not None
+    pre = np.asarray(samples_by_units(scene.seen.taps[site].pre), np.float64)
+    noise = _noise(scene, site, layer, pre)
+    is_inside, is_outside = np.zeros(pre.shape, bool), np.ones(pre.shape, bool)
+    for low, high in intervals:
+        is_inside |= (pre >= low + noise) & (pre <= high - noise)
+        is_outside &= (pre < low - noise) | (pre > high + noise)
+    return np.any(is_outside, axis=0), np.all(is_inside, axis=0)
+
+
+def _noise(scene: Scene, site: str, layer: PlainLayer | None, pre: np.ndarray) -> np.ndarray:
+    """What rounding can do to each pre-activation.
 
     Raises:
         ValueError: the labelled source does not produce the pre-activation.
     """
     assert scene.seen is not None
-    tap = scene.seen.taps[site]
-    pre, level = np.asarray(samples_by_units(tap.pre), np.float64), _level(scene, site, layer)
+    tap, level = scene.seen.taps[site], _level(scene, site, layer)
     if layer is None:
-        # Behind a norm or a sum nothing bounds the rounding: each unit goes by its own size, or an ordinary unit's eps.
+        # Behind a norm or a sum nothing bounds the rounding: each unit goes by its own size, or an ordinary unit's eps;
+        # a unit that is 0 on every sample does not get there by rounding.
         own = np.abs(pre).max(axis=0)
-        noise = np.maximum(level * own, float(jnp.finfo(tap.pre.dtype).eps) * np.median(own))
-        is_above = (pre > noise) | ((pre > noise / GAP) & (gradient > 0))
-        return np.any(is_above, axis=0), np.all(pre < -noise, axis=0) | (own == 0)
+        floor = float(jnp.finfo(tap.pre.dtype).eps) * np.median(own)
+        return np.broadcast_to(np.where(own == 0, 0.0, np.maximum(level * own, floor)), pre.shape)
     read = _read(scene, layer)
     sizes = samples_by_units(summand_sizes(layer, read))
     rebuilt = samples_by_units(apply_layer(layer, layer.kernel, read) + layer.bias)
@@ -198,8 +215,7 @@ def _signs(scene: Scene, site: str, layer: PlainLayer | None, gradient: np.ndarr
             f"site {site!r}: its kernel applied to {source!r} does not give its pre-activation; fix the label"
         )
     # What two ways of computing the same sum differ by is rounding, too: matrix units may be coarser than their type.
-    noise = np.maximum(level * np.asarray(sizes, np.float64), difference)
-    return np.any(pre > noise, axis=0), np.all(pre <= -noise, axis=0)
+    return np.maximum(level * np.asarray(sizes, np.float64), difference)
 
 
 def _trapped(scene: Scene, site: str) -> np.ndarray:
@@ -211,10 +227,11 @@ def _trapped(scene: Scene, site: str) -> np.ndarray:
     wiring = scene.wiring
     size = wiring.size(wiring.site(site).space)
     layer = plain_layer(scene.params, wiring, site)
-    if layer is None or scene.seen is None or wiring.site(site).activation != "relu":
+    entry = activation(wiring.site(site).activation)
+    if layer is None or scene.seen is None or not entry.is_zero_below_zero:
         return np.zeros(size, bool)
     gradient = slice_norms(scene.seen.gradient, wiring, site, incoming_arrays(wiring, site)[0])
-    is_dead = _signs(scene, site, layer, gradient)[1] & (gradient == 0)
+    is_dead = _flatness(scene, site, layer, ((-np.inf, 0.0),))[1] & (gradient == 0)
     if layer.label.source not in dict(wiring.sites):
         return is_dead
     return is_dead & dead_by_sign(layer, wiring, scene.input_box, _trapped(scene, str(layer.label.source)))

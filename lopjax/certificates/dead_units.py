@@ -16,7 +16,6 @@ from lopjax.activations import activation
 from lopjax.model import Params
 from lopjax.wiring import In, Label, Wiring
 
-
 EXACT = ("relu", "identity")
 """Activations that round nothing."""
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.activations import activation
 from lopjax.certificates.asleep import Scene, SiteEvidence, gather, slice_norms
 from lopjax.certificates.dead_units import PlainLayer, plain_layer
 from lopjax.certificates.evidence import Loss, run
@@ -30,7 +31,10 @@ class FrozenVerdict(Enum):
         "saturated: the activation is flat on every sample and beyond, so gradients are small, or vanish in this "
         "precision: a slow manifold; see the time scale"
     )
-    FROZEN = "frozen on this data: inactive on every sample, so that the parameters named below have gradient zero"
+    FROZEN = (
+        "frozen on this data: inactive (its activation is constant) on every sample, so that the parameters named below "
+        "have gradient zero"
+    )
     FROZEN_EVERYWHERE = (
         "frozen on every input considered, by the signs of its weights or over the whole input box: the parameters "
         "named below have gradient zero"
@@ -204,7 +208,11 @@ def _upstream(wiring: Wiring, site: str, layer: PlainLayer | None) -> tuple[str,
 def _notes(
     scene: Scene, site: str, layer: PlainLayer | None, evidence: SiteEvidence, units: list[UnitEvidence], train: bool
 ) -> list[str]:
-    notes = []
+    entry = activation(scene.wiring.site(site).activation)
+    missing, notes = [fact for fact in ("flat", "saturates") if getattr(entry, fact) is None], []
+    if missing:
+        what = " and ".join(missing)
+        notes.append(f"{site}: activation {entry.name!r} comes without {what}: undecided; pass an Activation")
     if layer is None:
         mode = "this batch's statistics" if train else "its running statistics"
         notes.append(
@@ -221,8 +229,8 @@ def _notes(
         )
     for u in units:
         if u.verdict is FrozenVerdict.FROZEN and u.largest == 0:
-            notes.append(f"{site}[{u.unit}]: z = 0 at most, on the kink: frozen since the ReLU's derivative at 0 is 0")
-        if u.verdict is FrozenVerdict.UNDECIDED and u.gradient is not None and u.time_scale is None:
+            notes.append(f"{site}[{u.unit}]: z = 0 at most, on the kink: frozen since JAX's derivative at 0 is 0")
+        if u.verdict is FrozenVerdict.UNDECIDED and u.time_scale is None and u.gradient is not None and not missing:
             notes.append(
                 f"{site}[{u.unit}]: f' is small on every sample but not beyond: a turning point of the activation, "
                 "which any small change of the weights leaves, not saturation"
@@ -234,9 +242,12 @@ def _judge(wiring: Wiring, site: str, unit: int, evidence: SiteEvidence, depends
     def of(values: np.ndarray | None) -> float | None:
         return None if values is None else float(values[unit])
 
-    is_relu = wiring.site(site).activation == "relu"
+    entry = activation(wiring.site(site).activation)
+    is_relu = bool(entry.is_zero_below_zero)
     by_sign = is_relu and bool(evidence.by_sign[unit])
-    verdict = _judge_relu(evidence, unit, by_sign) if is_relu else _judge_smooth(evidence, unit)
+    verdict = _judge_flat(evidence, unit, is_relu, by_sign) if entry.flat else FrozenVerdict.UNDECIDED
+    if verdict is FrozenVerdict.UNDECIDED and not is_relu:
+        verdict = _judge_slope(evidence, unit, entry.flat is not None)
     gradient, size = of(evidence.gradient), float(evidence.size[unit])
     is_turning = not is_relu and verdict is FrozenVerdict.UNDECIDED
     return UnitEvidence(
@@ -255,20 +266,22 @@ def _judge(wiring: Wiring, site: str, unit: int, evidence: SiteEvidence, depends
     )
 
 
-def _judge_relu(evidence: SiteEvidence, unit: int, by_sign: bool) -> FrozenVerdict:
-    is_boxed_in = evidence.box_upper is not None and evidence.box_upper[unit] <= 0
+def _judge_flat(evidence: SiteEvidence, unit: int, is_relu: bool, by_sign: bool) -> FrozenVerdict:
+    """The verdict on a unit whose activation is constant on some interval; UNDECIDED if it cannot be said from that."""
+    is_boxed_in = is_relu and evidence.box_upper is not None and evidence.box_upper[unit] <= 0
     everywhere = FrozenVerdict.FROZEN_EVERYWHERE if by_sign or is_boxed_in else None
-    if evidence.is_above is None or evidence.is_below is None or evidence.gradient is None:
+    if evidence.is_active is None or evidence.is_flat is None or evidence.gradient is None:
         return everywhere or FrozenVerdict.UNDECIDED
-    if evidence.is_above[unit]:
+    if evidence.is_active[unit]:
         return FrozenVerdict.ALIVE
-    is_dead = evidence.is_below[unit] and evidence.gradient[unit] == 0
+    is_dead = evidence.is_flat[unit] and evidence.gradient[unit] == 0
     return everywhere or (FrozenVerdict.FROZEN if is_dead else FrozenVerdict.UNDECIDED)
 
 
-def _judge_smooth(evidence: SiteEvidence, unit: int) -> FrozenVerdict:
+def _judge_slope(evidence: SiteEvidence, unit: int, is_known: bool) -> FrozenVerdict:
+    """The verdict from the slope of the activation; saturation takes its facts."""
     if evidence.slopes is None:
         return FrozenVerdict.UNDECIDED
-    if evidence.slopes.is_saturated[unit]:
-        return FrozenVerdict.SLOW
-    return FrozenVerdict.ALIVE if evidence.slopes.largest[unit] > evidence.threshold else FrozenVerdict.UNDECIDED
+    if evidence.slopes.largest[unit] > evidence.threshold:
+        return FrozenVerdict.ALIVE
+    return FrozenVerdict.SLOW if is_known and evidence.slopes.is_saturated[unit] else FrozenVerdict.UNDECIDED

@@ -1,12 +1,13 @@
 """Saturated, or only at a turning point? The slope of an activation from where a unit stands out to infinity."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from lopjax.activations import Activation
 
 # Beyond this every activation of the library is flat, straight or periodic; f' is taken at the sample itself as well.
 REACH, POINTS = 60.0, 4801
@@ -27,7 +28,7 @@ class Slopes(NamedTuple):
     is_saturated: np.ndarray
 
 
-def slopes(function: Callable[[jax.Array], jax.Array], pre: Float[Array, "samples units"], threshold: float) -> Slopes:
+def slopes(entry: Activation, pre: Float[Array, "samples units"], threshold: float) -> Slopes:
     """Whether units are saturated.
 
     A small f' is not enough: at the minimum of GELU or SiLU f' is 0, f'' is not, and the next small change of a weight
@@ -35,13 +36,13 @@ def slopes(function: Callable[[jax.Array], jax.Array], pre: Float[Array, "sample
     activation, left or right of the sample: beyond its last extremum.
 
     Args:
-        function: the activation.
+        entry: the activation; only the ends towards which it `saturates` count, and none if that is unknown.
         pre: pre-activations z.
         threshold: largest slope of a saturated unit.
     """
 
     def first(z: jax.Array) -> jax.Array:
-        return jax.jvp(function, (z,), (jnp.ones_like(z),))[1]
+        return jax.jvp(entry.function, (z,), (jnp.ones_like(z),))[1]
 
     def size(z: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         slope, bend = jax.jvp(first, (z,), (jnp.ones_like(z),))
@@ -52,6 +53,10 @@ def slopes(function: Callable[[jax.Array], jax.Array], pre: Float[Array, "sample
     _, on_grid = size(jnp.asarray(grid, pre.dtype))
     left = np.concatenate([[0.0], np.maximum.accumulate(on_grid)])
     right = np.concatenate([np.maximum.accumulate(on_grid[::-1])[::-1], [0.0]])
+    ends = entry.saturates or ()
+    left, right = (
+        tail if end in ends else np.full_like(tail, np.inf) for tail, end in ((left, -np.inf), (right, np.inf))
+    )
     slope, here = size(pre)
     place = np.searchsorted(grid, np.asarray(pre, np.float64))
     tail = np.maximum(here, np.minimum(left[place], right[place]))
