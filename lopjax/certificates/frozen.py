@@ -32,8 +32,8 @@ class FrozenVerdict(Enum):
         "precision: a slow manifold; see the time scale"
     )
     FROZEN = (
-        "frozen on this data: inactive (its activation is constant) on every sample, so that the parameters named below "
-        "have gradient zero"
+        "frozen on this data: inactive (its activation is constant) on every sample, so that the parameters named "
+        "below have gradient zero"
     )
     FROZEN_EVERYWHERE = (
         "frozen on every input considered, by the signs of its weights or over the whole input box: the parameters "
@@ -249,14 +249,17 @@ def _judge(wiring: Wiring, site: str, unit: int, evidence: SiteEvidence, depends
     if verdict is FrozenVerdict.UNDECIDED and not is_relu:
         verdict = _judge_slope(evidence, unit, entry.flat is not None)
     gradient, size = of(evidence.gradient), float(evidence.size[unit])
+    # A unit that is flat above zero, as ReLU6 is, would wake from the other side.
+    is_flat_above = verdict is FrozenVerdict.FROZEN and evidence.largest is not None and evidence.largest[unit] > 0
+    has_radius = is_relu and not is_flat_above
     is_turning = not is_relu and verdict is FrozenVerdict.UNDECIDED
     return UnitEvidence(
         site=site,
         unit=unit,
         verdict=verdict,
         largest=of(evidence.largest),
-        radius=of(evidence.radius) if is_relu else None,
-        source_radius=of(evidence.source_radius) if is_relu else None,
+        radius=of(evidence.radius) if has_radius else None,
+        source_radius=of(evidence.source_radius) if has_radius else None,
         gradient=gradient,
         time_scale=None if gradient is None or is_turning else size / gradient if gradient > 0 else float("inf"),
         box_upper=of(evidence.box_upper),
