@@ -1,20 +1,33 @@
-"""Cloning a network n times, the partition it leaves behind, and finding clones in any network.
+"""Cloning a network n times, and the partition it leaves behind; `find_clones` finds clones in any network.
 
-Both are the two generic rules of the wiring: repeat every cloned axis, and divide by the number of clones along input
+Cloning is the two generic rules of the wiring: repeat every cloned axis, and divide by the number of clones along input
 axes. Nothing here knows what a convolution, a residual stream or an attention head is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.finding import ClonesFound, find_clones, refine_partition
 from lopjax.integers import as_integer
-from lopjax.model import Model, Params, Variables, samples_by_units
-from lopjax.wiring import In, Label, Wiring, multiplicity
+from lopjax.model import Model, Variables
+from lopjax.wiring import Label, Wiring, multiplicity
+
+__all__ = [
+    "ClonesFound",
+    "Factor",
+    "Partition",
+    "clone_factors",
+    "clone_variables",
+    "find_clones",
+    "refine_partition",
+    "uniform_partition",
+    "widen",
+]
 
 Copies = int | float | Sequence[int] | np.ndarray
 """For one space: a number at least 1, by which its width is multiplied, or the number of clones of every unit."""
@@ -228,152 +241,3 @@ def uniform_partition(wide_wiring: Wiring, factor: Factor) -> Partition:
     """
     counts = _in_every_space(wide_wiring, factor, _counts_of_wide)
     return {space: tuple(np.repeat(np.arange(len(n)), n).tolist()) for space, n in counts.items()}
-
-
-class ClonesFound(NamedTuple):
-    """Clusters of one unit space, found in three ways; each a tuple of cluster ids, one per unit.
-
-    Attributes:
-        activations: units with the same activations on the batch.
-        parameters: units that stay clones under training whatever the data: the coarsest clusters for which RE and CE
-            (theory 3.1) hold in every array at once.
-        proportional: units whose activations agree up to a factor: what parameters may miss (ReLU units up to scale,
-            odd units up to sign, theory 3.7). Units that are zero on the whole batch form one cluster here.
-        silent: number of units whose activation is zero on the whole batch: equal for a trivial reason.
-        agree: whether activations and parameters give the same clusters.
-    """
-
-    activations: tuple[int, ...]
-    parameters: tuple[int, ...]
-    proportional: tuple[int, ...]
-    silent: int
-    agree: bool
-
-
-def find_clones(
-    model: Model, variables: Variables, batch: jax.Array | np.ndarray, tolerance: float | None = None
-) -> dict[str, ClonesFound]:
-    """Find the clones of a network from what its units do and, independently, from its parameters.
-
-    Args:
-        model: any model.
-        variables: its variables, evaluated in eval mode.
-        batch: inputs, `(batch, *input_shape)`; more samples than clusters make accidents unlikely.
-        tolerance: relative distance under which two units are the same; default `sqrt(eps)` of the dtype. Relative to
-            the larger activation vector of the two, and for parameters as in `refine_partition`.
-
-    Returns:
-        A `ClonesFound` for every cloneable space. Where `agree` is false, units act alike on this batch without being
-        trapped (or the tolerance is too tight).
-
-    Raises:
-        ValueError: parameters or activations that are not finite; see also `Wiring.labels_of`.
-    """
-    dtype = jnp.result_type(*jax.tree.leaves(variables["params"]))
-    limit = float(jnp.finfo(dtype).eps) ** 0.5 if tolerance is None else tolerance
-    from_parameters = refine_partition(variables["params"], model.wiring, limit)
-    taps = model.apply(variables, jnp.asarray(batch))[2]
-    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((variables, taps))):
-        raise ValueError("parameters or activations are not finite: units cannot be compared")
-    found = {}
-    for space in model.wiring.cloneable:
-        sites = [samples_by_units(taps[site].post) for site in model.wiring.sites_of(space)]
-        if not sites:
-            continue
-        activations = np.concatenate([np.asarray(site, np.float64) for site in sites]).T
-        norms = np.linalg.norm(activations, axis=1)
-        by_activation = cluster_rows(activations, limit * np.maximum(norms, limit * norms.max()))
-        directions = activations / np.where(norms == 0, 1.0, norms)[:, None]
-        # The sign of a generic projection: the sign of the largest entry flips where two entries tie.
-        sign = np.where(directions @ np.random.default_rng(0).normal(size=directions.shape[1]) < 0, -1.0, 1.0)
-        found[space] = ClonesFound(
-            activations=by_activation,
-            parameters=from_parameters[space],
-            proportional=cluster_rows(directions * sign[:, None], np.full(len(norms), limit)),
-            silent=int((norms == 0).sum()),
-            agree=by_activation == from_parameters[space],
-        )
-    return found
-
-
-def refine_partition(params: Params, wiring: Wiring, tolerance: float) -> dict[str, tuple[int, ...]]:
-    """The coarsest partition with RE and CE in every parameter, by refinement: split whatever can be told apart.
-
-    Starts from one cluster per space. Two units stay together while, in every array, they get the same totals from
-    each source cluster (RE), give the same totals to each target cluster (CE), and have equal biases and norm
-    parameters. This is the coarsest equitable partition of a weighted graph. It exists and refinement finds it: units
-    that share a cluster of any equitable partition can never be told apart by totals over unions of its clusters.
-
-    Args:
-        params: parameters.
-        wiring: their wiring.
-        tolerance: distance under which two units are the same, relative to the totals of absolute values in each
-            array: totals that cancel are rounding noise and tell nothing apart.
-
-    Returns:
-        `{space: cluster id of every unit}` for all spaces; fixed spaces are singletons.
-    """
-    labels = wiring.labels_of(params)
-    arrays = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
-    partition = {space: tuple(range(size)) if space in wiring.fixed else (0,) * size for space, size in wiring.sizes}
-    while True:
-        refined = {
-            space: partition[space]
-            if space in wiring.fixed
-            else cluster_rows(
-                _signatures(space, labels, arrays, partition), np.full(wiring.size(space), tolerance), partition[space]
-            )
-            for space in wiring.spaces
-        }
-        if refined == partition:
-            return partition
-        partition = refined
-
-
-def _signatures(
-    space: str, labels: list[Label], arrays: list[np.ndarray], partition: Mapping[str, tuple[int, ...]]
-) -> np.ndarray:
-    """What a unit gets from and gives to every cluster: `(units, features)`, each array in units of its size."""
-    features = []
-    for label, array in zip(labels, arrays, strict=True):
-        for index, axis in enumerate(label.axes):
-            if axis is None or axis.space != space:
-                continue
-            totals, sizes = array, np.abs(array)
-            for other, other_axis in enumerate(label.axes):
-                # RE sums over sources, CE over targets. A second axis of the unit's own kind is compared entry by
-                # entry: equal pairs (b, c) ~ (b', c) and (b, c) ~ (b, c') are equal blocks, their means are not.
-                if other_axis is not None and isinstance(other_axis, In) != isinstance(axis, In):
-                    totals = _cluster_totals(totals, other, partition[other_axis.space])
-                    sizes = _cluster_totals(sizes, other, partition[other_axis.space])
-            rows, size_rows = (np.moveaxis(each, index, 0).reshape(each.shape[index], -1) for each in (totals, sizes))
-            largest = np.linalg.norm(size_rows, axis=1).max()
-            features.append(rows / largest if largest > 0 else rows)
-    return np.concatenate(features, axis=1)
-
-
-def _cluster_totals(array: np.ndarray, axis: int, clusters: tuple[int, ...]) -> np.ndarray:
-    member = np.eye(max(clusters) + 1)[list(clusters)]
-    return np.moveaxis(np.tensordot(array, member, axes=(axis, 0)), -1, axis)
-
-
-def cluster_rows(rows: np.ndarray, limits: np.ndarray, within: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """Cluster ids, numbered by first appearance, of rows that agree with the first row of their cluster.
-
-    Args:
-        rows: `(units, features)`.
-        limits: `(units,)`: two rows agree when their Euclidean distance is at most the larger of their limits.
-        within: only units with the same id here may share a cluster.
-    """
-    leaders: list[int] = []
-    clusters = []
-    for unit, row in enumerate(rows):
-        close = np.linalg.norm(rows[leaders] - row, axis=1) <= np.maximum(limits[leaders], limits[unit])
-        candidates = [
-            cluster for cluster in np.flatnonzero(close) if within is None or within[leaders[cluster]] == within[unit]
-        ]
-        if not candidates:
-            candidates = [len(leaders)]
-            leaders.append(unit)
-        clusters.append(int(candidates[0]))
-    return tuple(clusters)

@@ -226,7 +226,7 @@ def test_a_batch_too_small_merges_units_that_a_larger_one_separates():
 def test_tolerance_decides_what_is_the_same():
     model, variables, expected = planted_network()
     bias = variables["params"]["hidden_0"]["bias"]
-    variables["params"]["hidden_0"]["bias"] = bias + 1e-4 * jnp.arange(10)
+    variables["params"]["hidden_0"]["bias"] = bias + 1e-6 * jnp.arange(10)
     assert find_clones(model, variables, INPUTS)["hidden_0"].parameters == tuple(range(10))
     loose = find_clones(model, variables, INPUTS, tolerance=1e-2)["hidden_0"]
     assert loose.parameters == loose.activations == expected["hidden_0"]

@@ -14,6 +14,7 @@ THEOREMS: tuple[str, ...] = (
     "frozen",
     "frozen_optimizers",
     "other_clones",
+    "symmetry",
     "conserved",
     "stability",
     "escape",

@@ -164,7 +164,7 @@ CHECKS: tuple[Check, ...] = (
         "An optimizer's moments can carry a unit past the edge, or back over it: reset the moments with the unit. Adam"
         " coasts by about 10 learning rates after steady gradients, and by up to 28.6 after a spike, which is how"
         " units die.",
-        "About 10 learning rates used to be given for Adam whatever came before; that holds after steady gradients only.",
+        "About 10 learning rates used to be given for Adam whatever came before; that holds after steady gradients.",
     ),
     Check(
         "frozen_optimizers.weight_decay",

@@ -1,15 +1,11 @@
 """Certificates: is this network trapped, by which claim, and on what evidence?"""
 
-from lopjax.certificates.cloned import (
-    ArrayResiduals,
-    ClonedCertificate,
-    CloneVerdict,
-    SignalResiduals,
-    certify_cloned,
-)
+from lopjax.certificates.cloned import ClonedCertificate, CloneVerdict, certify_cloned
 from lopjax.certificates.dead_units import interval_bounds, joint_margin, revival_radius
+from lopjax.certificates.evidence import SignalResiduals
 from lopjax.certificates.frozen import FrozenCertificate, FrozenVerdict, UnitEvidence, certify_frozen
-from lopjax.certificates.tolerances import parameter_tolerance, signal_tolerance
+from lopjax.certificates.residuals import ArrayResiduals
+from lopjax.rounding import parameter_tolerance, signal_tolerance
 
 __all__ = [
     "ArrayResiduals",

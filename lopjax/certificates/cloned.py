@@ -1,29 +1,22 @@
 """Are the units in these clusters clones? Evidence from the parameters, and from what they do on a batch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lopjax.certificates.evidence import Loss, Pass, SignalResiduals, gradient_shares, run, signal_residuals
+from lopjax.certificates.residuals import KINDS, ArrayResiduals, array_residuals
+from lopjax.certificates.symmetries import Change, align, changed, constants, is_invisible
 from lopjax.certificates.text import number, table
-from lopjax.certificates.tolerances import GAP, parameter_tolerance, signal_tolerance
 from lopjax.cloning import Partition
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
-from lopjax.manifolds import (
-    Clusters,
-    Manifold,
-    check_partition,
-    cloned_manifold,
-    cluster_mean,
-    normal_part,
-    tangency_residual,
-    tree_norm,
-)
-from lopjax.model import Model, Params, Tap, Taps, Variables
-from lopjax.wiring import Wiring, tree_paths
+from lopjax.manifolds import Clusters, Manifold, check_partition, cloned_manifold, tangency_residual
+from lopjax.model import Model, Variables
+from lopjax.rounding import GAP, at_least_float32, check_precision, parameter_tolerance, signal_tolerance
+from lopjax.wiring import tree_paths
 
 
 class CloneVerdict(Enum):
@@ -37,40 +30,16 @@ class CloneVerdict(Enum):
         "clones on V (RE and CE hold, BC does not or is undecided): trapped on the leaf W + BC under gradient "
         "descent and every update that depends on the gradient history alone"
     )
-    FORWARD_ONLY = "equal activations (RE) but unequal outgoing totals (not CE): clones on every input, not trapped"
+    UP_TO_SYMMETRY = (
+        "clones up to signs or rotations of units that the loss cannot see: trapped under gradient descent with or "
+        "without momentum; coordinate-wise updates such as Adam's keep signs, not rotations"
+    )
+    FORWARD_ONLY = (
+        "equal activations (RE) but unequal outgoing totals (not CE): clones on every input, and not trapped where "
+        "their backward signals differ (seen on the batch, if one was given)"
+    )
     NOT_CLONED = "not clones: some units of a cluster get different totals (not RE)"
     UNDECIDED = "undecided: residuals lie between rounding and signal, or parameters and data disagree"
-
-
-class ArrayResiduals(NamedTuple):
-    """Violations of one array, each a share of the array's norm (0 for a zero array).
-
-    Attributes:
-        re: `||P_in Q_out W|| / ||W||`, row equality: targets of a cluster get equal totals from each source cluster.
-        ce: `||Q_in P_out W|| / ||W||`, column equality: sources of a cluster give equal totals.
-        bc: `||W - P_in P_out W|| / ||W||`, block constancy: RE, CE and equal gauge.
-        gradient: norm of the gradient's part normal to the leaf, over the norm of the *whole* gradient; `None` without
-            a batch.
-        counted: whether the verdict uses this array.
-    """
-
-    re: float
-    ce: float
-    bc: float
-    gradient: float | None
-    counted: bool
-
-
-class SignalResiduals(NamedTuple):
-    """Differences inside clusters at one site on the batch, over the norm of the site's whole signal.
-
-    Attributes:
-        forward: of the activations.
-        backward: of dL/d(pre-activation).
-    """
-
-    forward: float
-    backward: float
 
 
 class ClonedCertificate(NamedTuple):
@@ -78,7 +47,8 @@ class ClonedCertificate(NamedTuple):
 
     Attributes:
         verdict: the conclusion.
-        arrays: residuals of every array with a cloned axis, statistics included.
+        arrays: residuals of every array with a cloned axis, statistics included. For UP_TO_SYMMETRY they, the sites and
+            the tangency are those of the network with its units mapped onto each other.
         sites: signal residuals per site of a cloned space; empty without a batch.
         tangency: `||P_N g|| / ||g||` of the loss gradient on the leaf; `None` without a batch.
         tolerance: of parameter residuals.
@@ -113,12 +83,42 @@ class ClonedCertificate(NamedTuple):
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
+class _OnBatch(NamedTuple):
+    """What a batch shows; without one, nothing and a tolerance."""
+
+    seen: Pass | None
+    sites: Mapping[str, SignalResiduals]
+    gradients: Mapping[str, float]
+    tangency: float | None
+    tolerance: float
+
+
+class _Case(NamedTuple):
+    """All that a verdict is drawn from: residuals of the arrays that count, and what a batch shows."""
+
+    arrays: Mapping[str, ArrayResiduals]
+    on_batch: _OnBatch
+    tolerance: float
+
+    def worst(self, kind: str) -> float:
+        """The largest residual of a kind; infinite if one is not a number."""
+        return max((_or_infinite(getattr(each, kind)) for each in self.arrays.values() if each.counted), default=0.0)
+
+    def is_zero(self, *kinds: str) -> bool:
+        """Whether all residuals of these kinds are within tolerance."""
+        return all(self.worst(kind) <= self.tolerance for kind in kinds)
+
+    def is_signal(self, kind: str) -> bool:
+        """Whether some residual of this kind is beyond doubt."""
+        return GAP * self.tolerance <= self.worst(kind) < float("inf")
+
+
 def certify_cloned(
     model: Model,
     variables: Variables,
     partition: Partition,
     batch: Batch | None = None,
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_cross_entropy,
+    loss: Loss = mean_cross_entropy,
     *,
     train: bool = False,
     exclude: str | Sequence[str] = (),
@@ -126,13 +126,16 @@ def certify_cloned(
 ) -> ClonedCertificate:
     """Certify that the units of each cluster are clones.
 
-    The verdict follows from the parameters (RE and CE in every array put them on V, theory of arXiv 2510.00304, 4.1);
-    a batch is a check on it: if activations, backward signals or the gradient contradict the parameters, the verdict
-    is UNDECIDED.
+    The parameters propose a verdict (RE and CE in every array put them on V, arXiv 2510.00304, 4.1), and a batch must
+    bear it out: if activations, backward signals or the gradient contradict the parameters, or, for FORWARD_ONLY and
+    NOT_CLONED, do not show the difference, the verdict is UNDECIDED. With a batch the verdict is also modulo what its
+    loss cannot see, as shown by `lopjax.certificates.symmetries`: constants added to outgoing weights (over the classes
+    of a softmax, or over a space that only layer norms read), signs of units, rotations inside attention heads.
 
     Args:
         model: the network.
-        variables: its variables. Running statistics count like biases.
+        variables: its variables. Running statistics count like biases. 16-bit variables are judged, and the network is
+            run, in float32: their values are exact there.
         partition: cluster id of every unit, per space.
         batch: `(inputs, labels)`, for forward, backward and gradient residuals.
         loss: `(logits, labels) -> scalar`, a mean over samples.
@@ -144,31 +147,65 @@ def certify_cloned(
 
     Raises:
         ValueError: a partition without clusters or that does not fit the wiring; an unknown path in `exclude`;
-            variables of another network.
+            variables of another network; a batch for a network that computes in 16 bits.
     """
-    wiring = model.wiring
+    wiring, variables = model.wiring, at_least_float32(variables)
     clusters = check_partition(wiring, partition)
     if not clusters:
         raise ValueError("partition has no cluster of two or more units: there is nothing to certify")
-    names = ["/".join(path) for path in tree_paths(variables)]
-    excluded = _resolve_excluded(exclude, names)
-    params = variables["params"]
-    tolerance = parameter_tolerance(params) if tolerance is None else tolerance
-    data_tolerance = max(tolerance, signal_tolerance(params, wiring))
-    gradients, sites, tangency = {}, {}, None
-    if batch is not None:
-        check_batch(loss, model, variables, batch)
-        leaf = cloned_manifold(params, wiring, partition)
-        gradient, backward, taps = _run(model.apply, loss, train, variables, batch)
-        sites = _signal_residuals(clusters, taps, backward)
-        data_tolerance = max(tolerance, signal_tolerance(params, wiring, taps))
-        tangency = float(tangency_residual(leaf, gradient))
-        gradients = _gradient_shares(leaf, gradient)
-    arrays = _array_residuals(variables, wiring, partition, clusters, excluded, gradients)
-    verdict, notes = _judge(arrays, sites, tangency, tolerance, data_tolerance)
+    excluded = _resolve_excluded(exclude, ["/".join(path) for path in tree_paths(variables)])
+    leaf = cloned_manifold(variables["params"], wiring, partition)
+    question = _Question(model, variables, leaf, clusters, batch, loss, train, frozenset(excluded))
+    limit = parameter_tolerance(variables["params"]) if tolerance is None else tolerance
+    verdict, case, notes = _judge(question, limit)
     if excluded:
         notes.append(f"not counted: {sorted(excluded)}")
-    return ClonedCertificate(verdict, arrays, sites, tangency, tolerance, data_tolerance, tuple(notes))
+    data = case.on_batch
+    return ClonedCertificate(verdict, case.arrays, data.sites, data.tangency, limit, data.tolerance, tuple(notes))
+
+
+class _Question(NamedTuple):
+    """What is to be certified."""
+
+    model: Model
+    variables: Variables
+    leaf: Manifold
+    clusters: Mapping[str, Clusters]
+    batch: Batch | None
+    loss: Loss
+    train: bool
+    excluded: frozenset[str]
+
+    def case(self, tolerance: float, blind: Collection[str] = ()) -> _Case:
+        """Residuals at these variables."""
+        data = self.on_batch(tolerance)
+        arrays = array_residuals(self.variables, self.model.wiring, self.clusters, self.excluded, data.gradients, blind)
+        return _Case(arrays, data, tolerance)
+
+    def on_batch(self, tolerance: float) -> _OnBatch:
+        """Signals and gradients at these variables."""
+        params, wiring = self.variables["params"], self.model.wiring
+        if self.batch is None:
+            return _OnBatch(None, {}, {}, None, max(tolerance, signal_tolerance(params, wiring)))
+        inputs = jnp.asarray(self.batch[0])
+        check_precision(jax.eval_shape(lambda: self.model.apply(self.variables, inputs)[2]))
+        check_batch(self.loss, self.model, self.variables, self.batch)
+        seen = run(self.model, self.loss, self.train, self.variables, self.batch)
+        return _OnBatch(
+            seen,
+            signal_residuals(self.clusters, seen),
+            gradient_shares(self.leaf, self.clusters, seen.gradient),
+            float(tangency_residual(self.leaf, seen.gradient)),
+            max(tolerance, signal_tolerance(params, wiring, seen.taps)),
+        )
+
+    def is_invisible(self, change: Change, tolerance: float) -> bool | None:
+        """Whether the loss on the batch is the same after a change of variables, whatever the parameters."""
+        if self.batch is None:
+            return None
+        batch = self.batch
+        loss = lambda variables: run(self.model, self.loss, self.train, variables, batch).loss  # noqa: E731
+        return is_invisible(change, self.model.wiring, self.variables, loss, tolerance)
 
 
 def _resolve_excluded(exclude: str | Sequence[str], names: Sequence[str]) -> set[str]:
@@ -179,131 +216,116 @@ def _resolve_excluded(exclude: str | Sequence[str], names: Sequence[str]) -> set
     return resolved
 
 
-def _array_residuals(
-    variables: Variables,
-    wiring: Wiring,
-    partition: Partition,
-    clusters: Mapping[str, Clusters],
-    excluded: set[str],
-    gradients: Mapping[str, float],
-) -> dict[str, ArrayResiduals]:
-    # Every array is scaled to unit size on its own: nothing overflows, and norms are relative already.
-    scaled = jax.tree.map(_to_unit_norm, variables)
-    manifold = cloned_manifold(scaled, wiring, partition)
-    assert manifold.normals is not None
-    pieces = [
-        manifold.normals.incoming.project(scaled),
-        manifold.normals.outgoing.project(scaled),
-        normal_part(manifold, scaled),
-    ]
-    norms = [[float(tree_norm(leaf)) for leaf in jax.tree.leaves(piece)] for piece in pieces]
-    residuals = {}
-    for path, label, re, ce, bc in zip(tree_paths(variables), wiring.labels_of(variables), *norms, strict=True):
-        name = "/".join(path)
-        if any(space in clusters for space in (*label.reads(), *label.writes())):
-            residuals[name] = ArrayResiduals(re, ce, bc, gradients.get(name), name not in excluded)
-    return residuals
+def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, list[str]]:
+    """Verdict, the residuals it rests on, and notes."""
+    case = question.case(tolerance)
+    if not any(each.counted for each in case.arrays.values()):
+        return CloneVerdict.UNDECIDED, case, ["every array with a cloned axis is excluded"]
+    blind, maybe, notes = _hidden_constants(question, case)
+    if blind:
+        case = case._replace(arrays=question.case(tolerance, blind).arrays)
+    notes = [*_largest(case), *notes]
+    if case.is_zero("re", "ce"):
+        is_equal = case.is_zero("bc") and not blind
+        verdict = CloneVerdict.BLOCK_CONSTANT if is_equal else CloneVerdict.ON_V
+        return _unless(_contradiction(case, ("forward", "backward")), verdict, case, notes)
+    if case.is_zero("re") and case.is_signal("ce") and not maybe:
+        doubt = _contradiction(case, ("forward",)) or _silence(case, ("backward",), GAP)
+        return _unless(doubt, CloneVerdict.FORWARD_ONLY, case, notes)
+    if case.is_signal("re"):
+        return _judge_unequal(question, case, blind, maybe, notes)
+    return CloneVerdict.UNDECIDED, case, notes
 
 
-@jax.jit
-def _to_unit_norm(array: jax.Array) -> jax.Array:
-    """The array over its norm; scaled by its largest entry first, so that the norm cannot overflow."""
-    largest = jnp.max(jnp.abs(array))
-    array = array / jnp.where(largest > 0, largest, 1)
-    norm = tree_norm(array).astype(array.dtype)
-    return array / jnp.where(norm > 0, norm, 1)
+def _judge_unequal(
+    question: _Question, case: _Case, blind: Collection[str], maybe: Collection[str], notes: list[str]
+) -> tuple[CloneVerdict, _Case, list[str]]:
+    """Not RE: clones up to a symmetry, or no clones, or neither shown."""
+    wiring, variables, tolerance = question.model.wiring, question.variables, case.tolerance
+    hidden = {*blind, *maybe}
+    alignment = align(wiring, variables, {space: found.ids for space, found in question.clusters.items()}, hidden)
+    mapped = question._replace(variables=changed(wiring, alignment, variables))
+    arrays = array_residuals(mapped.variables, wiring, question.clusters, question.excluded, {}, hidden)
+    if case._replace(arrays=arrays).is_zero("re", "ce"):
+        answer = question.is_invisible(alignment, tolerance)
+        if answer and not maybe:
+            there = mapped.case(tolerance, blind)
+            doubt = _contradiction(there, ("forward", "backward"))
+            seen = "residuals are those after mapping each unit onto the first of its cluster by a sign or rotation"
+            notes = [*(note for note in notes if "largest" not in note), seen]
+            return _unless(doubt, CloneVerdict.UP_TO_SYMMETRY, there, notes)
+        if answer is not False:
+            hint = "" if question.batch else ": a batch would show it"
+            notes = [*notes, f"equal up to signs or rotations of units, which the loss may or may not see{hint}"]
+            return CloneVerdict.UNDECIDED, case, notes
+    return _unless(_silence(case, ("forward", "backward"), 1.0), CloneVerdict.NOT_CLONED, case, notes)
 
 
-# Compiled once per model, not once per certificate.
-@partial(jax.jit, static_argnames=("apply", "loss", "train"))
-def _run(
-    apply: Callable[..., tuple],
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
-    train: bool,
-    variables: Variables,
-    batch: Batch,
-) -> tuple[Params, Taps, Taps]:
-    """Gradient, backward signals and activations on a batch."""
-    inputs, labels = batch
-
-    def objective(params: Params, shifts: Mapping[str, Tap]) -> tuple[jax.Array, Taps]:
-        state = {**variables, "params": params}
-        logits, _, taps = apply(state, inputs, train=train, perturbations=shifts, dropout_rate=0.0)
-        return loss(logits, labels), taps
-
-    shapes = jax.eval_shape(lambda: apply(variables, inputs, train=train, dropout_rate=0.0)[2])
-    shifts = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    (gradient, backward), taps = jax.grad(objective, argnums=(0, 1), has_aux=True)(variables["params"], shifts)
-    return gradient, backward, taps
+def _hidden_constants(question: _Question, case: _Case) -> tuple[set[str], set[str], list[str]]:
+    """Arrays that break CE by what the loss does not see, arrays that may do so, and notes."""
+    names = [name for name, each in case.arrays.items() if each.counted and not each.ce <= case.tolerance]
+    if not names:
+        return set(), set(), []
+    without = array_residuals(
+        question.variables, question.model.wiring, question.clusters, question.excluded, {}, blind=names
+    )
+    blind, maybe, notes = set(), set(), []
+    for seed, name in enumerate(names):
+        if not without[name].ce <= case.tolerance:
+            continue
+        answer = question.is_invisible(constants(name, seed), case.tolerance)
+        if answer is False:
+            continue
+        (blind if answer else maybe).add(name)
+        verb = "does not see" if answer else "may or may not see" + ("" if question.batch else " (a batch shows it)")
+        notes.append(f"{name}: outgoing weights differ by constants over the units it writes, which the loss {verb}")
+    return blind, maybe, notes
 
 
-def _signal_residuals(clusters: Mapping[str, Clusters], taps: Taps, backward: Taps) -> dict[str, SignalResiduals]:
-    def spread(signal: jax.Array, space: str) -> float:
-        within = signal - cluster_mean(signal, signal.ndim - 1, clusters[space])
-        norm = tree_norm(signal)
-        return float(tree_norm(within) / jnp.where(norm > 0, norm, 1))
-
-    return {
-        site: SignalResiduals(spread(tap.post, tap.space), spread(backward[site].pre, tap.space))
-        for site, tap in taps.items()
-        if tap.space in clusters
-    }
-
-
-def _gradient_shares(leaf: Manifold, gradient: Params) -> dict[str, float]:
-    total = float(tree_norm(gradient)) or 1.0
-    normals = jax.tree.leaves(normal_part(leaf, gradient))
-    return {
-        "/".join(("params", *path)): float(tree_norm(normal)) / total
-        for path, normal in zip(tree_paths(gradient), normals, strict=True)
-    }
+def _largest(case: _Case) -> list[str]:
+    """Which arrays and clusters are not within tolerance."""
+    notes = []
+    for kind in KINDS:
+        if not case.is_zero(kind):
+            counted = {name: each for name, each in case.arrays.items() if each.counted}
+            name = max(counted, key=lambda name: _or_infinite(getattr(counted[name], kind)))
+            where = [f", cluster of {space}[{unit}]" for at, space, unit in counted[name].worst if at == kind]
+            size = getattr(counted[name], kind)
+            notes.append(f"largest {kind.upper()} residual {size:.1e} in {name}{''.join(where)}")
+    return notes
 
 
-def _judge(
-    arrays: Mapping[str, ArrayResiduals],
-    sites: Mapping[str, SignalResiduals],
-    tangency: float | None,
-    tolerance: float,
-    data_tolerance: float,
-) -> tuple[CloneVerdict, list[str]]:
-    counted = {name: residuals for name, residuals in arrays.items() if residuals.counted}
-    if not counted:
-        return CloneVerdict.UNDECIDED, ["every array with a cloned axis is excluded"]
-    worst = {
-        kind: max(counted, key=lambda name, kind=kind: _or_infinite(getattr(counted[name], kind)))
-        for kind in ("re", "ce", "bc")
-    }
-    size = {kind: getattr(counted[name], kind) for kind, name in worst.items()}
-    notes = [
-        f"largest {kind.upper()} residual {size[kind]:.1e} in {worst[kind]}"
-        for kind in worst
-        if not size[kind] <= tolerance
-    ]
-    is_zero = {kind: size[kind] <= tolerance for kind in size}
-    is_signal = {kind: size[kind] >= GAP * tolerance for kind in size}
-    if is_zero["re"] and is_zero["ce"]:
-        verdict = CloneVerdict.BLOCK_CONSTANT if is_zero["bc"] else CloneVerdict.ON_V
-        contradiction = _contradiction(sites, tangency, data_tolerance, ("forward", "backward"))
-    elif is_zero["re"] and is_signal["ce"]:
-        verdict, contradiction = CloneVerdict.FORWARD_ONLY, _contradiction(sites, None, data_tolerance, ("forward",))
-    else:
-        return (CloneVerdict.NOT_CLONED if is_signal["re"] else CloneVerdict.UNDECIDED), notes
-    if contradiction:
-        return CloneVerdict.UNDECIDED, [*notes, f"the parameters say {verdict.name}, but {contradiction}"]
-    return verdict, notes
+def _unless(doubt: str, verdict: CloneVerdict, case: _Case, notes: list[str]) -> tuple[CloneVerdict, _Case, list[str]]:
+    if doubt:
+        return CloneVerdict.UNDECIDED, case, [*notes, f"the parameters say {verdict.name}, but {doubt}"]
+    return verdict, case, notes
 
 
-def _contradiction(
-    sites: Mapping[str, SignalResiduals], tangency: float | None, tolerance: float, kinds: Sequence[str]
-) -> str:
-    """What on the batch speaks against the parameters; empty if nothing does."""
-    for name, residuals in sites.items():
+def _contradiction(case: _Case, kinds: Sequence[str], multiple: float = GAP) -> str:
+    """What on the batch speaks against equal signals of these kinds (backward: and gradients); empty if nothing."""
+    data = case.on_batch
+    limit = multiple * data.tolerance
+    for name, residuals in data.sites.items():
         for kind in kinds:
-            if not getattr(residuals, kind) < GAP * tolerance:
+            if not getattr(residuals, kind) < limit:
                 return f"{kind} signals at {name} differ by {getattr(residuals, kind):.1e}"
-    if tangency is not None and not tangency < GAP * tolerance:
-        return f"the gradient leaves the leaf by {tangency:.1e}"
+    if "backward" in kinds and data.tangency is not None:
+        if not data.tangency < limit:
+            return f"the gradient leaves the leaf by {data.tangency:.1e}"
+        for name, share in data.gradients.items():
+            if not share < limit:
+                return f"the gradient of {name} leaves the leaf by {share:.1e}"
     return ""
+
+
+def _silence(case: _Case, kinds: Sequence[str], multiple: float) -> str:
+    """Says so if a batch was given on which no signal of these kinds, nor the gradient, differs by so many tolerances.
+
+    One that differs by less than `GAP` proves nothing, but does not speak against unequal parameters either.
+    """
+    if case.on_batch.seen is None or _contradiction(case, kinds, multiple):
+        return ""
+    return f"no difference shows on the batch ({', '.join(kinds)} signals and gradient agree)"
 
 
 def _or_infinite(value: float) -> float:

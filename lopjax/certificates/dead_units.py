@@ -16,6 +16,9 @@ from lopjax.activations import activation
 from lopjax.model import Params
 from lopjax.wiring import In, Label, Wiring
 
+EXACT = ("relu", "identity")
+"""Activations that round nothing."""
+
 
 class PlainLayer(NamedTuple):
     """A layer whose output is the pre-activation of a site.
@@ -24,11 +27,13 @@ class PlainLayer(NamedTuple):
         kernel: `(..., units)`.
         bias: `(units,)`; zeros if the layer has none.
         label: the kernel's label, with its source and window.
+        has_bias: whether the bias is a parameter.
     """
 
     kernel: jax.Array
     bias: jax.Array
     label: Label
+    has_bias: bool = True
 
 
 def plain_layer(params: Params, wiring: Wiring, site: str) -> PlainLayer | None:
@@ -43,7 +48,8 @@ def plain_layer(params: Params, wiring: Wiring, site: str) -> PlainLayer | None:
     if len(kernels) != 1 or len(biases) > 1 or kernels[0][0].source is None or isinstance(kernels[0][0].axes[-1], In):
         return None
     label, kernel = kernels[0]
-    return PlainLayer(kernel, biases[0] if biases else jnp.zeros(kernel.shape[-1], kernel.dtype), label)
+    bias = biases[0] if biases else jnp.zeros(kernel.shape[-1], kernel.dtype)
+    return PlainLayer(kernel, bias, label, bool(biases))
 
 
 def apply_layer(layer: PlainLayer, kernel: jax.Array, sources: jax.Array) -> Float[Array, "batch *positions units"]:
@@ -72,9 +78,22 @@ def apply_layer(layer: PlainLayer, kernel: jax.Array, sources: jax.Array) -> Flo
 
 
 def source_norms(layer: PlainLayer, sources: jax.Array) -> Float[Array, "samples"]:
-    """`||(h_prev, 1)||` of every sample and position: what one unit of change in (w, b) can do to z."""
+    """What one unit of change in (w, b) can do to z at every sample and position: `||(h_prev, 1)||`.
+
+    `||h_prev||` for a layer without bias.
+    """
     ones = jnp.ones((*layer.kernel.shape[:-1], 1), layer.kernel.dtype)
-    return jnp.ravel(jnp.sqrt(1 + apply_layer(layer, ones, jnp.square(sources))))
+    return jnp.ravel(jnp.sqrt(float(layer.has_bias) + apply_layer(layer, ones, jnp.square(sources))))
+
+
+def rounding_level(layer: PlainLayer, eps: float) -> float:
+    """Bound on the rounding error of a pre-activation, over `|W| |h_prev| + |b|`: `(n + 2) eps` for n summands."""
+    return (int(np.prod(layer.kernel.shape[:-1])) + 2) * eps
+
+
+def summand_sizes(layer: PlainLayer, sources: jax.Array) -> Float[Array, "batch *positions units"]:
+    """`|W| |h_prev| + |b|`: the size that the rounding of a pre-activation goes by."""
+    return apply_layer(layer, jnp.abs(layer.kernel), jnp.abs(sources)) + jnp.abs(layer.bias)
 
 
 def revival_radius(pre: Float[Array, "samples units"], norms: Float[Array, "samples"]) -> Float[Array, "units"]:
@@ -82,13 +101,14 @@ def revival_radius(pre: Float[Array, "samples units"], norms: Float[Array, "samp
 
     `r = min_x -z(x) / ||(h_prev(x), 1)||`: with h_prev fixed, a ReLU unit stays dead on these samples under every
     change of (w, b) of Euclidean norm below r, and some change of norm r reaches z = 0. Not positive for a unit that
-    is alive.
+    is alive. Without a bias the norm is `||h_prev||`, and where that is 0 nothing can wake the unit.
 
     Args:
         pre: pre-activations z, positions counted as samples.
-        norms: `||(h_prev, 1)||`; for a convolution h_prev is the patch.
+        norms: `||(h_prev, 1)||`, or `||h_prev||`: see `source_norms`; for a convolution h_prev is the patch.
     """
-    return jnp.min(-pre / norms[:, None], axis=0)
+    norms = norms[:, None]
+    return jnp.min(jnp.where(norms > 0, -pre / jnp.where(norms > 0, norms, 1), jnp.inf), axis=0)
 
 
 def joint_margin(
@@ -113,10 +133,22 @@ def joint_margin(
     return jnp.min(-pre - parameter_change * norms[:, None] - sources, axis=0)
 
 
-def dead_by_sign(layer: PlainLayer, wiring: Wiring, input_box: tuple[jax.Array, jax.Array] | None) -> np.ndarray:
-    """Which units are dead by signs alone, whatever the data and the weights upstream: h_prev >= 0, w <= 0, b < 0.
+def dead_by_sign(
+    layer: PlainLayer,
+    wiring: Wiring,
+    input_box: tuple[jax.Array, jax.Array] | None,
+    silent: np.ndarray | None = None,
+) -> np.ndarray:
+    """Which units are dead by signs alone, whatever the data and the weights upstream: h_prev >= 0, w <= 0, b <= 0.
 
-    A network input counts as non-negative if `input_box` says so.
+    Then z <= 0 in every rounding, and the ReLU's derivative is 0 there (at 0, too, in JAX).
+
+    Args:
+        layer: the layer.
+        wiring: its wiring.
+        input_box: a network input counts as non-negative if its lower bound says so.
+        silent: `(source units,)`, which of them are 0 and stay so: weights from them may have any sign, and a unit that
+            reads nothing else needs no sign of h_prev.
     """
     source = layer.label.source
     if source in dict(wiring.sites):
@@ -124,8 +156,14 @@ def dead_by_sign(layer: PlainLayer, wiring: Wiring, input_box: tuple[jax.Array, 
         reads_non_negative = bound is not None and bound >= 0
     else:
         reads_non_negative = input_box is not None and bool((np.asarray(input_box[0]) >= 0).all())
-    weights, bias = np.asarray(layer.kernel).reshape(-1, layer.kernel.shape[-1]), np.asarray(layer.bias)
-    return reads_non_negative & (weights <= 0).all(axis=0) & (bias < 0)
+    weights, bias = np.asarray(layer.kernel), np.asarray(layer.bias)
+    if silent is None:
+        is_blocked = reads_non_negative & (weights.reshape(-1, len(bias)) <= 0).all(axis=0)
+    else:
+        axis = next(index for index, role in enumerate(layer.label.axes) if isinstance(role, In))
+        heard = np.compress(~silent, weights, axis=axis).reshape(-1, len(bias))
+        is_blocked = (heard == 0).all(axis=0) | (reads_non_negative & (heard <= 0).all(axis=0))
+    return is_blocked & (bias <= 0)
 
 
 def interval_bounds(
@@ -133,19 +171,21 @@ def interval_bounds(
     wiring: Wiring,
     site: str,
     input_box: tuple[jax.Array, jax.Array],
-    tolerance: float = 0.0,
+    tolerance: float | None = None,
 ) -> tuple[Float[Array, "*positions units"], Float[Array, "*positions units"]]:
     """Bounds on the pre-activations of a site over all inputs of a box, by interval arithmetic.
 
     `z_max = W+ h_max + W- h_min + b` (W+ and W- the positive and negative parts), layer by layer; activations must be
-    monotone. Sound, in general not tight.
+    monotone. In general not tight. Sound for the network as it computes: by default the intervals are widened, layer
+    by layer, by the most that rounding can do to it and to the bounds.
 
     Args:
         params: parameters.
         wiring: their wiring.
         site: the site.
         input_box: lower and upper bounds, each shaped like one input.
-        tolerance: intervals are widened by this times `|W| max|h| + |b|`, to cover rounding.
+        tolerance: intervals are widened by this times `|W| max|h| + |b|`; default `2 (n + 3) eps` for n summands. With
+            0 the bounds are those of exact arithmetic, which the rounding of a network may exceed.
 
     Returns:
         Lower and upper bounds.
@@ -159,7 +199,7 @@ def interval_bounds(
             f"interval bounds at site {site!r}: its pre-activation is not one labelled layer applied to activations "
             "(a norm, pooling or a sum stands in between); certify on a batch instead"
         )
-    source = layer.label.source
+    source, eps = layer.label.source, float(jnp.finfo(layer.kernel.dtype).eps)
     if source not in dict(wiring.sites):
         lower, upper = (jnp.asarray(bound, layer.kernel.dtype)[None] for bound in input_box)
     else:
@@ -169,7 +209,11 @@ def interval_bounds(
             raise ValueError(f"interval bounds through site {source!r}: activation {entry.name!r} {what}")
         lower, upper = interval_bounds(params, wiring, source, input_box, tolerance)
         lower, upper = (entry(bound)[None] for bound in (lower, upper))
-    return _propagate(layer, lower, upper, tolerance)
+        if entry.name not in EXACT and tolerance is None:
+            # Exponentials are off by a few units in the last place, and not always monotone there.
+            slack = 8 * eps * (1 + jnp.maximum(jnp.abs(lower), jnp.abs(upper)))
+            lower, upper = lower - slack, upper + slack
+    return _propagate(layer, lower, upper, 2 * rounding_level(layer, eps) + 2 * eps if tolerance is None else tolerance)
 
 
 def _propagate(layer: PlainLayer, lower: jax.Array, upper: jax.Array, tolerance: float) -> tuple[jax.Array, jax.Array]:

@@ -11,10 +11,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Key
 
+from lopjax.activations import activation
 from lopjax.cloning import Factor
 from lopjax.curvature import extreme_eigenvalues
 from lopjax.losses import Batch, mean_cross_entropy, of_parameters
-from lopjax.manifolds.level_sets import HOMOGENEOUS
 from lopjax.model import Model, Variables
 from lopjax.quotient import multiplicities
 from lopjax.stability.closed_form import LossOfLogits
@@ -203,8 +203,8 @@ def weight_decay_threshold(
     downward = _follow(search, values[::-1], upward[-1].variables)[::-1] if both_ways else ()
     agree = all(up.verdict is down.verdict for up, down in zip(upward, downward))
     notes = [] if agree else ["several branches: on the way back other decays attract"]
-    activations = {site.activation for _, site in model.wiring.sites}
-    if activations & set(HOMOGENEOUS):
+    # A missing fact counts as a yes: the note warns, it does not decide.
+    if any(activation(site.activation).is_homogeneous is not False for _, site in model.wiring.sites):
         notes.append(
             "positive-homogeneous units are never attracted strictly: where the verdict says so, they vanished"
         )

@@ -156,7 +156,8 @@ def activation_covariance(
         The matrix, with 1 on the diagonal.
 
     Raises:
-        ValueError: if the matrix is not square, symmetric and within [-1, 1] with diagonal 1, or f is not integrable, not resolved or constant.
+        ValueError: if the matrix is not square, symmetric and within [-1, 1] with diagonal 1, or f is not integrable,
+            not resolved or constant.
         RuntimeError: if double precision is off.
 
     References:

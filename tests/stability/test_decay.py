@@ -33,7 +33,7 @@ def test_the_decay_that_outweighs_the_blocks_at_a_point_is_critical_at_that_poin
 
 
 def simulated_rate(point, batch, kick=1e-8, learning_rate=0.2):
-    """-d ln(distance) / d(eta t) of gradient descent on the decayed loss of two clones of every unit, by numpy's norm."""
+    """-d ln(distance) / d(eta t) of gradient descent on the decayed loss of two clones of every unit."""
     wide = clone_variables(point.variables, BASE.wiring, 2)
     loss, flat, _ = flat_loss(WIDE, wide, batch)
     rows = np.asarray(normal_basis(cloned_manifold(wide["params"], WIDE.wiring, PARTITION)))

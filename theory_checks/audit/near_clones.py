@@ -47,7 +47,7 @@ def audit_near_clones(seed: int, num_networks: int = 60) -> list[str]:
 def near_clones(
     rng: np.random.Generator, difference: float, loudness: float, where: str, dtype: str
 ) -> tuple[dict, float]:
-    """Two pairs: exact clones that are loud, and a quiet pair that differs by a share of itself; that share as stored."""
+    """Two pairs: exact clones that are loud, a quiet pair that differs by a share of itself; that share as stored."""
     kernel, bias = np.repeat(rng.normal(size=(3, 2)), 2, axis=1), np.repeat(rng.normal(size=2), 2)
     reader = np.repeat(rng.normal(size=(2, 2)), 2, axis=0)
     kernel[:, :2] *= loudness

@@ -1,0 +1,237 @@
+"""Evidence about the units of one site: how far below zero, for which reason, and what it depends on."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.activations import activation
+from lopjax.certificates.dead_units import (
+    PlainLayer,
+    apply_layer,
+    dead_by_sign,
+    interval_bounds,
+    plain_layer,
+    revival_radius,
+    rounding_level,
+    source_norms,
+    summand_sizes,
+)
+from lopjax.certificates.evidence import Pass
+from lopjax.certificates.saturation import Slopes, slopes
+from lopjax.manifolds import tree_norm
+from lopjax.model import Params, samples_by_units
+from lopjax.rounding import GAP, signal_tolerance
+from lopjax.wiring import Out, Wiring, tree_paths
+
+
+class Scene(NamedTuple):
+    """What a certificate looks at.
+
+    Attributes:
+        params: parameters.
+        wiring: their wiring.
+        seen: one pass over the batch, if there is one.
+        inputs: of that batch.
+        input_box: bounds on inputs, if given.
+        tolerance: relative pre-activation that counts as zero, if given.
+        slope_threshold: largest slope of a saturated unit.
+    """
+
+    params: Params
+    wiring: Wiring
+    seen: Pass | None
+    inputs: jax.Array | None
+    input_box: tuple[jax.Array, jax.Array] | None
+    tolerance: float | None
+    slope_threshold: float
+
+
+class SiteEvidence(NamedTuple):
+    """Evidence for all units of a site at once; arrays `(units,)`, or `None` where nothing was asked or allowed.
+
+    Attributes:
+        level: relative pre-activation that counts as zero.
+        threshold: largest slope of a saturated unit.
+        largest: largest pre-activation.
+        is_active: whether the activation is not flat on some sample, beyond rounding.
+        is_flat: whether it is flat on every sample, beyond rounding.
+        slopes: of the activation.
+        radius: see `revival_radius`.
+        source_radius: `min -z / ||w||`.
+        gradient: norm of the gradient on `arrays`.
+        size: norm of `arrays`.
+        box_upper: upper bound over the box.
+        by_sign: dead by signs.
+        is_trapped: dead on the batch, and kept so by what cannot change there.
+        arrays: paths of the parameters whose every path to the output passes the unit.
+        others: paths of other parameters that write the unit's space.
+    """
+
+    level: float
+    threshold: float
+    largest: np.ndarray | None
+    is_active: np.ndarray | None
+    is_flat: np.ndarray | None
+    slopes: Slopes | None
+    radius: np.ndarray | None
+    source_radius: np.ndarray | None
+    gradient: np.ndarray | None
+    size: np.ndarray
+    box_upper: np.ndarray | None
+    by_sign: np.ndarray
+    is_trapped: np.ndarray
+    arrays: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def gather(scene: Scene, site: str) -> SiteEvidence:
+    """Everything the certificate knows about the units of a site."""
+    params, wiring = scene.params, scene.wiring
+    layer = plain_layer(params, wiring, site)
+    arrays, others = incoming_arrays(wiring, site)
+    size = slice_norms(params, wiring, site, arrays)
+    largest = active = flat = gradient = radius = source_radius = upper = steepness = None
+    if scene.input_box is not None:
+        bounds = interval_bounds(params, wiring, site, scene.input_box)
+        upper = np.asarray(bounds[1]).reshape(-1, len(size)).max(axis=0)
+    if scene.seen is not None:
+        pre = samples_by_units(scene.seen.taps[site].pre)
+        largest = np.asarray(jnp.max(pre, axis=0))
+        gradient = slice_norms(scene.seen.gradient, wiring, site, arrays)
+        steepness = slopes(activation(wiring.site(site).activation), pre, scene.slope_threshold)
+        active, flat = _flatness(scene, site, layer, activation(wiring.site(site).activation).flat or ())
+    if scene.seen is not None and layer is not None and largest is not None:
+        radius = np.asarray(revival_radius(pre, source_norms(layer, _read(scene, layer))))
+        weights = np.linalg.norm(np.asarray(layer.kernel, np.float64).reshape(-1, len(size)), axis=0)
+        source_radius = np.where(weights > 0, -largest / np.where(weights > 0, weights, 1), np.inf)
+    return SiteEvidence(
+        level=_level(scene, site, layer),
+        threshold=scene.slope_threshold,
+        largest=largest,
+        is_active=active,
+        is_flat=flat,
+        slopes=steepness,
+        radius=radius,
+        source_radius=source_radius,
+        gradient=gradient,
+        size=size,
+        box_upper=upper,
+        by_sign=np.zeros(len(size), bool) if layer is None else dead_by_sign(layer, wiring, scene.input_box),
+        is_trapped=_trapped(scene, site),
+        arrays=arrays,
+        others=others,
+    )
+
+
+def incoming_arrays(wiring: Wiring, site: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Paths of the parameters that are frozen when units are dead at a site, and of others that write the same units.
+
+    The others reach the output past the site as well: a kernel before layer norm, an earlier writer of a stream.
+    """
+    axis = Out(wiring.site(site).space)
+    writers = [(path, label) for path, label in wiring.labels if path[0] == "params" and axis in label.axes]
+    own = tuple("/".join(path[1:]) for path, label in writers if label.site == site)
+    return own, tuple("/".join(path[1:]) for path, label in writers if label.site != site)
+
+
+def slice_norms(tree: Params, wiring: Wiring, site: str, names: tuple[str, ...]) -> np.ndarray:
+    """Norm of every unit's slice of some arrays, `(units,)`, in float64."""
+    space = wiring.site(site).space
+    squares = np.zeros(wiring.size(space))
+    for path, label, leaf in zip(tree_paths(tree), wiring.labels_of(tree), jax.tree.leaves(tree), strict=True):
+        if "/".join(path) in names:
+            rows = np.moveaxis(np.asarray(leaf, np.float64), label.axes.index(Out(space)), -1)
+            squares += np.square(rows).reshape(-1, len(squares)).sum(axis=0)
+    return np.sqrt(squares)
+
+
+def _read(scene: Scene, layer: PlainLayer) -> jax.Array:
+    """What a layer reads on the batch."""
+    assert scene.seen is not None
+    source = str(layer.label.source)
+    if source in scene.seen.taps:
+        return scene.seen.taps[source].post
+    assert scene.inputs is not None
+    return scene.inputs
+
+
+def _level(scene: Scene, site: str, layer: PlainLayer | None) -> float:
+    """Relative pre-activation that counts as zero: rounding of this layer and as much for each one that feeds it."""
+    if scene.tolerance is not None:
+        return scene.tolerance
+    taps = None if scene.seen is None else scene.seen.taps
+    if layer is None:
+        return signal_tolerance(scene.params, scene.wiring, taps)
+    kinds = [layer.kernel.dtype] if taps is None else [layer.kernel.dtype, taps[site].pre.dtype]
+    eps = max(float(jnp.finfo(kind).eps) for kind in kinds)
+    depth, below = 1, layer
+    while below is not None and below.label.source in dict(scene.wiring.sites):
+        depth, below = depth + 1, plain_layer(scene.params, scene.wiring, str(below.label.source))
+    return depth * rounding_level(layer, eps)
+
+
+def _flatness(
+    scene: Scene, site: str, layer: PlainLayer | None, intervals: Sequence[tuple[float, float]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether some sample lies outside all of these intervals beyond rounding, and whether all lie inside.
+
+    Their ends belong to them: the derivative that JAX takes at a kink is that of the flat side.
+    """
+    assert scene.seen is not None
+    pre = np.asarray(samples_by_units(scene.seen.taps[site].pre), np.float64)
+    noise = _noise(scene, site, layer, pre)
+    is_inside, is_outside = np.zeros(pre.shape, bool), np.ones(pre.shape, bool)
+    for low, high in intervals:
+        is_inside |= (pre >= low + noise) & (pre <= high - noise)
+        is_outside &= (pre < low - noise) | (pre > high + noise)
+    return np.any(is_outside, axis=0), np.all(is_inside, axis=0)
+
+
+def _noise(scene: Scene, site: str, layer: PlainLayer | None, pre: np.ndarray) -> np.ndarray:
+    """What rounding can do to each pre-activation.
+
+    Raises:
+        ValueError: the labelled source does not produce the pre-activation.
+    """
+    assert scene.seen is not None
+    tap, level = scene.seen.taps[site], _level(scene, site, layer)
+    if layer is None:
+        # Behind a norm or a sum nothing bounds the rounding: each unit goes by its own size, or an ordinary unit's eps;
+        # a unit that is 0 on every sample does not get there by rounding.
+        own = np.abs(pre).max(axis=0)
+        floor = float(jnp.finfo(tap.pre.dtype).eps) * np.median(own)
+        return np.broadcast_to(np.where(own == 0, 0.0, np.maximum(level * own, floor)), pre.shape)
+    read = _read(scene, layer)
+    sizes = samples_by_units(summand_sizes(layer, read))
+    rebuilt = samples_by_units(apply_layer(layer, layer.kernel, read) + layer.bias)
+    difference = np.abs(np.asarray(rebuilt, np.float64) - pre)
+    limit = signal_tolerance(scene.params, scene.wiring, scene.seen.taps)
+    if not np.linalg.norm(difference) <= GAP * limit * float(tree_norm(sizes)):
+        source = layer.label.source
+        raise ValueError(
+            f"site {site!r}: its kernel applied to {source!r} does not give its pre-activation; fix the label"
+        )
+    # What two ways of computing the same sum differ by is rounding, too: matrix units may be coarser than their type.
+    return np.maximum(level * np.asarray(sizes, np.float64), difference)
+
+
+def _trapped(scene: Scene, site: str) -> np.ndarray:
+    """Units that are dead on the batch and that nothing which moves can wake.
+
+    In the first layer the data are all they read. Further up: by their signs, or because every unit that they read
+    with another sign is itself dead and trapped.
+    """
+    wiring = scene.wiring
+    size = wiring.size(wiring.site(site).space)
+    layer = plain_layer(scene.params, wiring, site)
+    entry = activation(wiring.site(site).activation)
+    if layer is None or scene.seen is None or not entry.is_zero_below_zero:
+        return np.zeros(size, bool)
+    gradient = slice_norms(scene.seen.gradient, wiring, site, incoming_arrays(wiring, site)[0])
+    is_dead = _flatness(scene, site, layer, ((-np.inf, 0.0),))[1] & (gradient == 0)
+    if layer.label.source not in dict(wiring.sites):
+        return is_dead
+    return is_dead & dead_by_sign(layer, wiring, scene.input_box, _trapped(scene, str(layer.label.source)))

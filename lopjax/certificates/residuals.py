@@ -1,0 +1,86 @@
+"""How far the variables of a network are from clones: RE, CE and BC of every array, in its worst block."""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from lopjax.equality import violations
+from lopjax.manifolds import Clusters
+from lopjax.model import Variables
+from lopjax.wiring import In, Label, Out, Wiring, tree_paths
+
+KINDS = ("re", "ce", "bc")
+
+
+class ArrayResiduals(NamedTuple):
+    """Violations of one array: of its worst block, over that block's own size (0 for blocks of equal entries).
+
+    A block holds what one cluster (or single unit) of the sources gives to one of the targets, at one kernel offset or
+    position. Its size is its largest entry, or what its row and column let one expect: `lopjax.equality.block_sizes`.
+
+    Attributes:
+        re: row equality: largest difference between what two units of a cluster get from a source cluster (means).
+        ce: column equality: largest difference between what two units of a cluster give to a target cluster (means).
+        bc: block constancy: largest difference between two entries: RE, CE and equal gauge.
+        gradient: the gradient's part normal to the leaf in one cluster's slices of this array, over that cluster's
+            whole gradient; of the worst cluster. `None` without a batch.
+        counted: whether the verdict uses this array.
+        worst: where `re`, `ce` and `bc` occur, as `(kind, space, first unit of the cluster)`, where they are not 0.
+        blind: CE and BC leave out what is constant along the output axes, because the loss cannot see it.
+    """
+
+    re: float
+    ce: float
+    bc: float
+    gradient: float | None
+    counted: bool
+    worst: tuple[tuple[str, str, int], ...] = ()
+    blind: bool = False
+
+
+def array_residuals(
+    variables: Variables,
+    wiring: Wiring,
+    clusters: Mapping[str, Clusters],
+    excluded: Collection[str],
+    gradients: Mapping[str, float],
+    blind: Collection[str] = (),
+) -> dict[str, ArrayResiduals]:
+    """Residuals of every array with a clustered axis, statistics included.
+
+    Args:
+        variables: of float32 or float64; compared in float64.
+        wiring: wiring of the network.
+        clusters: clusters of every space with clones.
+        excluded: paths that are not counted.
+        gradients: `ArrayResiduals.gradient` by path.
+        blind: paths whose constants along the output axes do not matter.
+    """
+    ids = {space: found.ids for space, found in clusters.items()}
+    residuals = {}
+    leaves = jax.tree.leaves(variables)
+    for path, label, leaf in zip(tree_paths(variables), wiring.labels_of(variables), leaves, strict=True):
+        name = "/".join(path)
+        if any(space in clusters for space in (*label.reads(), *label.writes())):
+            found = violations(np.asarray(leaf, np.float64), label, ids, name in blind)
+            re, ce, bc = (float(np.max(blocks)) for blocks in found)
+            worst = tuple(
+                (kind, *_where(label, blocks, kind, clusters)) for kind, blocks in zip(KINDS, found) if np.max(blocks)
+            )
+            residuals[name] = ArrayResiduals(
+                re, ce, bc, gradients.get(name), name not in excluded, worst, name in blind
+            )
+    return residuals
+
+
+def _where(label: Label, blocks: np.ndarray, kind: str, clusters: Mapping[str, Clusters]) -> tuple[str, int]:
+    """Space and first unit of the cluster whose block is worst."""
+    index = np.unravel_index(np.argmax(blocks), blocks.shape)
+    sides = {"re": (Out,), "ce": (In,), "bc": (Out, In)}[kind]
+    for side in sides:
+        for axis, role in enumerate(label.axes):
+            if role is not None and isinstance(role, side) and role.space in clusters:
+                return role.space, int(clusters[role.space].leaders[index[axis]])
+    return "", -1

@@ -1,0 +1,187 @@
+"""What a loss cannot see: constants added to outgoing weights, and orthogonal maps of units.
+
+If `theta -> U theta + t` with U orthogonal leaves the loss of every batch unchanged, gradient descent and momentum are
+equivariant under it. So what holds of the clones at `U theta + t` holds at theta: they are trapped there as well.
+Whether a map does leave the loss unchanged is asked of the loss itself, at parameters drawn at random: two analytic
+functions that agree there agree everywhere, with probability one.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lopjax.finding import unit_coordinates
+from lopjax.model import Variables
+from lopjax.rounding import GAP
+from lopjax.wiring import In, Label, Out, Wiring, tree_paths
+
+DRAWS = 3
+
+Change = Callable[[str, Label, np.ndarray], np.ndarray]
+"""`(path, label, array) -> array`."""
+
+
+class Alignment(NamedTuple):
+    """Orthogonal maps of units that bring a network's clusters together.
+
+    Attributes:
+        maps: `{(path, units' axis): (units, d, d)}`, to be applied to the coordinates of each unit's slice.
+        coordinates: `{(path, units' axis): axis of the coordinates, or None if units have one}`.
+    """
+
+    maps: Mapping[tuple[str, int], np.ndarray]
+    coordinates: Mapping[tuple[str, int], int | None]
+
+    def __call__(self, path: str, label: Label, array: np.ndarray) -> np.ndarray:
+        """The array with every unit's slice mapped."""
+        for axis in range(array.ndim):
+            if (path, axis) in self.maps:
+                array = _applied(self.maps[path, axis], array, axis, self.coordinates[path, axis])
+        return array
+
+
+def changed(wiring: Wiring, change: Change, tree: Any) -> Any:
+    """Apply a change to every array of a tree; computed in float64, kept in the tree's types."""
+    names = iter("/".join(path) for path in tree_paths(tree))
+    return wiring.map(
+        lambda label, leaf: jax.numpy.asarray(change(next(names), label, np.asarray(leaf, np.float64)), leaf.dtype),
+        tree,
+    )
+
+
+def is_invisible(
+    change: Change, wiring: Wiring, variables: Variables, loss: Callable[[Variables], jax.Array], tolerance: float
+) -> bool | None:
+    """Whether a change of variables leaves the loss unchanged at random parameters, where noise of its size does not.
+
+    Args:
+        change: an affine map of variables.
+        wiring: wiring of the network.
+        variables: supply shapes and statistics.
+        loss: of variables, on a fixed batch.
+        tolerance: relative difference of losses that counts as none.
+
+    Returns:
+        `None` if noise of that size does not move the loss either, or the difference is within `GAP` tolerances.
+    """
+    random, answer = np.random.default_rng(0), True
+    for _ in range(DRAWS):
+        drawn = {**variables, "params": _drawn(wiring, variables["params"], random)}
+        moved = changed(wiring, change, drawn)
+        noisy = jax.tree.map(lambda a, b, random=random: _with_noise(a, b, random), drawn, moved)
+        here, there, elsewhere = (float(loss(each)) for each in (drawn, moved, noisy))
+        scale = max(abs(here), abs(elsewhere - here))
+        if not abs(elsewhere - here) > GAP**2 * tolerance * abs(here):
+            return None
+        if abs(there - here) >= GAP * tolerance * scale:
+            return False
+        answer = answer if abs(there - here) <= tolerance * scale else None
+    return answer
+
+
+def constants(path: str, seed: int) -> Change:
+    """Add numbers that are constant along the output axes of one array, and random along the others."""
+
+    def change(name: str, label: Label, array: np.ndarray) -> np.ndarray:
+        if name != path:
+            return array
+        shape = [1 if isinstance(role, Out) else size for role, size in zip(label.axes, array.shape)]
+        size = float(np.sqrt(np.mean(np.square(array)))) or 1.0
+        return array + size * np.random.default_rng(seed).normal(size=shape)
+
+    return change
+
+
+def align(
+    wiring: Wiring, variables: Variables, clusters: Mapping[str, np.ndarray], blind: Collection[str] = ()
+) -> Alignment:
+    """The orthogonal map of each unit, array by array, that brings it closest to the first unit of its cluster.
+
+    For units of one coordinate it is a sign. Where an array does not determine the map (a bias of a head), it is one
+    of those that the unit's other arrays ask for.
+
+    Args:
+        wiring: wiring of the network.
+        variables: its variables.
+        clusters: cluster of every unit, per space.
+        blind: paths of arrays whose constants along the output axes say nothing about a unit that they read.
+    """
+    names = ["/".join(path) for path in tree_paths(variables)]
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(variables)]
+    labels, maps, coordinates = wiring.labels_of(variables), {}, {}
+    for space, ids in clusters.items():
+        width = unit_coordinates(variables["params"], wiring, space)
+        slices = {}
+        for name, label, leaf in zip(names, labels, leaves, strict=True):
+            for axis in (index for index, role in enumerate(label.axes) if role in (In(space), Out(space))):
+                behind = _coordinate_axis(label, leaf.shape, width)
+                if width == 1 or behind is not None:
+                    coordinates[name, axis] = behind
+                    is_constant = name in blind and isinstance(label.axes[axis], In)
+                    own = leaf - _mean_over_outputs(label, leaf) if is_constant else leaf
+                    slices[name, axis] = _units_first(own, axis, behind)
+        _, leaders = np.unique(ids, return_index=True)
+        found = [_maps_of_unit(list(slices.values()), int(leaders[ids[u]]), u, width) for u in range(len(ids))]
+        for index, key in enumerate(slices):
+            maps[key] = np.stack([of_unit[index] for of_unit in found])
+    return Alignment(maps, coordinates)
+
+
+def _maps_of_unit(slices: Sequence[np.ndarray], leader: int, unit: int, width: int) -> list[np.ndarray]:
+    """Per array `(units, rows, coordinates)`, the orthogonal R that makes `slice[unit] R` closest to the leader's."""
+    if unit == leader or not slices:
+        return [np.eye(width)] * len(slices)
+    pairs = [(units[leader], units[unit]) for units in slices]
+    products = [own.T @ first for first, own in pairs]
+    sizes = [np.linalg.svd(product, compute_uv=False) for product in products]
+    is_fixed = [size[-1] > 1e-3 * size[0] for size in sizes]
+    polar = [left @ right for left, _, right in (np.linalg.svd(product) for product in products)]
+    candidates = [one for one, fixed in zip(polar, is_fixed) if fixed] or [np.eye(width)]
+    return [
+        one if fixed else min(candidates, key=lambda each: float(np.linalg.norm(own @ each - first)))
+        for one, fixed, (first, own) in zip(polar, is_fixed, pairs)
+    ]
+
+
+def _mean_over_outputs(label: Label, array: np.ndarray) -> np.ndarray:
+    return array.mean(axis=tuple(i for i, role in enumerate(label.axes) if isinstance(role, Out)), keepdims=True)
+
+
+def _coordinate_axis(label: Label, shape: tuple[int, ...], width: int) -> int | None:
+    axes = [index for index, role in enumerate(label.axes) if role is None and shape[index] == width]
+    return axes[0] if width > 1 and len(axes) == 1 else None
+
+
+def _units_first(array: np.ndarray, axis: int, behind: int | None) -> np.ndarray:
+    """`(units, rows, coordinates)`."""
+    if behind is None:
+        return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1, 1)
+    moved = np.moveaxis(array, (axis, behind), (0, -1))
+    return moved.reshape(moved.shape[0], -1, moved.shape[-1])
+
+
+def _applied(maps: np.ndarray, array: np.ndarray, axis: int, behind: int | None) -> np.ndarray:
+    if behind is None:
+        return array * np.expand_dims(maps[:, 0, 0], [other for other in range(array.ndim) if other != axis])
+    moved = np.moveaxis(array, (axis, behind), (0, -1))
+    mapped = np.einsum("u...a,uab->u...b", moved, maps)
+    return np.moveaxis(mapped, (0, -1), (axis, behind))
+
+
+def _drawn(wiring: Wiring, params: Any, random: np.random.Generator) -> Any:
+    """Parameters of size 1 over the square root of the number of summands, none of them near zero."""
+
+    def draw(label: Label, leaf: jax.Array) -> jax.Array:
+        summed = [size for size, role in zip(leaf.shape, label.axes) if not isinstance(role, Out)]
+        size = random.uniform(0.5, 1.5, leaf.shape) * random.choice([-1.0, 1.0], leaf.shape)
+        return jax.numpy.asarray(size / np.sqrt(max(np.prod(summed), 1)), leaf.dtype)
+
+    return wiring.map(draw, params)
+
+
+def _with_noise(array: jax.Array, moved: jax.Array, random: np.random.Generator) -> jax.Array:
+    """The array with noise as large as what a change has done to it."""
+    size = np.sqrt(np.mean(np.square(np.asarray(moved, np.float64) - np.asarray(array, np.float64))))
+    return array + jax.numpy.asarray(size * random.normal(size=array.shape), array.dtype)

@@ -1,0 +1,148 @@
+"""Symmetries of a loss trap what they fix.
+
+If `theta -> U theta + t`, U orthogonal, leaves the loss of every batch unchanged, then its gradient is equivariant, and
+gradient descent with or without momentum never leaves the points that the map fixes. Swapping two units gives clones;
+composed with what a softmax, a layer norm or the inside of an attention head cannot see it gives clones that look
+unequal: outgoing weights that differ by a constant, heads that differ by rotations.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lopjax.model import Model, Params
+from lopjax.models import mlp, vit
+from theory_checks.architectures import NUM_CLASSES, random_batches, random_variables
+from theory_checks.check import Check, Row, Size
+from theory_checks.clusters import cloned_points, norm, take
+from theory_checks.confinement import train_path
+
+IMAGE, INPUT, WIDTH = (4, 4, 2), (5,), 8
+PAIRS = {"heads_0": (0, 0), "mlp_0": (0, 0, 1, 2)}
+RATE, ROUNDING, SIGNAL = 0.02, 1e-12, 1e-4
+
+OPTIMIZERS: dict[str, Callable[[jax.Array], optax.GradientTransformation]] = {
+    "momentum": lambda rate: optax.sgd(rate, 0.9),
+    "adam": optax.adam,
+}
+
+
+@cache
+def transformer() -> Model:
+    """One block, two heads of four coordinates, four units in the MLP."""
+    return vit(IMAGE, NUM_CLASSES, patch=2, width=WIDTH, depth=1, heads=2, mlp_ratio=0.5)
+
+
+@cache
+def orthogonal(seed: int) -> np.ndarray:
+    """A random orthogonal matrix for the coordinates of a head."""
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(WIDTH // 2, WIDTH // 2)))[0]
+
+
+def map_second_head(params: Params, query: Any, key: Any, value: Any, out: Any) -> Params:
+    """Multiply queries, keys and values of the second head from the right, its output weights from the left."""
+
+    def mapped(layer: dict[str, Any], matrix: Any) -> dict[str, Any]:
+        kernel, bias = layer["kernel"], layer["bias"]
+        return {"kernel": kernel.at[:, 1].set(kernel[:, 1] @ matrix), "bias": bias.at[1].set(bias[1] @ matrix)}
+
+    head = params["heads_0"]
+    kernel = head["out"]["kernel"]
+    maps = {"query": query, "key": key, "value": value}
+    rotated = {name: mapped(head[name], matrix) for name, matrix in maps.items()}
+    rotated["out"] = {**head["out"], "kernel": kernel.at[:, 1].set(out @ kernel[:, 1])}
+    return {**params, "heads_0": rotated}
+
+
+def shift_first(params: Params, layer: str, shift: Any) -> Params:
+    """Add to the outgoing weights of the first unit of a pair."""
+    kernel = params[layer]["kernel"]
+    return {**params, layer: {**params[layer], "kernel": kernel.at[0].add(shift)}}
+
+
+def gaps(params: Params) -> tuple[np.ndarray, np.ndarray]:
+    """Differences inside the pair of heads, and inside the pair of units of the MLP."""
+    head, first, second = params["heads_0"], params["mlp_0"], params["mlp_0_out"]["kernel"]
+    units = {name: (head[name]["kernel"].swapaxes(0, 1), head[name]["bias"]) for name in ("query", "key", "value")}
+    arrays = [*(array for pair in units.values() for array in pair), head["out"]["kernel"].swapaxes(0, 1)]
+    of_heads = np.concatenate([np.ravel(array[0] - array[1]) for array in arrays])
+    return of_heads, np.concatenate([*(np.ravel(a[..., 0] - a[..., 1]) for a in first.values()), second[0] - second[1]])
+
+
+def departures(optimizer: str, maps: tuple[Any, ...], inverses: tuple[Any, ...], size: Size) -> tuple[float, float]:
+    """How far a run takes a pair of mapped heads apart (mapped back), and a pair of units with shifted outputs."""
+    model, steps = transformer(), 150 if size == "small" else 1_000
+    clones = cloned_points(model.wiring, PAIRS, random_variables(model)).bc["params"]
+    start = shift_first(map_second_head(clones, *maps), "mlp_0_out", 0.9)
+    path, _ = train_path(model, OPTIMIZERS[optimizer], jnp.asarray(RATE), start, random_batches(IMAGE, steps))
+    end = take(path, -1)
+    of_heads = gaps(map_second_head(end, *inverses))[0]
+    return norm(of_heads), norm(gaps(end)[1] - gaps(start)[1])
+
+
+def check_heads(size: Size) -> list[Row]:
+    """Heads mapped by orthogonal and other matrices, after a run on changing batches."""
+    turn, other = orthogonal(0), orthogonal(1)
+    stretch = turn @ np.diag([2.0, 1.0, 0.5, 1.5])
+    rotated, rotated_back = (turn, turn, other, other.T), (turn.T, turn.T, other.T, other)
+    stretched = (stretch, np.linalg.inv(stretch).T, other, other.T)
+    stretched_back = (np.linalg.inv(stretch), stretch.T, other.T, other)
+    by_momentum, by_adam = (departures(name, rotated, rotated_back, size) for name in OPTIMIZERS)
+    of_stretched = departures("momentum", stretched, stretched_back, size)
+    return [
+        Row("momentum: heads that differ by rotations of (Q, K) and of (V, O)", by_momentum[0], ROUNDING),
+        Row("momentum: units whose outputs differ by a constant over the stream", by_momentum[1], ROUNDING),
+        Row("adam: units whose outputs differ by a constant over the stream", by_adam[1], ROUNDING),
+        Row("adam: heads that differ by rotations", by_adam[0], SIGNAL, control=True),
+        Row("momentum: heads that differ by maps that are not orthogonal", of_stretched[0], SIGNAL, control=True),
+    ]
+
+
+def check_softmax(size: Size) -> list[Row]:
+    """Units whose outgoing weights differ by a constant over the classes, after a run on changing batches."""
+    model, steps = mlp(INPUT, (4,), NUM_CLASSES, activation="tanh"), 150 if size == "small" else 1_000
+    clones = cloned_points(model.wiring, {"hidden_0": (0, 0, 1, 2)}, random_variables(model)).bc["params"]
+    stream = random_batches(INPUT, steps)
+
+    def departure(optimizer: str, shift: Any) -> float:
+        start = shift_first(clones, "classes", shift)
+        end = take(train_path(model, OPTIMIZERS[optimizer], jnp.asarray(RATE), start, stream)[0], -1)
+        moved = jax.tree.map(lambda a, b: np.asarray(a - b), end, start)
+        first, last = moved["hidden_0"], moved["classes"]["kernel"]
+        return norm(*(array[..., 0] - array[..., 1] for array in first.values()), last[0] - last[1])
+
+    unequal = jnp.arange(float(NUM_CLASSES))
+    return [
+        *(Row(f"{name}: constant over the classes", departure(name, 0.9), ROUNDING) for name in OPTIMIZERS),
+        *(
+            Row(f"{name}: another number for each class", departure(name, unequal), SIGNAL, control=True)
+            for name in OPTIMIZERS
+        ),
+    ]
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "symmetry.heads",
+        "Attention heads that differ by orthogonal maps of (Q, K) and of (V, O) stay so under gradient descent and"
+        " momentum on any data, as do units whose outputs differ by a constant that only layer norms read; Adam keeps"
+        " the constants and leaves the rotations, and maps that are not orthogonal are left at once.",
+        "this library: equivariance of the gradient under orthogonal symmetries",
+        check_heads,
+        "Heads that look different can be one head twice: certify_cloned and find_clones compare them up to rotations.",
+    ),
+    Check(
+        "symmetry.softmax",
+        "Two units that differ only by a constant over the classes in their outgoing weights are clones to a"
+        " softmax loss, and stay so under momentum and Adam.",
+        "this library: equivariance of the gradient under orthogonal symmetries",
+        check_softmax,
+        "Unequal outgoing weights do not mean that units are free: certify_cloned asks the loss what it sees.",
+    ),
+)
+"""From rotations to constants."""
