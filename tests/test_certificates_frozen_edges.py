@@ -54,7 +54,7 @@ def test_a_unit_on_the_kink_for_every_input_is_frozen():
     assert certify("relu", FIRST, -HIGHEST).verdict is FrozenVerdict.UNDECIDED  # the control: z = 0 up to rounding
 
 
-@pytest.mark.parametrize("name", ["gelu", "silu"])
+@pytest.mark.parametrize("name", ["gelu", pytest.param("silu", marks=pytest.mark.slow)])
 def test_the_minimum_of_an_activation_is_not_saturation(name, x64):
     """f' = 0 on every sample. The oracle: a kick of 2e-3 restores a gradient, which no kick does at z = -40."""
     function = {"gelu": lambda z: z * ndtr(z), "silu": lambda z: z * expit(z)}[name]
@@ -166,7 +166,7 @@ def test_a_unit_that_reads_only_dead_units_is_trapped_as_well(x64):
     assert np.abs(after["kernel"][:, 1] - kernel[:, 1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "elu"])
+@pytest.mark.parametrize("name", ["tanh", *(pytest.param(name, marks=pytest.mark.slow) for name in ("relu", "elu"))])
 def test_interval_bounds_hold_in_float32_by_default(name):
     """At the corners that attain the bounds of exact arithmetic, summed in float32."""
     model = mlp((30,), (8, 6), 3, activation=name)
@@ -203,3 +203,4 @@ def test_units_on_any_flat_piece_are_frozen(name, flat, steep):
         unit = certify(name, 1e-3 * FIRST, place).units[0]
         assert unit.verdict is (FrozenVerdict.FROZEN if place in flat else FrozenVerdict.ALIVE)
         assert (unit.gradient == 0) == (place in flat)
+        assert (unit.radius is None) == (name == "hard_tanh" or place == 14.0)

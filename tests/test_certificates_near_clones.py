@@ -16,6 +16,10 @@ DECADES = {"bfloat16": 6, "float16": 2, "float32": 6, "float64": 6}
 TRAPPED = (CloneVerdict.BLOCK_CONSTANT, CloneVerdict.ON_V)
 
 
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def near_clones(seed, dtype, only=None):
     """Clones, each pair on a scale of its own, with relative noise of one random size in one random place."""
     random = np.random.default_rng(seed)
@@ -57,7 +61,7 @@ def differences(variables):
     return max(by_slice), max(by_entry)
 
 
-@pytest.mark.parametrize("dtype", DECADES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64", *map(slow, ("float16", "float32"))])
 def test_verdicts_of_parameters_never_contradict_the_oracle(dtype, x64):
     seen = set()
     for seed in range(40):
@@ -78,7 +82,7 @@ def test_verdicts_of_parameters_never_contradict_the_oracle(dtype, x64):
     assert {CloneVerdict.BLOCK_CONSTANT, CloneVerdict.NOT_CLONED} <= seen
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [slow("float32"), "float64"])
 def test_searching_and_certifying_never_contradict_one_another(dtype, x64):
     """Differences from rounding to a percent, those of 1e-12 to 1e-9 among them, with a batch and without."""
     inputs = np.random.default_rng(1).normal(size=(16, 5))
@@ -96,7 +100,7 @@ def test_searching_and_certifying_never_contradict_one_another(dtype, x64):
     assert len(verdicts) > 1
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 def test_a_loud_cluster_hides_no_other(dtype):
     """One true pair 3e5 times as loud, in what it reads, in what it gives or in both; the others are no clones."""
     for side in ("in", "out", "both"):

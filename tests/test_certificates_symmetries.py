@@ -177,6 +177,7 @@ def matrices(count):
     return [jnp.asarray(np.linalg.qr(random.normal(size=(4, 4)))[0]) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_rotated_heads_are_clones_up_to_a_symmetry(heads):
     model, params, partition, data = heads
     one, two, three = matrices(3)

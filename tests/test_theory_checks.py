@@ -30,6 +30,7 @@ LONG = {
     "stability.fukumizu_amari",
     "stability.relu_symmetry",
     "stability.weight_decay",
+    "symmetry.heads",
 }
 MARKED = [pytest.param(one, id=one.name, marks=[pytest.mark.slow] if one.name in LONG else []) for one in CHECKS]
 
