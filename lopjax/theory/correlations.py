@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
+
+from lopjax.theory.moments import rounding_of
 
 
 class CorrelationReport(NamedTuple):
@@ -28,7 +30,7 @@ class CorrelationReport(NamedTuple):
 
 
 def correlation_report(
-    activations: Float[Array | np.ndarray, "samples units"], margin: float = 0.1
+    activations: Shaped[Array | np.ndarray, "samples units"], margin: float = 0.1
 ) -> CorrelationReport:
     """Measure how far pairwise unit correlations have moved towards {0, 1}.
 
@@ -62,15 +64,16 @@ def correlation_report(
         raise ValueError(f"activations of shape {given.shape}: must be (samples, units), at least one of each")
     activations = given.astype(jnp.promote_types(given.dtype, jnp.float32))
     is_finite = jnp.all(jnp.isfinite(activations))
-    # A 16-bit float was rounded before it came here; integers are exact.
-    eps = jnp.finfo(given.dtype if jnp.issubdtype(given.dtype, jnp.floating) else activations.dtype).eps
-    # Scaled first, so that sums of large values stay finite; a unit of zeros stays as it is.
-    size = jnp.max(jnp.abs(activations), axis=0)
-    scaled = activations / jnp.where(size > 0, size, 1)
+    # Scaled first, so that sums of large values stay finite: by a power of 2, which is exact, in two steps, as its
+    # reciprocal may not be a normal number.
+    exponent = jnp.frexp(jnp.max(jnp.abs(activations), axis=0))[1]
+    half = exponent // 2
+    scaled = activations * jnp.exp2(-half.astype(activations.dtype))
+    scaled = scaled * jnp.exp2((half - exponent).astype(activations.dtype))
     centred = scaled - scaled.mean(axis=0)
     # Rounding of the mean makes a constant unit vary by a few ulps; smaller deviations would underflow when squared.
     spread = jnp.max(jnp.abs(centred), axis=0)
-    is_varying = spread > 8 * eps
+    is_varying = spread > jnp.maximum(8 * jnp.finfo(activations.dtype).eps, rounding_of(given) / 4)
     centred = jnp.where(is_varying, centred / jnp.where(is_varying, spread, 1), 0)
     norm = jnp.linalg.norm(centred, axis=0)
     unit = centred / jnp.where(is_varying, norm, 1)

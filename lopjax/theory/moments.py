@@ -177,9 +177,9 @@ def _refuse_bad_moments(
 ) -> None:
     """Find out why the moments of an activation cannot be trusted, and raise with the reason."""
     scales, shifts, errors = (np.ravel(x) for x in np.broadcast_arrays(scale, shift, error))
-    worst = int(np.argmax(errors))
-    if errors[worst] <= TOLERANCE:
+    if errors.size == 0 or np.max(errors) <= TOLERANCE:
         return
+    worst = int(np.argmax(errors))
     a, b = float(scales[worst]), float(shifts[worst])
     samples = _sample(f, a, b, split_edges(bends(f, a, b)), order)
     z, weights = np.asarray(samples.nodes), np.asarray(samples.weights)

@@ -6,7 +6,7 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from lopjax.theory.hermite import Function, require_float64
 from lopjax.theory.kernels import kernel_map
@@ -137,7 +137,7 @@ def exact_rank_gain(
 
 
 def activation_covariance(
-    f: Function, correlation: Float[Array | np.ndarray, "units units"], centred: bool = False
+    f: Function, correlation: Shaped[Array | np.ndarray, "units units"], centred: bool = False
 ) -> Float[Array, "units units"]:
     """Compute the matrix kappa_f(rho_ij) of the units behind an activation (standard Gaussian pre-activations).
 
@@ -165,20 +165,17 @@ def activation_covariance(
     """
     require_float64()
     given, slack = _square("correlation", correlation)
-    if (
-        not np.isfinite(given).all()
-        or (np.abs(given - given.T) > slack).any()
-        or (np.abs(np.diag(given) - 1) > slack).any()
-    ):
+    off = max(np.abs(given - given.T).max(), np.abs(np.diag(given) - 1).max())
+    if not off <= slack:
         raise ValueError("correlation: must be finite and symmetric with diagonal 1")
     if (np.abs(given) > 1 + slack).any():
         raise ValueError(f"correlation: has an entry of {np.abs(given).max():g} in modulus; must lie in [-1, 1]")
     rows, columns = np.triu_indices(len(given), k=1)
-    entries = kernel_map(f, np.clip(given[rows, columns], -1.0, 1.0), centred)
+    entries = kernel_map(f, jnp.clip(jnp.asarray(given[rows, columns]), -1.0, 1.0), centred)
     return jnp.eye(len(given)).at[rows, columns].set(entries).at[columns, rows].set(entries)
 
 
-def hard_rank(matrix: Float[Array | np.ndarray, "units units"], tolerance: float = 1e-10) -> int:
+def hard_rank(matrix: Shaped[Array | np.ndarray, "units units"], tolerance: float = 1e-10) -> int:
     """Count the eigenvalues of a symmetric matrix above `tolerance` times the largest.
 
     Args:
@@ -203,7 +200,7 @@ def hard_rank(matrix: Float[Array | np.ndarray, "units units"], tolerance: float
     return int(np.sum(eigenvalues > tolerance * eigenvalues[-1]))
 
 
-def _square(name: str, matrix: Float[Array | np.ndarray, "units units"]) -> tuple[np.ndarray, float]:
+def _square(name: str, matrix: Shaped[Array | np.ndarray, "units units"]) -> tuple[np.ndarray, float]:
     """A square matrix in float64, and the rounding of the type it came in."""
     given = np.asarray(matrix)
     if given.ndim != 2 or given.shape[0] != given.shape[1] or len(given) == 0:
