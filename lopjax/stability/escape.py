@@ -108,7 +108,7 @@ def escape_time(
     alone = (jnp.log(radius) - starts - jnp.log(jnp.minimum(share, 1.0))) / per_step
     latest = jnp.maximum(jnp.min(jnp.where(is_growing, alone, jnp.inf)), 0.0)
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         early, late = bracket
         middle = 0.5 * (early + late)
         is_out = log_distance(middle) >= jnp.log(radius)
