@@ -115,7 +115,9 @@ def escape_time(
         return jnp.where(is_out, early, middle), jnp.where(is_out, middle, late)
 
     found = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros_like(latest), latest))[1]
-    found = jnp.where(jnp.isinf(latest), jnp.inf, jnp.where(log_distance(0.0) >= jnp.log(radius), 0.0, found))
+    found = jnp.where(
+        jnp.isinf(latest), jnp.inf, jnp.where(log_distance(jnp.zeros_like(latest)) >= jnp.log(radius), 0.0, found)
+    )
     return jnp.where(is_unknown, jnp.nan, found)
 
 
