@@ -87,7 +87,7 @@ def escape_time(
     if values.ndim != 1 or not values.shape == sizes.shape == times.shape:
         raise ValueError(
             f"eigenvalues {values.shape}, components {sizes.shape} and multiplicities {times.shape}: "
-            "give one component, and one multiplicity, per eigenvalue"
+            "give one component per eigenvalue, and one multiplicity"
         )
     if not values.size:
         return jnp.asarray(jnp.inf)
