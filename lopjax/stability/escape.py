@@ -87,7 +87,7 @@ def escape_time(
     if values.ndim != 1 or not values.shape == sizes.shape == times.shape:
         raise ValueError(
             f"eigenvalues {values.shape}, components {sizes.shape} and multiplicities {times.shape}: "
-            "give one component, and one multiplicity, per eigenvalue"
+            "give one component per eigenvalue, and one multiplicity"
         )
     if not values.size:
         return jnp.asarray(jnp.inf)
@@ -108,14 +108,16 @@ def escape_time(
     alone = (jnp.log(radius) - starts - jnp.log(jnp.minimum(share, 1.0))) / per_step
     latest = jnp.maximum(jnp.min(jnp.where(is_growing, alone, jnp.inf)), 0.0)
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         early, late = bracket
         middle = 0.5 * (early + late)
         is_out = log_distance(middle) >= jnp.log(radius)
         return jnp.where(is_out, early, middle), jnp.where(is_out, middle, late)
 
     found = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros_like(latest), latest))[1]
-    found = jnp.where(jnp.isinf(latest), jnp.inf, jnp.where(log_distance(0.0) >= jnp.log(radius), 0.0, found))
+    found = jnp.where(
+        jnp.isinf(latest), jnp.inf, jnp.where(log_distance(jnp.zeros_like(latest)) >= jnp.log(radius), 0.0, found)
+    )
     return jnp.where(is_unknown, jnp.nan, found)
 
 

@@ -99,8 +99,9 @@ def weighted_chi_square_tail(
     References:
         Imhof, Biometrika 48 (1961) 419: the law. Rice, SIAM J. Sci. Stat. Comput. 1 (1980) 438: saddle point contours.
     """
-    variances = np.asarray(weights, np.float64)
-    limit = np.broadcast_to(np.asarray(threshold, np.float64), variances.shape[:-1])
+    shape = np.shape(weights)[:-1]
+    variances = np.asarray(weights, np.float64).reshape(-1, np.shape(weights)[-1])
+    limit = np.broadcast_to(np.asarray(threshold, np.float64), shape).reshape(-1)
     counts = np.ones(variances.shape[-1]) if degrees is None else np.asarray(degrees, np.float64)
     if not (np.all(variances >= 0) and np.all(limit > 0)):
         raise ValueError(
@@ -114,7 +115,7 @@ def weighted_chi_square_tail(
     is_far = np.sum(counts * scaled, axis=-1) < 1  # the threshold lies beyond the mean: left of the pole
     integral = _saddle_integral(scaled, counts, np.where(is_far, -1.0, 1.0))
     tail = np.clip(np.where(is_far, integral, 1 - integral), 0.0, 1.0)
-    return np.where(is_infinite, 1.0, np.where(is_zero, 0.0, tail))
+    return np.where(is_infinite, 1.0, np.where(is_zero, 0.0, tail)).reshape(shape)
 
 
 def _saddle_integral(weights: np.ndarray, counts: np.ndarray, side: np.ndarray) -> np.ndarray:

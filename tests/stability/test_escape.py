@@ -163,7 +163,7 @@ def test_escape_times_agree_with_following_the_curvature_for_any_number_of_clone
     np.testing.assert_allclose(predicted, followed, rtol=2e-3)
     # Control: the fastest mode alone is late as soon as eigenvalues repeat.
     alone = np.log(3e-3 / np.abs(vectors.T @ kick)) / np.log1p(-0.08 * np.minimum(values, -1e-9))
-    assert (alone.min() / predicted > 1.02) == (factor > 2)
+    assert (alone.min() / predicted > 1.01) == (factor > 2)
 
 
 def test_escape_time_refuses(unchecked):
