@@ -69,11 +69,13 @@ def steps(width: int, num: int) -> dict[str, Repeat]:
     batch = random.normal(size=(BATCH, 32, 32, 3)).astype(np.float32), random.integers(10, size=BATCH)
     variables = model.init(key)
 
-    def repeat(optimizer: Any, draw: Callable[..., Any] | None = None) -> Repeat:
+    def repeat(optimizer: Any) -> Repeat:
+        def step(state: Any, _: None) -> tuple[Any, None]:
+            return train_step(model, optimizer, state, batch)[0], None
+
         state = init_state(variables, optimizer)
-        step = lambda state, _: (train_step(model, optimizer, state, batch)[0], None)
-        many = jax.jit(lambda state: jax.lax.scan(step, state, length=num)[0]).lower(state)
-        return lambda many=many.compile(): many(state)
+        many = jax.jit(lambda state: jax.lax.scan(step, state, length=num)[0]).lower(state).compile()
+        return lambda: many(state)
 
     noisy = noisy_sgd(0.01, 0.01, 0.999, seed=key)
     calls = {"plain step": repeat(optax.sgd(0.01)), "noisy step": repeat(noisy)}

@@ -1,4 +1,6 @@
-"""Philox against its published words, the normals against Box-Muller in long double, and a million against their law."""
+"""Philox against its published words, normals against Box-Muller in long double, a million against their law."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +78,7 @@ def test_float64_comes_from_jax(x64):
 def test_company_and_compilation_change_nothing():
     """One lane eagerly, compiled, in a scan over lanes, and beside other lanes: the same to the last bit but two."""
     keys = jax.random.split(PHILOX, 3)
-    draw = lambda key: normals.standard_normal(key, (37, 11))
+    draw = partial(normals.standard_normal, shape=(37, 11))
     together, mapped = jax.jit(jax.vmap(draw))(keys), jax.jit(lambda keys: jax.lax.map(draw, keys))(keys)
     for lane, key in enumerate(keys):
         alone = jax.jit(draw)(key)
