@@ -7,6 +7,7 @@ the angle once for each of the two, which is why the generator is the cheaper Ph
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,7 @@ def sine_and_cosine_arguments(word: UInt32[Array, "..."]) -> tuple[Float[Array, 
     return a, sign * (1 - jnp.abs(a))
 
 
+@partial(jax.jit, static_argnames=("shape", "dtype"))
 def standard_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """Independent standard normals: a pure function of the key and of how many there are.
 
