@@ -1,8 +1,8 @@
 """Ten steps of the cloning experiment against the same ten by hand: NumPy in float64, with PyTorch's conventions.
 
 The oracle is written from PyTorch's documentation of Linear, BatchNorm1d (eps 1e-5, running statistics 0.9 old + 0.1
-new, running variance over n - 1), CrossEntropyLoss, SGD and Adam (eps outside the root), the gradients by the chain rule
-through mean and variance one by one. It shares no code with lopjax, only the initial variables and the order of examples.
+new, running variance over n - 1), CrossEntropyLoss, SGD and Adam (eps outside the root), with gradients by the chain
+rule through mean and variance one by one. It shares nothing with lopjax but the initial variables and the batches.
 """
 
 from dataclasses import replace
@@ -140,6 +140,7 @@ def assert_same(variables, net):
             np.testing.assert_allclose(found[name], expected, rtol=1e-8, atol=1e-10, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sgd", "adam"])
 def test_ten_steps_are_those_of_pytorch_by_hand(method):
     with jax.enable_x64(True):
