@@ -44,38 +44,89 @@ QUANTITIES = (
 )
 
 
-def compare(run: "RunData", reference: list[dict[str, Any]]) -> str:
-    """A Markdown table of the last epoch: both means over seeds, their difference, and what seed noise would explain.
+class Row(NamedTuple):
+    """One quantity of one method: both means over seeds, and what seed noise would explain.
 
-    Seed noise is the standard error of the difference of the two means, from the standard deviations (1/(n-1)) of both
-    sets of seeds pooled; |t| > 3.2 has probability 5 % by chance with 3 + 2 seeds.
+    Attributes:
+        method: which.
+        quantity: which.
+        measured: mean of our seeds.
+        expected: mean of the reference's.
+        noise: standard error of the difference of the two means, from the standard deviations (1/(n-1)) of both sets of
+            seeds pooled.
+        freedom: degrees of freedom of that estimate, seeds minus two; 3 for 3 + 2 seeds.
     """
+
+    method: str
+    quantity: str
+    measured: float
+    expected: float
+    noise: float
+    freedom: int
+
+    @property
+    def t(self) -> float:
+        """Difference over noise; 0 for equal means without noise."""
+        difference = self.measured - self.expected
+        if self.noise > 0:
+            return difference / self.noise
+        return 0.0 if difference == 0 else float("inf") * difference
+
+    @property
+    def p(self) -> float:
+        """How often chance alone makes so large a |t|: Student's law, two-sided; 1 for rows without noise."""
+        from scipy.special import stdtr
+
+        return float(2 * stdtr(self.freedom, -abs(self.t)))
+
+
+def rows_of(run: "RunData", reference: list[dict[str, Any]]) -> list[Row]:
+    """All quantities of all methods of the run."""
     import numpy as np
 
+    rows = []
+    for method in run.config["methods"]:
+        theirs = [entry for entry in reference if entry["kind"] == method]
+        for quantity in QUANTITIES:
+            seeds = run.config["seeds"]
+            where = {"method": method, "phase": quantity.phase}
+            measured = np.array([run.column(quantity.column, seed=seed, **where)[-1] for seed in seeds])
+            expected = np.array([quantity.reference(entry) for entry in theirs])
+            deviations = [*(measured - measured.mean()), *(expected - expected.mean())]
+            freedom = len(deviations) - 2
+            pooled = np.sum(np.square(deviations)) / freedom
+            noise = float(np.sqrt(pooled * (1 / len(measured) + 1 / len(expected))))
+            rows.append(Row(method, quantity.name, float(measured.mean()), float(expected.mean()), noise, freedom))
+    return rows
+
+
+def table_of(rows: list[Row]) -> str:
+    """A Markdown table, and what all its rows together say."""
     lines = [
         "| method | at the last epoch | lopjax | reference | difference | seed noise | t |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for method in run.config["methods"]:
-        theirs = [entry for entry in reference if entry["kind"] == method]
-        for quantity in QUANTITIES:
-            measured = np.array(
-                [
-                    run.column(quantity.column, method=method, seed=seed, phase=quantity.phase)[-1]
-                    for seed in run.config["seeds"]
-                ]
-            )
-            expected = np.array([quantity.reference(entry) for entry in theirs])
-            deviations = [*(measured - measured.mean()), *(expected - expected.mean())]
-            pooled = np.sum(np.square(deviations)) / (len(deviations) - 2)
-            noise = float(np.sqrt(pooled * (1 / len(measured) + 1 / len(expected))))
-            difference = measured.mean() - expected.mean()
-            t = f"{difference / noise:+.1f}" if noise > 0 else ("0" if difference == 0 else "inf")
-            lines.append(
-                f"| {method} | {quantity.name} | {measured.mean():.4f} | {expected.mean():.4f} "
-                f"| {difference:+.4f} | {noise:.4f} | {t} |"
-            )
-    return "\n".join(lines) + "\n"
+    for row in rows:
+        t = f"{row.t:+.1f}" if row.t else "0"
+        lines.append(
+            f"| {row.method} | {row.quantity} | {row.measured:.4f} | {row.expected:.4f} "
+            f"| {row.measured - row.expected:+.4f} | {row.noise:.4f} | {t} |"
+        )
+    return "\n".join([*lines, "", conclusion(rows)]) + "\n"
+
+
+def conclusion(rows: list[Row]) -> str:
+    """How surprising the most extreme row is among so many, by Bonferroni, which holds however the rows depend."""
+    noisy = [row for row in rows if row.noise > 0]
+    if not noisy:
+        return "No row has seed noise."
+    extreme = min(noisy, key=lambda row: row.p)
+    together = min(1.0, len(noisy) * extreme.p)
+    return (
+        f"The largest |t|: {extreme.method}, {extreme.quantity}: {extreme.t:+.1f}. Chance alone exceeds it with "
+        f"probability {extreme.p:.2g} in one row ({extreme.freedom} degrees of freedom), and with at most "
+        f"{together:.2g} in the largest of {len(noisy)}. Rows share networks and batches: they are not independent."
+    )
 
 
 def main() -> None:
@@ -89,7 +140,8 @@ def main() -> None:
     arguments = parser.parse_args()
     from lopjax import runs
 
-    table = compare(runs.load(arguments.run), json.loads(arguments.reference.read_text(encoding="utf-8")))
+    reference = json.loads(arguments.reference.read_text(encoding="utf-8"))
+    table = table_of(rows_of(runs.load(arguments.run), reference))
     print(table)
     if arguments.output is not None:
         arguments.output.write_text(table, encoding="utf-8")
