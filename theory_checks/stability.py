@@ -18,7 +18,7 @@ from lopjax.manifolds import cloned_manifold, normal_basis
 from lopjax.model import Model, Variables
 from lopjax.models import mlp
 from lopjax.stability import escape_time, free_kick, noise_exponent, transverse_lyapunov, unit_blocks
-from lopjax.stability.spectra import block_inertia
+from lopjax.stability.spectra import BlockError, block_inertia
 from theory_checks.architectures import NUM_CLASSES, random_variables
 from theory_checks.check import Check, Row, Size
 from theory_checks.critical import LOSSES, critical, critical_base, departures, first_outside, random_batch
@@ -96,7 +96,7 @@ def check_inertia(size: Size) -> list[Row]:
         matrix = np.block([[curvature, coupling], [coupling.T, np.zeros((q, q))]])
         values = np.linalg.eigvalsh(matrix)
         expected = ((values > 1e-9).sum(), (values < -1e-9).sum(), (abs(values) <= 1e-9).sum())
-        found = block_inertia(curvature, coupling, 1e-12)
+        found = block_inertia(curvature, coupling, BlockError(1e-12, 1e-12), zero_below=1e-9)
         wrong += (found.plus, found.minus, found.zero) != expected
         signs = np.linalg.eigvalsh(curvature)
         naive_wrong += (rank + (signs > 0).sum(), rank + (signs < 0).sum()) != expected[:2]

@@ -1,5 +1,6 @@
 """The figure of a cloning run: how alike the clones are, whether they help, how much of the added width is used."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def cloning_figure(run: RunData) -> "Figure":
 
 
 def _draw(
-    panels: "tuple[Axes, Axes, Axes]",
+    panels: "Sequence[Axes]",
     run: RunData,
     where: dict[str, Any],
     color: str,

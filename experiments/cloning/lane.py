@@ -77,10 +77,10 @@ def make_program(setup: Setup, group: Group) -> Program:
         return pair._replace(clone=init_state(variables, loud(pair)), quotient=quotient)
 
     def release(pair: Pair, noise_key: jax.Array, numbers: Mapping[str, Any]) -> Pair:
-        # Plain SGD has no state that could be lost here.
         assert pair.clone is not None
-        pair = pair._replace(noise_key=noise_key, numbers=numbers)
-        return pair._replace(clone=init_state(pair.clone.variables, loud(pair)))
+        variables, pair = pair.clone.variables, pair._replace(noise_key=noise_key, numbers=numbers)
+        # Plain SGD has no state that could be lost here.
+        return pair._replace(clone=init_state(variables, loud(pair)))
 
     def step(pair: Pair, drawn: Drawn, key: jax.Array, index: jax.Array) -> tuple[Pair, Logs]:
         images, labels = drawn.batch

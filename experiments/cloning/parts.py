@@ -116,7 +116,7 @@ class Stretch:
 
         def end(lanes: Lanes) -> tuple[Lanes, Records]:
             lanes, records = last.do(lanes)
-            return lanes, self.concluded(records, lanes, is_end=True)
+            return lanes, self.concluded(list(map(dict, records)), lanes, is_end=True)
 
         return [*before, last._replace(do=end, keep=self.kept)]
 

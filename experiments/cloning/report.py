@@ -67,7 +67,7 @@ def rows_of(config: Mapping[str, Any]) -> list[tuple[str, Point, str]]:
     Of a run that releases its clones the first row is their life before, under SGD.
     """
     release_at = config.get("release_at", 0)
-    trapped = [("sgd", (), "clone")] if release_at else []
+    trapped: list[tuple[str, Point, str]] = [("sgd", (), "clone")] if release_at else []
     phase = "release" if release_at else "clone"
     found = curves(methods_of(config["methods"], release_at), axes_of(config))
     return trapped + [(*curve, phase) for curve in found]

@@ -168,7 +168,7 @@ def present(experiment: Experiment, data: "RunData") -> None:
 def _end_if_all_frozen(data: "RunData") -> None:
     """A run whose every lane diverged has shown nothing: say so, and end with status 1."""
     rows = data.summary if isinstance(data.summary, list) else []
-    frozen = [row.get("frozen_at") for row in rows if isinstance(row, dict)]
-    if frozen and None not in frozen:
+    frozen = [row["frozen_at"] for row in rows if row.get("frozen_at") is not None]
+    if frozen and len(frozen) == len(rows):
         print(f"stopped: the loss of every seed is not finite, of the last from step {max(frozen)} on", file=sys.stderr)
         raise SystemExit(1)

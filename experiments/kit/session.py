@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -69,10 +69,10 @@ def with_writers(run: "Run", output: "Output") -> "Run":
     """
     from lopjax.runs.writers import writer_of
 
-    names = dict.fromkeys((*output.writer, *(["tensorboard"] if output.tensorboard else [])))
+    names = [*output.writer, *(["tensorboard"] if output.tensorboard else [])]
     if run.is_complete:
         return run
-    return run._replace(writers=tuple(writer_of(name, run.folder) for name in names))
+    return run._replace(writers=tuple(writer_of(name, run.folder) for name in sorted(set(names))))
 
 
 def devices_of(output: Any) -> "Mesh | None":
@@ -145,7 +145,7 @@ def kept_records(experiment: str, folder: "Run") -> Iterator[None]:
         refuse(experiment, f"{error}; what was recorded is kept in {folder.folder}")
 
 
-def refuse(experiment: str, message: object) -> None:
+def refuse(experiment: str, message: object) -> NoReturn:
     """Say on stderr what is wrong and end with exit status 2."""
     print(f"python -m experiments.{experiment}: error: {message}", file=sys.stderr)
     raise SystemExit(2)

@@ -100,7 +100,7 @@ def escape_time(
     per_step = jnp.where(is_growing, excess if continuous else per_step, 1.0)
     starts = jnp.log(jnp.where(is_growing, sizes, 1.0)) + 0.5 * jnp.log(jnp.where(is_growing, times, 1))
 
-    def log_distance(t: Array) -> Array:
+    def log_distance(t: ArrayLike) -> Array:
         growth = t * per_step + jnp.log(share + (1 - share) * second**t)
         return 0.5 * jax.nn.logsumexp(jnp.where(is_growing, 2 * (starts + growth), -jnp.inf))
 
@@ -110,7 +110,7 @@ def escape_time(
 
     def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         early, late = bracket
-        middle = 0.5 * (early + late)
+        middle = jnp.asarray(0.5 * (early + late))
         is_out = log_distance(middle) >= jnp.log(radius)
         return jnp.where(is_out, early, middle), jnp.where(is_out, middle, late)
 

@@ -111,7 +111,7 @@ def weighted_chi_square_tail(
         scaled = variances / limit[..., None]  # in units of the threshold
     is_infinite = np.any(np.isinf(scaled) & (counts > 0), axis=-1)
     is_zero = np.all((scaled == 0) | (counts == 0), axis=-1)
-    scaled = np.where((is_infinite | is_zero)[..., None], 1.0, scaled)
+    scaled = np.where(np.asarray(is_infinite | is_zero)[..., None], 1.0, scaled)
     is_far = np.sum(counts * scaled, axis=-1) < 1  # the threshold lies beyond the mean: left of the pole
     integral = _saddle_integral(scaled, counts, np.where(is_far, -1.0, 1.0))
     tail = np.clip(np.where(is_far, integral, 1 - integral), 0.0, 1.0)

@@ -125,9 +125,9 @@ def count_signs(
     values = np.asarray(eigenvalues, np.float64)
     rule = Threshold(tolerance, residual, zero_below)
     signed = rule.is_signed(values)
-    counts = [int(np.count_nonzero(mask)) for mask in (signed & (values > 0), signed & (values < 0))]
+    plus, minus = (int(np.count_nonzero(signed & side)) for side in (values > 0, values < 0))
     zero = int(np.count_nonzero(rule.is_zero(values)))
-    return SignCounts(*counts, zero, values.size - sum(counts) - zero)
+    return SignCounts(plus, minus, zero, values.size - plus - minus - zero)
 
 
 def verdict_of(counts: SignCounts) -> Stability:

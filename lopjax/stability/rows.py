@@ -61,11 +61,12 @@ def unit_rows(
     if move is not None and not is_straight(space.activation):
         slope = slope + derivative_error(pre, move, 97)
         bend = bend + derivative_error(pre, move, 98)
-    source = found.taps[writer.source].post if writer.source in found.taps else batch[0].astype(pre.dtype)
+    source = found.taps[writer.source].post if writer.source and writer.source in found.taps else batch[0].astype(pre.dtype)
     signals = []
     for path in space.readers:
         label = wired["params", *path]
-        delta = found.gradients[label.site].pre if label.site in found.gradients else found.output
+        reads = label.site is not None and label.site in found.gradients
+        delta = found.gradients[label.site].pre if reads and label.site else found.output
         target_counts = count_along(model.wiring, counts, path, -1).astype(pre.dtype)
         shape = leaf_at(variables, path).shape
         signals.append(outgoing_signals(delta, shape, label.window, pre.shape[1:-1], target_counts))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,10 +68,10 @@ class _Sums(NamedTuple):
     sizes: tuple[Array, Array, Array]
     residual: Array
     errors: tuple[Array, Array]
-    gradient: tuple[Array, Array | None]
-    radius: Array | None
-    kinks: Array | None
-    later_kinks: dict[str, Array] | None
+    gradient: tuple[Array | None, ...]
+    radius: Any
+    kinks: Any
+    later_kinks: Any
 
 
 class _Errors(NamedTuple):

@@ -62,7 +62,7 @@ def draw_moves(dtype: DTypeLike, num_draws: int) -> Move:
     """Draws stacked along a first axis, each with both signs: one sign alone may stay on this side of a kink."""
     noise = np.random.default_rng(0).standard_normal((num_draws, _NOISE_LENGTH))
     signs = np.tile([1.0, -1.0], num_draws)
-    return Move(np.repeat(noise, 2, axis=0), rounding_unit(dtype) * signs)
+    return Move(jnp.asarray(np.repeat(noise, 2, axis=0)), jnp.asarray(rounding_unit(dtype) * signs))
 
 
 @partial(jax.jit, static_argnames="model")

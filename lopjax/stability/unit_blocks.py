@@ -302,7 +302,7 @@ def _counted(
     scale = float(scales.curvature[unit] + scales.coupling[unit] + scales.residual[unit])
     # At the critical point that is meant, what the gradient explains is zero.
     zero_below = max(default_zero_level(compute_type) * scale, 2 * GAP * error.total if owed else 0.0)
-    structural = structural_zeros(*coupling.shape, curvature is not None)
+    structural = structural_zeros(coupling.shape[0], coupling.shape[1], curvature is not None)
     if curvature is None and not scales.slope[unit]:
         structural = len(spectrum)
     report = counted_report(
@@ -319,7 +319,7 @@ def _counted(
         radius=float(scales.radius[unit]),
     )
     if scales.kinks[unit]:
-        known = structural_zeros(*coupling.shape, curvature is not None)
+        known = structural_zeros(coupling.shape[0], coupling.shape[1], curvature is not None)
         return at_a_kink(report._replace(structural=known), "a pre-activation of the unit, on some row")
     if scales.later_kinks and structural < len(spectrum):
         return at_a_kink(report, f"pre-activations behind it, at {', '.join(scales.later_kinks)}")
@@ -351,9 +351,9 @@ def _by_products(networks: _Networks, batch: Batch, options: _Options) -> dict[s
         reports = tuple(judge(extremes, unit, kinks, radius) for unit in range(len(extremes.extremes)))
         reports = tuple(kinks_unknown(report, unknown) for report in reports) if unknown else reports
         is_dead = np.array([report.verdict is Stability.NEUTRAL for report in reports])
-        unknown = np.full(len(reports), np.nan)
+        residual = np.full(len(reports), np.nan)
         spaces[space] = SpaceBlocks(
-            space, counts[space] - 1, extremes.dimension, reports, unknown, is_dead, extremes.ritz_values
+            space, counts[space] - 1, extremes.dimension, reports, residual, is_dead, extremes.ritz_values
         )
     return spaces
 

@@ -181,7 +181,7 @@ def tasks(streams: Sequence[Stream], steps: int) -> Stream:
         def branch(data: PyTree, key: jax.Array, index: Any) -> Drawn:
             own_key, within, task = place(key, index)
             branches = [lambda k, t, own=own, one=one: one.draw(own, k, t) for own, one in zip(data, streams)]
-            return jax.lax.switch(task.index % num, branches, own_key, within)._replace(task=task)
+            return jax.lax.switch(index // steps % num, branches, own_key, within)._replace(task=task)
 
         return Stream(tuple(one.data for one in streams), branch)
 

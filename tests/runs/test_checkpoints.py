@@ -96,7 +96,7 @@ def test_what_was_saved_with_x64_is_not_cut_without(tmp_path):
         "x", b"x", object(), 2**70, np.array(["a"]), np.array([None]), np.datetime64("2020-01-01"), jnp.zeros,
         np.ma.array([1.0], mask=[True]), np.zeros(2, [("a", "i4")]), np.zeros(2, ">f4"), np.zeros(2, np.longdouble),
     ],
-    ids=str,
+    ids=lambda leaf: type(leaf).__name__,
 )  # fmt: skip
 def test_what_cannot_be_saved_is_named_before_anything_is_written(tmp_path, leaf):
     with pytest.raises(CheckpointError, match=r"\['b'\]\['name'\]: .* cannot be saved; allowed are numbers"):

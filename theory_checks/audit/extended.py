@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-Real = np.ndarray
+Real = np.ndarray | np.longdouble
 """An array of `numpy.longdouble`."""
 
 ONE = np.longdouble(1)

@@ -145,7 +145,7 @@ def falsehoods(report: StabilityReport, block: TrueBlock, activation: str) -> li
     r, values, noise = report, block.eigenvalues, block.noise
     level = r.zero_level * r.scale + noise
     structural = max(r.structural, 0)
-    wrong: Mapping[str, bool] = {
+    wrong: Mapping[str, bool | np.bool_] = {
         "inertia does not add up": r.n_plus + r.n_minus + r.n_zero + r.n_undecided != len(values),
         "too many positive": r.n_plus > np.sum(values > -noise),
         "too many negative": r.n_minus > np.sum(values < noise),
