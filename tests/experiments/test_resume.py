@@ -134,7 +134,7 @@ def test_what_stands_after_the_checkpoint_is_cut_off(whole, tmp_path, monkeypatc
 
 def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(whole, tmp_path, monkeypatch):
     folder = open_run(tmp_path / "run", CONFIG)
-    killed_before(4, folder, monkeypatch, "replace")
+    killed_before(5, folder, monkeypatch, "replace")
     path = folder.checkpoint_folder / "step_3.npz"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
@@ -150,7 +150,7 @@ def test_a_full_disk_loses_nothing_that_was_recorded(whole, tmp_path, monkeypatc
     folder = open_run(tmp_path / "run", CONFIG)
     killed_before(number, folder, monkeypatch, "fsync")
     records = runs.load(folder.folder).records
-    assert len(records) >= 4
+    assert len(records) == {5: 2, 6: 4}[number]  # those of a write that failed are cut off again
     assert records == [json.loads(line) for line in whole[0].splitlines()[: len(records)]]
     assert not list(folder.folder.rglob("*.partial"))
     play_all(folder)
