@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from experiments.kit.experiment import find, present
-from experiments.kit.session import refuse
+from experiments.kit.session import refuse, say
 from experiments.kit.terminal import Table, print_results
 
 if TYPE_CHECKING:
@@ -67,9 +67,11 @@ def show(folder: Path) -> bool:
         print(f"{folder}: {progress(found)}")
         if found.records:
             present(experiment, found)
-        return found.summary is not None
-    below = [runs.load(path.parent) for path in sorted(folder.rglob("config.json"))]
-    if not below:
+        return found.is_complete
+    below, damaged = runs.load_all(folder)
+    for where, reason in damaged.items():
+        say(f"{where}: {reason}")
+    if not below and not damaged:
         runs.load(folder)  # raises, and says what a run folder is
     if (folder / "sweep.json").exists():
         from experiments.sweep import grid_table
@@ -77,14 +79,14 @@ def show(folder: Path) -> bool:
         print_results(grid_table(folder, below), ())
     else:
         list_runs(folder, below)
-    return all(found.summary is not None for found in below)
+    return all(found.is_complete for found in below)
 
 
 def progress(run: "RunData") -> str:
     """How far a run is, in words."""
     from lopjax.runs.schedule import expected_records
 
-    if run.summary is not None:
+    if run.is_complete:
         return f"complete, {len(run.records):,} records"
     total = expected_records(run.folder)
     if total is None:

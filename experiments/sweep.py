@@ -211,11 +211,11 @@ def grid_table(folder: Path, found: "Sequence[RunData]") -> Table:
             continue
         table = experiment.table(run)
         columns = columns or tuple(table.columns)
-        state = "" if run.summary is not None else " (not complete)"
+        state = "" if run.is_complete else " (not complete)"
         rows += [(*values, f"{row[0]}{state}", *row[1:]) for row in table.rows]
     width = len(flags) + max(len(columns), 1)
     padded = [(*row, *["-"] * (width - len(row))) for row in rows]
-    done = sum(run.summary is not None for run in found)
+    done = sum(run.is_complete for run in found)
     return Table(
         f"{folder}: {done} of {len(plan['points'])} points complete", (*flags, *(columns or ("state",))), padded
     )

@@ -1,6 +1,9 @@
 """Shared fixtures. Annotations are enforced while the tests run: shapes and dtypes by jaxtyping, types by beartype."""
 
 import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # LAPACK's own threads would fight XLA's and the other xdist workers over the cores.
@@ -8,6 +11,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Nearly all of the suite's time is compilation, and what it checks does not depend on how well XLA optimises.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# What one worker, or an earlier session, has compiled is not compiled again.
+cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lopjax-tests"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / f"{platform.node()}-jaxlib-{version('jaxlib')}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
 import jaxtyping

@@ -98,7 +98,8 @@ def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable
             return end, jax.lax.fori_loop(index, end, lambda i, c: one(i, prepared, c), inner)
 
         _, (lane, sums) = jax.lax.while_loop(lambda carry: carry[0] < stop, whole_block, (start, (lane, sums)))
-        means = jax.tree.map(lambda log: jnp.where(lane.frozen_at < 0, log / num_steps, jnp.nan), sums)
+        count = num_steps.astype(dtype)
+        means = jax.tree.map(lambda log: jnp.where(lane.frozen_at < 0, log / count, jnp.nan), sums)
         return lane, means
 
     compiled = over_lanes(of_one, 2, mesh, donate=True)
