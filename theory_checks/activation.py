@@ -208,14 +208,14 @@ def check_hard_rank(size: Size) -> list[Row]:
     correlation = directions @ directions.T
 
     def rank(f: Activation) -> int:
-        return hard_rank(activation_covariance(f, correlation), tolerance=1e-12)
+        return hard_rank(activation_covariance(f, correlation), tolerance=1e-11)
 
     rows = [Row(f"before: rank of {units} units", hard_rank(correlation), span)]
     names = ("relu", "gelu") if size == "small" else ("relu", "gelu", "elu", "sigmoid")
     rows += [Row(f"{name}: rank behind it", rank(activation(name)), units, ">=") for name in names]
     square = Activation("square", lambda z: z**2)
     copies = directions[[0, *range(units - 1)]]
-    behind_copies = hard_rank(activation_covariance(activation("relu"), copies @ copies.T), tolerance=1e-12)
+    behind_copies = hard_rank(activation_covariance(activation("relu"), copies @ copies.T), tolerance=1e-11)
     return [
         *rows,
         Row("z²: at most span (span + 1)/2", rank(square), span * (span + 1) // 2),
