@@ -1,5 +1,6 @@
 """Noise in proportion to gradients, and shrinking with noise: what perturbs the parameters."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -42,7 +43,7 @@ def _norm(array: Array) -> Array:
     if not array.size:
         return jnp.zeros((), array.dtype)
     info, norm = jnp.finfo(array.dtype), jnp.linalg.norm(array.ravel())
-    is_safe = jnp.isfinite(norm) & (norm > np.sqrt(array.size * float(info.tiny) / float(info.eps)))
+    is_safe = jnp.isfinite(norm) & (norm > math.sqrt(array.size * float(info.tiny) / float(info.eps)))
     return jax.lax.cond(is_safe, lambda _: norm, _scaled_norm, array)
 
 
