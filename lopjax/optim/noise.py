@@ -38,7 +38,7 @@ def _norm(array: Array) -> Array:
     """Euclidean norm of all entries, finite where it can be.
 
     Where squares overflow, or vanish so that the sum would notice, entries are scaled by a power of two, which rounds
-    nothing. Elsewhere one pass is enough; the other three cost as much as a fifth of the noise.
+    nothing. Elsewhere one pass is enough; the others would cost a sixth of the noise or more.
     """
     if not array.size:
         return jnp.zeros((), array.dtype)
