@@ -79,7 +79,7 @@ def steps(width: int, num: int) -> dict[str, Repeat]:
 
     noisy = noisy_sgd(0.01, 0.01, 0.999, seed=key)
     calls = {"plain step": repeat(optax.sgd(0.01)), "noisy step": repeat(noisy)}
-    with mock.patch("lopjax.optim.standard_normal", jax.random.normal):
+    with mock.patch("lopjax.optim.noise.standard_normal", jax.random.normal):
         calls["noisy step, jax.random.normal"] = repeat(noisy)
     return calls
 

@@ -86,3 +86,11 @@ def test_training_is_timed_on_random_images_where_there_is_no_data(tmp_path):
     assert found["measured"]["epoch 5x128"][0]["steps"] == 2
     assert found["values"]["peak memory"] > 0.1
     assert "noisy step / step" in text
+
+
+@pytest.mark.slow
+def test_noise_is_timed_piece_by_piece(tmp_path):
+    found, text = report(tmp_path, "benchmarks.noise", "--width", "8", "--steps", "2", "--turns", "2")
+    assert list(found["steps"]) == ["plain step", "noisy step", "noisy step, jax.random.normal"]
+    assert all(len(turns) == 2 for title in ("pieces", "steps") for turns in found[title].values())
+    assert "with standard_normal" in text

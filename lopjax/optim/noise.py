@@ -1,11 +1,11 @@
 """Noise in proportion to gradients, and shrinking with noise: what perturbs the parameters."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
@@ -37,12 +37,12 @@ def _norm(array: Array) -> Array:
     """Euclidean norm of all entries, finite where it can be.
 
     Where squares overflow, or vanish so that the sum would notice, entries are scaled by a power of two, which rounds
-    nothing. Elsewhere one pass is enough; the other three cost as much as a fifth of the noise.
+    nothing. Elsewhere one pass is enough; the others would cost a sixth of the noise or more.
     """
     if not array.size:
         return jnp.zeros((), array.dtype)
     info, norm = jnp.finfo(array.dtype), jnp.linalg.norm(array.ravel())
-    is_safe = jnp.isfinite(norm) & (norm > np.sqrt(array.size * float(info.tiny) / float(info.eps)))
+    is_safe = jnp.isfinite(norm) & (norm > math.sqrt(array.size * float(info.tiny) / float(info.eps)))
     return jax.lax.cond(is_safe, lambda _: norm, _scaled_norm, array)
 
 
