@@ -16,6 +16,7 @@ THEOREMS: tuple[str, ...] = (
     "other_clones",
     "symmetry",
     "conserved",
+    "lie_rank",
     "stability",
     "escape",
     "activation",

@@ -224,6 +224,25 @@ def check_hard_rank(size: Size) -> list[Row]:
     ]
 
 
+def check_opposite_units(size: Size) -> list[Row]:
+    """Count the ranks that pairs of opposite units lose behind functions of different parity."""
+    pairs, span = (4, 2) if size == "small" else (8, 3)
+    directions = np.random.default_rng(0).standard_normal((pairs, span))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    both = np.concatenate([directions, -directions])
+
+    def lost(name: str) -> int:
+        return 2 * pairs - hard_rank(activation_covariance(activation(name), np.clip(both @ both.T, -1, 1)), 1e-11)
+
+    what = f"{pairs} pairs that span {span} dimensions"
+    return [
+        Row(f"{what}, relu: ranks lost minus {pairs - span}", abs(lost("relu") - (pairs - span)), 0),
+        Row(f"{what}, sigmoid: ranks lost minus {pairs - 1}", abs(lost("sigmoid") - (pairs - 1)), 0),
+        Row(f"{what}, elu: ranks lost", lost("elu"), 0),
+        Row(f"{what}, relu: ranks lost, taken for 0 as f(-z) is no multiple of f(z)", lost("relu"), 0, control=True),
+    ]
+
+
 def check_frozen_limits(size: Size) -> list[Row]:
     """Follow alpha and the frozen fraction to the limits, and where the corollary says nothing or is false."""
     scale, offset = (1e4, -6.0) if size == "small" else (1e6, -8.0)
@@ -335,6 +354,15 @@ CHECKS: tuple[Check, ...] = (
         check_hard_rank,
         "Numerical rank recovers after one non-linear layer even from very few directions, so it is no "
         "sign of health: watch the effective rank.",
+    ),
+    Check(
+        "activation.opposite_units",
+        "m pairs of opposite units that span d dimensions lose m - d ranks if f(z) - f(-z) is a multiple of z, and"
+        " m - 1 if f(z) + f(-z) is constant.",
+        "Schur's product theorem on even and odd parts; this library",
+        check_opposite_units,
+        "ReLU, GELU, SiLU and softplus do not bring back all rank when many units come in opposite pairs. Said before:"
+        " that opposite units cost rank only if f(-z) is proportional to f(z), which holds for a single pair.",
     ),
     Check(
         "activation.frozen_limits",

@@ -1,0 +1,126 @@
+"""Everything that traps gradient flow.
+
+The directions in which training can move by switching data sets are the brackets of the gradient fields of single
+samples. Their rank bounds, from one computation, how much structure of any shape could trap training on *every* data
+set: conserved quantities, clones, dead units, laws of the loss. The number is an upper bound on the codimension,
+as brackets are finitely many. Where it meets what is known to be there, computed by other means, it is exact.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from lopjax.cloning import clone_variables, widen
+from lopjax.losses import mean_cross_entropy, mean_squared_error
+from lopjax.manifolds import cloned_manifold, codimension, functional_codimension, homogeneous_conserved
+from lopjax.model import Model, Variables
+from lopjax.models import mlp
+from theory_checks.check import Check, Row, Size
+
+INPUTS, UNITS, OUTPUTS, SAMPLES = 3, 4, 2, 48
+
+
+def _network(activation: str, units: int = UNITS) -> tuple[Model, Variables]:
+    """A network of one hidden layer with every parameter drawn from a standard normal distribution."""
+    model = mlp((INPUTS,), (units,), OUTPUTS, activation=activation)
+    theta, unravel = ravel_pytree(model.init(jax.random.key(0))["params"])
+    return model, {"params": unravel(jax.random.normal(jax.random.key(1), theta.shape))}
+
+
+def _found(model: Model, variables: Variables, loss=mean_squared_error, depth: int = 3) -> float:
+    inputs = jax.random.normal(jax.random.key(2), (SAMPLES, INPUTS))
+    is_mse = loss is mean_squared_error
+    labels = jnp.zeros((SAMPLES, OUTPUTS)) if is_mse else jnp.zeros(SAMPLES, int)
+    return functional_codimension(model, variables, (inputs, labels), loss=loss, depth=depth).codimension
+
+
+def _num_independent(laws, params) -> int:
+    theta, unravel = ravel_pytree(params)
+    return int(np.linalg.matrix_rank(np.asarray(jax.jacobian(lambda theta: laws(unravel(theta)))(theta))))
+
+
+def _gram_laws(params):
+    """W'W + bb' - AA', which a linear network conserves."""
+    first, head = params["hidden_0"], params["classes"]["kernel"]
+    incoming = jnp.concatenate([first["kernel"], first["bias"][None]])
+    return (incoming.T @ incoming - head @ head.T)[jnp.triu_indices(len(head))]
+
+
+def check_conserved(size: Size) -> list[Row]:
+    """Count what the brackets do not reach, and the independent laws that are known."""
+    rows, found = [], 0.0
+    for activation in ("leaky_relu", "identity") if size == "small" else ("relu", "leaky_relu", "identity"):
+        model, variables = _network(activation)
+        laws = _gram_laws if activation == "identity" else homogeneous_conserved(model.wiring)
+        known, found = _num_independent(laws, variables["params"]), _found(model, variables)
+        rows.append(Row(f"{activation}: codimension {found} minus the {known} laws known", abs(found - known), 0))
+    # The last network is the linear one, whose laws are more than those of its units.
+    return [*rows, Row("identity: codimension minus its 4 units' own laws", abs(found - UNITS), 0, control=True)]
+
+
+def check_generic(size: Size) -> list[Row]:
+    """Codimension of smooth networks at a random point, and of their clones."""
+    model, variables = _network("tanh")
+    rows = [Row("tanh: codimension", _found(model, variables, depth=2), 0)]
+    if size == "full":
+        rows.append(Row("gelu: codimension", _found(*_network("gelu")), 0))
+        deep = mlp((3,), (3, 3), OUTPUTS, activation="tanh")
+        theta, unravel = ravel_pytree(deep.init(jax.random.key(0))["params"])
+        rows.append(
+            Row(
+                "3-3-3-2 tanh: codimension", _found(deep, {"params": unravel(jnp.sin(jnp.arange(theta.size) + 1.0))}), 0
+            )
+        )
+    base, narrow = _network("tanh", UNITS // 2)
+    wide, cloned = widen(base, 2), clone_variables(narrow, base.wiring, 2)
+    leaf = codimension(cloned_manifold(cloned["params"], wide.wiring, {"hidden_0": (0, 0, 1, 1)}))
+    found = _found(wide, cloned)
+    return [
+        *rows,
+        Row(f"clones of tanh units: codimension {found} minus the leaf's {leaf}", abs(found - leaf), 0),
+        Row("clones of tanh units: codimension", found, 0, control=True),
+    ]
+
+
+def check_loss(size: Size) -> list[Row]:
+    """Codimension under cross-entropy, against the sums that it cannot change."""
+    del size
+    model, variables = _network("tanh")
+    # One sum of the head's kernel per hidden unit, and one of its bias.
+    known, found = UNITS + 1, _found(model, variables, mean_cross_entropy, depth=2)
+    return [
+        Row(f"tanh, cross-entropy: codimension {found} minus the {known} sums", abs(found - known), 0),
+        Row("tanh, cross-entropy: codimension", found, 0, control=True),
+    ]
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "lie_rank.conserved",
+        "A network of one hidden layer of positive-homogeneous units has its conserved quantities and nothing else that"
+        " traps gradient flow on every data set; a linear one has the symmetric matrix W'W + bb' - AA'.",
+        "Sussmann 1973; laws: arXiv 1806.00900, 2307.00144; the count of all structure: this library",
+        check_conserved,
+        "For a small network one rank says whether a hidden trap is left to look for. ReLU is not analytic: there the"
+        " rank speaks about the linear pieces at this point.",
+    ),
+    Check(
+        "lie_rank.generic",
+        "At a random point a network of tanh units has no functional manifold of any shape that traps it; its clones"
+        " are trapped in their leaf and in nothing smaller.",
+        "this library; the question whether non-linear manifolds exist: arXiv 2510.00304",
+        check_generic,
+        "Smooth units without copies can be driven anywhere by some sequence of data: lost plasticity there is slow"
+        " training, not a trap.",
+    ),
+    Check(
+        "lie_rank.loss",
+        "Under cross-entropy five more directions are closed: the sums over classes of the head's weights and of its"
+        " bias.",
+        "softmax shift; this library",
+        check_loss,
+        "The loss takes part in what is trapped: the sum of the logits never learns from cross-entropy.",
+    ),
+)
+"""From laws to smooth networks to the loss."""
