@@ -339,7 +339,7 @@ def _by_products(networks: _Networks, batch: Batch, options: _Options) -> dict[s
     found = unit_extremes(curved, wide, batch, networks.clusters, options.num_steps, key_start)
     base = _at_least(networks.base, jnp.float32)
     wiring = networks.base_model.wiring
-    unknown = [name for name, site in wiring.sites if has_unknown_kinks(site.activation)]
+    untold = [name for name, site in wiring.sites if has_unknown_kinks(site.activation)]
     kinks = sites_at_kinks(networks.base_model, base, batch, size, options.train, compute_type)
     counts = clone_counts(networks.clusters)
     spaces = {}
@@ -349,7 +349,7 @@ def _by_products(networks: _Networks, batch: Batch, options: _Options) -> dict[s
         radius = np.inf if is_smooth else np.nan
         judge = partial(_witnessed, tolerance=tolerance, scale=scale, dtype=compute_type, space=space)
         reports = tuple(judge(extremes, unit, kinks, radius) for unit in range(len(extremes.extremes)))
-        reports = tuple(kinks_unknown(report, unknown) for report in reports) if unknown else reports
+        reports = tuple(kinks_unknown(report, untold) for report in reports) if untold else reports
         is_dead = np.array([report.verdict is Stability.NEUTRAL for report in reports])
         residual = np.full(len(reports), np.nan)
         spaces[space] = SpaceBlocks(
