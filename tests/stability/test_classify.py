@@ -44,7 +44,7 @@ SPECTRA = {
     "two clusters": ([0.9, 0.9, 0.9, -0.9, -0.9, -0.9], "SADDLE", (3, 3, 0)),
 }
 # In units of the tolerance, beside five eigenvalues of 0.5.
-# With its bound of 10 tau an eigenvalue of 9 tau exceeds the level sqrt(eps) in float32, and is far below it in float64.
+# With its bound, 10 tau, one of 9 tau exceeds the level sqrt(eps) in float32 and is far below it in float64.
 AT_LEVEL = ("SEMI_STABLE", (5, 0, 1))
 NEAR_ZERO = {
     "float32": {0.5: AT_LEVEL, 9.0: ("UNDECIDED", (5, 0, 0)), -9.0: ("UNDECIDED", (5, 0, 0))},
