@@ -5,7 +5,6 @@ every derivative, such as 1/cosh² for that of tanh and exp(z) for that of the E
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import numpy as np
 
