@@ -5,10 +5,11 @@ every derivative, such as 1/cosh² for that of tanh and exp(z) for that of the E
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-Real = np.ndarray | np.longdouble
+Real = Any  # a long double of NumPy, or an array of them
 """An array of `numpy.longdouble`."""
 
 ONE = np.longdouble(1)
