@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lopjax.tolerance import GAP, ROUNDINGS
 from lopjax.wiring import Out, Wiring
 
-# A residual up to the tolerance counts as zero, from this many tolerances on as not zero, in between as undecided.
-GAP = 10.0
+__all__ = ["GAP", "at_least_float32", "check_precision", "parameter_tolerance", "signal_tolerance"]
 
 
 def parameter_tolerance(params: Any) -> float:
@@ -25,7 +25,7 @@ def parameter_tolerance(params: Any) -> float:
     Args:
         params: parameters, at least one array.
     """
-    return 64 * _eps(jnp.result_type(*jax.tree.leaves(params)))
+    return ROUNDINGS * _eps(jnp.result_type(*jax.tree.leaves(params)))
 
 
 def signal_tolerance(params: Any, wiring: Wiring, taps: Mapping[str, Any] | None = None) -> float:
@@ -43,7 +43,7 @@ def signal_tolerance(params: Any, wiring: Wiring, taps: Mapping[str, Any] | None
             summed = [size for size, axis in zip(leaf.shape, label.axes) if not isinstance(axis, Out)]
             longest = max(longest, prod(summed))
     computed = max((float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(taps or {})), default=0.0)
-    return max(parameter_tolerance(params), 64 * computed) * longest**0.5
+    return max(parameter_tolerance(params), ROUNDINGS * computed) * longest**0.5
 
 
 def at_least_float32(tree: Any) -> Any:

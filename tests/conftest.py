@@ -13,8 +13,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # What one worker, or an earlier session, has compiled is not compiled again.
-cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lopjax-tests"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / f"{platform.node()}-jaxlib-{version('jaxlib')}"))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "lopjax-tests"
+        / f"{platform.node()}-jaxlib-{version('jaxlib')}"
+    ),
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax

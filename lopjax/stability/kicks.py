@@ -12,6 +12,7 @@ from lopjax.cloning import Partition
 from lopjax.curvature import extreme_eigenvalues, hvp
 from lopjax.curvature.products import Loss, Params
 from lopjax.manifolds import check_partition, tree_norm
+from lopjax.rounding import parameter_tolerance
 from lopjax.stability.patterns import block_constant_residual, clone_counts, make_lift, unit_slots
 from lopjax.wiring import Wiring
 
@@ -217,7 +218,7 @@ def _split(params: Params, wiring: Wiring, clusters, space: str) -> int:
 
 def _check_block_constant(params: Params, wiring: Wiring, clusters) -> None:
     residual = block_constant_residual({"params": params}, wiring, clusters)
-    allowed = 64 * float(jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).eps)
+    allowed = parameter_tolerance(params)
     if not residual <= allowed:
         raise ValueError(
             f"params are not block constant on these clusters: residual {residual:.3g}, allowed {allowed:.3g}. "

@@ -17,6 +17,7 @@ from lopjax.cloning import Factor, Partition, clone_variables, uniform_partition
 from lopjax.losses import Batch, check_batch, check_mean_over_samples
 from lopjax.manifolds import Clusters, check_partition, cloned_manifold
 from lopjax.model import Model, Variables
+from lopjax.rounding import parameter_tolerance
 from lopjax.stability.closed_form import LossOfLogits, unit_matrices
 from lopjax.stability.hvp_blocks import Curved, UnitExtremes, coarsest_type, hessian_size, unit_extremes
 from lopjax.stability.patterns import block_constant_residual, clone_counts, collapse
@@ -34,7 +35,7 @@ from lopjax.stability.report import (
 from lopjax.stability.scales import Scales, unit_scales
 from lopjax.stability.signals import downstream_sites, has_unknown_kinks, is_straight, kinks_of, sites_at_kinks
 from lopjax.stability.spectra import BlockError, block_eigenvalues, block_inertia, structural_zeros
-from lopjax.tolerance import GAP, default_zero_level, relative_tolerance, rounding_tolerance
+from lopjax.tolerance import GAP, default_zero_level, rounding_tolerance
 
 METHODS = ("auto", "closed form", "batched hvp")
 
@@ -164,7 +165,8 @@ def unit_blocks_of_clones(
         loss: as in `unit_blocks`, like the arguments after `bc_tolerance`.
         batch: inputs and labels.
         partition: cluster id of every unit, per space with clones.
-        bc_tolerance: largest `||W - P W|| / ||W||` of an array that passes as block constant; default 64 eps.
+        bc_tolerance: largest `||W - P W|| / ||W||`, on the slices of one cluster, that passes as block constant;
+            default `lopjax.rounding.parameter_tolerance`.
         method: see `unit_blocks`.
         batch_size: see `unit_blocks`.
         near_critical: see `unit_blocks`.
@@ -178,8 +180,7 @@ def unit_blocks_of_clones(
     """
     clusters = check_partition(wide_model.wiring, partition)
     residual = block_constant_residual(wide_variables, wide_model.wiring, clusters)
-    dtype = jnp.result_type(*jax.tree.leaves(wide_variables["params"]))
-    allowed = relative_tolerance(dtype) if bc_tolerance is None else bc_tolerance
+    allowed = parameter_tolerance(wide_variables["params"]) if bc_tolerance is None else bc_tolerance
     if not residual <= allowed:
         raise ValueError(
             f"the variables are not block constant on these clusters: residual {residual:.3g}, allowed {allowed:.3g}. "
@@ -339,7 +340,7 @@ def _by_products(networks: _Networks, batch: Batch, options: _Options) -> dict[s
     found = unit_extremes(curved, wide, batch, networks.clusters, options.num_steps, key_start)
     base = _at_least(networks.base, jnp.float32)
     wiring = networks.base_model.wiring
-    unknown = [name for name, site in wiring.sites if has_unknown_kinks(site.activation)]
+    untold = [name for name, site in wiring.sites if has_unknown_kinks(site.activation)]
     kinks = sites_at_kinks(networks.base_model, base, batch, size, options.train, compute_type)
     counts = clone_counts(networks.clusters)
     spaces = {}
@@ -349,7 +350,7 @@ def _by_products(networks: _Networks, batch: Batch, options: _Options) -> dict[s
         radius = np.inf if is_smooth else np.nan
         judge = partial(_witnessed, tolerance=tolerance, scale=scale, dtype=compute_type, space=space)
         reports = tuple(judge(extremes, unit, kinks, radius) for unit in range(len(extremes.extremes)))
-        reports = tuple(kinks_unknown(report, unknown) for report in reports) if unknown else reports
+        reports = tuple(kinks_unknown(report, untold) for report in reports) if untold else reports
         is_dead = np.array([report.verdict is Stability.NEUTRAL for report in reports])
         residual = np.full(len(reports), np.nan)
         spaces[space] = SpaceBlocks(

@@ -44,7 +44,12 @@ SPECTRA = {
     "two clusters": ([0.9, 0.9, 0.9, -0.9, -0.9, -0.9], "SADDLE", (3, 3, 0)),
 }
 # In units of the tolerance, beside five eigenvalues of 0.5.
-NEAR_ZERO = {0.5: ("SEMI_STABLE", (5, 0, 1)), 3.0: ("UNDECIDED", (5, 0, 0)), -3.0: ("UNDECIDED", (5, 0, 0))}
+# With its bound, 10 tau, one of 9 tau exceeds the level sqrt(eps) in float32 and is far below it in float64.
+AT_LEVEL = ("SEMI_STABLE", (5, 0, 1))
+NEAR_ZERO = {
+    "float32": {0.5: AT_LEVEL, 9.0: ("UNDECIDED", (5, 0, 0)), -9.0: ("UNDECIDED", (5, 0, 0))},
+    "float64": {0.5: AT_LEVEL, 9.0: AT_LEVEL, -9.0: AT_LEVEL},
+}
 FAR_FROM_ZERO = {30.0: ("STABLE", (6, 0, 0)), -30.0: ("SADDLE", (5, 1, 0))}
 
 
@@ -63,13 +68,15 @@ def test_planted_spectra_are_counted(x64, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOAT64_SLOW)
-@pytest.mark.parametrize("multiple", [*NEAR_ZERO, *FAR_FROM_ZERO])
-def test_eigenvalues_near_the_tolerance_are_undecided(x64, multiple, dtype):
+@pytest.mark.parametrize("multiple", [*NEAR_ZERO["float32"], *FAR_FROM_ZERO])
+def test_eigenvalues_below_the_bound_are_undecided_or_zero_at_the_level(x64, multiple, dtype):
     loss, manifold = planted([0.5] * 5 + [multiple * tolerance_of(dtype)], dtype)
     report = classify(loss, manifold.origin, manifold)
-    verdict, inertia = (NEAR_ZERO | FAR_FROM_ZERO)[multiple]
+    verdict, inertia = (NEAR_ZERO[dtype] | FAR_FROM_ZERO)[multiple]
     assert (report.verdict.name, report[1:4]) == (verdict, inertia)
     assert report.exact == (sum(inertia) == CODIMENSION)
+    assert report.n_undecided == CODIMENSION - sum(inertia)
+    assert ("float32" in report.note) is (dtype == "float32" and not report.exact)
 
 
 @pytest.mark.parametrize("name", ["zero", "identity", "two clusters"])
@@ -203,9 +210,10 @@ def test_dead_relu_units_are_neutral(x64, method, dtype):
     loss = cross_entropy(model, variables, batch)
     manifold = frozen_manifold(params, model.wiring, {"hidden_0": (1, 2)})
     report = classify(loss, params, manifold, method)
-    assert report.verdict is Stability.NEUTRAL
+    # float32 cannot tell these from curvature of 4e-4 of the largest, and says so.
+    assert report.verdict is (Stability.NEUTRAL if dtype == "float64" else Stability.UNDECIDED)
     assert report.space == "frozen"
-    assert report.n_zero == (8 if method == "dense" else -1)
+    assert report.n_zero == (8 if method == "dense" and dtype == "float64" else 0 if method == "dense" else -1)
     # Control: the same parameters of live units are not flat.
     alive = classify(loss, params, frozen_manifold(params, model.wiring, {"hidden_0": (0, 3)}), method)
     assert alive.verdict is not Stability.NEUTRAL
