@@ -61,8 +61,8 @@ def unit_rows(
     if move is not None and not is_straight(space.activation):
         slope = slope + derivative_error(pre, move, 97)
         bend = bend + derivative_error(pre, move, 98)
-    is_tapped = bool(writer.source) and writer.source in found.taps
-    source = found.taps[writer.source].post if is_tapped else batch[0].astype(pre.dtype)
+    heard = found.taps.get(writer.source or "")
+    source = batch[0].astype(pre.dtype) if heard is None else heard.post
     signals = []
     for path in space.readers:
         label = wired["params", *path]
