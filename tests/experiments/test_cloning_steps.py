@@ -162,6 +162,7 @@ def test_ten_steps_are_those_of_pytorch_by_hand(method):
                 update(net, gradient, states[name], method)
                 assert_same(getattr(pair, name).variables, net)
         probe, test = ((data.train_images[:PROBE], data.train_labels[:PROBE]), (data.test_images, data.test_labels))
+        assert pair.clone is not None
         found = measure(pair.base.variables, pair.clone.variables, probe, test)
     of_test = normalised(data, data.test_images), data.test_labels
     for name, net in nets.items():
