@@ -161,7 +161,7 @@ def rescale(variables, space, after, scales):
     [("relu", np.array([1.0, 2.0, 0.5, 7.0, 1e-3, 3.0])), ("tanh", np.array([1.0, -1.0, -1.0, 1.0, -1.0, -1.0]))],
 )
 def test_proportional_clones_are_invisible_to_parameters(activation, scales):
-    """ReLU units up to a positive scale and odd units up to sign (theory 3.7): the same function, other clones."""
+    """ReLU units up to a positive scale and odd units up to sign: the same function, other clones."""
     model, variables, expected = planted_network(activation=activation, seed=1)
     twisted = rescale(variables, "hidden_1", "classes", scales)
     np.testing.assert_allclose(

@@ -83,7 +83,7 @@ def constant(tree, value):
 
 
 def train(model, variables, name, n_in=None, n_out=None):
-    """A run with the rates of theory 3.2; with the plain rates when no multiplicities are given."""
+    """A run with the rates of the quotient dynamics; with the plain rates when no multiplicities are given."""
     rate, momentum, decay, epsilon = RULES[name]
     one = constant(variables["params"], 1)
     n_in, n_out = n_in or one, n_out or one
