@@ -85,7 +85,7 @@ def check_batch(
     inputs, labels = batch
     if not bool(jnp.all(jnp.isfinite(inputs))):
         raise ValueError("the inputs of the batch hold values that are not finite: every number must be")
-    logits = model.apply(variables, jnp.asarray(inputs[:size]))[0]
+    logits = model.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(inputs[:size]))[0]
     if jnp.issubdtype(jnp.result_type(labels), jnp.integer) and jnp.ndim(labels) == 1:
         low, high = int(jnp.min(labels)), int(jnp.max(labels))
         if low < 0 or high >= logits.shape[-1]:

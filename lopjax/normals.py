@@ -81,5 +81,5 @@ def standard_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLik
     # Two rows of pairs, not pairs of two: a short last axis is not vectorised (three times slower).
     a, b = sine_and_cosine_arguments(second)
     x = jnp.where(jnp.arange(2)[:, None] == 0, a[None], b[None])
-    normals = radius(first) * x * jnp.polyval(jnp.array(SINE, jnp.float32), x * x, unroll=16)
+    normals = radius(first)[None] * x * jnp.polyval(jnp.array(SINE, jnp.float32), x * x, unroll=16)
     return normals.reshape(2 * pairs)[:size].reshape(shape)

@@ -352,7 +352,7 @@ BAD = [
     ({"input_shape": (8, 0)}, rf"input_shape=\(8, 0\): 0 is not allowed; {POSITIVE}"),
     ({"num_classes": 0}, rf"num_classes=.*0.* is not allowed; {POSITIVE}|num_classes=0: must be a positive integer"),
     ({"activation": "rleu"}, r"activation='rleu': must be one of \['relu', 'leaky_relu', 'tanh', 'sigmoid', 'gelu', "),
-    ({"activation": "sin"}, r"activation='sin': must be one of"),
+    ({"activation": "sine"}, r"activation='sine': must be one of"),
     ({"norm": "group"}, r"norm='group': must be one of \['none', 'batch', 'layer'\]"),
     ({"norm": None}, r"norm=None: must be one of"),
     ({"init": "xavier"}, r"init='xavier': must be one of \['pytorch', 'lecun', 'he'"),

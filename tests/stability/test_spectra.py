@@ -92,12 +92,12 @@ def test_inertia_sees_a_singular_value_whose_square_drowns():
 @pytest.mark.parametrize("has_curvature", [False, True])
 @pytest.mark.parametrize(("p", "q"), [(4, 2), (2, 4)])
 def test_singular_values_below_the_bound_are_undecided(has_curvature, p, q):
-    """10 tau = 1e-5: from there on signed; below, undecided, or zero if the level allows for the bound."""
+    """10 tau = 1e-5: from there on every sign is known; below, undecided, or zero if the level allows for the bound."""
     tolerance = 1e-6
     curvature = random_symmetric(np.full(p, 1.0), 3) if has_curvature else None
     for small, sure in [(0.5e-6, False), (2e-6, False), (9e-6, False), (11e-6, True)]:
         counts = block_inertia(curvature, coupling_with([1.0, small], p, q), tolerance)
-        assert (counts.undecided == 0) is ((sure and not has_curvature) or (sure and p == 2)), (small, counts)
+        assert (counts.undecided == 0) is sure, (small, counts)
         assert sum(counts) == p + q
     if not has_curvature:
         assert block_inertia(None, coupling_with([1.0, 5e-6], p, q), tolerance) == (
