@@ -88,6 +88,7 @@ def test_conserved_quantities_are_all_there_is(x64, activation, laws):
     assert found.is_saturated_in_depth == (activation == "leaky_relu")
 
 
+@pytest.mark.slow
 def test_relu_has_the_laws_of_its_units_and_a_dead_unit_its_parameters(x64):
     model = mlp((3,), (4,), 2)
     variables = draw(model)
@@ -99,6 +100,7 @@ def test_relu_has_the_laws_of_its_units_and_a_dead_unit_its_parameters(x64):
     assert squared(model, variables).codimension == 3 + 6  # 3 inputs, bias, 2 outputs
 
 
+@pytest.mark.slow
 def test_a_tanh_network_has_no_structure_until_the_loss_or_clones_bring_it(x64):
     model = mlp((3,), (4,), 2, activation="tanh")
     free = squared(model, draw(model))

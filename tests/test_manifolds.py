@@ -197,6 +197,7 @@ def clusterings(size):
     return st.lists(st.integers(0, 2), min_size=size, max_size=size).map(tuple)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     ids=st.tuples(clusterings(3), clusterings(4), clusterings(2)), cluster=st.integers(0, 2), seed=st.integers(0, 99)

@@ -190,6 +190,7 @@ def test_every_kind_of_integer_is_a_period(unchecked, every):
     assert updates == [0, -0.5, 0, -0.5]
 
 
+@pytest.mark.slow
 def test_perturbing_with_a_fresh_initial_draw(x64):
     """theta <- s theta + sigma theta_fresh, other draws at other steps, and each array on its own scale."""
     params = jax.tree.map(jnp.ones_like, PARAMS)

@@ -184,6 +184,7 @@ def test_without_a_partition_there_is_no_r2():
     assert set(shapes["effective_rank"]) == {"hidden_0", "hidden_1", "mean"}
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_give_what_each_gives_alone():
     """Many sites of several shapes under one vmap: the pattern in which batched LAPACK calls deadlock on CPU."""
     model, (inputs, labels) = mlp((2, 3, 1), (4, 3), 3), batch_for("mlp")

@@ -31,6 +31,7 @@ def test_degenerate_but_honest_losses_pass():
     check_loss(lambda p: jnp.sum(p**2), jnp.zeros(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_interpolating_networks_pass(seed):
     net = oracles.problem("gelu", sizes=(6, 16, 3), num_samples=4, seed=seed, dtype=np.float32)

@@ -62,6 +62,7 @@ def test_hvp_matches_finite_differences_of_gradients(x64, activation):
     assert relative_error(flat(hvp(net.loss, net.params, other)), expected) > 0.1
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple),

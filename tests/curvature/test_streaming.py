@@ -66,6 +66,7 @@ def test_integer_data_reach_the_function_uncast():
     assert set(seen) == {jnp.dtype("uint8")}
 
 
+@pytest.mark.slow
 def test_gauss_newton_products_stream_too(x64):
     net = oracles.problem("tanh", num_samples=7)
     flat, unravel = ravel_pytree(net.params)

@@ -67,6 +67,7 @@ def check_clones(architecture, activation, norm, affine, factor):
     assert float(jnp.abs(wide.apply(undivided, inputs, train=True)[0] - expected).max()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", BUILD)
 def test_clones_compute_the_same_under_every_activation_and_norm(x64, architecture):
     for activation, (norm, affine) in DIAGONAL:

@@ -45,6 +45,7 @@ RELU = Activation(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", BUILD)
 def test_every_architecture_takes_a_function(x64, architecture):
     model = BUILD[architecture](activation=smooth_leaky)

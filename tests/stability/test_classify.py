@@ -147,6 +147,7 @@ def clones(on_bc):
     return base, wide["params"], loss, hessian, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_bc", [True, False])
 @pytest.mark.parametrize("space", ["leaf", "V"])
 def test_clones_agree_with_numpy(x64, space, on_bc):
@@ -164,6 +165,7 @@ def test_clones_agree_with_numpy(x64, space, on_bc):
     np.testing.assert_allclose([report.min_eigenvalue, report.max_eigenvalue], expected[[0, -1]], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_three_methods_agree_on_bc(x64):
     base, params, loss, hessian, batch = clones(True)
     manifold = cloned_manifold(params, WIDE.wiring, PARTITION)
@@ -179,6 +181,7 @@ def test_three_methods_agree_on_bc(x64):
     np.testing.assert_allclose(dense.tolerance, 64 * 2**-52 * len(hessian) ** 0.5 * scale, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", LANCZOS_SLOW)
 def test_structure_is_claimed_only_where_it_holds(x64, method):
     _, params, loss, hessian, _ = clones(True)
@@ -226,6 +229,7 @@ def circle(params):
     return jnp.array([params @ params])
 
 
+@pytest.mark.slow
 def test_level_sets_have_verdicts_at_critical_points_only(x64):
     on_circle = jnp.array([0.6, 0.8])
 

@@ -13,6 +13,7 @@ from lopjax.models import mlp
 from lopjax.stability import escape_time, escape_time_along, kick_components
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_clones_of_a_critical_base_escape_when_predicted(x64, seed):
     loss, flat, unravel, rows, values, vectors = normal_modes()
@@ -136,6 +137,7 @@ def test_below_the_edge_of_overshoot_nothing_escapes(x64):
     assert escape_time([1e6], [1e-3], 0.1, 0.1, continuous=True) == jnp.inf
 
 
+@pytest.mark.slow
 def test_equal_modes_add_up(x64):
     # d equal modes with an isotropic kick are one mode with the whole kick, whatever d is.
     one = float(escape_time([-1.0], [1e-5], 0.1, 0.05))

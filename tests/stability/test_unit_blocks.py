@@ -111,6 +111,7 @@ def test_closed_form_is_the_dense_hessian_on_the_whole_grid(x64, activation, los
         assert_same(*compare(model, loss, factor))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_convolutions_with_stride_and_flatten_have_the_closed_form(x64, loss):
     module = StridedConvolutions((("conv_0", 2), ("conv_1", 2), ("classes", 2)), "tanh")
@@ -164,6 +165,7 @@ def test_points_of_V_outside_BC_are_refused_because_their_blocks_would_be_wrong(
 # --- Hessian products ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batched_products_give_the_ends_of_every_spectrum(x64):
     model, factor = mlp((INPUT,), (3, 2), 3, activation="tanh"), {"hidden_0": 2, "hidden_1": 3}
     variables, batch = random_variables(model), random_batch(model, "mse")
@@ -232,6 +234,7 @@ def check_products_against_dense(model, factor, loss, batch, train=False, tolera
     return variables, normal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_batch_norm_by_products_is_the_dense_hessian(x64, train):
     model = mlp((INPUT,), (3, 2), 2, activation="tanh", norm="batch")
@@ -310,6 +313,7 @@ def test_why_a_space_has_no_closed_form(options, space, reason):
 # --- Identities and critical points --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_coupling_times_outgoing_weights_is_the_gradient(x64):
     """`B_j diag(sqrt n_next) w_out = diag(sqrt n_prev, 1) dL/d(w_j, b_j)` at any point."""
     model = mlp((INPUT,), (3, 2, 2), 2, activation="gelu")
@@ -391,6 +395,7 @@ def test_gauss_newton_vanishes_on_the_normal_space(x64):
 # --- Streaming, precision, dead units, refusals --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_give_the_same_blocks(x64):
     model = mlp((INPUT,), (3, 2), 3, activation="tanh")
     variables, batch = random_variables(model), random_batch(model, "cross_entropy")
@@ -425,6 +430,7 @@ def test_coarse_parameters_are_judged_by_their_exact_values(dtype):
     assert total.min_eigenvalue == pytest.approx(values[0], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_products_of_sixteen_bits_say_so(x64):
     model = mlp((INPUT,), (3,), 2, activation="tanh", norm="layer")
     variables, batch = random_variables(model, dtype=jnp.bfloat16), random_batch(model, "mse", dtype=jnp.float32)

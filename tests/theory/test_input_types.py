@@ -136,6 +136,7 @@ def test_reports_of_integers_and_booleans_extreme_and_broken_values():
         assert all(np.isnan(value) for value in correlation_report(jnp.asarray(spoilt)))
 
 
+@pytest.mark.slow
 def test_activations_keep_type_and_survive_extreme_values():
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
         ends = jnp.array([-jnp.inf, -1e4, 0.0, 1e4], dtype)
