@@ -9,9 +9,21 @@ import optax
 from experiments.cloning.setup import Setup
 from experiments.kit.methods import METHODS, OFF, Group
 from lopjax.cloning import clone_variables
+from lopjax.losses import mean_cross_entropy
 from lopjax.model import Variables
 from lopjax.quotient import quotient_optimizer
-from lopjax.training import Drawn, Logs, TrainState, init_state, logs_of, train_step
+from lopjax.training import (
+    Drawn,
+    Intervention,
+    Logs,
+    Setting,
+    TrainState,
+    init_state,
+    intervene,
+    logs_of,
+    start_intervention,
+    train_step,
+)
 
 
 class Pair(NamedTuple):
@@ -64,6 +76,17 @@ def make_program(setup: Setup, group: Group) -> Program:
     def loud(pair: Pair) -> optax.GradientTransformation:
         return method.optimizer(numbers_of(pair), pair.noise_key)
 
+    def started(pair: Pair, variables: Variables) -> TrainState:
+        """A clone at the start of training by the method, its intervention included."""
+        state, intervention = init_state(variables, loud(pair)), intervention_of(pair)
+        return state if intervention is None else start_intervention(intervention, setting(pair), state)
+
+    def intervention_of(pair: Pair) -> Intervention | None:
+        return None if method.intervention is None else method.intervention(numbers_of(pair))
+
+    def setting(pair: Pair) -> Setting:
+        return Setting(setup.wide, loud(pair), mean_cross_entropy)
+
     def start(variables: Variables, noise_key: jax.Array, numbers: Mapping[str, Any]) -> Pair:
         pair = Pair(TrainState(variables, ()), None, None, noise_key, numbers)
         return pair._replace(base=init_state(variables, quiet(pair)))
@@ -74,13 +97,13 @@ def make_program(setup: Setup, group: Group) -> Program:
     def clone(pair: Pair) -> Pair:
         variables = clone_variables(pair.base.variables, setup.base.wiring, config.factor)
         quotient = init_state(pair.base.variables, quotient_of(pair)) if config.release_at else None
-        return pair._replace(clone=init_state(variables, loud(pair)), quotient=quotient)
+        return pair._replace(clone=started(pair, variables), quotient=quotient)
 
     def release(pair: Pair, noise_key: jax.Array, numbers: Mapping[str, Any]) -> Pair:
         assert pair.clone is not None
         variables, pair = pair.clone.variables, pair._replace(noise_key=noise_key, numbers=numbers)
         # Plain SGD has no state that could be lost here.
-        return pair._replace(clone=init_state(variables, loud(pair)))
+        return pair._replace(clone=started(pair, variables))
 
     def step(pair: Pair, drawn: Drawn, key: jax.Array, index: jax.Array) -> tuple[Pair, Logs]:
         images, labels = drawn.batch
@@ -91,7 +114,11 @@ def make_program(setup: Setup, group: Group) -> Program:
         logs = _named("base", seen)
         if pair.clone is None:
             return pair._replace(base=base), logs
-        cloned, seen = train_step(setup.wide, loud(pair), pair.clone, batch, clone_key, dropout_rate=rate)
+        task, intervention = drawn.task, intervention_of(pair)
+        cloned, seen = train_step(setup.wide, loud(pair), pair.clone, batch, clone_key, dropout_rate=rate, task=task)
+        if intervention is not None:
+            own_key = jax.random.fold_in(clone_key, 1)
+            cloned, _ = intervene(intervention, setting(pair), cloned, seen, own_key, index)
         pair, logs = pair._replace(base=base, clone=cloned), logs | _named("clone", seen)
         if pair.quotient is None:
             return pair, logs

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.cloning.config import methods_of
 from experiments.kit.grid import axes_of
-from experiments.kit.methods import Point, curves
+from experiments.kit.methods import METHODS, Point, curves
 from experiments.kit.terminal import Table
 from lopjax.runs import RunData
 
@@ -164,6 +164,7 @@ def table(data: RunData) -> Table:
         where = {"method": method, "phase": phase, **dict(point)}
         seeds = [row for row in summary if all(row.get(name, value) == value for name, value in where.items())]
         name = f"{method}, trapped" if phase == "clone" and data.config.get("release_at", 0) else method
+        name += "*" if METHODS[method].needs_boundaries else ""
         if not seeds:
             rows.append((name, *at_point, "not started", *["-"] * 7))
             continue

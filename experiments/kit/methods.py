@@ -25,7 +25,7 @@ class Method(NamedTuple):
             function can share a compiled program.
         reads: numbers of the config that it depends on.
         intervention: `settings -> lopjax.training.Intervention`, applied after every update; None for none.
-        needs_boundaries: whether it looks at where a task starts. Tables mark such methods.
+        needs_boundaries: whether it looks at where a task starts; tables mark such methods with a star.
     """
 
     label: str

@@ -6,6 +6,7 @@ lanes, logs = chunk(lanes, keys, start, num_steps, stream.data)
 """
 
 from lopjax.training.chunks import Lanes, make_chunk, start_lanes
+from lopjax.training.interventions import Intervention, Report, Setting, intervene, start_intervention
 from lopjax.training.lanes import check_lanes, cut_batch, gathered, lane_mesh, over_lanes, place
 from lopjax.training.preprocess import Preprocess, evaluate
 from lopjax.training.steps import Logs, TrainState, init_state, logs_of, sgd_step, train_step
@@ -14,9 +15,12 @@ from lopjax.training.streams import Block, Drawn, Stream, Task, epochs, no_strea
 __all__ = [
     "Block",
     "Drawn",
+    "Intervention",
     "Lanes",
     "Logs",
     "Preprocess",
+    "Report",
+    "Setting",
     "Stream",
     "Task",
     "TrainState",
@@ -26,6 +30,7 @@ __all__ = [
     "evaluate",
     "gathered",
     "init_state",
+    "intervene",
     "lane_mesh",
     "logs_of",
     "make_chunk",
@@ -34,6 +39,7 @@ __all__ = [
     "over_lanes",
     "place",
     "sgd_step",
+    "start_intervention",
     "start_lanes",
     "tasks",
     "train_step",
