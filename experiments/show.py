@@ -5,7 +5,7 @@
     python -m experiments.show runs/cloning/widths            # the grid of experiments.sweep, all points in one table
     python -m experiments.show runs                           # what runs there are, and how far they are
 
-Nothing but the figures is written, so a run may go on meanwhile.
+Nothing but figures and tables is written, so a run may go on meanwhile.
 """
 
 import sys
@@ -71,15 +71,16 @@ def show(folder: Path) -> bool:
     below, damaged = runs.load_all(folder)
     for where, reason in damaged.items():
         say(f"{where}: {reason}")
-    if not below and not damaged:
+    is_sweep = (folder / "sweep.json").exists()
+    if not below and not damaged and not is_sweep:
         runs.load(folder)  # raises, and says what a run folder is
-    if (folder / "sweep.json").exists():
+    if is_sweep:
         from experiments.sweep import grid_table
 
         print_results(grid_table(folder, below), ())
     else:
         list_runs(folder, below)
-    return all(found.is_complete for found in below)
+    return bool(below) and all(found.is_complete for found in below)
 
 
 def progress(run: "RunData") -> str:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from experiments.kit.experiment import find
+from experiments.kit.flags import parse
 from experiments.kit.session import refuse
 from experiments.kit.terminal import Table
 
@@ -83,14 +84,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = tyro.cli(Arguments, prog="python -m experiments.sweep", description=__doc__, args=own)
     try:
         find(arguments.experiment)
+        if arguments.jobs < 1:
+            raise ValueError(f"--jobs={arguments.jobs}: must be at least 1")
         points = points_of(arguments.grid)
         folder = arguments.root / arguments.experiment / arguments.name
         executor = executor_of(arguments, folder)
+        check_flags(arguments, points[0], flags)
         write_plan(folder, arguments, points, flags)
     except (ValueError, OSError, ImportError) as error:
         refuse("sweep", error)
-    jobs = submit(executor, [command_of(arguments, point, flags) for point in points])
     print(f"{len(points)} jobs in {folder}; python -m experiments.show {folder}", file=sys.stderr)
+    try:
+        jobs = submit(executor, [command_of(arguments, point, flags) for point in points])
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with the points that are not complete", file=sys.stderr)
+        raise SystemExit(130) from None
     if arguments.executor == "local" and any([job.result() for job in jobs]):
         refuse("sweep", f"not every point was run to the end; logs are in {folder / 'jobs'}")
 
@@ -113,7 +121,10 @@ def points_of(grid: Sequence[str]) -> list[dict[str, str]]:
     flags = [axis[0][0] for axis in axes]
     if not axes or len(set(flags)) < len(flags):
         raise ValueError(f"--grid: must be given once for each flag, at least once, got {list(grid)}")
-    return [dict(point) for point in itertools.product(*axes)]
+    points = [dict(point) for point in itertools.product(*axes)]
+    if len({name_of(point) for point in points}) < len(points):
+        raise ValueError(f"--grid: its values must be distinct, also as names of folders, got {list(grid)}")
+    return points
 
 
 def name_of(point: Mapping[str, str]) -> str:
@@ -126,6 +137,15 @@ def command_of(arguments: Arguments, point: Mapping[str, str], flags: Sequence[s
     where = ["--root", str(arguments.root), "--name", f"{arguments.name}/{name_of(point)}", "--resume"]
     own = [word for flag, value in point.items() for word in (f"--{flag}", *value.split())]
     return [sys.executable, "-m", f"experiments.{arguments.experiment}", *flags, *own, *where]
+
+
+def check_flags(arguments: Arguments, point: Mapping[str, str], flags: Sequence[str]) -> None:
+    """Read the flags of a point, so that a mistake in them is answered now and not once a job.
+
+    Raises:
+        SystemExit: with status 2, after a message.
+    """
+    parse(find(arguments.experiment), command_of(arguments, point, flags)[3:])
 
 
 def write_plan(folder: Path, arguments: Arguments, points: Sequence[Mapping[str, str]], flags: Sequence[str]) -> None:

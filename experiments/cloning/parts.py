@@ -189,4 +189,4 @@ class Stretch:
 
 def file_of(lane: Lane) -> str:
     """Under which name a lane's variables are kept."""
-    return "_".join([lane.method, *(f"{name}={value:g}" for name, value in lane.point)])
+    return "_".join([lane.method, *(f"{name}={value!r}" for name, value in lane.point)])

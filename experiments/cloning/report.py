@@ -85,9 +85,11 @@ def summarise(data: RunData) -> list[dict[str, Any]]:
     for method, point, phase in rows_of(data.config):
         for seed in data.config["seeds"]:
             lane = {"method": method, **dict(point), "seed": seed}
-            if not data.select(**lane, **({"phase": phase} if phase == "release" else {})):
+            before = {"method": "sgd", "seed": seed} if phase == "release" else lane
+            if not data.select(**lane) and not any("frozen_at" in row for row in data.select(**before)):
                 continue
-            marks = [record["frozen_at"] for record in data.select(**lane) if "frozen_at" in record]
+            rows_seen = data.select(**lane) or data.select(**before)
+            marks = [record["frozen_at"] for record in rows_seen if "frozen_at" in record]
             frozen_at = marks[0] if marks else None
             numbers = _numbers(data, frozen_at, phase=phase, **lane)
             rows.append({**lane, "phase": phase, **numbers, **_trapped(data, lane, phase), "frozen_at": frozen_at})
@@ -200,7 +202,7 @@ def _title(data: RunData, summary: list[dict[str, Any]]) -> list[str]:
         at_cloning,
         *_explained(summary),
         *_left_out(data.config),
-        "left, escaped: step from which 1 - R² > 0.001, R² < 0.95 to the end (median)",
+        "left, escaped: step from which 1 - R² > 0.001 (at two records), R² < 0.95 to the end",
         f"R², rank, training loss of base and clone (nats): means of {len(data.config['seeds'])} seeds",
         "manifold: stability of the one that clones with equal weights are on",
     ]
@@ -209,10 +211,12 @@ def _title(data: RunData, summary: list[dict[str, Any]]) -> list[str]:
 def _certified(cloned: list[dict[str, Any]]) -> str:
     """How many lanes were certified at the start of their phase and at its end."""
     said = [(row.get("certificate_at_start"), row.get("certificate")) for row in cloned]
-    start, end = (sum(pair[at] in ("BLOCK_CONSTANT", "ON_V") for pair in said) for at in (0, 1))
-    if not any(pair[0] for pair in said):
-        return ""
-    return f"\nCertified as trapped clones: {start} of {len(said)} lanes at the start, {end} at the end"
+    counts = []
+    for at, when in ((0, "at the start"), (1, "at the end")):
+        known = [pair[at] for pair in said if pair[at] is not None]  # at a record between the two there is none
+        if len(known) == len(said):
+            counts.append(f"{sum(name in ('BLOCK_CONSTANT', 'ON_V') for name in known)} of {len(known)} {when}")
+    return f"\nCertified as trapped clones: {', '.join(counts)}" if counts else ""
 
 
 def _explained(summary: list[dict[str, Any]]) -> list[str]:
@@ -223,19 +227,23 @@ def _explained(summary: list[dict[str, Any]]) -> list[str]:
     gap, error = _mean([row["trapped_gap"] for row in rows]), max(row["trapped_prediction"] for row in rows)
     before = [row["trapped_gap_before"] for row in rows]
     trend = "" if None in before else f", {_mean(before):+.4f} a quarter earlier"
-    verdict = "above: the clone is behind its base" if gap > 0 else "below: no plateau above the base"
+    signs = {row["trapped_gap"] > 0 for row in rows}
+    verdict = "above the base in some seeds, below in others"
+    if len(signs) == 1:
+        verdict = "above: the clone is behind its base" if gap > 0 else "below: no plateau above the base"
     exact = min(row["trapped_exact_until"] for row in rows)
     return [
         f"Trapped, the clone's loss less the base's was {gap:+.4f}{trend}; {verdict}",
-        "Why: trapped clones are the base with other learning rates (quotient dynamics).",
-        f"The base trained so has the clone's loss to {error:.0e}, to the last bit until step {exact}",
+        "Trapped clones are the base with other learning rates (quotient dynamics): the base trained",
+        f"so predicts their loss exactly up to step {exact}"
+        + (f", to {error:.0e} after that (rounding)" if error else ""),
     ]
 
 
 def _left_out(config: Mapping[str, Any]) -> list[str]:
     """Methods that do not take part in a release."""
     others = sorted(set(config["methods"]) - set(methods_of(config["methods"], config.get("release_at", 0))))
-    return [f"left out: {', '.join(others)}; clones of SGD go on with methods of its kind"] if others else []
+    return [f"Not released: {', '.join(others)}; the clones of SGD go on with methods of its kind"] if others else []
 
 
 def _stability(seeds: list[dict[str, Any]]) -> str:
@@ -272,4 +280,7 @@ def _verdict(seeds: list[dict[str, Any]]) -> str:
         return " / ".join(verdicts)
     rounding = max(row["rounding"] for row in seeds)
     residual = max(row["leaf_residual"] for row in seeds)
-    return "stayed, exactly" if residual == 0 else f"stayed to {max(rounding, residual):.0e}"
+    if residual == 0:
+        return "stayed, exactly"
+    departure = max(rounding, residual)
+    return f"stayed to {departure:.0e}" if departure <= LEFT else f"not yet left ({departure:.0e})"

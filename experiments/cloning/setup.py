@@ -84,6 +84,8 @@ def _check_config(config: Config) -> None:
     lengths = ("base_length", "clone_length")
     for name in (*lengths, "record_every", "batch_size", "probe_samples"):
         _check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
+    is_inside = 0 <= config.release_at < config.clone_length
+    _check("release_at", config.release_at, is_inside, f"in 0..{config.clone_length - 1}, inside clone_length")
     for name in (*lengths, "release_at"):
         is_multiple = getattr(config, name) % config.record_every == 0
         _check(name, getattr(config, name), is_multiple, f"a multiple of record_every={config.record_every}")
@@ -92,10 +94,10 @@ def _check_config(config: Config) -> None:
         _check(name, values, len(set(values)) == len(values) > 0, "distinct, at least one")
     _check("seeds", config.seeds, all(0 <= seed < 2**31 for seed in config.seeds), "in 0..2147483647")
     _check("factor", config.factor, config.factor >= 1, "a positive integer")
-    is_inside = 0 <= config.release_at < config.clone_length
-    _check("release_at", config.release_at, is_inside, f"in 0..{config.clone_length - 1}, inside clone_length")
     if config.release_at:
-        _check("methods", config.methods, "sgd" in config.methods, "sgd, whose clones are released, and others")
+        _check(
+            "methods", config.methods, "sgd" in config.methods, "methods among which is sgd, whose clones are released"
+        )
         for axis in config.grid:
             is_of_method = axis.name not in METHODS["sgd"].reads
             _check(f"grid {axis}: release_at", config.release_at, is_of_method, "0 for a grid over a number of sgd")

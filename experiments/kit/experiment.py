@@ -97,7 +97,7 @@ def find(name: str) -> Experiment:
     try:
         return import_module(module).EXPERIMENT
     except ModuleNotFoundError as error:
-        if error.name != module:
+        if error.name is None or not module.startswith(error.name):
             raise
     except AttributeError:
         pass

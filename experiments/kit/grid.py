@@ -19,7 +19,7 @@ class Axis:
 
     def __str__(self) -> str:
         """As on the command line."""
-        return f"{self.name}={','.join(f'{value:g}' for value in self.values)}"
+        return f"{self.name}={','.join(map(repr, self.values))}"
 
 
 Grid = Annotated[tuple[Axis, ...], UseAppendAction]

@@ -116,7 +116,7 @@ def curves(methods: Iterable[str], grid: Iterable[tuple[str, Sequence[float]]]) 
 
 def label_of(method: str, point: Point) -> str:
     """A curve in the legend of a figure."""
-    return ", ".join([METHODS[method].label, *(f"{name.replace('_', ' ')} {value:g}" for name, value in point)])
+    return ", ".join([METHODS[method].label, *(f"{name.replace('_', ' ')} {value!r}" for name, value in point)])
 
 
 def groups_of(

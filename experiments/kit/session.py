@@ -19,7 +19,6 @@ PHRASES = {
     "another folder": "another --name or --root",
     "overwrite=True": "--overwrite",
     "resume=True": "--resume",
-    "grid ": "--grid ",
 }
 # Flags that belong to no config; their names occur in messages of the library.
 OUTPUT_FIELDS = (
@@ -36,9 +35,12 @@ def open_folder(experiment: str, config: Any, output: "Output") -> "Run":
         RunFolderError: the folder cannot be used; see `lopjax.runs.open_run`.
     """
     from lopjax import runs
+    from lopjax.runs.writers import writer_of
 
     if output.keep_checkpoints < 1:
         raise ValueError(f"keep_checkpoints={output.keep_checkpoints}: must be at least 1")
+    for name in writer_names(output):
+        writer_of(name, output.root)  # refused, if it is, before a folder is made or moved
     arguments = (output.root / experiment / output.name, config)
     if not getattr(output, "coordinator", ""):
         return with_writers(runs.open_run(*arguments, output.overwrite, output.resume, experiment), output)
@@ -69,10 +71,14 @@ def with_writers(run: "Run", output: "Output") -> "Run":
     """
     from lopjax.runs.writers import writer_of
 
-    names = [*output.writer, *(["tensorboard"] if output.tensorboard else [])]
     if run.is_complete:
         return run
-    return run._replace(writers=tuple(writer_of(name, run.folder) for name in sorted(set(names))))
+    return run._replace(writers=tuple(writer_of(name, run.folder) for name in writer_names(output)))
+
+
+def writer_names(output: "Output") -> list[str]:
+    """The writers that the flags ask for, each once."""
+    return sorted({*output.writer, *(["tensorboard"] if output.tensorboard else [])})
 
 
 def devices_of(output: Any) -> "Mesh | None":
@@ -179,12 +185,13 @@ def as_flags(message: str, config: Any) -> str:
     """
     for phrase, replacement in PHRASES.items():
         message = message.replace(phrase, replacement)
+    message = re.sub("^grid ", "--grid ", message)
     for path in (*_field_paths(config), *OUTPUT_FIELDS):
         field = path.rsplit(".", 1)[-1]
         # A name that is also an English word counts only where a value follows.
         follows = "" if "_" in field else "(?==|: )"
         flag = f"--{path.replace('_', '-')}"
-        message = re.sub(rf"(?<![\w/.-])(?:{re.escape(path)}|{field})\b{follows}", flag, message)
+        message = re.sub(rf"(?<![\w/.,-])(?<!--grid )(?:{re.escape(path)}|{field})\b{follows}", flag, message)
     return message
 
 

@@ -48,17 +48,18 @@ def progress_bar(total: int, is_shown: bool = True) -> Iterator[Progress]:
 
 def progress_lines(total: int) -> Progress:
     """Progress as plain lines: a new description, and every tenth of `total`."""
-    started, done, described, printed = time.monotonic(), 0, "", 0
+    started, done, resumed, described, printed = time.monotonic(), 0, 0, "", 0
 
     def advance(description: str, steps: int) -> None:
-        nonlocal done, described, printed
+        nonlocal done, resumed, described, printed
         done += steps
+        resumed += steps if description.startswith("resumed") else 0  # nobody has waited for these
         tenths = 10 * done // total
         if description == described and tenths == printed:
             return
         described, printed = description, tenths
-        rate = done / (time.monotonic() - started)
-        left = f", {rate:,.0f} steps/s, ETA {round((total - done) / rate):,} s" if done else ""
+        rate = (done - resumed) / (time.monotonic() - started)
+        left = f", {rate:,.0f} steps/s, ETA {round((total - done) / rate):,} s" if done > resumed else ""
         print(f"{description}: {done / total:.0%}{left}", file=sys.stderr, flush=True)
 
     return advance

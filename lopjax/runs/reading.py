@@ -47,7 +47,7 @@ class RunData(NamedTuple):
     def column(self, name: str, **where: Any) -> np.ndarray:
         """One value of every record that has it and matches `where`, as float64 (missing values are NaN).
 
-        Example: `run.column("clone/r2_forward/mean", kind="noisy_sgd", seed=0)`.
+        Example: `run.column("clone/r2_forward/mean", method="noisy_sgd", seed=0)`.
 
         Raises:
             KeyError: no matching record has it; the message lists the names there are.
@@ -80,7 +80,8 @@ class RunData(NamedTuple):
     def model(self, name: str) -> Model:
         """A network of this run, made again by the function that the run folder names, which is imported and called.
 
-        Example: `run.model("wide").apply(run.variables("sgd")["clone"], run.probe()[0])`.
+        Example: `run.model("clone").apply(variables, run.probe()[0])`, with the variables of one seed:
+        `jax.tree.map(lambda leaf: leaf[0], run.variables("sgd")["clone"])`.
 
         Raises:
             FileNotFoundError: no network of this name is recorded; the message lists the names there are.

@@ -57,7 +57,7 @@ def play(
     """Play the parts of a run, from where the folder's checkpoints end.
 
     Parts that are done are passed over. Once every lane of a state is frozen, the parts up to the next one that starts
-    anew are passed over, too; what they would have kept is kept of the frozen state.
+    anew are passed over, too; what they would have kept is kept of the frozen state, if it is a state of theirs.
 
     Args:
         parts: all of them, in order.
@@ -92,8 +92,9 @@ def play(
             state, records = part.do(state)
             folder.append(*records)
         # Before the checkpoint that says so: what is kept must be there once the part counts as done.
-        for name, kept in ({} if part.keep is None else part.keep(state)).items():
-            folder.keep(name, kept)
+        if part.keep is not None and (not is_over or state.frozen_at.shape == part.like().frozen_at.shape):
+            for name, kept in part.keep(state).items():
+                folder.keep(name, kept)
         if not is_over:
             folder.checkpoint(number, gathered(state, mesh), keep)
         progress(f"not finite: {part.name}" if is_over else part.name, part.steps)

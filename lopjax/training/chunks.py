@@ -44,7 +44,7 @@ def start_lanes(state: State) -> Lanes:
         ValueError: the leaves do not have one leading axis in common.
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    sizes = {jax.tree_util.keystr(path): leaf.shape[:1] for path, leaf in leaves}
+    sizes = {jax.tree_util.keystr(path): jnp.shape(leaf)[:1] for path, leaf in leaves}
     if len(set(sizes.values())) != 1 or () in sizes.values():
         raise ValueError(f"state: every array needs the same leading lane axis, got {sizes}; stack the states first")
     return Lanes(jax.tree.map(_copy, state), jnp.full(leaves[0][1].shape[0], -1, jnp.int32))

@@ -156,9 +156,9 @@ def _windows(num: int, length: int, batch_size: int) -> Callable[[PyTree, jax.Ar
 def tasks(streams: Sequence[Stream], steps: int) -> Stream:
     """One stream after the other, `steps` steps each; after the last the first comes again, as a new task.
 
-    Task `k` draws from stream `k % len(streams)` by `fold_in(key, k)` and counts its own steps from 0. Streams of one
-    constructor and of data of one shape share a program, in which forty tasks compile like one; any others are drawn
-    from by branches.
+    Task `k` draws from stream `k % len(streams)` by `fold_in(key, k)` and counts its own steps from 0. Streams
+    whose `draw` is one function and whose data have one shape (those of `epochs` or `windows` with the same numbers)
+    share a program, in which forty tasks compile like one; any others are drawn from by branches.
 
     Args:
         streams: of every task; their batches must have the same shapes.

@@ -93,7 +93,7 @@ def test_axes_are_read_as_typed_and_kept_as_json():
         ({"grid": (Axis("dropout", (0.1,)), Axis("dropout", (0.2,)))}, "one axis"),
         ({"grid": (Axis("noise_decay", (0.9, 1.5)),)}, r"noise_decay=1\.5: must be"),
         ({"grid": (Axis("dropout", (0.1,)),), "methods": ("sgd",)}, "must be a number that one of the methods"),
-        ({"release_at": 4, "methods": ("adam",)}, "must be sgd, whose clones are released"),
+        ({"release_at": 4, "methods": ("adam",)}, "among which is sgd, whose clones are released"),
         ({"release_at": 8}, r"release_at=8: must be in 0\.\.7"),
         ({"release_at": 4, "grid": (Axis("learning_rate", (0.1, 0.2)),)}, "for a grid over a number of sgd"),
     ],
