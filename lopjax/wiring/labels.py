@@ -1,0 +1,73 @@
+"""What one array or one site is in a wiring diagram: the words in which a model describes itself."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lopjax.activations import Activation
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class In:
+    """An axis that reads the unit space: the array is summed over it."""
+
+    space: str
+
+
+@dataclass(frozen=True)
+class Out:
+    """An axis that writes the unit space: one slice of the array belongs to each of its units."""
+
+    space: str
+
+
+Axis = In | Out | None
+
+
+class Window(NamedTuple):
+    """How a convolution kernel slides: what is needed to rebuild the patches it reads."""
+
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Label:
+    """What one array is in the wiring.
+
+    Attributes:
+        axes: one entry per array axis.
+        site: the site that *every* path from this array to the output passes, unit by unit: when unit j is dead there,
+            the array's slice j has no gradient. `None` where there is no such site (a kernel followed by layer
+            norm, which couples the units; an early writer of a residual stream).
+        source: for a kernel whose product, plus at most a bias, *is* the pre-activation of `site` (or the logits): the
+            site whose activations it reads, or the name of the input space. `None` where something else (norm,
+            pooling, a residual sum) stands in between. Where given, the closed form of the stability blocks applies.
+        window: for a convolution kernel with a `source`, how it slides.
+    """
+
+    axes: tuple[Axis, ...]
+    site: str | None = None
+    source: str | None = None
+    window: Window | None = None
+
+    def reads(self) -> tuple[str, ...]:
+        """The spaces on the input axes, in axis order."""
+        return tuple(axis.space for axis in self.axes if isinstance(axis, In))
+
+    def writes(self) -> tuple[str, ...]:
+        """The spaces on the output axes, in axis order."""
+        return tuple(axis.space for axis in self.axes if isinstance(axis, Out))
+
+
+class Site(NamedTuple):
+    """A place where a unit space is written and observed: a residual stream has many, a plain layer one.
+
+    Attributes:
+        space: the unit space.
+        activation: name in `lopjax.activations.ACTIVATIONS`, or the `Activation` if it is none of those.
+    """
+
+    space: str
+    activation: str | Activation

@@ -1,0 +1,106 @@
+"""Slices of units: the parameters that write a unit, those that read it, and what is done to them.
+
+Every array that has the axis `Out(space)` holds one *incoming* slice for each unit of the space, batch statistics
+included; every array with `In(space)` holds one *outgoing* slice. This is the only place that loops over axes to find
+them.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+
+from lopjax.wiring.diagram import Wiring
+from lopjax.wiring.labels import In, Label, Out
+
+
+class UnitMasks(NamedTuple):
+    """Which entries of a tree belong to chosen units.
+
+    Attributes:
+        incoming: a boolean array for each array of the tree, True on the slices that write a chosen unit. In the
+            collection `"batch_stats"` these are the units' statistics.
+        outgoing: likewise, True on the slices that read a chosen unit.
+    """
+
+    incoming: PyTree
+    outgoing: PyTree
+
+
+def unit_masks(wiring: Wiring, tree: PyTree, units: Mapping[str, Bool[ArrayLike, " units"]]) -> UnitMasks:
+    """Masks of the slices of chosen units, over all arrays.
+
+    Args:
+        wiring: of the network.
+        tree: parameters or variables, or a tree like them.
+        units: by unit space, which of its units are chosen; may be traced. A space that is left out has none.
+
+    Returns:
+        Two trees like `tree`.
+
+    Raises:
+        ValueError: an unknown space, or a mask whose length is not the number of the space's units; as in
+            `Wiring.map`.
+    """
+    for space, chosen in units.items():
+        if jnp.shape(chosen) != (wiring.size(space),):
+            raise ValueError(
+                f"mask of unit space {space!r} has shape {jnp.shape(chosen)}: must be ({wiring.size(space)},), one "
+                "entry a unit"
+            )
+
+    def mask(side: type[In] | type[Out]) -> Callable[[Label, Any], jax.Array]:
+        def of(label: Label, array: Any) -> jax.Array:
+            shape = jnp.shape(array)
+            chosen = [
+                _along(jnp.asarray(units[axis.space]), index, len(shape))
+                for index, axis in enumerate(label.axes)
+                if isinstance(axis, side) and axis.space in units
+            ]
+            return jnp.broadcast_to(reduce(jnp.logical_or, chosen, jnp.zeros((), bool)), shape)
+
+        return of
+
+    return UnitMasks(wiring.map(mask(Out), tree), wiring.map(mask(In), tree))
+
+
+def unit_norms(wiring: Wiring, tree: PyTree, space: str) -> tuple[Float[Array, " units"], Float[Array, " units"]]:
+    """Euclidean norm of every unit's incoming and outgoing parameters, over all arrays that have the space.
+
+    Args:
+        wiring: of the network.
+        tree: parameters (statistics are not counted), or a tree like them, such as a gradient.
+        space: a unit space.
+
+    Returns:
+        `(incoming, outgoing)`, zeros where no array writes or reads the space.
+
+    Raises:
+        ValueError: an unknown space; as in `Wiring.map`.
+    """
+    size = wiring.size(space)
+    labels, leaves = wiring.labels_of(tree), jax.tree.leaves(tree)
+
+    def norm(wanted: In | Out) -> jax.Array:
+        squares = [
+            jnp.sum(jnp.square(array), axis=tuple(other for other in range(jnp.ndim(array)) if other != index))
+            for label, array in zip(labels, leaves, strict=True)
+            for index, axis in enumerate(label.axes)
+            if axis == wanted
+        ]
+        return jnp.sqrt(sum(squares, start=jnp.zeros(size)))
+
+    return norm(Out(space)), norm(In(space))
+
+
+def where(mask: PyTree, chosen: PyTree, others: PyTree) -> PyTree:
+    """Array by array, entries of `chosen` where the mask is True and of `others` elsewhere; types as in `others`."""
+    return jax.tree.map(lambda m, a, b: jnp.where(m, jnp.asarray(a, jnp.asarray(b).dtype), b), mask, chosen, others)
+
+
+def _along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
+    """A vector laid along one axis, for broadcasting."""
+    return vector.reshape([-1 if index == axis else 1 for index in range(ndim)])
