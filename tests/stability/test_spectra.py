@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import random_orthonormal, random_symmetric
 
-from lopjax.stability.spectra import BlockError, block_eigenvalues, structural_zeros
-from lopjax.stability.spectra import block_inertia as inertia_within
+from lopjax.stability.blocks.spectra import BlockError, block_eigenvalues, structural_zeros
+from lopjax.stability.blocks.spectra import block_inertia as inertia_within
 
 TOLERANCE = 1e-12
 

@@ -16,9 +16,9 @@ from lopjax.models.labels import tap
 from lopjax.models.layers import Conv, Dense
 from lopjax.models.linen import from_linen
 from lopjax.stability import Stability, unit_blocks, unit_blocks_of_clones
-from lopjax.stability.closed_form import unit_matrices, unit_scales
-from lopjax.stability.hvp_blocks import Curved, unit_products
-from lopjax.stability.plain import PlainSpace, plain_space
+from lopjax.stability.blocks.matrices import unit_matrices, unit_scales
+from lopjax.stability.blocks.plain_spaces import PlainSpace, plain_space
+from lopjax.stability.blocks.products import Curved, unit_products
 
 INPUT, SAMPLES = 3, 11
 LOSSES = {"mse": mean_squared_error, "cross_entropy": mean_cross_entropy}

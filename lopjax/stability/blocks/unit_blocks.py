@@ -18,11 +18,14 @@ from lopjax.losses import Batch, check_batch, check_mean_over_samples
 from lopjax.manifolds import Clusters, check_partition, cloned_manifold
 from lopjax.model import Model, Variables
 from lopjax.rounding import parameter_tolerance
-from lopjax.stability.closed_form import LossOfLogits, unit_matrices
-from lopjax.stability.hvp_blocks import Curved, UnitExtremes, coarsest_type, hessian_size, unit_extremes
-from lopjax.stability.patterns import block_constant_residual, clone_counts, collapse
-from lopjax.stability.plain import PlainSpace, plain_space
-from lopjax.stability.report import (
+from lopjax.stability.blocks.coordinates import block_constant_residual, clone_counts, collapse
+from lopjax.stability.blocks.matrices import LossOfLogits, unit_matrices
+from lopjax.stability.blocks.plain_spaces import PlainSpace, plain_space
+from lopjax.stability.blocks.products import Curved, UnitExtremes, coarsest_type, hessian_size, unit_extremes
+from lopjax.stability.blocks.scales import Scales, unit_scales
+from lopjax.stability.blocks.signals import downstream_sites, has_unknown_kinks, is_straight, kinks_of, sites_at_kinks
+from lopjax.stability.blocks.spectra import BlockError, block_eigenvalues, block_inertia, structural_zeros
+from lopjax.stability.verdicts import (
     SignCounts,
     Stability,
     StabilityReport,
@@ -32,9 +35,6 @@ from lopjax.stability.report import (
     precision_note,
     witnessed_report,
 )
-from lopjax.stability.scales import Scales, unit_scales
-from lopjax.stability.signals import downstream_sites, has_unknown_kinks, is_straight, kinks_of, sites_at_kinks
-from lopjax.stability.spectra import BlockError, block_eigenvalues, block_inertia, structural_zeros
 from lopjax.tolerance import GAP, default_zero_level, rounding_tolerance
 
 METHODS = ("auto", "closed form", "batched hvp")

@@ -17,9 +17,9 @@ from lopjax.curvature import extreme_eigenvalues
 from lopjax.losses import Batch, mean_cross_entropy, of_parameters
 from lopjax.model import Model, Variables
 from lopjax.quotient import multiplicities
-from lopjax.stability.closed_form import LossOfLogits
-from lopjax.stability.report import SIGNED_FROM
-from lopjax.stability.unit_blocks import UnitBlocks, unit_blocks
+from lopjax.stability.blocks.matrices import LossOfLogits
+from lopjax.stability.blocks.unit_blocks import UnitBlocks, unit_blocks
+from lopjax.stability.verdicts import SIGNED_FROM
 
 # Up to this many parameters Newton's equations are solved, and the base's curvature measured, by a dense Hessian.
 _DENSE_PARAMETERS = 1_000

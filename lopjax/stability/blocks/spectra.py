@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lopjax.stability.report import SignCounts, count_signs
+from lopjax.stability.verdicts import SignCounts, count_signs
 from lopjax.tolerance import GAP, Threshold
 
 Matrix = np.ndarray

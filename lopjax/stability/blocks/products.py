@@ -17,8 +17,8 @@ from lopjax.curvature import block_eigenvalues, extreme_eigenvalues, hvp_over_ba
 from lopjax.losses import Batch
 from lopjax.manifolds import Clusters, make_clusters
 from lopjax.model import Model, Params, Variables
-from lopjax.stability.patterns import UnitRows, make_lift
-from lopjax.stability.signals import LossOfLogits, tap_shapes
+from lopjax.stability.blocks.coordinates import UnitRows, make_lift
+from lopjax.stability.blocks.signals import LossOfLogits, tap_shapes
 
 FrozenPartition = tuple[tuple[str, tuple[int, ...]], ...]
 """A partition that can be a static argument: `(space, cluster id of every unit)`."""
@@ -133,7 +133,7 @@ def unit_products(
         partition: its clusters.
         variables: its variables, at a point of BC.
         batch: inputs and labels.
-        rows: v_j, coordinates as in `lopjax.stability.patterns`.
+        rows: v_j, coordinates as in `lopjax.stability.blocks.coordinates`.
     """
     lift, zero = make_lift(variables["params"], curved.model.wiring, _thaw(partition))
     product = curved.product(variables, batch, lift(rows))
