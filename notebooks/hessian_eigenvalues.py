@@ -184,7 +184,7 @@ stages, current = [], params
 for task, (targets, rounds) in enumerate(((labels, 5), (new_labels, 4))):
     for stage in range(rounds):
         measured = unit_blocks(base, {"params": current}, mean_cross_entropy, (inputs, targets), factor=2)
-        escape_rates = np.concatenate([-space.of_units("min_eigenvalue") for space in measured.spaces.values()])
+        escape_rates = np.concatenate([-space.per_unit("min_eigenvalue") for space in measured.spaces.values()])
         stages.append((task, escape_rates))
         current, losses = train(base, current, (inputs, targets), steps=600)
         print(

@@ -18,7 +18,7 @@ from lopjax.manifolds import cloned_manifold, normal_basis
 from lopjax.model import Model, Variables
 from lopjax.models import mlp
 from lopjax.stability import escape_time, free_kick, noise_exponent, transverse_lyapunov, unit_blocks
-from lopjax.stability.spectra import BlockError, block_inertia
+from lopjax.stability.blocks.spectra import BlockError, block_inertia
 from theory_checks.architectures import NUM_CLASSES, random_variables
 from theory_checks.check import Check, Row, Size
 from theory_checks.critical import LOSSES, critical, critical_base, departures, first_outside, random_batch

@@ -1,10 +1,10 @@
 """Certificates: is this network trapped, by which claim, and on what evidence?"""
 
+from lopjax.certificates.batch_evidence import SignalResiduals
 from lopjax.certificates.cloned import ClonedCertificate, CloneVerdict, certify_cloned
 from lopjax.certificates.dead_units import interval_bounds, joint_margin, revival_radius
-from lopjax.certificates.evidence import SignalResiduals
 from lopjax.certificates.frozen import FrozenCertificate, FrozenVerdict, UnitEvidence, certify_frozen
-from lopjax.certificates.residuals import ArrayResiduals
+from lopjax.certificates.parameter_residuals import ArrayResiduals
 from lopjax.rounding import parameter_tolerance, signal_tolerance
 
 __all__ = [

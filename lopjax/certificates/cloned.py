@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lopjax.certificates.evidence import Loss, Pass, SignalResiduals, gradient_shares, run, signal_residuals
-from lopjax.certificates.residuals import KINDS, ArrayResiduals, array_residuals
+from lopjax.certificates.batch_evidence import Loss, Pass, SignalResiduals, gradient_shares, run, signal_residuals
+from lopjax.certificates.parameter_residuals import KINDS, ArrayResiduals, array_residuals
 from lopjax.certificates.symmetries import Change, align, changed, constants, is_invisible
-from lopjax.certificates.text import number, table
+from lopjax.certificates.tables import number, table
 from lopjax.cloning import Partition
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import Clusters, Manifold, check_partition, cloned_manifold, tangency_residual

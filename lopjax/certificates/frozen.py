@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.activations import activation
-from lopjax.certificates.asleep import Scene, SiteEvidence, gather, slice_norms
+from lopjax.certificates.batch_evidence import Loss, run
 from lopjax.certificates.dead_units import PlainLayer, plain_layer
-from lopjax.certificates.evidence import Loss, run
-from lopjax.certificates.text import number, table
+from lopjax.certificates.frozen_evidence import Scene, SiteEvidence, gather, slice_norms
+from lopjax.certificates.tables import number, table
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import FrozenUnits, resolve_frozen_units
 from lopjax.model import Model, Variables

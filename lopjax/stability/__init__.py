@@ -1,16 +1,10 @@
 """Stability of the manifolds that trap training: which way the loss curves off them, and how fast one escapes."""
 
-from lopjax.stability.classification import classify
-from lopjax.stability.decay import (
-    Attraction,
-    DecayedClones,
-    DecayThreshold,
-    critical_weight_decay,
-    decayed_clones,
-    weight_decay_threshold,
-)
+from lopjax.stability.blocks import SpaceBlocks, UnitBlocks, unit_blocks, unit_blocks_of_clones
+from lopjax.stability.classify import classify
 from lopjax.stability.escape import escape_time, kick_components
-from lopjax.stability.escape_law import (
+from lopjax.stability.escape_along import escape_time_along
+from lopjax.stability.escape_under_noise import (
     DecayingNoise,
     escape_probability,
     escape_quantiles,
@@ -20,10 +14,16 @@ from lopjax.stability.escape_law import (
     weighted_chi_square_tail,
 )
 from lopjax.stability.kicks import FreeKick, RankCeiling, free_kick, rank_ceiling
-from lopjax.stability.noise import LyapunovEstimate, noise_exponent, transverse_lyapunov
-from lopjax.stability.report import Stability, StabilityReport
-from lopjax.stability.trajectory import escape_time_along
-from lopjax.stability.unit_blocks import SpaceBlocks, UnitBlocks, unit_blocks, unit_blocks_of_clones
+from lopjax.stability.lyapunov import LyapunovEstimate, noise_exponent, transverse_lyapunov
+from lopjax.stability.verdicts import Stability, StabilityReport
+from lopjax.stability.weight_decay import (
+    Attraction,
+    DecayedClones,
+    DecayThreshold,
+    critical_weight_decay,
+    decayed_clones,
+    weight_decay_threshold,
+)
 
 __all__ = [
     "Attraction",

@@ -13,7 +13,7 @@ from lopjax.curvature import extreme_eigenvalues, hvp
 from lopjax.curvature.products import Loss, Params
 from lopjax.manifolds import check_partition, tree_norm
 from lopjax.rounding import parameter_tolerance
-from lopjax.stability.patterns import block_constant_residual, clone_counts, make_lift, unit_slots
+from lopjax.stability.blocks.coordinates import block_constant_residual, clone_counts, make_lift, unit_slots
 from lopjax.wiring import Wiring
 
 Aim = Literal["next gradient", "escape"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lopjax.stability import Stability
-from lopjax.stability.report import SignCounts, count_signs, counted_report, verdict_of, witnessed_report
+from lopjax.stability.verdicts import SignCounts, count_signs, counted_report, verdict_of, witnessed_report
 from lopjax.tolerance import Threshold, default_zero_level, rounding_tolerance
 
 TOLERANCE, RESIDUAL, LEVEL = 1e-6, 3e-6, 1.4e-5  # hence the bound 1.3e-5

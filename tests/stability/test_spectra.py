@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import random_orthonormal, random_symmetric
 
-from lopjax.stability.spectra import BlockError, block_eigenvalues, structural_zeros
-from lopjax.stability.spectra import block_inertia as inertia_within
+from lopjax.stability.blocks.spectra import BlockError, structural_zeros, unit_eigenvalues
+from lopjax.stability.blocks.spectra import block_inertia as inertia_within
 
 TOLERANCE = 1e-12
 
@@ -60,7 +60,7 @@ def blocks(draw):
 def test_inertia_and_eigenvalues_against_a_dense_decomposition(block):
     curvature, coupling = block
     values = np.linalg.eigvalsh(dense(curvature, coupling))
-    np.testing.assert_allclose(block_eigenvalues(curvature, coupling), values, atol=1e-13)
+    np.testing.assert_allclose(unit_eigenvalues(curvature, coupling), values, atol=1e-13)
     counts = block_inertia(curvature, coupling, TOLERANCE)
     # Numbers far from the thresholds are rare to miss; where one comes near, only lower bounds can be compared.
     plus, minus, zero, _ = dense_inertia(curvature, coupling, 1e-10)
@@ -153,7 +153,7 @@ def test_a_saddle_is_certain_although_other_values_are_not():
 @pytest.mark.parametrize("curvature", [None, np.zeros((3, 3))])
 def test_a_zero_block_is_all_zeros(curvature):
     assert block_inertia(curvature, np.zeros((3, 2)), 0.0) == (0, 0, 5, 0)
-    assert not block_eigenvalues(curvature, np.zeros((3, 2))).any()
+    assert not unit_eigenvalues(curvature, np.zeros((3, 2))).any()
 
 
 def test_exact_zero_tolerance_signs_everything_that_is_not_zero():

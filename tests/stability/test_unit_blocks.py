@@ -16,9 +16,9 @@ from lopjax.models.labels import tap
 from lopjax.models.layers import Conv, Dense
 from lopjax.models.linen import from_linen
 from lopjax.stability import Stability, unit_blocks, unit_blocks_of_clones
-from lopjax.stability.closed_form import unit_matrices, unit_scales
-from lopjax.stability.hvp_blocks import Curved, unit_products
-from lopjax.stability.plain import PlainSpace, plain_space
+from lopjax.stability.blocks.matrices import unit_matrices, unit_scales
+from lopjax.stability.blocks.plain_spaces import PlainSpace, plain_space
+from lopjax.stability.blocks.products import HessianProduct, unit_products
 
 INPUT, SAMPLES = 3, 11
 LOSSES = {"mse": mean_squared_error, "cross_entropy": mean_cross_entropy}
@@ -174,8 +174,8 @@ def test_batched_products_give_the_ends_of_every_spectrum(x64):
     assert closed.total.method == "closed form"
     for space, found in products.spaces.items():
         for field in ("min_eigenvalue", "max_eigenvalue"):
-            np.testing.assert_allclose(found.of_units(field), closed.spaces[space].of_units(field), atol=1e-8)
-        assert (found.of_units("residual") < 1e-6).all()
+            np.testing.assert_allclose(found.per_unit(field), closed.spaces[space].per_unit(field), atol=1e-8)
+        assert (found.per_unit("residual") < 1e-6).all()
         assert found.dimension == closed.spaces[space].dimension
         assert found.multiplicity.tolist() == closed.spaces[space].multiplicity.tolist()
     assert products.total.verdict is closed.total.verdict is Stability.SADDLE
@@ -185,7 +185,7 @@ def test_batched_products_give_the_ends_of_every_spectrum(x64):
 def unit_blocks_by_products(wide, variables, loss, batch, partition, train=False):
     """Every M_j, dense, one column per product: `{space: (units, dim, dim)}`."""
     frozen = tuple((space, ids) for space, ids in partition.items())
-    curved = Curved(wide, loss, train, len(batch[0]))
+    curved = HessianProduct(wide, loss, train, len(batch[0]))
     shapes = {}
     for space, ids in partition.items():
         n, units = int(np.bincount(ids)[0]), max(ids) + 1
@@ -404,7 +404,7 @@ def test_batches_of_any_size_give_the_same_blocks(x64):
         parts = unit_blocks(model, variables, mean_cross_entropy, batch, 2, batch_size=size)
         for space, found in parts.spaces.items():
             np.testing.assert_allclose(found.eigenvalues, whole.spaces[space].eigenvalues, atol=1e-14)
-            np.testing.assert_allclose(found.of_units("tolerance"), whole.spaces[space].of_units("tolerance"), rtol=0.5)
+            np.testing.assert_allclose(found.per_unit("tolerance"), whole.spaces[space].per_unit("tolerance"), rtol=0.5)
         assert parts.total[:4] == whole.total[:4]
 
 
@@ -489,4 +489,27 @@ def test_refusals(unchecked):
         unit_blocks_of_clones(model, nan, mean_squared_error, batch, {"hidden_0": (0, 0, 0)})
     space = unit_blocks(model, variables, mean_squared_error, batch, 2).spaces["hidden_0"]
     with pytest.raises(ValueError, match="field='sign': must be one of"):
-        space.of_units("sign")
+        space.per_unit("sign")
+
+
+def test_a_loosened_tolerance_is_never_exact(x64):
+    """Blocks of the cluster means say nothing exact about variables that rounding does not explain."""
+    model = mlp((3,), (4,), 2, activation="tanh")
+    partition, batch = {"hidden_0": (0, 0, 1, 1)}, (jnp.ones((5, 3)), jnp.array([0, 1, 0, 1, 1]))
+    variables = clone_variables(
+        mlp((3,), (2,), 2, activation="tanh").init(jax.random.key(0)), mlp((3,), (2,), 2).wiring, 2
+    )
+    exact = unit_blocks_of_clones(model, variables, mean_cross_entropy, batch, partition, bc_tolerance=1e-3)
+    assert exact.total.exact
+    assert "cluster means" not in exact.total.note
+    off = jax.tree.map(lambda leaf: leaf, variables)
+    off["params"]["hidden_0"]["kernel"] = off["params"]["hidden_0"]["kernel"].at[0, 1].multiply(1 + 1e-5)
+    for method in ("closed form", "batched hvp"):
+        loose = unit_blocks_of_clones(
+            model, off, mean_cross_entropy, batch, partition, bc_tolerance=1e-3, method=method
+        )
+        reports = [loose.total, *loose.spaces["hidden_0"].reports]
+        assert not any(report.exact for report in reports)
+        assert all("cluster means" in report.note for report in reports)
+    with pytest.raises(ValueError, match="not block constant"):
+        unit_blocks_of_clones(model, off, mean_cross_entropy, batch, partition)

@@ -21,10 +21,10 @@ from jaxtyping import Array
 from lopjax.curvature import mean_over_batches
 from lopjax.losses import Batch
 from lopjax.model import Model, Variables
-from lopjax.stability.plain import PlainSpace
-from lopjax.stability.rows import Counts, Rows, unit_rows
-from lopjax.stability.scales import Scales, unit_scales
-from lopjax.stability.signals import LossOfLogits, exact_signals
+from lopjax.stability.blocks.plain_spaces import PlainSpace
+from lopjax.stability.blocks.rows import Counts, Rows, unit_rows
+from lopjax.stability.blocks.scales import Scales, unit_scales
+from lopjax.stability.blocks.signals import LossOfLogits, exact_signals
 
 __all__ = ["Counts", "LossOfLogits", "Scales", "unit_matrices", "unit_scales"]
 

@@ -23,8 +23,8 @@ from lopjax.manifolds import (
     tangency_residual,
     tree_norm,
 )
-from lopjax.stability.jumps import gradient_jump
-from lopjax.stability.report import (
+from lopjax.stability.gradient_jumps import gradient_jump
+from lopjax.stability.verdicts import (
     SignCounts,
     Stability,
     StabilityReport,

@@ -12,9 +12,9 @@ from jaxtyping import Array, PyTree
 
 from lopjax.losses import Batch
 from lopjax.model import Model, Variables
-from lopjax.stability.plain import PlainSpace
-from lopjax.stability.rows import Counts, Rows, count_along, leaf_at, unit_rows
-from lopjax.stability.signals import (
+from lopjax.stability.blocks.plain_spaces import PlainSpace
+from lopjax.stability.blocks.rows import Counts, Rows, count_along, leaf_at, unit_rows
+from lopjax.stability.blocks.signals import (
     LossOfLogits,
     Move,
     downstream_sites,

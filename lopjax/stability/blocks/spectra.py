@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lopjax.stability.report import SignCounts, count_signs
+from lopjax.stability.verdicts import SignCounts, count_signs
 from lopjax.tolerance import GAP, Threshold
 
 Matrix = np.ndarray
 
 
-def block_eigenvalues(curvature: Matrix | None, coupling: Matrix) -> np.ndarray:
+def unit_eigenvalues(curvature: Matrix | None, coupling: Matrix) -> np.ndarray:
     """All eigenvalues of `M = [[A, B], [B', 0]]`, ascending.
 
     With A = 0 they are plus and minus the singular values of B and zeros, so a thin decomposition of B is enough.
@@ -65,7 +65,7 @@ def block_inertia(
         The counts.
     """
     rule = Threshold(error.total, 0.0, zero_below)
-    values = block_eigenvalues(curvature, coupling)
+    values = unit_eigenvalues(curvature, coupling)
     by_value = count_signs(values, error.total)
     plus, minus = by_value.plus, by_value.minus
     left, singular, _ = np.linalg.svd(coupling, full_matrices=False)

@@ -17,8 +17,8 @@ from lopjax.curvature import block_eigenvalues, extreme_eigenvalues, hvp_over_ba
 from lopjax.losses import Batch
 from lopjax.manifolds import Clusters, make_clusters
 from lopjax.model import Model, Params, Variables
-from lopjax.stability.patterns import UnitRows, make_lift
-from lopjax.stability.signals import LossOfLogits, tap_shapes
+from lopjax.stability.blocks.coordinates import UnitRows, make_lift
+from lopjax.stability.blocks.signals import LossOfLogits, tap_shapes
 
 FrozenPartition = tuple[tuple[str, tuple[int, ...]], ...]
 """A partition that can be a static argument: `(space, cluster id of every unit)`."""
@@ -45,8 +45,8 @@ class UnitExtremes(NamedTuple):
     dimension: int
 
 
-class Curved(NamedTuple):
-    """A network, a loss and data, ready for Hessian products with the parameters; hashable parts only.
+class HessianProduct(NamedTuple):
+    """The Hessian of a network's loss as an operator on parameters; hashable, so that a program is compiled once.
 
     Attributes:
         model: the cloned model.
@@ -60,7 +60,7 @@ class Curved(NamedTuple):
     train: bool
     batch_size: int
 
-    def product(self, variables: Variables, batch: Batch, vector: Params) -> Params:
+    def __call__(self, variables: Variables, batch: Batch, vector: Params) -> Params:
         """Hessian of the mean loss over the batch, times a vector."""
 
         def batch_loss(params: Params, part: Batch) -> Array:
@@ -71,7 +71,7 @@ class Curved(NamedTuple):
 
 
 def unit_extremes(
-    curved: Curved,
+    product: HessianProduct,
     variables: Variables,
     batch: Batch,
     clusters: dict[str, Clusters],
@@ -83,7 +83,7 @@ def unit_extremes(
     Spaces whose blocks' sizes are within a factor of two share a run, and with it every product.
 
     Args:
-        curved: the cloned network with its loss.
+        product: the cloned network with its loss.
         variables: its variables, at a point of BC.
         batch: inputs and labels.
         clusters: clusters of every space with clones.
@@ -91,10 +91,10 @@ def unit_extremes(
         key: random key of the start vectors.
     """
     partition = freeze(clusters)
-    _, zero = make_lift(variables["params"], curved.model.wiring, clusters)
-    found = {}
+    _, zero = make_lift(variables["params"], product.model.wiring, clusters)
+    extremes = {}
     for group in _similar_sizes({space: rows.shape[1] for space, rows in zero.items()}):
-        spectra = _run_group(curved, partition, group, num_steps, variables, batch, key)
+        spectra = _run_group(product, partition, group, num_steps, variables, batch, key)
         start = 0
         for space in group:
             units = slice(start, start := start + len(zero[space]))
@@ -102,8 +102,8 @@ def unit_extremes(
             residuals = np.asarray(spectra.residuals, np.float64)[units]
             ritz = np.where(spectra.valid[units], np.asarray(spectra.ritz_values, np.float64)[units], np.nan)
             is_zero = np.all((values == 0) & (residuals == 0), axis=1)
-            found[space] = UnitExtremes(values, residuals, ritz, is_zero, zero[space].shape[1])
-    return found
+            extremes[space] = UnitExtremes(values, residuals, ritz, is_zero, zero[space].shape[1])
+    return extremes
 
 
 def coarsest_type(model: Model, variables: Variables, inputs: Array) -> DTypeLike:
@@ -113,37 +113,36 @@ def coarsest_type(model: Model, variables: Variables, inputs: Array) -> DTypeLik
     return max(types, key=lambda dtype: float(jnp.finfo(dtype).eps))
 
 
-@partial(jax.jit, static_argnames=("curved",))
-def hessian_size(curved: Curved, variables: Variables, batch: Batch, key: Key[Array, ""]) -> Array:
+@partial(jax.jit, static_argnames=("product",))
+def hessian_size(product: HessianProduct, variables: Variables, batch: Batch, key: Key[Array, ""]) -> Array:
     """Largest absolute eigenvalue of the Hessian on the whole parameter space, from below, within a few per cent."""
     pairs = extreme_eigenvalues(
-        lambda vector: curved.product(variables, batch, vector), variables["params"], _SCALE_STEPS, key
+        lambda vector: product(variables, batch, vector), variables["params"], _SCALE_STEPS, key
     )
     return jnp.max(jnp.abs(pairs.eigenvalues))
 
 
-@partial(jax.jit, static_argnames=("curved", "partition"))
+@partial(jax.jit, static_argnames=("product", "partition"))
 def unit_products(
-    curved: Curved, partition: FrozenPartition, variables: Variables, batch: Batch, rows: UnitRows
+    product: HessianProduct, partition: FrozenPartition, variables: Variables, batch: Batch, rows: UnitRows
 ) -> UnitRows:
     """`M_j v_j` for every unit of every space: lift, one Hessian product, read back.
 
     Args:
-        curved: the cloned network with its loss.
+        product: the cloned network with its loss.
         partition: its clusters.
         variables: its variables, at a point of BC.
         batch: inputs and labels.
-        rows: v_j, coordinates as in `lopjax.stability.patterns`.
+        rows: v_j, coordinates as in `lopjax.stability.blocks.coordinates`.
     """
-    lift, zero = make_lift(variables["params"], curved.model.wiring, _thaw(partition))
-    product = curved.product(variables, batch, lift(rows))
-    return jax.linear_transpose(lift, zero)(product)[0]
+    lift, zero = make_lift(variables["params"], product.model.wiring, _thaw(partition))
+    return jax.linear_transpose(lift, zero)(product(variables, batch, lift(rows)))[0]
 
 
-@partial(jax.jit, static_argnames=("curved", "partition", "group", "num_steps"))
-def _run_group(curved, partition, group, num_steps, variables, batch, key):
+@partial(jax.jit, static_argnames=("product", "partition", "group", "num_steps"))
+def _run_group(product, partition, group, num_steps, variables, batch, key):
     """Lanczos for the units of some spaces, stacked and padded to a common length."""
-    _, zero = make_lift(variables["params"], curved.model.wiring, _thaw(partition))
+    _, zero = make_lift(variables["params"], product.model.wiring, _thaw(partition))
     sizes = {space: zero[space].shape for space in group}
     width = max(dim for _, dim in sizes.values())
 
@@ -152,7 +151,7 @@ def _run_group(curved, partition, group, num_steps, variables, batch, key):
         for space, (units, dim) in sizes.items():
             rows[space] = stack[start : start + units, :dim]
             start += units
-        products = unit_products(curved, partition, variables, batch, rows)
+        products = unit_products(product, partition, variables, batch, rows)
         return jnp.concatenate([jnp.pad(products[s], ((0, 0), (0, width - dim))) for s, (_, dim) in sizes.items()])
 
     return block_eigenvalues(

@@ -8,9 +8,9 @@ from jaxtyping import Array, Float
 
 from lopjax.losses import Batch
 from lopjax.model import Model, Variables
-from lopjax.stability.features import incoming_features, outgoing_signals
-from lopjax.stability.plain import PlainSpace
-from lopjax.stability.signals import Move, Signals, derivative_error, derivatives, is_straight
+from lopjax.stability.blocks.features import incoming_features, outgoing_signals
+from lopjax.stability.blocks.plain_spaces import PlainSpace
+from lopjax.stability.blocks.signals import Move, Signals, derivative_error, derivatives, is_straight
 from lopjax.wiring import Path, Wiring
 
 Counts = Mapping[str, Float[Array, "units"]]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.activations import activation
+from lopjax.certificates.batch_evidence import Pass
 from lopjax.certificates.dead_units import (
     PlainLayer,
     apply_layer,
@@ -19,7 +20,6 @@ from lopjax.certificates.dead_units import (
     source_norms,
     summand_sizes,
 )
-from lopjax.certificates.evidence import Pass
 from lopjax.certificates.saturation import Slopes, slopes
 from lopjax.manifolds import tree_norm
 from lopjax.model import Params, samples_by_units

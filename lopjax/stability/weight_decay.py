@@ -13,21 +13,15 @@ from jaxtyping import Array, ArrayLike, Key
 
 from lopjax.activations import activation
 from lopjax.cloning import Factor
-from lopjax.curvature import extreme_eigenvalues
-from lopjax.losses import Batch, mean_cross_entropy, of_parameters
+from lopjax.losses import Batch, mean_cross_entropy
 from lopjax.model import Model, Variables
-from lopjax.quotient import multiplicities
-from lopjax.stability.closed_form import LossOfLogits
-from lopjax.stability.report import SIGNED_FROM
-from lopjax.stability.unit_blocks import UnitBlocks, unit_blocks
+from lopjax.stability.blocks import UnitBlocks, unit_blocks
+from lopjax.stability.blocks.matrices import LossOfLogits
+from lopjax.stability.stationary_points import DecayedLoss, decayed_loss, stationary_point
+from lopjax.tolerance import GAP
 
-# Up to this many parameters Newton's equations are solved, and the base's curvature measured, by a dense Hessian.
-_DENSE_PARAMETERS = 1_000
 # The distance to the stationary point, over the length of the parameters, up to which it counts as reached.
 _REACHED = 1e-6
-# Where units of the base merge, Newton's method converges by a factor of 2/3 a step only.
-_NEWTON_STEPS = 60
-_LBFGS = {"gtol": 1e-10, "ftol": 1e-16, "maxiter": 20_000, "maxfun": 50_000}
 # Relative size of the change between two points of a path.
 _SHAKE = 1e-3
 
@@ -154,7 +148,7 @@ def decayed_clones(
     Raises:
         ValueError: parameters that are not float64; a negative decay; see also `unit_blocks`.
     """
-    return _Search(model, variables, batch, factor, loss).judge(variables, weight_decay)
+    return _judge(_search(model, variables, batch, factor, loss), variables, weight_decay)
 
 
 def weight_decay_threshold(
@@ -198,7 +192,7 @@ def weight_decay_threshold(
     if values.ndim != 1 or not values.size or not (values[0] > 0 and (np.diff(values) > 0).all()):
         raise ValueError(f"decays={decays}: must ascend from above 0")
 
-    search = _Search(model, variables, batch, factor, loss)
+    search = _search(model, variables, batch, factor, loss)
     upward = _follow(search, values, variables)
     downward = _follow(search, values[::-1], upward[-1].variables)[::-1] if both_ways else ()
     agree = all(up.verdict is down.verdict for up, down in zip(upward, downward))
@@ -216,11 +210,66 @@ def weight_decay_threshold(
     return DecayThreshold(_threshold(upward, crossings), crossings, upward, downward, agree, "; ".join(notes))
 
 
-def _follow(search: "_Search", decays: np.ndarray, start: Variables) -> tuple[DecayedClones, ...]:
+class _Search(NamedTuple):
+    """A base network with its data, and its decayed loss."""
+
+    model: Model
+    batch: Batch
+    factor: Factor
+    loss: LossOfLogits
+    decayed: DecayedLoss
+
+
+def _search(model: Model, variables: Variables, batch: Batch, factor: Factor, loss: LossOfLogits) -> _Search:
+    dtype = jnp.result_type(*jax.tree.leaves(variables["params"]))
+    if dtype != jnp.float64:
+        raise ValueError(
+            f"parameters are {dtype}: the sign of a small difference needs float64. Call inside "
+            "jax.enable_x64(True), with jax.tree.map(lambda leaf: leaf.astype(float), variables)"
+        )
+    return _Search(model, batch, factor, loss, decayed_loss(model, variables, batch, factor, loss))
+
+
+def _judge(search: _Search, start: Variables, weight_decay: float) -> DecayedClones:
+    """Find the stationary point near `start`, and the rate of the clones there."""
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay={weight_decay}: must be at least 0")
+    point = stationary_point(search.decayed, start, weight_decay)
+    total = unit_blocks(search.model, point.variables, search.loss, search.batch, search.factor).total
+    rate = weight_decay + total.min_eigenvalue
+    spread = max(abs(total.min_eigenvalue), abs(total.max_eigenvalue))
+    uncertainty = GAP * (total.tolerance + spread * point.distance / point.length) + total.residual
+    reason = ""
+    if not point.distance <= _REACHED * point.length:
+        reason = f"not stationary: about {point.distance:.2g} away, gradient {point.gradient_norm:.2g}"
+    elif point.curvature < -_REACHED * max(spread, weight_decay):
+        reason = f"the base is at a saddle: curvature {point.curvature:.2g} along the manifold"
+    elif abs(rate) <= uncertainty:
+        reason = f"the rate {rate:.2g} is below its uncertainty {uncertainty:.2g}"
+    elif rate > 0 and total.n_plus < 0:
+        # Lanczos sees the smallest eigenvalue from above: it proves that clones repel, never that they attract.
+        reason = "the blocks come from Lanczos, which cannot exclude a smaller eigenvalue"
+    elif rate > 0 and total.radius == 0:
+        # A ReLU unit that has vanished sits at z = 0: derivatives of one side miss what the other couples.
+        reason = "some pre-activation is at a kink, where eigenvalues of one side do not bound the rate"
+    return DecayedClones(
+        verdict=Attraction.UNDECIDED if reason else Attraction.ATTRACTS if rate > 0 else Attraction.REPELS,
+        reason=reason,
+        weight_decay=weight_decay,
+        variables=point.variables,
+        rate=float(rate),
+        uncertainty=float(uncertainty),
+        gradient_norm=point.gradient_norm,
+        distance=point.distance,
+        base_curvature=point.curvature,
+    )
+
+
+def _follow(search: _Search, decays: np.ndarray, start: Variables) -> tuple[DecayedClones, ...]:
     """One point after the other, each from a little beside the last: units that have merged may part again."""
     points, key = [], jax.random.key(0)
     for decay in decays:
-        points.append(search.judge(start, float(decay)))
+        points.append(_judge(search, start, float(decay)))
         start = _shaken(points[-1].variables, key)
     return tuple(points)
 
@@ -231,10 +280,10 @@ def _shaken(variables: Variables, key: Key[Array, ""]) -> Variables:
     return {**variables, "params": unravel(flat + _SHAKE * draw)}
 
 
-def _crossing(search: "_Search", low: DecayedClones, high: DecayedClones, relative_width: float) -> tuple[float, float]:
+def _crossing(search: _Search, low: DecayedClones, high: DecayedClones, relative_width: float) -> tuple[float, float]:
     """Halve the step between two points of opposite verdicts, as far as the points in between have one."""
     while high.weight_decay * (1 - relative_width) > low.weight_decay:
-        middle = search.judge(low.variables, 0.5 * (low.weight_decay + high.weight_decay))
+        middle = _judge(search, low.variables, 0.5 * (low.weight_decay + high.weight_decay))
         if middle.verdict is Attraction.UNDECIDED:
             break
         low, high = (middle, high) if middle.verdict is low.verdict else (low, middle)
@@ -249,125 +298,3 @@ def _threshold(path: Sequence[DecayedClones], crossings: Sequence[tuple[float, f
     if others[-1] is path[-1]:
         return np.inf
     return sum(crossings[-1]) / 2 if others[-1].verdict is Attraction.REPELS else np.nan
-
-
-# --- The stationary point -------------------------------------------------------------------------------------------
-
-
-class _Stationary(NamedTuple):
-    variables: Variables
-    gradient_norm: float
-    distance: float
-    curvature: float
-    length: float
-
-
-class _Search:
-    """The decayed loss of the base in the clones' coordinates `y = sqrt(n_out / n_in) w`, an isometry onto BC."""
-
-    def __init__(self, model: Model, variables: Variables, batch: Batch, factor: Factor, loss: LossOfLogits):
-        _check_precision(variables)
-        self._model, self._batch, self._factor, self._loss = model, batch, factor, loss
-        n_in, n_out = multiplicities(variables["params"], model.wiring, factor)
-        ratios = jax.tree.map(
-            lambda leaf, i, o: jnp.full(leaf.shape, (o / i) ** 0.5, leaf.dtype), variables["params"], n_in, n_out
-        )
-        self._scale = np.asarray(ravel_pytree(ratios)[0])
-        self._unravel = ravel_pytree(variables["params"])[1]
-        loss_of = of_parameters(loss, model, variables, batch)
-        scale = jnp.asarray(self._scale)
-
-        def decayed(y: jax.Array, decay: jax.Array) -> jax.Array:
-            return loss_of(self._unravel(y / scale)) + 0.5 * decay * jnp.vdot(y, y)
-
-        gradient = jax.grad(decayed)
-        self._value_and_grad = jax.jit(jax.value_and_grad(decayed))
-        self._product = jax.jit(lambda y, v, decay: jax.jvp(lambda y: gradient(y, decay), (y,), (v,))[1])
-        self._hessian = jax.jit(jax.hessian(decayed))
-
-    def judge(self, start: Variables, weight_decay: float) -> DecayedClones:
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay={weight_decay}: must be at least 0")
-        found = self.minimise(start, weight_decay)
-        total = unit_blocks(self._model, found.variables, self._loss, self._batch, self._factor).total
-        rate, spread = weight_decay + total.min_eigenvalue, max(abs(total.min_eigenvalue), abs(total.max_eigenvalue))
-        uncertainty = SIGNED_FROM * (total.tolerance + spread * found.distance / found.length) + total.residual
-        reason = ""
-        if not found.distance <= _REACHED * found.length:
-            reason = f"not stationary: about {found.distance:.2g} away, gradient {found.gradient_norm:.2g}"
-        elif found.curvature < -_REACHED * max(spread, weight_decay):
-            reason = f"the base is at a saddle: curvature {found.curvature:.2g} along the manifold"
-        elif abs(rate) <= uncertainty:
-            reason = f"the rate {rate:.2g} is below its uncertainty {uncertainty:.2g}"
-        elif rate > 0 and total.n_plus < 0:
-            # Lanczos sees the smallest eigenvalue from above: it proves that clones repel, never that they attract.
-            reason = "the blocks come from Lanczos, which cannot exclude a smaller eigenvalue"
-        return DecayedClones(
-            verdict=Attraction.UNDECIDED if reason else Attraction.ATTRACTS if rate > 0 else Attraction.REPELS,
-            reason=reason,
-            weight_decay=weight_decay,
-            variables=found.variables,
-            rate=float(rate),
-            uncertainty=float(uncertainty),
-            gradient_norm=found.gradient_norm,
-            distance=found.distance,
-            base_curvature=found.curvature,
-        )
-
-    def minimise(self, start: Variables, decay: float) -> _Stationary:
-        from scipy.optimize import minimize
-
-        def value_and_grad(y: np.ndarray) -> tuple[float, np.ndarray]:
-            value, slope = self._value_and_grad(y, decay)
-            return float(value), np.asarray(slope)
-
-        y = np.asarray(ravel_pytree(start["params"])[0]) * self._scale
-        y = minimize(value_and_grad, y, jac=True, method="L-BFGS-B", options=_LBFGS).x
-        # L-BFGS may rest at a saddle of the base, which a trust region leaves.
-        y = minimize(
-            value_and_grad,
-            y,
-            jac=True,
-            hessp=lambda y, v: np.asarray(self._product(y, v, decay)),
-            method="trust-krylov",
-            options={"gtol": 1e-7, "maxiter": 200},
-        ).x
-        y, slope, newton = self._polish(y, decay)
-        curvature = self._curvature(y, decay)
-        variables = {**start, "params": self._unravel(jnp.asarray(y / self._scale))}
-        length = max(float(np.linalg.norm(y)), 1e-300)
-        return _Stationary(variables, float(np.linalg.norm(slope)), float(np.linalg.norm(newton)), curvature, length)
-
-    def _polish(self, y: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Newton steps as long as they shorten the gradient; point, gradient and the next Newton step there."""
-        slope = np.asarray(self._value_and_grad(y, decay)[1])
-        step = self._newton(y, slope, decay)
-        for _ in range(_NEWTON_STEPS):
-            new = np.asarray(self._value_and_grad(y - step, decay)[1])
-            if not np.linalg.norm(new) < np.linalg.norm(slope):
-                break
-            y, slope = y - step, new
-            step = self._newton(y, slope, decay)
-        return y, slope, step
-
-    def _newton(self, y: np.ndarray, slope: np.ndarray, decay: float) -> np.ndarray:
-        if len(y) <= _DENSE_PARAMETERS:
-            return np.linalg.lstsq(np.asarray(self._hessian(y, decay)), slope, rcond=1e-12)[0]
-        return np.asarray(
-            jax.scipy.sparse.linalg.cg(lambda v: self._product(y, v, decay), jnp.asarray(slope), maxiter=300)[0]
-        )
-
-    def _curvature(self, y: np.ndarray, decay: float) -> float:
-        if len(y) <= _DENSE_PARAMETERS:
-            return float(np.linalg.eigvalsh(np.asarray(self._hessian(y, decay)))[0])
-        pairs = extreme_eigenvalues(lambda v: self._product(y, v, decay), jnp.asarray(y), 64, jax.random.key(0))
-        return float(pairs.eigenvalues[0])
-
-
-def _check_precision(variables: Variables) -> None:
-    dtype = jnp.result_type(*jax.tree.leaves(variables["params"]))
-    if dtype != jnp.float64:
-        raise ValueError(
-            f"parameters are {dtype}: the sign of a small difference needs float64. Call inside "
-            "jax.enable_x64(True), with jax.tree.map(lambda leaf: leaf.astype(float), variables)"
-        )

@@ -1,0 +1,156 @@
+"""Is a network of clones trapped at a saddle? One small block for every unit answers for the whole normal space.
+
+At a point of BC the Hessian on the normal space of the leaf is `sum_j I_(n_j - 1) x M_j + 0(gauge)`.
+"""
+
+from jaxtyping import Array, Key
+
+from lopjax.cloning import Factor, Partition, clone_variables, uniform_partition, widen
+from lopjax.losses import Batch, check_batch
+from lopjax.manifolds import check_partition
+from lopjax.model import Model, Variables
+from lopjax.rounding import parameter_tolerance
+from lopjax.stability.blocks.closed_form import blocks_by_closed_form
+from lopjax.stability.blocks.coordinates import block_constant_residual, collapse
+from lopjax.stability.blocks.matrices import LossOfLogits
+from lopjax.stability.blocks.plain_spaces import PlainSpace, plain_space
+from lopjax.stability.blocks.results import BlockOptions, ClonedNetwork, SpaceBlocks, UnitBlocks, off_block_constant
+from lopjax.stability.blocks.witnessed import blocks_by_products
+
+__all__ = ["SpaceBlocks", "UnitBlocks", "unit_blocks", "unit_blocks_of_clones"]
+
+METHODS = ("auto", "closed form", "batched hvp")
+
+
+def unit_blocks(
+    model: Model,
+    variables: Variables,
+    loss: LossOfLogits,
+    batch: Batch,
+    factor: Factor,
+    *,
+    method: str = "auto",
+    batch_size: int = 500,
+    near_critical: bool = False,
+    train: bool = False,
+    num_steps: int = 32,
+    key: Key[Array, ""] | None = None,
+) -> UnitBlocks:
+    """Stability of the network that `clone_variables(variables, model.wiring, factor)` makes, unit by unit.
+
+    Args:
+        model: the *base* network.
+        variables: its variables.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
+        batch: inputs and labels, all the data: it is streamed.
+        factor: number of clones of every unit, or `{space: number}`.
+        method: "closed form" counts every eigenvalue, and needs plain layers: kernel, bias, activation, with nothing
+            in between (convolutions and flatten are plain). "batched hvp" takes any network, bounds the ends of every
+            spectrum and counts nothing. "auto" takes the closed form where it applies.
+        batch_size: samples per pass.
+        near_critical: take the point for an approximation of a critical point of the base network, at which B_j is
+            rank deficient, and add `gradient_residual` to the tolerance. By default the report is about the point.
+        train: whether batch norm uses the statistics of the batch (all of it at once; "batched hvp" only).
+        num_steps: Lanczos steps of "batched hvp".
+        key: random key of its start vectors, `jax.random.key(0)` by default.
+
+    Returns:
+        Reports and spectra per unit, and the report of the whole.
+
+    Raises:
+        ValueError: see `clone_factors`; a factor that clones nothing; an unknown method; the closed form where it does
+            not apply, or in train mode.
+
+    Example:
+        >>> from lopjax.losses import mean_cross_entropy
+        >>> from lopjax.models import mlp
+        >>> base, batch = mlp((4,), (3,), 2), (jnp.ones((5, 4)), jnp.array([0, 1, 0, 0, 1]))
+        >>> blocks = unit_blocks(base, base.init(jax.random.key(0)), mean_cross_entropy, batch, factor=2)
+        >>> len(blocks.spaces["hidden_0"].reports), blocks.spaces["hidden_0"].dimension
+        (3, 7)
+
+    References:
+        arXiv 2510.00304, definition 4 and section 4; the decomposition into unit blocks is this library's own.
+    """
+    wide_model = widen(model, factor)
+    clusters = check_partition(wide_model.wiring, uniform_partition(wide_model.wiring, factor))
+    wide = clone_variables(variables, model.wiring, factor)
+    options = BlockOptions(loss, batch_size, near_critical, train, num_steps, key)
+    return _blocks(ClonedNetwork(model, variables, wide_model, wide, clusters), batch, method, options)
+
+
+def unit_blocks_of_clones(
+    wide_model: Model,
+    wide_variables: Variables,
+    loss: LossOfLogits,
+    batch: Batch,
+    partition: Partition,
+    *,
+    bc_tolerance: float | None = None,
+    method: str = "auto",
+    batch_size: int = 500,
+    near_critical: bool = False,
+    train: bool = False,
+    num_steps: int = 32,
+    key: Key[Array, ""] | None = None,
+) -> UnitBlocks:
+    """Stability of a cloned network from its own variables: checks that they are on BC, then as `unit_blocks`.
+
+    Clusters of one space may have different sizes.
+
+    Args:
+        wide_model: the cloned network.
+        wide_variables: its variables.
+        loss: as in `unit_blocks`, like the arguments after `bc_tolerance`.
+        batch: inputs and labels.
+        partition: cluster id of every unit, per space with clones.
+        bc_tolerance: largest `||W - P W|| / ||W||`, on the slices of one cluster, that passes as block constant;
+            default `lopjax.rounding.parameter_tolerance`. Beyond that default the blocks are those of the cluster
+            means: no report is `exact` then, and each says so.
+        method: see `unit_blocks`.
+        batch_size: see `unit_blocks`.
+        near_critical: see `unit_blocks`.
+        train: see `unit_blocks`.
+        num_steps: see `unit_blocks`.
+        key: see `unit_blocks`.
+
+    Raises:
+        ValueError: variables that are not block constant: on the rest of V units couple, and blocks would be wrong.
+            Also as in `unit_blocks`, and for partitions that are none.
+    """
+    clusters = check_partition(wide_model.wiring, partition)
+    residual = block_constant_residual(wide_variables, wide_model.wiring, clusters)
+    allowed = parameter_tolerance(wide_variables["params"]) if bc_tolerance is None else bc_tolerance
+    if not residual <= allowed:
+        raise ValueError(
+            f"the variables are not block constant on these clusters: residual {residual:.3g}, allowed {allowed:.3g}. "
+            "Off BC the units couple and their blocks would give wrong eigenvalues; use "
+            "classify(loss, params, cloned_manifold(params, wiring, partition), method='dense' or 'lanczos')"
+        )
+    base_model = wide_model.resize({space: len(each.leaders) for space, each in clusters.items()})
+    base = collapse(wide_variables, wide_model.wiring, clusters)
+    options = BlockOptions(loss, batch_size, near_critical, train, num_steps, key)
+    network = ClonedNetwork(base_model, base, wide_model, wide_variables, clusters)
+    blocks = _blocks(network, batch, method, options)
+    is_rounding = residual <= parameter_tolerance(wide_variables["params"])
+    return blocks if is_rounding else off_block_constant(blocks, residual)
+
+
+def _blocks(network: ClonedNetwork, batch: Batch, method: str, options: BlockOptions) -> UnitBlocks:
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: must be one of {list(METHODS)}")
+    if not network.clusters:
+        raise ValueError("no unit has a clone: pass a factor of at least 2, or clusters of two or more units")
+    if options.batch_size < 1 or options.num_steps < 1:
+        wrong = ("batch_size", options.batch_size) if options.batch_size < 1 else ("num_steps", options.num_steps)
+        raise ValueError(f"{wrong[0]}={wrong[1]}: must be a positive integer")
+    check_batch(options.loss, network.base_model, network.base, batch, options.batch_size)
+    described = [plain_space(network.base_model.wiring, space) for space in network.clusters]
+    reasons = [each for each in described if isinstance(each, str)]
+    if options.train and network.wide.get("batch_stats"):
+        reasons.append("train=True: batch norm couples the samples")
+    if method == "closed form" and reasons:
+        raise ValueError(f"the closed form does not apply: {'; '.join(reasons)}. Use method='batched hvp'")
+    if method == "batched hvp" or reasons:
+        return blocks_by_products(network, batch, options)
+    return blocks_by_closed_form(network, [each for each in described if isinstance(each, PlainSpace)], batch, options)

@@ -1,0 +1,134 @@
+"""Reports of all units from Hessian-vector products: curvature is witnessed, never counted."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from lopjax.losses import Batch, check_mean_over_samples
+from lopjax.stability.blocks.coordinates import clone_counts
+from lopjax.stability.blocks.products import (
+    HessianProduct,
+    UnitExtremes,
+    coarsest_type,
+    hessian_size,
+    unit_extremes,
+)
+from lopjax.stability.blocks.results import (
+    BlockOptions,
+    ClonedNetwork,
+    SpaceBlocks,
+    UnitBlocks,
+    at_least,
+    repeated_reports,
+)
+from lopjax.stability.blocks.signals import has_unknown_kinks, kinks_of, sites_at_kinks
+from lopjax.stability.verdicts import Stability, StabilityReport, kinks_unknown, precision_note, witnessed_report
+from lopjax.tolerance import default_zero_level, rounding_tolerance
+from lopjax.wiring import Wiring
+
+
+def blocks_by_products(network: ClonedNetwork, batch: Batch, options: BlockOptions) -> UnitBlocks:
+    """Ends of the spectrum of every block, for any wiring, and the report of the whole.
+
+    Args:
+        network: base and clones.
+        batch: inputs and labels.
+        options: how to measure.
+    """
+    samples = len(batch[0])
+    size = samples if options.train else min(options.batch_size, samples)
+    product = HessianProduct(network.wide_model, options.loss, options.train, size)
+    wide, base = at_least(network.wide, jnp.float32), at_least(network.base, jnp.float32)
+    check_mean_over_samples(options.loss, network.base_model, network.base, batch, size)
+    key_scale, key_start = jax.random.split(jax.random.key(0) if options.key is None else options.key)
+    scale = float(hessian_size(product, wide, batch, key_scale))
+    compute_type = coarsest_type(network.wide_model, wide, batch[0][:1])
+    judge = partial(
+        _judge_unit,
+        tolerance=float(rounding_tolerance(compute_type, samples, scale)),
+        scale=scale,
+        dtype=compute_type,
+        kinks=sites_at_kinks(network.base_model, base, batch, size, options.train, compute_type),
+    )
+    spaces = {}
+    for space, ends in unit_extremes(product, wide, batch, network.clusters, options.num_steps, key_start).items():
+        judge_unit = partial(judge, ends, space=space, radius=_radius(network.base_model.wiring, space))
+        reports = tuple(judge_unit(unit=unit) for unit in range(len(ends.extremes)))
+        reports = _with_unknown_kinks(reports, network.base_model.wiring)
+        spaces[space] = SpaceBlocks(
+            space=space,
+            multiplicity=clone_counts(network.clusters)[space] - 1,
+            dimension=ends.dimension,
+            reports=reports,
+            gradient_residual=np.full(len(reports), np.nan),
+            is_dead=np.array([report.verdict is Stability.NEUTRAL for report in reports]),
+            eigenvalues=ends.ritz_values,
+        )
+    return UnitBlocks(spaces, _total(spaces))
+
+
+def _radius(wiring: Wiring, space: str) -> float:
+    """Infinite for smooth activations; with kinks, these products do not show how far the next one is."""
+    entries = [wiring.site(site).activation for site in wiring.sites_of(space)]
+    return np.nan if any(kinks_of(entry) or has_unknown_kinks(entry) for entry in entries) else np.inf
+
+
+def _with_unknown_kinks(reports: tuple[StabilityReport, ...], wiring: Wiring) -> tuple[StabilityReport, ...]:
+    unknown = [name for name, site in wiring.sites if has_unknown_kinks(site.activation)]
+    return tuple(kinks_unknown(report, unknown) for report in reports) if unknown else reports
+
+
+def _judge_unit(
+    ends: UnitExtremes,
+    *,
+    unit: int,
+    kinks: Sequence[str],
+    radius: float,
+    tolerance: float,
+    scale: float,
+    dtype: DTypeLike,
+    space: str,
+) -> StabilityReport:
+    low, high = (float(end) for end in ends.extremes[unit])
+    report = witnessed_report(
+        (low, high),
+        tolerance=tolerance,
+        residual=float(ends.residuals[unit].max()),
+        method="batched hvp",
+        space=space,
+        is_zero=bool(ends.is_zero[unit]) and not kinks,
+        zero_level=default_zero_level(dtype),
+        scale=scale,
+        radius=radius,
+    )
+    remarks = [report.note, precision_note(dtype)]
+    if kinks:
+        remarks.append(
+            f"some pre-activations at {', '.join(kinks)} lie at a kink, up to rounding: derivatives of one side"
+        )
+    return report._replace(note="; ".join(filter(None, remarks)))
+
+
+def _total(spaces: Mapping[str, SpaceBlocks]) -> StabilityReport:
+    """The ends over all blocks."""
+    blocks = [report for report, _ in repeated_reports(spaces)]
+    # A block of no dimension has no eigenvalues: NaN.
+    lowest = min(blocks, key=lambda report: np.nan_to_num(report.min_eigenvalue, nan=np.inf))
+    highest = max(blocks, key=lambda report: np.nan_to_num(report.max_eigenvalue, nan=-np.inf))
+    total = witnessed_report(
+        (lowest.min_eigenvalue, highest.max_eigenvalue),
+        tolerance=lowest.tolerance,
+        residual=max(lowest.residual, highest.residual),
+        method="batched hvp",
+        space="leaf",
+        is_zero=all(report.verdict is Stability.NEUTRAL for report in blocks),
+        zero_level=lowest.zero_level,
+        scale=lowest.scale,
+        radius=float(np.min([report.radius for report in blocks])),
+    )
+    remarks = [total.note, *(report.note for report in blocks if report.verdict is total.verdict)]
+    return total._replace(note="; ".join(dict.fromkeys(filter(None, remarks))))
