@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lopjax.activations import activation
 from lopjax.model import Params
-from lopjax.wiring import In, Label, Wiring
+from lopjax.wiring import Label, Wiring, at_path, plain_kernel, standard_layout
 
 EXACT = ("relu", "identity")
 """Activations that round nothing."""
@@ -24,7 +24,7 @@ class PlainLayer(NamedTuple):
     """A layer whose output is the pre-activation of a site.
 
     Attributes:
-        kernel: `(..., units)`.
+        kernel: `(..., sources, units)`, whatever the layout of the parameter.
         bias: `(units,)`; zeros if the layer has none.
         label: the kernel's label, with its source and window.
         has_bias: whether the bias is a parameter.
@@ -38,18 +38,13 @@ class PlainLayer(NamedTuple):
 
 def plain_layer(params: Params, wiring: Wiring, site: str) -> PlainLayer | None:
     """The layer that alone computes a site's pre-activation, or `None` where something stands in between."""
-    own = [
-        (label, leaf)
-        for label, leaf in zip(wiring.labels_of(params), jax.tree.leaves(params), strict=True)
-        if label.site == site
-    ]
-    kernels = [(label, leaf) for label, leaf in own if label.reads()]
-    biases = [leaf for label, leaf in own if not label.reads()]
-    if len(kernels) != 1 or len(biases) > 1 or kernels[0][0].source is None or isinstance(kernels[0][0].axes[-1], In):
+    own = plain_kernel(wiring, site)
+    if own is None:
         return None
-    label, kernel = kernels[0]
-    bias = biases[0] if biases else jnp.zeros(kernel.shape[-1], kernel.dtype)
-    return PlainLayer(kernel, bias, label, bool(biases))
+    wiring.labels_of(params)  # raises if they do not match
+    kernel = standard_layout(own.label, at_path(params, own.kernel[1:]))
+    bias = jnp.zeros(kernel.shape[-1], kernel.dtype) if own.bias is None else at_path(params, own.bias[1:])
+    return PlainLayer(kernel, bias, own.label, own.bias is not None)
 
 
 def apply_layer(layer: PlainLayer, kernel: jax.Array, sources: jax.Array) -> Float[Array, "batch *positions units"]:
@@ -160,8 +155,7 @@ def dead_by_sign(
     if silent is None:
         is_blocked = reads_non_negative & (weights.reshape(-1, len(bias)) <= 0).all(axis=0)
     else:
-        axis = next(index for index, role in enumerate(layer.label.axes) if isinstance(role, In))
-        heard = np.compress(~silent, weights, axis=axis).reshape(-1, len(bias))
+        heard = np.compress(~silent, weights, axis=-2).reshape(-1, len(bias))
         is_blocked = (heard == 0).all(axis=0) | (reads_non_negative & (heard <= 0).all(axis=0))
     return is_blocked & (bias <= 0)
 

@@ -195,14 +195,9 @@ def _check_box(input_box: tuple[jax.Array, jax.Array] | None, batch: Batch | Non
 def _upstream(wiring: Wiring, site: str, layer: PlainLayer | None) -> tuple[str, ...]:
     """What can bring a unit back to life: parameters at earlier sites, and what stands between layer and unit."""
     if layer is None:
-        names = [name for name, _ in wiring.sites]
-        return (*names[: names.index(site)], "norm and sum before it")
-    upstream: tuple[str, ...] = ()
+        return (*wiring.upstream(site), "norm and sum before it")
     source = layer.label.source
-    if source in dict(wiring.sites):
-        names = [name for name, _ in wiring.sites]
-        upstream = tuple(names[: names.index(source) + 1])
-    return upstream
+    return (*wiring.upstream(source), source) if source is not None and source in dict(wiring.sites) else ()
 
 
 def _notes(

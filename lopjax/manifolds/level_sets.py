@@ -158,11 +158,12 @@ def _obstacle(wiring: Wiring, space: str) -> str:
     if not entry.is_homogeneous:
         known = [name for name, other in ACTIVATIONS.items() if other.is_homogeneous]
         return f"activation {entry.name!r} is not positive-homogeneous (those are {known})"
-    incoming = [label for path, label in wiring.labels if path[0] == "params" and Out(space) in label.axes]
-    kernels = [label for label in incoming if label.reads()]
-    # A norm shows by parameters or statistics of its own, or, where it couples units, by kernels without a site.
-    has_statistics = any(path[0] != "params" and Out(space) in label.axes for path, label in wiring.labels)
-    is_direct = all(label.site == sites[0] for label in incoming) and len(incoming) <= 2 * len(kernels)
-    if not kernels or has_statistics or not is_direct:
+    incoming = [(path, label) for path, label in wiring.labels if Out(space) in label.axes]
+    is_apart = any(path[0] != "params" or label.site != sites[0] for path, label in incoming)
+    shifts = [(path, label) for path, label in incoming if not label.reads()]
+    # A norm shows by statistics or a scale, or, where it couples units, by kernels without a site.
+    if is_apart or len(shifts) == len(incoming) or any(label.scales for _, label in shifts):
         return "something stands between its kernel and its activation (a norm, a sum)"
+    if unsaid := ["/".join(path) for path, label in shifts if label.scales is None]:
+        return f"{unsaid} do not say whether they are added or multiply: labelled(..., scales=False) if they are biases"
     return ""

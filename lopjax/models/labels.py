@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import flax.linen as nn
@@ -48,6 +49,7 @@ def labelled(
     site: str | None = None,
     source: str | None = None,
     window: Window | None = None,
+    scales: bool | None = None,
 ) -> Callable[..., Any]:
     """Wrap an initialiser so that the array it creates carries its wiring label.
 
@@ -57,8 +59,9 @@ def labelled(
         site: see `lopjax.wiring.Label`.
         source: see `lopjax.wiring.Label`.
         window: see `lopjax.wiring.Label`.
+        scales: see `lopjax.wiring.Label`.
     """
-    label = Label(axes=axes, site=site, source=source, window=window)
+    label = Label(axes=axes, site=site, source=source, window=window, scales=scales)
     return lambda *args: Labelled(value=init(*args), label=label)
 
 
@@ -80,6 +83,20 @@ def couple(module: nn.Module, space: str) -> None:
     """
     if module.is_initializing():
         module.put_variable("couplings", space, Coupling(space))
+
+
+class Tapped(struct.PyTreeNode):
+    """Left by `tap` at initialisation: the tap, and when it was reached.
+
+    Flax groups what a module leaves by submodule, so the order of its dicts is not that of the forward pass: a
+    submodule that is called twice has all its sites in the place of the first call.
+    """
+
+    tap: Tap
+    moment: int = struct.field(pytree_node=False)
+
+
+_moments = count()  # only their order is used
 
 
 def tap(module: nn.Module, site: str, space: str, activation: str | Callable, pre: jax.Array) -> jax.Array:
@@ -114,5 +131,6 @@ def tap(module: nn.Module, site: str, space: str, activation: str | Callable, pr
     if module.is_mutable_collection("taps"):
         if module.has_variable("taps", site):
             raise ValueError(f"sites tapped twice: {[site]}; give every site of the network its own name")
-        module.put_variable("taps", site, Tap(space, pre, post, key))
+        seen = Tap(space, pre, post, key)
+        module.put_variable("taps", site, Tapped(seen, next(_moments)) if module.is_initializing() else seen)
     return post

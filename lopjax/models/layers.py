@@ -50,7 +50,7 @@ class Dense(nn.Module):
         init = INITIALISATIONS[self.initialisation](prod(contracted), self.size)
         axes = (*[None] * (self.contract - 1), In(self.reads), Out(self.writes))
         kernel_init = labelled(init.kernel, *axes, site=self.site, source=self.source)
-        bias_init = labelled(init.bias, Out(self.writes), site=self.site)
+        bias_init = labelled(init.bias, Out(self.writes), site=self.site, scales=False)
         kernel = self.param("kernel", kernel_init, (*contracted, self.size), float_type())
         bias = self.param("bias", bias_init, (self.size,), float_type())
         return add_to_units(jnp.tensordot(x, kernel.astype(x.dtype), self.contract), bias)
@@ -99,7 +99,7 @@ class Conv(nn.Module):
         y = convolve(x, self.param("kernel", kernel_init, shape, float_type()).astype(x.dtype), window)
         if not self.use_bias:
             return y
-        bias_init = labelled(init.bias, Out(self.writes), site=self.site)
+        bias_init = labelled(init.bias, Out(self.writes), site=self.site, scales=False)
         return add_to_units(y, self.param("bias", bias_init, (self.size,), float_type()))
 
 

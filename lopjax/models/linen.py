@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lopjax.integers import as_integer
 from lopjax.model import Model, Tap, Variables
-from lopjax.models.labels import Coupling, Labelled
+from lopjax.models.labels import Coupling, Labelled, Tapped
 from lopjax.wiring import Path, Site, Wiring, build_wiring, tree_paths
 
 STATE_COLLECTIONS = ("params", "batch_stats")
@@ -45,7 +45,6 @@ def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[st
 
     def shapes(key: jax.Array) -> Any:
         variables = init_boxed(key)
-        # Read here, where dicts still have the order of the forward pass: pytrees come back sorted by key.
         scopes.update(_tap_scopes(variables.get("taps", {})))
         return variables
 
@@ -92,7 +91,7 @@ def _read_wiring(boxed: Mapping[str, Any], scopes: Mapping[str, Path], fixed: tu
     paths = tree_paths(jax.tree.map(lambda _: 0, arrays, is_leaf=_is_box))
     labels = {path: box.label if _is_box(box) else None for path, box in zip(paths, boxes, strict=True)}
     shapes = {path: tuple(nn.meta.unbox(box).shape) for path, box in zip(paths, boxes, strict=True)}
-    taps = {site: _follow(boxed["taps"], path) for site, path in scopes.items()}
+    taps = {site: _follow(boxed["taps"], path).tap for site, path in scopes.items()}
     sites = {name: Site(tap.space, tap.activation) for name, tap in taps.items()}
     couplings = jax.tree.leaves(boxed.get("couplings", {}), is_leaf=lambda node: isinstance(node, Coupling))
     return build_wiring(labels, shapes, sites, fixed, [coupling.space for coupling in couplings])
@@ -102,15 +101,20 @@ def _is_box(leaf: Any) -> bool:
     return isinstance(leaf, Labelled)
 
 
-def _tap_scopes(taps: Mapping[str, Any], prefix: Path = ()) -> dict[str, Path]:
-    """Where in the module tree each site is tapped; the last key of the path is the site's name."""
+def _tap_scopes(taps: Mapping[str, Any]) -> dict[str, Path]:
+    """Where in the module tree each site is tapped, in the order of the forward pass; the path ends in its name."""
+    paths = tree_paths(taps, _is_tapped)
+    nodes = jax.tree.leaves(taps, is_leaf=_is_tapped)
     scopes: dict[str, Path] = {}
-    for key, value in taps.items():
-        found = {key: (*prefix, key)} if isinstance(value, Tap) else _tap_scopes(value, (*prefix, key))
-        if twice := sorted(set(found) & set(scopes)):
-            raise ValueError(f"sites tapped twice: {twice}; give every site of the network its own name")
-        scopes.update(found)
+    for path, _ in sorted(zip(paths, nodes, strict=True), key=lambda pair: pair[1].moment):
+        if path[-1] in scopes:
+            raise ValueError(f"sites tapped twice: {[path[-1]]}; give every site of the network its own name")
+        scopes[path[-1]] = path
     return scopes
+
+
+def _is_tapped(node: Any) -> bool:
+    return isinstance(node, Tapped)
 
 
 def _follow(tree: Any, path: Path) -> Any:

@@ -155,6 +155,6 @@ def _widened(x: jax.Array) -> jax.Array:
 def _affine(module: BatchNorm | LayerNorm, x: jax.Array) -> jax.Array:
     """Multiply by the unit's scale and add its offset."""
     size, dtype = (x.shape[-1],), float_type()
-    scale = module.param("scale", labelled(ones, Out(module.space), site=module.site), size, dtype)
-    offset = module.param("offset", labelled(zeros, Out(module.space), site=module.site), size, dtype)
+    scale = module.param("scale", labelled(ones, Out(module.space), site=module.site, scales=True), size, dtype)
+    offset = module.param("offset", labelled(zeros, Out(module.space), site=module.site, scales=False), size, dtype)
     return x * along_units(scale, x) + along_units(offset, x)

@@ -6,8 +6,10 @@ Written once, beside each array in the model code, this is all that cloning, man
 resets need to know about an architecture. No other module derives any of it from layer order, shapes or names.
 """
 
-from lopjax.wiring.diagram import Wiring, build_wiring, multiplicity, tree_paths
+from lopjax.wiring.build import build_wiring
+from lopjax.wiring.diagram import Wiring, multiplicity, tree_paths
 from lopjax.wiring.labels import Axis, In, Label, Out, Path, Site, Window
+from lopjax.wiring.plain import PlainKernel, at_path, plain_kernel, standard_layout, standard_order
 from lopjax.wiring.units import UnitMasks, unit_masks, unit_norms, where
 
 __all__ = [
@@ -16,12 +18,17 @@ __all__ = [
     "Label",
     "Out",
     "Path",
+    "PlainKernel",
     "Site",
     "UnitMasks",
     "Window",
     "Wiring",
+    "at_path",
     "build_wiring",
     "multiplicity",
+    "plain_kernel",
+    "standard_layout",
+    "standard_order",
     "tree_paths",
     "unit_masks",
     "unit_norms",

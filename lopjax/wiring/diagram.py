@@ -1,6 +1,6 @@
-"""The wiring diagram as a whole, built from the labels of a model's arrays and checked."""
+"""The wiring diagram as a whole: what it is asked, and how it is applied to the arrays of a network."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,21 @@ class Wiring:
         """Names of the sites that write a space, in the order of the forward pass."""
         self.size(space)
         return tuple(name for name, site in self.sites if site.space == space)
+
+    def upstream(self, site: str) -> tuple[str, ...]:
+        """Names of the sites whose activations can reach a site, in the order of the forward pass.
+
+        From the labels' graph: all sites of the spaces from which arrays lead to the site's space, as far as they come
+        before it. More than needed where a space has several sites, never less, if the order of the sites is that of
+        the forward pass (`lopjax.models.check_wiring` compares it with what the network does).
+        """
+        reached = [self.site(site).space]
+        labels = dict(self.labels)
+        for space in reached:  # grows while it is read
+            read = [each for path, _ in self.incoming(space) for each in labels[path].reads()]
+            reached += [each for each in dict.fromkeys(read) if each not in reached]
+        names = [name for name, _ in self.sites]
+        return tuple(name for name in names[: names.index(site)] if self.site(name).space in reached)
 
     def incoming(self, space: str) -> tuple[tuple[Path, int], ...]:
         """`(path, axis)` of every output axis on the space, statistics included: a unit's incoming parameters."""
@@ -172,85 +187,3 @@ def multiplicity(label: Label, factors: Mapping[str, int | tuple[int, ...]]) -> 
         return factor
 
     return product(In), product(Out)
-
-
-def build_wiring(
-    labels: Mapping[Path, Label | None],
-    shapes: Mapping[Path, tuple[int, ...]],
-    sites: Mapping[str, Site],
-    fixed: Iterable[str] = (),
-    coupled: Iterable[str] = (),
-) -> Wiring:
-    """Build and validate a wiring.
-
-    Spaces that no parameter writes are network inputs, spaces that none reads are outputs: both are fixed.
-
-    Args:
-        labels: label of every array (`None`: the array came without one).
-        shapes: shape of every array.
-        sites: every site the model taps.
-        fixed: further spaces whose units must not be cloned.
-        coupled: spaces over whose units something averages.
-
-    Raises:
-        ValueError: arrays without a label (all are listed), labels without an array, a label whose number of axes is
-            not the array's, an axis that is not `In`, `Out` or `None`, a space with two sizes, a site or a fixed space
-            that no array knows.
-    """
-    unlabelled = [path for path in shapes if labels.get(path) is None]
-    if unlabelled:
-        raise ValueError(
-            f"arrays without axis labels: {['/'.join(path) for path in unlabelled]}; "
-            "create each with lopjax.models.labelled(init, *axes)"
-        )
-    if strays := ["/".join(path) for path in labels if path not in shapes]:
-        raise ValueError(f"labels of arrays that do not exist: {strays}")
-    known = {path: label for path, label in labels.items() if label is not None}
-    sizes: dict[str, int] = {}
-    first: dict[str, Path] = {}
-    for path, shape in shapes.items():
-        axes = known[path].axes
-        if len(axes) != len(shape):
-            raise ValueError(f"{'/'.join(path)}: {len(axes)} axis labels for an array of shape {shape}")
-        for axis, size in zip(axes, shape):
-            if axis is None:
-                continue
-            if not isinstance(axis, In | Out):
-                raise ValueError(f"{'/'.join(path)}: axis label {axis!r}: must be In(space), Out(space) or None")
-            if sizes.setdefault(axis.space, size) != size:
-                raise ValueError(
-                    f"unit space {axis.space!r} has {sizes[axis.space]} units in {'/'.join(first[axis.space])} "
-                    f"but {size} in {'/'.join(path)}"
-                )
-            first.setdefault(axis.space, path)
-    _check_references(known, sizes, sites, fixed)
-    read = {space for label in known.values() for space in label.reads()}
-    written = {space for label in known.values() for space in label.writes()}
-    forward = [site.space for site in sites.values()]
-    rank = {space: forward.index(space) if space in forward else len(forward) for space in sizes}
-    rank |= dict.fromkeys(set(sizes) - read, len(forward) + 1)
-    rank |= dict.fromkeys(set(sizes) - written, -1)
-    return Wiring(
-        labels=tuple(known.items()),
-        sizes=tuple(sorted(sizes.items(), key=lambda item: rank[item[0]])),
-        sites=tuple(sites.items()),
-        fixed=frozenset(fixed) | (set(sizes) - read) | (set(sizes) - written),
-        coupled=frozenset(coupled),
-    )
-
-
-def _check_references(
-    labels: Mapping[Path, Label], sizes: Mapping[str, int], sites: Mapping[str, Site], fixed: Iterable[str]
-) -> None:
-    for name, site in sites.items():
-        if site.space not in sizes:
-            raise ValueError(f"site {name!r} writes the unknown space {site.space!r}; spaces are {list(sizes)}")
-    for space in fixed:
-        if space not in sizes:
-            raise ValueError(f"fixed space {space!r}: not in this wiring; its spaces are {list(sizes)}")
-    outputs = set(sizes) - {space for label in labels.values() for space in label.reads()}
-    for path, label in labels.items():
-        if label.site is not None and label.site not in sites and label.site not in outputs:
-            raise ValueError(f"{'/'.join(path)}: unknown site {label.site!r}; sites are {list(sites)}")
-        if label.source is not None and label.source not in sites and label.source not in sizes:
-            raise ValueError(f"{'/'.join(path)}: unknown source {label.source!r}; sites are {list(sites)}")

@@ -45,12 +45,15 @@ class Label:
             site whose activations it reads, or the name of the input space. `None` where something else (norm,
             pooling, a residual sum) stands in between. Where given, the closed form of the stability blocks applies.
         window: for a convolution kernel with a `source`, how it slides.
+        scales: for an array that reads no unit space: whether it multiplies (the scale of a norm, a gain) or is added
+            (a bias); `None` if it does not say.
     """
 
     axes: tuple[Axis, ...]
     site: str | None = None
     source: str | None = None
     window: Window | None = None
+    scales: bool | None = None
 
     def reads(self) -> tuple[str, ...]:
         """The spaces on the input axes, in axis order."""

@@ -6,7 +6,7 @@ Plain means that a kernel's product, plus at most a bias, *is* the pre-activatio
 from typing import NamedTuple
 
 from lopjax.activations import Activation, activation
-from lopjax.wiring import In, Label, Out, Path, Wiring
+from lopjax.wiring import Label, Path, Wiring, plain_kernel, standard_order
 
 
 class PlainSpace(NamedTuple):
@@ -43,12 +43,12 @@ def plain_space(wiring: Wiring, space: str) -> PlainSpace | str:
     (site,) = sites
     writers = [path for path, _ in wiring.incoming(space)]
     readers = [path for path, _ in wiring.outgoing(space)]
-    kernels = [path for path in writers if _is_kernel(labels[path]) and labels[path].site == site]
-    biases = [path for path in writers if labels[path].axes == (Out(space),) and labels[path].site == site]
-    if len(kernels) != 1 or len(biases) > 1 or len(writers) != 1 + len(biases):
-        return f"{space!r} is not written by one kernel and at most a bias: {_names(writers)}"
-    if labels[kernels[0]].source is None:
+    plain = plain_kernel(wiring, site)
+    kernels = [path for path in writers if labels[path].reads() and labels[path].site == site]
+    if len(kernels) == 1 and labels[kernels[0]].source is None and len(writers) <= 2:
         return f"something stands between {space!r} and the units that {_names(kernels)} reads"
+    if plain is None or {plain.kernel, plain.bias or plain.kernel} != set(writers):
+        return f"{space!r} is not written by one kernel and at most a bias: {_names(writers)}"
     mixed = [path for path in readers if not _is_kernel(labels[path]) or labels[path].source != site]
     if mixed:
         return f"something stands between {space!r} and its readers {_names(mixed)}"
@@ -56,21 +56,14 @@ def plain_space(wiring: Wiring, space: str) -> PlainSpace | str:
         space,
         site,
         activation(wiring.site(site).activation),
-        kernels[0][1:],
-        biases[0][1:] if biases else None,
+        plain.kernel[1:],
+        plain.bias[1:] if plain.bias else None,
         tuple(path[1:] for path in readers),
     )
 
 
 def _is_kernel(label: Label) -> bool:
-    axes = label.axes
-    return (
-        label.site is not None
-        and len(axes) >= 2
-        and isinstance(axes[-2], In)
-        and isinstance(axes[-1], Out)
-        and not any(axes[:-2])
-    )
+    return label.site is not None and standard_order(label) is not None
 
 
 def _names(paths: list[Path]) -> list[str]:

@@ -11,7 +11,7 @@ from lopjax.model import Model, Variables
 from lopjax.stability.blocks.features import incoming_features, outgoing_signals
 from lopjax.stability.blocks.plain_spaces import PlainSpace
 from lopjax.stability.blocks.signals import Move, Signals, derivative_error, derivatives, is_straight
-from lopjax.wiring import Path, Wiring
+from lopjax.wiring import Path, Wiring, at_path, standard_layout
 
 Counts = Mapping[str, Float[Array, "units"]]
 
@@ -68,11 +68,11 @@ def unit_rows(
         label = wired["params", *path]
         reads = label.site is not None and label.site in found.gradients
         delta = found.gradients[label.site].pre if reads and label.site else found.output
-        target_counts = count_along(model.wiring, counts, path, -1).astype(pre.dtype)
-        shape = leaf_at(variables, path).shape
+        target_counts = counts_of(model.wiring, counts, label.writes()[0]).astype(pre.dtype)
+        shape = kernel_at(model.wiring, variables, path).shape
         signals.append(outgoing_signals(delta, shape, label.window, pre.shape[1:-1], target_counts))
-    source_counts = count_along(model.wiring, counts, space.kernel, -2).astype(pre.dtype)
-    kernel_shape = leaf_at(variables, space.kernel).shape
+    source_counts = counts_of(model.wiring, counts, writer.reads()[0]).astype(pre.dtype)
+    kernel_shape = kernel_at(model.wiring, variables, space.kernel).shape
     units = pre.shape[-1]
     return Rows(
         incoming_features(source, kernel_shape, writer.window, source_counts, space.bias is not None),
@@ -83,16 +83,11 @@ def unit_rows(
     )
 
 
-def count_along(wiring: Wiring, counts: Counts, path: Path, axis: int) -> Array:
-    """Number of clones of the units along one axis of an array."""
-    label = dict(wiring.labels)["params", *path].axes[axis]
-    assert label is not None  # plain kernels read and write unit spaces
-    return counts.get(label.space, jnp.ones(wiring.size(label.space)))
+def counts_of(wiring: Wiring, counts: Counts, space: str) -> Array:
+    """Number of clones of every unit of a space."""
+    return counts.get(space, jnp.ones(wiring.size(space)))
 
 
-def leaf_at(variables: Variables, path: Path) -> Array:
-    """The parameter at a path."""
-    leaf = variables["params"]
-    for key in path:
-        leaf = leaf[key]
-    return leaf
+def kernel_at(wiring: Wiring, variables: Variables, path: Path) -> Array:
+    """The kernel at a path, as `(..., sources, units)`."""
+    return standard_layout(dict(wiring.labels)["params", *path], at_path(variables["params"], path))

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from lopjax.losses import Batch
 from lopjax.model import Model, Variables
 from lopjax.stability.blocks.plain_spaces import PlainSpace
-from lopjax.stability.blocks.rows import Counts, Rows, count_along, leaf_at, unit_rows
+from lopjax.stability.blocks.rows import Counts, Rows, counts_of, kernel_at, unit_rows
 from lopjax.stability.blocks.signals import (
     LossOfLogits,
     Move,
@@ -25,6 +25,7 @@ from lopjax.stability.blocks.signals import (
     tap_shapes,
 )
 from lopjax.tolerance import GAP, rounding_unit
+from lopjax.wiring import at_path
 
 # Draws of roundings, each with both signs.
 _DRAWS = 2
@@ -132,7 +133,8 @@ def _collect(
         lambda *leaves: sum(share * leaf for (share, _), leaf in zip(parts, leaves, strict=True)),
         *[found._replace(radius=None, kinks=None, later_kinks=None) for _, found in parts],
     )
-    along = np.sqrt(np.asarray(count_along(model.wiring, counts, space.kernel, -2), np.float64))
+    (read,) = dict(model.wiring.labels)["params", *space.kernel].reads()
+    along = np.sqrt(np.asarray(counts_of(model.wiring, counts, read), np.float64))
     kernel, bias = means.gradient
     gradient = np.linalg.norm((kernel * along[:, None]).reshape(-1, kernel.shape[-1]), axis=0)
     return Scales(
@@ -155,8 +157,9 @@ def _collect(
 def _outgoing_length(model: Model, variables: Variables, space: PlainSpace, counts: Counts) -> np.ndarray:
     squares = np.zeros(model.wiring.size(space.space))
     for path in space.readers:
-        root = np.sqrt(np.asarray(count_along(model.wiring, counts, path, -1), np.float64))
-        weights = np.asarray(leaf_at(variables, path), np.float64) * root
+        (written,) = dict(model.wiring.labels)["params", *path].writes()
+        root = np.sqrt(np.asarray(counts_of(model.wiring, counts, written), np.float64))
+        weights = np.asarray(kernel_at(model.wiring, variables, path), np.float64) * root
         squares = np.hypot(squares, np.linalg.norm(np.moveaxis(weights, -2, 0).reshape(len(squares), -1), axis=1))
     return squares
 
@@ -190,8 +193,9 @@ def _batch_sums(model, variables, loss, batch, spaces, counts, moves, unit, root
             residual=elsewhere[0] + elsewhere[1],
             # The terms move with their factors, and each sum of them rounds by one tau more.
             errors=(curvature + tau * sizes[0], coupling + tau * sizes[1] / 2),
-            gradient=tuple(
-                None if path is None else leaf_at({"params": gradient}, path) for path in (space.kernel, space.bias)
+            gradient=(
+                kernel_at(model.wiring, {"params": gradient}, space.kernel),
+                None if space.bias is None else at_path(gradient, space.bias),
             ),
             radius=_kink_radius(rows[space], kinks_of(space.activation)),
             kinks=_at_own_kink(rows[space], at_kink.get(space.site)),

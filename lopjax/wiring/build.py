@@ -1,0 +1,126 @@
+"""From the labels of a model's arrays to a wiring that does not contradict itself."""
+
+from collections.abc import Collection, Mapping
+
+from lopjax.wiring.diagram import Wiring
+from lopjax.wiring.labels import In, Label, Out, Path, Site
+
+
+def build_wiring(
+    labels: Mapping[Path, Label | None],
+    shapes: Mapping[Path, tuple[int, ...]],
+    sites: Mapping[str, Site],
+    fixed: Collection[str] = (),
+    coupled: Collection[str] = (),
+) -> Wiring:
+    """Build a wiring and refuse one that contradicts itself.
+
+    Spaces that no parameter writes are network inputs, spaces that none reads are outputs: both are fixed. Whether the
+    labels describe the network, only the network can tell: `lopjax.models.check_wiring`.
+
+    Args:
+        labels: label of every array (`None`: the array came without one).
+        shapes: shape of every array.
+        sites: every site the model taps, in the order of the forward pass.
+        fixed: further spaces whose units must not be cloned.
+        coupled: spaces over whose units something averages.
+
+    Raises:
+        ValueError: arrays without a label (all are listed), labels without an array, a label whose number of axes is
+            not the array's, an axis that is not `In`, `Out` or `None`, a space with two sizes, a site or a fixed space
+            that no array knows, a site whose space no array writes, an array labelled with a site of a space that it
+            does not write, or with a source that it does not read.
+    """
+    unlabelled = [path for path in shapes if labels.get(path) is None]
+    if unlabelled:
+        raise ValueError(
+            f"arrays without axis labels: {['/'.join(path) for path in unlabelled]}; "
+            "create each with lopjax.models.labelled(init, *axes)"
+        )
+    if strays := ["/".join(path) for path in labels if path not in shapes]:
+        raise ValueError(f"labels of arrays that do not exist: {strays}")
+    known = {path: label for path, label in labels.items() if label is not None}
+    sizes = _sizes(known, shapes)
+    for kind, spaces in (("fixed", fixed), ("coupled", coupled)):
+        if unknown := [space for space in spaces if space not in sizes]:
+            raise ValueError(f"{kind} space {unknown[0]!r}: not in this wiring; its spaces are {list(sizes)}")
+    read = {space for label in known.values() for space in label.reads()}
+    written = {space for label in known.values() for space in label.writes()}
+    _check_sites(sites, sizes, written)
+    for path, label in known.items():
+        _check_site_label(path, label, sites, outputs=written - read)
+        _check_source_label(path, label, sites, inputs=read - written)
+    forward = [site.space for site in sites.values()]
+    rank = {space: forward.index(space) if space in forward else len(forward) for space in sizes}
+    rank |= dict.fromkeys(set(sizes) - read, len(forward) + 1)
+    rank |= dict.fromkeys(set(sizes) - written, -1)
+    return Wiring(
+        labels=tuple(known.items()),
+        sizes=tuple(sorted(sizes.items(), key=lambda item: rank[item[0]])),
+        sites=tuple(sites.items()),
+        fixed=frozenset(fixed) | (set(sizes) - read) | (set(sizes) - written),
+        coupled=frozenset(coupled),
+    )
+
+
+def _sizes(labels: Mapping[Path, Label], shapes: Mapping[Path, tuple[int, ...]]) -> dict[str, int]:
+    """Number of units of every space."""
+    sizes: dict[str, int] = {}
+    first: dict[str, Path] = {}
+    for path, shape in shapes.items():
+        axes = labels[path].axes
+        if len(axes) != len(shape):
+            raise ValueError(f"{'/'.join(path)}: {len(axes)} axis labels for an array of shape {shape}")
+        for axis, size in zip(axes, shape):
+            if axis is None:
+                continue
+            if not isinstance(axis, In | Out):
+                raise ValueError(f"{'/'.join(path)}: axis label {axis!r}: must be In(space), Out(space) or None")
+            if sizes.setdefault(axis.space, size) != size:
+                raise ValueError(
+                    f"unit space {axis.space!r} has {sizes[axis.space]} units in {'/'.join(first[axis.space])} "
+                    f"but {size} in {'/'.join(path)}"
+                )
+            first.setdefault(axis.space, path)
+    return sizes
+
+
+def _check_sites(sites: Mapping[str, Site], sizes: Mapping[str, int], written: set[str]) -> None:
+    for name, site in sites.items():
+        if site.space not in sizes:
+            raise ValueError(f"site {name!r} writes the unknown space {site.space!r}; spaces are {list(sizes)}")
+        if site.space not in written:
+            raise ValueError(
+                f"site {name!r} is on the space {site.space!r}, which no array writes: a site is where units are "
+                f"written; spaces that are written: {sorted(written)}"
+            )
+
+
+def _check_site_label(path: Path, label: Label, sites: Mapping[str, Site], outputs: set[str]) -> None:
+    """A site named in a label is on a space that the array writes; an output space stands for its own site."""
+    if label.site is None:
+        return
+    if label.site not in sites and label.site not in outputs:
+        raise ValueError(f"{'/'.join(path)}: unknown site {label.site!r}; sites are {list(sites)}")
+    space = sites[label.site].space if label.site in sites else label.site
+    if space not in label.writes():
+        raise ValueError(
+            f"{'/'.join(path)}: site {label.site!r} is on the space {space!r}, which this array does not write; it "
+            f"writes {list(label.writes())}: name a site of such a space, or none"
+        )
+
+
+def _check_source_label(path: Path, label: Label, sites: Mapping[str, Site], inputs: set[str]) -> None:
+    """A source named in a label is a site on a space that the array reads, or an input space that it reads."""
+    if label.source is None:
+        return
+    if label.source not in sites and label.source not in inputs:
+        raise ValueError(
+            f"{'/'.join(path)}: unknown source {label.source!r}; sites are {list(sites)}, inputs {sorted(inputs)}"
+        )
+    space = sites[label.source].space if label.source in sites else label.source
+    if space not in label.reads():
+        raise ValueError(
+            f"{'/'.join(path)}: source {label.source!r} is on the space {space!r}, which this array does not read; it "
+            f"reads {list(label.reads())}: name a site of such a space, or none"
+        )
