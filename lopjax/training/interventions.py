@@ -36,11 +36,13 @@ class Report(NamedTuple):
 
     Attributes:
         touched: by unit space, which units it has changed.
-        reason: a code of the intervention's own; 0 for nothing done.
+        reason: 0 for nothing done; what the codes of `lopjax.interventions` say is in its `REASONS`.
+        logs: further numbers, such as how many units are mature; what a run logs of them is up to its step.
     """
 
     touched: Mapping[str, Bool[Array, " units"]]
     reason: Int32[Array, ""] | int
+    logs: Mapping[str, jax.Array] = {}
 
 
 class Intervention(NamedTuple):

@@ -1,0 +1,42 @@
+"""Why an intervention has done what it has: codes that fit in a log, and their sentences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int32
+
+from lopjax.training.interventions import Report
+
+NOT_ITS_STEP, NO_UNIT_CHOSEN, CHANGED, NONE_MATURE = range(4)
+REASONS = (
+    "this was not one of its steps",
+    "no unit met its condition",
+    "it has changed the network",
+    "no unit was old enough",
+)
+"""By code: `Report.reason`."""
+
+
+def reason_of(is_due: Bool[Array, ""], touched: dict[str, Bool[Array, " units"]]) -> Int32[Array, ""]:
+    """The code of a step on which chosen units are changed."""
+    is_any = jnp.any(jnp.array([jnp.any(chosen) for chosen in touched.values()]))
+    return jnp.where(is_due, jnp.where(is_any, CHANGED, NO_UNIT_CHOSEN), NOT_ITS_STEP).astype(jnp.int32)
+
+
+def describe(report: Report, step: int) -> str:
+    """One sentence about a report, off the device: what was done, to how many units, and why if nothing was.
+
+    A method that waits until units are mature says how many are: one that never fires, because the run is shorter than
+    its maturity, is seen at once.
+
+    Args:
+        report: of one network.
+        step: number of the step, from 0.
+    """
+    report = jax.device_get(report)
+    counts = {space: f"{int(np.sum(chosen))} of {np.size(chosen)}" for space, chosen in report.touched.items()}
+    acted = ", ".join(f"{space} {count}" for space, count in counts.items() if not count.startswith("0 "))
+    mature = ""
+    if "mature" in report.logs:
+        mature = f"; {int(report.logs['mature'])} of {int(report.logs['units'])} units mature by step {step}"
+    return f"step {step}: {REASONS[int(report.reason)]}{': ' + acted if acted else ''}{mature}"

@@ -1,0 +1,207 @@
+"""What an intervention may promise, and how each promise is checked on a step on which it has acted."""
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.model import Variables
+from lopjax.testing.scenario import Act, Slices, forward, initials, named, plain, started, touched_spaces
+
+DEVIATIONS, SAMPLES = 6.0, 64
+
+
+class Property(Enum):
+    """A promise; its value is what holds."""
+
+    FUNCTION = "touching units that are zero on the batch keeps the logits"
+    SLICES = "exactly the slices of the touched units change, all of them"
+    OUTGOING = "outgoing weights of touched units are zero"
+    OPTIMIZER = "the optimizer forgets exactly the touched slices, and keeps its step count"
+    STATISTICS = "statistics of norms of touched units are those of the start"
+    AGEING = "nothing but its own steps ages units: no state outside its own, such as that of a hook"
+    UTILITIES = "a unit is judged by its utility, not by how short its record is"
+    LAW = "new weights follow the law that each array has at the start"
+    NOTHING_ELSE = "nothing else in the state moves, and no shape or type changes"
+    KEYS = "the same key gives the same result, alone and in the company of lanes that do something else"
+
+
+class Finding(NamedTuple):
+    """One property, and what was seen.
+
+    Attributes:
+        property: which.
+        holds: True or False; None where this network does not show it.
+        evidence: a sentence.
+    """
+
+    property: Property
+    holds: bool | None
+    evidence: str
+
+
+def finding(kind: Property, faults: Sequence[str], evidence: str) -> Finding:
+    """It holds if there is no fault; otherwise the first of them are the evidence."""
+    return Finding(kind, not faults, "; ".join(faults[:3]) if faults else evidence)
+
+
+def function(act: Act) -> Finding:
+    """Logits in eval mode before and after, on the batch that was seen."""
+    kind, wiring = Property.FUNCTION, act.setting.model.wiring
+    before, after = (forward(act.setting.model)(s.variables, act.observed.batch[0]) for s in (act.before, act.after))
+    change = float(np.max(np.abs(np.asarray(after) - np.asarray(before))))
+    spaces = touched_spaces(act)
+    awake = [
+        space
+        for space in spaces
+        for site in wiring.sites_of(space)
+        if np.any(np.asarray(act.observed.taps[site].post)[..., act.touched[space]])
+    ]
+    coupled = [space for space in spaces if space in wiring.coupled]
+    if not spaces or awake or coupled:
+        why = f"units of {sorted(set(awake))} are not zero" if awake else f"a norm couples the units of {coupled}"
+        return Finding(kind, None, f"{why if spaces else 'no unit is reported'}; logits change by {change:.2g}")
+    bound = 1e-12 * max(1.0, float(np.max(np.abs(np.asarray(before)))))
+    return finding(kind, [f"logits change by {change:.2g}"] if change > bound else [], f"logits change by {change:.2g}")
+
+
+def slices(act: Act, moves: Sequence[str]) -> Finding:
+    """Entries of the parameters that have changed, against the slices of the touched units."""
+    faults, (incoming, outgoing) = [], act.slices
+    trees = [named(tree["params"]) for tree in (act.before.variables, act.after.variables, incoming, outgoing)]
+    for path, before in trees[0].items():
+        after, enters, leaves = (np.asarray(tree[path]) for tree in trees[1:])
+        changed = np.asarray(before) != after
+        strays = int(np.sum(changed & ~(enters | leaves)))
+        if strays and not any(path.endswith(name) for name in moves):
+            faults.append(f"{strays} entries of {path} outside the slices have changed")
+        # A draw may hit the old value, as a bias of zero does; of a kernel it does not hit all of them.
+        inside = enters & ~leaves
+        if "kernel" in path and inside.any() and not changed[inside].all():
+            faults.append(f"{int(np.sum(~changed[inside]))} of {inside.sum()} incoming entries of {path} are as before")
+    return finding(Property.SLICES, faults, f"{len(trees[0])} arrays compared, entry by entry")
+
+
+def outgoing(act: Act) -> Finding:
+    """Largest outgoing weight of a touched unit; between two touched units either law is right."""
+    faults, seen = [], 0
+    trees = [named(tree["params"]) for tree in (act.after.variables, *act.slices)]
+    for path, after in trees[0].items():
+        left = np.asarray(after)[trees[2][path] & ~trees[1][path]]
+        seen += left.size
+        if np.any(left):
+            faults.append(f"{int(np.count_nonzero(left))} of {left.size} outgoing entries of {path} are not zero")
+    return finding(Property.OUTGOING, faults, f"{seen} entries are zero") if seen else _unseen(Property.OUTGOING)
+
+
+def optimizer(act: Act) -> Finding:
+    """Every array of the optimizer's state with the shape of a parameter: as at the start on the slices alone."""
+    params = act.after.variables["params"]
+    start = plain(started(act.setting.optimizer, params))
+    either = jax.tree.map(np.logical_or, act.slices.incoming["params"], act.slices.outgoing["params"])
+    faults, seen = [], 0
+    for node, old, first in _like_params(plain(act.before.opt_state), act.after.opt_state, start, params):
+        marks = jax.tree.leaves(either)
+        for before, after, initial, mask in zip(old[0], old[1], first, marks, strict=True):
+            if np.shape(after) != mask.shape:
+                continue
+            seen += int(mask.sum())
+            expected = np.where(mask, np.asarray(initial), np.asarray(before))
+            if wrong := int(np.sum(np.asarray(after) != expected)):
+                faults.append(f"{wrong} entries of {node} are not what they should be")
+    scalars = zip(named(plain(act.before.opt_state)).items(), jax.tree.leaves(act.after.opt_state), strict=True)
+    faults += [f"{path} was {old}, is {new}" for (path, old), new in scalars if np.ndim(old) == 0 and old != new]
+    if not seen:
+        return _unseen(Property.OPTIMIZER)
+    return finding(Property.OPTIMIZER, faults, f"{seen} entries forgotten, scalars kept")
+
+
+def _like_params(before: Any, after: Any, start: Any, params: Any) -> list[tuple[str, Any, Any]]:
+    structure = jax.tree.structure(params)
+
+    def is_like(node: Any) -> bool:
+        return jax.tree.structure(node) == structure
+
+    trees = [jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_like) for tree in (before, after, start)]
+    return [
+        (jax.tree_util.keystr(path), (jax.tree.leaves(old), jax.tree.leaves(new)), jax.tree.leaves(first))
+        for (path, old), (_, new), (_, first) in zip(*trees, strict=True)
+        if is_like(old)
+    ]
+
+
+def statistics(act: Act, start: Variables) -> Finding:
+    """Statistics of touched units against those of the start, all others against those before."""
+    if "batch_stats" not in act.before.variables:
+        return _unseen(Property.STATISTICS)
+    trees = [named(tree["batch_stats"]) for tree in (start, act.before.variables, act.after.variables)]
+    masks, faults = named(act.slices.incoming["batch_stats"]), []
+    for path, mask in masks.items():
+        first, before, after = (np.asarray(tree[path]) for tree in trees)
+        if not np.array_equal(after, np.where(mask, first, before)):
+            faults.append(f"{path} is {after}, was {before}")
+    return finding(Property.STATISTICS, faults, f"{len(masks)} arrays are right")
+
+
+def nothing_else(act: Act) -> Finding:
+    """Shapes and types of everything, and the leaves of the optimizer that are not like parameters."""
+    faults = []
+    for name, before, after in (
+        ("variables", act.before.variables, act.after.variables),
+        ("opt_state", plain(act.before.opt_state), act.after.opt_state),
+        ("own", act.before.own, act.after.own),
+    ):
+        if jax.tree.structure(before) != jax.tree.structure(after):
+            faults.append(f"{name} has another structure")
+            continue
+        for (path, old), new in zip(named(before).items(), jax.tree.leaves(after), strict=True):
+            if np.shape(old) != np.shape(new) or jnp.result_type(old) != jnp.result_type(new):
+                faults.append(f"{name}{path} was {_type(old)}, is {_type(new)}")
+    return finding(Property.NOTHING_ELSE, faults, "structures, shapes and types are kept")
+
+
+def law(act: Act, drawn: Variables, lanes: Sequence[Slices | None]) -> Finding:
+    """Mean and mean square of redrawn entries against those of `model.init`, within so many standard errors.
+
+    Args:
+        act: for the model.
+        drawn: variables of lanes that have acted with different keys, a leading axis.
+        lanes: the slices of each; None for a lane that has not acted.
+    """
+    keys = jax.vmap(jax.random.key)(np.arange(1000, 1000 + SAMPLES))
+    reference, faults, seen = named(initials(act.setting.model)(keys)["params"]), [], 0
+    entries: dict[str, list[np.ndarray]] = {}
+    for index, masks in enumerate(lanes):
+        if masks is None:
+            continue
+        enters, leaves = named(masks.incoming["params"]), named(masks.outgoing["params"])
+        for path, leaf in named(drawn["params"]).items():
+            entries.setdefault(path, []).append(np.asarray(leaf[index])[enters[path] & ~leaves[path]])
+    for path, parts in entries.items():
+        new, law = np.concatenate(parts), np.asarray(reference[path]).ravel()
+        seen += new.size
+        for name, power in (("mean", 1), ("mean square", 2)):
+            if new.size == 0:
+                continue
+            error = np.std(law**power) / np.sqrt(new.size) + np.std(law**power) / np.sqrt(law.size)
+            gap = abs(np.mean(new**power) - np.mean(law**power))
+            if gap > DEVIATIONS * error + 1e-12:
+                faults.append(f"{name} of {path}: {np.mean(new**power):.3g}, at the start {np.mean(law**power):.3g}")
+    return finding(Property.LAW, faults, f"{seen} redrawn entries") if seen else _unseen(Property.LAW)
+
+
+def _unseen(kind: Property) -> Finding:
+    return Finding(kind, None, "this network or this step does not show it")
+
+
+def _type(leaf: Any) -> str:
+    return f"{jnp.result_type(leaf)}{np.shape(leaf)}"
+
+
+def summary(findings: Sequence[Finding]) -> Mapping[str, str]:
+    """By name of the property: held, failed or not seen, and the evidence."""
+    words = {True: "holds", False: "FAILS", None: "not seen"}
+    return {one.property.name: f"{words[one.holds]}: {one.evidence}" for one in findings}
