@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 
 from lopjax import optim
+from lopjax.wiring import In, Label, Out, build_wiring
 
 
 def average_pairs(tree):
@@ -21,6 +22,13 @@ def average_pairs(tree):
     return jax.tree.map(project, tree)
 
 
+WIRING = build_wiring(
+    {("params", "kernel"): Label((In("inputs"), Out("outputs"))), ("params", "scale"): Label(())},
+    {("params", "kernel"): (3, 4), ("params", "scale"): ()},
+    sites={},
+)
+
+
 # name: seed -> transformation
 RANDOM = {
     "add_relative_noise": lambda seed: optim.add_relative_noise(0.1, 0.9, seed),
@@ -28,10 +36,15 @@ RANDOM = {
     "noisy_sgd_momentum": lambda seed: optim.noisy_sgd(0.1, 0.1, 0.9, seed, momentum=0.5),
     "noisy_sgd_schedule": lambda seed: optim.noisy_sgd(optax.linear_schedule(0.1, 0.0, 9), 0.1, 0.9, seed),
     "shrink_and_perturb": lambda seed: optim.shrink_and_perturb(0.8, 0.1, seed, every=1),
+    "upgd": lambda seed: optim.upgd(0.1, 0.1, seed, 0.9, 0.1),
 }
 ALL = RANDOM | {
     "l2_init": lambda seed: optim.l2_init(0.1),
     "keep_on_manifold": lambda seed: optim.keep_on_manifold(average_pairs),
+    "spectral": lambda seed: optim.spectral(0.1, WIRING),
+    "parseval": lambda seed: optim.parseval(0.1, WIRING),
+    "nap": lambda seed: optim.nap(WIRING),
+    "muon": lambda seed: optim.muon(0.1, WIRING),
 }
 # The same with every number an array, as under a vmap over settings.
 FROM_ARRAYS = {
@@ -40,6 +53,10 @@ FROM_ARRAYS = {
     "noisy_sgd_momentum": lambda scale, decay, seed: optim.noisy_sgd(scale, scale, decay, seed, momentum=decay),
     "shrink_and_perturb": lambda scale, decay, seed: optim.shrink_and_perturb(decay, scale, seed, every=1),
     "l2_init": lambda scale, decay, seed: optim.l2_init(scale),
+    "upgd": lambda scale, decay, seed: optim.upgd(scale, scale, seed, decay, scale),
+    "spectral": lambda scale, decay, seed: optim.spectral(scale, WIRING),
+    "parseval": lambda scale, decay, seed: optim.parseval(scale, WIRING, decay),
+    "muon": lambda scale, decay, seed: optim.muon(scale, WIRING, momentum=decay, weight_decay=scale),
 }
 
 
@@ -146,8 +163,8 @@ def test_chains_masks_and_ignores_extra_arguments(name):
     params, gradient = make_params(), make_gradient(0)
     chain = optax.chain(optax.masked(transformation, {"kernel": True, "scale": False}), optax.scale(2.0))
     updates, _ = chain.update(gradient, chain.init(params), params, loss=1.0)
-    alone = {"kernel": params["kernel"]}
-    expected, _ = transformation.update({"kernel": gradient["kernel"]}, transformation.init(alone), alone, loss=1.0)
+    alone, of_kernel = ({**tree, "scale": optax.MaskedNode()} for tree in (params, gradient))
+    expected, _ = transformation.update(of_kernel, transformation.init(alone), alone, loss=1.0)
     np.testing.assert_allclose(updates["kernel"], 2 * expected["kernel"], rtol=1e-5)
     assert updates["scale"] == 2 * gradient["scale"]
 
@@ -159,6 +176,9 @@ def test_chains_masks_and_ignores_extra_arguments(name):
         (optim.noisy_sgd, {"learning_rate": 0.1, "noise_scale": 0.1, "noise_decay": 0.9, "seed": 3}, (), "momentum"),
         (optim.shrink_and_perturb, {"shrink": 0.9, "noise_std": 0.1, "seed": 3, "every": 1}, "every", "shrink"),
         (optim.l2_init, {"strength": 0.1}, (), "strength"),
+        (optim.upgd, {"learning_rate": 0.1, "noise_std": 0.1, "seed": 3}, (), "weight_decay"),
+        (optim.parseval, {"strength": 0.1, "wiring": WIRING}, "wiring", "scale"),
+        (optim.spectral, {"strength": 0.1, "wiring": WIRING}, ("wiring", "power", "num_iterations"), "strength"),
     ],
 )
 def test_inject_hyperparams(factory, numbers, static, changed):
@@ -418,7 +438,7 @@ def test_other_bad_numbers_are_refused(unchecked, make, message):
         make()
 
 
-@pytest.mark.parametrize("name", ["shrink_and_perturb", "l2_init"])
+@pytest.mark.parametrize("name", ["shrink_and_perturb", "l2_init", "upgd", "spectral", "parseval", "nap"])
 def test_missing_parameters_are_reported(name):
     transformation = ALL[name](0)
     state = transformation.init(make_params())

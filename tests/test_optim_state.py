@@ -204,9 +204,9 @@ def test_perturbing_with_a_fresh_initial_draw(x64):
         drawn.append(initialise(key))
         return drawn[-1]
 
-    transformation = optim.shrink_and_perturb(0.8, 0.2, 0, 1, noise="init", initialise=initialise)
+    transformation = optim.shrink_and_perturb(0.8, 0.2, 0, 1, law="ash_adams", initialise=initialise)
     updates, state = transformation.update(params, transformation.init(params), params)
-    watched = optim.shrink_and_perturb(0.8, 0.2, 0, 1, noise="init", initialise=spy)
+    watched = optim.shrink_and_perturb(0.8, 0.2, 0, 1, law="ash_adams", initialise=spy)
     with jax.disable_jit():
         watched.update(params, watched.init(params), params)
     expected = jax.tree.map(lambda fresh: 0.8 * 2 + 0.2 * np.asarray(fresh) - 1, drawn[0])
@@ -229,12 +229,14 @@ def test_the_published_code_of_l2_init_pulls_half_as_hard():
     ("make", "message"),
     [
         (lambda: optim.l2_init(0.1, "code"), "variant='code': must be 'paper' or 'official'"),
+        (lambda: optim.upgd(0.1, 0.1, 0, variant="code"), "variant='code': must be 'paper' or 'official'"),
+        (lambda: optim.upgd(0.1, 0.1, 0, 1.0), "utility_decay=1.0: must be below 1"),
         (
-            lambda: optim.shrink_and_perturb(1, 0.1, 0, 1, noise="uniform"),
-            "noise='uniform': must be 'normal' or 'init'",
+            lambda: optim.shrink_and_perturb(1, 0.1, 0, 1, "uniform"),
+            r"law='uniform': must be one of \['kumar', 'ash_adams', 'dohare', 'start'\]",
         ),
-        (lambda: optim.shrink_and_perturb(1, 0.1, 0, 1, noise="init"), "noise='init', .* needs initialise"),
-        (lambda: optim.shrink_and_perturb(1, 0.1, 0, 1, initialise=lambda k: k), "noise='normal', .* takes none"),
+        (lambda: optim.shrink_and_perturb(1, 0.1, 0, 1, "ash_adams"), "law='ash_adams', .* needs initialise"),
+        (lambda: optim.shrink_and_perturb(1, 0.1, 0, 1, initialise=lambda k: k), "law='kumar', .* take none"),
     ],
 )
 def test_unknown_variants_are_refused(unchecked, make, message):
@@ -243,6 +245,8 @@ def test_unknown_variants_are_refused(unchecked, make, message):
 
 
 def test_a_draw_of_other_arrays_is_refused():
-    transformation = optim.shrink_and_perturb(0.8, 0.2, 0, 1, noise="init", initialise=lambda key: {"w": jnp.ones(2)})
+    transformation = optim.shrink_and_perturb(
+        0.8, 0.2, 0, 1, law="ash_adams", initialise=lambda key: {"w": jnp.ones(2)}
+    )
     with pytest.raises(ValueError, match="initialise: its arrays are not those of the parameters"):
         transformation.update(PARAMS, transformation.init(PARAMS), PARAMS)

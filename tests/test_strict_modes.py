@@ -57,7 +57,8 @@ def test_manifolds_optimizers_and_the_quotient(strict):
         project = cloned_manifold(params, model.wiring, {"hidden_0": clusters}).project
         jax.eval_shape(project, params)
     transformations = [optim.noisy_sgd(0.1, 0.1, 0.9, 0, 0.5), optim.shrink_and_perturb(0.9, 0.1, 0, 2)]
-    transformations += [optim.l2_init(0.1), optim.keep_on_manifold(project)]
+    transformations += [optim.l2_init(0.1), optim.keep_on_manifold(project), optim.upgd(0.1, 0.1, 0)]
+    transformations += [optim.spectral(0.1, model.wiring), optim.parseval(0.1, model.wiring), optim.nap(model.wiring)]
     for factor in (2, UNEQUAL):
         transformations.append(quotient_optimizer(optax.sgd(0.1, 0.9), model.wiring, factor))
         transformations.append(clip_by_cloned_norm(0.1, model.wiring, factor))

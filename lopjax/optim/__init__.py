@@ -15,21 +15,32 @@ and neither the seed nor another state made by the same transformation is lost w
 """
 
 from lopjax.optim.confinement import L2InitState, keep_on_manifold, l2_init
-from lopjax.optim.noise import (
-    RelativeNoiseState,
-    ShrinkAndPerturbState,
-    add_relative_noise,
-    noisy_sgd,
-    shrink_and_perturb,
-)
+from lopjax.optim.matrices import MatrixAxes, matrix_axes
+from lopjax.optim.matrix_penalties import SpectralState, parseval, spectral
+from lopjax.optim.muon import muon, muon_dimension_numbers
+from lopjax.optim.nap import NaPState, nap
+from lopjax.optim.noise import RelativeNoiseState, add_relative_noise, noisy_sgd
+from lopjax.optim.shrink_and_perturb import ShrinkAndPerturbState, shrink_and_perturb
+from lopjax.optim.upgd import UPGDState, upgd
 
 __all__ = [
     "L2InitState",
+    "MatrixAxes",
+    "NaPState",
     "RelativeNoiseState",
     "ShrinkAndPerturbState",
+    "SpectralState",
+    "UPGDState",
     "add_relative_noise",
     "keep_on_manifold",
     "l2_init",
+    "matrix_axes",
+    "muon",
+    "muon_dimension_numbers",
+    "nap",
     "noisy_sgd",
+    "parseval",
     "shrink_and_perturb",
+    "spectral",
+    "upgd",
 ]

@@ -55,6 +55,16 @@ def transformation(
     return optax.with_extra_args_support(optax.GradientTransformation(init, update))
 
 
+def keep_dtypes(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The same optimizer with updates and state in the types they came in: a traced float32 rate promotes bfloat16."""
+
+    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        new, new_state = optimizer.update(updates, state, params)
+        return optax.tree.cast_like(new, updates), optax.tree.cast_like(new_state, state)
+
+    return transformation(optimizer.init, update)
+
+
 def check_real(params: Params) -> None:
     """Refuse integers and complex numbers, by the name of the array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -1,0 +1,99 @@
+"""Which axes of a kernel are rows and which are columns, read from the wiring."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from lopjax.optim.checks import Params
+from lopjax.wiring import In, Label, Out, Wiring
+
+
+class MatrixAxes(NamedTuple):
+    """How an array is a matrix, or a batch of them.
+
+    Attributes:
+        batch: axes that count matrices: heads.
+        rows: axes that are summed over: inputs and the positions of a kernel.
+        columns: axes that are written.
+    """
+
+    batch: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+def matrix_axes(wiring: Wiring, params: PyTree, by_head: bool = True) -> PyTree[MatrixAxes | None]:
+    """The rows and columns of every kernel; None for an array that reads no unit space (bias, norm, positions).
+
+    A kernel `(height, width, channels, units)` is a matrix of `height * width * channels` rows. A head is a unit with
+    coordinates of its own, an axis behind it where it is written, `(inputs, heads, width of a head)`: it has a matrix
+    of its own on both sides, `inputs x width` for a query, `width x outputs` where it is read. An axis that `nn.scan`
+    put in front of stacked layers cannot be told from a position.
+
+    Args:
+        wiring: of the network.
+        params: parameters, or a tree like them, of which some may be left out (`optax.masked`).
+        by_head: whether heads have matrices of their own; if not, they are rows or columns like any unit.
+    """
+    heads = _spaces_with_coordinates(wiring) if by_head else frozenset()
+
+    def axes(label: Label, array: Any) -> MatrixAxes | None:
+        if not label.reads():
+            return None
+        kinds = list(label.axes)
+        batch = tuple(index for index, axis in enumerate(kinds) if axis is not None and axis.space in heads)
+        # What lies behind an axis that is written are its coordinates: the width of a head.
+        first_written = min((i for i, axis in enumerate(kinds) if isinstance(axis, Out)), default=len(kinds))
+        columns = tuple(i for i in range(first_written, len(kinds)) if i not in batch and not isinstance(kinds[i], In))
+        rows = tuple(i for i in range(len(kinds)) if i not in batch and i not in columns)
+        return MatrixAxes(batch, rows, columns) if rows and columns else None
+
+    return wiring.map(axes, params, partial=True)
+
+
+def map_matrices(
+    function: Callable[..., Array], axes: PyTree[MatrixAxes | None], tree: Params, *rest: PyTree, others: Callable
+) -> Params:
+    """Apply `function(matrices, *rest)`, `(batch, rows, columns)` to the same shape, to every kernel.
+
+    Args:
+        function: of a batch of matrices, and of the further trees' nodes as they are.
+        axes: as `matrix_axes` returns them.
+        tree: what is reshaped and passed first.
+        rest: further trees, which `axes` is a prefix of.
+        others: applied to `(array, *rest)` of every array that is no kernel.
+    """
+
+    def apply(kind: MatrixAxes | None, array: Array, *nodes: PyTree) -> Array:
+        if kind is None:
+            return others(array, *nodes)
+        matrices, restore = as_matrices(array, kind)
+        return restore(function(matrices, *nodes))
+
+    return jax.tree.map(apply, axes, tree, *rest, is_leaf=_is_kind)
+
+
+def as_matrices(array: Array, axes: MatrixAxes) -> tuple[Float[Array, "batch rows columns"], Callable[[Array], Array]]:
+    """The matrices of an array, and the way back."""
+    order = (*axes.batch, *axes.rows, *axes.columns)
+    moved = jnp.transpose(array, order)
+    shape = tuple(prod(array.shape[index] for index in part) for part in axes)
+    back = tuple(order.index(index) for index in range(array.ndim))
+    return moved.reshape(shape), lambda matrices: jnp.transpose(matrices.reshape(moved.shape), back)
+
+
+def _is_kind(node: object) -> bool:
+    return node is None or isinstance(node, MatrixAxes)
+
+
+def _spaces_with_coordinates(wiring: Wiring) -> frozenset[str]:
+    """Spaces whose units are written with one axis of coordinates behind them, by some kernel."""
+    return frozenset(
+        label.axes[-2].space
+        for _, label in wiring.labels
+        if len(label.axes) > 1 and label.reads() and label.axes[-1] is None and isinstance(label.axes[-2], Out)
+    )

@@ -1,0 +1,64 @@
+"""Normalise and project: kernels keep the norm that they started with."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from lopjax.optim.checks import Params, check_params, check_real, transformation
+from lopjax.wiring import Label, Wiring
+
+
+class NaPState(NamedTuple):
+    """State of :func:`nap`: Euclidean norm of every array at the start, a tree of scalars."""
+
+    norms: Params
+
+
+def nap(wiring: Wiring) -> optax.GradientTransformationExtraArgs:
+    r"""Rescale every kernel to its initial norm after every update; place it last in a chain.
+
+    With u the update, :math:`\theta \leftarrow \lVert\theta_0\rVert\,(\theta + u) / \lVert\theta + u\rVert`, Euclidean
+    norms of whole arrays. In a network with a norm before every activation this leaves the function as it is and keeps
+    the effective learning rate from falling as weights grow; in one without it is a constraint. The paper puts a norm
+    before every activation, and pulls its scales and offsets to their start (:func:`l2_init` under ``optax.masked``
+    does); here they, biases, positions and kernels that started at 0 or have become 0 pass.
+
+    Args:
+        wiring: of the network: says which arrays are kernels.
+
+    Returns:
+        The transformation; ``update`` needs ``params``.
+
+    Raises:
+        ValueError: If parameters are missing, not real or not the wiring's.
+
+    References:
+        Lyle et al., *Normalization and effective learning rates in reinforcement learning*, arXiv 2407.01800.
+    """
+
+    def init(params: Params) -> NaPState:
+        check_real(params)
+        return NaPState(jax.tree.map(_norm, params))
+
+    def update(updates: Params, state: NaPState, params: Params | None = None) -> tuple[Params, Any]:
+        check_params("nap", params)
+
+        def project(label: Label, update: Array, param: Array, norm: Array) -> Array:
+            if not label.reads():
+                return update
+            moved = jnp.asarray(param, norm.dtype) + jnp.asarray(update, norm.dtype)
+            now = _norm(moved)
+            is_projected = (now > 0) & (norm > 0)
+            projected = moved * (norm / jnp.where(is_projected, now, 1)) - jnp.asarray(param, norm.dtype)
+            return jnp.where(is_projected, projected, update).astype(update.dtype)
+
+        return wiring.map(project, updates, params, state.norms, partial=True), state
+
+    return transformation(init, update)
+
+
+def _norm(array: Array) -> Array:
+    return jnp.linalg.norm(jnp.ravel(array).astype(jnp.promote_types(jnp.result_type(array), jnp.float32)))
