@@ -1,11 +1,12 @@
 """Losses: means over samples, of logits and of parameters."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lopjax.model import Model, Params, Variables
 
@@ -32,6 +33,32 @@ def accuracy(logits: Float[Array, "samples classes"], labels: Int[Array, " sampl
     """
     is_right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.promote_types(logits.dtype, jnp.float32))
     return jnp.mean(jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), is_right, jnp.nan))
+
+
+class Masked(NamedTuple):
+    """Labels of samples among a part of the classes: those of their task.
+
+    Attributes:
+        labels: integers, among the classes of the mask.
+        mask: the classes that compete.
+    """
+
+    labels: Int[Array, " samples"]
+    mask: Bool[Array, "samples classes"]
+
+
+def masked_cross_entropy(logits: Float[Array, "samples classes"], labels: Masked) -> Float[Array, ""]:
+    """`mean_cross_entropy` among the classes of each sample's mask: the other logits get no gradient."""
+    return mean_cross_entropy(_within(logits, labels), labels.labels)
+
+
+def masked_accuracy(logits: Float[Array, "samples classes"], labels: Masked) -> Float[Array, ""]:
+    """`accuracy` among the classes of each sample's mask."""
+    return accuracy(_within(logits, labels), labels.labels)
+
+
+def _within(logits: jax.Array, labels: Masked) -> jax.Array:
+    return jnp.where(labels.mask, logits, -jnp.inf)
 
 
 def of_parameters(

@@ -2,23 +2,32 @@
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lopjax.data.cifar10 import prepare_cifar10
+from lopjax.data.cifar import prepare_cifar10, prepare_cifar100
 from lopjax.data.tfds_source import find_prepared, import_tfds, resolve_data_dir
+from lopjax.data.tiny_imagenet import prepare_tiny_imagenet
+
+OWN: dict[str, tuple[str, Callable[[Path, Path | None], Path]]] = {
+    "cifar10": ("3.0.2", prepare_cifar10),
+    "cifar100": ("3.0.2", prepare_cifar100),
+    "tiny_imagenet": ("1.0.0", prepare_tiny_imagenet),
+}
+"""Sets with a builder of our own, which needs no TensorFlow: version and builder."""
 
 
 def prepare(name: str, data_dir: str | os.PathLike | None = None, archive: str | os.PathLike | None = None) -> Path:
     """Downloads and prepares a set of TensorFlow Datasets as array_record files, unless it is already there.
 
-    CIFAR-10 needs no TensorFlow; many other sets do, to be prepared but not to be read.
+    CIFAR-10, CIFAR-100 and Tiny ImageNet need no TensorFlow; many other sets do, to be prepared but not to be read.
 
     Args:
         name: `set`, `set/config`, with `:1.2.3` appended for a certain version.
         data_dir: TFDS data directory; by default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
-        archive: CIFAR-10 only: the authors' `cifar-10-binary.tar.gz`, instead of a download.
+        archive: of the three sets above: the authors' file (`cifar-10-binary.tar.gz`, `cifar-100-binary.tar.gz`,
+            `tiny-imagenet-200.zip` or a cut of it), instead of a download.
 
     Returns:
         The folder of the prepared set.
@@ -33,10 +42,11 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None, archive: str |
     root = resolve_data_dir(data_dir)
     if (folder := find_prepared(name, root)) is not None:
         return folder
-    if name in ("cifar10", "cifar10:3.0.2"):
-        return prepare_cifar10(root, Path(archive) if archive is not None else None)
+    for own, (version, builder) in OWN.items():
+        if name in (own, f"{own}:{version}"):
+            return builder(root, Path(archive) if archive is not None else None)
     if archive is not None:
-        raise ValueError(f"archive={archive}: only for name='cifar10', not {name!r}")
+        raise ValueError(f"archive={archive}: only for {', '.join(map(repr, OWN))}, not name={name!r}")
     return _prepare_with_tfds(name, root)
 
 

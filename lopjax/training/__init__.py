@@ -11,6 +11,14 @@ from lopjax.training.lanes import check_lanes, cut_batch, gathered, lane_mesh, o
 from lopjax.training.preprocess import Preprocess, evaluate
 from lopjax.training.steps import Logs, TrainState, init_state, logs_of, sgd_step, train_step
 from lopjax.training.streams import Block, Drawn, Stream, Task, epochs, no_stream, online, tasks, windows
+from lopjax.training.task_sequences import (
+    class_incremental,
+    gaussian_mixtures,
+    permuted_labels,
+    permuted_pixels,
+    random_labels,
+)
+from lopjax.training.task_streams import TaskSequence, task_examples, task_stream, upgd_toy
 
 __all__ = [
     "Block",
@@ -23,12 +31,15 @@ __all__ = [
     "Setting",
     "Stream",
     "Task",
+    "TaskSequence",
     "TrainState",
     "check_lanes",
+    "class_incremental",
     "cut_batch",
     "epochs",
     "evaluate",
     "gathered",
+    "gaussian_mixtures",
     "init_state",
     "intervene",
     "lane_mesh",
@@ -37,11 +48,17 @@ __all__ = [
     "no_stream",
     "online",
     "over_lanes",
+    "permuted_labels",
+    "permuted_pixels",
     "place",
+    "random_labels",
     "sgd_step",
     "start_intervention",
     "start_lanes",
+    "task_examples",
+    "task_stream",
     "tasks",
     "train_step",
+    "upgd_toy",
     "windows",
 ]

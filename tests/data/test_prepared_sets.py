@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lopjax.data import cifar10 as cifar10_module
 from lopjax.data import load
 from lopjax.data.__main__ import main
 from lopjax.data.cache import load_or_build
-from lopjax.data.cifar10 import Archive, prepare_cifar10
+from lopjax.data.cifar import Archive, prepare_cifar10, prepare_cifar100
+from lopjax.data.downloads import download
 from lopjax.data.prepare import prepare
 
 SHARED_TFDS = Path(__file__).parents[3] / "shared" / "data" / "tfds"
@@ -25,14 +25,23 @@ CLASS_NAMES = [f"class_{label}" for label in range(10)]
 def write_archive(path: Path, records: dict[str, np.ndarray]) -> Archive:
     """An archive in the authors' binary format, and the description that it is checked against."""
     files = {"batches.meta.txt": "\n".join(CLASS_NAMES).encode() + b"\n\n"}
-    files |= {f"{name}.bin": content.tobytes() for name, content in records.items()}
+    write_files(path, "cifar-10-batches-bin", files | {f"{name}.bin": content for name, content in records.items()})
+    return described(path, len(records["test_batch"]))
+
+
+def write_files(path: Path, folder: str, files: dict[str, bytes | np.ndarray]) -> Path:
     with tarfile.open(path, "w:gz") as tar:
         for name, content in files.items():
-            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            encoded = content if isinstance(content, bytes) else content.tobytes()
+            entry.size = len(encoded)
+            tar.addfile(entry, io.BytesIO(encoded))
+    return path
+
+
+def described(path: Path, records_per_file: int) -> Archive:
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Archive(path.as_uri(), path.stat().st_size, checksum, records_per_file=len(records["test_batch"]))
+    return Archive(path.as_uri(), path.stat().st_size, checksum, records_per_file)
 
 
 def random_records(count: int = 20) -> dict[str, np.ndarray]:
@@ -101,6 +110,25 @@ def test_tfds_reads_what_was_prepared_by_the_name_of_the_set(tiny):
     assert tfds.builder("cifar10", data_dir=tiny[0]).info.features["label"].names == CLASS_NAMES
 
 
+def test_cifar100_has_two_labels_a_record(tmp_path):
+    generator = np.random.default_rng(0)
+    train, test = (generator.integers(0, 256, (count, 3074), dtype=np.uint8) for count in (100, 20))
+    for records in (train, test):
+        records[:, 1] = np.arange(len(records))
+        records[:, 0] = records[:, 1] // 5
+    names = {"coarse": 20, "fine": 100}
+    files = {f"{kind}_label_names.txt": "\n".join(map(str, range(num))).encode() for kind, num in names.items()}
+    path = write_files(tmp_path / "c.tar.gz", "cifar-100-binary", {**files, "train.bin": train, "test.bin": test})
+    assert prepare_cifar100(tmp_path, path, described(path, 20)) == tmp_path / "cifar100" / "3.0.2"
+    dataset = load("cifar100", data_dir=tmp_path)
+    assert as_set(dataset.train_images, dataset.train_labels) == as_set(planes_to_images(train[:, 1:]), train[:, 1])
+    assert (dataset.num_classes, len(dataset.test_labels)) == (100, 20)
+    train[3, 0] = 20
+    write_files(path, "cifar-100-binary", {**files, "train.bin": train, "test.bin": test})
+    with pytest.raises(ValueError, match=r"train.bin: label 20; must lie in 0..19"):
+        prepare_cifar100(tmp_path / "other", path, described(path, 20))
+
+
 def test_neither_preparing_nor_loading_imports_tensorflow(tiny, tmp_path):
     code = f"""
 import sys
@@ -108,7 +136,7 @@ import lopjax.data
 light = ("tensorflow_datasets", "sklearn", "PIL", "matplotlib")
 assert not set(light) & set(sys.modules), "not lazy"
 from pathlib import Path
-from lopjax.data.cifar10 import Archive, prepare_cifar10
+from lopjax.data.cifar import Archive, prepare_cifar10
 prepare_cifar10(Path({str(tmp_path)!r}), Path({str(tiny[2])!r}), {tiny[3]!r})
 lopjax.data.load("cifar10", data_dir={str(tmp_path)!r})
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
@@ -132,10 +160,10 @@ def test_archive_is_downloaded_once_and_verified(tiny, tmp_path):
     assert folder == tmp_path / "cifar10" / "3.0.2"
     assert [path.name for path in (tmp_path / "downloads").glob("*.gz")] == ["cifar-10-binary.tar.gz"]
     unreachable = tiny[3]._replace(url="file:///nowhere/cifar-10-binary.tar.gz")
-    assert cifar10_module.download(unreachable, tmp_path / "downloads").exists()
+    assert download(unreachable, tmp_path / "downloads").exists()
     with pytest.raises(ConnectionError, match=r"could not be downloaded .*add --archive FILE"):
-        cifar10_module.download(unreachable, tmp_path / "empty")
-    assert not list((tmp_path / "empty").iterdir())
+        download(unreachable, tmp_path / "empty")
+    assert [path.stat().st_size for path in (tmp_path / "empty").iterdir()] == [0]  # what is there to go on from
 
 
 @pytest.mark.parametrize(
@@ -201,7 +229,9 @@ def test_unknown_names_list_what_is_known(tiny, name):
 def test_prepare_refuses_what_it_cannot_do(tmp_path):
     with pytest.raises(ValueError, match="embedded in scikit-learn and needs no preparation"):
         prepare("digits")
-    with pytest.raises(ValueError, match="archive=x: only for name='cifar10', not 'mnist'"):
+    with pytest.raises(
+        ValueError, match="archive=x: only for 'cifar10', 'cifar100', 'tiny_imagenet', not name='mnist'"
+    ):
         prepare("mnist", tmp_path, "x")
 
 
@@ -210,8 +240,8 @@ def test_preparing_another_set_without_a_network_fails_at_once(tmp_path, monkeyp
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("socket.getaddrinfo", no_address)
-    with pytest.raises(ConnectionError, match=r"name='cifar100': .*, where TFDS downloads this set from, cannot be"):
-        prepare("cifar100", tmp_path)
+    with pytest.raises(ConnectionError, match=r"name='mnist': .*, where TFDS downloads this set from, cannot be"):
+        prepare("mnist", tmp_path)
 
 
 def test_files_that_tensorflow_alone_can_read_are_refused(tiny, tmp_path):

@@ -1,0 +1,179 @@
+"""Sequences of tasks: disjoint classes, permuted pixels or labels, random labels, mixtures of Gaussians.
+
+Stored images are gathered by index, never copied, and are shared by all lanes. Where the number of tasks is not given
+there is no end of them: each is drawn by the key and its number.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, PyTree
+
+from lopjax.data.tasks import check_class_order, check_class_split, class_table
+from lopjax.integers import as_integer
+from lopjax.losses import Masked
+from lopjax.training.task_streams import TaskSequence
+
+
+def class_incremental(
+    images: ArrayLike,
+    labels: ArrayLike,
+    num_classes: int,
+    num_tasks: int,
+    classes_per_task: int,
+    *,
+    order: ArrayLike | Sequence[int] | None = None,
+    images_per_class: int | None = None,
+    is_masked: bool = True,
+) -> TaskSequence:
+    """Tasks of disjoint classes: `order[t * classes_per_task : (t + 1) * classes_per_task]` for task `t`.
+
+    After the last task the first comes again.
+
+    Args:
+        images: `(images, ...)`.
+        labels: `(images,)`, 0..num_classes-1; labels stay as they are in every task.
+        num_classes: of the set.
+        num_tasks: different ones.
+        classes_per_task: of each.
+        order: of the classes, a permutation; None for one drawn by the key, another in every lane.
+        images_per_class: how many images of each class; None for as many as the smallest class has.
+        is_masked: labels are `lopjax.losses.Masked`, the classes of the task beside each label; else integers.
+
+    Raises:
+        ValueError: too few classes for so many tasks, a class with too few images, or no permutation; with the numbers.
+    """
+    check_class_split(num_tasks, classes_per_task, num_classes)
+    table = class_table(np.asarray(labels), num_classes, images_per_class)
+    data = {"images": images, "table": table, "labels": labels}
+    if order is not None:
+        data["order"] = check_class_order(np.asarray(order), num_classes)
+
+    def prepare(data: PyTree, key: jax.Array, task: Any) -> PyTree:
+        every = jax.random.permutation(key, num_classes) if order is None else jnp.asarray(data["order"])
+        classes = jax.lax.dynamic_slice_in_dim(every, task % num_tasks * classes_per_task, classes_per_task)
+        mask = jnp.zeros(num_classes, bool).at[classes].set(True)
+        return jnp.asarray(data["table"])[classes].reshape(-1), mask
+
+    def take(data: PyTree, prepared: PyTree, chosen: jax.Array) -> tuple[PyTree, PyTree]:
+        indices, mask = prepared
+        indices = indices[chosen]
+        labels = jnp.asarray(data["labels"])[indices]
+        masked = Masked(labels, jnp.broadcast_to(mask, (*chosen.shape, num_classes))) if is_masked else labels
+        return jnp.asarray(data["images"])[indices], masked
+
+    return TaskSequence(data, prepare, take, classes_per_task * table.shape[1])
+
+
+def permuted_pixels(images: ArrayLike, labels: ArrayLike) -> TaskSequence:
+    """The same images in every task, the positions of their pixels permuted: by the identity in the first.
+
+    One permutation of the `height * width` positions for all images of a task; channels stay together.
+
+    Args:
+        images: `(images, height, width, channels)`.
+        labels: `(images,)`.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    if jnp.ndim(images) != 4:
+        raise ValueError(f"images: shape {jnp.shape(images)}; must be (images, height, width, channels)")
+    _, height, width, channels = jnp.shape(images)
+
+    def prepare(data: PyTree, key: jax.Array, task: Any) -> PyTree:
+        return _permutation(key, task, height * width)
+
+    def take(data: PyTree, order: jax.Array, chosen: jax.Array) -> tuple[PyTree, PyTree]:
+        images, labels = (jnp.asarray(array)[chosen] for array in data)
+        pixels = images.reshape(*chosen.shape, height * width, channels)[:, order]
+        return pixels.reshape(images.shape), labels
+
+    return TaskSequence((images, labels), prepare, take, _num_examples(images, labels))
+
+
+def permuted_labels(images: ArrayLike, labels: ArrayLike, num_classes: int) -> TaskSequence:
+    """The same images in every task, their classes renamed by a permutation: by the identity in the first."""
+
+    def take(data: PyTree, names: jax.Array, chosen: jax.Array) -> tuple[PyTree, PyTree]:
+        images, labels = (jnp.asarray(array)[chosen] for array in data)
+        return images, names[labels]
+
+    def prepare(data: PyTree, key: jax.Array, task: Any) -> PyTree:
+        return _permutation(key, task, num_classes)
+
+    return TaskSequence((images, labels), prepare, take, _num_examples(images, labels))
+
+
+def random_labels(images: ArrayLike, num_classes: int) -> TaskSequence:
+    """The same images in every task, with labels drawn anew, uniformly: to be learnt by heart (arXiv 2308.11958)."""
+    num = jnp.shape(images)[0]
+
+    def prepare(data: PyTree, key: jax.Array, task: Any) -> PyTree:
+        return jax.random.randint(jax.random.fold_in(key, task), (num,), 0, num_classes)
+
+    def take(data: PyTree, labels: jax.Array, chosen: jax.Array) -> tuple[PyTree, PyTree]:
+        return jnp.asarray(data)[chosen], labels[chosen]
+
+    return TaskSequence(images, prepare, take, num)
+
+
+def gaussian_mixtures(
+    num_examples: int = 1000,
+    num_classes: int = 2,
+    num_centres: int = 5,
+    shift: float = 0.6,
+    spread: float = 1.0,
+    noise: float = 0.2,
+    is_test: bool = False,
+) -> TaskSequence:
+    """Classes that are mixtures of Gaussians in the plane; nothing is stored.
+
+    A task draws a shift from `N(0, shift²)`, for every class `num_centres` centres from `N(shift, spread²)`, and
+    points from `N(centre, noise²)`. Classes and centres have equally many points.
+
+    Args:
+        num_examples: points of a task, a multiple of `num_classes * num_centres`.
+        num_classes: classes of a task.
+        num_centres: of each class.
+        shift: deviation of what all centres of a task have in common.
+        spread: deviation of the centres around it.
+        noise: deviation of the points around their centre.
+        is_test: other points of the same mixtures.
+
+    Raises:
+        ValueError: a number is not positive, or the points cannot be dealt out equally.
+    """
+    numbers = {"num_examples": num_examples, "num_classes": num_classes, "num_centres": num_centres}
+    for name, value in numbers.items():
+        as_integer(value, 1, f"{name}={value!r}: must be a positive integer")
+    if num_examples % (num_classes * num_centres):
+        raise ValueError(f"num_examples={num_examples}: must be a multiple of {num_classes} classes x {num_centres}")
+
+    def prepare(data: PyTree, key: jax.Array, task: Any) -> PyTree:
+        shift_key, centre_key, *point_keys = jax.random.split(jax.random.fold_in(key, task), 4)
+        common = shift * jax.random.normal(shift_key, (2,))
+        centres = common + spread * jax.random.normal(centre_key, (num_classes * num_centres, 2))
+        steps = jax.random.normal(point_keys[is_test], (num_examples, 2))
+        return centres[jnp.arange(num_examples) % len(centres)] + noise * steps
+
+    def take(data: PyTree, points: jax.Array, chosen: jax.Array) -> tuple[PyTree, PyTree]:
+        return points[chosen], chosen % (num_classes * num_centres) % num_classes
+
+    return TaskSequence((), prepare, take, num_examples)
+
+
+def _permutation(key: jax.Array, task: Any, num: int) -> jax.Array:
+    """That of a task; the identity of the first."""
+    drawn = jax.random.permutation(jax.random.fold_in(key, task), num)
+    return jnp.where(task == 0, jnp.arange(num), drawn)
+
+
+def _num_examples(images: ArrayLike, labels: ArrayLike) -> int:
+    num = jnp.shape(images)[0]
+    if jnp.shape(labels) != (num,):
+        raise ValueError(f"{num} images, labels of shape {jnp.shape(labels)}: there must be one label for each image")
+    return num

@@ -1,0 +1,158 @@
+"""Sequences of tasks on which networks lose plasticity, as streams: every task is a function of a key and its number.
+
+A `TaskSequence` is what tasks are made of, and `task_stream` the batches of a network that meets one after the other.
+The same sequence made of test images has the same tasks, so that it can be asked how much of each has been learnt:
+`task_examples`. The sequences that there are: `lopjax.training.task_sequences`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from lopjax.data import epoch_permutation
+from lopjax.integers import as_integer
+from lopjax.training.streams import Block, Drawn, Stream, Task
+
+
+class TaskSequence(NamedTuple):
+    """A sequence of tasks with equally many examples each.
+
+    Attributes:
+        data: arrays that all tasks read.
+        prepare: `(data, key, task) -> what makes the task`: indices of its images, a permutation, points.
+        take: `(data, prepared, chosen) -> (inputs, labels)`: the examples at positions `chosen` of 0..num_examples-1;
+            every leaf has a leading axis of examples.
+        num_examples: of each task.
+    """
+
+    data: PyTree
+    prepare: Callable[[PyTree, jax.Array, Any], PyTree]
+    take: Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]]
+    num_examples: int
+
+
+def task_stream(sequence: TaskSequence, batch_size: int, steps: int, change: int = 0) -> Stream:
+    """Task after task, `steps` steps each, in epochs: a fresh shuffle each, the last batch dropped if it is not full.
+
+    With `change` tasks pass into each other. Step `s` of a task (from 0) has each of its examples from the task before
+    with probability `1 - (s + 1) / (change + 1)`, so the distribution moves on a straight line from one task to the
+    next. There are then no boundaries: `Task.is_start` holds at the first step of all only.
+
+    Args:
+        sequence: the tasks.
+        batch_size: examples a step.
+        steps: of each task.
+        change: steps that the passage from one task to the next takes, at most `steps`; 0 for a jump.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    num = sequence.num_examples
+    if not 1 <= batch_size <= num:
+        raise ValueError(f"batch_size={batch_size}: must be between 1 and the {num} examples of a task")
+    as_integer(steps, 1, f"steps={steps!r}: must be a positive integer")
+    if not 0 <= change <= steps:
+        raise ValueError(f"change={change}: must be in 0..{steps}, the steps of a task")
+    epoch = num // batch_size
+
+    def prepare(data: PyTree, key: jax.Array, index: Any) -> PyTree:
+        task, within = index // steps, index % steps
+        tasks_key, order_key = _keys(key)
+        order_key = jax.random.fold_in(jax.random.fold_in(order_key, task), within // epoch)
+        views = [sequence.prepare(data, tasks_key, task)]
+        views += [sequence.prepare(data, tasks_key, jnp.maximum(task - 1, 0))] if change else []
+        return epoch_permutation(order_key, num, batch_size), views
+
+    def draw(data: PyTree, prepared: PyTree, key: jax.Array, index: Any) -> Drawn:
+        order, views = prepared
+        task, within = index // steps, index % steps
+        chosen = order[within % epoch]
+        batch, *before = [sequence.take(data, view, chosen) for view in views]
+        is_start = within == 0
+        if before:
+            coins = jax.random.uniform(jax.random.fold_in(_keys(key)[1], index), (batch_size,))
+            is_new = (coins * (change + 1) < within + 1) | (task == 0)
+            batch = jax.tree.map(lambda new, old: jnp.where(_along(is_new, new), new, old), batch, before[0])
+            is_start = index == 0
+        return Drawn(batch, Task(task, is_start))
+
+    def end(index: Any) -> Any:
+        within = index % steps
+        return index - within + jnp.minimum((within // epoch + 1) * epoch, steps)
+
+    def draw_alone(data: PyTree, key: jax.Array, index: Any) -> Drawn:
+        return draw(data, prepare(data, key, index), key, index)
+
+    return Stream(sequence.data, draw_alone, Block(prepare, draw, end))
+
+
+def task_examples(sequence: TaskSequence, data: PyTree, key: jax.Array, task: Any, num: int | None = None) -> PyTree:
+    """The first `num` examples of a task (all by default), as `(inputs, labels)`. Pure; task and key may be traced.
+
+    Args:
+        sequence: the tasks; made of test images, the test set of the task.
+        data: `sequence.data`, passed to the compiled function.
+        key: that of the stream; of a lane with key `k` in `make_chunk` this is `jax.random.split(k)[0]`.
+        task: its number.
+        num: how many examples.
+    """
+    view = sequence.prepare(data, _keys(key)[0], task)
+    return sequence.take(data, view, jnp.arange(sequence.num_examples if num is None else num))
+
+
+def upgd_toy(
+    batch_size: int = 1, steps: int = 200, num_inputs: int = 16, num_relevant: int = 2, change: str = "inputs"
+) -> Stream:
+    """Regression on the mean of a few of many inputs; which few, or the sign, changes every `steps` steps.
+
+    Inputs are `N(0, 1)`, never stored. In task `t` the relevant ones are `num_relevant * t, ...` modulo `num_inputs`
+    ("inputs"), or always the first, the sign of the target `(-1)^t` ("sign"; the authors' code starts with the minus
+    and draws the relevant inputs).
+
+    Args:
+        batch_size: examples a step; 1 in the paper.
+        steps: of each task.
+        num_inputs: a multiple of `num_relevant`.
+        num_relevant: inputs in the mean.
+        change: "inputs" or "sign".
+
+    Returns:
+        A stream of `(batch, num_inputs)` inputs and `(batch, 1)` targets.
+
+    Raises:
+        ValueError: a number or name that is not allowed.
+
+    References:
+        Elsayed & Mahmood, arXiv 2404.00781, appendix H.
+    """
+    for name, value in (("batch_size", batch_size), ("steps", steps), ("num_relevant", num_relevant)):
+        as_integer(value, 1, f"{name}={value!r}: must be a positive integer")
+    if num_inputs < 1 or num_inputs % num_relevant:
+        raise ValueError(f"num_inputs={num_inputs}: must be a positive multiple of num_relevant={num_relevant}")
+    if change not in ("inputs", "sign"):
+        raise ValueError(f'change={change!r}: must be "inputs" or "sign"')
+
+    def draw(data: PyTree, key: jax.Array, index: Any) -> Drawn:
+        inputs = jax.random.normal(jax.random.fold_in(key, index), (batch_size, num_inputs))
+        task = jnp.asarray(index // steps)
+        first = task * num_relevant if change == "inputs" else 0
+        sign = 1 - 2 * (task % 2) if change == "sign" else 1
+        relevant = (first + jnp.arange(num_relevant)) % num_inputs
+        targets = sign * jnp.mean(inputs[:, relevant], axis=1, keepdims=True)
+        return Drawn((inputs, targets), Task(task, index % steps == 0))
+
+    return Stream((), draw)
+
+
+def _keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of a stream's key: what the tasks are drawn by, and the order of their examples."""
+    tasks_key, order_key = jax.random.split(key)
+    return tasks_key, order_key
+
+
+def _along(which: jax.Array, leaf: jax.Array) -> jax.Array:
+    """A vector over the examples, to be broadcast against a leaf with a leading axis of examples."""
+    return which.reshape(-1, *(1,) * (leaf.ndim - 1))
