@@ -10,7 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Nearly all of the suite's time is compilation, and what it checks does not depend on how well XLA optimises. The newer
-# emitters of fused loops take two to three times as long to compile as the older ones, and xdist already uses all cores.
+# emitters of fused loops take two to three times as long to compile as the older ones; xdist already uses all cores.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
