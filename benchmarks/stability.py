@@ -101,7 +101,7 @@ def make_gradient_pass(model, loss, batch, size: int = 500) -> Callable[[Any], A
     """`params -> gradient` of the cloned network over all the data, in batches."""
     import jax
 
-    step = jax.jit(jax.grad(lambda params, part: loss(model.apply({"params": params}, part[0])[0], part[1])))
+    step = jax.jit(jax.grad(lambda params, part: loss(model.apply({"params": params}, part[0]).logits, part[1])))
     starts = range(0, len(batch[0]), size)
 
     def gradient_pass(params: Any) -> Any:

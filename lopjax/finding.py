@@ -59,7 +59,7 @@ def find_clones(
     """
     variables = at_least_float32(variables)
     params, wiring = variables["params"], model.wiring
-    taps = model.apply(variables, jnp.asarray(batch))[2]
+    taps = model.apply(variables, jnp.asarray(batch)).taps
     check_precision(taps)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((variables, taps))):
         raise ValueError("parameters or activations are not finite: units cannot be compared")

@@ -83,7 +83,7 @@ def of_parameters(
     inputs, labels = batch
 
     def loss_of_params(params: Params) -> jax.Array:
-        logits = model.apply({**variables, "params": params}, inputs, train=train, dropout_rate=0.0)[0]
+        logits = model.apply({**variables, "params": params}, inputs, train=train, dropout_rate=0.0).logits
         return loss(logits, labels)
 
     return loss_of_params
@@ -112,7 +112,7 @@ def check_batch(
     inputs, labels = batch
     if not bool(jnp.all(jnp.isfinite(inputs))):
         raise ValueError("the inputs of the batch hold values that are not finite: every number must be")
-    logits = model.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(inputs[:size]))[0]
+    logits = model.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(inputs[:size])).logits
     if jnp.issubdtype(jnp.result_type(labels), jnp.integer) and jnp.ndim(labels) == 1:
         low, high = int(jnp.min(labels)), int(jnp.max(labels))
         if low < 0 or high >= logits.shape[-1]:
@@ -143,7 +143,7 @@ def check_mean_over_samples(
     samples = len(batch[0])
     if samples <= size:
         return
-    apply = jax.jit(lambda variables, inputs: model.apply(variables, inputs, dropout_rate=0.0)[0])
+    apply = jax.jit(lambda variables, inputs: model.apply(variables, inputs, dropout_rate=0.0).logits)
     starts = range(0, samples, size)
     logits = [apply(variables, jnp.asarray(batch[0][start : start + size])) for start in starts]
     parts = [

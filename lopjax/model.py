@@ -37,6 +37,20 @@ class Tap:
 Taps = Mapping[str, Tap]
 
 
+class Output(NamedTuple):
+    """What `Model.apply` returns; unpacks as the triple that it is.
+
+    Attributes:
+        logits: `(batch, classes)`, or whatever the network puts out.
+        variables: those given; in train mode with updated batch statistics.
+        taps: pre- and post-activations of every site.
+    """
+
+    logits: jax.Array
+    variables: Variables
+    taps: dict[str, Tap]
+
+
 class Constructor(NamedTuple):
     """How a network was made, so that it can be made again.
 
@@ -57,8 +71,8 @@ class Model(NamedTuple):
     Attributes:
         init: `key -> variables`, `{"params": ..., "batch_stats": ...}`; vmap over keys gives seeds. Floating point
             type: JAX's default (float64 under x64).
-        apply: `apply(variables, x, train=False, key=None, perturbations=None, dropout_rate=None) -> (logits, variables,
-            taps)`. Pure. `x`: `(batch, *input_shape)`. `key` is needed when dropout draws. `perturbations`: taps (of
+        apply: `apply(variables, x, train=False, key=None, perturbations=None, dropout_rate=None) -> Output`,
+            with logits, variables and taps. Pure. `x`: `(batch, *input_shape)`. `key` is needed when dropout draws. `perturbations`: taps (of
             any subset of the sites) added to the pre- and post-activations. `dropout_rate`: overrides the model's own
             and may be traced. The variables returned are the given ones with batch statistics updated in train mode.
         wiring: the labelled axes; static and hashable.
@@ -67,7 +81,7 @@ class Model(NamedTuple):
     """
 
     init: Callable[[jax.Array], Variables]
-    apply: Callable[..., tuple[jax.Array, Variables, dict[str, Tap]]]
+    apply: Callable[..., Output]
     wiring: Wiring
     resize: Callable[[Mapping[str, int]], "Model"]
     constructor: Constructor | None = None

@@ -83,7 +83,7 @@ loss = cross_entropy(wide, cloned, (inputs, labels))
 gradient = jax.jit(jax.grad(loss))(cloned["params"])
 
 print(f"{dimension(manifold)} dimensions along the manifold, {codimension(manifold)} across it")
-print(f"logits differ by {abs(wide.apply(cloned, inputs)[0] - base.apply({'params': params}, inputs)[0]).max():.1e}")
+print(f"logits differ by {abs(wide.apply(cloned, inputs).logits - base.apply({'params': params}, inputs).logits).max():.1e}")
 print(f"share of the gradient that leaves the manifold: {tangency_residual(manifold, gradient):.1e}")
 
 # %% [markdown]
@@ -168,7 +168,7 @@ plt.show()
 # %%
 free = free_kick(loss, cloned["params"], wide.wiring, uniform_partition(wide.wiring, 2), "hidden_1", unit=0)
 freed = jax.tree.map(lambda leaf, direction: leaf + 0.5 * direction, cloned["params"], free.direction)
-change = abs(wide.apply({"params": freed}, inputs)[0] - wide.apply(cloned, inputs)[0]).max()
+change = abs(wide.apply({"params": freed}, inputs).logits - wide.apply(cloned, inputs).logits).max()
 print(f"change of the logits {change:.1e}; share of the next gradient that leaves: ", end="")
 print(f"{tangency_residual(manifold, jax.grad(loss)(freed)):.3f}")
 

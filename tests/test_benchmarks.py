@@ -24,7 +24,7 @@ def test_multiply_adds_are_those_that_xla_counts(name):
     variables = jax.eval_shape(model.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     # Lowered for an accelerator, where convolutions are single operations.
-    lowered = jax.jit(lambda variables, x: model.apply(variables, x)[0]).trace(variables, x)
+    lowered = jax.jit(lambda variables, x: model.apply(variables, x).logits).trace(variables, x)
     flops = lowered.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
     assert multiply_adds(name, options) == pytest.approx(flops / 2, rel=0.2)
     # The control: a tiny network of the same kind is another number.

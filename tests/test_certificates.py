@@ -141,7 +141,7 @@ def test_data_that_contradict_the_parameters_leave_it_undecided(model):
 
     def lopsided(variables, x, **options):  # a network that treats unit 0 specially, against its labels
         shifts = options.pop("perturbations", None)
-        taps = jax.eval_shape(lambda: model.apply(variables, x)[2])
+        taps = jax.eval_shape(lambda: model.apply(variables, x).taps)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), taps)
         shifts = zeros if shifts is None else shifts
         first = shifts["hidden_0"]
@@ -275,7 +275,7 @@ def test_interval_bounds_hold_for_every_input_of_the_box(relu, dying):
     rng = np.random.default_rng(0)
     inputs = jnp.asarray(rng.uniform(low, high, (4000, 4)))
     corners = jnp.asarray(np.where(rng.random((64, 4)) < 0.5, low, high))
-    taps = relu.apply(dying, jnp.concatenate([inputs, corners]))[2]
+    taps = relu.apply(dying, jnp.concatenate([inputs, corners])).taps
     for site in ("hidden_0", "hidden_1"):
         lower, upper = interval_bounds(dying["params"], relu.wiring, site, (low, high))
         assert (taps[site].pre <= upper + 1e-14).all()
@@ -283,7 +283,7 @@ def test_interval_bounds_hold_for_every_input_of_the_box(relu, dying):
     # Exact for the first layer: some corner attains it.
     lower, upper = interval_bounds(dying["params"], relu.wiring, "hidden_0", (low, high))
     grid = jnp.stack(jnp.meshgrid(*jnp.stack([low, high]).T), axis=-1).reshape(-1, 4)
-    np.testing.assert_allclose(relu.apply(dying, grid)[2]["hidden_0"].pre.max(axis=0), upper, atol=1e-14)
+    np.testing.assert_allclose(relu.apply(dying, grid).taps["hidden_0"].pre.max(axis=0), upper, atol=1e-14)
     live = int(upper.argmax())
     units = {u.unit: u for u in certify_frozen(relu, dying, {"hidden_0": [1, live]}, input_box=(low, high)).units}
     assert (units[1].verdict, units[1].depends_on) == (FrozenVerdict.FROZEN_EVERYWHERE, ())
@@ -300,7 +300,7 @@ def test_convolutions_use_the_patch(x64):
     frozen = {"conv_0": [0], "conv_1": [0], "dense": [0]}
     box = (-jnp.ones((5, 5, 2)), jnp.ones((5, 5, 2)))
     units = certify_frozen(model, variables, frozen, (inputs, labels), input_box=box).units
-    taps = model.apply(variables, inputs)[2]
+    taps = model.apply(variables, inputs).taps
     sources = {"conv_0": inputs, "conv_1": taps["conv_0"].post}
     for unit in units[:2]:
         padded = np.pad(np.asarray(sources[unit.site]), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -312,7 +312,7 @@ def test_convolutions_use_the_patch(x64):
     flat = np.asarray(taps["conv_1"].post).reshape(12, -1)
     z = np.asarray(taps["dense"].pre)[:, 0]
     np.testing.assert_allclose(units[2].radius, (-z / np.sqrt(1 + (flat**2).sum(-1))).min(), rtol=1e-12)
-    inside = model.apply(variables, jnp.tanh(inputs))[2]
+    inside = model.apply(variables, jnp.tanh(inputs)).taps
     for unit in units:
         assert unit.verdict in (FrozenVerdict.FROZEN, FrozenVerdict.FROZEN_EVERYWHERE)
         assert float(inside[unit.site].pre[..., 0].max()) <= unit.box_upper

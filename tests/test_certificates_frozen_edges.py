@@ -176,7 +176,7 @@ def test_interval_bounds_hold_in_float32_by_default(name):
         centre = random.normal(size=30)
         box = tuple(jnp.asarray(centre + sign * 1e-7 * np.abs(centre), jnp.float32) for sign in (-1, 1))
         inputs = jnp.asarray(np.where(random.random((200, 30)) < 0.5, box[0], box[1]))
-        taps = model.apply({"params": params}, inputs)[2]
+        taps = model.apply({"params": params}, inputs).taps
         for site in ("hidden_0", "hidden_1"):
             low, high = interval_bounds(params, model.wiring, site, box)
             assert (taps[site].pre <= high).all()

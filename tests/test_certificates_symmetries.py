@@ -48,7 +48,7 @@ def departure(model, params, loss, optimizer, steps=150):
             params, state = carry
             labels = jax.random.randint(key, (len(inputs),), 0, 3)
             labels = jax.nn.one_hot(labels, 3) if loss is mean_squared_error else labels
-            gradient = jax.grad(lambda p: loss(model.apply({"params": p}, inputs)[0], labels))(params)
+            gradient = jax.grad(lambda p: loss(model.apply({"params": p}, inputs).logits, labels))(params)
             updates, state = optimizer.update(gradient, state, params)
             return (optax.apply_updates(params, updates), state), None
 
@@ -193,12 +193,12 @@ def test_rotated_heads_are_clones_up_to_a_symmetry(heads):
         "ON_V": [changed(params, ("mlp_0_out", "kernel"), add_to_first(0.9))],
         "BLOCK_CONSTANT": [params],
     }
-    logits = model.apply({"params": params}, data[0])[0]
+    logits = model.apply({"params": params}, data[0]).logits
     for verdict, given in cases.items():
         for each in given:
             certificate = certify_cloned(model, {"params": each}, partition, data)
             assert certificate.verdict.name == verdict
-    np.testing.assert_allclose(model.apply({"params": cases["NOT_CLONED"][1]}, data[0])[0], logits, atol=1e-12)
+    np.testing.assert_allclose(model.apply({"params": cases["NOT_CLONED"][1]}, data[0]).logits, logits, atol=1e-12)
     assert certify_cloned(model, {"params": rotated}, partition).verdict is CloneVerdict.UNDECIDED
     for each, proportional in (
         (rotated, (0, 0, 1, 1)),

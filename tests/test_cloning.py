@@ -87,24 +87,24 @@ def test_function_is_preserved(x64, norm, factor):
         variables,
     )
     if factor != 1:
-        wrong = wide.apply(clone_variables(undivided, model.wiring, factor), inputs)[0]
-        assert jnp.max(jnp.abs(wrong - model.apply(variables, inputs)[0])) > 1e-2
+        wrong = wide.apply(clone_variables(undivided, model.wiring, factor), inputs).logits
+        assert jnp.max(jnp.abs(wrong - model.apply(variables, inputs).logits)) > 1e-2
 
 
 def test_unequal_factors_under_layer_norm_keep_the_function(x64):
     """Each layer's factor is its own; within one layer all units have the same number of clones."""
     model, variables = base_network("layer")
     inputs = jax.random.normal(jax.random.key(2), (7, 4))
-    wide_logits = widen(model, UNEQUAL).apply(clone_variables(variables, model.wiring, UNEQUAL), inputs)[0]
-    np.testing.assert_allclose(wide_logits, model.apply(variables, inputs)[0], atol=1e-13)
+    wide_logits = widen(model, UNEQUAL).apply(clone_variables(variables, model.wiring, UNEQUAL), inputs).logits
+    np.testing.assert_allclose(wide_logits, model.apply(variables, inputs).logits, atol=1e-13)
 
 
 @pytest.mark.parametrize(("factor", "digits"), [(2, 2e-6), (4, 2e-6), (3, 2e-6)])
 def test_float32_logits_agree_to_rounding(factor, digits):
     model, variables = base_network()
     inputs = jax.random.normal(jax.random.key(2), (7, 4))
-    logits = model.apply(variables, inputs)[0]
-    wide = widen(model, factor).apply(clone_variables(variables, model.wiring, factor), inputs)[0]
+    logits = model.apply(variables, inputs).logits
+    wide = widen(model, factor).apply(clone_variables(variables, model.wiring, factor), inputs).logits
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(wide, logits, rtol=0, atol=digits)
 
@@ -220,7 +220,7 @@ def test_unequal_numbers_of_clones_keep_the_function_and_stay_clones(x64, name):
     @partial(jax.jit, static_argnums=0)
     def run(model, variables):
         def loss(params):
-            logits = model.apply({**variables, "params": params}, inputs, train=True)[0]
+            logits = model.apply({**variables, "params": params}, inputs, train=True).logits
             return mean_cross_entropy(logits, labels), logits
 
         (_, logits), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
@@ -259,7 +259,9 @@ def test_training_unequal_clones_is_training_the_base_with_its_quotient_optimize
     def train(network, optimizer, params):
         def step(_, carry):
             params, state = carry
-            gradient = jax.grad(lambda p: mean_cross_entropy(network.apply({"params": p}, inputs)[0], labels))(params)
+            gradient = jax.grad(lambda p: mean_cross_entropy(network.apply({"params": p}, inputs).logits, labels))(
+                params
+            )
             updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state
 
@@ -304,8 +306,8 @@ def test_unequal_heads_and_hidden_units_of_a_transformer_keep_the_function(x64):
     others = [space for space in model.wiring.cloneable if space not in model.wiring.coupled]
     factor = {space: [2] + [1] * (model.wiring.size(space) - 1) for space in others}
     assert len(others) >= 2
-    wide = widen(model, factor).apply(clone_variables(variables, model.wiring, factor), inputs)[0]
-    np.testing.assert_allclose(wide, model.apply(variables, inputs)[0], atol=1e-13)
+    wide = widen(model, factor).apply(clone_variables(variables, model.wiring, factor), inputs).logits
+    np.testing.assert_allclose(wide, model.apply(variables, inputs).logits, atol=1e-13)
 
 
 BAD = [

@@ -105,7 +105,7 @@ def test_clones_survive_training_in_float32():
         params = clone_variables(base.init(jax.random.key(0)), base.wiring, 2)["params"]
         inputs = jnp.asarray(INPUTS, jnp.float32)
         gradient = jax.jit(
-            jax.grad(lambda p: jnp.mean(jnp.square(wide.apply({"params": p}, inputs)[0] - inputs[:, :2])))
+            jax.grad(lambda p: jnp.mean(jnp.square(wide.apply({"params": p}, inputs).logits - inputs[:, :2])))
         )
         for _ in range(50):
             params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient(params))
@@ -165,7 +165,7 @@ def test_proportional_clones_are_invisible_to_parameters(activation, scales):
     model, variables, expected = planted_network(activation=activation, seed=1)
     twisted = rescale(variables, "hidden_1", "classes", scales)
     np.testing.assert_allclose(
-        model.apply(twisted, jnp.asarray(INPUTS))[0], model.apply(variables, jnp.asarray(INPUTS))[0], atol=1e-13
+        model.apply(twisted, jnp.asarray(INPUTS)).logits, model.apply(variables, jnp.asarray(INPUTS)).logits, atol=1e-13
     )
     found = find_clones(model, twisted, INPUTS)["hidden_1"]
     assert found.proportional == expected["hidden_1"]

@@ -49,7 +49,7 @@ def dense_rank(model, variables, points):
     theta, unravel = ravel_pytree(variables["params"])
 
     def outputs(theta):
-        return model.apply({"params": unravel(theta)}, points)[0].ravel()
+        return model.apply({"params": unravel(theta)}, points).logits.ravel()
 
     fields, hessians = np.asarray(jax.jacobian(outputs)(theta)), np.asarray(jax.hessian(outputs)(theta))
     brackets = [hessians[j] @ fields[i] - hessians[i] @ fields[j] for i in range(len(fields)) for j in range(i)]

@@ -71,7 +71,7 @@ def test_loss_of_parameters_is_the_loss_of_logits(x64, name, labels, train):
         "mse": (mse, mean_squared_error),
     }[name]
     loss = of_params(model, variables, (inputs, labels), train=train)
-    logits = model.apply(variables, inputs, train=train, dropout_rate=0.0)[0]
+    logits = model.apply(variables, inputs, train=train, dropout_rate=0.0).logits
     np.testing.assert_allclose(loss(variables["params"]), of_logits(logits, labels), rtol=1e-15)
     # Train mode normalises by this batch: another value. The statistics passed in are not the parameters' business.
     other = of_params(model, variables, (inputs, labels), train=not train)

@@ -42,7 +42,7 @@ def test_backward_signals_predict_what_a_perturbation_does_to_the_loss(x64, name
     generator, step = np.random.default_rng(1), 1e-5
 
     def loss(perturbations):
-        logits = model.apply(variables, inputs, perturbations=perturbations)[0]
+        logits = model.apply(variables, inputs, perturbations=perturbations).logits
         shifted = logits - logits.max(axis=1, keepdims=True)
         return jnp.mean(jnp.log(jnp.exp(shifted).sum(axis=1)) - shifted[jnp.arange(len(labels)), labels])
 

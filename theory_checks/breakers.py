@@ -44,7 +44,7 @@ def _noisy_point(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Ar
 
 def _unit_dropout(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Params:
     def loss(params: Params) -> jax.Array:
-        logits = network("mlp").model.apply({"params": params}, batch[0], train=True, key=key, dropout_rate=0.5)[0]
+        logits = network("mlp").model.apply({"params": params}, batch[0], train=True, key=key, dropout_rate=0.5).logits
         return mean_cross_entropy(logits, batch[1])
 
     return jax.grad(loss)(params)

@@ -50,7 +50,7 @@ def gradients_and_signals(
             logits, after, taps = model.apply(state, batch[0], train=train, perturbations=perturbations)
             return mean_cross_entropy(logits, batch[1]), (taps, after)
 
-        shapes = jax.eval_shape(lambda: model.apply(point, batch[0], train=train)[2])
+        shapes = jax.eval_shape(lambda: model.apply(point, batch[0], train=train).taps)
         nothing = jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), shapes)
         (gradient, backward), (taps, after) = jax.grad(loss, argnums=(0, 1), has_aux=True)(point["params"], nothing)
         return {**after, "params": gradient}, taps, backward
@@ -140,7 +140,7 @@ def check_same_function(size: Size) -> list[Row]:
         repeated = wide.wiring.map(lambda label, leaf: leaf * 3 ** len(label.reads()), clones)
 
         def error(state: Variables, apply=wide_apply, inputs=inputs, logits=logits) -> float:
-            return float(jnp.linalg.norm(apply(state, inputs)[0] - logits) / jnp.linalg.norm(logits))
+            return float(jnp.linalg.norm(apply(state, inputs).logits - logits) / jnp.linalg.norm(logits))
 
         rows.append(Row(f"{name}, 3 clones a unit", error(clones), ROUNDING))
         undivided.append(error(repeated))

@@ -71,7 +71,7 @@ def critical_base(outputs: int, seed: int = 6) -> tuple[Model, Variables, tuple[
     start = random_variables(base)
     flat, unravel = ravel_pytree(start["params"])
     teacher, inputs = 1.5 * rng.normal(size=flat.shape), jnp.asarray(rng.normal(size=(64, 2)))
-    targets = base.apply({**start, "params": unravel(jnp.asarray(teacher))}, inputs)[0]
+    targets = base.apply({**start, "params": unravel(jnp.asarray(teacher))}, inputs).logits
     batch = inputs, targets + 0.3 * rng.normal(size=(64, outputs))
     loss_of = of_parameters(mean_squared_error, base, start, batch)
     loss = jax.jit(lambda point: loss_of(unravel(point)))

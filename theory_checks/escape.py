@@ -128,7 +128,7 @@ def _rank_gained(variables: Variables, base: Model, batch: tuple[jax.Array, jax.
     def activations(size: jax.Array) -> jax.Array:
         kicked = jax.tree.map(lambda leaf, change: leaf + size * change, cloned["params"], kick)
         stepped = jax.tree.map(jnp.subtract, kicked, jax.grad(loss)(kicked))
-        return wide.apply({**cloned, "params": stepped}, inputs)[2]["hidden_0"].post
+        return wide.apply({**cloned, "params": stepped}, inputs).taps["hidden_0"].post
 
     before, change = jax.jit(lambda: jax.jvp(activations, (0.0,), (1.0,)))()
     with_kick = np.linalg.svd(before + change, compute_uv=False)

@@ -147,7 +147,7 @@ def check_radius(size: Size) -> list[Row]:
         certificate = certify_frozen(model, variables, {case.site: UNITS}, (inputs, labels))
         radius, unit = certificate.units[0].radius or 0.0, certificate.units[0].unit
         layer = variables["params"]["hidden_1"]
-        taps = model.apply(variables, inputs)[2]
+        taps = model.apply(variables, inputs).taps
         sources = np.concatenate([taps["hidden_0"].post, np.ones((len(inputs), 1))], axis=1)
         own = np.append(np.asarray(layer["kernel"])[:, unit], layer["bias"][unit])
         nearest = np.argmin(-sources @ own / np.linalg.norm(sources, axis=1))
@@ -174,7 +174,7 @@ def _descend(model: Model, params: Params, stream: tuple[jax.Array, jax.Array]) 
 
 def _barely_asleep(model: Model, site: str, params: Params, inputs: jax.Array) -> Params:
     """Lower the biases of `UNITS` until their largest pre-activation is -0.01."""
-    highest = np.asarray(model.apply({"params": params}, inputs)[2][site].pre).max(axis=0)
+    highest = np.asarray(model.apply({"params": params}, inputs).taps[site].pre).max(axis=0)
     bias = np.array(params[site]["bias"])
     bias[list(UNITS)] -= highest[list(UNITS)] + 0.01
     return {**params, site: {**params[site], "bias": jnp.asarray(bias)}}

@@ -134,7 +134,7 @@ def check_free_kick(size: Size) -> list[Row]:
 
     def logits(direction: object) -> jax.Array:
         moved = jax.tree.map(lambda leaf, step: leaf + 0.7 * step, params, direction)
-        return point.wide.apply({**point.cloned, "params": moved}, point.batch[0])[0]
+        return point.wide.apply({**point.cloned, "params": moved}, point.batch[0]).logits
 
     nothing = jax.tree.map(jnp.zeros_like, params)
     kicked = jax.tree.map(lambda leaf, step: leaf + 0.7 * step, params, kick.direction)

@@ -129,7 +129,7 @@ def train_and_probe(config: Config, every: int = 20) -> dict[str, Any]:
         images, labels = batch
 
         def loss(params):
-            return mean_cross_entropy(model.apply({**variables, "params": params}, inputs(images))[0], labels)
+            return mean_cross_entropy(model.apply({**variables, "params": params}, inputs(images)).logits, labels)
 
         updates, state = optimizer.update(jax.grad(loss)(variables["params"]), state)
         return ({**variables, "params": optax.apply_updates(variables["params"], updates)}, state), None
@@ -137,7 +137,7 @@ def train_and_probe(config: Config, every: int = 20) -> dict[str, Any]:
     @jax.jit
     def run(variables, images, labels, probed, order):
         def chunk(carry, chosen):
-            taps = model.apply(carry[0], inputs(probed))[2]
+            taps = model.apply(carry[0], inputs(probed)).taps
             reports = [correlation_report(taps[layer].post) for layer in layers]
             carry, _ = jax.lax.scan(lambda c, i: step(c, (images[i], labels[i])), carry, chosen)
             return carry, jax.tree.map(lambda *layers: jnp.stack(layers), *reports)
@@ -151,7 +151,7 @@ def train_and_probe(config: Config, every: int = 20) -> dict[str, Any]:
         chunks = config.train_steps // every
         order = jax.random.randint(order_key, (chunks, every, 32), 0, len(images))
         variables, reports = run(model.init(init_key), images, labels, images[:: len(images) // 500], order)
-        logits = model.apply(variables, inputs(jnp.asarray(data.test_images)))[0]
+        logits = model.apply(variables, inputs(jnp.asarray(data.test_images))).logits
         score = float(accuracy(logits, jnp.asarray(data.test_labels)))
     fields = {name: np.asarray(value).tolist() for name, value in reports._asdict().items()}
     return {"steps": (np.arange(chunks) * every).tolist(), "test_accuracy": score, "layers": list(layers), **fields}

@@ -37,7 +37,7 @@ def make_measure(setup: Setup) -> Callable[[Any, Any, Any, Any], Measurements]:
             for metric, sites in symptoms(model, variables, inputs, labels, partition=clusters).items():
                 measured |= {f"{name}/{metric}/{site}": value for site, value in sites.items()}
         if clone is not None:
-            difference = setup.base.apply(base, inputs)[0] - setup.wide.apply(clone, inputs)[0]
+            difference = setup.base.apply(base, inputs).logits - setup.wide.apply(clone, inputs).logits
             measured["logit_difference"] = abs(difference).max()
             measured |= confinement(setup, clone, (inputs, labels))
         return measured

@@ -143,7 +143,7 @@ def measure(config: Config, model: Model, variables: Variables, inputs: Any, lab
         batch = np.asarray(inputs, np.float64), np.asarray(labels)
         double, batch = jax.device_put((double, batch))
         blocks = unit_blocks(model, double, mean_cross_entropy, batch, config.factor)
-        loss = float(mean_cross_entropy(model.apply(double, batch[0])[0], batch[1]))
+        loss = float(mean_cross_entropy(model.apply(double, batch[0]).logits, batch[1]))
     return {
         "loss": loss,
         "report": blocks.total._replace(verdict=blocks.total.verdict.name)._asdict(),

@@ -51,7 +51,7 @@ def _run(apply: Callable[..., tuple], loss: Loss, train: bool, variables: Variab
         logits, _, taps = apply(state, inputs, train=train, perturbations=shifts, dropout_rate=0.0)
         return loss(logits, labels), taps
 
-    shapes = jax.eval_shape(lambda: apply(variables, inputs, train=train, dropout_rate=0.0)[2])
+    shapes = jax.eval_shape(lambda: apply(variables, inputs, train=train, dropout_rate=0.0).taps)
     shifts = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     grad = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
     (value, taps), (gradient, backward) = grad(variables["params"], shifts)

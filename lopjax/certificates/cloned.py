@@ -188,7 +188,7 @@ class _Question(NamedTuple):
         if self.batch is None:
             return _OnBatch(None, {}, {}, None, max(tolerance, signal_tolerance(params, wiring)))
         inputs = jnp.asarray(self.batch[0])
-        check_precision(jax.eval_shape(lambda: self.model.apply(self.variables, inputs)[2]))
+        check_precision(jax.eval_shape(lambda: self.model.apply(self.variables, inputs).taps))
         check_batch(self.loss, self.model, self.variables, self.batch)
         seen = run(self.model, self.loss, self.train, self.variables, self.batch)
         return _OnBatch(

@@ -117,7 +117,7 @@ def functional_codimension(
     statistics = {name: _to_float64(tree) for name, tree in variables.items() if name != "params"}
 
     def outputs(theta: Array, x: Array) -> Array:
-        return model.apply({**statistics, "params": unravel(theta)}, x, dropout_rate=0.0)[0]
+        return model.apply({**statistics, "params": unravel(theta)}, x, dropout_rate=0.0).logits
 
     _require_float64_throughout(model, {**statistics, "params": unravel(theta)}, inputs)
     present = jax.jit(outputs)(theta, inputs)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lopjax.integers import as_integer
-from lopjax.model import Model, Tap, Variables
+from lopjax.model import Model, Output, Tap, Variables
 from lopjax.models.labels import Coupling, Labelled, Tapped
 from lopjax.wiring import Path, Site, Wiring, build_wiring, tree_paths
 
@@ -62,7 +62,7 @@ def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[st
         key: jax.Array | None = None,
         perturbations: Mapping[str, Tap] | None = None,
         dropout_rate: jax.typing.ArrayLike | None = None,
-    ) -> tuple[jax.Array, Variables, dict[str, Tap]]:
+    ) -> Output:
         collections = dict(variables)
         if perturbations:
             collections["perturbations"] = _nest(perturbations, scopes)
@@ -76,7 +76,7 @@ def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[st
         )
         taps = {site: _follow(updates["taps"], path) for site, path in scopes.items()}
         state = {name: updates[name] for name in updates if name != "taps"}
-        return logits, {**variables, **state}, taps
+        return Output(logits, {**variables, **state}, taps)
 
     def resize(sizes: Mapping[str, int]) -> Model:
         return _from_linen(_resized(module, sizes, wiring), input_shape, fixed)

@@ -102,7 +102,7 @@ def initials(model: Model) -> Callable[[jax.Array], Variables]:
 @cache
 def forward(model: Model) -> Callable[[Variables, Any], jax.Array]:
     """Logits in eval mode."""
-    return jax.jit(lambda variables, inputs: model.apply(variables, inputs)[0])
+    return jax.jit(lambda variables, inputs: model.apply(variables, inputs).logits)
 
 
 @cache

@@ -63,7 +63,7 @@ def evaluate(
     whole = num // size * size
 
     def sums(batch: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply(variables, preprocess.inputs(batch[0]))[0]
+        logits = model.apply(variables, preprocess.inputs(batch[0])).logits
         count = batch[1].shape[0]
         return mean_cross_entropy(logits, batch[1]) * count, accuracy(logits, batch[1]) * count
 

@@ -82,7 +82,7 @@ def train_step(
 
     def value_fn(changed: PyTree) -> jax.Array:
         variables = {**state.variables, "params": changed}
-        logits = model.apply(variables, batch[0], train=True, key=key, dropout_rate=dropout_rate)[0]
+        logits = model.apply(variables, batch[0], train=True, key=key, dropout_rate=dropout_rate).logits
         return loss(logits, batch[1])
 
     known = {"value": seen.loss, "grad": seen.gradient, "value_fn": value_fn, **(extra or {})}

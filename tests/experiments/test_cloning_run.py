@@ -113,7 +113,7 @@ def test_the_folder_holds_what_the_run_was_and_what_came_out(recorded):
         variables = recorded.variables(method)
         for name in ("base", "clone"):
             of_seed = jax.tree.map(lambda leaf: leaf[1], variables[name])
-            logits = recorded.model(name).apply(of_seed, inputs)[0]
+            logits = recorded.model(name).apply(of_seed, inputs).logits
             assert logits.shape == (40, 10) == (len(labels), 10)
     assert [(row["method"], row["seed"]) for row in recorded.summary] == [(m, s) for m in METHODS for s in SEEDS]
     assert json.loads(json.dumps(summarise(recorded), default=float)) == recorded.summary

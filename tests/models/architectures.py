@@ -145,7 +145,7 @@ def cut_gradients(model: Model, variables: Variables, data: tuple, train: bool =
 
     def loss(params: Any, gates: dict[str, jax.Array]) -> jax.Array:
         state = {**variables, "params": params}
-        taps = model.apply(state, data[0], train=train)[2]
+        taps = model.apply(state, data[0], train=train).taps
         shifts = {
             site: Tap(
                 tap.space,
@@ -156,7 +156,7 @@ def cut_gradients(model: Model, variables: Variables, data: tuple, train: bool =
             for site, tap in taps.items()
         }
         # Each site is shifted alone, so the activations subtracted are those that reach it.
-        logits = model.apply(state, data[0], train=train, perturbations=shifts)[0]
+        logits = model.apply(state, data[0], train=train, perturbations=shifts).logits
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), data[1][:, None], axis=1))
 
     gradient = jax.jit(jax.grad(loss))

@@ -118,7 +118,7 @@ def test_a_dead_channel_has_no_gradient_and_no_living_one_is_silent(x64):
     variables, (x, _) = draw(model), batch(SHAPE)
     params = variables["params"]
     dead = {**params, "conv_1": {**params["conv_1"], "bias": params["conv_1"]["bias"].at[1].set(-100.0)}}
-    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, x)[0])))(dead)
+    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, x).logits)))(dead)
     assert not np.any(gradient["conv_1"]["kernel"][..., 1])
     assert not np.any(gradient["dense"]["kernel"][:, :, 1])  # outgoing: it sends zero
     assert np.all(np.abs(gradient["conv_1"]["kernel"][..., [0, 2]]).max((0, 1, 2)) > 1e-3)
@@ -134,12 +134,14 @@ def test_gradients_through_a_maximum_of_what_the_backward_pass_computes_again(x6
     @jax.jit
     def loss(step):
         params = jax.tree.map(lambda p, d: p + step * d, variables["params"], direction)
-        return jnp.sum(jnp.sin(model.apply({**variables, "params": params}, inputs, train=True)[0]))
+        return jnp.sum(jnp.sin(model.apply({**variables, "params": params}, inputs, train=True).logits))
 
     # A backward pass, not a forward one: `jax.grad` with respect to the whole tree.
     @jax.jit
     def slope(params):
-        gradient = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply({**variables, "params": p}, inputs, train=True)[0])))
+        gradient = jax.grad(
+            lambda p: jnp.sum(jnp.sin(model.apply({**variables, "params": p}, inputs, train=True).logits))
+        )
         return sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient(params)), jax.tree.leaves(direction)))
 
     np.testing.assert_allclose(slope(variables["params"]), (loss(1e-6) - loss(-1e-6)) / 2e-6, rtol=1e-7)

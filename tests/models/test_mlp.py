@@ -139,7 +139,7 @@ def hidden_ones(model):
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_keeps_the_mean_and_has_the_binomial_variance(x64, rate):
     model = dropout_network(rate)
-    logits = model.apply(hidden_ones(model), jnp.ones((500, 6)), train=True, key=jax.random.key(3))[0][:, 0]
+    logits = model.apply(hidden_ones(model), jnp.ones((500, 6)), train=True, key=jax.random.key(3)).logits[:, 0]
     deviation = np.sqrt(rate / (1 - rate) / 400)
     assert abs(logits.mean() - 1) < 5 * deviation / np.sqrt(500)
     assert abs(logits.std() / deviation - 1) < 0.2
@@ -173,13 +173,13 @@ def test_a_traced_rate_equals_the_static_one_and_compiles_once(x64):
     @jax.jit
     def run(rate):
         traces.append(rate)
-        return model.apply(variables, x, train=True, key=key, dropout_rate=rate)[0]
+        return model.apply(variables, x, train=True, key=key, dropout_rate=rate).logits
 
     for rate, static in with_static.items():
         np.testing.assert_array_equal(
-            run(rate), jax.jit(lambda s=static: s.apply(variables, x, train=True, key=key)[0])()
+            run(rate), jax.jit(lambda s=static: s.apply(variables, x, train=True, key=key).logits)()
         )
-    np.testing.assert_allclose(run(0.0), model.apply(variables, x)[0], atol=1e-15)
+    np.testing.assert_allclose(run(0.0), model.apply(variables, x).logits, atol=1e-15)
     assert len(traces) == 1
     assert np.max(np.abs(run(0.2) - run(0.5))) > 1e-3
 
@@ -187,11 +187,11 @@ def test_a_traced_rate_equals_the_static_one_and_compiles_once(x64):
 def test_dropout_is_off_in_eval_mode_and_pure_in_train_mode():
     model = dropout_network(0.5)
     variables, x = hidden_ones(model), jnp.ones((3, 6))
-    np.testing.assert_allclose(model.apply(variables, x, key=jax.random.key(0))[0], 1, rtol=1e-6)
-    first, again, other = (model.apply(variables, x, train=True, key=jax.random.key(seed))[0] for seed in (0, 0, 1))
+    np.testing.assert_allclose(model.apply(variables, x, key=jax.random.key(0)).logits, 1, rtol=1e-6)
+    first, again, other = (model.apply(variables, x, train=True, key=jax.random.key(seed)).logits for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
-    taps = model.apply(variables, x, train=True, key=jax.random.key(0))[2]
+    taps = model.apply(variables, x, train=True, key=jax.random.key(0)).taps
     np.testing.assert_array_equal(taps["hidden_0"].post, jnp.ones((3, 400)))  # taps are before dropout
 
 
@@ -200,7 +200,7 @@ def test_dropout_without_a_key_and_bad_rates_are_refused():
     variables, x = hidden_ones(model), jnp.ones((3, 6))
     with pytest.raises(ValueError, match="train=True with dropout needs a random key"):
         model.apply(variables, x, train=True)
-    np.testing.assert_allclose(model.apply(variables, x, train=True, dropout_rate=0.0)[0], 1, rtol=1e-6)
+    np.testing.assert_allclose(model.apply(variables, x, train=True, dropout_rate=0.0).logits, 1, rtol=1e-6)
     for rate in (1.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match=r"dropout_rate=.*: must be in \[0, 1\)"):
             model.apply(variables, x, train=True, key=jax.random.key(0), dropout_rate=rate)
@@ -210,7 +210,7 @@ def test_apply_does_not_change_its_arguments():
     model = mlp((4,), (3,), 2, norm="batch")
     variables = model.init(jax.random.key(0))
     before = jax.tree.map(np.array, variables)
-    after = model.apply(variables, jax.random.normal(jax.random.key(1), (5, 4)), train=True)[1]
+    after = model.apply(variables, jax.random.normal(jax.random.key(1), (5, 4)), train=True).variables
     jax.tree.map(np.testing.assert_array_equal, variables, before)
     assert np.any(after["batch_stats"]["hidden_0_norm"]["mean"] != variables["batch_stats"]["hidden_0_norm"]["mean"])
     assert after["params"] is variables["params"]
@@ -222,15 +222,15 @@ def test_perturbations_give_backward_signals(x64, norm):
     model = mlp((4,), (3, 5), 2, activation="tanh", norm=norm)
     variables = generic(model.init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (6, 4))
-    taps = model.apply(variables, x, train=True)[2]
+    taps = model.apply(variables, x, train=True).taps
     zeros = jax.tree.map(jnp.zeros_like, taps)
 
     @jax.jit
     def loss(perturbations):
-        logits = model.apply(variables, x, train=True, perturbations=perturbations)[0]
+        logits = model.apply(variables, x, train=True, perturbations=perturbations).logits
         return jnp.mean(jnp.sum(jnp.sin(logits), axis=1))
 
-    np.testing.assert_allclose(loss(zeros), jnp.mean(jnp.sum(jnp.sin(model.apply(variables, x, train=True)[0]), 1)))
+    np.testing.assert_allclose(loss(zeros), jnp.mean(jnp.sum(jnp.sin(model.apply(variables, x, train=True).logits), 1)))
     signals = jax.grad(loss)(zeros)
     for site in ("hidden_0", "hidden_1"):
         slope = 1 - np.tanh(taps[site].pre) ** 2
@@ -252,7 +252,9 @@ def test_backward_signals_of_the_last_layer_in_closed_form(x64):
     x = jax.random.normal(jax.random.key(1), (6, 4))
     logits, _, taps = model.apply(variables, x)
     zeros = jax.tree.map(jnp.zeros_like, taps)
-    signals = jax.grad(lambda p: jnp.mean(jnp.sum(jnp.square(model.apply(variables, x, perturbations=p)[0]), 1)))(zeros)
+    signals = jax.grad(lambda p: jnp.mean(jnp.sum(jnp.square(model.apply(variables, x, perturbations=p).logits), 1)))(
+        zeros
+    )
     backward = 2 * np.asarray(logits) @ np.asarray(variables["params"]["classes"]["kernel"]).T / 6
     np.testing.assert_allclose(signals["hidden_0"].post, backward, atol=1e-15)
     np.testing.assert_allclose(signals["hidden_0"].pre, backward * (np.asarray(taps["hidden_0"].pre) > 0), atol=1e-15)
@@ -301,11 +303,11 @@ def test_every_key_implementation(implementation):
     keys = jax.random.split(jax.random.key(0, impl=implementation), 3)
     seeds = jax.vmap(model.init)(keys)
     x = jnp.ones((5, 4))
-    together = jax.vmap(lambda variables, key: model.apply(variables, x, train=True, key=key)[0])(seeds, keys)
+    together = jax.vmap(lambda variables, key: model.apply(variables, x, train=True, key=key).logits)(seeds, keys)
     for index, key in enumerate(keys):
         variables = model.init(key)
         jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[i], b), seeds, variables)
-        one = model.apply(variables, x, train=True, key=key)[0]
+        one = model.apply(variables, x, train=True, key=key).logits
         np.testing.assert_allclose(together[index], one, atol=1e-6)
 
 
@@ -316,7 +318,7 @@ def test_float_types():
         doubles = model.init(jax.random.key(0))
         assert {leaf.dtype for leaf in jax.tree.leaves(doubles)} == {jnp.dtype("float64")}
         singles = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), doubles)
-        after = model.apply(singles, jnp.ones((5, 4), jnp.float32), train=True)[1]
+        after = model.apply(singles, jnp.ones((5, 4), jnp.float32), train=True).variables
     # No drift to float64 under x64: a scan carry keeps its type.
     assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype("float32")}
 
@@ -330,7 +332,7 @@ def test_the_same_arguments_give_the_same_object_and_one_compilation(unchecked):
 
     def run(model, variables, x):
         traces.append(model)
-        return model.apply(variables, x)[0]
+        return model.apply(variables, x).logits
 
     jitted = jax.jit(run, static_argnums=0)
     variables = model.init(jax.random.key(0))

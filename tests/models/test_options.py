@@ -60,11 +60,11 @@ def check_clones(architecture, activation, norm, affine, factor):
     variables, (inputs, _) = draw(model), batch(SHAPE, 4)
     wide, cloned = widen(model, factor), clone_variables(variables, model.wiring, factor)
     for train in (False, True):
-        expected = model.apply(variables, inputs, train=train)[0]
-        np.testing.assert_allclose(wide.apply(cloned, inputs, train=train)[0], expected, rtol=0, atol=1e-12)
+        expected = model.apply(variables, inputs, train=train).logits
+        np.testing.assert_allclose(wide.apply(cloned, inputs, train=train).logits, expected, rtol=0, atol=1e-12)
     head = cloned["params"]["classes"]
     undivided = {**cloned, "params": {**cloned["params"], "classes": {**head, "kernel": head["kernel"] * factor}}}
-    assert float(jnp.abs(wide.apply(undivided, inputs, train=True)[0] - expected).max()) > 1e-3
+    assert float(jnp.abs(wide.apply(undivided, inputs, train=True).logits - expected).max()) > 1e-3
 
 
 @pytest.mark.slow

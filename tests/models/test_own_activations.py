@@ -57,7 +57,7 @@ def test_every_architecture_takes_a_function(x64, architecture):
     assert own
     for site in own:
         np.testing.assert_allclose(site.post, smooth_leaky(site.pre), rtol=0, atol=1e-14)
-    wide = widen(model, 2).apply(clone_variables(variables, model.wiring, 2), inputs)[0]
+    wide = widen(model, 2).apply(clone_variables(variables, model.wiring, 2), inputs).logits
     np.testing.assert_allclose(wide, logits, rtol=0, atol=1e-12)
 
 
@@ -133,6 +133,6 @@ def test_deep_fourier_features_are_cloned_in_pairs(x64):
     variables, inputs = model.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 4))
     p = variables["params"]
     expected = np.sin(inputs @ p["w"]) @ p["a"] + np.cos(inputs @ p["w"]) @ p["b"]
-    np.testing.assert_allclose(model.apply(variables, inputs)[0], expected, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(model.apply(variables, inputs).logits, expected, rtol=0, atol=1e-14)
     cloned = clone_variables(variables, model.wiring, 3)
-    np.testing.assert_allclose(widen(model, 3).apply(cloned, inputs)[0], expected, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(widen(model, 3).apply(cloned, inputs).logits, expected, rtol=0, atol=1e-14)

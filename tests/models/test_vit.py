@@ -159,9 +159,9 @@ def test_dropout_acts_on_stream_and_attention_separately(x64):
     variables = draw(small())
     for options in ({"dropout": 0.5, "attention_dropout": 0.0}, {"dropout": 0.0, "attention_dropout": 0.5}):
         model = small(**options)
-        dropped = jax.jit(lambda v, k, m=model: m.apply(v, x, train=True, key=k)[0])
+        dropped = jax.jit(lambda v, k, m=model: m.apply(v, x, train=True, key=k).logits)
         assert float(jnp.abs(dropped(variables, key) - dropped(variables, jax.random.key(2))).max()) > 1e-3
-    off = jax.jit(lambda v: small(dropout=0.5).apply(v, x, train=True, dropout_rate=0.0)[0])(variables)
+    off = jax.jit(lambda v: small(dropout=0.5).apply(v, x, train=True, dropout_rate=0.0).logits)(variables)
     np.testing.assert_allclose(off, numpy_forward(variables, x, "layer", True), rtol=0, atol=1e-12)
 
 

@@ -202,10 +202,10 @@ def test_another_process_computes_the_same_logits(tmp_path):
         "import sys, numpy as np\n"
         "from lopjax import runs\n"
         "run = runs.load(sys.argv[1])\n"
-        "logits = run.model('wide').apply(run.variables('end'), run.probe()[0])[0]\n"
+        "logits = run.model('wide').apply(run.variables('end'), run.probe()[0]).logits\n"
         "sys.stdout.buffer.write(np.asarray(logits).tobytes())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(run.folder)], env=os.environ.copy(), capture_output=True, check=True
     )
-    assert done.stdout == np.asarray(model.apply(variables, jnp.asarray(inputs))[0]).tobytes()
+    assert done.stdout == np.asarray(model.apply(variables, jnp.asarray(inputs)).logits).tobytes()

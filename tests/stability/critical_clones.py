@@ -31,7 +31,7 @@ def critical_clones():
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), BASE.init(jax.random.key(0)))
     flat, unravel = ravel_pytree(variables["params"])
     teacher, inputs = 1.5 * rng.normal(size=flat.shape), jnp.asarray(rng.normal(size=(64, 2)))
-    outputs = BASE.apply({**variables, "params": unravel(jnp.asarray(teacher))}, inputs)[0]
+    outputs = BASE.apply({**variables, "params": unravel(jnp.asarray(teacher))}, inputs).logits
     batch = inputs, outputs + 0.3 * rng.normal(size=(64, 2))
     loss, _, _ = flat_loss(BASE, variables, batch)
     gradient, hessian = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))

@@ -89,7 +89,7 @@ def compiled_hessian(model, loss, train):
 
         def loss_of(flat):
             variables = {"params": unravel(flat), **statistics}
-            return loss(model.apply(variables, batch[0], train=train)[0], batch[1])
+            return loss(model.apply(variables, batch[0], train=train).logits, batch[1])
 
         return jax.hessian(loss_of)(flat)
 

@@ -34,7 +34,7 @@ def test_a_free_kick_changes_no_output_until_the_next_gradient(x64, unit):
     kicked = jax.tree.map(lambda leaf, step: leaf + 0.7 * step, wide["params"], kick.direction)
 
     def logits(params):
-        return WIDE.apply({**wide, "params": params}, batch[0])[0]
+        return WIDE.apply({**wide, "params": params}, batch[0]).logits
 
     np.testing.assert_allclose(logits(kicked), logits(wide["params"]), atol=1e-12)
     # The gradient by a unit's incoming weights is linear in its outgoing ones: B_j r appears whatever the length.

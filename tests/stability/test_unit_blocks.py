@@ -153,7 +153,7 @@ def test_points_of_V_outside_BC_are_refused_because_their_blocks_would_be_wrong(
     model, variables = unequal_clones(gauge=0.8)
     batch = random_batch(model, "mse")
     normal = dense_normal(model, variables, mean_squared_error, batch, UNEQUAL)
-    gradient = jax.grad(lambda params: mean_squared_error(model.apply({"params": params}, batch[0])[0], batch[1]))
+    gradient = jax.grad(lambda params: mean_squared_error(model.apply({"params": params}, batch[0]).logits, batch[1]))
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient(variables["params"]))])
     assert np.linalg.norm(normal.basis.T @ flat) < 1e-14  # on V: still trapped
     with pytest.raises(ValueError, match=r"not block constant .* residual"):
@@ -322,7 +322,7 @@ def test_coupling_times_outgoing_weights_is_the_gradient(x64):
     arrays = {space: jnp.full(model.wiring.size(space), float(n)) for space, n in counts.items()}
     plan = plain_space(model.wiring, "hidden_1")
     assert isinstance(plan, PlainSpace)
-    gradient = jax.grad(lambda params: mean_cross_entropy(model.apply({"params": params}, batch[0])[0], batch[1]))(
+    gradient = jax.grad(lambda params: mean_cross_entropy(model.apply({"params": params}, batch[0]).logits, batch[1]))(
         variables["params"]
     )["hidden_1"]
     outgoing = np.sqrt(counts["hidden_2"]) * np.asarray(variables["params"]["hidden_2"]["kernel"])
@@ -340,8 +340,8 @@ def test_coupling_times_outgoing_weights_is_the_gradient(x64):
 
 def critical_targets(model, variables, inputs, seed=2):
     """Targets with residuals at right angles to every derivative of the output: the gradient vanishes exactly."""
-    outputs = model.apply(variables, inputs)[0]
-    jacobian = jax.jacrev(lambda params: model.apply({"params": params}, inputs)[0])(variables["params"])
+    outputs = model.apply(variables, inputs).logits
+    jacobian = jax.jacrev(lambda params: model.apply({"params": params}, inputs).logits)(variables["params"])
     matrix = np.concatenate([np.reshape(leaf, (outputs.size, -1)) for leaf in jax.tree.leaves(jacobian)], axis=1)
     residual = np.random.default_rng(seed).normal(size=outputs.size)
     basis = np.linalg.svd(matrix, full_matrices=False)[0]
@@ -386,7 +386,7 @@ def test_gauss_newton_vanishes_on_the_normal_space(x64):
     partition = uniform_partition(wide.wiring, factor)
     params = clone_by_hand(random_variables(model)["params"], model.wiring, partition)
     basis = normal_basis(params, wide.wiring, partition)[0]
-    jacobian = jax.jacrev(lambda params: wide.apply({"params": params}, batch[0])[0])(params)
+    jacobian = jax.jacrev(lambda params: wide.apply({"params": params}, batch[0]).logits)(params)
     matrix = np.concatenate([np.reshape(leaf, (2 * SAMPLES, -1)) for leaf in jax.tree.leaves(jacobian)], axis=1)
     assert np.abs(matrix @ basis).max() < 1e-14
     assert np.abs(matrix).max() > 0.1

@@ -52,7 +52,7 @@ def random_network(model, loss, special, rng, dtype):
         inputs = 1e3 * inputs
     params, inputs = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (params, inputs))
     classes = model.wiring.size("classes")
-    outputs = np.asarray(model.apply({"params": params}, inputs)[0], np.float64)
+    outputs = np.asarray(model.apply({"params": params}, inputs).logits, np.float64)
     if loss == "mse":
         labels = jnp.asarray(outputs if special == "fitted" else rng.normal(size=outputs.shape), dtype)
     else:

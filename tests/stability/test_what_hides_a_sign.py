@@ -128,7 +128,7 @@ def test_at_a_kink_nothing_is_flat_and_no_count_is_exact(x64, dtype):
         def loss(side):
             bias = cloned["hidden_0"]["bias"] + side * step * jnp.array([1.0, -1.0, 0.0, 0.0]) / 2**0.5
             moved = {**cloned, "hidden_0": {**cloned["hidden_0"], "bias": bias}}
-            return float(mean_cross_entropy(wide.apply({"params": moved}, batch[0])[0], batch[1]))
+            return float(mean_cross_entropy(wide.apply({"params": moved}, batch[0]).logits, batch[1]))
 
         return (loss(1) + loss(-1) - 2 * loss(0)) / step**2
 
@@ -205,7 +205,7 @@ def test_mse_of_a_fitted_network_is_flat_at_a_level_or_undecided(x64):
     model = mlp((2,), (2,), 2, activation="tanh")
     variables = model.init(jax.random.key(0))
     inputs = jax.random.normal(jax.random.key(1), (6, 2))
-    targets = model.apply(variables, inputs)[0]
+    targets = model.apply(variables, inputs).logits
     total = unit_blocks(model, variables, mean_squared_error, (inputs, targets), 2).total
     assert total.verdict in (Stability.NEUTRAL, Stability.UNDECIDED)
     assert total.n_plus == total.n_minus == 0

@@ -222,7 +222,7 @@ def test_a_users_residual_network(x64):
     assert after.keys() == variables.keys()
     # Perturbations reach a site inside a submodule.
     shift = jax.tree.map(jnp.ones_like, taps["zeta_inner"])
-    shifted = model.apply(variables, x, perturbations={"zeta_inner": shift})[2]
+    shifted = model.apply(variables, x, perturbations={"zeta_inner": shift}).taps
     np.testing.assert_allclose(shifted["zeta_inner"].pre, taps["zeta_inner"].pre + 1, atol=1e-13)
     np.testing.assert_allclose(shifted["zeta_inner"].post, np.tanh(taps["zeta_inner"].pre + 1) + 1, atol=1e-13)
 
@@ -236,7 +236,7 @@ def test_cloning_follows_the_residual_stream(x64):
     stream = x @ wide["embed"]
     for name in ("zz", "aa"):
         stream = np.sin(stream + np.tanh(stream @ wide[name]["up"]) @ wide[name]["down"])
-    np.testing.assert_allclose(stream @ wide["head"], model.apply(variables, x)[0], atol=1e-13)
+    np.testing.assert_allclose(stream @ wide["head"], model.apply(variables, x).logits, atol=1e-13)
     assert wide["aa"]["up"].shape == (8, 15)
     with pytest.raises(ValueError, match=r"Residual has no field `sizes`"):
         model.resize({"stream": 8})
@@ -314,7 +314,7 @@ def test_bad_input_shapes(unchecked, shape):
 def test_perturbations_of_unknown_sites_are_refused():
     model = mlp((3,), (4,), 2)
     variables, x = model.init(jax.random.key(0)), jnp.ones((1, 3))
-    taps = model.apply(variables, x)[2]
+    taps = model.apply(variables, x).taps
     with pytest.raises(ValueError, match=r"perturbations of unknown sites \['hiden'\]; the sites are \['hidden_0'\]"):
         model.apply(variables, x, perturbations={"hiden": taps["hidden_0"]})
 

@@ -64,7 +64,9 @@ class HessianProduct(NamedTuple):
         """Hessian of the mean loss over the batch, times a vector."""
 
         def batch_loss(params: Params, part: Batch) -> Array:
-            logits = self.model.apply({**variables, "params": params}, part[0], train=self.train, dropout_rate=0.0)[0]
+            logits = self.model.apply(
+                {**variables, "params": params}, part[0], train=self.train, dropout_rate=0.0
+            ).logits
             return self.loss(logits, part[1])
 
         return hvp_over_batches(batch_loss, variables["params"], vector, batch, self.batch_size)

@@ -67,7 +67,7 @@ def draw_moves(dtype: DTypeLike, num_draws: int) -> Move:
 
 @partial(jax.jit, static_argnames="model")
 def _taps(model: Model, variables: Variables, inputs: Array) -> Taps:
-    return model.apply(variables, inputs, dropout_rate=0.0)[2]
+    return model.apply(variables, inputs, dropout_rate=0.0).taps
 
 
 def tap_shapes(model: Model, variables: Variables, inputs: Array) -> Taps:
@@ -194,7 +194,7 @@ def sites_at_kinks(
 
 @partial(jax.jit, static_argnames=("model", "train"))
 def _near_kinks(model, train, variables, moved, inputs):
-    here, there = (model.apply(each, inputs, train=train, dropout_rate=0.0)[2] for each in (variables, moved))
+    here, there = (model.apply(each, inputs, train=train, dropout_rate=0.0).taps for each in (variables, moved))
     near = {}
     for site, tap in here.items():
         for kink in kinks_of(tap.activation):
@@ -246,7 +246,7 @@ def downstream_sites(wiring: Wiring, space: str) -> tuple[str, ...]:
 
 
 def _zero_shifts(model: Model, variables: Variables, inputs: Array) -> Taps:
-    taps = jax.eval_shape(lambda v, x: model.apply(v, x, dropout_rate=0.0), variables, inputs)[2]
+    taps = jax.eval_shape(lambda v, x: model.apply(v, x, dropout_rate=0.0), variables, inputs).taps
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), taps)
 
 
