@@ -72,7 +72,8 @@ class Model(NamedTuple):
         init: `key -> variables`, `{"params": ..., "batch_stats": ...}`; vmap over keys gives seeds. Floating point
             type: JAX's default (float64 under x64).
         apply: `apply(variables, x, train=False, key=None, perturbations=None, dropout_rate=None) -> Output`,
-            with logits, variables and taps. Pure. `x`: `(batch, *input_shape)`. `key` is needed when dropout draws. `perturbations`: taps (of
+            with logits, variables and taps. Pure. `x`: `(batch, *input_shape)`. `key` is needed when dropout draws.
+            `perturbations`: taps (of
             any subset of the sites) added to the pre- and post-activations. `dropout_rate`: overrides the model's own
             and may be traced. The variables returned are the given ones with batch statistics updated in train mode.
         wiring: the labelled axes; static and hashable.

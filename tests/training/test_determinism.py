@@ -14,7 +14,7 @@ MODELS = {
     "mlp": 'mlp((8, 8, 1), (32,) * 3, 10, norm="batch", dropout=0.1)',
     "mlp, odd widths": 'mlp((8, 8, 1), (17, 13), 10, norm="layer", dropout=0.1)',
     "cnn": 'cnn((8, 8, 1), 10, (4, 6), 16, norm="batch", dropout=0.1)',
-    "resnet18": "resnet18((8, 8, 1), 10, width=4, blocks=(1, 1), dropout=0.1)",
+    "resnet18": "resnet18((8, 8, 1), 10, width=3, blocks=(1,), dropout=0.1)",
     "vit": "vit((8, 8, 1), 10, patch=4, width=16, depth=1, heads=2, dropout=0.1)",
 }
 
@@ -51,7 +51,7 @@ def train(seeds, cuts):
     return [np.asarray(leaf[one]) for leaf in jax.tree.leaves(lanes.state[0].variables)]
 
 whole = train([0, 1, 2], [8])
-for seeds, cuts in (([1], [8]), ([4, 1], [1, 7]), ([7, 3, 5, 4, 1], [3, 4, 1])):
+for seeds, cuts in (([1], [8]), ([7, 3, 1], [1, 7]), ([4, 1, 5], [3, 4, 1])):
     found = train(seeds, cuts)
     assert all(np.array_equal(a, b) for a, b in zip(whole, found, strict=True)), (seeds, cuts)
 assert not all(np.array_equal(a, b) for a, b in zip(whole, train([1], [7]), strict=True))
