@@ -73,9 +73,9 @@ class Model(NamedTuple):
             type: JAX's default (float64 under x64).
         apply: `apply(variables, x, train=False, key=None, perturbations=None, dropout_rate=None) -> Output`,
             with logits, variables and taps. Pure. `x`: `(batch, *input_shape)`. `key` is needed when dropout draws.
-            `perturbations`: taps (of
-            any subset of the sites) added to the pre- and post-activations. `dropout_rate`: overrides the model's own
-            and may be traced. The variables returned are the given ones with batch statistics updated in train mode.
+            `perturbations`: taps (of any subset of the sites) added to the pre- and post-activations. `dropout_rate`:
+            overrides the model's own and may be traced. The variables returned are the given ones with batch statistics
+            updated in train mode.
         wiring: the labelled axes; static and hashable.
         resize: `{space: size} -> Model`: the same architecture with other numbers of units.
         constructor: how it was made, up to those numbers; None if it does not say (`lopjax.models.recorded`).
