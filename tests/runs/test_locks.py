@@ -139,11 +139,11 @@ def test_a_copy_made_by_fork_neither_writes_nor_unlocks_nor_holds_the_lock(tmp_p
     child = os.fork()
     if child == 0:
         try: run.append({"step": 1})
-        except RunFolderError as error: print(error, flush=True)
+        except RunFolderError as error: os.write(1, f"{error}\\n".encode())
         if sys.stdin.readline(): sys.exit()  # an ordinary end, with all that is done at exit
         time.sleep(60)
     elif sys.argv[2] == "waits": os.waitpid(child, 0); print(child, flush=True); sys.stdin.read()
-    else: print(child, flush=True); time.sleep(0.2); os.kill(os.getpid(), 9)
+    else: os.write(1, f"{child}\\n".encode()); time.sleep(60)  # one write: no line of the child falls into it
     """
     with process(program, tmp_path, "waits") as forked:
         assert "is a copy (fork)" in forked.stdout.readline()
@@ -155,6 +155,7 @@ def test_a_copy_made_by_fork_neither_writes_nor_unlocks_nor_holds_the_lock(tmp_p
         forked.stdin.close()
     killed = process(program, tmp_path / "killed", "is killed")
     lines = sorted(killed.stdout.readline() for _ in range(2))
+    killed.kill()
     killed.wait()
     child = next(int(line) for line in lines if line.strip().isdigit())
     Path(f"/proc/{child}/stat").read_text()  # it lives
