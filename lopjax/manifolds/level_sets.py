@@ -160,10 +160,11 @@ def _obstacle(wiring: Wiring, space: str) -> str:
         return f"activation {entry.name!r} is not positive-homogeneous (those are {known})"
     incoming = [(path, label) for path, label in wiring.labels if Out(space) in label.axes]
     is_apart = any(path[0] != "params" or label.site != sites[0] for path, label in incoming)
-    shifts = [(path, label) for path, label in incoming if not label.reads()]
+    kernels = [path for path, label in incoming if label.reads()]
     # A norm shows by statistics or a scale, or, where it couples units, by kernels without a site.
-    if is_apart or len(shifts) == len(incoming) or any(label.scales for _, label in shifts):
+    if is_apart or not kernels or any(label.scales for _, label in incoming):
         return "something stands between its kernel and its activation (a norm, a sum)"
-    if unsaid := ["/".join(path) for path, label in shifts if label.scales is None]:
-        return f"{unsaid} do not say whether they are added or multiply: labelled(..., scales=False) if they are biases"
+    unsaid = ["/".join(path) for path, label in incoming if label.scales is None]
+    if unsaid and len(incoming) > 1:
+        return f"{unsaid} do not say whether they are added or multiply: labelled(..., scales=False) if they are added"
     return ""

@@ -1,6 +1,7 @@
 """Architectures: labelled Linen modules behind `Model(init, apply, wiring)`."""
 
 from lopjax.model import Model, Tap, Variables
+from lopjax.models.check import check_labels, check_wiring
 from lopjax.models.cnn import cnn
 from lopjax.models.constructors import recorded
 from lopjax.models.convolution import convolve
@@ -16,6 +17,8 @@ __all__ = [
     "Model",
     "Tap",
     "Variables",
+    "check_labels",
+    "check_wiring",
     "cnn",
     "convolve",
     "couple",

@@ -32,7 +32,7 @@ class HeadProjection(nn.Module):
         shape = (self.heads, self.head_width)
         init = INITIALISATIONS[self.initialisation](x.shape[-1], self.heads * self.head_width)
         kernel_init = labelled(init.kernel, In(self.reads), Out(self.writes), None, site=self.site)
-        bias_init = labelled(init.bias, Out(self.writes), None, site=self.site, scales=False)
+        bias_init = labelled(init.bias, Out(self.writes), None, site=self.site)
         kernel = self.param("kernel", kernel_init, (x.shape[-1], *shape), float_type())
         bias = self.param("bias", bias_init, shape, float_type())
         return jnp.tensordot(x, kernel.astype(x.dtype), 1) + along_units(bias.astype(x.dtype), x)

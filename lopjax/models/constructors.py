@@ -47,6 +47,17 @@ def recorded(make: Callable[P, Model]) -> Callable[P, Model]:
 
 # The same network is the same object, however its sizes came about; of the calls that make it the first is recorded.
 _MADE: dict[tuple[Model, str], Model] = {}
+_RECORDED: set[Model] = set()
+
+
+def is_recorded(model: Model, prefix: str) -> bool:
+    """Whether a model is, field for field, one that a recorded constructor of this module or package has made.
+
+    Args:
+        model: any model.
+        prefix: of the constructor's name, such as `"lopjax.models."`.
+    """
+    return model.constructor is not None and model.constructor.make.startswith(prefix) and model in _RECORDED
 
 
 def _constructed(model: Model, constructor: Constructor) -> Model:
@@ -60,6 +71,7 @@ def _constructed(model: Model, constructor: Constructor) -> Model:
     key = model, constructor.make
     if key not in _MADE:
         _MADE[key] = model._replace(resize=resize, constructor=constructor)
+        _RECORDED.add(_MADE[key])
     return _MADE[key]
 
 

@@ -49,7 +49,7 @@ class Dense(nn.Module):
         contracted = x.shape[x.ndim - self.contract :]
         init = INITIALISATIONS[self.initialisation](prod(contracted), self.size)
         axes = (*[None] * (self.contract - 1), In(self.reads), Out(self.writes))
-        kernel_init = labelled(init.kernel, *axes, site=self.site, source=self.source)
+        kernel_init = labelled(init.kernel, *axes, site=self.site, source=self.source, scales=False)
         bias_init = labelled(init.bias, Out(self.writes), site=self.site, scales=False)
         kernel = self.param("kernel", kernel_init, (*contracted, self.size), float_type())
         bias = self.param("bias", bias_init, (self.size,), float_type())
@@ -94,6 +94,7 @@ class Conv(nn.Module):
             site=self.site,
             source=self.source,
             window=None if self.source is None else window,
+            scales=False,
         )
         shape = (self.kernel_size, self.kernel_size, channels, self.size)
         y = convolve(x, self.param("kernel", kernel_init, shape, float_type()).astype(x.dtype), window)

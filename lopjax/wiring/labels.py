@@ -1,5 +1,6 @@
 """What one array or one site is in a wiring diagram: the words in which a model describes itself."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,20 @@ class Out:
 Axis = In | Out | None
 
 
+class UnitAxis(NamedTuple):
+    """An axis of an array that indexes units.
+
+    Attributes:
+        index: which axis.
+        space: whose units.
+        is_read: whether the array reads the space (`In`) or writes it (`Out`).
+    """
+
+    index: int
+    space: str
+    is_read: bool
+
+
 class Window(NamedTuple):
     """How a convolution kernel slides: what is needed to rebuild the patches it reads."""
 
@@ -45,8 +60,9 @@ class Label:
             site whose activations it reads, or the name of the input space. `None` where something else (norm,
             pooling, a residual sum) stands in between. Where given, the closed form of the stability blocks applies.
         window: for a convolution kernel with a `source`, how it slides.
-        scales: for an array that reads no unit space: whether it multiplies (the scale of a norm, a gain) or is added
-            (a bias); `None` if it does not say.
+        scales: whether it multiplies what other arrays write at its `site` (the scale of a norm, a gain, a query that
+            meets keys), or what it writes is added to that (a bias; a kernel, whose product is); `None` if it does not
+            say. Which it is matters where an array is not alone.
     """
 
     axes: tuple[Axis, ...]
@@ -55,13 +71,31 @@ class Label:
     window: Window | None = None
     scales: bool | None = None
 
+    def unit_axes(self, spaces: Container[str] | None = None, *, is_read: bool | None = None) -> tuple[UnitAxis, ...]:
+        """The axes that index units, in axis order.
+
+        Args:
+            spaces: only those of these spaces.
+            is_read: only input axes (True), or only output axes (False).
+        """
+        found = (
+            UnitAxis(index, axis.space, isinstance(axis, In))
+            for index, axis in enumerate(self.axes)
+            if axis is not None
+        )
+        return tuple(
+            axis
+            for axis in found
+            if (spaces is None or axis.space in spaces) and (is_read is None or axis.is_read == is_read)
+        )
+
     def reads(self) -> tuple[str, ...]:
         """The spaces on the input axes, in axis order."""
-        return tuple(axis.space for axis in self.axes if isinstance(axis, In))
+        return tuple(axis.space for axis in self.unit_axes(is_read=True))
 
     def writes(self) -> tuple[str, ...]:
         """The spaces on the output axes, in axis order."""
-        return tuple(axis.space for axis in self.axes if isinstance(axis, Out))
+        return tuple(axis.space for axis in self.unit_axes(is_read=False))
 
 
 class Site(NamedTuple):

@@ -1,0 +1,229 @@
+"""Are the labels of a network true? `check_wiring` asks the network, at parameters that hide nothing.
+
+Initial parameters hide mistakes: where biases are zero, a forgotten axis label of a bias changes nothing. So the
+network is asked at random parameters, of the size of its arrays' sums, in float64.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.model import Model, Tap, Variables
+from lopjax.models import claims
+from lopjax.models.claims import Arrays, Probe, Seen, Shifts
+from lopjax.models.constructors import is_recorded
+from lopjax.wiring import Path, tree_paths
+
+CLAIMS: tuple[Callable[[Probe], list[str]], ...] = (
+    claims.symmetry_faults,
+    claims.cloning_faults,
+    claims.coupling_faults,
+    claims.source_faults,
+    claims.reader_faults,
+    claims.site_faults,
+    claims.order_faults,
+    claims.sum_faults,
+)
+_SAMPLES = 3
+
+
+class _Description(NamedTuple):
+    """What a check depends on besides the model: shapes of its variables and inputs; hashable."""
+
+    arrays: tuple[tuple[Path, tuple[int, ...]], ...]
+    inputs: "_Inputs"
+
+
+class _Inputs:
+    """A few inputs that count as equal to others of the same shape and type."""
+
+    def __init__(self, values: np.ndarray):
+        self.values = values
+        self.key = (values.shape[1:], values.dtype.kind)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Inputs) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def check_wiring(model: Model, batch: tuple[Any, Any], variables: Variables | None = None) -> None:
+    """Hold every claim of a network's labels against the network.
+
+    At random parameters and, if inputs are floating point numbers, random inputs: exchanging units exchanges their
+    activations; clones keep the function, with half of the outgoing slices each, and in the wider network if the model
+    can be resized; a unit that is not read has no influence (or its space is coupled); kernels with a `source` make up
+    the pre-activations of their `site`, and nothing else reads that source; arrays act through the `site` that they
+    name, and arrays without one through none; sites depend on those upstream of them.
+
+    Call it once for every network of your own, in a test. What proves the labels (all but the wider network and the
+    forgotten sites) is also done once per model before the first verdict about it.
+
+    Args:
+        model: the network.
+        batch: `(inputs, labels)`; the labels are not used.
+        variables: supply shapes; by default those of `model.init`.
+
+    Raises:
+        ValueError: one line for each label that is wrong, with what to do about it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lopjax.models import mlp
+        >>> check_wiring(mlp((4,), (3,), 2), (jnp.ones((5, 4)), None))
+    """
+    shapes = variables if variables is not None else jax.eval_shape(model.init, jax.random.key(0))
+    description = _described(shapes, batch[0])
+    probe, faults = _probe(model, description), list(_faults(model, description))
+    if probe is None:
+        raise ValueError("the network is not finite at random parameters: its labels cannot be checked")
+    if not faults:
+        faults = claims.forgotten_sites(probe) + _widening_faults(model, probe)
+    _raise(faults)
+
+
+def check_labels(model: Model, variables: Variables, inputs: Any) -> None:
+    """Refuse a network whose labels are not true; done once per model, and not for the library's own architectures.
+
+    Those are checked by its tests. Nothing is done under a trace, or where random parameters give no finite numbers.
+
+    Args:
+        model: the network.
+        variables: its variables; only their shapes are used.
+        inputs: a batch of inputs.
+
+    Raises:
+        ValueError: as in `check_wiring`.
+    """
+    if is_recorded(model, "lopjax.models."):
+        return
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, inputs))):
+        return
+    _raise(_faults(model, _described(variables, inputs)))
+
+
+def _raise(faults: tuple[str, ...] | list[str]) -> None:
+    if faults:
+        raise ValueError("\n".join(["the labels of this network are not true:", *(f"  {fault}" for fault in faults)]))
+
+
+def _described(variables: Variables, inputs: Any) -> _Description:
+    shapes = tuple((path, tuple(leaf.shape)) for path, leaf in _leaves(variables))
+    return _Description(shapes, _Inputs(np.asarray(inputs[:_SAMPLES])))
+
+
+def _leaves(variables: Variables) -> list[tuple[Path, Any]]:
+    return list(zip(tree_paths(variables), jax.tree.leaves(variables), strict=True))
+
+
+@lru_cache(maxsize=256)
+def _faults(model: Model, description: _Description) -> tuple[str, ...]:
+    probe = _probe(model, description)
+    if probe is None:
+        return ()
+    faults = claims.shape_faults(probe)
+    return tuple(faults or [fault for claim in CLAIMS for fault in claim(probe)])
+
+
+def _probe(model: Model, description: _Description) -> Probe | None:
+    """The network at random parameters; `None` if its output is not finite there."""
+    inputs = description.inputs.values
+    if np.issubdtype(inputs.dtype, np.floating):
+        inputs = np.random.default_rng(3).normal(size=(_SAMPLES, *inputs.shape[1:]))
+    for is_positive in (False, True):
+        arrays = _drawn(model, dict(description.arrays), is_positive)
+        run, dtypes = _runner(model, arrays, inputs)
+        seen = run(arrays, {})
+        if all(np.isfinite(each).all() for each in (seen.logits, *seen.pre.values(), *seen.post.values())):
+            # A float32 constant inside a float64 network shows in no type: hence the floor.
+            eps = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
+            return Probe(model.wiring, run, arrays, seen, inputs, max(eps**0.5, 1e-6))
+    return None
+
+
+def _drawn(model: Model, shapes: Mapping[Path, tuple[int, ...]], is_positive: bool) -> dict[Path, np.ndarray]:
+    """Parameters whose sums have a size of about 1, and positive statistics; no two numbers are equal, none is 0."""
+    random, arrays = np.random.default_rng(0), {}
+    labels = dict(model.wiring.labels)
+    for path, shape in shapes.items():
+        if is_positive or path[0] != "params":
+            arrays[path] = random.uniform(0.5, 1.5, shape)
+            continue
+        writes = [axis.index for axis in labels[path].unit_axes(is_read=False)]
+        summed = (
+            np.prod([size for index, size in enumerate(shape) if index not in writes]) if labels[path].reads() else 4
+        )
+        arrays[path] = 1.5 * random.normal(size=shape) / np.sqrt(summed)
+    return arrays
+
+
+def _runner(model: Model, arrays: Arrays, inputs: np.ndarray) -> tuple[Callable[[Arrays, Shifts], Seen], list[Any]]:
+    """Forward passes of one compiled program, and the types that they carry."""
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(partial(_forward, model), _nested(arrays), jnp.asarray(inputs), None)
+    zero = {site: np.zeros(tap.pre.shape) for site, tap in shapes[1].items()}
+
+    def run(arrays: Arrays, shifts: Shifts) -> Seen:
+        taps = {}
+        for site, tap in shapes[1].items():
+            pre, post = shifts.get(site, (None, None))
+            pre, post = (zero[site] if each is None else each for each in (pre, post))
+            taps[site] = Tap(tap.space, pre, post, tap.activation)
+        with jax.enable_x64(True):
+            logits, seen = _jitted(model, _nested(arrays), jnp.asarray(inputs), taps)
+        pre, post = (
+            {site: np.asarray(getattr(tap, kind), np.float64) for site, tap in seen.items()} for kind in ("pre", "post")
+        )
+        return Seen(np.asarray(logits, np.float64), pre, post)
+
+    return run, [leaf.dtype for leaf in jax.tree.leaves(shapes)]
+
+
+def _forward(model: Model, variables: Variables, inputs: jax.Array, shifts: Mapping[str, Tap] | None) -> tuple:
+    logits, _, taps = model.apply(variables, inputs, perturbations=shifts, dropout_rate=0.0)
+    return logits, taps
+
+
+_jitted = partial(jax.jit, static_argnums=0)(_forward)
+
+
+def _nested(arrays: Arrays) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        branch = tree
+        for key in path[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[path[-1]] = array
+    return tree
+
+
+def _widening_faults(model: Model, probe: Probe) -> list[str]:
+    """The network with two or three copies of every unit, their number by turns, computes the same."""
+    wiring = probe.wiring
+    copies = {space: 2 + index % 2 for index, space in enumerate(wiring.cloneable)}
+    try:
+        wide = model.resize({space: n * wiring.size(space) for space, n in copies.items()})
+    except ValueError:
+        return []  # It cannot be resized: there is no wider network to be wrong.
+    arrays = {}
+    for path, array in probe.arrays.items():
+        for axis in probe.label(path).unit_axes(copies):
+            n = copies[axis.space]
+            array = np.repeat(array, n, axis.index) / (n if axis.is_read else 1)
+        arrays[path] = array
+    shapes = dict(_described(jax.eval_shape(wide.init, jax.random.key(0)), probe.inputs).arrays)
+    faults = [
+        f"{claims.name(path)}: of shape {shapes.get(path)} in the resized network, {array.shape} by its labels"
+        for path, array in arrays.items()
+        if shapes.get(path) != array.shape
+    ]
+    if not faults:
+        run, _ = _runner(wide, arrays, probe.inputs)
+        if probe.differs(run(arrays, {}).logits, probe.seen.logits):
+            faults = ["the resized network with cloned units computes something else: `resize` does more than widen"]
+    return faults

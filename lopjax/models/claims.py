@@ -1,0 +1,408 @@
+"""What the labels of a network claim, each claim held against the network itself.
+
+Every function takes a `Probe`, a network at generic parameters, and returns one sentence for each claim that fails.
+Only forward passes of one compiled program are needed: parameters, activations and pre-activations are moved, and what
+the labels say should stay is compared. Nothing here looks at names, shapes or the order of layers.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from lopjax.wiring import In, Label, Out, Path, Wiring, standard_layout, standard_order
+
+Arrays = Mapping[Path, np.ndarray]
+Shifts = Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]
+"""What is added to pre- and to post-activations, per site."""
+
+
+class Seen(NamedTuple):
+    """One forward pass.
+
+    Attributes:
+        logits: of the network.
+        pre: pre-activations per site, units last.
+        post: activations per site.
+    """
+
+    logits: np.ndarray
+    pre: Mapping[str, np.ndarray]
+    post: Mapping[str, np.ndarray]
+
+
+class Probe(NamedTuple):
+    """A network to be asked.
+
+    Attributes:
+        wiring: what is claimed.
+        run: `(arrays, shifts) -> Seen`.
+        arrays: generic parameters and statistics, by path.
+        seen: the pass without any change.
+        inputs: of all passes, in float64 if they are floating point numbers.
+        tolerance: relative difference that rounding may make.
+    """
+
+    wiring: Wiring
+    run: Callable[[Arrays, Shifts], Seen]
+    arrays: Arrays
+    seen: Seen
+    inputs: np.ndarray
+    tolerance: float
+
+    def label(self, path: Path) -> Label:
+        """The label of an array."""
+        return dict(self.wiring.labels)[path]
+
+    def differs(self, one: np.ndarray, other: np.ndarray) -> bool:
+        """Whether two arrays differ by more than rounding; what is not finite differs."""
+        size = max(float(np.abs(one).max(initial=0.0)), float(np.abs(other).max(initial=0.0)))
+        return one.shape != other.shape or not float(np.abs(one - other).max(initial=0.0)) <= self.tolerance * size
+
+
+def name(path: Path) -> str:
+    """A path as one word."""
+    return "/".join(path)
+
+
+def shape_faults(probe: Probe) -> list[str]:
+    """Every site carries one number for each unit of its space, units last."""
+    faults = []
+    for site, (space, _) in probe.wiring.sites:
+        shape = probe.seen.pre[site].shape
+        if not shape or shape[-1] != probe.wiring.size(space):
+            faults.append(
+                f"site {site!r} carries an array of shape {shape}, whose last axis must be the "
+                f"{probe.wiring.size(space)} units of {space!r}: tap another space, or move the units last"
+            )
+    return faults
+
+
+# --- Symmetry: exchanging the units of a space --------------------
+
+
+def symmetry_faults(probe: Probe) -> list[str]:
+    """Exchanging the units of a space, in every array at once, exchanges its activations and nothing else."""
+    free = [space for space in probe.wiring.spaces if space not in probe.wiring.fixed]
+    if _is_symmetric(probe, free, probe.arrays):
+        return []
+    faults = []
+    for space in free:
+        if not _is_symmetric(probe, [space], probe.arrays):
+            faults.append(
+                _culprit(probe, space)
+                or f"unit space {space!r}: exchanging its units in {_having(probe.wiring, space)} changes what the "
+                "network does; one of these labels is wrong, or an array is missing, or something tells its units apart"
+            )
+    return faults
+
+
+def _is_symmetric(probe: Probe, spaces: Iterable[str], arrays: Arrays, but: tuple[Path, int] | None = None) -> bool:
+    """Whether units may be exchanged; `but` toggles one axis of one array."""
+    moved = {}
+    for path, array in arrays.items():
+        axes = {axis.index for axis in probe.label(path).unit_axes(spaces)}
+        if but is not None and but[0] == path:
+            axes ^= {but[1]}
+        # One long cycle: a random permutation of two or three units is often the identity.
+        moved[path] = np.roll(array, 1, tuple(axes)) if axes else array
+    seen = probe.run(moved, {})
+    same = not probe.differs(seen.logits, probe.seen.logits)
+    for site, (space, _) in probe.wiring.sites:
+        expected = np.roll(probe.seen.pre[site], 1, -1) if space in spaces else probe.seen.pre[site]
+        same = same and not probe.differs(seen.pre[site], expected)
+    return same
+
+
+def _culprit(probe: Probe, space: str) -> str:
+    """The one axis whose label alone would have to be another one; empty if there is no such axis, or several."""
+    possible = [
+        (path, index)
+        for path, array in probe.arrays.items()
+        for index, (size, axis) in enumerate(zip(array.shape, probe.label(path).axes, strict=True))
+        if size == probe.wiring.size(space) and axis in (None, In(space), Out(space))
+    ]
+    guesses = [each for each in possible if _is_symmetric(probe, [space], probe.arrays, each)]
+    if len(guesses) != 1:
+        return ""
+    ((path, index),) = guesses
+    claimed = probe.label(path).axes[index]
+    truth = "indexes" if claimed is None else "does not index"
+    return f"{name(path)}: axis {index} is labelled {claimed}, but it {truth} the units of {space!r}"
+
+
+# --- Cloning: reads are summed, writes are not --------------------
+
+
+def cloning_faults(probe: Probe) -> list[str]:
+    """Units with equal incoming slices act alike, and then only the sum of their outgoing slices matters.
+
+    The two units are the first ones of each space. Where this holds, repeating units and dividing what reads them keeps
+    the function; where it holds for another axis than the labels say, that label is named.
+    """
+    faults = []
+    for space in _of_two(probe, probe.wiring.cloneable):
+        equal = copied(probe, space)
+        before = probe.run(equal, {})
+        sites = [site for site, (other, _) in probe.wiring.sites if other == space]
+        if any(probe.differs(before.pre[site][..., 0], before.pre[site][..., 1]) for site in sites):
+            writers = [name(path) for path, _ in probe.wiring.incoming(space)]
+            faults.append(
+                f"unit space {space!r}: units with equal slices of {writers} do not act alike: an axis that writes it "
+                "lacks the label, or is labelled In"
+            )
+        elif not _same(probe, probe.run(moved_between(probe, space, equal), {}), before):
+            readers = [name(path) for path, _ in probe.wiring.outgoing(space)]
+            faults.append(
+                f"unit space {space!r}: of units that act alike, more matters than the sum of their slices of "
+                f"{readers}: it is read elsewhere, or what reads it is not a sum (label it as fixed)"
+            )
+        faults += _roles(probe, space, equal, before)
+    return faults
+
+
+def _roles(probe: Probe, space: str, equal: Arrays, before: Seen) -> list[str]:
+    """Arrays that are said to write a space, and read it."""
+    faults = []
+    for path, index in probe.wiring.incoming(space):
+        array = equal[path]
+        for_first, for_both = np.zeros(array.shape[index]), np.zeros(array.shape[index])
+        for_first[0], for_both[:2] = 0.7, (0.7, -0.7)
+        has_effect = not _same(probe, probe.run({**equal, path: _scaled(array, index, for_first)}, {}), before)
+        if has_effect and _same(probe, probe.run({**equal, path: _scaled(array, index, for_both)}, {}), before):
+            faults.append(
+                f"{name(path)}: axis {index} is labelled Out({space!r}), but it reads the space: In({space!r})"
+            )
+    return faults
+
+
+def copied(probe: Probe, space: str) -> dict[Path, np.ndarray]:
+    """The network with its second unit equal to the first, in all that writes it."""
+    arrays = dict(probe.arrays)
+    for path, index in probe.wiring.incoming(space):
+        order = np.arange(arrays[path].shape[index])
+        order[1] = 0
+        arrays[path] = np.take(arrays[path], order, axis=index)
+    return arrays
+
+
+def moved_between(probe: Probe, space: str, arrays: Arrays) -> dict[Path, np.ndarray]:
+    """The network with a part of what reads its second unit moved to the first one."""
+    moved = dict(arrays)
+    for path, index in probe.wiring.outgoing(space):
+        rows = np.moveaxis(moved[path].copy(), index, 0)
+        part = 0.7 * rows[1]
+        rows[0], rows[1] = rows[0] + part, rows[1] - part
+        moved[path] = np.moveaxis(rows, 0, index)
+    return moved
+
+
+def coupling_faults(probe: Probe) -> list[str]:
+    """A unit that nothing reads has no influence, unless its space is said to be averaged over."""
+    faults = []
+    for space in _of_two(probe, probe.wiring.cloneable):
+        if space in probe.wiring.coupled:
+            continue
+        other = dict(probe.arrays)
+        for path, index in probe.wiring.incoming(space):
+            other[path] = _scaled(other[path], index, np.eye(other[path].shape[index])[1])
+        unread = [dict(probe.arrays), other]
+        for arrays in unread:
+            for path, index in probe.wiring.outgoing(space):
+                arrays[path] = _scaled(arrays[path], index, -np.eye(arrays[path].shape[index])[1])
+        first, second = (probe.run(arrays, {}) for arrays in unread)
+        if probe.differs(first.logits, second.logits):
+            faults.append(
+                f"unit space {space!r}: a unit that no labelled array reads still acts on the others: something "
+                "averages over the units (say so with lopjax.models.couple), or reads them without a label"
+            )
+    return faults
+
+
+def _of_two(probe: Probe, spaces: Iterable[str]) -> list[str]:
+    return [space for space in spaces if probe.wiring.size(space) > 1]
+
+
+def _scaled(array: np.ndarray, axis: int, by: np.ndarray) -> np.ndarray:
+    """Slices along an axis times `1 + by`."""
+    return array * (1 + np.expand_dims(by, [other for other in range(array.ndim) if other != axis]))
+
+
+def _same(probe: Probe, one: Seen, other: Seen) -> bool:
+    pairs = [(one.logits, other.logits), *((one.post[site], other.post[site]) for site in one.post)]
+    return not any(probe.differs(*pair) for pair in pairs)
+
+
+def _having(wiring: Wiring, space: str) -> list[str]:
+    return sorted({name(path) for path, _ in (*wiring.incoming(space), *wiring.outgoing(space))})
+
+
+# --- Sources and products --------------------
+
+
+def source_faults(probe: Probe) -> list[str]:
+    """Where kernels name their sources, their products and biases make up the pre-activation, and nothing else does."""
+    faults, sums, kernels = [], {}, {}
+    for path, label in probe.wiring.labels:
+        if label.source is None or label.site is None:
+            continue
+        if standard_order(label) is None:
+            faults.append(f"{name(path)}: source {label.source!r} needs a kernel with one In and one Out axis")
+            continue
+        reads = probe.seen.post.get(label.source, probe.inputs)
+        try:
+            part = product(probe.arrays[path], label, reads)
+        except ValueError as error:
+            faults.append(f"{name(path)}: cannot be applied to source {label.source!r} of shape {reads.shape}: {error}")
+            continue
+        sums[label.site] = sums.get(label.site, 0.0) + part
+        kernels.setdefault(label.site, []).append((path, label.source))
+    for site, total in sums.items():
+        for path, label in probe.wiring.labels:
+            if label.site == site and len(label.axes) == 1 and not label.reads() and path[0] == "params":
+                total = total + probe.arrays[path]
+        target = probe.seen.pre.get(site, probe.seen.logits)
+        if probe.differs(total.reshape(target.shape) if total.size == target.size else total, target):
+            faults += [
+                f"{name(path)}: its product with source {source!r}, with a bias, is not the pre-activation of "
+                f"{site!r}: something stands in between; name no source, or the right one"
+                for path, source in kernels[site]
+            ]
+    return faults
+
+
+def product(kernel: np.ndarray, label: Label, reads: np.ndarray) -> np.ndarray:
+    """A plain kernel applied to what it reads, units last, in NumPy."""
+    kernel = standard_layout(label, kernel)
+    if label.window is None:
+        contracted = kernel.ndim - 1
+        if reads.shape[reads.ndim - contracted :] != kernel.shape[:-1]:
+            reads = reads.reshape(len(reads), *kernel.shape[:-1])
+        return np.tensordot(reads, kernel, contracted)
+    offsets = kernel.shape[:-2]
+    padded = np.pad(reads, ((0, 0), *label.window.padding, (0, 0)))
+    spatial = tuple(range(1, 1 + len(offsets)))
+    patches = np.lib.stride_tricks.sliding_window_view(padded, offsets, spatial)
+    patches = patches[(slice(None), *(slice(None, None, stride) for stride in label.window.strides))]
+    return np.tensordot(np.moveaxis(patches, len(offsets) + 1, -1), kernel, len(offsets) + 1)
+
+
+def reader_faults(probe: Probe) -> list[str]:
+    """Where all that reads a site names it as source, its activations reach the output through these products only."""
+    faults = []
+    for site, (space, _) in probe.wiring.sites:
+        readers = [path for path, _ in probe.wiring.outgoing(space)]
+        labels = [probe.label(path) for path in readers]
+        is_plain = readers and all(label.source == site and label.site and standard_order(label) for label in labels)
+        if not is_plain or len(probe.wiring.sites_of(space)) != 1:
+            continue
+        shift = _generic(probe.seen.post[site])
+        expected, shifts = probe.seen.logits, {site: (None, shift)}
+        for path, label in zip(readers, labels, strict=True):
+            assert label.site is not None
+            change = product(probe.arrays[path], label, shift)
+            if label.site in probe.seen.pre:
+                pre = probe.seen.pre[label.site]
+                so_far = shifts.get(label.site, (np.zeros_like(pre), None))[0]
+                shifts[label.site] = ((so_far if so_far is not None else 0) - change.reshape(pre.shape), None)
+            else:
+                expected = expected + change.reshape(expected.shape)
+        if probe.differs(probe.run(probe.arrays, shifts).logits, expected):
+            faults.append(
+                f"site {site!r}: its activations also act past {[name(path) for path in readers]}, whose labels name "
+                "it as their source; label the arrays that read it, or name no source"
+            )
+    return faults
+
+
+# --- Sites: what passes them, and what they depend on --------------------
+
+
+def site_faults(probe: Probe) -> list[str]:
+    """What an array labelled with a site does for a unit, it does through that unit at that site."""
+    faults = []
+    for site, _ in probe.wiring.sites:
+        own = [path for path, label in probe.wiring.labels if label.site == site and path[0] == "params"]
+        if own and not passes(probe, site, own):
+            faults += [
+                f"{name(path)}: labelled with site {site!r}, but it acts past it: on other units, or on the output by "
+                "another way; name a later site, or none"
+                for path in own
+                if not passes(probe, site, [path])
+            ]
+    return faults
+
+
+def forgotten_sites(probe: Probe) -> list[str]:
+    """Arrays without a site all of whose paths pass one: not wrong, but verdicts about them are missed."""
+    faults = []
+    for path, label in probe.wiring.labels:
+        if path[0] != "params" or label.site is not None:
+            continue
+        changed = probe.run(_changed(probe, [path], label.writes()), {})
+        for space in label.writes():
+            sites = [
+                site for site in probe.wiring.sites_of(space) if probe.differs(changed.pre[site], probe.seen.pre[site])
+            ]
+            if found := [site for site in sites if passes(probe, site, [path])]:
+                faults.append(
+                    f"{name(path)}: names no site, but all that it does passes {found[0]!r}: site={found[0]!r}"
+                )
+    return faults
+
+
+def passes(probe: Probe, site: str, paths: Iterable[Path]) -> bool:
+    """Whether changing every second unit's slices does nothing while these units are held at the site."""
+    space = probe.wiring.site(site).space
+    arrays = _changed(probe, paths, (space,))
+    shift = probe.seen.post[site] - probe.run(arrays, {}).post[site]
+    shift[..., 1::2] = 0.0
+    return not probe.differs(probe.run(arrays, {site: (None, shift)}).logits, probe.seen.logits)
+
+
+def _changed(probe: Probe, paths: Iterable[Path], spaces: Iterable[str]) -> dict[Path, np.ndarray]:
+    """The arrays with the slices of every second unit moved."""
+    arrays = dict(probe.arrays)
+    for path in paths:
+        for axis in probe.label(path).unit_axes(tuple(spaces), is_read=False):
+            by = np.where(np.arange(arrays[path].shape[axis.index]) % 2, 0.0, 0.7)
+            arrays[path] = _scaled(arrays[path], axis.index, by)
+    return arrays
+
+
+def order_faults(probe: Probe) -> list[str]:
+    """A site that changes when another one is moved has it upstream."""
+    faults = []
+    upstream = {site: probe.wiring.upstream(site) for site, _ in probe.wiring.sites}
+    for moved in upstream:
+        seen = probe.run(probe.arrays, {moved: (None, _generic(probe.seen.post[moved]))})
+        for site in upstream:
+            if site != moved and moved not in upstream[site] and probe.differs(seen.pre[site], probe.seen.pre[site]):
+                faults.append(
+                    f"site {site!r} depends on site {moved!r}, which is not upstream by the labels: label the arrays "
+                    "that lead from one to the other, and give the sites in the order of the forward pass"
+                )
+    return faults
+
+
+def sum_faults(probe: Probe) -> list[str]:
+    """What an array that is said to be added adds does not depend on what the other arrays of its site read."""
+    faults = []
+    for site, (space, _) in probe.wiring.sites:
+        own = [(path, label) for path, label in probe.wiring.labels if label.site == site and path[0] == "params"]
+        # Where units pass an earlier site, too, even what is added does not act alike on all it meets.
+        if len(probe.wiring.sites_of(space)) != 1:
+            continue
+        for path in (path for path, label in own if label.scales is False):
+            others = {other: 1.7 * probe.arrays[other] for other, label in own if label.reads() and other != path}
+            moved = {path: probe.arrays[path] * 1.7}
+            here = probe.run({**probe.arrays, **moved}, {}).pre[site] - probe.seen.pre[site]
+            base = probe.run({**probe.arrays, **others}, {}).pre[site]
+            there = probe.run({**probe.arrays, **others, **moved}, {}).pre[site] - base
+            if probe.differs(here, there):
+                faults.append(f"{name(path)}: labelled scales=False, but what it does depends on the kernel beside it")
+    return faults
+
+
+def _generic(like: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=like.shape)
