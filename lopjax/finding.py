@@ -9,6 +9,7 @@ import numpy as np
 
 from lopjax.equality import totals
 from lopjax.model import Model, Tap, Variables, samples_by_units
+from lopjax.models.check import check_labels
 from lopjax.rounding import GAP, at_least_float32, check_precision, parameter_tolerance, signal_tolerance
 from lopjax.wiring import In, Out, Wiring
 
@@ -59,6 +60,7 @@ def find_clones(
     """
     variables = at_least_float32(variables)
     params, wiring = variables["params"], model.wiring
+    check_labels(model, variables, batch)
     taps = model.apply(variables, jnp.asarray(batch)).taps
     check_precision(taps)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((variables, taps))):

@@ -51,6 +51,10 @@ class Output(NamedTuple):
     taps: dict[str, Tap]
 
 
+class NotResizableError(ValueError):
+    """A model of fixed sizes was asked for others."""
+
+
 class Constructor(NamedTuple):
     """How a network was made, so that it can be made again.
 
@@ -79,6 +83,7 @@ class Model(NamedTuple):
         wiring: the labelled axes; static and hashable.
         resize: `{space: size} -> Model`: the same architecture with other numbers of units.
         constructor: how it was made, up to those numbers; None if it does not say (`lopjax.models.recorded`).
+        input_shape: shape of one input, without the batch axis; None if it is not known.
     """
 
     init: Callable[[jax.Array], Variables]
@@ -86,6 +91,7 @@ class Model(NamedTuple):
     wiring: Wiring
     resize: Callable[[Mapping[str, int]], "Model"]
     constructor: Constructor | None = None
+    input_shape: tuple[int, ...] | None = None
 
 
 def samples_by_units(array: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from lopjax.cloning import Partition
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import Clusters, Manifold, check_partition, cloned_manifold, tangency_residual
 from lopjax.model import Model, Variables
+from lopjax.models.check import check_labels
 from lopjax.rounding import GAP, at_least_float32, check_precision, parameter_tolerance, signal_tolerance
 from lopjax.wiring import tree_paths
 
@@ -153,6 +154,7 @@ def certify_cloned(
     clusters = check_partition(wiring, partition)
     if not clusters:
         raise ValueError("partition has no cluster of two or more units: there is nothing to certify")
+    check_labels(model, variables, None if batch is None else batch[0])
     excluded = _resolve_excluded(exclude, ["/".join(path) for path in tree_paths(variables)])
     leaf = cloned_manifold(variables["params"], wiring, partition)
     question = _Question(model, variables, leaf, clusters, batch, loss, train, frozenset(excluded))

@@ -15,6 +15,7 @@ from lopjax.certificates.tables import number, table
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import FrozenUnits, resolve_frozen_units
 from lopjax.model import Model, Variables
+from lopjax.models.check import check_labels
 from lopjax.rounding import at_least_float32
 from lopjax.wiring import Wiring
 
@@ -162,6 +163,7 @@ def certify_frozen(
     if not frozen:
         raise ValueError("frozen_units names no unit: give indices per site")
     _check_box(input_box, batch)
+    check_labels(model, variables, None if batch is None else batch[0])
     seen = inputs = None
     if batch is not None:
         check_batch(loss, model, variables, batch)

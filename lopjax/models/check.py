@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.model import Model, Tap, Variables
+from lopjax.model import Model, NotResizableError, Tap, Variables
 from lopjax.models import claims
 from lopjax.models.claims import Arrays, Probe, Seen, Shifts
 from lopjax.models.constructors import is_recorded
@@ -81,21 +81,25 @@ def check_wiring(model: Model, batch: tuple[Any, Any], variables: Variables | No
     description = _described(shapes, batch[0])
     probe, faults = _probe(model, description), list(_faults(model, description))
     if probe is None:
-        raise ValueError("the network is not finite at random parameters: its labels cannot be checked")
+        raise ValueError(
+            "the labels cannot be checked: the network is not finite at random parameters, or computes in 16 bits "
+            "(build it with compute_dtype='float32': the labels are the same)"
+        )
     if not faults:
         faults = claims.forgotten_sites(probe) + _widening_faults(model, probe)
     _raise(faults)
 
 
-def check_labels(model: Model, variables: Variables, inputs: Any) -> None:
+def check_labels(model: Model, variables: Variables, inputs: Any = None) -> None:
     """Refuse a network whose labels are not true; done once per model, and not for the library's own architectures.
 
-    Those are checked by its tests. Nothing is done under a trace, or where random parameters give no finite numbers.
+    Those are checked by its tests. Nothing is done under a trace, where random parameters give no finite numbers, in a
+    network that computes in 16 bits, or where there are no inputs and the model does not say what they look like.
 
     Args:
         model: the network.
         variables: its variables; only their shapes are used.
-        inputs: a batch of inputs.
+        inputs: a batch of inputs; by default random ones of the model's `input_shape`.
 
     Raises:
         ValueError: as in `check_wiring`.
@@ -104,7 +108,11 @@ def check_labels(model: Model, variables: Variables, inputs: Any) -> None:
         return
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, inputs))):
         return
-    _raise(_faults(model, _described(variables, inputs)))
+    model.wiring.labels_of(variables)  # raises if they belong to another network
+    if inputs is None and model.input_shape is not None:
+        inputs = np.zeros((1, *model.input_shape))
+    if inputs is not None:
+        _raise(_faults(model, _described(variables, inputs)))
 
 
 def _raise(faults: tuple[str, ...] | list[str]) -> None:
@@ -131,13 +139,15 @@ def _faults(model: Model, description: _Description) -> tuple[str, ...]:
 
 
 def _probe(model: Model, description: _Description) -> Probe | None:
-    """The network at random parameters; `None` if its output is not finite there."""
+    """The network at random parameters; `None` if it is not finite there, or computes in 16 bits."""
     inputs = description.inputs.values
     if np.issubdtype(inputs.dtype, np.floating):
         inputs = np.random.default_rng(3).normal(size=(_SAMPLES, *inputs.shape[1:]))
     for is_positive in (False, True):
         arrays = _drawn(model, dict(description.arrays), is_positive)
         run, dtypes = _runner(model, arrays, inputs)
+        if any(jnp.finfo(dtype).bits < 32 for dtype in dtypes):
+            return None
         seen = run(arrays, {})
         if all(np.isfinite(each).all() for each in (seen.logits, *seen.pre.values(), *seen.post.values())):
             # A float32 constant inside a float64 network shows in no type: hence the floor.
@@ -208,8 +218,10 @@ def _widening_faults(model: Model, probe: Probe) -> list[str]:
     copies = {space: 2 + index % 2 for index, space in enumerate(wiring.cloneable)}
     try:
         wide = model.resize({space: n * wiring.size(space) for space, n in copies.items()})
-    except ValueError:
-        return []  # It cannot be resized: there is no wider network to be wrong.
+    except NotResizableError:
+        return []
+    except ValueError as error:
+        return [f"resize: {error}"]
     arrays = {}
     for path, array in probe.arrays.items():
         for axis in probe.label(path).unit_axes(copies):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lopjax.integers import as_integer
-from lopjax.model import Model, Output, Tap, Variables
+from lopjax.model import Model, NotResizableError, Output, Tap, Variables
 from lopjax.models.labels import Coupling, Labelled, Tapped
 from lopjax.wiring import Path, Site, Wiring, build_wiring, tree_paths
 
@@ -81,7 +81,7 @@ def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[st
     def resize(sizes: Mapping[str, int]) -> Model:
         return _from_linen(_resized(module, sizes, wiring), input_shape, fixed)
 
-    return Model(init, apply, wiring, resize)
+    return Model(init, apply, wiring, resize, input_shape=input_shape)
 
 
 def _read_wiring(boxed: Mapping[str, Any], scopes: Mapping[str, Path], fixed: tuple[str, ...]) -> Wiring:
@@ -138,7 +138,7 @@ def _nest(perturbations: Mapping[str, Tap], scopes: Mapping[str, Path]) -> dict[
 def _resized(module: nn.Module, sizes: Mapping[str, int], wiring: Wiring) -> nn.Module:
     current = getattr(module, "sizes", None)
     if current is None:
-        raise ValueError(
+        raise NotResizableError(
             f"{type(module).__name__} has no field `sizes` (a tuple of (space, units)) to set: "
             "build the module with the new sizes yourself and pass it to from_linen"
         )

@@ -9,6 +9,7 @@ from lopjax.cloning import Factor, Partition, clone_variables, uniform_partition
 from lopjax.losses import Batch, check_batch
 from lopjax.manifolds import check_partition
 from lopjax.model import Model, Variables
+from lopjax.models.check import check_labels
 from lopjax.rounding import parameter_tolerance
 from lopjax.stability.blocks.closed_form import blocks_by_closed_form
 from lopjax.stability.blocks.coordinates import block_constant_residual, collapse
@@ -145,6 +146,7 @@ def _blocks(network: ClonedNetwork, batch: Batch, method: str, options: BlockOpt
         wrong = ("batch_size", options.batch_size) if options.batch_size < 1 else ("num_steps", options.num_steps)
         raise ValueError(f"{wrong[0]}={wrong[1]}: must be a positive integer")
     check_batch(options.loss, network.base_model, network.base, batch, options.batch_size)
+    check_labels(network.base_model, network.base, batch[0])
     described = [plain_space(network.base_model.wiring, space) for space in network.clusters]
     reasons = [each for each in described if isinstance(each, str)]
     if options.train and network.wide.get("batch_stats"):

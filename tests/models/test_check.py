@@ -1,0 +1,133 @@
+"""Wrong labels are named, by `check_wiring` and before any verdict; the true ones pass."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.nn.initializers import normal, zeros
+
+from lopjax.certificates import certify_cloned, certify_frozen
+from lopjax.cloning import find_clones
+from lopjax.losses import mean_cross_entropy
+from lopjax.models import check_labels, check_wiring, couple, from_linen, labelled, mlp, tap
+from lopjax.stability import unit_blocks
+from lopjax.wiring import In, Out, Wiring
+
+INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
+BATCH = (INPUTS, jnp.array([0, 1, 1, 0, 1, 0]))
+
+
+class Net(nn.Module):
+    """x -> a -> b -> y, told truly or with one lie. Biases start at zero, where a forgotten axis does not show."""
+
+    lie: str = ""
+    sizes: tuple[tuple[str, int], ...] = (("a", 3), ("b", 3), ("y", 2))
+
+    def array(self, name, shape, *axes, init=None, **label):
+        return self.param(name, labelled(init or normal(0.7), *axes, **label), shape)
+
+    @nn.compact
+    def __call__(self, x, *, train, dropout_rate=None):
+        (_, a), (_, b), (_, y) = self.sizes
+        lie = self.lie
+        source = None if lie == "forgotten site" else "x"
+        kernel = self.array("w_a", (4, a), In("x"), Out("a"), site="a", source=source, scales=False)
+        axes = (None,) if lie == "forgotten axis" else (Out("a"),)
+        site = None if lie in ("forgotten axis", "forgotten site") else "a"
+        bias = self.array("b_a", (a,), *axes, init=zeros, site=site, scales=False)
+        first = tap(self, "a", "b" if lie == "site on another space" else "a", "relu", x @ kernel + bias[None])
+        plain = lie not in ("Out for In", "mean", "coupled", "gain", "gain, told", "site on another space")
+        axes = (Out("a") if lie == "Out for In" else In("a"), In("b") if lie == "In for Out" else Out("b"))
+        site = None if lie == "In for Out" else "b"
+        kernel = self.array("w_b", (a, b), *axes, site=site, source="a" if plain and site else None, scales=False)
+        hidden = first * 2 if lie == "doubled source" else first
+        hidden = hidden - hidden.mean(-1, keepdims=True) if lie in ("mean", "coupled") else hidden
+        if lie == "coupled":
+            couple(self, "a")
+        hidden = hidden @ kernel
+        if lie in ("gain", "gain, told"):
+            gain = self.array("gain", (b,), Out("b"), site="b", scales=lie == "gain, told")
+            hidden = hidden * gain[None]
+        second = tap(self, "b", "b", "tanh", hidden)
+        if lie == "past its site":
+            second = second + hidden
+        if lie == "read twice":
+            second = second + first.sum(-1, keepdims=True)
+        width = b + 1 if lie == "resized otherwise" and b > 3 else b
+        head = self.array(
+            "w_y", (width, y), In("b"), Out("y"), site="y", source=None if lie == "past its site" else "b"
+        )
+        return second @ head[:b]
+
+
+FOUND = {
+    "forgotten axis": r"params/b_a: axis 0 is labelled None, but it indexes the units of 'a'",
+    "forgotten site": r"params/b_a: names no site, but all that it does passes 'a': site='a'",
+    "Out for In": r"params/w_b: axis 0 is labelled Out\('a'\), but it reads: In\('a'\)",
+    "doubled source": r"params/w_b: its product with source 'a', with a bias, is not the pre-activation of 'b'",
+    "mean": r"unit space 'a': a unit that no labelled array reads still acts on the others",
+    "gain": r"params/(gain|w_b): .*",
+    "past its site": r"params/w_b: labelled with site 'b', but it acts past it",
+    "read twice": r"site 'a': its activations also act past \['params/w_b'\]",
+    "resized otherwise": r"resize: unit space 'b' has 9 units in .* but 10 in params/w_y",
+}
+
+
+@pytest.mark.parametrize("lie", FOUND)
+def test_each_wrong_label_is_named(lie):
+    with pytest.raises(ValueError, match="the labels of this network are not true:(.|\n)*" + FOUND[lie]):
+        check_wiring(from_linen(Net(lie), (4,)), BATCH)
+
+
+@pytest.mark.parametrize("told", ["", "coupled", "gain, told"])
+def test_true_labels_pass(told):
+    check_wiring(from_linen(Net(told), (4,)), BATCH)
+
+
+def test_sites_on_another_space_do_not_get_as_far():
+    with pytest.raises(ValueError, match=r"site 'a' is on the space 'b', which this array does not write"):
+        from_linen(Net("site on another space"), (4,))
+    with pytest.raises(ValueError, match=r"site 'b' is on the space 'b', which no array writes"):
+        from_linen(Net("In for Out"), (4,))
+
+
+def test_a_wrong_order_of_sites_shows_in_what_depends_on_what():
+    model = from_linen(Net(), (4,))
+    wiring = model.wiring
+    backwards = Wiring(wiring.labels, wiring.sizes, wiring.sites[::-1], wiring.fixed)
+    with pytest.raises(ValueError, match=r"site 'b' depends on site 'a', which is not upstream by the labels"):
+        check_wiring(model._replace(wiring=backwards), BATCH)
+
+
+VERDICTS = {
+    "unit_blocks": lambda model, variables: unit_blocks(model, variables, mean_cross_entropy, BATCH, 2),
+    "certify_frozen": lambda model, variables: certify_frozen(model, variables, {"b": [0]}, BATCH),
+    "certify_frozen by signs": lambda model, variables: certify_frozen(model, variables, {"b": [0]}),
+    "certify_cloned": lambda model, variables: certify_cloned(model, variables, {"a": (0, 0, 1)}),
+    "find_clones": lambda model, variables: find_clones(model, variables, INPUTS),
+}
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_no_verdict_about_a_network_with_wrong_labels(verdict):
+    """Also of an architecture of the library's own whose forward pass has been replaced."""
+    model = from_linen(Net("doubled source"), (4,))
+    with pytest.raises(ValueError, match="is not the pre-activation of 'b'"):
+        VERDICTS[verdict](model, model.init(jax.random.key(0)))
+    own = mlp((4,), (3, 3), 2)
+
+    def doubled(variables, x, **options):
+        logits, after, taps = own.apply(variables, x, **options)
+        return logits + taps["hidden_0"].post[:, :1], after, taps
+
+    other = own._replace(apply=doubled)
+    with pytest.raises(ValueError, match=r"site 'hidden_0': its activations also act past"):
+        check_labels(other, own.init(jax.random.key(0)), INPUTS)
+
+
+def test_honest_networks_get_their_verdicts():
+    model = from_linen(Net(), (4,))
+    variables = model.init(jax.random.key(0))
+    for verdict in ("certify_frozen by signs", "certify_cloned"):
+        VERDICTS[verdict](model, variables)
