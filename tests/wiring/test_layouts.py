@@ -127,8 +127,12 @@ def test_kernels_of_any_layout_have_the_closed_form_and_the_radius(x64):
             "bias": flax["bias"],
             **{f"kernel_{i}": jnp.transpose(flax[f"kernel_{i}"], order[i]) for i in range(3)},
         }
-        (unit,) = certify_frozen(model, {"params": params}, {"dense": [0]}, batch, input_box=(inputs[0] - 9, inputs[0] + 9)).units
-        plain = {path[-1]: standard_layout(label, params[path[-1]]) for path, label in model.wiring.labels if label.reads()}
+        (unit,) = certify_frozen(
+            model, {"params": params}, {"dense": [0]}, batch, input_box=(inputs[0] - 9, inputs[0] + 9)
+        ).units
+        plain = {
+            path[-1]: standard_layout(label, params[path[-1]]) for path, label in model.wiring.labels if label.reads()
+        }
         jax.tree.map(np.testing.assert_array_equal, plain, {key: flax[key] for key in plain})
         found.append((model, params, unit))
     first, second = (unit for _, _, unit in found)
