@@ -7,12 +7,14 @@ from jaxtyping import Array, Bool, Int32
 
 from lopjax.training.interventions import Report
 
-NOT_ITS_STEP, NO_UNIT_CHOSEN, CHANGED, NONE_MATURE = range(4)
+NOT_ITS_STEP, NO_UNIT_CHOSEN, CHANGED, NONE_MATURE, NOT_PRESERVED, NO_ESCAPE = range(6)
 REASONS = (
     "this was not one of its steps",
     "no unit met its condition",
     "it has changed the network",
     "no unit was old enough",
+    "it would have changed the function by more than its tolerance",
+    "no direction of descent leads away from the clones",
 )
 """By code: `Report.reason`."""
 

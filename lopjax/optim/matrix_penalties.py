@@ -59,7 +59,7 @@ def spectral(
         check_params("spectral", params)
         axes = matrix_axes(wiring, params)
 
-        def iterate(kind: MatrixAxes | None, param: Array, right: Array | None) -> Array | None:
+        def iterate(kind: MatrixAxes | None, param: Array, right: Any) -> Array | None:
             return None if kind is None else _iterate(as_matrices(_widened(param), kind)[0], right, num_iterations)
 
         def add(matrices: Array, gradient: Array, right: Array) -> Array:
@@ -111,7 +111,7 @@ def parseval(strength: ArrayLike, wiring: Wiring, scale: ArrayLike = 1.0) -> opt
 
         def gradient(matrices: Array) -> Array:
             gram = jnp.einsum("bij,bik->bjk", matrices, matrices)
-            off = gram - jnp.asarray(scale, gram.dtype) * jnp.eye(gram.shape[-1], dtype=gram.dtype)
+            off = gram - jnp.asarray(scale, gram.dtype) * jnp.eye(gram.shape[-1], dtype=gram.dtype)[None]
             return 4 * jnp.asarray(strength, gram.dtype) * matrices @ off
 
         wide = jax.tree.map(_widened, params)

@@ -1,0 +1,182 @@
+"""How far every unit is from being a clone: a graded distance, by what units do and by their weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from lopjax.activations import activation
+from lopjax.model import Model, Tap, Variables, samples_by_units
+from lopjax.wiring import In, Out, Wiring
+
+
+class Multiples(NamedTuple):
+    """For which c a unit whose activations are c times those of another is its clone; c = 1 always is.
+
+    Attributes:
+        positive: every c > 0: the activation is homogeneous (ReLU), and only kernels read the unit.
+        mirrored: -1, or with `positive` every c < 0: the activation is odd (tanh).
+    """
+
+    positive: bool
+    mirrored: bool
+
+
+class Nearest(NamedTuple):
+    """The nearest possible clone of every unit of a space.
+
+    Attributes:
+        distance: `|h_j - c h_k| / max(|h_j|, |c h_k|)`, Euclidean: 0 for a clone, at most 2; infinite for a unit that
+            is 0 throughout (a dead unit equals others for a trivial reason), and where no other unit is alive.
+        unit: k, the nearest unit; the unit's own number where the distance is infinite.
+        multiple: c.
+    """
+
+    distance: Float[Array, " units"]
+    unit: Int[Array, " units"]
+    multiple: Float[Array, " units"]
+
+
+class CloneDistances(NamedTuple):
+    """How far the units of one space are from being clones.
+
+    Attributes:
+        activations: by activations on the batch, over all sites that write the space, each on its own scale.
+        parameters: by incoming weights, biases and norm parameters. Small is sufficient, not necessary: units whose
+            weights differ but whose totals over cloned sources agree are far here and near by activations.
+    """
+
+    activations: Nearest
+    parameters: Nearest
+
+
+def clone_distances(model: Model, variables: Variables, batch: Any) -> dict[str, CloneDistances]:
+    """Distance of every unit to the nearest unit that it might be a clone of. Pure, static shapes; use under jit.
+
+    Where `find_clones` says which units are clones up to rounding, this is the measure to watch: "three units are
+    within 1 % of a clone" (`near_clones`). Mirror twins of odd activations and positive multiples of homogeneous ones
+    count as clones, see `multiples_by_activations`. A head counts as one unit with all its coordinates; heads that
+    are equal up to a linear map of them are far apart here.
+
+    The nearest unit is chosen by products of rows, to about the square root of rounding; its distance is then
+    computed from the difference itself, to rounding.
+
+    Args:
+        model: any model.
+        variables: its variables, evaluated in eval mode.
+        batch: inputs `(batch, *input_shape)`, or `(inputs, labels)`, whose labels are not used.
+
+    Returns:
+        For every cloneable space with a site, its distances.
+    """
+    inputs = batch[0] if isinstance(batch, tuple) else batch
+    wiring = model.wiring
+    taps = model.apply(variables, jnp.asarray(inputs), dropout_rate=0.0)[2]
+    found = {}
+    for space in wiring.cloneable:
+        seen = [taps[site] for site in wiring.sites_of(space)]
+        if seen:
+            found[space] = CloneDistances(
+                nearest_units(activation_rows(seen), multiples_by_activations(wiring, space)),
+                nearest_units(parameter_rows(wiring, variables, space), multiples_by_parameters(wiring, space)),
+            )
+    return found
+
+
+def near_clones(
+    distances: Mapping[str, CloneDistances], tolerance: ArrayLike = 0.01
+) -> dict[str, Bool[Array, " units"]]:
+    """Which units are within a tolerance of a clone by activations.
+
+    Args:
+        distances: of `clone_distances`.
+        tolerance: relative distance.
+    """
+    return {space: found.activations.distance <= tolerance for space, found in distances.items()}
+
+
+def activation_rows(taps: Sequence[Tap]) -> Float[Array, "units samples"]:
+    """Activations of every unit at all sites of its space side by side, each site divided by its mean square root."""
+
+    def rows(tap: Tap) -> jax.Array:
+        values = samples_by_units(tap.post).T
+        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        size = jnp.sqrt(jnp.mean(jnp.square(values)))
+        return values / jnp.where(size > 0, size, 1)
+
+    return jnp.concatenate([rows(tap) for tap in taps], axis=1)
+
+
+def parameter_rows(wiring: Wiring, variables: Variables, space: str) -> Float[Array, "units parameters"]:
+    """Incoming parameters of every unit side by side; running statistics are not among them."""
+    labels, leaves = wiring.labels_of(variables["params"]), jax.tree.leaves(variables["params"])
+    slices = [
+        jnp.moveaxis(leaf, axis, 0).reshape(leaf.shape[axis], -1)
+        for label, leaf in zip(labels, leaves, strict=True)
+        for axis, role in enumerate(label.axes)
+        if role == Out(space)
+    ]
+    rows = jnp.concatenate(slices, axis=1)
+    return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+
+
+def nearest_units(rows: Float[Array, "units n"], multiples: Multiples) -> Nearest:
+    """The nearest row of every row, up to the multiples that are allowed.
+
+    Args:
+        rows: one for each unit.
+        multiples: which c count.
+    """
+    lengths = jnp.linalg.norm(rows, axis=1)
+    safe = jnp.where(lengths > 0, lengths, 1)
+    products = jnp.matmul(rows / safe[:, None], (rows / safe[:, None]).T, precision=jax.lax.Precision.HIGHEST)
+    sign = jnp.where(products < 0, -1, 1) if multiples.mirrored else jnp.ones_like(products)
+    ratio = safe[:, None] / safe[None] if multiples.positive else jnp.ones_like(products)
+    longest = jnp.maximum(safe[:, None], ratio * safe[None])
+    squares = safe[:, None] ** 2 + (ratio * safe[None]) ** 2 - 2 * safe[:, None] * ratio * safe[None] * sign * products
+    is_pair = (lengths > 0)[:, None] & (lengths > 0)[None] & ~jnp.eye(len(rows), dtype=bool)
+    rough = jnp.where(is_pair, squares / longest**2, jnp.inf)
+    units = jnp.arange(len(rows))
+    unit = jnp.where(jnp.any(is_pair, axis=1), jnp.argmin(rough, axis=1), units)
+    multiple = (sign * ratio)[units, unit]
+    difference = jnp.linalg.norm(rows - multiple[:, None] * rows[unit], axis=1)
+    distance = jnp.where(is_pair[units, unit], difference / longest[units, unit], jnp.inf)
+    return Nearest(distance, unit, multiple)
+
+
+def multiples_by_activations(wiring: Wiring, space: str) -> Multiples:
+    """Which multiples of a unit's activations are its clones.
+
+    Positive ones of homogeneous activations, -1 of odd ones: whatever kernel reads both can be split among them
+    without a change of the function. In a space over whose units a layer norm averages, none but 1.
+    """
+    if space in wiring.coupled:
+        return Multiples(False, False)
+    sites = [activation(wiring.site(site).activation) for site in wiring.sites_of(space)]
+    return Multiples(all(bool(entry.is_homogeneous) for entry in sites), all(is_odd(entry) for entry in sites))
+
+
+def multiples_by_parameters(wiring: Wiring, space: str) -> Multiples:
+    """Which multiples of a unit's incoming parameters make multiples of its activations.
+
+    The same as by activations where these parameters are kernels and at most one bias for each site; with the
+    parameters or statistics of a norm among them the pre-activation is not linear in them, and only 1 is left.
+    """
+    labels = dict(wiring.labels)
+    own = [(path, labels[path]) for path, _ in wiring.incoming(space)]
+    is_normed = any(path[0] != "params" for path, _ in own)
+    num_biases = sum(not any(isinstance(axis, In) for axis in label.axes) for _, label in own)
+    if is_normed or num_biases > len(wiring.sites_of(space)):
+        return Multiples(False, False)
+    return multiples_by_activations(wiring, space)
+
+
+def is_odd(function: Any) -> bool:
+    """Whether f(-z) = -f(z), tried on 64 points to 1e-5 of the largest value; no fact of `Activation` says it."""
+    with jax.ensure_compile_time_eval():
+        points = jnp.asarray(np.concatenate([np.linspace(0, 3, 48), np.geomspace(3, 30, 16)]), jnp.float32)
+        there, mirrored = np.asarray(function(points)), np.asarray(function(-points))
+    return bool(np.abs(there + mirrored).max() <= 1e-5 * max(np.abs(there).max(), 1.0))

@@ -1,0 +1,154 @@
+"""Putting a norm into a trained network without a change of what it computes."""
+
+import importlib
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.model import Model, Variables
+from lopjax.models.norms import BatchNorm
+from lopjax.wiring import Path, Wiring, tree_paths
+
+ROUNDING = 1e4
+"""What a norm that undoes itself may add to a logit, in units of eps times the largest logit."""
+
+
+class _Norm(NamedTuple):
+    """One norm that is new.
+
+    Attributes:
+        module: where it is, without the collection.
+        samples: over how many numbers it averages on the batch.
+        bias: what the layer in front of it had for a bias and has no more, `(units,)` or 0.
+    """
+
+    module: Path
+    samples: int
+    bias: Any
+
+
+def insert_norm(model: Model, variables: Variables, batch: Any, norm: str = "batch") -> tuple[Model, Variables]:
+    r"""The network with batch norms where its architecture has them, computing in eval mode what it computed before.
+
+    A norm that a network should have had from the start (arXiv 2510.00304 finds that it prevents much of the loss of
+    plasticity), put in afterwards. Each batch norm gets the mean :math:`\mu` and variance v of its input on the batch
+    for its running statistics, the scale :math:`\sqrt{v + \epsilon}` and the offset :math:`\mu`, so that it undoes
+    itself in eval mode, whatever the batch. From then on training sees it: in train mode the statistics are those of
+    the minibatch, as for any batch norm.
+
+    Layer norm cannot be put in so: it divides every sample by a spread of its own, and no scale and offset undo that.
+
+    Args:
+        model: a network whose constructor has an argument `norm`, which is "none": those of `lopjax.models`, and others
+            that are `lopjax.models.recorded`.
+        variables: its variables.
+        batch: inputs, or `(inputs, labels)`; more samples make better statistics, the function is kept with any.
+        norm: "batch".
+
+    Returns:
+        The new network, and its variables: the old parameters and the norms. A bias that the architecture has only
+        without norms is in the offset of the norm behind it. The state of an optimizer has to be made anew.
+
+    Raises:
+        ValueError: the network does not say how it was made, or has a norm; "layer", or an unknown norm; logits that
+            would change by more than rounding, because the architecture changes otherwise with its norm.
+    """
+    inputs = jnp.asarray(batch[0] if isinstance(batch, tuple) else batch)
+    new_model = _with_batch_norm(model, norm)
+    params, norms = _start(model, new_model, variables, inputs)
+
+    @jax.jit
+    def seen(params: Any) -> Any:
+        """Mean and unbiased variance of the input of every norm; what a norm changes in train mode its scale undoes."""
+        shapes = jax.eval_shape(new_model.init, jax.random.key(0))["batch_stats"]
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        after = new_model.apply({"params": params, "batch_stats": nothing}, inputs, train=True, dropout_rate=0.0)[1]
+        return jax.tree.map(lambda leaf: leaf / (1 - BatchNorm.momentum), after["batch_stats"])
+
+    statistics = seen(params)
+    for _ in norms:  # Each pass puts at least one more norm right, the first in the order of the forward pass.
+        old, statistics = statistics, seen(_undoing(params, statistics, norms, is_biased=True))
+        if all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(statistics), strict=True)):
+            break
+    new = {"params": _undoing(params, statistics, norms, is_biased=False), "batch_stats": statistics}
+    _check_function(model, variables, new_model, new, inputs)
+    return new_model, new
+
+
+def _with_batch_norm(model: Model, norm: str) -> Model:
+    if norm == "layer":
+        raise ValueError(
+            "norm='layer': it divides every sample by a spread of its own, which no scale and offset undo, so it "
+            "cannot be put in without a change of the function; use norm='batch'"
+        )
+    if norm != "batch":
+        raise ValueError(f"norm={norm!r}: must be 'batch'")
+    if model.constructor is None:
+        raise ValueError("the network does not say how it was made; decorate its constructor with models.recorded")
+    arguments = dict(model.constructor.arguments)
+    if arguments.get("norm") != "none":
+        raise ValueError(
+            f"the network was made with norm={arguments.get('norm')!r}: must be 'none', or there is no place"
+        )
+    module, _, name = model.constructor.make.partition(":")
+    affine = {"affine": True} if "affine" in arguments else {}
+    made: Model = getattr(importlib.import_module(module), name)(**{**arguments, **affine, "norm": "batch"})
+    return made.resize({space: model.wiring.size(space) for space in model.wiring.cloneable})
+
+
+def _start(model: Model, new_model: Model, variables: Variables, inputs: jax.Array) -> tuple[Any, list[_Norm]]:
+    """Parameters of the new network, its norms at scale 1 and offset 0, and what is to be known of each norm."""
+    old = dict(zip(tree_paths(variables["params"]), jax.tree.leaves(variables["params"]), strict=True))
+    shapes = jax.eval_shape(new_model.init, jax.random.key(0))["params"]
+    paths, dtype = tree_paths(shapes), jnp.result_type(*old.values())
+    missing = [path for path in paths if path not in old and path[-1] not in ("scale", "offset")]
+    if missing:
+        raise ValueError(f"with a norm the network has parameters that are not the norm's: {missing}")
+    leaves = [
+        jnp.asarray(old[path]) if path in old else jnp.full(leaf.shape, float(path[-1] == "scale"), dtype)
+        for path, leaf in zip(paths, jax.tree.leaves(shapes), strict=True)
+    ]
+    taps = jax.eval_shape(lambda x: model.apply(variables, x, dropout_rate=0.0)[2], inputs)
+    lost = {path: leaf for path, leaf in old.items() if path not in paths}
+    norms = [_norm(new_model.wiring, model.wiring, path[:-1], taps, lost) for path in paths if path[-1] == "offset"]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves), norms
+
+
+def _norm(wiring: Wiring, old_wiring: Wiring, module: Path, taps: Any, lost: dict[Path, jax.Array]) -> _Norm:
+    label = dict(wiring.labels)[("params", *module, "offset")]
+    site = label.site if label.site in taps else wiring.sites_of(label.writes()[0])[0]
+    labels = dict(old_wiring.labels)
+    # The bias of the layer in front of the norm: it shares the module around both.
+    biases = [
+        leaf
+        for path, leaf in lost.items()
+        if labels[("params", *path)].axes == label.axes and path[: len(module) - 1] == module[:-1]
+    ]
+    return _Norm(module, prod(taps[site].pre.shape[:-1]), biases[0] if biases else 0)
+
+
+def _undoing(params: Any, statistics: Any, norms: list[_Norm], is_biased: bool) -> Any:
+    """Scales and offsets that undo the norms: in train mode with the biased variance, in eval mode with the other."""
+    new = jax.tree.map(lambda leaf: leaf, params)
+    for module, samples, bias in norms:
+        here, seen = new, statistics
+        for name in module:
+            here, seen = here[name], seen[name]
+        variance = seen["var"] * ((samples - 1) / samples if is_biased else 1)
+        here["scale"], here["offset"] = jnp.sqrt(variance + BatchNorm.epsilon), seen["mean"] + bias
+    return new
+
+
+def _check_function(model: Model, variables: Variables, new_model: Model, new: Variables, inputs: jax.Array) -> None:
+    before = np.asarray(jax.jit(model.apply)(variables, inputs, dropout_rate=0.0)[0])
+    after = np.asarray(jax.jit(new_model.apply)(new, inputs, dropout_rate=0.0)[0])
+    change, largest = float(np.abs(after - before).max()), float(np.abs(before).max())
+    allowed = ROUNDING * float(np.finfo(before.dtype).eps) * max(largest, 1.0)
+    if not change <= allowed:
+        raise ValueError(
+            f"logits change by {change:.3g}, more than rounding ({allowed:.3g}): with norm='batch' this architecture "
+            "differs by more than its norms, or its norms are not lopjax.models.norms.BatchNorm"
+        )

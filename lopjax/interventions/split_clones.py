@@ -1,0 +1,182 @@
+"""Splitting clones without a change of the function: the smallest push that gradient descent can go on from."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from lopjax.curvature import extreme_eigenvalues, hvp
+from lopjax.detection import activation_rows, multiples_by_parameters, nearest_units
+from lopjax.integers import as_integer
+from lopjax.interventions.checks import Spaces, check_every, check_state, is_due, spaces_of
+from lopjax.interventions.pairs import Pair, Rows, merged, outgoing_norm, outgoing_part, parting, places_of, zero_rows
+from lopjax.interventions.reasons import CHANGED, NO_ESCAPE, NO_UNIT_CHOSEN, NOT_ITS_STEP, NOT_PRESERVED
+from lopjax.interventions.slices import no_units
+from lopjax.losses import of_parameters
+from lopjax.model import Model, Variables
+from lopjax.optim.checks import check
+from lopjax.signals import Observed
+from lopjax.training.interventions import Intervention, Report, Setting
+from lopjax.training.steps import TrainState
+
+
+class _Escape(NamedTuple):
+    """Coordinates of the kick of each space, how long they are together, and whether the loss falls that way."""
+
+    rows: Rows
+    sizes: Float[Array, " spaces"]
+    is_downhill: Bool[Array, ""]
+
+
+def split_clones(
+    tolerance: ArrayLike = 0.01,
+    every: ArrayLike = 1000,
+    size: ArrayLike = 0.1,
+    loss_tolerance: ArrayLike = 1e-3,
+    num_steps: int = 24,
+    spaces: Spaces = None,
+) -> Intervention:
+    r"""Part one pair of clones, leaving the function as it is: the next gradient tells them apart.
+
+    Of every space the nearest pair by activations (:func:`lopjax.detection.clone_distances`) is a candidate if it is
+    within `tolerance`. Moved to the nearest point at which they are clones, each has a block of second derivatives
+    :math:`M_j` for the changes that part them; candidates of different spaces do not couple, so Lanczos finds the
+    lowest eigenvector over all of them with one product for each step. The pair it belongs to is moved to its point
+    of equality, if that changes the loss by less than `loss_tolerance`, and its *outgoing* weights are pushed along the
+    outgoing part r of the eigenvector, :math:`(r, -c r)` for units that are (c, 1) times one another. What is added to
+    one is taken from the other, so no activation and no logit changes, whatever the size of the push; its gradient has
+    :math:`B_j r` on the incoming weights, and they part at the rate of the eigenvalue.
+
+    Where the lowest eigenvalue is not negative within its error (clones of a fitted task, or dead ones) nothing is
+    done. Off a critical point this is a good direction, not a proven best one. A pair that is no clone of a trapped
+    kind, with unequal outgoing weights, is made one and then parted. The optimizer's memory is kept.
+
+    Args:
+        tolerance: relative distance of activations up to which two units are near; 0 for exact clones alone.
+        every: steps between two acts; one pair an act.
+        size: length of the push over the length of one unit's outgoing weights.
+        loss_tolerance: largest change of the loss, on the batch and in eval mode, that moving to the point of equality
+            may cost; 0 allows none, not even of rounding.
+        num_steps: Lanczos steps: so many Hessian-vector products of the batch's loss in each act.
+        spaces: unit spaces; None for all that can be cloned.
+
+    Returns:
+        The intervention; it has no state of its own.
+
+    Raises:
+        ValueError: a number out of range; on `init`, an unknown or fixed space, an array that reads and writes one
+            space, or a state of another optimizer.
+
+    References:
+        The zero block of outgoing patterns: Fukumizu & Amari, Neural Networks 13 (2000); its extension to any wiring,
+        and the method, are this library's own (see `lopjax.stability.free_kick`).
+    """
+    for name, value in {"tolerance": tolerance, "size": size, "loss_tolerance": loss_tolerance}.items():
+        check(name, value, minimum=0.0)
+    check_every(every)
+    num_steps = as_integer(num_steps, 1, f"num_steps={num_steps!r}: must be a positive integer")
+
+    def init(setting: Setting, state: TrainState) -> tuple[()]:
+        for space in spaces_of(setting.model.wiring, spaces):
+            places_of(setting.model.wiring, state.variables["params"], space)
+        check_state(setting, state)
+        return ()
+
+    def apply(
+        setting: Setting, own: tuple[()], state: TrainState, observed: Observed, key: jax.Array, step: Any
+    ) -> tuple[TrainState, tuple[()], Report]:
+        chosen = spaces_of(setting.model.wiring, spaces)
+
+        def act(variables: Variables) -> tuple[Variables, dict[str, Array], Array]:
+            pairs = _candidates(setting.model, variables, observed.batch[0], chosen, tolerance)
+            escape = _escape(setting, variables, observed.batch, pairs, num_steps, key)
+            return _parted(setting, variables, observed.batch, pairs, escape, size, loss_tolerance)
+
+        def rest(variables: Variables) -> tuple[Variables, dict[str, Array], Array]:
+            return variables, no_units(setting, chosen), jnp.int32(NOT_ITS_STEP)
+
+        variables, touched, reason = jax.lax.cond(is_due(step, every), act, rest, dict(state.variables))
+        return state._replace(variables=variables), own, Report(touched, reason)
+
+    return Intervention(init, apply)
+
+
+def _candidates(
+    model: Model, variables: Variables, inputs: Any, spaces: tuple[str, ...], tolerance: ArrayLike
+) -> dict[str, Pair]:
+    """The nearest pair of every space, in eval mode at the parameters as they are now."""
+    taps = model.apply(variables, inputs, dropout_rate=0.0)[2]
+    pairs = {}
+    for space in spaces:
+        rows = activation_rows([taps[site] for site in model.wiring.sites_of(space)])
+        nearest = nearest_units(rows, multiples_by_parameters(model.wiring, space))
+        first = jnp.argmin(nearest.distance)
+        is_near = nearest.distance[first] <= tolerance
+        pairs[space] = Pair(first, nearest.unit[first], nearest.multiple[first], is_near)
+    return pairs
+
+
+def _escape(
+    setting: Setting, variables: Variables, batch: Any, pairs: dict[str, Pair], num_steps: int, key: jax.Array
+) -> _Escape:
+    """The lowest eigenvector over all candidates where all are clones, and its outgoing part."""
+    wiring = setting.model.wiring
+    for space, pair in pairs.items():
+        variables = merged(wiring, variables, space, pair)
+    params = variables["params"]
+    loss = of_parameters(setting.loss, setting.model, variables, batch, train=True)
+    zero = zero_rows(wiring, params, tuple(pairs))
+
+    def embed(rows: Rows) -> Any:
+        return parting(wiring, params, pairs, rows)
+
+    def product(rows: Rows) -> Rows:
+        return jax.linear_transpose(embed, rows)(hvp(loss, params, embed(rows)))[0]
+
+    found = extreme_eigenvalues(product, zero, num_steps, key)
+    lowest = jax.tree.map(lambda leaf: leaf[0], found.eigenvectors)
+    rows = outgoing_part(wiring, params, lowest)
+    sizes = jnp.stack(
+        [jnp.where(pairs[s].is_near, jnp.sqrt(sum(jnp.sum(jnp.square(row)) for row in rows[s])), 0.0) for s in pairs]
+    )
+    return _Escape(rows, sizes, found.eigenvalues[0] + found.residuals[0] < 0)
+
+
+def _parted(
+    setting: Setting,
+    variables: Variables,
+    batch: Any,
+    pairs: dict[str, Pair],
+    escape: _Escape,
+    size: ArrayLike,
+    loss_tolerance: ArrayLike,
+) -> tuple[Variables, dict[str, Array], Array]:
+    """The pair along whose outgoing weights the eigenvector is longest, made equal and pushed apart, or nothing."""
+    wiring = setting.model.wiring
+    names, best = list(pairs), jnp.argmax(escape.sizes)
+    pairs = {s: pair._replace(is_near=pair.is_near & (best == index)) for index, (s, pair) in enumerate(pairs.items())}
+    equal = variables
+    for space in names:
+        equal = merged(wiring, equal, space, pairs[space])
+    params, longest = equal["params"], escape.sizes[best]
+    lengths = jnp.stack([outgoing_norm(wiring, params, space, pairs[space].second) for space in names])
+    scale = jnp.asarray(size, longest.dtype) * lengths[best] / jnp.where(longest > 0, longest, 1)
+    push = parting(wiring, params, pairs, jax.tree.map(lambda row: scale * row, escape.rows))
+    pushed = {**equal, "params": jax.tree.map(jnp.add, params, push)}
+
+    def loss_of(variables: Variables) -> Array:
+        return setting.loss(setting.model.apply(variables, batch[0], dropout_rate=0.0)[0], batch[1])
+
+    is_any = jnp.any(jnp.stack([pair.is_near for pair in pairs.values()]))
+    is_escape = escape.is_downhill & (scale > 0) & (longest > 0)
+    is_kept = jnp.abs(loss_of(equal) - loss_of(variables)) <= loss_tolerance
+    acts = is_any & is_escape & is_kept
+    reason = jnp.where(is_escape, jnp.where(is_kept, CHANGED, NOT_PRESERVED), NO_ESCAPE)
+    reason = jnp.where(is_any, reason, NO_UNIT_CHOSEN).astype(jnp.int32)
+    touched = {
+        space: acts & pair.is_near & ((units == pair.first) | (units == pair.second))
+        for space, pair in pairs.items()
+        for units in [jnp.arange(wiring.size(space))]
+    }
+    return jax.tree.map(lambda new, old: jnp.where(acts, new, old), pushed, variables), touched, reason

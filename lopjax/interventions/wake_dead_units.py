@@ -1,0 +1,225 @@
+"""Waking dead units: new incoming weights where nothing listens, so that the function stays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from lopjax.interventions.checks import Spaces, check_every, check_state, is_due, spaces_of
+from lopjax.interventions.reasons import CHANGED, NO_UNIT_CHOSEN, NOT_ITS_STEP, NOT_PRESERVED
+from lopjax.interventions.slices import no_units, reset_units
+from lopjax.model import Tap, Variables, samples_by_units
+from lopjax.optim.checks import check
+from lopjax.signals import Observed
+from lopjax.training.interventions import Intervention, Report, Setting
+from lopjax.training.steps import TrainState
+from lopjax.wiring import In, Label, Out, Path, Wiring, tree_paths
+
+
+class Constant(NamedTuple):
+    """What the units of a space are on a batch.
+
+    Attributes:
+        value: smallest activation, at the last of its sites.
+        is_dead: whether it is the only one, at every site.
+    """
+
+    value: Float[Array, " units"]
+    is_dead: Bool[Array, " units"]
+
+
+class _Attempt(NamedTuple):
+    """The state after waking some units, and by how much that changes the logits."""
+
+    state: TrainState
+    units: dict[str, Bool[Array, " units"]]
+    change: Float[Array, ""]
+
+
+def wake_dead_units(
+    every: ArrayLike = 1000,
+    tolerance: ArrayLike = 0.0,
+    function_tolerance: ArrayLike = 1e-6,
+    spaces: Spaces = None,
+) -> Intervention:
+    r"""Give units that are constant on the batch a new start, without a change of the function.
+
+    A unit is dead on the batch if its activation is the same number c at every sample and position: a ReLU that never
+    fires (c = 0), or a unit that is saturated for good. It has no gradient on its way in, and its outgoing weights are
+    a second bias. That constant is moved into what it feeds, :math:`b_k \leftarrow b_k + c \sum W_{jk}` (the running
+    mean of a batch norm where the layer has no bias); outgoing weights become 0, incoming ones are drawn anew from the
+    law of their array, statistics and what the optimizer remembers of both become those of the start. The next
+    gradient acts on the outgoing weights alone.
+
+    A unit of a residual stream is dead if it is 0 wherever the stream is seen. Spaces over whose units a layer norm
+    averages are left out: there a dead unit still moves the others (redrawn, it changed logits by 0.45). Where a
+    constant that is not 0 meets the edge of a convolution's map it is no constant. Instead of trusting any such rule,
+    the logits on the batch are compared in eval mode: if they would change by more than `function_tolerance`, only
+    units at c = 0 are woken, and if that does not help, none.
+
+    "Dead" is dead on this batch; how far a unit is from waking up by itself is the radius of
+    :func:`lopjax.certificates.certify_frozen`.
+
+    Args:
+        every: steps between two acts.
+        tolerance: largest minus smallest activation of a unit that counts as constant; 0 for exactly constant ones.
+        function_tolerance: largest change of a logit over the largest logit of the batch.
+        spaces: unit spaces; None for all that can be reset and whose units no norm couples.
+
+    Returns:
+        The intervention; it has no state of its own. The report's logs hold `change`, the change of the logits in
+        these units.
+
+    Raises:
+        ValueError: a number out of range; on `init`, an unknown or fixed space, one whose units a norm couples, or a
+            state of another optimizer.
+
+    References:
+        This library's own; fresh incoming with zero outgoing weights is the reset of arXiv 2302.12902 (ReDo).
+    """
+    check_every(every)
+    check("tolerance", tolerance, minimum=0.0)
+    check("function_tolerance", function_tolerance, minimum=0.0)
+
+    def init(setting: Setting, state: TrainState) -> tuple[()]:
+        _uncoupled(setting.model.wiring, spaces)
+        check_state(setting, state)
+        return ()
+
+    def apply(
+        setting: Setting, own: tuple[()], state: TrainState, observed: Observed, key: jax.Array, step: Any
+    ) -> tuple[TrainState, tuple[()], Report]:
+        chosen, due = _uncoupled(setting.model.wiring, spaces), is_due(step, every)
+        nothing = _Attempt(state, no_units(setting, chosen), jnp.zeros_like(observed.logits, shape=()))
+
+        def act(_: _Attempt) -> tuple[_Attempt, Array]:
+            return _best_attempt(setting, nothing, observed.batch[0], key, tolerance, function_tolerance)
+
+        done, reason = jax.lax.cond(due, act, lambda none: (none, jnp.int32(NOT_ITS_STEP)), nothing)
+        return done.state, own, Report(done.units, reason, {"change": done.change})
+
+    return Intervention(init, apply)
+
+
+def constant_units(taps: Sequence[Tap], tolerance: ArrayLike = 0.0) -> Constant:
+    """Which units are constant on a batch. At several sites (a residual stream) only 0 counts.
+
+    Args:
+        taps: of all sites of one space.
+        tolerance: largest minus smallest activation.
+    """
+    is_dead, value = jnp.bool_(True), jnp.zeros(())
+    for tap in taps:
+        posts = samples_by_units(tap.post)
+        value = jnp.min(posts, axis=0)
+        is_dead = is_dead & (jnp.max(posts, axis=0) - value <= tolerance)
+        is_dead = is_dead & ((value == 0) | (len(taps) == 1))
+    return Constant(value, is_dead)
+
+
+def constants_moved(
+    wiring: Wiring, variables: Variables, space: str, constants: Float[ArrayLike, " units"]
+) -> Variables:
+    """Add what units feed at constant activations to the biases of the arrays that read them.
+
+    The weights stay. Of a kernel without a bias in its own module, the running mean of the norm behind it takes the
+    constant; where there is neither, it is lost.
+
+    Args:
+        wiring: of the network.
+        variables: parameters and statistics.
+        space: whose units.
+        constants: activation of every unit; 0 for those that are not meant.
+    """
+    labels, leaves = wiring.labels_of(dict(variables)), jax.tree.leaves(dict(variables))
+    new, paths = list(leaves), tree_paths(dict(variables))
+    for index, label in enumerate(labels):
+        if In(space) not in label.axes or (found := _absorber(paths, labels, index)) is None:
+            continue
+        written = next(axis for axis in label.axes if isinstance(axis, Out))
+        axis = label.axes.index(In(space))
+        fed = jnp.moveaxis(leaves[index], axis, -1) @ jnp.asarray(constants, leaves[index].dtype)
+        rest = [other for other in label.axes if other != In(space)]
+        kept = _kept_axes(labels[found], rest, written)
+        total = jnp.sum(fed, axis=tuple(i for i in range(fed.ndim) if i not in kept))
+        new[found] = new[found] + (-total if paths[found][-1] == "mean" else total)
+    return jax.tree.unflatten(jax.tree.structure(dict(variables)), new)
+
+
+def _uncoupled(wiring: Wiring, spaces: Spaces) -> tuple[str, ...]:
+    """The spaces that are acted on."""
+    if spaces is None:
+        spaces = [s for s in wiring.cloneable if s not in wiring.coupled and wiring.sites_of(s)]
+    if coupled := [space for space in spaces if space in wiring.coupled]:
+        raise ValueError(
+            f"spaces={list(spaces)}: a norm averages over the units of {coupled}, so a dead one cannot be redrawn "
+            "without a change of the function; leave them out, or reset them with redo"
+        )
+    return spaces_of(wiring, spaces)
+
+
+def _best_attempt(
+    setting: Setting,
+    nothing: _Attempt,
+    inputs: Any,
+    key: jax.Array,
+    tolerance: ArrayLike,
+    function_tolerance: ArrayLike,
+) -> tuple[_Attempt, Array]:
+    """All dead units, or those at 0, or none: the first that keeps the function."""
+    wiring, state = setting.model.wiring, nothing.state
+    logits, _, taps = setting.model.apply(state.variables, inputs, dropout_rate=0.0)
+    found = {s: constant_units([taps[site] for site in wiring.sites_of(s)], tolerance) for s in nothing.units}
+    everyone = {space: one.is_dead for space, one in found.items()}
+    at_zero = {space: one.is_dead & (one.value == 0) for space, one in found.items()}
+    tries = [_attempt(setting, state, found, units, inputs, logits, key) for units in (everyone, at_zero)]
+    kept = [one.change <= function_tolerance for one in tries]
+    anyone = [jnp.any(jnp.concatenate(list(one.units.values()))) for one in tries]
+    good = [is_kept & is_any for is_kept, is_any in zip(kept, anyone, strict=True)]
+    choice = jnp.where(good[0], 0, jnp.where(good[1], 1, 2))
+    nothing = nothing._replace(change=jnp.zeros_like(tries[0].change))
+    done = jax.lax.switch(choice, [lambda: tries[0], lambda: tries[1], lambda: nothing])
+    reason = jnp.where(anyone[0], jnp.where(choice < 2, CHANGED, NOT_PRESERVED), NO_UNIT_CHOSEN)
+    return done, reason.astype(jnp.int32)
+
+
+def _attempt(
+    setting: Setting,
+    state: TrainState,
+    found: Mapping[str, Constant],
+    units: dict[str, Bool[Array, " units"]],
+    inputs: Any,
+    logits: Array,
+    key: jax.Array,
+) -> _Attempt:
+    variables = state.variables
+    for space, chosen in units.items():
+        value = jnp.where(chosen, found[space].value, 0)
+        variables = constants_moved(setting.model.wiring, variables, space, value)
+    woken = reset_units(setting, state._replace(variables=variables), units, key)
+    after = setting.model.apply(woken.variables, inputs, dropout_rate=0.0)[0]
+    largest = jnp.max(jnp.abs(logits))
+    return _Attempt(woken, units, jnp.max(jnp.abs(after - logits)) / jnp.where(largest > 0, largest, 1))
+
+
+def _absorber(paths: Sequence[Path], labels: Sequence[Label], kernel: int) -> int | None:
+    """Which array takes a constant that a kernel feeds: the bias beside it, or the running mean of its norm."""
+    written = labels[kernel].writes()
+
+    def first(prefix: Path, wanted: Any) -> int | None:
+        for index, (path, label) in enumerate(zip(paths, labels, strict=True)):
+            if not label.reads() and label.writes() == written and path[1 : 1 + len(prefix)] == prefix and wanted(path):
+                return index
+        return None
+
+    module = paths[kernel][1:-1]
+    beside = first(module, lambda path: path[0] == "params" and path[1:-1] == module)
+    return first(module[:-1], lambda path: path[0] != "params" and path[-1] == "mean") if beside is None else beside
+
+
+def _kept_axes(bias: Label, rest: Sequence[Any], written: Out) -> list[int]:
+    """Which axes of a kernel, without the one that reads the units, the bias has too, in its order."""
+    start = rest.index(written)
+    return list(range(start, start + len(bias.axes) - bias.axes.index(written)))
