@@ -8,21 +8,29 @@ from normal_space import dense_normal, repeated_spectrum
 
 from lopjax.losses import mean_cross_entropy
 from lopjax.models import mlp
+from lopjax.stability import Stability, UnitBlocks
+from lopjax.stability.verdicts import witnessed_report
+from theory_checks.audit import normed
 from theory_checks.audit.draws import SAMPLES, Network, Structure, base_layers, draw_network, signal_of
+from theory_checks.audit.everything import run_audit
 from theory_checks.audit.extended import FUNCTIONS
-from theory_checks.audit.near_clones import audit_near_clones
+from theory_checks.audit.near_clones import audit_near_clones, wrong_answers
 from theory_checks.audit.oracle import eigenvalues_of, falsehoods, true_blocks
-from theory_checks.audit.running import audit, clone_layers, judge
+from theory_checks.audit.running import clone_layers, judge
+from theory_checks.audit.tally import Tally
 
 STRUCTURE = Structure((2, 2), "tanh", "cross_entropy", 3, ((2, 3), (1, 2)))
 
 
 @pytest.mark.slow
 def test_no_verdict_and_no_count_is_false(x64):
-    tally = audit(300, seed=11, num_structures=20)
+    tally = Tally()
+    for _, part in run_audit(300, seed=11, num_structures=10):
+        tally.add(part)
     assert not tally.wrong, "\n".join(tally.wrong)
-    ordinary = ("ordinary", "float64")
+    ordinary = ("unit_blocks", "ordinary", "float64")
     assert sum(tally.networks.values()) == 300
+    assert {key[0] for key in tally.networks} == {"unit_blocks", "batched hvp", "classify", "certificates"}
     assert tally.undecided[ordinary] <= 0.05 * tally.networks[ordinary]
     assert tally.unsigned[ordinary] <= 0.05 * tally.eigenvalues[ordinary]
     # Something is left undecided where it must be: the audit does tempt.
@@ -30,7 +38,7 @@ def test_no_verdict_and_no_count_is_false(x64):
 
 
 def test_near_clones_are_told_apart(x64):
-    assert audit_near_clones(seed=3, num_networks=12) == []
+    assert audit_near_clones(num_networks=12, seed=3).wrong == []
 
 
 def test_the_oracle_is_the_dense_hessian(x64):
@@ -108,3 +116,33 @@ def test_planted_falsehoods_are_found(x64):
     assert "exact with something undecided" in falsehoods(report._replace(exact=not report.exact), block, "tanh")
     assert "exact or flat at a kink" in falsehoods(report, block._replace(is_kinked=True), "tanh")
     assert jax.config.jax_enable_x64
+
+
+def test_planted_falsehoods_about_products_are_found(x64):
+    structure = normed.STRUCTURES[0]
+    truth = normed.TrueSpectrum(np.array([-1.0, 0.0, 2.0]), 1e-12)
+    report = witnessed_report(
+        (-1.0, 2.0), tolerance=1e-14, residual=0.0, method="batched hvp", space="leaf", zero_level=1e-8, scale=2.0
+    )
+    assert structure.model.wiring.cloneable == ("hidden_0",)
+
+    def about(report):
+        return "; ".join(normed.falsehoods(UnitBlocks({}, report), truth))
+
+    assert about(report) == ""
+    assert "outside the spectrum" in about(report._replace(min_eigenvalue=-1.1))
+    assert "no eigenvalue within" in about(report._replace(min_eigenvalue=-0.9))
+    assert "claims to count" in about(report._replace(exact=True))
+    assert "flat and is not" in about(report._replace(verdict=Stability.NEUTRAL))
+    positive = normed.TrueSpectrum(np.array([0.0, 1.0, 2.0]), 1e-12)
+    assert "a saddle that is none" in "; ".join(normed.falsehoods(UnitBlocks({}, report), positive))
+
+
+def test_contradictions_between_certificates_are_found():
+    answers = {"certify_cloned": True, "find_clones": False, "unit_blocks_of_clones": True}
+    assert list(wrong_answers(answers, 0.0, 1e-14)) == [
+        "find_clones refuses clones",
+        "certify_cloned and find_clones contradict each other",
+    ]
+    assert "unit_blocks_of_clones takes them for clones" in list(wrong_answers(answers, 1e-3, 1e-14))
+    assert list(wrong_answers({"certify_cloned": None, "find_clones": False}, 1e-13, 1e-14)) == []

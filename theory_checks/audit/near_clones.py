@@ -1,47 +1,60 @@
-"""Units that are almost clones, beside louder ones that are: nobody may take them for clones."""
+"""Units that are almost clones, beside louder ones that are: nobody may take them for clones, and all must agree."""
 
 from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.certificates import CloneVerdict, certify_cloned
+from lopjax.finding import find_clones
 from lopjax.losses import mean_squared_error
 from lopjax.models import mlp
-from lopjax.stability import unit_blocks_of_clones
+from lopjax.stability import Stability, unit_blocks_of_clones
 from lopjax.tolerance import GAP, relative_tolerance
+from theory_checks.audit.tally import Tally
 
 PARTITION = {"hidden_0": (0, 0, 1, 1)}
+TRAPPED = (CloneVerdict.BLOCK_CONSTANT, CloneVerdict.ON_V)
+"""Verdicts that call the units of every cluster clones; UNDECIDED calls them nothing."""
 
 
-def audit_near_clones(seed: int, num_networks: int = 60) -> list[str]:
-    """What is accepted although the units of a cluster differ, or refused although they do not; empty if nothing.
-
-    Certificates of clones (`lopjax.certificates.certify_cloned`, `find_clones`) belong in this list, too: add them to
-    `_answers`.
+def audit_near_clones(num_networks: int, seed: int) -> Tally:
+    """What is accepted although units differ, or refused although they do not, and who contradicts whom.
 
     Args:
-        seed: of the networks.
         num_networks: how many.
+        seed: of everything random.
     """
-    rng, wrong = np.random.default_rng(seed), []
-    model, batch = mlp((3,), (4,), 2, activation="tanh"), None
+    rng, tally = np.random.default_rng([seed, 3]), Tally()
+    model = mlp((3,), (4,), 2, activation="tanh")
     for number in range(num_networks):
         dtype = str(rng.choice(["float32", "float64"]))
         difference = 0.0 if number % 4 == 0 else 10.0 ** rng.uniform(-12, 0)
-        loudness = 10.0 ** rng.uniform(0, 6)
-        params, actual = near_clones(
-            rng, difference, loudness, str(rng.choice(["incoming", "outgoing", "bias"])), dtype
-        )
-        batch = jnp.asarray(rng.normal(size=(8, 3))), jnp.asarray(rng.normal(size=(8, 2)))
-        tau = relative_tolerance(dtype)
-        for name, is_accepted in _answers(model, {"params": params}, batch):
-            if (is_accepted and actual > GAP * tau) or (not is_accepted and actual == 0):
-                wrong.append(
-                    f"near-clones {number} (seed {seed}): {name} {'accepts' if is_accepted else 'refuses'} units of a "
-                    f"cluster that differ by {actual:.2g} of themselves in {dtype}, beside others {loudness:.2g} times "
-                    "louder"
-                )
-    return wrong
+        loudness, where = 10.0 ** rng.uniform(0, 6), str(rng.choice(["incoming", "outgoing", "bias"]))
+        params, actual = near_clones(rng, difference, loudness, where, dtype)
+        batch = jnp.asarray(rng.normal(size=(8, 3)), dtype), jnp.asarray(rng.normal(size=(8, 2)), dtype)
+        answers = dict(_answers(model, {"params": params}, batch))
+        undecided = [name for name, answer in answers.items() if answer is None]
+        verdict = Stability.UNDECIDED if undecided else Stability.NEUTRAL
+        tally.count(("certificates", "near-clones", dtype), verdict)
+        for wrong in wrong_answers(answers, actual, relative_tolerance(dtype)):
+            tally.wrong.append(
+                f"near-clones {number} (seed {seed}): {wrong}; units of a cluster differ by {actual:.2g} of their "
+                f"{where} part in {dtype}, beside others {loudness:.2g} times louder; {answers}"
+            )
+    return tally
+
+
+def wrong_answers(answers: dict[str, bool | None], actual: float, tau: float) -> Iterator[str]:
+    """False answers, and answers that cannot both be right."""
+    for name, is_clone in answers.items():
+        if is_clone and actual > GAP * tau:
+            yield f"{name} takes them for clones"
+        if is_clone is False and actual == 0:
+            yield f"{name} refuses clones"
+    certified, found = answers["certify_cloned"], answers["find_clones"]
+    if certified is not None and certified != found:
+        yield "certify_cloned and find_clones contradict each other"
 
 
 def near_clones(
@@ -67,10 +80,14 @@ def near_clones(
     return params, actual
 
 
-def _answers(model, variables, batch) -> Iterator[tuple[str, bool]]:
-    """Name of a tool, and whether it takes the pairs for clones."""
+def _answers(model, variables, batch) -> Iterator[tuple[str, bool | None]]:
+    """Name of a tool, and whether it takes the pairs for clones; `None` where it does not say."""
     try:
         unit_blocks_of_clones(model, variables, mean_squared_error, batch, PARTITION)
         yield "unit_blocks_of_clones", True
     except ValueError as error:
         yield "unit_blocks_of_clones", "not block constant" not in str(error)
+    for name, data in (("certify_cloned", None), ("certify_cloned with a batch", batch)):
+        verdict = certify_cloned(model, variables, PARTITION, data, mean_squared_error).verdict
+        yield name, None if verdict is CloneVerdict.UNDECIDED else verdict in TRAPPED
+    yield "find_clones", find_clones(model, variables, batch[0])["hidden_0"].parameters == PARTITION["hidden_0"]

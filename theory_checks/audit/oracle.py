@@ -158,6 +158,6 @@ def falsehoods(report: StabilityReport, block: TrueBlock, activation: str) -> li
         > 10 * r.tolerance + r.residual + noise
         and "kink" not in r.note,
         "exact or flat at a kink": block.is_kinked and (r.exact or r.verdict.name == "NEUTRAL" or not r.note),
-        "radius too large": activation in KINKED and not r.radius <= block.radius * (1 + 1e-9) + 1e-300,
+        "radius too large": activation in KINKED and r.radius > block.radius * (1 + 1e-9) + 1e-300,
     }
     return [name for name, is_wrong in wrong.items() if is_wrong]

@@ -1,8 +1,5 @@
 """Judge random networks twice, by the library and in long double, and compare."""
 
-from collections import Counter
-from typing import NamedTuple
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,7 +18,8 @@ from theory_checks.audit.draws import (
     mean_smoothed_cross_entropy,
     signal_of,
 )
-from theory_checks.audit.oracle import falsehoods, true_blocks
+from theory_checks.audit.oracle import TrueBlock, falsehoods, true_blocks
+from theory_checks.audit.tally import Tally
 
 LOSSES = {
     "cross_entropy": mean_cross_entropy,
@@ -32,35 +30,17 @@ LOSSES = {
 DTYPES = ("float64", "float32", "float64", "float32", "float64", "bfloat16", "float16")
 
 
-class Tally(NamedTuple):
-    """What an audit found.
-
-    Attributes:
-        wrong: one line for every falsehood.
-        networks: how many of every (kind, dtype).
-        undecided: verdicts UNDECIDED, likewise.
-        eigenvalues: eigenvalues, likewise.
-        unsigned: of them without sign and not called zero, likewise.
-    """
-
-    wrong: list[str]
-    networks: Counter
-    undecided: Counter
-    eigenvalues: Counter
-    unsigned: Counter
-
-
-def audit(num_networks: int, seed: int, num_structures: int = 60) -> Tally:
+def audit(num_networks: int, seed: int, num_structures: int = 60, first_structure: int = 0) -> Tally:
     """Draw, judge and compare; every structure is compiled once, its parameters change.
 
     Args:
         num_networks: how many networks in all.
         seed: of everything random.
         num_structures: how many architectures, at most.
+        first_structure: index of the first: depth and activation go by the index.
     """
-    rng = np.random.default_rng(seed)
-    structures = [draw_structure(rng, index) for index in range(num_structures)]
-    tally = Tally([], Counter(), Counter(), Counter(), Counter())
+    rng, tally = np.random.default_rng(seed), Tally()
+    structures = [draw_structure(rng, first_structure + index) for index in range(num_structures)]
     for number in range(num_networks):
         structure = structures[number % num_structures]
         network = draw_network(rng, structure, str(rng.choice(KINDS)), str(rng.choice(DTYPES)))
@@ -70,44 +50,52 @@ def audit(num_networks: int, seed: int, num_structures: int = 60) -> Tally:
 
 def compare(structure: Structure, network: Network, tally: Tally, name: str) -> None:
     """Add one network to a tally."""
-    blocks = judge(structure, network)
-    truth = true_blocks(
+    blocks, key = judge(structure, network), ("unit_blocks", network.kind, network.dtype)
+    eigenvalues = undecided = 0
+    for layer, true_units in enumerate(truth_of(structure, network)):
+        space = blocks.spaces.get(f"hidden_{layer}")
+        if space is None:
+            continue
+        for unit, true_block in enumerate(true_units):
+            report = space.reports[unit]
+            eigenvalues += len(true_block.eigenvalues)
+            undecided += report.n_undecided
+            wrong = falsehoods(report, true_block, structure.activation)
+            if space.is_dead[unit] and np.abs(true_block.eigenvalues).max() > true_block.noise:
+                wrong.append("called dead")
+            if wrong:
+                tally.wrong.append(
+                    f"{name}, {network.kind}, {network.dtype}, {structure}, hidden_{layer} unit {unit}: "
+                    f"{', '.join(wrong)}; {report}; true {true_block}"
+                )
+    total = blocks.total
+    tally.count(key, total.verdict, eigenvalues, undecided)
+    if (total.exact and total.n_undecided) or (total.verdict.name == "NEUTRAL" and "kink" in total.note):
+        tally.wrong.append(f"{name}: total {total}")
+
+
+def truth_of(structure: Structure, network: Network) -> list[list[TrueBlock]]:
+    """The blocks of every unit, layer by layer, in long double."""
+    return true_blocks(
         base_layers(structure, network),
         structure.activation,
         signal_of(structure, network.labels),
         network.inputs,
         [np.array(sizes) for sizes in structure.factors],
     )
-    key = (network.kind, network.dtype)
-    tally.networks[key] += 1
-    tally.undecided[key] += blocks.total.verdict.name == "UNDECIDED"
-    for layer, true_units in enumerate(truth):
-        space = blocks.spaces.get(f"hidden_{layer}")
-        for unit, true_block in enumerate(true_units):
-            if space is None:
-                continue
-            report = space.reports[unit]
-            tally.eigenvalues[key] += len(true_block.eigenvalues)
-            tally.unsigned[key] += report.n_undecided
-            found = falsehoods(report, true_block, structure.activation)
-            if space.is_dead[unit] and np.abs(true_block.eigenvalues).max() > true_block.noise:
-                found.append("called dead")
-            if found:
-                tally.wrong.append(
-                    f"{name}, {network.kind}, {network.dtype}, {structure}, hidden_{layer} unit {unit}: "
-                    f"{', '.join(found)}; {report}; true {true_block}"
-                )
-    total = blocks.total
-    if (total.exact and total.n_undecided) or (total.verdict.name == "NEUTRAL" and "kink" in total.note):
-        tally.wrong.append(f"{name}: total {total}")
+
+
+def cluster_ids(structure: Structure) -> dict[str, tuple[int, ...]]:
+    """Cluster of every unit of the wide network, per layer."""
+    return {
+        f"hidden_{layer}": tuple(int(i) for i in np.repeat(np.arange(len(sizes)), sizes))
+        for layer, sizes in enumerate(structure.factors)
+    }
 
 
 def judge(structure: Structure, network: Network) -> UnitBlocks:
     """The library's answer, about the wide network with clusters of the structure's sizes."""
-    ids = {
-        f"hidden_{layer}": tuple(int(i) for i in np.repeat(np.arange(len(sizes)), sizes))
-        for layer, sizes in enumerate(structure.factors)
-    }
+    ids = cluster_ids(structure)
     wide = mlp(
         (INPUTS,),
         tuple(len(units) for units in ids.values()),
