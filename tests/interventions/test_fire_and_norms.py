@@ -108,9 +108,10 @@ def test_a_batch_norm_is_put_in_without_a_change_of_the_function(x64, name):
     variables, batch, others = draw(model), inputs_of(shape), inputs_of(shape, 5) + 1
     new_model, new = insert_norm(model, variables, (batch, None))
     expected, _, taps = jax.jit(model.apply)(variables, jnp.concatenate([batch, others]))
-    found, _, new_taps = jax.jit(new_model.apply)(new, jnp.concatenate([batch, others]))
+    found, _, _new_taps = jax.jit(new_model.apply)(new, jnp.concatenate([batch, others]))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * float(jnp.abs(expected).max()))
-    assert new_model.constructor is not None and dict(new_model.constructor.arguments)["norm"] == "batch"
+    assert new_model.constructor is not None
+    assert dict(new_model.constructor.arguments)["norm"] == "batch"
     site, norm = {
         "mlp": ("hidden_1", ("hidden_1_norm",)),
         "cnn": ("conv_1", ("conv_1_norm",)),

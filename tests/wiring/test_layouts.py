@@ -8,10 +8,7 @@ import pytest
 from jax.nn.initializers import normal
 
 from lopjax.certificates import FrozenVerdict, certify_frozen
-from lopjax.losses import mean_cross_entropy
-from lopjax.manifolds import homogeneous_conserved
-from lopjax.models import cnn, convolve, from_linen, labelled, mlp, tap
-from lopjax.stability import unit_blocks
+from lopjax.models import convolve, from_linen, labelled, tap
 from lopjax.wiring import In, Label, Out, Site, Window, build_wiring, standard_layout
 
 W, B, HEAD = ("params", "w"), ("params", "b"), ("params", "head")
@@ -136,5 +133,6 @@ def test_kernels_of_any_layout_have_the_closed_form_and_the_radius(x64):
         jax.tree.map(np.testing.assert_array_equal, plain, {key: flax[key] for key in plain})
         found.append((model, params, unit))
     first, second = (unit for _, _, unit in found)
-    assert first.radius is not None and first.radius > 0
+    assert first.radius is not None
+    assert first.radius > 0
     assert first._replace(arrays=()) == pytest.approx(second._replace(arrays=()))
