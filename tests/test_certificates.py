@@ -153,6 +153,7 @@ def test_data_that_contradict_the_parameters_leave_it_undecided(model):
     assert "the parameters say BLOCK_CONSTANT, but forward signals" in str(certificate)
 
 
+@pytest.mark.slow
 def test_parameters_without_gradient_can_be_excluded(x64):
     model = mlp((4,), (6, 5), 3, activation="tanh", norm="batch")
     clones = block_constant(random_variables(model, 0))
@@ -290,6 +291,7 @@ def test_interval_bounds_hold_for_every_input_of_the_box(relu, dying):
     assert units[live].verdict is FrozenVerdict.UNDECIDED
 
 
+@pytest.mark.slow
 def test_convolutions_use_the_patch(x64):
     model = cnn((5, 5, 2), 3, channels=(3, 4), dense=3, pooling="none")
     variables = random_variables(model, 0)

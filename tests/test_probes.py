@@ -106,7 +106,9 @@ def numpy_samples(array) -> np.ndarray:
     return np.concatenate([array[index] for index in np.ndindex(array.shape[:-2])]) if array.ndim > 2 else array
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "vit" else ()) for name in MODELS]
+)
 def test_symptoms_are_the_metrics_of_every_site(name):
     model, (inputs, labels) = MODELS[name], batch_for(name)
     wide, factor = widen(model, 2), 2

@@ -132,6 +132,7 @@ def test_restrict_is_projector_operator_projector(x64):
     assert not np.allclose(dense, matrix @ projector, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_per_sample_gradients_average_to_the_gradient(x64):
     net = oracles.problem("tanh", num_samples=6)
 

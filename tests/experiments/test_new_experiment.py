@@ -152,14 +152,14 @@ def test_it_runs_resumes_shows_and_draws(home):
     assert [record["step"] for record in records] == [20, 20, 40, 40, 60, 60]
     # Killed at every part, it ends with the bits of the run that was not.
     (home / "kill.py").write_text(KILLER)
-    for part in (1, 2, 3):
+    for part in (1, 3):
         done = call(home, "kill.py", str(part), "--name", f"killed_{part}", check=False)
         assert done.returncode == -9
         assert not (home / "runs" / "toy" / f"killed_{part}" / "summary.json").exists()
         call(home, "-m", "experiments.toy", "--name", f"killed_{part}", "--resume")
         assert left(home, f"killed_{part}") == left(home, "quick")
     assert "Regression" in call(home, "-m", "experiments.show", "runs/toy/quick").stdout
-    assert "killed_2" in call(home, "-m", "experiments.show", "runs").stdout
+    assert "killed_3" in call(home, "-m", "experiments.show", "runs").stdout
     refused = call(home, "-m", "experiments.toy", "--width", "0", check=False)
     assert refused.returncode == 2
     assert "--width=0: must be at least 1" in refused.stderr
@@ -168,21 +168,21 @@ def test_it_runs_resumes_shows_and_draws(home):
 @pytest.mark.slow
 def test_it_sweeps(home):
     pytest.importorskip("submitit")
-    command = ("-m", "experiments.sweep", "toy", "--grid", "width=2,16", "--grid", "rate=0.05,0.1", "--name", "widths")
+    command = ("-m", "experiments.sweep", "toy", "--grid", "width=2,16", "--grid", "rate=0.05", "--name", "widths")
     call(home, *command)
     shown = call(home, "-m", "experiments.show", "runs/toy/widths").stdout
-    assert "4 of 4 points complete" in shown
+    assert "2 of 2 points complete" in shown
     losses = {}
     for width in (2, 16):
-        for rate in ("0.05", "0.1"):
+        for rate in ("0.05",):
             folder = home / "runs" / "toy" / "widths" / f"width={width},rate={rate}"
             losses[width, rate] = [row["loss"] for row in json.loads((folder / "summary.json").read_text())]
             for loss in losses[width, rate]:
                 assert f"{loss:.4f}" in shown
-    assert len({tuple(loss) for loss in losses.values()}) == 4
+    assert len({tuple(loss) for loss in losses.values()}) == 2
     assert np.isfinite(list(losses.values())).all()
     # Started again it shows what is there.
     again = call(
-        home, "-m", "experiments.sweep", "toy", "--grid", "width=2,16", "--grid", "rate=0.05,0.1", "--name", "widths"
+        home, "-m", "experiments.sweep", "toy", "--grid", "width=2,16", "--grid", "rate=0.05", "--name", "widths"
     )
     assert again.returncode == 0

@@ -110,7 +110,7 @@ def killed_before(number: int, folder, monkeypatch, during: str) -> None:
             play_all(folder)
 
 
-@pytest.mark.parametrize("during", ["append", "replace"])
+@pytest.mark.parametrize("during", [pytest.param("append", marks=pytest.mark.slow), "replace"])
 def test_a_run_resumed_after_every_part_ends_with_the_same_bits(whole, tmp_path, monkeypatch, during):
     """Killed at each part in turn: before its records are there, or with its checkpoint written and not in place."""
     folder = open_run(tmp_path / "run", CONFIG)
@@ -144,6 +144,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(whole, tmp_path, m
     assert folder.metrics_path.read_bytes() == whole[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [5, 6])
 def test_a_full_disk_loses_nothing_that_was_recorded(whole, tmp_path, monkeypatch, number):
     """While records are written, or a checkpoint: what is there can be read, and the run goes on from it."""

@@ -207,7 +207,7 @@ def test_waking_refuses_what_a_norm_couples():
     model = mlp((3,), (4,), 2, norm="layer")
     setting = Setting(model, optax.sgd(0.1), mean_cross_entropy)
     state = init_state(draw(model), setting.optimizer)
-    with pytest.raises(ValueError, match="a norm averages over the units of .*hidden_0.*reset them with redo"):
+    with pytest.raises(ValueError, match=r"a norm averages over the units of .*hidden_0.*reset them with redo"):
         start_intervention(wake_dead_units(spaces=("hidden_0",)), setting, state)
 
 

@@ -112,6 +112,7 @@ def test_source_labels(x64, options, expected):
     check_sources(small(**options), SHAPE, expected)
 
 
+@pytest.mark.slow
 def test_a_dead_channel_has_no_gradient_and_no_living_one_is_silent(x64):
     """Dead for real: a ReLU channel with a bias far below zero."""
     model = small(activation="relu")

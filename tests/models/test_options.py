@@ -33,7 +33,7 @@ def shapes_of(model):
     return jax.eval_shape(model.init, jax.random.key(0))
 
 
-@pytest.mark.parametrize("architecture", BUILD)
+@pytest.mark.parametrize("architecture", ["cnn", pytest.param("resnet", marks=pytest.mark.slow), "vit"])
 def test_options_decide_which_arrays_there_are(architecture):
     for activation, (norm, affine) in DIAGONAL:
         model = BUILD[architecture](activation=activation, norm=norm, affine=affine)

@@ -19,6 +19,8 @@ MODELS = {
     "resnet": partial(resnet18, SHAPE, 3, width=2, blocks=(1,)),
     "vit": partial(vit, SHAPE, 3, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0, activation="relu"),
 }
+# Its pooling makes the CNN the dearest to compile.
+SLOW_CNN = [pytest.param(name, marks=pytest.mark.slow if name == "cnn" else ()) for name in MODELS]
 # A site, and the path of the offset or bias that pushes a unit of it below zero on every input.
 DEAD = {
     "cnn": ("conv_1", ("conv_1_norm", "offset")),
@@ -34,7 +36,7 @@ def shifted(tree, path, unit, shift):
     return {**tree, key: branch}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SLOW_CNN)
 def test_certificates_of_clones_agree_with_their_signals(x64, name):
     """Parameters and data say the same: clones at BC, no longer so with one unit of one cluster moved."""
     base, data = MODELS[name](), batch(SHAPE)
@@ -53,7 +55,7 @@ def test_certificates_of_clones_agree_with_their_signals(x64, name):
     assert broken.tangency > 1e-3
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SLOW_CNN)
 def test_dead_units_are_certified_and_their_gradient_is_tangent_to_the_frozen_manifold(x64, name):
     model, data = MODELS[name](), batch(SHAPE)
     variables = draw(model, seed=1)

@@ -99,6 +99,7 @@ def test_cloning_keeps_the_function_and_its_clones(x64, norm, train, factor):
     check_cloning(small(norm=norm), SHAPE, factor, train)
 
 
+@pytest.mark.slow
 def test_clones_are_found(x64):
     check_clones_are_found(small(), SHAPE, 2)
 

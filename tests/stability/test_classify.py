@@ -202,6 +202,7 @@ def test_structure_is_claimed_only_where_it_holds(x64, method):
     assert "leaves the manifold" in report.note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", LANCZOS_SLOW)
 @pytest.mark.parametrize("dtype", FLOAT32_SLOW)
 def test_dead_relu_units_are_neutral(x64, method, dtype):

@@ -30,6 +30,7 @@ def test_clones_of_a_critical_base_escape_when_predicted(x64, seed):
     assert abs(float(escape_time(values, components, 3 * radius, eta)) / measured - 1) > 0.05
 
 
+@pytest.mark.slow
 def test_a_base_off_its_critical_point_breaks_the_prediction(x64):
     loss, flat, _, rows, _, _ = normal_modes()
     tangent = np.random.default_rng(5).normal(size=flat.shape)

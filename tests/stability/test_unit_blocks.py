@@ -354,6 +354,7 @@ def critical_targets(model, variables, inputs, seed=2):
     return outputs - jnp.asarray(residual.reshape(outputs.shape))
 
 
+@pytest.mark.slow
 def test_one_unit_in_the_next_layer_at_a_critical_point_uncouples(x64):
     """Fukumizu & Amari: with one output B_j w_out = g_j = 0 makes B_j = 0, and A_j alone decides."""
     model = mlp((INPUT,), (2,), 1, activation="tanh")

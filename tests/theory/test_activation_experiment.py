@@ -14,6 +14,7 @@ from lopjax.runs import load
 PAGE = Path(__file__).parents[2] / "docs" / "theory" / "activation.md"
 
 
+@pytest.mark.slow
 def test_tables_of_the_documentation_are_recomputed(x64):
     page = PAGE.read_text()
     for name, table in tables(measure(Config().num_equicorrelated)).items():
