@@ -233,7 +233,7 @@ def test_the_table_shows_a_seed_that_diverged():
 
 @pytest.mark.slow
 def test_the_quick_preset_shows_the_effect(tmp_path):
-    """The bare command: SGD and Adam stay, noise and dropout escape and the rank rises. Compiled as users compile it."""
+    """The bare command: SGD and Adam stay, noise and dropout escape and the rank rises."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-m", "experiments.cloning", "--root", str(tmp_path)]
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)

@@ -288,7 +288,7 @@ WITHOUT_CLOSED_FORM = {
 EVERY_DAY = {"cnn, max pooling", "vit"}
 OTHER_NETWORKS = [
     pytest.param(name, factor, marks=() if name in EVERY_DAY else pytest.mark.slow, id=f"{name}, {factor}")
-    for name, (_, (factor, _)) in WITHOUT_CLOSED_FORM.items()
+    for name, (_, (factor, *_)) in WITHOUT_CLOSED_FORM.items()
 ]
 
 
