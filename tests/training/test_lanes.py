@@ -94,7 +94,7 @@ def train(mesh):
 
 alone = train(None)
 assert len({kernel.tobytes() for kernel in alone[0]["params"]["hidden_0"]["kernel"]}) == 8
-for shape in ((8, 1), (1, 8), (2, 4)):
+for shape in ((8, 1), (2, 4)):
     spread = train(lane_mesh(*shape))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), alone, spread)
 try:
