@@ -83,19 +83,23 @@ def show(folder: Path) -> bool:
     return bool(below) and all(found.is_complete for found in below)
 
 
+def _records(number: int) -> str:
+    return f"{number:,} record" if number == 1 else f"{number:,} records"
+
+
 def progress(run: "RunData") -> str:
     """How far a run is, in words."""
     from lopjax.runs.schedule import expected_records
 
     if run.is_complete:
-        return f"complete, {len(run.records):,} records"
+        return f"complete, {_records(len(run.records))}"
     total = expected_records(run.folder)
     if total is None:
         return "not complete, not started"
     if not run.records:
-        return f"not complete, none of {total:,} records yet"
+        return f"not complete, none of {_records(total)} yet"
     age = time.time() - (run.folder / "metrics.jsonl").stat().st_mtime
-    return f"not complete, {len(run.records):,} of {total:,} records, the last one {age:,.0f} s ago"
+    return f"not complete, {len(run.records):,} of {_records(total)}, the last one {age:,.0f} s ago"
 
 
 def list_runs(folder: Path, found: "Sequence[RunData]") -> None:

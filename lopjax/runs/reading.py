@@ -55,7 +55,7 @@ class RunData(NamedTuple):
         rows = self.select(**where)
         if not rows:
             raise KeyError(
-                f"no record where {where}; there are {len(self.records)} records{_choices(self.records, where)}"
+                f"no record where {where}; the run has {len(self.records)} in all{_choices(self.records, where)}"
             )
         values = [row[name] for row in rows if name in row]
         if not values:

@@ -250,7 +250,7 @@ def test_an_interrupted_run_says_what_is_kept(capsys, monkeypatch, tmp_path):
         main(["--root", str(tmp_path)])
     assert stop.value.code == 130
     error = capsys.readouterr().err
-    assert "interrupted: 2 records are kept" in error
+    assert "interrupted: the records so far (2) are kept" in error
     assert "--overwrite" in error
     assert not (tmp_path / "cloning" / "quick" / "summary.json").exists()
 
