@@ -67,7 +67,7 @@ class ContinualBackprop:
         self.owed = [0.0 for _ in sizes]
 
     def act(self, network: Network, fresh: list[Any]) -> list[np.ndarray]:
-        touched = []
+        touched, averages = [], []
         for layer in range(HIDDEN):
             h, eta = network.post[layer + 1], self.decay
             for j in range(h.shape[1]):
@@ -82,16 +82,19 @@ class ContinualBackprop:
                     y = spread * outgoing.mean() / np.mean(np.abs(network.kernels[layer][:, j]))
                 self.utility[layer][j] = eta * self.utility[layer][j] + (1 - eta) * y
             correction = 1 - eta ** self.age[layer]
-            corrected, means = self.utility[layer] / correction, self.mean[layer] / correction
+            corrected, average = self.utility[layer] / correction, self.mean[layer] / correction
             eligible = [j for j in range(h.shape[1]) if self.age[layer][j] > self.maturity]
             self.owed[layer] += self.rate * len(eligible)
-            chosen = sorted(eligible, key=lambda j: corrected[j])[: int(self.owed[layer])]
+            chosen = sorted(eligible, key=lambda j, u=corrected: u[j])[: int(self.owed[layer])]
             self.owed[layer] -= int(self.owed[layer])
-            for j in chosen:  # what it gave on average goes into the biases behind it
-                network.biases[layer + 1] = network.biases[layer + 1] + means[j] * network.kernels[layer + 1][j, :]
+            touched.append(np.isin(np.arange(h.shape[1]), chosen))
+            averages.append(average)
+        for layer in range(HIDDEN):
+            for j in np.flatnonzero(touched[layer]):  # what it gave on average goes into the biases behind it
+                lost = averages[layer][j] * network.kernels[layer + 1][j, :]
+                network.biases[layer + 1] = network.biases[layer + 1] + lost
                 network.renew(layer, j, fresh)
                 self.utility[layer][j] = self.mean[layer][j] = self.age[layer][j] = 0
-            touched.append(np.isin(np.arange(h.shape[1]), chosen))
         return touched
 
 

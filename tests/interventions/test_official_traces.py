@@ -1,4 +1,4 @@
-"""`variant="official"` of continual backprop against traces of the official code, whose redrawn weights are injected."""
+"""Continual backprop as in the official code, against traces of that code, whose redrawn weights are injected."""
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,7 @@ def test_every_step_of_the_official_code(case, x64):
             np.testing.assert_array_equal(state.own.age[name], trace["ages"][t, layer])
             np.testing.assert_array_equal(np.asarray(state.variables["params"][name]["bias"])[replaced[layer]], 0)
         params = injected(state.variables["params"], theirs, replaced)
-        jax.tree.map(
-            lambda a, b, t=t: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11, err_msg=str(t)), params, theirs
-        )
+        for ours, official in zip(jax.tree.leaves(params), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(ours, official, rtol=1e-9, atol=1e-11, err_msg=f"step {t}")
         state = state._replace(variables={"params": params})
     assert trace["replaced"].sum() > 30
