@@ -33,8 +33,9 @@ def adam_per_weight(
     Without resets it is ``optax.adam``.
 
     - ``variant="paper"``: :math:`\hat m / (\sqrt{\hat v} + \epsilon)`, algorithm 1 of Kingma & Ba.
-    - ``variant="official"``: as the code of continual backprop,
-      :math:`\sqrt{1-\beta_2^t}/(1-\beta_1^t) \cdot m/(\sqrt v + \epsilon)`: :math:`\epsilon` is not corrected.
+    - ``variant="official"``: what the code of continual backprop does, :math:`(1-\beta_2^t)\, m/(\sqrt v + \epsilon)`.
+      The correction is not Adam's :math:`\sqrt{1-\beta_2^t}/(1-\beta_1^t)`: a new weight starts with a thousandth of
+      it and needs some :math:`1/(1-\beta_2)` steps to move at the full rate. (Read off traces of that code.)
 
     Args:
         learning_rate: a number or a schedule.
@@ -67,7 +68,7 @@ def adam_per_weight(
         first, second = (1 - jnp.asarray(b, mu.dtype) ** count for b in (b1, b2))
         if variant == "paper":
             return (mu / first) / (jnp.sqrt(nu / second) + eps)
-        return jnp.sqrt(second) / first * mu / (jnp.sqrt(nu) + eps)
+        return second * mu / (jnp.sqrt(nu) + eps)
 
     def update(updates: Params, state: AdamPerWeightState, params: Any = None) -> tuple[Params, AdamPerWeightState]:
         count = jax.tree.map(lambda steps: steps + 1, state.count)

@@ -47,7 +47,7 @@ def redo(network: Network, fresh: list[Any], threshold: float) -> list[np.ndarra
     touched = []
     for layer in range(HIDDEN):
         magnitudes = [np.mean(np.abs(network.post[layer + 1][:, j])) for j in range(network.kernels[layer].shape[1])]
-        touched.append(np.array([m / np.mean(magnitudes) <= threshold for m in magnitudes]))
+        touched.append(np.array([m <= threshold * np.mean(magnitudes) for m in magnitudes]))  # a dead layer, too
     for layer in range(HIDDEN):
         for unit in np.flatnonzero(touched[layer]):
             network.renew(layer, unit, fresh)

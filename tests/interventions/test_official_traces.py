@@ -45,7 +45,6 @@ def injected(params, theirs, replaced):
 
 
 @requires_reference
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_step_of_the_official_code(case, x64):
     optimizer, utility = CASES[case]
@@ -55,7 +54,7 @@ def test_every_step_of_the_official_code(case, x64):
     method = continual_backprop(0.02, 0.9, 5, utility=utility, variant="official")
     step = jax.jit(lambda state, batch: train_step(MODEL, optimizer, state, batch, loss=squared_error))
     acts = jax.jit(lambda state, seen, key, t: intervene(method, setting, state, seen, key, t))
-    variables = {"params": params_of(trace, "initial")}
+    variables = {"params": jax.tree.map(jnp.asarray, params_of(trace, "initial"))}
     state = start_intervention(method, setting, init_state(variables, optimizer))
     for t, (x, y) in enumerate(zip(trace["inputs"], trace["targets"], strict=True)):
         state, seen = step(state, (x, y))
