@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from lopjax.model import Tap, Taps, samples_by_units
 from lopjax.wiring import In, Out, Wiring
@@ -12,7 +12,7 @@ from lopjax.wiring import In, Out, Wiring
 PerUnit = Float[Array, " units"]
 
 
-def over_sites(wiring: Wiring, taps: Taps, space: str, of: Callable[[Tap], jax.Array]) -> Float[Array, "sites units"]:
+def over_sites(wiring: Wiring, taps: Taps, space: str, of: Callable[[Tap], jax.Array]) -> Shaped[Array, "sites units"]:
     """A number per unit at each site that writes the space: a residual stream has many, a plain layer one."""
     return jnp.stack([of(taps[site]) for site in wiring.sites_of(space)])
 

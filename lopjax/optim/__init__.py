@@ -14,6 +14,7 @@ own key**: with an int, all lanes get the same noise. A state owns its buffers: 
 and neither the seed nor another state made by the same transformation is lost with it.
 """
 
+from lopjax.optim.adam import AdamPerWeightState, adam_per_weight
 from lopjax.optim.confinement import L2InitState, keep_on_manifold, l2_init
 from lopjax.optim.matrices import MatrixAxes, matrix_axes
 from lopjax.optim.matrix_penalties import SpectralState, parseval, spectral
@@ -24,6 +25,7 @@ from lopjax.optim.shrink_and_perturb import ShrinkAndPerturbState, shrink_and_pe
 from lopjax.optim.upgd import UPGDState, upgd
 
 __all__ = [
+    "AdamPerWeightState",
     "L2InitState",
     "MatrixAxes",
     "NaPState",
@@ -31,6 +33,7 @@ __all__ = [
     "ShrinkAndPerturbState",
     "SpectralState",
     "UPGDState",
+    "adam_per_weight",
     "add_relative_noise",
     "keep_on_manifold",
     "l2_init",

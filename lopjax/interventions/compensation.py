@@ -1,0 +1,80 @@
+"""What a removed unit gave on average, moved into the biases behind it."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from lopjax.model import Params
+from lopjax.wiring import In, Out, Path, Wiring, tree_paths
+
+
+def biases(wiring: Wiring) -> dict[Path, Path]:
+    """The bias beside each weight array that has one.
+
+    It is an array of the same module with the same output axes that reads nothing; modules with several are left out.
+    """
+    found: dict[Path, Path] = {}
+    for path, label in wiring.labels:
+        outputs = tuple(axis for axis in label.axes if isinstance(axis, Out))
+        beside = [
+            other
+            for other, one in wiring.labels
+            if other[:-1] == path[:-1] and not one.reads() and outputs == tuple(a for a in one.axes if a is not None)
+        ]
+        if label.reads() and outputs and len(beside) == 1:
+            found[path] = beside[0]
+    return found
+
+
+def move_means_into_biases(
+    wiring: Wiring,
+    params: Params,
+    units: Mapping[str, Bool[Array, " units"]],
+    means: Mapping[str, Float[Array, " units"]],
+) -> Params:
+    r"""Add what chosen units give on average to the biases of what reads them: `b += sum over units of mean * w_out`.
+
+    Done where the wiring says that a weight array reads the units' site directly (`Label.source`) and there is a bias
+    beside it. Behind batch norm nothing is lost without it, as the norm takes means away; where pooling, a layer norm
+    or a residual sum stands between, the mean at the site is not what is read, and nothing is moved.
+
+    A convolution adds it at every position, so at the border, where part of the kernel reads zeros, too much.
+
+    Args:
+        wiring: of the network.
+        params: parameters; outgoing weights as they are before they are zeroed.
+        units: by space, which.
+        means: by space, mean activations.
+
+    Returns:
+        Parameters in which some biases differ.
+    """
+    paths, (leaves, structure) = tree_paths(params), jax.tree.flatten(params)
+    place: dict[Path, int] = {("params", *path): index for index, path in enumerate(paths)}
+    labels, beside = dict(wiring.labels), biases(wiring)
+    for path, bias in beside.items():
+        label = labels[path]
+        for space, chosen in units.items():
+            if In(space) in label.axes and label.source in wiring.sites_of(space):
+                given = jnp.where(chosen, means[space], 0).astype(leaves[place[bias]].dtype)
+                # Axes in front of the outputs, the unit's own and kernel offsets, are summed over.
+                moved = jnp.moveaxis(leaves[place[path]], label.axes.index(In(space)), 0)
+                total = jnp.tensordot(given, moved, 1)
+                surplus = total.ndim - leaves[place[bias]].ndim
+                leaves[place[bias]] = leaves[place[bias]] + jnp.sum(total, axis=tuple(range(surplus)))
+    return structure.unflatten(leaves)
+
+
+def zero_biases(wiring: Wiring, params: Params, incoming: PyTree) -> Params:
+    """Marked entries of the biases beside weight arrays become zero."""
+    chosen = set(biases(wiring).values())
+    leaves, structure = jax.tree.flatten(params)
+    masks = structure.flatten_up_to(incoming)
+    return structure.unflatten(
+        [
+            jnp.where(mask, 0, leaf) if ("params", *path) in chosen else leaf
+            for path, leaf, mask in zip(tree_paths(params), leaves, masks, strict=True)
+        ]
+    )

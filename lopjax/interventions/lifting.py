@@ -1,0 +1,53 @@
+"""Optax transforms as interventions."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from lopjax.interventions.reasons import CHANGED
+from lopjax.signals import Observed
+from lopjax.training.interventions import Intervention, Report, Setting
+from lopjax.training.steps import TrainState
+
+
+def from_optax(
+    transform: optax.GradientTransformation, sees: Literal["nothing", "gradient"] = "nothing"
+) -> Intervention:
+    """An optax transform that acts after the optimizer: `params += transform.update(seen, own, params)`.
+
+    Args:
+        transform: what it returns is *added* to the parameters: that of `lopjax.optim.shrink_and_perturb` can be lifted
+            as it is, a gradient needs `optax.scale(-learning_rate)` behind it.
+        sees: what stands in the place of updates: "nothing", zeros, or "gradient", that of the step.
+
+    Returns:
+        The intervention; its state is that of the transform. It touches no unit in particular.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> import optax
+        >>> from lopjax.optim import l2_init
+        >>> pull = from_optax(optax.chain(l2_init(1e-3), optax.scale(-0.1)))
+    """
+    if sees not in ("nothing", "gradient"):
+        raise ValueError(f"sees={sees!r}: must be 'nothing' or 'gradient'")
+
+    def init(setting: Setting, state: TrainState) -> PyTree:
+        return transform.init(state.variables["params"])
+
+    def apply(
+        setting: Setting, own: PyTree, state: TrainState, observed: Observed, key: jax.Array, step: Any
+    ) -> tuple[TrainState, PyTree, Report]:
+        params = state.variables["params"]
+        seen = observed.gradient if sees == "gradient" else jax.tree.map(jnp.zeros_like, params)
+        known = {"value": observed.loss, "grad": observed.gradient}
+        updates, own = optax.with_extra_args_support(transform).update(seen, own, params, **known)
+        changed = {**state.variables, "params": optax.apply_updates(params, updates)}
+        return state._replace(variables=changed), own, Report({}, CHANGED)
+
+    return Intervention(init, apply)

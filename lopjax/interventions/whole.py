@@ -1,0 +1,105 @@
+"""Resets without a measure of units: whole layers, and the optimizer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool
+
+from lopjax.interventions.checks import check_every, check_state, is_due, is_start
+from lopjax.interventions.reasons import CHANGED, NOT_ITS_STEP, reason_of
+from lopjax.interventions.slices import draw_units, is_written
+from lopjax.signals import Observed
+from lopjax.training.interventions import Intervention, Report, Setting
+from lopjax.training.steps import TrainState
+
+
+def reset_layer(spaces: Sequence[str], every: ArrayLike | None = None) -> Intervention:
+    """Draw everything that writes a unit space anew: a head at every new task, or any layer now and then.
+
+    Outgoing weights are kept, so the function changes. The optimizer forgets what has been drawn. It acts after the
+    update of a step, which is lost on these layers; never after the first one of a run.
+
+    Args:
+        spaces: unit spaces that are written: hidden ones or the outputs (`"classes"`).
+        every: a number of steps, the first after so many; None for the first step of every task but the first.
+
+    Returns:
+        The intervention; without `every` it needs boundaries.
+
+    Raises:
+        ValueError: a number out of range; on `init`, an unknown space or one that nothing writes, or a state of another
+            optimizer; in a step, a stream that hides where tasks start.
+
+    References:
+        Nikishin et al., *The Primacy Bias in Deep Reinforcement Learning*, arXiv 2205.07802.
+    """
+    _check_every_or_none(every)
+    if isinstance(spaces, str):
+        raise ValueError(f"spaces={spaces!r}: must be a sequence of names, such as [{spaces!r}]")
+
+    def init(setting: Setting, state: TrainState) -> tuple[()]:
+        for space in spaces:
+            setting.model.wiring.size(space)
+            if not is_written(setting, space):
+                raise ValueError(f"unit space {space!r} holds the inputs: no layer writes it")
+        check_state(setting, state)
+        return ()
+
+    def apply(
+        setting: Setting, own: tuple[()], state: TrainState, observed: Observed, key: jax.Array, step: Any
+    ) -> tuple[TrainState, tuple[()], Report]:
+        due = _is_time(observed, step, every, "reset_layer")
+        units = {space: jnp.broadcast_to(due, (setting.model.wiring.size(space),)) for space in spaces}
+        state = jax.lax.cond(due, lambda s: draw_units(setting, s, units, key), lambda s: s, state)
+        return state, own, Report(units, reason_of(due, units))
+
+    return Intervention(init, apply, needs_boundaries=every is None)
+
+
+def reset_optimizer(every: ArrayLike | None = None) -> Intervention:
+    """Start the optimizer anew: moments, step counts and all else in its state.
+
+    Args:
+        every: as in :func:`reset_layer`.
+
+    Returns:
+        The intervention; without `every` it needs boundaries. It touches no unit.
+
+    Raises:
+        ValueError: as :func:`reset_layer`.
+
+    References:
+        Asadi, Fakoor & Sabach, *Resetting the Optimizer in Deep RL*, arXiv 2306.17833.
+    """
+    _check_every_or_none(every)
+
+    def init(setting: Setting, state: TrainState) -> tuple[()]:
+        check_state(setting, state)
+        return ()
+
+    def apply(
+        setting: Setting, own: tuple[()], state: TrainState, observed: Observed, key: jax.Array, step: Any
+    ) -> tuple[TrainState, tuple[()], Report]:
+        due = _is_time(observed, step, every, "reset_optimizer")
+
+        def act(state: TrainState) -> TrainState:
+            return state._replace(opt_state=setting.optimizer.init(state.variables["params"]))
+
+        state = jax.lax.cond(due, act, lambda state: state, state)
+        return state, own, Report({}, jnp.where(due, CHANGED, NOT_ITS_STEP).astype(jnp.int32))
+
+    return Intervention(init, apply, needs_boundaries=every is None)
+
+
+def _check_every_or_none(every: Any) -> None:
+    if every is not None:
+        check_every(every)
+
+
+def _is_time(observed: Observed, step: Any, every: Any, name: str) -> Bool[Array, ""]:
+    """Whether it acts: after so many steps, or where a task starts, but not where training does."""
+    if every is not None:
+        return is_due(step, every)
+    return is_start(observed, name) & (jnp.asarray(step) > 0)
