@@ -141,9 +141,8 @@ def _chosen(wiring: Wiring, params: Params, arrays: Sequence[str] | None) -> lis
 
 def _slides(wiring: Wiring, taps: Taps, label: Label) -> bool:
     """Whether what a kernel writes has positions: then it is a convolution, not a layer behind a flattened map."""
-    sites = (
-        [label.site] if label.site in taps else [site for space in label.writes() for site in wiring.sites_of(space)]
-    )
+    own = () if label.site is None or label.site not in taps else (label.site,)
+    sites = own or tuple(site for space in label.writes() for site in wiring.sites_of(space))
     return bool(sites) and len(jnp.shape(taps[sites[0]].pre)) > 2
 
 
