@@ -142,8 +142,8 @@ def kept_records(experiment: str, folder: "Run") -> Iterator[None]:
     except KeyboardInterrupt:
         records = len(runs.load(folder.folder).records)
         print(
-            f"interrupted: the records so far ({records}) are kept, lopjax.runs.load({str(folder.folder)!r}) reads them; "
-            "--resume goes on, --overwrite starts again and moves them aside",
+            f"interrupted: the records so far ({records}) are kept, lopjax.runs.load({str(folder.folder)!r}) reads "
+            "them; --resume goes on, --overwrite starts again and moves them aside",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
