@@ -11,6 +11,7 @@ THEOREMS: tuple[str, ...] = (
     "flatness",
     "optimizers",
     "breakers",
+    "splitting",
     "frozen",
     "frozen_optimizers",
     "other_clones",

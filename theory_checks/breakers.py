@@ -12,7 +12,7 @@ import optax
 
 from lopjax.losses import cross_entropy, mean_cross_entropy
 from lopjax.model import Params
-from lopjax.optim import l2_init, noisy_sgd
+from lopjax.optim import l2_init, noisy_sgd, shrink_and_perturb, upgd
 from theory_checks.architectures import NUM_CLASSES, random_batches
 from theory_checks.check import Check, Row, Size
 from theory_checks.clusters import departure, take, unequal_partition
@@ -61,6 +61,16 @@ def _towards_start(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.
     return pull.update(_gradient(params, batch), pull.init(start), params)[0]
 
 
+def _upgd(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Params:
+    optimizer = upgd(RATE, noise_std=0.01, seed=key)
+    return optimizer.update(_gradient(params, batch), optimizer.init(params), params)[0]
+
+
+def _shrink_and_perturb(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Params:
+    last = shrink_and_perturb(0.9, 0.01, key, every=1)
+    return last.update(_gradient(params, batch), last.init(params), params)[0]
+
+
 def _reset_unit(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> Params:
     """Fresh incoming and zero outgoing weights for the last unit of the first hidden layer."""
     del batch
@@ -99,6 +109,8 @@ BREAKERS: dict[str, Step] = {
     "noise on each weight": _weight_noise,
     "gradient at a point with noise on each weight": _noisy_point,
     "L2 towards an unequal start": _towards_start,
+    "utility-based perturbed gradient descent": _upgd,
+    "shrink and perturb": _shrink_and_perturb,
     "reset of one unit": _reset_unit,
     "pruning of single weights": _prune,
 }

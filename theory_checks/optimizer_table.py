@@ -7,7 +7,11 @@ from typing import Any, Literal, NamedTuple
 import optax
 from optax import contrib
 
+from lopjax import optim
+from lopjax.wiring import Wiring
+
 RATE, DECAY = 0.01, 0.1
+WIRED: dict[str, Any] = {"sees_wiring": True}
 
 Kind = Literal["leaf", "V", "BC"]
 """What one update keeps: every leaf W + BC; all of V but only the leaf BC itself; BC but not V."""
@@ -25,6 +29,7 @@ class Optimizer(NamedTuple):
         on_vit: what it keeps on the ViT, where that is something else.
         has_loops: the update runs loops of its own.
         sees_matrices: `make` takes `muon_weight_dimension_numbers`, which axes of each kernel are rows and columns.
+        sees_wiring: `make` takes the network's wiring.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Optimizer(NamedTuple):
     on_vit: Kind | None = None
     has_loops: bool = False
     sees_matrices: bool = False
+    sees_wiring: bool = False
 
 
 def _muon(name: str, make: Callable[..., optax.GradientTransformation], keeps: Kind, **fields: Any) -> Optimizer:
@@ -44,6 +50,16 @@ def _muon(name: str, make: Callable[..., optax.GradientTransformation], keeps: K
 def _coupled(scale: optax.GradientTransformation) -> optax.GradientTransformation:
     """L2 in the gradient, then the optimizer."""
     return optax.chain(optax.add_decayed_weights(DECAY), scale)
+
+
+def _regularised(penalty: Callable[[Wiring], optax.GradientTransformation]) -> Callable[..., Any]:
+    """Gradient descent on the loss and a penalty that the wiring is needed for."""
+    return lambda wiring: optax.chain(penalty(wiring), optax.sgd(RATE))
+
+
+def _followed(last: Callable[[Wiring], optax.GradientTransformation]) -> Callable[..., Any]:
+    """Gradient descent, and then what acts on the parameters as they would be."""
+    return lambda wiring: optax.chain(optax.sgd(RATE), last(wiring))
 
 
 def _clipped(clip: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -76,6 +92,8 @@ OPTIMIZERS: tuple[Optimizer, ...] = (
     Optimizer("madgrad", partial(contrib.madgrad, RATE), "leaf", 20),
     Optimizer("cocob", partial(contrib.cocob, RATE), "leaf", 20),
     Optimizer("schedule-free sgd", partial(contrib.schedule_free_sgd, RATE), "leaf", 20),
+    # Their own start lies on the leaf.
+    Optimizer("L2 towards the start", lambda: optax.chain(optim.l2_init(DECAY), optax.sgd(RATE)), "leaf"),
     Optimizer("clip by value", lambda: _clipped(optax.clip(1e-3)), "leaf"),
     # Times a scalar for a whole array, or for all of them.
     Optimizer("clip by global norm", lambda: _clipped(optax.clip_by_global_norm(1e-3)), "leaf"),
@@ -111,11 +129,26 @@ OPTIMIZERS: tuple[Optimizer, ...] = (
     # of more than two axes, as the kernels of attention heads, Optax's Muon leaves to Adam.
     _muon("muon, coupled L2", lambda: _coupled(contrib.muon(RATE)), "V", on_vit="BC"),
     Optimizer("fromage", partial(optax.fromage, RATE), "V"),
+    Optimizer("shrink, nothing added", _followed(lambda _: optim.shrink_and_perturb(0.9, 0.0, 0, 1)), "V", 20, **WIRED),
+    Optimizer("normalise and project", _followed(optim.nap), "V", 20, **WIRED),
+    # Functions of the kernel as a matrix; of heads one by one, whose coordinates mix what clones share and what not.
+    Optimizer("parseval", _regularised(partial(optim.parseval, DECAY)), "V", 20, on_vit="BC", **WIRED),
+    Optimizer(
+        "spectral, settled",
+        _regularised(lambda wiring: optim.spectral(DECAY, wiring, num_iterations=2000)),
+        "V",
+        20,
+        on_vit="BC",
+        has_loops=True,
+        **WIRED,
+    ),
     # See each weight, or each unit, by itself: clones with unequal weights are told apart.
     Optimizer("adam, coupled L2", lambda: _coupled(optax.adam(RATE)), "BC"),
     Optimizer("rmsprop, coupled L2", lambda: _coupled(optax.rmsprop(RATE)), "BC"),
     Optimizer("lion, coupled L2", lambda: _coupled(optax.lion(RATE, weight_decay=0.0)), "BC"),
     Optimizer("adafactor, coupled L2", lambda: _coupled(optax.adafactor(RATE, min_dim_size_to_factor=2)), "BC"),
+    # By its paper's maximum it leaves V at third order in the utilities alone (6e-7 of an update on the MLP).
+    Optimizer("upgd's code, without noise", lambda: optim.upgd(RATE, 0.0, 0, variant="official"), "BC"),
     Optimizer("adaptive gradient clipping", lambda: _clipped(optax.adaptive_grad_clip(1e-3)), "BC"),
 )
 """Every optimizer, by what it keeps."""
@@ -128,5 +161,8 @@ MUON_ON_EVERY_KERNEL: tuple[Optimizer, ...] = (
         "V",
         sees_matrices=True,
     ),
+    # One matrix for each head: differences between clones mix with what they share, if the decay brings them in.
+    _muon("muon by the wiring", partial(optim.muon, RATE), "leaf", **WIRED),
+    _muon("muon by the wiring, coupled L2", lambda wiring: _coupled(optim.muon(RATE, wiring)), "BC", **WIRED),
 )
 """For networks with kernels of more than two axes: Muon that is told which are rows and which are columns."""

@@ -102,6 +102,8 @@ def shares_of_largest(gradients: Params) -> Params:
 
 def transformation(optimizer: Optimizer, name: str) -> optax.GradientTransformation:
     """The optimizer as it is made for a network."""
+    if optimizer.sees_wiring:
+        return optimizer.make(wiring=network(name).model.wiring)
     if not optimizer.sees_matrices:
         return optimizer.make()
     axes = network(name).model.wiring.map(_rows_and_columns, take(history(name)[0], 0, 0))

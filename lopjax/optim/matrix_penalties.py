@@ -140,11 +140,13 @@ def _iterate(
     matrices: Float[Array, "batch rows columns"], right: Float[Array, "batch columns"], num_iterations: int
 ) -> Float[Array, "batch columns"]:
     """Power iteration of `W'W`. A vector that W maps to 0 stays as it is."""
-    for _ in range(num_iterations):
+
+    def once(_: Any, right: Array) -> Array:
         image = jnp.einsum("bij,bi->bj", matrices, jnp.einsum("bij,bj->bi", matrices, right))
         length, direction = _normalised(image)
-        right = jnp.where(length[:, None] > 0, direction, right)
-    return right
+        return jnp.where(length[:, None] > 0, direction, right)
+
+    return jax.lax.fori_loop(0, num_iterations, once, right)
 
 
 def _normalised(rows: Float[Array, "batch n"]) -> tuple[Float[Array, " batch"], Float[Array, "batch n"]]:
