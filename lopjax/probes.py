@@ -4,6 +4,7 @@ Nothing here knows the architecture: `lopjax.signals.observe` makes activations 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ def symptoms(
     model: Model,
     variables: Variables,
     inputs: jax.Array,
-    labels: jax.Array,
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_cross_entropy,
+    labels: Any,
+    loss: Callable[[jax.Array, Any], jax.Array] = mean_cross_entropy,
     partition: Partition | None = None,
 ) -> Symptoms:
     """Every symptom of lost plasticity, at every site and on average: one compiled call under `jax.jit`.

@@ -15,6 +15,7 @@ from lopjax.metrics.gaussianity import excess_kurtosis, ks_non_gaussianity
 from lopjax.metrics.ranks import effective_rank, numerical_rank, renyi2_rank, srank, stable_rank
 from lopjax.metrics.units import (
     dead_fraction,
+    dead_units,
     dormant_fraction,
     dormant_scores,
     duplicate_fraction,
@@ -24,6 +25,7 @@ from lopjax.metrics.units import (
 __all__ = [
     "cloning_r2",
     "dead_fraction",
+    "dead_units",
     "dormant_fraction",
     "dormant_scores",
     "duplicate_fraction",

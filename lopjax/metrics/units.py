@@ -1,7 +1,7 @@
 """Units that no longer contribute: dead, dormant, duplicate and saturated ones, each by one published definition."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lopjax.metrics.scaling import (
     Samples,
@@ -12,6 +12,14 @@ from lopjax.metrics.scaling import (
     share_of_units,
     times_power_of_two,
 )
+
+
+def dead_units(h: Samples, zero_tolerance: float = 1e-7, threshold: float = 0.95) -> Bool[Array, " units"]:
+    """Which units :func:`dead_fraction` counts; arguments as there."""
+    h = as_samples(h)
+    tolerance = jnp.asarray(zero_tolerance, h.dtype)
+    is_zero = (magnitude_bits(h) <= magnitude_bits(tolerance)) & (tolerance >= 0)
+    return is_zero.mean(axis=0, dtype=h.dtype) > threshold
 
 
 def dead_fraction(h: Samples, zero_tolerance: float = 1e-7, threshold: float = 0.95) -> Scalar:
@@ -28,9 +36,7 @@ def dead_fraction(h: Samples, zero_tolerance: float = 1e-7, threshold: float = 0
         A fraction in [0, 1]; 1 for an all-zero ``h``, 0 for a constant of larger magnitude.
     """
     h = as_samples(h)
-    tolerance = jnp.asarray(zero_tolerance, h.dtype)
-    is_zero = (magnitude_bits(h) <= magnitude_bits(tolerance)) & (tolerance >= 0)
-    return share_of_units(is_zero.mean(axis=0, dtype=h.dtype) > threshold, h)
+    return share_of_units(dead_units(h, zero_tolerance, threshold), h)
 
 
 def dormant_scores(h: Samples) -> Float[Array, " units"]:

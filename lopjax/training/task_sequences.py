@@ -158,10 +158,10 @@ def gaussian_mixtures(
         common = shift * jax.random.normal(shift_key, (2,))
         centres = common + spread * jax.random.normal(centre_key, (num_classes * num_centres, 2))
         steps = jax.random.normal(point_keys[is_test], (num_examples, 2))
-        return centres[jnp.arange(num_examples) % len(centres)] + noise * steps
+        return jnp.repeat(centres, num_examples // len(centres), axis=0) + noise * steps
 
     def take(data: PyTree, points: jax.Array, chosen: jax.Array) -> tuple[PyTree, PyTree]:
-        return points[chosen], chosen % (num_classes * num_centres) % num_classes
+        return points[chosen], chosen // (num_examples // num_classes)
 
     return TaskSequence((), prepare, take, num_examples)
 

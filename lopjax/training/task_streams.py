@@ -90,7 +90,9 @@ def task_stream(sequence: TaskSequence, batch_size: int, steps: int, change: int
 
 
 def task_examples(sequence: TaskSequence, data: PyTree, key: jax.Array, task: Any, num: int | None = None) -> PyTree:
-    """The first `num` examples of a task (all by default), as `(inputs, labels)`. Pure; task and key may be traced.
+    """`num` examples of a task (all by default), as `(inputs, labels)`. Pure; task and key may be traced.
+
+    Of fewer than all, those at places `i * num_examples // num`: where classes lie one after the other, of all classes.
 
     Args:
         sequence: the tasks; made of test images, the test set of the task.
@@ -98,9 +100,15 @@ def task_examples(sequence: TaskSequence, data: PyTree, key: jax.Array, task: An
         key: that of the stream; of a lane with key `k` in `make_chunk` this is `jax.random.split(k)[0]`.
         task: its number.
         num: how many examples.
+
+    Raises:
+        ValueError: more than there are, or none.
     """
     view = sequence.prepare(data, _keys(key)[0], task)
-    return sequence.take(data, view, jnp.arange(sequence.num_examples if num is None else num))
+    count = sequence.num_examples if num is None else num
+    if not 1 <= count <= sequence.num_examples:
+        raise ValueError(f"num={num}: must be between 1 and the {sequence.num_examples} examples of a task")
+    return sequence.take(data, view, jnp.arange(count) * sequence.num_examples // count)
 
 
 def upgd_toy(

@@ -182,8 +182,9 @@ def test_mixtures_have_the_variances_of_their_definition():
     numbers = {"num_classes": 3, "num_centres": 2, "shift": 0.6, "spread": 1.0, "noise": 0.2}
     train, test = gaussian_mixtures(60, **numbers), gaussian_mixtures(60, **numbers, is_test=True)
     every = jax.jit(jax.vmap(partial(task_examples, train, (), KEY)))(jnp.arange(4000))
-    points, labels = np.asarray(every[0], np.float64).reshape(4000, 10, 6, 2), np.asarray(every[1])
-    np.testing.assert_array_equal(labels, np.tile([0, 1, 2], (4000, 20)))
+    # Six centres with ten points each, two to a class.
+    points = np.asarray(every[0], np.float64).reshape(4000, 6, 10, 2).swapaxes(1, 2)
+    np.testing.assert_array_equal(every[1], np.tile(np.repeat([0, 1, 2], 20), (4000, 1)))
     centres = points.mean(axis=1)
     within = points.var(axis=1, ddof=1).mean()
     between = centres.var(axis=1, ddof=1).mean()
@@ -191,7 +192,7 @@ def test_mixtures_have_the_variances_of_their_definition():
     np.testing.assert_allclose(within, 0.04, rtol=0.02)
     np.testing.assert_allclose(between, 1 + 0.004, rtol=0.03)
     np.testing.assert_allclose(common, 0.36 + 1.004 / 6, rtol=0.06)
-    others = np.asarray(jax.jit(partial(task_examples, test, ()))(KEY, 7)[0], np.float64).reshape(10, 6, 2)
+    others = np.asarray(jax.jit(partial(task_examples, test, ()))(KEY, 7)[0], np.float64).reshape(6, 10, 2).swapaxes(0, 1)
     assert (others != points[7]).all()
     assert np.abs(others.mean(axis=0) - centres[7]).max() < 6 * 0.2 * np.sqrt(2 / 10)
     assert np.abs(others.mean(axis=0) - centres[8]).max() > 1  # the control: another task
@@ -266,6 +267,7 @@ def test_masked_loss_and_accuracy_are_those_of_the_classes_cut_out():
         (lambda: task_stream(incremental, 7, STEPS), "batch_size=7: must be between 1 and the 6 examples of a task"),
         (lambda: task_stream(incremental, 2, 0), "steps=0"),
         (lambda: task_stream(incremental, 2, 5, change=6), "change=6: must be in 0..5"),
+        (lambda: task_examples(incremental, incremental.data, KEY, 0, 7), "num=7: must be between 1 and the 6"),
         (lambda: upgd_toy(num_inputs=15), "num_inputs=15"),
         (lambda: upgd_toy(change="input"), "change='input'"),
     ],

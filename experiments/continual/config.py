@@ -1,0 +1,179 @@
+"""What the continual-learning experiment can be asked to do: the config and its presets. Nothing here imports JAX."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from experiments.continual.methods import METHODS
+from experiments.kit.networks import CNN, MLP, Network, ResNet18, ViT
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+ModelName = Literal["mlp", "cnn", "resnet18", "vit"]
+Kind = Literal["gaussian_mixtures", "class_incremental", "permuted_pixels", "permuted_labels", "random_labels"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the result."""
+
+    tasks: Kind = "class_incremental"
+    """What a task is."""
+    dataset: str = "digits"
+    """"digits" or any prepared TFDS image classification set; not used by gaussian_mixtures."""
+    num_tasks: int = 40
+    """How many tasks."""
+    steps: int = 500
+    """Steps of each task."""
+    classes_per_task: int = 5
+    """Of class_incremental: disjoint ones."""
+    class_order: int = -1
+    """Of class_incremental: -1 for an order of every seed's own, else that of NumPy's generator with this seed."""
+    num_images: int = 0
+    """Of the other tasks on images: the first so many training images; 0 for all."""
+    change: int = 0
+    """Steps over which a task passes into the next; 0 for a jump."""
+    zero_head: bool = False
+    """Set the output layer to zero at every task start."""
+    augment: bool = False
+    """Random crops (an eighth of the image's height as padding) and horizontal flips."""
+    pixel_mean: tuple[float, ...] = ()
+    """Of the normalisation, a number a channel, in units of pixel/255; () for that of the training images."""
+    pixel_std: tuple[float, ...] = ()
+    """Likewise."""
+    model: ModelName = "mlp"
+    """Architecture."""
+    net: Network = field(default_factory=MLP)
+    methods: tuple[MethodName, ...] = ("adam", "l2_init", "weight_decay", "equal_betas")
+    """What to train with, side by side."""
+    fresh: bool = True
+    """Beside them a network drawn anew for every task, one for each plain optimizer: what loss is measured against."""
+    seeds: tuple[int, ...] = (0,)
+    """One run each: another start, other batches, and other tasks unless their order is given."""
+    batch_size: int = 128
+    """Examples a step."""
+    adam_learning_rate: float = 0.001
+    """Of Adam."""
+    learning_rate: float = 0.1
+    """Of SGD."""
+    l2_init: float = 0.01
+    """Of L2-init: strength by the authors' code, half the squared distance to the start."""
+    weight_decay: float = 0.01
+    """Of weight decay (AdamW): times the learning rate a step."""
+    beta2: float = 0.9
+    """Of equal betas: decay of Adam's mean square, as that of its mean; 0.999 in the others."""
+    shrink: float = 1e-4
+    """Of shrink and perturb: by which parameters shrink a step."""
+    perturb: float = 1e-3
+    """Of shrink and perturb: deviation of the noise a step."""
+    noise_scale: float = 0.01
+    """Of noise on the gradient: per entry, over the norm of the gradient array, at first."""
+    noise_decay: float = 1.0
+    """Of noise on the gradient: factor a step."""
+    dropout: float = 0.1
+    """Rate of the dropout method; the others have none."""
+    record_every: int = 0
+    """Steps between two measurements, a divisor of the steps of a task; 0 for the end of each task."""
+    probe: Literal["all", "first"] = "all"
+    """The fixed batch: from all tasks, or from the first (which needs a class_order)."""
+    probe_samples: int = 500
+    """Examples on which symptoms are measured, of the fixed probe and of the task at hand."""
+    level: float = 0.8
+    """Accuracy whose first time in a task is recorded, as a running mean over ten batches."""
+    earlier: tuple[int, ...] = (1, 2, 4)
+    """How many tasks back accuracy is measured, too."""
+
+
+@dataclass(frozen=True)
+class MLPConfig(Config):
+    """Continual learning of a multilayer perceptron."""
+
+    net: MLP = field(default_factory=MLP)
+    """The network."""
+
+
+@dataclass(frozen=True)
+class CNNConfig(Config):
+    """Continual learning of a convolutional network."""
+
+    model: ModelName = "cnn"
+    """Architecture."""
+    net: CNN = field(default_factory=CNN)
+    """The network."""
+
+
+@dataclass(frozen=True)
+class ResNet18Config(Config):
+    """Continual learning of a residual network."""
+
+    model: ModelName = "resnet18"
+    """Architecture."""
+    net: ResNet18 = field(default_factory=ResNet18)
+    """The network."""
+
+
+@dataclass(frozen=True)
+class ViTConfig(Config):
+    """Continual learning of a vision transformer."""
+
+    model: ModelName = "vit"
+    """Architecture."""
+    net: ViT = field(default_factory=ViT)
+    """The network."""
+    adam_learning_rate: float = 1e-4
+    """Of Adam."""
+
+
+_GAUSSIAN: dict[str, Any] = {
+    "tasks": "gaussian_mixtures", "batch_size": 100, "adam_learning_rate": 0.003, "level": 0.8, "l2_init": 1e-3,
+    "net": MLP(widths=(100,) * 10, activation="tanh", norm="none", init="lecun"),
+}  # fmt: skip
+# arXiv 2510.00304, section 3. Classes in an order of each seed's own; five classes, so chance is a fifth.
+_TINY: dict[str, Any] = {
+    "dataset": "tiny_imagenet", "zero_head": True, "augment": True, "seeds": (0, 1, 2), "methods": ("adam",),
+    "level": 0.8, "earlier": (1, 4, 16),
+}  # fmt: skip
+# arXiv 2308.11958: Adam 1e-3, L2-init by the official code 1e-2.
+_RANDOM: dict[str, Any] = {
+    "tasks": "random_labels", "dataset": "cifar10", "num_tasks": 50, "num_images": 1200, "batch_size": 16,
+    "steps": 400 * 75, "seeds": (0, 1, 2, 3, 4), "l2_init": 0.01, "methods": ("adam", "l2_init"), "level": 0.95,
+    "earlier": (),
+}  # fmt: skip
+_PERMUTED: dict[str, Any] = {
+    "tasks": "permuted_pixels", "dataset": "cifar10", "num_tasks": 20, "num_images": 10_000, "batch_size": 16,
+    "steps": 625, "seeds": (0, 1, 2, 3, 4), "l2_init": 1e-3, "methods": ("adam", "l2_init"), "level": 0.3,
+}  # fmt: skip
+_DIGITS: dict[str, Any] = {
+    "steps": 60, "classes_per_task": 2, "batch_size": 32, "zero_head": True, "probe_samples": 200,
+    "methods": ("adam", "l2_init"), "adam_learning_rate": 0.003, "level": 0.95, "num_tasks": 5,
+}  # fmt: skip
+_NO_NORM = MLP(widths=(100, 100), norm="none")
+
+PRESETS: dict[str, dict[str, Config]] = {
+    "mlp": {
+        "quick": MLPConfig(num_tasks=8, **_GAUSSIAN),
+        "gaussian": MLPConfig(num_tasks=100, seeds=(0, 1, 2, 3, 4), **_GAUSSIAN),
+        "tiny_imagenet": MLPConfig(net=MLP(norm="none"), **_TINY),
+        "reference": MLPConfig(
+            net=MLP(norm="none"), class_order=0, probe="first", pixel_mean=(0.4802, 0.4481, 0.3975),
+            pixel_std=(0.2302, 0.2265, 0.2262), **{**_TINY, "augment": False, "steps": 300},
+        ),
+        "random_labels_cifar": MLPConfig(net=_NO_NORM, **_RANDOM),
+        "permuted_cifar": MLPConfig(net=_NO_NORM, **_PERMUTED),
+    },
+    "cnn": {
+        "quick": CNNConfig(net=CNN(channels=(8, 16), dense=32, norm="none"), **_DIGITS),
+        "tiny_imagenet": CNNConfig(**_TINY),
+        "random_labels_cifar": CNNConfig(net=CNN(channels=(16, 16), dense=100, norm="none"), **_RANDOM),
+    },
+    "resnet18": {
+        "quick": ResNet18Config(net=ResNet18(width=8, blocks=(1, 1)), **_DIGITS),
+        "tiny_imagenet": ResNet18Config(**_TINY),
+    },
+    "vit": {
+        "quick": ViTConfig(net=ViT(patch=4, width=32, depth=2, heads=4, mlp_ratio=2.0), **_DIGITS),
+        "tiny_imagenet": ViTConfig(**_TINY),
+    },
+}  # fmt: skip
+"""By model, then by name; the first of each is the default."""

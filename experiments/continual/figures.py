@@ -1,0 +1,135 @@
+"""The figures of a run: the difference to fresh networks, symptoms, and where in the network they are."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.continual.methods import fresh, label_of, lanes_of, method_of
+from experiments.continual.report import accuracy_name, at_ends, less_fresh, over_tasks
+from lopjax.plotting import PALETTE, band, drawing, new_figure
+from lopjax.runs import RunData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SYMPTOMS = {
+    "effective_rank": "effective rank",
+    "dead_fraction": "dead units",
+    "duplicate_fraction": "duplicate units",
+    "saturated_fraction": "saturated units",
+}
+
+
+def figures(run: RunData) -> "dict[str, Figure]":
+    """All figures of a run, by file name."""
+    methods = run.config["methods"]
+    found = {"continual": continual_figure(run), "rank_and_symptoms": symptoms_figure(run)}
+    return found | {f"layers_{name}": layers_figure(run, name) for name in methods}
+
+
+def continual_figure(run: RunData) -> "Figure":
+    """Does it lose plasticity, and which symptoms come with it? A colour a method, fresh networks in black.
+
+    Above: accuracy after each task less that of the fresh network, the same of online accuracy, online accuracy itself.
+    Below: effective rank on the fixed probe (thin: on the stream, where it moves with the tasks, too), dead, duplicate
+    and saturated units on the fixed probe; means over layers.
+    """
+    with drawing(13.2, 5.8) as figure:
+        panels = figure.subplots(2, 4)
+        last = accuracy_name(run)
+        names = {"test_accuracy": "test accuracy", "train_accuracy": "accuracy"}
+        if run.config["fresh"]:
+            _differences(panels[0, 0], run, last, f"{names[last]} after the task\nminus fresh network")
+            _differences(panels[0, 1], run, "online_accuracy", "online accuracy\nminus fresh network")
+        _curves(panels[0, 2], run, "online_accuracy", "online accuracy")
+        _curves(panels[0, 3], run, "plasticity", "plasticity: share of the loss\nthat a step takes away")
+        for axes, (symptom, label) in zip(panels[1], SYMPTOMS.items()):
+            _curves(axes, run, f"probe/{symptom}/mean", f"{label}, fixed probe")
+            if symptom == "effective_rank":
+                _curves(axes, run, f"stream/{symptom}/mean", f"{label}, fixed probe\n(dotted: on the stream)", ":")
+            else:
+                axes.set_ylim(-0.02, 1.02)
+        handles = [axes for axes in _handles(panels[0, 2])]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def layers_figure(run: RunData, method: str) -> "Figure":
+    """Where in the network: every symptom of every site on the fixed probe over the tasks, dark to light by depth."""
+    figure, panels = new_figure(len(SYMPTOMS))
+    from matplotlib import colormaps
+
+    sites = sites_of(run)
+    colors = colormaps["viridis"](np.linspace(0, 0.92, len(sites)))
+    for axes, (symptom, label) in zip(panels, SYMPTOMS.items()):
+        for site, color in zip(sites, colors):
+            _band(axes, run, f"probe/{symptom}/{site}", method, color, site)
+        axes.set(xlabel="task", ylabel=f"{label}, fixed probe")
+        if symptom != "effective_rank":
+            axes.set_ylim(-0.02, 1.02)
+    handles = panels[0].get_legend_handles_labels()
+    figure.suptitle(label_of(method), fontsize=10)
+    figure.legend(*handles, loc="outside right center", frameon=False, fontsize=7)
+    return figure
+
+
+def symptoms_figure(run: RunData) -> "Figure":
+    """Rank against the other symptoms, a point a task and layer, light to dark over the tasks (the first method)."""
+    figure, panels = new_figure(3)
+    method, seed = run.config["methods"][0], run.config["seeds"][0]
+    for axes, symptom in zip(panels, list(SYMPTOMS)[1:]):
+        for site in sites_of(run):
+            across = at_ends(run, f"probe/{symptom}/{site}", method, seed)
+            rank = at_ends(run, f"probe/effective_rank/{site}", method, seed)
+            points = axes.scatter(across, rank, c=np.arange(len(rank)), s=10, cmap="magma_r", vmin=-len(rank) / 4)
+        axes.set(xlabel=f"{SYMPTOMS[symptom]}, a layer", ylabel="effective rank of the layer", xlim=(-0.02, 1.02))
+    figure.colorbar(points, ax=panels[-1], label="task")
+    figure.suptitle(f"{label_of(method)}, seed {seed}, fixed probe", fontsize=10)
+    return figure
+
+
+def sites_of(run: RunData) -> list[str]:
+    """Every site whose symptoms are recorded, in the order of the forward pass."""
+    prefix = "probe/effective_rank/"
+    names = [name.removeprefix(prefix) for name in run.records[0] if name.startswith(prefix)]
+    return [name for name in names if name != "mean"]
+
+
+def color_of(run: RunData, name: str) -> str:
+    """A colour a method; fresh networks are black, or grey."""
+    methods = list(run.config["methods"])
+    if name in methods:
+        return PALETTE[methods.index(name) % (len(PALETTE) - 1)]
+    controls = list(dict.fromkeys(fresh(method_of(method).control) for method in methods))
+    return ("black", "0.55")[controls.index(name) % 2]
+
+
+def _differences(axes: "Axes", run: RunData, value: str, label: str) -> None:
+    axes.axhline(0, color="black", linewidth=1)
+    for method in run.config["methods"]:
+        curves = [less_fresh(run, value, method, seed) for seed in run.config["seeds"]]
+        _draw(axes, curves, color_of(run, method), label_of(method))
+    axes.set(xlabel="task", ylabel=label)
+
+
+def _curves(axes: "Axes", run: RunData, value: str, label: str, style: str = "-") -> None:
+    for name in lanes_of(tuple(run.config["methods"]), run.config["fresh"]):
+        _band(axes, run, value, name, color_of(run, name), label_of(name) if style == "-" else None, style)
+    axes.set(xlabel="task", ylabel=label)
+
+
+def _band(axes: "Axes", run: RunData, value: str, name: str, color: Any, label: str | None, style: str = "-") -> None:
+    curve = over_tasks if value in ("online_accuracy", "online_loss", "plasticity") else at_ends
+    _draw(axes, [curve(run, value, name, seed) for seed in run.config["seeds"]], color, label, style)
+
+
+def _draw(axes: "Axes", curves: list[np.ndarray], color: Any, label: str | None, style: str = "-") -> None:
+    """Mean and band over seeds, as far as all have come."""
+    num = min(map(len, curves))
+    if num:
+        band(axes, np.arange(1, num + 1), [curve[:num] for curve in curves], color, label, style)
+
+
+def _handles(axes: "Axes") -> list[Any]:
+    return axes.get_legend_handles_labels()[0]

@@ -1,0 +1,111 @@
+"""What is measured at every record, as pure functions of a lane: learning, symptoms, forgetting, births and deaths."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.continual.lane import Memory, Meter, head_of, mixed_head, with_head
+from experiments.continual.setup import Setup
+from lopjax.metrics import dead_units
+from lopjax.model import Variables, samples_by_units
+from lopjax.probes import symptoms
+from lopjax.training import Logs, task_examples
+
+SYMPTOMS = (
+    *("effective_rank", "stable_rank", "dead_fraction", "dormant_fraction", "duplicate_fraction"),
+    "saturated_fraction",
+)
+Measure = Callable[..., tuple[Memory, Logs]]
+
+
+def make_measure(setup: Setup) -> Measure:
+    """How one lane is measured, in eval mode.
+
+    Returns:
+        `measure(variables, meter, memory, lane_key, task, is_end, train, test, probe) -> (memory, values)`. Values:
+        `train_loss`, `train_accuracy` on examples of the task, `test_*` on its test set; `earlier/k` the accuracy of
+        the test set of the task `k` back, if there is one, with the output layer that its classes had at its end;
+        symptoms by site, of the fixed `probe/` and of the `stream/`; `units/dead`, and how many `died` and `revived`
+        since the last measurement, on the fixed probe; `weight_norm`, root mean square of all parameters;
+        `steps_to_level`, NaN while it is not reached.
+    """
+    config, problem, model = setup.config, setup.problem, setup.model
+
+    def scored(variables: Variables, inputs: jax.Array, labels: Any) -> tuple[jax.Array, jax.Array]:
+        logits = model.apply(variables, inputs)[0]
+        return problem.loss(logits, labels), problem.accuracy(logits, labels)
+
+    def measured(variables: Variables, batch: Any) -> dict[str, dict[str, jax.Array]]:
+        table = symptoms(model, variables, *batch, loss=problem.loss)
+        return {name: table[name] for name in SYMPTOMS}
+
+    def with_old_head(variables: Variables, memory: Memory, mask: Any) -> Variables:
+        if problem.classes is None:
+            return variables
+        return with_head(setup, variables, mixed_head(setup, memory.head, head_of(setup, variables), mask))
+
+    def tested(variables: Variables, key: jax.Array, task: jax.Array, test: Any) -> tuple[jax.Array, jax.Array]:
+        assert problem.test is not None
+        stored, labels = task_examples(problem.test, test, key, task)
+        return scored(variables, problem.inputs(stored, None), labels)
+
+    def measure(
+        variables: Variables,
+        meter: Meter,
+        memory: Memory,
+        lane_key: jax.Array,
+        task: jax.Array,
+        is_end: jax.Array,
+        train: Any,
+        test: Any,
+        probe: Any,
+    ) -> tuple[Memory, Logs]:
+        key = jax.random.split(lane_key)[0]  # that of the stream, in `make_chunk`
+        stored, labels = task_examples(problem.train, train, key, task, config.probe_samples)
+        stream = problem.inputs(stored, None), labels
+        fixed = problem.inputs(probe[0], None), jax.tree.map(jnp.asarray, probe[1])
+        loss, accuracy = scored(variables, *stream)
+        values = {"train_loss": loss, "train_accuracy": accuracy}
+        mask = problem.classes(train, key, task) if problem.classes is not None else None
+        if problem.test is not None:
+            back = jnp.array([0, *config.earlier])
+            old = with_old_head(variables, memory, mask)
+            losses, right = jax.lax.map(lambda lag: tested(old, key, jnp.maximum(task - lag, 0), test), back)
+            values |= {"test_loss": losses[0], "test_accuracy": right[0]}
+            seen = jnp.where(back <= task, right, jnp.nan)
+            values |= {f"earlier/{lag}": seen[place] for place, lag in enumerate(config.earlier, start=1)}
+        # Both batches through one program: compiling the symptoms is what a short run waits for.
+        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), fixed, stream)
+        for metric, sites in jax.lax.map(lambda batch: measured(variables, batch), both).items():
+            for site, pair in sites.items():
+                values |= {f"probe/{metric}/{site}": pair[0], f"stream/{metric}/{site}": pair[1]}
+        taps = model.apply(variables, fixed[0])[2]
+        dead = {site: dead_units(samples_by_units(tap.post)) for site, tap in taps.items()}
+        values |= _census(memory.dead, dead)
+        parameters = variables["params"]
+        size = sum(leaf.size for leaf in jax.tree.leaves(parameters))
+        values["weight_norm"] = optax.tree.norm(parameters) / jnp.sqrt(size)
+        values["steps_to_level"] = jnp.where(meter.reached < 0, jnp.nan, meter.reached)
+        head = memory.head
+        if mask is not None:
+            kept = mixed_head(setup, head, head_of(setup, variables), mask)
+            head = jax.tree.map(lambda new, before: jnp.where(is_end, new, before), kept, head)
+        return Memory(head, dead), values
+
+    return measure
+
+
+def _census(before: Any, now: Any) -> Logs:
+    """Births and deaths, summed over all sites."""
+
+    def total(count: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+        return sum((jnp.sum(count(before[site], now[site])) for site in now), start=jnp.int32(0))
+
+    return {
+        "units/dead": total(lambda was, is_dead: is_dead),
+        "units/died": total(lambda was, is_dead: is_dead & ~was),
+        "units/revived": total(lambda was, is_dead: was & ~is_dead),
+    }

@@ -1,0 +1,165 @@
+"""The parts of a continual-learning run: a chunk of steps and what is measured after it, again and again."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.continual.config import Config
+from experiments.continual.lane import Trainee, make_program
+from experiments.continual.measurements import make_measure
+from experiments.continual.methods import is_fresh
+from experiments.continual.setup import Setup
+from experiments.kit.group_lanes import GroupLanes
+from lopjax.runs.schedule import Part
+from lopjax.training import Lanes, Logs, make_chunk, over_lanes, place, start_lanes
+
+Records = list[dict[str, Any]]
+
+
+@jax.jit
+def _chosen(is_new: jax.Array, new: Any, old: Any) -> Any:
+    """Of every lane the new tree or the old one."""
+
+    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(is_new.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, new, old)
+
+
+class Shared(NamedTuple):
+    """What all groups of a run use.
+
+    Attributes:
+        networks: `task -> variables` of the networks that are drawn at a task, one a seed.
+        noise_keys: of what a method draws, one a seed.
+        data_keys: of the tasks, the order of their examples and all else that is random in a step, one a seed.
+        measure: `make_measure`, for all seeds of one method; compiling it is a large part of a short run.
+        data: of the training sequence, of the test sequence, and the fixed probe.
+    """
+
+    networks: Callable[[int], Any]
+    noise_keys: jax.Array
+    data_keys: jax.Array
+    measure: Any
+    data: tuple[Any, Any, Any]
+
+
+def share(setup: Setup) -> Shared:
+    """Keys and data of all groups: only the seed decides where a method starts and which tasks it meets."""
+
+    def of_seed(seed: jax.Array) -> jax.Array:
+        return jax.random.split(jax.random.key(seed, impl="philox4x32"), 3)
+
+    init_keys, noise_keys, data_keys = jax.vmap(of_seed, out_axes=1)(jnp.array(setup.config.seeds))
+
+    def drawn(init_key: jax.Array, task: jax.Array) -> Any:
+        return setup.model.init(jax.random.fold_in(init_key, task))
+
+    # One after the other: a network is the same whatever is drawn beside it.
+    draw = over_lanes(drawn, 1)
+    problem = setup.problem
+    test = () if problem.test is None else problem.test.data
+    data = place(jax.tree.map(jnp.asarray, (setup.stream.data, test, problem.probe)), setup.mesh, is_per_lane=False)
+    networks = lambda task: draw(init_keys, jnp.int32(task))  # noqa: E731
+    return Shared(networks, noise_keys, data_keys, over_lanes(make_measure(setup), 4, setup.mesh), data)
+
+
+def parts(config: Config, setup: Setup) -> list[Part]:
+    """All parts of a run, group after group."""
+    shared = share(setup)
+    lives = [Life(setup, shared, GroupLanes(group, config.seeds, setup.mesh)) for group in setup.groups]
+    return [part for life in lives for part in life.parts()]
+
+
+class Life:
+    """The parts of one group of lanes, which share one compiled program."""
+
+    def __init__(self, setup: Setup, shared: Shared, lanes: GroupLanes) -> None:
+        """Prepare; nothing is compiled."""
+        self.setup, self.shared, self.lanes = setup, shared, lanes
+        self.program = make_program(setup, lanes.group)
+        self.chunk = make_chunk(self.program.step, setup.stream, setup.mesh)
+        self.starting = over_lanes(self.program.start, 3)
+        self.beginning = over_lanes(self.program.begin, 1, setup.mesh)
+        self.numbers = lanes.numbers()
+
+    def parts(self) -> list[Part]:
+        """One part a record; the last keeps the variables."""
+        config, every = self.setup.config, self.setup.record_every
+        numbers = range(config.num_tasks * config.steps // every)
+        made = []
+        for number in numbers:
+            name = f"task {number * every // config.steps + 1}/{config.num_tasks}"
+            made.append(self.lanes.part(name, every, partial(self.train, number), self.like))
+        start = made[0].do
+        made[0] = made[0]._replace(is_start=True, do=lambda nothing: start(self.start()))
+        made[-1] = made[-1]._replace(keep=self.kept)
+        return made
+
+    def start(self) -> Lanes:
+        """Initialised networks."""
+        return self.lanes.placed(start_lanes(self.started(0)))
+
+    def started(self, task: int) -> Any:
+        """Networks drawn at a task, at the start of their training."""
+        return self.starting(*self.lanes.of_seeds((self.shared.networks(task), self.shared.noise_keys)), self.numbers)
+
+    def begun(self, task: int, lanes: Lanes) -> Lanes:
+        """What happens before the first step of a task: fresh networks are drawn, output layers set to zero."""
+        is_new = jnp.array([is_fresh(lane.method) for lane in self.lanes.group.lanes]) & (lanes.frozen_at < 0)
+        state = lanes.state
+        if task > 0 and any(is_fresh(lane.method) for lane in self.lanes.group.lanes):
+            state = _chosen(is_new, self.lanes.placed(self.started(task)), state)
+        return lanes._replace(state=self.beginning(state))
+
+    @cache  # noqa: B019 - as long-lived as the run
+    def like(self) -> Any:
+        """Structure of the lanes."""
+        return jax.eval_shape(lambda: start_lanes(self.started(0)))
+
+    def train(self, number: int, lanes: Lanes) -> tuple[Lanes, Records]:
+        """Chunk `number`, and the records after it."""
+        every, steps = self.setup.record_every, self.setup.config.steps
+        if number * every % steps == 0:
+            lanes = self.begun(number * every // steps, lanes)
+        keys = self.lanes.placed(self.lanes.of_seeds(self.shared.data_keys))
+        lanes, logs = self.chunk(lanes, keys, number * every, every, self.shared.data[0])
+        return self.measured((number + 1) * every, logs, lanes)
+
+    def measured(self, step: int, logs: Logs, lanes: Lanes) -> tuple[Lanes, Records]:
+        """A record of every lane, and the lanes with what they remember.
+
+        A row at a time (the seeds of one method), so that all groups share the compiled program.
+        """
+        config, state = self.setup.config, lanes.state
+        task, rest = divmod(step - 1, config.steps)
+        is_end = rest == config.steps - 1
+        where = {"task": task, "step": step, "step_in_task": rest + 1, "is_end": is_end}
+        keys = self.lanes.placed(self.shared.data_keys)
+        logs, frozen_at, memories, records = self.lanes.read(logs), self.lanes.read(lanes.frozen_at), [], []
+        for row, names in self.lanes.rows():
+            own = (state.net.variables, state.meter, state.memory)
+            own = self.lanes.placed(jax.tree.map(lambda leaf, row=row: leaf[row], own))
+            memory, values = self.shared.measure(*own, keys, jnp.int32(task), jnp.bool_(is_end), *self.shared.data)
+            memories.append(memory)
+            values = self.lanes.read(values)
+            for index, lane in enumerate(names):
+                place = row.start + index
+                frozen = {"frozen_at": int(frozen_at[place])} if frozen_at[place] >= 0 else {}
+                numbers = {name: float(array[place]) for name, array in logs.items()}
+                numbers |= {name: float(array[index]) for name, array in values.items()}
+                records.append({**lane.fields(), **where, **frozen, **numbers})
+        memory = jax.tree.map(lambda *rows: jnp.concatenate(rows), *memories)
+        return lanes._replace(state=state._replace(memory=self.lanes.placed(memory))), records
+
+    def kept(self, lanes: Lanes) -> dict[str, Any]:
+        """What training ended with, a file a method: `{"network"}`, seeds along the leading axes."""
+        trainee: Trainee = lanes.state
+        variables = self.lanes.read(trainee.net.variables)
+        return {
+            names[0].method: {"network": jax.tree.map(lambda leaf, row=row: leaf[row], variables)}
+            for row, names in self.lanes.rows()
+        }

@@ -1,0 +1,221 @@
+"""What became of the networks: paired differences to the fresh ones with intervals, the summary and the table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.continual.methods import fresh, is_fresh, label_of, lanes_of, method_of
+from experiments.kit.terminal import Table
+from lopjax.runs import RunData
+
+LEVEL = 0.95
+_SYMPTOMS = ("effective_rank", "dead_fraction", "duplicate_fraction", "saturated_fraction")
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % interval by Student's law; the bounds are NaN for fewer than two values."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        """Half of its width."""
+        return (self.high - self.low) / 2
+
+
+def interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """Mean of values and its interval, the values taken for independent.
+
+    >>> interval([1.0, 3.0]).mean
+    2.0
+    """
+    from scipy.special import stdtrit
+
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    if len(finite) < 2:
+        mean = float(finite[0]) if len(finite) else math.nan
+        return Interval(mean, math.nan, math.nan)
+    half = float(stdtrit(len(finite) - 1, (1 + LEVEL) / 2) * finite.std(ddof=1) / math.sqrt(len(finite)))
+    return Interval(float(finite.mean()), float(finite.mean()) - half, float(finite.mean()) + half)
+
+
+# --- Curves over tasks --------------------
+
+
+def at_ends(data: RunData, name: str, method: str, seed: int) -> np.ndarray:
+    """A value at the end of every task of a lane, as far as it has come; NaN where it is missing."""
+    records = data.select(method=method, seed=seed, is_end=True)
+    return np.array([_number(record.get(name)) for record in records])
+
+
+def over_tasks(data: RunData, name: str, method: str, seed: int) -> np.ndarray:
+    """The mean over every whole task of a value that is logged between records (online accuracy, plasticity)."""
+    records = data.select(method=method, seed=seed)
+    ends = len(data.select(method=method, seed=seed, is_end=True))
+    of_task = [[_number(record[name]) for record in records if record["task"] == task] for task in range(ends)]
+    return np.array([math.fsum(values) / len(values) for values in of_task])
+
+
+def less_fresh(data: RunData, name: str, method: str, seed: int) -> np.ndarray:
+    """A curve over tasks less that of the fresh networks on the same batches; empty where there are none."""
+    curve = over_tasks if name in ("online_accuracy", "online_loss", "plasticity") else at_ends
+    own, other = (curve(data, name, lane, seed) for lane in (method, fresh(method_of(method).control)))
+    num = min(len(own), len(other))
+    return own[:num] - other[:num]
+
+
+def accuracy_name(data: RunData) -> str:
+    """Accuracy at the end of a task: on its test set, or on its examples where there is no test set."""
+    return "test_accuracy" if any("test_accuracy" in record for record in data.records[:1]) else "train_accuracy"
+
+
+# --- The summary --------------------
+
+
+def summarise(data: RunData) -> list[dict[str, Any]]:
+    """One row a lane that has finished a task.
+
+    `*_less_fresh`: mean over the last half of the tasks of the difference to the fresh network. `*_first`, `*_last`:
+    on the fixed probe, mean over sites, at the end of the first and of the last task. `backward_transfer`: accuracy on
+    earlier tasks less what it was at their end, mean over tasks and lags. `steps_to_level`: median over the last half,
+    None where the level was not reached in half of the tasks; `level_missed`: in how many of all tasks it was not.
+    """
+    rows = []
+    for name in lanes_of(tuple(data.config["methods"]), data.config["fresh"]):
+        for seed in data.config["seeds"]:
+            if data.select(method=name, seed=seed, is_end=True):
+                rows.append({"method": name, "seed": seed, **_numbers(data, name, seed)})
+    return rows
+
+
+def _numbers(data: RunData, name: str, seed: int) -> dict[str, Any]:
+    records = data.select(method=name, seed=seed, is_end=True)
+    marks = [record["frozen_at"] for record in records if "frozen_at" in record]
+    online = over_tasks(data, "online_accuracy", name, seed)
+    half = len(online) // 2
+    found: dict[str, Any] = {"tasks": len(online), "frozen_at": marks[0] if marks else None}
+    found["online_accuracy"] = _plain(np.mean(online[half:]))
+    for value in ("online_accuracy", accuracy_name(data)):
+        difference = less_fresh(data, value, name, seed) if data.config["fresh"] else np.array([])
+        found[f"{value}_less_fresh"] = _plain(np.mean(difference[half:])) if len(difference) > half else None
+    for symptom in _SYMPTOMS:
+        values = at_ends(data, f"probe/{symptom}/mean", name, seed)
+        found |= {f"{symptom}_first": _plain(values[0]), f"{symptom}_last": _plain(values[-1])}
+    reached = at_ends(data, "steps_to_level", name, seed)
+    censored = np.where(np.isfinite(reached[half:]), reached[half:], np.inf)
+    found |= {"steps_to_level": _plain(np.median(censored)), "level_missed": int(np.isnan(reached).sum())}
+    found["plasticity"] = _plain(np.mean(over_tasks(data, "plasticity", name, seed)[half:]))
+    found["backward_transfer"] = _plain(backward_transfer(data, name, seed))
+    for count in ("died", "revived"):
+        found[count] = int(np.nansum(at_ends(data, f"units/{count}", name, seed)))
+    return found
+
+
+def backward_transfer(data: RunData, name: str, seed: int) -> float:
+    """Mean over tasks and lags of `A(t, t - lag) - A(t - lag, t - lag)`, A the accuracy on a test set after a task."""
+    own, changes = at_ends(data, "test_accuracy", name, seed), []
+    for lag in data.config["earlier"]:
+        later = at_ends(data, f"earlier/{lag}", name, seed)
+        changes += list(later[lag:] - own[: len(own) - lag]) if len(own) > lag else []
+    return float(np.mean(changes)) if changes else math.nan
+
+
+def lost(data: RunData, name: str, value: str = "online_accuracy") -> Interval:
+    """The difference to the fresh network over the last half of the tasks.
+
+    Over seeds, each with its mean over tasks. Of a single seed over tasks, which share a network and so are not
+    independent: its interval is too narrow, and the table says what it is over.
+    """
+    curves = [less_fresh(data, value, name, seed) for seed in data.config["seeds"]]
+    halves = [curve[len(curve) // 2 :] for curve in curves if len(curve) > 1]
+    if not halves:
+        return Interval(math.nan, math.nan, math.nan)
+    return interval(halves[0] if len(halves) == 1 else [half.mean() for half in halves])
+
+
+def verdict(found: Interval) -> str:
+    """In words; "undecided" unless the interval is on one side of zero."""
+    if not math.isfinite(found.half):
+        return "-"
+    return "lost" if found.high < 0 else "better" if found.low > 0 else "undecided"
+
+
+# --- The table --------------------
+
+
+def table(data: RunData) -> Table:
+    """The table on the terminal: a row a method and fresh network, means over seeds; also of an incomplete run."""
+    summary = data.summary or summarise(data)
+    rows = []
+    for name in lanes_of(tuple(data.config["methods"]), data.config["fresh"]):
+        seeds = [row for row in summary if row["method"] == name]
+        rows.append(_row(data, name, seeds) if seeds else (label_of(name), "not started", *["-"] * 9))
+    columns = (
+        *("method", "plasticity", "online - fresh", "test - fresh", "online", "to level"),
+        *("rank", "dead", "duplicate", "saturated", "earlier tasks"),
+    )
+    return Table("\n".join(_title(data)), columns, rows)
+
+
+def _row(data: RunData, name: str, seeds: list[dict[str, Any]]) -> tuple[str, ...]:
+    is_control = is_fresh(name)
+    found, tested = (
+        Interval(math.nan, math.nan, math.nan) if is_control or not data.config["fresh"] else lost(data, name, value)
+        for value in ("online_accuracy", accuracy_name(data))
+    )
+    moves = [f"{_mean(seeds, f'{s}_first', 1)} → {_mean(seeds, f'{s}_last', 1)}" for s in _SYMPTOMS[:1]]
+    moves += [f"{_mean(seeds, f'{s}_first', 2)} → {_mean(seeds, f'{s}_last', 2)}" for s in _SYMPTOMS[1:]]
+    reached = [row["steps_to_level"] for row in seeds]
+    steps = "never" if None in reached else f"{np.median(reached):,.0f}"
+    frozen = [row["frozen_at"] for row in seeds if row["frozen_at"] is not None]
+    word = "reference" if is_control else f"diverged at {min(frozen):,}" if frozen else verdict(found)
+    transfer = "-" if is_control else _mean(seeds, "backward_transfer", 2, sign=True)
+    return (
+        label_of(name), word, _with_interval(found), _with_interval(tested), _mean(seeds, "online_accuracy", 3),
+        steps, *moves, transfer,
+    )  # fmt: skip
+
+
+def _title(data: RunData) -> list[str]:
+    config = data.config
+    seeds = len(config["seeds"])
+    done = len(data.select(method=config["methods"][-1], seed=config["seeds"][-1], is_end=True))
+    over = f"{seeds} seeds" if seeds > 1 else "the tasks of one seed, which share a network: too narrow"
+    lines = [
+        f"{config['num_tasks']} tasks ({config['tasks'].replace('_', ' ')}) x {config['steps']:,} steps, {seeds} "
+        f"seed{'s' if seeds > 1 else ''}" + ("" if done == config["num_tasks"] else f"; {done} tasks done by all"),
+        "online, test - fresh: accuracy before each update, and after a task, less that of a network drawn anew for",
+        f"every task on the same batches; last half of the tasks, 95 % interval over {over}",
+        f"to level: steps until accuracy {config['level']:g}, median. rank, dead, duplicate, saturated: mean over",
+        "layers on a fixed probe, after the first and the last task. earlier tasks: change of accuracy on them since",
+    ]
+    if any(label_of(name).endswith("*") for name in config["methods"]):
+        lines.append("* looks at where a task starts")
+    return lines
+
+
+def _with_interval(found: Interval) -> str:
+    if not math.isfinite(found.mean):
+        return "-"
+    return f"{found.mean:+.3f}" + (f" ± {found.half:.3f}" if math.isfinite(found.half) else "")
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str, digits: int, sign: bool = False) -> str:
+    values = [row[name] for row in rows]
+    if None in values:
+        return "-"
+    return f"{math.fsum(values) / len(values):{'+' if sign else ''}.{digits}f}"
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _plain(value: Any) -> float | None:
+    """A number of the summary; None if it is not finite."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,103 @@
+"""What a run is built from, checked before anything is compiled."""
+
+import math
+from typing import Any, NamedTuple
+
+from experiments.continual.config import Config
+from experiments.continual.methods import METHODS, NUMBERS, groups_of
+from experiments.continual.problem import Problem, make_problem
+from experiments.kit.experiment import NO_RESOURCES, Resources
+from experiments.kit.methods import Group
+from experiments.kit.networks import build_network
+from lopjax.losses import Masked
+from lopjax.model import Model
+from lopjax.training import Stream, check_lanes, task_stream
+
+
+class Setup(NamedTuple):
+    """Config and everything built from it before compilation.
+
+    Attributes:
+        config: as given.
+        problem: the tasks.
+        model: the network.
+        stream: batches of one task after the other.
+        record_every: steps between two measurements.
+        mesh: devices to spread lanes over; None for one.
+    """
+
+    config: Config
+    problem: Problem
+    model: Model
+    stream: Stream
+    record_every: int
+    mesh: Any = None
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The programs of the run."""
+        numbers = {name: float(getattr(self.config, name)) for name in NUMBERS}
+        return groups_of(self.config.methods, self.config.seeds, numbers, self.config.fresh)
+
+
+def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
+    """Check the config, load the data and build the model; no training step is compiled.
+
+    Raises:
+        ValueError: a field out of range; the message names it, its value and what is allowed.
+        FileNotFoundError: the data set is not prepared; the message has the command that prepares it.
+    """
+    _check_config(config)
+    check_lanes(len(config.seeds), resources.mesh)
+    problem = make_problem(config, resources.data_dir)
+    model = build_network(config.model, config.net, problem.input_shape, problem.num_outputs)
+    examples = problem.train.num_examples
+    _check("probe_samples", config.probe_samples, config.probe_samples <= examples, f"at most the {examples} of a task")
+    return Setup(
+        config=config,
+        problem=problem,
+        model=model,
+        stream=task_stream(problem.train, config.batch_size, config.steps, config.change),
+        record_every=config.record_every or config.steps,
+        mesh=resources.mesh,
+    )
+
+
+def recorded_probe(config: Config, setup: Setup) -> tuple[Any, Any]:
+    """Inputs and labels of the fixed probe, without the mask of classes."""
+    images, labels = setup.problem.probe
+    return setup.problem.inputs(images, None), labels.labels if isinstance(labels, Masked) else labels
+
+
+def _check_config(config: Config) -> None:
+    """What can be checked without the data and the models, which check their own arguments."""
+    for name in ("num_tasks", "steps", "classes_per_task", "batch_size", "probe_samples"):
+        _check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
+    is_divisor = config.record_every == 0 or (config.record_every > 0 and config.steps % config.record_every == 0)
+    _check("record_every", config.record_every, is_divisor, f"0, or a divisor of steps={config.steps}")
+    _check("change", config.change, 0 <= config.change <= config.steps, f"in 0..{config.steps}, the steps of a task")
+    boundaries = "False where tasks pass into each other (change > 0): there are no boundaries at which to start anew"
+    _check("fresh", config.fresh, not (config.fresh and config.change), boundaries)
+    _check("zero_head", config.zero_head, not (config.zero_head and config.change), boundaries)
+    _check("num_images", config.num_images, config.num_images >= 0, "0 or positive")
+    _check("class_order", config.class_order, config.class_order >= -1, "-1, or a seed")
+    for name in ("seeds", "methods"):
+        values = getattr(config, name)
+        _check(name, values, len(set(values)) == len(values) > 0, "distinct, at least one")
+    _check("seeds", config.seeds, all(0 <= seed < 2**31 for seed in config.seeds), "in 0..2147483647")
+    lags = config.earlier
+    _check("earlier", lags, len(set(lags)) == len(lags) and all(lag >= 1 for lag in lags), "distinct and at least 1")
+    if needing := [name for name in config.methods if METHODS[name].needs_boundaries and config.change]:
+        raise ValueError(f"methods={config.methods}: {needing[0]} needs boundaries; change={config.change} has none")
+    for name in ("adam_learning_rate", "learning_rate"):
+        _check(name, getattr(config, name), 0 < getattr(config, name) < math.inf, "positive and finite")
+    for name in ("l2_init", "weight_decay", "perturb", "noise_scale", "noise_decay"):
+        _check(name, getattr(config, name), 0 <= getattr(config, name) < math.inf, "non-negative and finite")
+    for name in ("dropout", "shrink", "beta2"):
+        _check(name, getattr(config, name), 0 <= getattr(config, name) < 1, "in [0, 1)")
+    _check("level", config.level, 0 < config.level <= 1, "an accuracy in (0, 1]")
+
+
+def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
+    if not is_allowed:
+        raise ValueError(f"{name}={value}: must be {allowed}")
