@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lopjax.wiring import In, Label, Out
+from lopjax.wiring import Label, along
 
 Ids = Mapping[str, np.ndarray]
 """Cluster of every unit, numbered from 0 by first appearance, per space; a space that is absent has singletons."""
@@ -39,7 +39,7 @@ def violations(array: np.ndarray, label: Label, ids: Ids, modulo_constants: bool
         modulo_constants: for CE and BC, leave out what is constant along the output axes: what a loss does not see
             that depends on differences between outputs alone.
     """
-    reads, writes = _axes(label, In), _axes(label, Out)
+    reads, writes = label.input_axes, label.output_axes
     sources, targets = (_clustered(label, axes, ids) for axes in (reads, writes))
     with np.errstate(all="ignore"):
         received, given = _from_first(array, label, targets, ids), _from_first(array, label, sources, ids)
@@ -69,7 +69,7 @@ def block_sizes(array: np.ndarray, label: Label, ids: Ids) -> np.ndarray:
         ids: clusters.
     """
     size = _shrink(np.maximum, np.abs(array), label, range(array.ndim), ids)
-    writes = _axes(label, Out)
+    writes = label.output_axes
     others = tuple(axis for axis in range(array.ndim) if axis not in writes)
     largest = size.max()
     if not largest > 0:
@@ -93,16 +93,14 @@ def totals(array: np.ndarray, label: Label, axis: int, ids: Ids) -> tuple[np.nda
     Returns:
         Two arrays `(units, features)`.
     """
-    kind = type(label.axes[axis])
-    means = _means(array, label, _clustered(label, _axes(label, Out if kind is In else In), ids), ids)
+    own, across = label.input_axes, label.output_axes
+    if axis in across:
+        own, across = across, own
+    means = _means(array, label, _clustered(label, across, ids), ids)
     sizes = block_sizes(array, label, ids)
-    for other in _clustered(label, _axes(label, kind), ids):
+    for other in _clustered(label, own, ids):
         sizes = np.take(sizes, ids[_space(label, other)], axis=other)
     return tuple(np.moveaxis(each, axis, 0).reshape(array.shape[axis], -1) for each in (means, sizes))  # type: ignore
-
-
-def _axes(label: Label, kind: type) -> tuple[int, ...]:
-    return tuple(index for index, axis in enumerate(label.axes) if isinstance(axis, kind))
 
 
 def _space(label: Label, axis: int) -> str:
@@ -128,7 +126,7 @@ def _means(array: np.ndarray, label: Label, axes: tuple[int, ...], ids: Ids) -> 
     summed = _shrink(np.add, array, label, axes, ids)
     for axis in axes:
         counts = np.bincount(ids[_space(label, axis)])
-        summed = summed / np.expand_dims(counts, [other for other in range(array.ndim) if other != axis])
+        summed = summed / along(counts, axis, array.ndim)
     return summed
 
 

@@ -4,14 +4,13 @@ A certificate and a search for clones share these numbers, so that they cannot c
 """
 
 from collections.abc import Mapping
-from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lopjax.tolerance import GAP, ROUNDINGS
-from lopjax.wiring import Out, Wiring
+from lopjax.wiring import Wiring
 
 __all__ = ["GAP", "at_least_float32", "check_precision", "parameter_tolerance", "signal_tolerance"]
 
@@ -40,8 +39,7 @@ def signal_tolerance(params: Any, wiring: Wiring, taps: Mapping[str, Any] | None
     longest = 1
     for label, leaf in zip(wiring.labels_of(params), jax.tree.leaves(params), strict=True):
         if label.reads():
-            summed = [size for size, axis in zip(leaf.shape, label.axes) if not isinstance(axis, Out)]
-            longest = max(longest, prod(summed))
+            longest = max(longest, label.num_summed(leaf.shape))
     computed = max((float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(taps or {})), default=0.0)
     return max(parameter_tolerance(params), ROUNDINGS * computed) * longest**0.5
 

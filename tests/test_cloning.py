@@ -8,7 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from lopjax.cloning import clone_factors, clone_variables, factor_for_widths, uniform_partition, widen
+from lopjax.cloning import (
+    clone_factors,
+    clone_variables,
+    collapse,
+    factor_for_widths,
+    make_clusters,
+    uniform_partition,
+    widen,
+)
 from lopjax.losses import mean_cross_entropy
 from lopjax.manifolds import cloned_manifold, tangency_residual
 from lopjax.models import mlp, vit
@@ -321,12 +329,18 @@ BAD = [
     (None, r"factor=None: must be a positive integer"),
     ({"hidden_0": [2, 0, 1]}, r"factor=0 of unit 1 for 'hidden_0': must be a positive integer"),
     ({"hidden_0": [2, 1.5, 1]}, r"factor=1\.5 of unit 1 for 'hidden_0': must be a positive integer"),
-    ({"input": [1, 1, 1, 2]}, r"unit space 'input' is fixed: only"),
+    ({"input": [1, 1, 1, 2]}, r"unit space 'input' is fixed \(a network input: no array writes it\): only"),
     ({"hidden_0": 0}, r"factor=0 for 'hidden_0': must be a positive integer"),
     ({"hidden_0": 3, "hidden_1": False}, r"factor=False for 'hidden_1': must be a positive integer"),
     ({"hidden_7": 2}, r"unit space 'hidden_7': not in this wiring; its spaces are \['input', 'hidden_0', 'hidden_1', "),
-    ({"input": 2}, r"unit space 'input' is fixed: only \['hidden_0', 'hidden_1'\] can be cloned"),
-    ({"classes": 2}, r"unit space 'classes' is fixed: only \['hidden_0', 'hidden_1'\] can be cloned"),
+    (
+        {"input": 2},
+        r"unit space 'input' is fixed \(a network input: no array writes it\): only \['hidden_0', 'hidden_1'\] can be cloned",
+    ),
+    (
+        {"classes": 2},
+        r"unit space 'classes' is fixed \(a network output: no array reads it\): only \['hidden_0', 'hidden_1'\] can be cloned",
+    ),
 ]
 
 
@@ -372,3 +386,37 @@ def test_variables_of_another_network_are_refused():
         clone_variables(variables, plain.wiring, 2)
     with pytest.raises(ValueError, match=r"missing \['params/hidden_0_norm/"):
         clone_variables(plain.init(jax.random.key(0))["params"], model.wiring, 2)
+
+
+def test_collapse_undoes_cloning_and_keeps_the_function_on_all_of_v(x64):
+    """Unequal clusters, exact numbers of clones: bit for bit. On V, off BC: the same function with other weights."""
+    base, random = mlp((4,), (3, 2), 2, activation="tanh"), np.random.default_rng(0)
+    shapes = jax.eval_shape(base.init, jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape)), shapes)
+    factor = {"hidden_0": (1, 2, 4), "hidden_1": 2}
+    wiring, cloned = widen(base, factor).wiring, clone_variables(variables, base.wiring, factor)
+    partition = uniform_partition(wiring, factor)
+    jax.tree.map(np.testing.assert_array_equal, collapse(cloned, wiring, partition), variables)
+
+    moved = jax.tree.map(np.array, cloned)
+    kernel = moved["params"]["hidden_1"]["kernel"]
+    kernel[1:3] += np.outer([0.25, -0.25], [1, 1, 3, 3])  # clones that give different amounts
+    kernel[1:3] += np.outer([0.5, -0.5], [1, -1, 0, 0])  # the gauge
+    back = collapse(moved, wiring, partition)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-15), back, variables)
+    kernel[1] += 0.5  # control: what is given in all
+    apart = collapse(moved, wiring, partition)["params"]["hidden_1"]["kernel"]
+    np.testing.assert_allclose(apart - back["params"]["hidden_1"]["kernel"], [[0, 0], [0.5, 0.5], [0, 0]], atol=1e-15)
+
+    half = collapse(jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), cloned), wiring, partition)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {np.dtype("float32")}
+    with pytest.raises(ValueError, match="not in this wiring"):
+        collapse(cloned, wiring, {"hidden_9": (0, 0)})
+
+
+def test_clusters_are_hashable_and_equal_where_units_are_divided_alike():
+    one, same, other = (make_clusters(ids) for ids in ((5, 5, 2, 5), (0, 0, 1, 0), (0, 1, 1, 0)))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert one != (0, 0, 1, 0)

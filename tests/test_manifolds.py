@@ -437,7 +437,7 @@ def codimension_of(params):
         ({"nowhere": (0, 0)}, "unit space 'nowhere'.*hidden_0"),
         ({"hidden_0": (0, 0, 1)}, "3 cluster ids for 6 units"),
         ({"hidden_0": (0, 0, 1, 1, 2, 2.5)}, "cluster id 2.5"),
-        ({"input": (0, 0, 1, 2)}, "inputs and outputs cannot be cloned"),
+        ({"input": (0, 0, 1, 2)}, r"it is fixed \(a network input: no array writes it\), so its units are no clones"),
     ],
 )
 def test_partitions_that_do_not_fit_are_refused(unchecked, partition, message):

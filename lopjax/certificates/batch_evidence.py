@@ -11,7 +11,7 @@ import numpy as np
 from lopjax.losses import Batch
 from lopjax.manifolds import Clusters, Manifold, normal_part
 from lopjax.model import Model, Params, Tap, Taps, Variables, samples_by_units
-from lopjax.wiring import tree_paths
+from lopjax.wiring import tree_paths, unit_rows
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -105,11 +105,10 @@ def gradient_shares(leaf: Manifold, clusters: Mapping[str, Clusters], gradient: 
     parts: list[dict[str, np.ndarray]] = []
     for label, array, normal in zip(labels, leaves, normals, strict=True):
         parts.append({})
-        for axis, role in enumerate(label.axes):
-            if role is not None and role.space in clusters:
-                ids = clusters[role.space].ids
-                squares[role.space] += _by_cluster(np.square(array / largest), axis, ids)
-                parts[-1][role.space] = _by_cluster(np.square(normal), axis, ids)
+        for axis, space, _ in label.unit_axes(clusters):
+            ids = clusters[space].ids
+            squares[space] += _by_cluster(np.square(array / largest), axis, ids)
+            parts[-1][space] = _by_cluster(np.square(normal), axis, ids)
     return {
         "/".join(("params", *path)): max(
             (float(np.sqrt(np.max(each / np.where(squares[s] == 0, 1.0, squares[s])))) for s, each in part.items()),
@@ -120,4 +119,4 @@ def gradient_shares(leaf: Manifold, clusters: Mapping[str, Clusters], gradient: 
 
 
 def _by_cluster(squares: np.ndarray, axis: int, ids: np.ndarray) -> np.ndarray:
-    return np.bincount(ids, np.moveaxis(squares, axis, 0).reshape(len(ids), -1).sum(axis=1))
+    return np.bincount(ids, unit_rows(squares, axis).sum(axis=1))

@@ -178,6 +178,11 @@ class _Question(NamedTuple):
     train: bool
     excluded: frozenset[str]
 
+    @property
+    def stiff(self) -> tuple[str, ...]:
+        """Spaces with clusters whose units cannot be cloned: there only equal units are known to stay equal."""
+        return tuple(space for space in self.clusters if space not in self.model.wiring.cloneable)
+
     def case(self, tolerance: float, blind: Collection[str] = ()) -> _Case:
         """Residuals at these variables."""
         data = self.on_batch(tolerance)
@@ -229,6 +234,9 @@ def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, 
     notes = [*_largest(case), *notes]
     if case.is_zero("re", "ce"):
         is_equal = case.is_zero("bc") and not blind
+        if question.stiff and not is_equal:
+            why = f"units of {list(question.stiff)} are permutable, not cloneable: only equal ones (BC) are known to stay clones"
+            return CloneVerdict.UNDECIDED, case, [*notes, why]
         verdict = CloneVerdict.BLOCK_CONSTANT if is_equal else CloneVerdict.ON_V
         return _unless(_contradiction(case, ("forward", "backward")), verdict, case, notes)
     if case.is_zero("re") and case.is_signal("ce") and not maybe:
@@ -248,7 +256,7 @@ def _judge_unequal(
     alignment = align(wiring, variables, {space: found.ids for space, found in question.clusters.items()}, hidden)
     mapped = question._replace(variables=changed(wiring, alignment, variables))
     arrays = array_residuals(mapped.variables, wiring, question.clusters, question.excluded, {}, hidden)
-    if case._replace(arrays=arrays).is_zero("re", "ce"):
+    if case._replace(arrays=arrays).is_zero("re", "ce", *(("bc",) if question.stiff else ())):
         answer = question.is_invisible(alignment, tolerance)
         if answer and not maybe:
             there = mapped.case(tolerance, blind)

@@ -24,7 +24,7 @@ from lopjax.certificates.saturation import Slopes, slopes
 from lopjax.manifolds import tree_norm
 from lopjax.model import Params, samples_by_units
 from lopjax.rounding import GAP, signal_tolerance
-from lopjax.wiring import Out, Wiring, tree_paths
+from lopjax.wiring import Wiring, tree_paths, unit_rows
 
 
 class Scene(NamedTuple):
@@ -131,8 +131,8 @@ def incoming_arrays(wiring: Wiring, site: str) -> tuple[tuple[str, ...], tuple[s
 
     The others reach the output past the site as well: a kernel before layer norm, an earlier writer of a stream.
     """
-    axis = Out(wiring.site(site).space)
-    writers = [(path, label) for path, label in wiring.labels if path[0] == "params" and axis in label.axes]
+    space = wiring.site(site).space
+    writers = [(path, label) for path, label in wiring.labels if path[0] == "params" and space in label.writes()]
     own = tuple("/".join(path[1:]) for path, label in writers if label.site == site)
     return own, tuple("/".join(path[1:]) for path, label in writers if label.site != site)
 
@@ -143,8 +143,8 @@ def slice_norms(tree: Params, wiring: Wiring, site: str, names: tuple[str, ...])
     squares = np.zeros(wiring.size(space))
     for path, label, leaf in zip(tree_paths(tree), wiring.labels_of(tree), jax.tree.leaves(tree), strict=True):
         if "/".join(path) in names:
-            rows = np.moveaxis(np.asarray(leaf, np.float64), label.axes.index(Out(space)), -1)
-            squares += np.square(rows).reshape(-1, len(squares)).sum(axis=0)
+            (axis,) = label.unit_axes((space,), is_read=False)
+            squares += np.square(unit_rows(np.asarray(leaf, np.float64), axis.index)).sum(axis=1)
     return np.sqrt(squares)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from lopjax.equality import violations
 from lopjax.manifolds import Clusters
 from lopjax.model import Variables
-from lopjax.wiring import In, Label, Out, Wiring, tree_paths
+from lopjax.wiring import Label, Wiring, tree_paths
 
 KINDS = ("re", "ce", "bc")
 
@@ -78,9 +78,7 @@ def array_residuals(
 def _where(label: Label, blocks: np.ndarray, kind: str, clusters: Mapping[str, Clusters]) -> tuple[str, int]:
     """Space and first unit of the cluster whose block is worst."""
     index = np.unravel_index(np.argmax(blocks), blocks.shape)
-    sides = {"re": (Out,), "ce": (In,), "bc": (Out, In)}[kind]
-    for side in sides:
-        for axis, role in enumerate(label.axes):
-            if role is not None and isinstance(role, side) and role.space in clusters:
-                return role.space, int(clusters[role.space].leaders[index[axis]])
+    for is_read in {"re": (False,), "ce": (True,), "bc": (False, True)}[kind]:
+        for axis, space, _ in label.unit_axes(clusters, is_read=is_read):
+            return space, int(clusters[space].leaders[index[axis]])
     return "", -1

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lopjax.finding import unit_coordinates
+from lopjax.cloning import unit_coordinates
 from lopjax.model import Variables
 from lopjax.rounding import GAP
-from lopjax.wiring import In, Label, Out, Wiring, tree_paths
+from lopjax.wiring import Label, Wiring, along, tree_paths
 
 DRAWS = 3
 
@@ -87,7 +87,7 @@ def constants(path: str, seed: int) -> Change:
     def change(name: str, label: Label, array: np.ndarray) -> np.ndarray:
         if name != path:
             return array
-        shape = [1 if isinstance(role, Out) else size for role, size in zip(label.axes, array.shape)]
+        shape = [1 if axis in label.output_axes else size for axis, size in enumerate(array.shape)]
         size = float(np.sqrt(np.mean(np.square(array)))) or 1.0
         return array + size * np.random.default_rng(seed).normal(size=shape)
 
@@ -115,12 +115,11 @@ def align(
         width = unit_coordinates(variables["params"], wiring, space)
         slices = {}
         for name, label, leaf in zip(names, labels, leaves, strict=True):
-            for axis in (index for index, role in enumerate(label.axes) if role in (In(space), Out(space))):
+            for axis, _, is_read in label.unit_axes((space,)):
                 behind = _coordinate_axis(label, leaf.shape, width)
                 if width == 1 or behind is not None:
                     coordinates[name, axis] = behind
-                    is_constant = name in blind and isinstance(label.axes[axis], In)
-                    own = leaf - _mean_over_outputs(label, leaf) if is_constant else leaf
+                    own = leaf - _mean_over_outputs(label, leaf) if name in blind and is_read else leaf
                     slices[name, axis] = _units_first(own, axis, behind)
         _, leaders = np.unique(ids, return_index=True)
         found = [_maps_of_unit(list(slices.values()), int(leaders[ids[u]]), u, width) for u in range(len(ids))]
@@ -146,7 +145,7 @@ def _maps_of_unit(slices: Sequence[np.ndarray], leader: int, unit: int, width: i
 
 
 def _mean_over_outputs(label: Label, array: np.ndarray) -> np.ndarray:
-    return array.mean(axis=tuple(i for i, role in enumerate(label.axes) if isinstance(role, Out)), keepdims=True)
+    return array.mean(axis=label.output_axes, keepdims=True)
 
 
 def _coordinate_axis(label: Label, shape: tuple[int, ...], width: int) -> int | None:
@@ -164,7 +163,7 @@ def _units_first(array: np.ndarray, axis: int, behind: int | None) -> np.ndarray
 
 def _applied(maps: np.ndarray, array: np.ndarray, axis: int, behind: int | None) -> np.ndarray:
     if behind is None:
-        return array * np.expand_dims(maps[:, 0, 0], [other for other in range(array.ndim) if other != axis])
+        return array * along(maps[:, 0, 0], axis, array.ndim)
     moved = np.moveaxis(array, (axis, behind), (0, -1))
     mapped = np.einsum("u...a,uab->u...b", moved, maps)
     return np.moveaxis(mapped, (0, -1), (axis, behind))
@@ -174,9 +173,8 @@ def _drawn(wiring: Wiring, params: Any, random: np.random.Generator) -> Any:
     """Parameters of size 1 over the square root of the number of summands, none of them near zero."""
 
     def draw(label: Label, leaf: jax.Array) -> jax.Array:
-        summed = [size for size, role in zip(leaf.shape, label.axes) if not isinstance(role, Out)]
         size = random.uniform(0.5, 1.5, leaf.shape) * random.choice([-1.0, 1.0], leaf.shape)
-        return jax.numpy.asarray(size / np.sqrt(max(np.prod(summed), 1)), leaf.dtype)
+        return jax.numpy.asarray(size / np.sqrt(max(label.num_summed(leaf.shape), 1)), leaf.dtype)
 
     return wiring.map(draw, params)
 

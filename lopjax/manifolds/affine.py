@@ -7,17 +7,18 @@ nothing in the slices of frozen units. A cloned manifold has no frozen slices, a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.cloning import Partition
+from lopjax.cloning import Clusters, Partition, check_partition
 from lopjax.integers import as_integer
-from lopjax.manifolds.clusters import Clusters, check_partition, cluster_mean, make_clusters
+from lopjax.manifolds.clusters import cluster_mean
 from lopjax.manifolds.manifold import CloneNormals, Manifold, Params, Subspace
-from lopjax.wiring import In, Label, Out, Wiring
+from lopjax.wiring import Label, Wiring, along
 
 FrozenUnits = Mapping[str, Sequence[int]]
 """Indices of dead units per site, or per unit space that is written at one site only."""
@@ -55,7 +56,8 @@ def cloned_manifold(params: Params, wiring: Wiring, partition: Partition, space:
     With P the average over clusters along the axes of one side of an array and Q = I - P, the tangent space is, in
     every array, `P_in P_out` for `space="leaf"` (M_D = W + BC, the leaf that traps) and `P_in P_out + Q_in Q_out` for
     `space="V"` (V = RE and CE; the family of all leaves). It is invariant when `params` is on V: `certify_cloned`
-    tells. Cluster sizes may differ.
+    tells. Cluster sizes may differ. Of spaces that are permutable but not cloneable only the leaf through equal units
+    (BC) is invariant, by the symmetry that exchanges them.
 
     Args:
         params: the point.
@@ -65,7 +67,7 @@ def cloned_manifold(params: Params, wiring: Wiring, partition: Partition, space:
 
     Raises:
         ValueError: parameters that do not match the wiring; an unknown space, not one integer id per unit, clusters of
-            inputs or outputs; another `space`.
+            inputs or outputs, for "V" also of a space that is not cloneable; another `space`.
 
     Example:
         >>> from lopjax.models import mlp
@@ -79,7 +81,8 @@ def cloned_manifold(params: Params, wiring: Wiring, partition: Partition, space:
     """
     if space not in ("leaf", "V"):
         raise ValueError(f"space={space!r}: must be 'leaf' or 'V'")
-    return _build(params, AffineStructure(wiring, check_partition(wiring, partition), {}), space)
+    allowed = wiring.permutable if space == "leaf" else wiring.cloneable
+    return _build(params, AffineStructure(wiring, check_partition(wiring, partition, allowed), {}), space)
 
 
 def frozen_manifold(params: Params, wiring: Wiring, frozen_units: FrozenUnits) -> Manifold:
@@ -188,7 +191,7 @@ def _build(params: Params, structure: AffineStructure, kind: str) -> Manifold:
     def subspace(pieces: tuple[int, ...]) -> Subspace:
         projector = _Projector(
             structure.wiring,
-            tuple((space, tuple(clusters.ids.tolist())) for space, clusters in structure.clusters.items()),
+            tuple(structure.clusters.items()),
             tuple(structure.frozen.items()),
             pieces,
         )
@@ -214,7 +217,7 @@ class _Projector:
     """
 
     wiring: Wiring
-    partition: tuple[tuple[str, tuple[int, ...]], ...]
+    clusters: tuple[tuple[str, Clusters], ...]
     frozen: tuple[tuple[str, tuple[int, ...]], ...]
     pieces: tuple[int, ...]
 
@@ -224,8 +227,8 @@ class _Projector:
 
 @partial(jax.jit, static_argnums=0)
 def _project_tree(projector: _Projector, vector: Params) -> Params:
-    clusters = {space: make_clusters(ids) for space, ids in projector.partition}
-    plans = _plans(vector, AffineStructure(projector.wiring, clusters, dict(projector.frozen)), partial=True)
+    structure = AffineStructure(projector.wiring, dict(projector.clusters), dict(projector.frozen))
+    plans = _plans(vector, structure, partial=True)
     flat, tree = jax.tree.flatten(vector)
     return tree.unflatten([_project(plan, leaf, projector.pieces) for plan, leaf in zip(plans, flat, strict=True)])
 
@@ -238,27 +241,28 @@ def _plans(tree: Params, structure: AffineStructure, partial: bool = False) -> l
 def _plan(label: Label, shape: tuple[int, ...], structure: AffineStructure) -> _ArrayPlan:
     frozen = structure.frozen.get(label.site, ()) if label.site is not None else ()
     frozen_space = structure.wiring.site(label.site).space if frozen and label.site is not None else None
-    sides: dict[type, list[tuple[int, Clusters]]] = {In: [], Out: []}
-    # Along each side: how many entries may move, and how many averages they have.
-    sizes, averages = {In: 1, Out: 1}, {In: 1, Out: 1}
-    rest, movable = 1, None
-    for index, axis in enumerate(label.axes):
-        if axis is None:
-            rest *= shape[index]
-            continue
-        side, clusters = type(axis), structure.clusters.get(axis.space)
-        is_kept = np.ones(shape[index], bool)
-        if side is Out and axis.space == frozen_space:
+    clustered: dict[bool, list[tuple[int, Clusters]]] = {True: [], False: []}
+    # Of the axes that read and of those that write: how many entries may move, and how many averages they have.
+    sizes, averages, movable = {True: 1, False: 1}, {True: 1, False: 1}, None
+    for index, space, is_read in label.unit_axes():
+        clusters, is_kept = structure.clusters.get(space), np.ones(shape[index], bool)
+        if not is_read and space == frozen_space:
             is_kept[list(frozen)] = False
-            mask = np.expand_dims(is_kept, [other for other in range(len(shape)) if other != index])
+            mask = along(is_kept, index, len(shape))
             movable = mask if movable is None else movable & mask
         if clusters is not None:
-            sides[side].append((index, clusters))
-        sizes[side] *= int(is_kept.sum())
-        averages[side] *= int((is_kept if clusters is None else is_kept[clusters.leaders]).sum())
-    a_in, a_out, q_in, q_out = averages[In], averages[Out], sizes[In] - averages[In], sizes[Out] - averages[Out]
-    ranks = (rest * a_in * a_out, rest * a_in * q_out, rest * q_in * a_out, rest * q_in * q_out)
-    return _ArrayPlan(tuple(sides[In]), tuple(sides[Out]), movable, ranks)
+            clustered[is_read].append((index, clusters))
+        sizes[is_read] *= int(is_kept.sum())
+        averages[is_read] *= int((is_kept if clusters is None else is_kept[clusters.leaders]).sum())
+    # With P the averages and Q the rest, the pieces P P, P Q, Q P, Q Q of a kernel have these dimensions per offset.
+    offsets = prod(size for index, size in enumerate(shape) if label.axes[index] is None)
+    p_in, p_out, q_in, q_out = (
+        averages[True],
+        averages[False],
+        *(sizes[each] - averages[each] for each in (True, False)),
+    )
+    ranks = (offsets * p_in * p_out, offsets * p_in * q_out, offsets * q_in * p_out, offsets * q_in * q_out)
+    return _ArrayPlan(tuple(clustered[True]), tuple(clustered[False]), movable, ranks)
 
 
 def _project(plan: _ArrayPlan, array: jax.Array, pieces: tuple[int, ...]) -> jax.Array:

@@ -13,7 +13,7 @@ from lopjax.activations import ACTIVATIONS, activation
 from lopjax.curvature import constraint_jacobian
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES
 from lopjax.manifolds.manifold import Manifold, Params
-from lopjax.wiring import In, Out, Wiring
+from lopjax.wiring import Wiring, sum_per_unit
 
 Constraint = Callable[[Params], Float[Array, "constraints"]]
 
@@ -117,11 +117,9 @@ def homogeneous_conserved(wiring: Wiring, spaces: Sequence[str] | None = None) -
         dtype = jnp.result_type(*jax.tree.leaves(params))
         totals = {space: jnp.zeros(wiring.size(space), dtype) for space in wanted}
         for label, leaf in zip(labels, jax.tree.leaves(params), strict=True):
-            for index, axis in enumerate(label.axes):
-                if axis is not None and axis.space in totals:
-                    others = tuple(other for other in range(leaf.ndim) if other != index)
-                    sign = -1 if isinstance(axis, In) else 1
-                    totals[axis.space] = totals[axis.space] + sign * jnp.sum(jnp.square(leaf), axis=others)
+            for axis, space, is_read in label.unit_axes(totals):
+                squares = sum_per_unit(jnp.square(leaf), axis)
+                totals[space] = totals[space] + (-squares if is_read else squares)
         return jnp.concatenate([totals[space] for space in wanted])
 
     return quantities
@@ -158,7 +156,7 @@ def _obstacle(wiring: Wiring, space: str) -> str:
     if not entry.is_homogeneous:
         known = [name for name, other in ACTIVATIONS.items() if other.is_homogeneous]
         return f"activation {entry.name!r} is not positive-homogeneous (those are {known})"
-    incoming = [(path, label) for path, label in wiring.labels if Out(space) in label.axes]
+    incoming = [(path, label) for path, label in wiring.labels if space in label.writes()]
     is_apart = any(path[0] != "params" or label.site != sites[0] for path, label in incoming)
     kernels = [path for path, label in incoming if label.reads()]
     # A norm shows by statistics or a scale, or, where it couples units, by kernels without a site.

@@ -5,7 +5,7 @@ from lopjax.models.check import check_labels, check_wiring
 from lopjax.models.cnn import cnn
 from lopjax.models.constructors import recorded
 from lopjax.models.convolution import convolve
-from lopjax.models.labels import couple, labelled, tap
+from lopjax.models.labels import couple, labelled, permutable, tap
 from lopjax.models.linen import from_linen
 from lopjax.models.mlp import mlp
 from lopjax.models.options import ACTIVATIONS
@@ -25,6 +25,7 @@ __all__ = [
     "from_linen",
     "labelled",
     "mlp",
+    "permutable",
     "recorded",
     "resnet18",
     "tap",

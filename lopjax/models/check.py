@@ -28,7 +28,7 @@ CLAIMS: tuple[Callable[[Probe], list[str]], ...] = (
     claims.order_faults,
     claims.sum_faults,
 )
-_SAMPLES = 3
+_SAMPLES = 8  # so that no ReLU is asleep on all of them, but for one in hundreds
 
 
 class _Description(NamedTuple):
@@ -164,10 +164,7 @@ def _drawn(model: Model, shapes: Mapping[Path, tuple[int, ...]], is_positive: bo
         if is_positive or path[0] != "params":
             arrays[path] = random.uniform(0.5, 1.5, shape)
             continue
-        writes = [axis.index for axis in labels[path].unit_axes(is_read=False)]
-        summed = (
-            np.prod([size for index, size in enumerate(shape) if index not in writes]) if labels[path].reads() else 4
-        )
+        summed = labels[path].num_summed(shape) if labels[path].reads() else 4
         arrays[path] = 1.5 * random.normal(size=shape) / np.sqrt(summed)
     return arrays
 

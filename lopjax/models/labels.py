@@ -85,6 +85,28 @@ def couple(module: nn.Module, space: str) -> None:
         module.put_variable("couplings", space, Coupling(space))
 
 
+class PermutableOnly(struct.PyTreeNode):
+    """Left by `permutable` at initialisation: the space, and why its units cannot be cloned."""
+
+    space: str = struct.field(pytree_node=False)
+    reason: str = struct.field(pytree_node=False)
+
+
+def permutable(module: nn.Module, space: str, reason: str) -> None:
+    """Say that units of a space may be exchanged, but not cloned by repeating them and dividing what reads them.
+
+    Equal units then still stay equal under gradient descent, and `cloned_manifold` takes the space; `clone_variables`
+    refuses it with the reason. Queries and keys are such units: no array reads them, they meet in a product.
+
+    Args:
+        module: the calling module (`self`).
+        space: the unit space.
+        reason: why not, for messages, such as "queries meet keys: the products of clones add up".
+    """
+    if module.is_initializing():
+        module.put_variable("permutable", space, PermutableOnly(space, reason))
+
+
 class Tapped(struct.PyTreeNode):
     """Left by `tap` at initialisation: the tap, and when it was reached.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lopjax.integers import as_integer
 from lopjax.model import Model, NotResizableError, Output, Tap, Variables
-from lopjax.models.labels import Coupling, Labelled, Tapped
+from lopjax.models.labels import Coupling, Labelled, PermutableOnly, Tapped
 from lopjax.wiring import Path, Site, Wiring, build_wiring, tree_paths
 
 STATE_COLLECTIONS = ("params", "batch_stats")
@@ -94,7 +94,9 @@ def _read_wiring(boxed: Mapping[str, Any], scopes: Mapping[str, Path], fixed: tu
     taps = {site: _follow(boxed["taps"], path).tap for site, path in scopes.items()}
     sites = {name: Site(tap.space, tap.activation) for name, tap in taps.items()}
     couplings = jax.tree.leaves(boxed.get("couplings", {}), is_leaf=lambda node: isinstance(node, Coupling))
-    return build_wiring(labels, shapes, sites, fixed, [coupling.space for coupling in couplings])
+    symmetric = jax.tree.leaves(boxed.get("permutable", {}), is_leaf=lambda node: isinstance(node, PermutableOnly))
+    permutable = {each.space: each.reason for each in symmetric}
+    return build_wiring(labels, shapes, sites, fixed, [coupling.space for coupling in couplings], permutable)
 
 
 def _is_box(leaf: Any) -> bool:

@@ -8,7 +8,7 @@ resets need to know about an architecture. No other module derives any of it fro
 
 from lopjax.wiring.build import build_wiring
 from lopjax.wiring.diagram import Wiring, multiplicity, tree_paths
-from lopjax.wiring.labels import Axis, In, Label, Out, Path, Site, Window
+from lopjax.wiring.labels import Axis, In, Label, Out, Path, Site, UnitAxis, Window, along, sum_per_unit, unit_rows
 from lopjax.wiring.plain import PlainKernel, at_path, plain_kernel, standard_layout, standard_order
 from lopjax.wiring.units import UnitMasks, unit_masks, unit_norms, where
 
@@ -20,17 +20,21 @@ __all__ = [
     "Path",
     "PlainKernel",
     "Site",
+    "UnitAxis",
     "UnitMasks",
     "Window",
     "Wiring",
+    "along",
     "at_path",
     "build_wiring",
     "multiplicity",
     "plain_kernel",
     "standard_layout",
     "standard_order",
+    "sum_per_unit",
     "tree_paths",
     "unit_masks",
     "unit_norms",
+    "unit_rows",
     "where",
 ]

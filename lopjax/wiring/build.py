@@ -1,6 +1,7 @@
 """From the labels of a model's arrays to a wiring that does not contradict itself."""
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from lopjax.wiring.diagram import Wiring
 from lopjax.wiring.labels import In, Label, Out, Path, Site
@@ -12,10 +13,12 @@ def build_wiring(
     sites: Mapping[str, Site],
     fixed: Collection[str] = (),
     coupled: Collection[str] = (),
+    permutable: Mapping[str, str] = MappingProxyType({}),
 ) -> Wiring:
     """Build a wiring and refuse one that contradicts itself.
 
-    Spaces that no parameter writes are network inputs, spaces that none reads are outputs: both are fixed. Whether the
+    Spaces that no parameter writes are network inputs, spaces that none reads are outputs: both are fixed, unless they
+    are said to be permutable. Whether the
     labels describe the network, only the network can tell: `lopjax.models.check_wiring`.
 
     Args:
@@ -24,6 +27,7 @@ def build_wiring(
         sites: every site the model taps, in the order of the forward pass.
         fixed: further spaces whose units must not be cloned.
         coupled: spaces over whose units something averages.
+        permutable: spaces whose units may be exchanged but not cloned, and why not.
 
     Raises:
         ValueError: arrays without a label (all are listed), labels without an array, a label whose number of axes is
@@ -41,25 +45,36 @@ def build_wiring(
         raise ValueError(f"labels of arrays that do not exist: {strays}")
     known = {path: label for path, label in labels.items() if label is not None}
     sizes = _sizes(known, shapes)
-    for kind, spaces in (("fixed", fixed), ("coupled", coupled)):
+    for kind, spaces in (("fixed", fixed), ("coupled", coupled), ("permutable", permutable)):
         if unknown := [space for space in spaces if space not in sizes]:
             raise ValueError(f"{kind} space {unknown[0]!r}: not in this wiring; its spaces are {list(sizes)}")
     read = {space for label in known.values() for space in label.reads()}
     written = {space for label in known.values() for space in label.writes()}
+    if both := sorted(set(fixed) & set(permutable)):
+        raise ValueError(f"spaces {both} are said to be fixed and to be permutable: choose one")
+    inputs, outputs = read - written, written - read - set(permutable)
+    if strays := sorted(inputs & set(permutable)):
+        raise ValueError(
+            f"permutable spaces {strays} are written by no array: units of network inputs are what they are"
+        )
     _check_sites(sites, sizes, written)
     for path, label in known.items():
-        _check_site_label(path, label, sites, outputs=written - read)
-        _check_source_label(path, label, sites, inputs=read - written)
+        _check_site_label(path, label, sites, outputs)
+        _check_source_label(path, label, sites, inputs)
     forward = [site.space for site in sites.values()]
     rank = {space: forward.index(space) if space in forward else len(forward) for space in sizes}
-    rank |= dict.fromkeys(set(sizes) - read, len(forward) + 1)
-    rank |= dict.fromkeys(set(sizes) - written, -1)
+    rank |= dict.fromkeys(outputs, len(forward) + 1)
+    rank |= dict.fromkeys(inputs, -1)
+    reasons = dict(permutable) | dict.fromkeys(fixed, "fixed by the model's author")
+    reasons |= dict.fromkeys(inputs, "a network input: no array writes it")
+    reasons |= dict.fromkeys(outputs, "a network output: no array reads it")
     return Wiring(
         labels=tuple(known.items()),
         sizes=tuple(sorted(sizes.items(), key=lambda item: rank[item[0]])),
         sites=tuple(sites.items()),
-        fixed=frozenset(fixed) | (set(sizes) - read) | (set(sizes) - written),
+        fixed=frozenset(fixed) | inputs | outputs,
         coupled=frozenset(coupled),
+        reasons=tuple(sorted(reasons.items())),
     )
 
 

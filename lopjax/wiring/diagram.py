@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lopjax.wiring.labels import Axis, In, Label, Out, Path, Site
+from lopjax.wiring.labels import Label, Path, Site, along
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,13 @@ class Wiring:
         labels: `(path, label)` of every array; a path starts with the collection, `("params", "hidden_0", "kernel")`.
         sizes: `(space, number of units)`.
         sites: `(name, Site)`, in the order of the forward pass.
-        fixed: spaces that belong to the outside world: network inputs (never written) and outputs (never read).
+        fixed: spaces whose units differ from one another: network inputs (never written), outputs (never read), and
+            what the model's author named.
         coupled: spaces over whose units something averages (layer norm): there a function survives cloning only if all
             units have the same number of clones.
+        reasons: `(space, why its units cannot be cloned)` of every space that is not cloneable. One that is not fixed
+            either is *permutable*: its units may be exchanged, so equal ones stay equal under gradient descent, but
+            repeating and dividing them does not keep the function (queries and keys: their products would add up).
     """
 
     labels: tuple[tuple[Path, Label], ...]
@@ -31,6 +35,7 @@ class Wiring:
     sites: tuple[tuple[str, Site], ...]
     fixed: frozenset[str]
     coupled: frozenset[str] = frozenset()
+    reasons: tuple[tuple[str, str], ...] = ()
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -39,8 +44,22 @@ class Wiring:
 
     @property
     def cloneable(self) -> tuple[str, ...]:
-        """The spaces whose units may be cloned, frozen or reset: all but the fixed ones."""
+        """The spaces whose units may be cloned: repeated, and divided where they are read."""
+        without = {space for space, _ in self.reasons}
+        return tuple(space for space in self.permutable if space not in without)
+
+    @property
+    def permutable(self) -> tuple[str, ...]:
+        """The spaces whose units may be exchanged: all but the fixed ones."""
         return tuple(space for space in self.spaces if space not in self.fixed)
+
+    def why_not_cloneable(self, space: str) -> str:
+        """Why the units of a space cannot be cloned, for a message; empty if they can."""
+        if space in self.cloneable:
+            return ""
+        state = "fixed" if space in self.fixed else "permutable, not cloneable"
+        reason = dict(self.reasons).get(space)
+        return state if reason is None else f"{state} ({reason})"
 
     def size(self, space: str) -> int:
         """Number of units of a space. Raises ValueError that lists the spaces when there is no such space."""
@@ -78,15 +97,15 @@ class Wiring:
 
     def incoming(self, space: str) -> tuple[tuple[Path, int], ...]:
         """`(path, axis)` of every output axis on the space, statistics included: a unit's incoming parameters."""
-        return self._axes(Out(space))
+        return self._axes(space, is_read=False)
 
     def outgoing(self, space: str) -> tuple[tuple[Path, int], ...]:
         """`(path, axis)` of every input axis on the space: a unit's outgoing parameters."""
-        return self._axes(In(space))
+        return self._axes(space, is_read=True)
 
-    def _axes(self, wanted: Axis) -> tuple[tuple[Path, int], ...]:
+    def _axes(self, space: str, is_read: bool) -> tuple[tuple[Path, int], ...]:
         return tuple(
-            (path, index) for path, label in self.labels for index, axis in enumerate(label.axes) if axis == wanted
+            (path, axis.index) for path, label in self.labels for axis in label.unit_axes((space,), is_read=is_read)
         )
 
     def map(self, function: Callable[..., Any], tree: Any, *rest: Any, partial: bool = False) -> Any:
@@ -177,13 +196,11 @@ def multiplicity(label: Label, factors: Mapping[str, int | tuple[int, ...]]) -> 
         the array that is cloned.
     """
 
-    def product(side: type[In] | type[Out]) -> Any:
+    def product(is_read: bool) -> Any:
         factor: Any = 1
-        for index, axis in enumerate(label.axes):
-            if axis is not None and isinstance(axis, side) and axis.space in factors:
-                n = factors[axis.space]
-                shape = [-1 if other == index else 1 for other in range(len(label.axes))]
-                factor = factor * (n if isinstance(n, int) else np.reshape(n, shape))
+        for axis, space, _ in label.unit_axes(factors, is_read=is_read):
+            n = factors[space]
+            factor = factor * (n if isinstance(n, int) else along(np.asarray(n), axis, len(label.axes)))
         return factor
 
-    return product(In), product(Out)
+    return product(is_read=True), product(is_read=False)

@@ -2,7 +2,8 @@
 
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 from lopjax.activations import Activation
 
@@ -89,6 +90,20 @@ class Label:
             if (spaces is None or axis.space in spaces) and (is_read is None or axis.is_read == is_read)
         )
 
+    @property
+    def input_axes(self) -> tuple[int, ...]:
+        """Indices of the axes that read a space."""
+        return tuple(axis.index for axis in self.unit_axes(is_read=True))
+
+    @property
+    def output_axes(self) -> tuple[int, ...]:
+        """Indices of the axes that write a space."""
+        return tuple(axis.index for axis in self.unit_axes(is_read=False))
+
+    def num_summed(self, shape: tuple[int, ...]) -> int:
+        """Number of terms in each of an array's sums: the product of its sizes but for the axes that write."""
+        return prod(size for index, size in enumerate(shape) if index not in self.output_axes)
+
     def reads(self) -> tuple[str, ...]:
         """The spaces on the input axes, in axis order."""
         return tuple(axis.space for axis in self.unit_axes(is_read=True))
@@ -108,3 +123,19 @@ class Site(NamedTuple):
 
     space: str
     activation: str | Activation
+
+
+def along(vector: Any, axis: int, ndim: int) -> Any:
+    """A vector (NumPy's or JAX's) laid along one axis of an array of so many axes, for broadcasting."""
+    return vector.reshape([-1 if index == axis else 1 for index in range(ndim)])
+
+
+def sum_per_unit(array: Any, axis: int) -> Any:
+    """Sum of all entries (NumPy's or JAX's) of each unit's slice along an axis, `(units,)`."""
+    return array.sum(axis=tuple(other for other in range(array.ndim) if other != axis))
+
+
+def unit_rows(array: Any, axis: int) -> Any:
+    """One row per unit, `(units, rest)`, from an array (NumPy's or JAX's) whose axis indexes the units."""
+    order = (axis, *(other for other in range(array.ndim) if other != axis))
+    return array.transpose(order).reshape(array.shape[axis], -1)

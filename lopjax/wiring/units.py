@@ -1,8 +1,7 @@
 """Slices of units: the parameters that write a unit, those that read it, and what is done to them.
 
 Every array that has the axis `Out(space)` holds one *incoming* slice for each unit of the space, batch statistics
-included; every array with `In(space)` holds one *outgoing* slice. This is the only place that loops over axes to find
-them.
+included; every array with `In(space)` holds one *outgoing* slice. `Label.unit_axes` finds their axes.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from lopjax.wiring.diagram import Wiring
-from lopjax.wiring.labels import In, Label, Out
+from lopjax.wiring.labels import Label, along, sum_per_unit
 
 
 class UnitMasks(NamedTuple):
@@ -52,19 +51,18 @@ def unit_masks(wiring: Wiring, tree: PyTree, units: Mapping[str, Bool[ArrayLike,
                 "entry a unit"
             )
 
-    def mask(side: type[In] | type[Out]) -> Callable[[Label, Any], jax.Array]:
+    def mask(is_read: bool) -> Callable[[Label, Any], jax.Array]:
         def of(label: Label, array: Any) -> jax.Array:
             shape = jnp.shape(array)
             chosen = [
-                _along(jnp.asarray(units[axis.space]), index, len(shape))
-                for index, axis in enumerate(label.axes)
-                if isinstance(axis, side) and axis.space in units
+                along(jnp.asarray(units[axis.space]), axis.index, len(shape))
+                for axis in label.unit_axes(units, is_read=is_read)
             ]
             return jnp.broadcast_to(reduce(jnp.logical_or, chosen, jnp.zeros((), bool)), shape)
 
         return of
 
-    return UnitMasks(wiring.map(mask(Out), tree), wiring.map(mask(In), tree))
+    return UnitMasks(wiring.map(mask(is_read=False), tree), wiring.map(mask(is_read=True), tree))
 
 
 def unit_norms(wiring: Wiring, tree: PyTree, space: str) -> tuple[Float[Array, " units"], Float[Array, " units"]]:
@@ -84,23 +82,17 @@ def unit_norms(wiring: Wiring, tree: PyTree, space: str) -> tuple[Float[Array, "
     size = wiring.size(space)
     labels, leaves = wiring.labels_of(tree), jax.tree.leaves(tree)
 
-    def norm(wanted: In | Out) -> jax.Array:
+    def norm(is_read: bool) -> jax.Array:
         squares = [
-            jnp.sum(jnp.square(array), axis=tuple(other for other in range(jnp.ndim(array)) if other != index))
+            sum_per_unit(jnp.square(array), axis.index)
             for label, array in zip(labels, leaves, strict=True)
-            for index, axis in enumerate(label.axes)
-            if axis == wanted
+            for axis in label.unit_axes((space,), is_read=is_read)
         ]
         return jnp.sqrt(sum(squares, start=jnp.zeros(size)))
 
-    return norm(Out(space)), norm(In(space))
+    return norm(is_read=False), norm(is_read=True)
 
 
 def where(mask: PyTree, chosen: PyTree, others: PyTree) -> PyTree:
     """Array by array, entries of `chosen` where the mask is True and of `others` elsewhere; types as in `others`."""
     return jax.tree.map(lambda m, a, b: jnp.where(m, jnp.asarray(a, jnp.asarray(b).dtype), b), mask, chosen, others)
-
-
-def _along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
-    """A vector laid along one axis, for broadcasting."""
-    return vector.reshape([-1 if index == axis else 1 for index in range(ndim)])

@@ -55,10 +55,11 @@ class Net(nn.Module):
         if lie == "read twice":
             second = second + first.sum(-1, keepdims=True)
         width = b + 1 if lie == "resized otherwise" and b > 3 else b
-        head = self.array(
-            "w_y", (width, y), In("b"), Out("y"), site="y", source=None if lie == "past its site" else "b"
-        )
-        return second @ head[:b]
+        source = None if lie in ("past its site", "Out for In") else "b"
+        logits = second @ self.array("w_y", (width, y), In("b"), Out("y"), site="y", source=source)[:b]
+        if lie == "Out for In":
+            logits = logits + first @ self.array("skip", (a, y), In("a"), Out("y"), site="y")
+        return logits
 
 
 FOUND = {

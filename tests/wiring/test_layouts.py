@@ -1,5 +1,7 @@
 """Labels decide, not positions: sites and sources that contradict the axes, order, upstream, kernel layouts."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,10 @@ import pytest
 from jax.nn.initializers import normal
 
 from lopjax.certificates import FrozenVerdict, certify_frozen
+from lopjax.losses import mean_cross_entropy
+from lopjax.manifolds import homogeneous_conserved
 from lopjax.models import convolve, from_linen, labelled, tap
+from lopjax.stability import unit_blocks
 from lopjax.wiring import In, Label, Out, Site, Window, build_wiring, standard_layout
 
 W, B, HEAD = ("params", "w"), ("params", "b"), ("params", "head")
@@ -77,9 +82,9 @@ def test_sites_come_in_the_order_of_the_forward_pass_and_upstream_follows_the_gr
     model = from_linen(CalledTwice(), (4,))
     assert [name for name, _ in model.wiring.sites] == ["a", "b", "d", "c"]
     assert [model.wiring.upstream(site) for site in "abcd"] == [(), ("a",), ("a", "b"), ()]
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)))
-    variables = model.init(jax.random.key(0))
-    variables["params"]["again"]["c_w"] = -jnp.abs(variables["params"]["again"]["c_w"])
+    inputs = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 4)))
+    variables = jax.tree.map(jnp.abs, model.init(jax.random.key(0)))
+    variables["params"]["again"]["c_w"] = -variables["params"]["again"]["c_w"]
     (unit,) = certify_frozen(model, variables, {"c": [0]}, (inputs, jnp.zeros(5, int))).units
     assert unit.verdict is FrozenVerdict.FROZEN
     assert unit.depends_on == ("a", "b", "norm and sum before it")
@@ -88,7 +93,8 @@ def test_sites_come_in_the_order_of_the_forward_pass_and_upstream_follows_the_gr
 class AnyLayout(nn.Module):
     """A convolution, then two dense layers, with kernels in a layout of the test's choice."""
 
-    order: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    order: tuple[tuple[int, ...], ...]
+    sizes: tuple[tuple[str, int], ...] = (("maps", 2), ("dense", 3), ("y", 2))
 
     def kernel(self, index, axes, shape, **label):
         order = self.order[index]
@@ -98,41 +104,67 @@ class AnyLayout(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train, dropout_rate=None):
+        maps, dense, classes = (size for _, size in self.sizes)
         window = Window((1, 1), ((1, 1), (1, 1)))
         axes = (None, None, In("image"), Out("maps"))
-        kernel = self.kernel(0, axes, (3, 3, 1, 2), site="maps", source="image", window=window)
-        maps = tap(self, "maps", "maps", "tanh", convolve(x, kernel, window))
+        kernel = self.kernel(0, axes, (3, 3, 1, maps), site="maps", source="image", window=window)
+        x = tap(self, "maps", "maps", "tanh", convolve(x, kernel, window))
         axes = (None, None, In("maps"), Out("dense"))
-        dense = jnp.tensordot(maps, self.kernel(1, axes, (2, 2, 2, 3), site="dense", source="maps"), 3)
-        bias = self.param("bias", labelled(normal(0.5), Out("dense"), site="dense", scales=False), (3,))
-        dense = tap(self, "dense", "dense", "relu", dense + bias[None])
-        return dense @ self.kernel(2, (In("dense"), Out("y")), (3, 2), site="y", source="dense")
+        x = jnp.tensordot(x, self.kernel(1, axes, (2, 2, maps, dense), site="dense", source="maps"), 3)
+        bias = self.param("bias", labelled(normal(0.5), Out("dense"), site="dense", scales=False), (dense,))
+        x = tap(self, "dense", "dense", "relu", x + bias[None])
+        return x @ self.kernel(2, (In("dense"), Out("y")), (dense, classes), site="y", source="dense")
 
 
 def test_kernels_of_any_layout_have_the_closed_form_and_the_radius(x64):
-    """(out, in) as in Equinox and PyTorch, and offsets behind: the same numbers as in Flax's layout."""
+    """(out, in) as in Equinox and PyTorch, offsets behind: the same numbers as in Flax's layout, held against dense
+    Hessians elsewhere."""
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 2, 1)))
-    batch, found = (inputs, jnp.array([0, 1, 1, 0])), []
-    orders = [((0, 1, 2, 3), (0, 1, 2, 3), (0, 1)), ((3, 2, 0, 1), (3, 2, 0, 1), (1, 0))]
-    flax = from_linen(AnyLayout(orders[0]), (2, 2, 1)).init(jax.random.key(0))["params"]
+    batch, box = (inputs, jnp.array([0, 1, 1, 0])), (inputs[0] - 0.1, inputs[0] + 0.1)
+    orders = (((0, 1, 2, 3), (0, 1, 2, 3), (0, 1)), ((3, 2, 0, 1), (3, 0, 2, 1), (1, 0)))
+    flax = dict(from_linen(AnyLayout(orders[0]), (2, 2, 1)).init(jax.random.key(0))["params"])
     flax["bias"] = flax["bias"].at[0].add(-9.0)
+    units, blocks = [], []
     for order in orders:
-        # Two layouts have two networks: the cloned one cannot be resized, so the base is cloned by hand.
         model = from_linen(AnyLayout(order), (2, 2, 1))
-        model = model._replace(resize=lambda sizes, order=order: from_linen(AnyLayout(order), (2, 2, 1)))
-        params = {
-            "bias": flax["bias"],
-            **{f"kernel_{i}": jnp.transpose(flax[f"kernel_{i}"], order[i]) for i in range(3)},
-        }
-        (unit,) = certify_frozen(
-            model, {"params": params}, {"dense": [0]}, batch, input_box=(inputs[0] - 9, inputs[0] + 9)
-        ).units
-        plain = {
-            path[-1]: standard_layout(label, params[path[-1]]) for path, label in model.wiring.labels if label.reads()
-        }
-        jax.tree.map(np.testing.assert_array_equal, plain, {key: flax[key] for key in plain})
-        found.append((model, params, unit))
-    first, second = (unit for _, _, unit in found)
-    assert first.radius is not None
-    assert first.radius > 0
-    assert first._replace(arrays=()) == pytest.approx(second._replace(arrays=()))
+        kernels = {f"kernel_{i}": jnp.transpose(flax[f"kernel_{i}"], order[i]) for i in range(3)}
+        variables = {"params": {"bias": flax["bias"], **kernels}}
+        for path, label in model.wiring.labels:
+            if label.reads():
+                np.testing.assert_array_equal(standard_layout(label, kernels[path[1]]), flax[path[1]])
+        units.append(certify_frozen(model, variables, {"dense": [0]}, batch, box).units[0])
+        blocks.append(unit_blocks(model, variables, mean_cross_entropy, batch, 2, method="closed form").spaces)
+    assert units[0].verdict is FrozenVerdict.FROZEN_EVERYWHERE
+    for field in ("largest", "radius", "source_radius", "box_upper", "time_scale"):
+        assert getattr(units[0], field) == pytest.approx(getattr(units[1], field), rel=1e-12)
+    for space in ("maps", "dense"):
+        first, second = (each[space] for each in blocks)
+        np.testing.assert_allclose(first.eigenvalues, second.eigenvalues, atol=1e-14)
+        np.testing.assert_allclose(first.of_units("scale"), second.of_units("scale"), rtol=1e-12)
+        assert first.of_units("verdict").tolist() == second.of_units("verdict").tolist()
+    assert np.ptp(blocks[0]["maps"].eigenvalues) > 1e-3
+
+
+def conserving(*labels, sites=SITES):
+    arrays = {("params", str(index)): label for index, label in enumerate(labels)} | {HEAD: LABELS[HEAD]}
+    shapes = {
+        path: tuple({"x": 4, "h": 3, "y": 3}[axis.space] for axis in label.axes) for path, label in arrays.items()
+    }
+    return build_wiring(arrays, shapes, sites)
+
+
+def test_a_scale_is_told_from_a_bias_by_its_label_and_not_by_the_number_of_arrays():
+    kernel, bias = LABELS[W], LABELS[B]
+    scale, unsaid = (Label((Out("h"),), site="h", scales=scales) for scales in (True, None))
+    added = replace(kernel, scales=False)
+    for good in ([kernel], [added], [added, bias], [added, bias, bias], [added, added, bias]):
+        homogeneous_conserved(conserving(*good), ["h"])
+    refused = (
+        ([added, scale], "a norm, a sum"),
+        ([added, unsaid], r"\['params/1'\] do not say whether"),
+        ([kernel, kernel], r"\['params/0', 'params/1'\] do not say whether"),
+        ([bias], "a norm, a sum"),
+    )
+    for bad, message in refused:
+        with pytest.raises(ValueError, match=message):
+            homogeneous_conserved(conserving(*bad), ["h"])

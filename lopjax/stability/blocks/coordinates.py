@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.manifolds import Clusters
+from lopjax.cloning import Clusters, mean_over_clusters
 from lopjax.model import Params, Variables
-from lopjax.wiring import In, Label, Wiring
+from lopjax.wiring import Label, Wiring, along
 
 UnitRows = dict[str, jax.Array]
 """Per space with clones, `(units, dimension)`: coordinates u of every unit, then r, in the order of `unit_slots`."""
@@ -62,9 +62,7 @@ def unit_slots(params: Params, wiring: Wiring, clusters: Mapping[str, Clusters])
         slots[space], start = [], 0
         for is_outgoing in (False, True):
             for index, (label, leaf) in enumerate(zip(labels, leaves, strict=True)):
-                for axis, role in enumerate(label.axes):
-                    if role is None or role.space != space or isinstance(role, In) != is_outgoing:
-                        continue
+                for axis, *_ in label.unit_axes((space,), is_read=is_outgoing):
                     shape = [_base_size(label, other, size, clusters) for other, size in enumerate(leaf.shape)]
                     shape = (shape[axis], *shape[:axis], *shape[axis + 1 :])
                     slots[space].append(Slot(index, axis, is_outgoing, start, shape))
@@ -96,14 +94,10 @@ def make_lift(
         for space, places in slots.items():
             for slot in places:
                 block = jnp.moveaxis(rows[space][:, slot.start : slot.stop].reshape(slot.shape), 0, slot.axis)
-                for index, role in enumerate(labels[slot.leaf].axes):
-                    if role is None or role.space not in clusters:
-                        continue
-                    weight = patterns[role.space] if index == slot.axis else shared[role.space]
-                    across = [1] * block.ndim
-                    across[index] = -1
-                    block = jnp.take(block, clusters[role.space].ids, axis=index)
-                    block = block * jnp.asarray(weight, block.dtype).reshape(across)
+                for axis, other, _ in labels[slot.leaf].unit_axes(clusters):
+                    weight = patterns[other] if axis == slot.axis else shared[other]
+                    block = jnp.take(block, clusters[other].ids, axis=axis)
+                    block = block * along(jnp.asarray(weight, block.dtype), axis, block.ndim)
                 totals[slot.leaf] = totals[slot.leaf] + block
         return structure.unflatten(totals)
 
@@ -113,27 +107,6 @@ def make_lift(
         for space, places in slots.items()
     }
     return lift, zero
-
-
-def collapse(variables: Variables, wiring: Wiring, clusters: Mapping[str, Clusters]) -> Variables:
-    """Variables of the base network whose clones these are: sums over sources, means over targets.
-
-    In double precision on the host, so that the sums add no rounding of a coarser type; arrays are numpy's.
-    """
-
-    def collapse_array(label: Label, array: jax.Array) -> np.ndarray:
-        values = np.asarray(array, np.float64)
-        for index, role in enumerate(label.axes):
-            if role is not None and role.space in clusters:
-                found = clusters[role.space]
-                values = np.take(_host_mean(values, index, found), found.leaders, axis=index)
-                if isinstance(role, In):
-                    across = [1] * values.ndim
-                    across[index] = -1
-                    values = values * np.bincount(found.ids).reshape(across)
-        return values
-
-    return wiring.map(collapse_array, variables)
 
 
 def block_constant_residual(variables: Variables, wiring: Wiring, clusters: Mapping[str, Clusters]) -> float:
@@ -147,28 +120,16 @@ def block_constant_residual(variables: Variables, wiring: Wiring, clusters: Mapp
         values, worst = np.asarray(array, np.float64), 0.0
         if not np.isfinite(values).all():
             return np.nan
-        roles = [
-            (axis, clusters[role.space]) for axis, role in enumerate(label.axes) if role and role.space in clusters
-        ]
+        roles = [(axis, clusters[space]) for axis, space, _ in label.unit_axes(clusters)]
         mean = values
         for axis, found in roles:
-            mean = _host_mean(mean, axis, found)
+            mean = mean_over_clusters(mean, axis, found)
         for axis, found in roles:
             off, size = (_cluster_lengths(part, axis, found) for part in (values - mean, values))
             worst = max(worst, float(np.max(off / np.where(size > 0, size, 1))))
         return worst
 
     return float(np.max(jax.tree.leaves(wiring.map(residual, variables))))
-
-
-def _host_mean(array: np.ndarray, axis: int, clusters: Clusters) -> np.ndarray:
-    """`cluster_mean` in numpy: differences to the first unit, so that what is constant comes back bit for bit."""
-    rows = np.moveaxis(array, axis, 0)
-    leader = rows[clusters.leaders]
-    sums = np.zeros_like(leader)
-    np.add.at(sums, clusters.ids, rows - leader[clusters.ids])
-    counts = np.bincount(clusters.ids).reshape(-1, *[1] * (rows.ndim - 1))
-    return np.moveaxis((leader + sums / counts)[clusters.ids], 0, axis)
 
 
 def _cluster_lengths(array: np.ndarray, axis: int, clusters: Clusters) -> np.ndarray:
@@ -191,5 +152,5 @@ def _pattern(clusters: Clusters) -> np.ndarray:
 
 
 def _base_size(label: Label, axis: int, size: int, clusters: Mapping[str, Clusters]) -> int:
-    role = label.axes[axis]
-    return size if role is None or role.space not in clusters else len(clusters[role.space].leaders)
+    found = [len(clusters[space].leaders) for index, space, _ in label.unit_axes(clusters) if index == axis]
+    return found[0] if found else size

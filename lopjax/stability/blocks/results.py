@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 
-from lopjax.manifolds import Clusters
+from lopjax.cloning import Clusters
 from lopjax.model import Model, Variables
 from lopjax.stability.blocks.matrices import LossOfLogits
 from lopjax.stability.verdicts import StabilityReport

@@ -3,16 +3,17 @@
 At a point of BC the Hessian on the normal space of the leaf is `sum_j I_(n_j - 1) x M_j + 0(gauge)`.
 """
 
+import numpy as np
 from jaxtyping import Array, Key
 
-from lopjax.cloning import Factor, Partition, clone_variables, uniform_partition, widen
+from lopjax.cloning import Factor, Partition, clone_variables, collapse, uniform_partition, widen
 from lopjax.losses import Batch, check_batch
 from lopjax.manifolds import check_partition
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
 from lopjax.rounding import parameter_tolerance
 from lopjax.stability.blocks.closed_form import blocks_by_closed_form
-from lopjax.stability.blocks.coordinates import block_constant_residual, collapse
+from lopjax.stability.blocks.coordinates import block_constant_residual
 from lopjax.stability.blocks.matrices import LossOfLogits
 from lopjax.stability.blocks.plain_spaces import PlainSpace, plain_space
 from lopjax.stability.blocks.results import BlockOptions, ClonedNetwork, SpaceBlocks, UnitBlocks, off_block_constant
@@ -119,7 +120,7 @@ def unit_blocks_of_clones(
         ValueError: variables that are not block constant: on the rest of V units couple, and blocks would be wrong.
             Also as in `unit_blocks`, and for partitions that are none.
     """
-    clusters = check_partition(wide_model.wiring, partition)
+    clusters = check_partition(wide_model.wiring, partition, wide_model.wiring.cloneable)
     residual = block_constant_residual(wide_variables, wide_model.wiring, clusters)
     allowed = parameter_tolerance(wide_variables["params"]) if bc_tolerance is None else bc_tolerance
     if not residual <= allowed:
@@ -129,7 +130,7 @@ def unit_blocks_of_clones(
             "classify(loss, params, cloned_manifold(params, wiring, partition), method='dense' or 'lanczos')"
         )
     base_model = wide_model.resize({space: len(each.leaders) for space, each in clusters.items()})
-    base = collapse(wide_variables, wide_model.wiring, clusters)
+    base = collapse(wide_variables, wide_model.wiring, partition, np.float64)
     options = BlockOptions(loss, batch_size, near_critical, train, num_steps, key)
     network = ClonedNetwork(base_model, base, wide_model, wide_variables, clusters)
     blocks = _blocks(network, batch, method, options)

@@ -1,8 +1,4 @@
-"""Cloning a network n times, and the partition it leaves behind; `find_clones` finds clones in any network.
-
-Cloning is the two generic rules of the wiring: repeat every cloned axis, and divide by the number of clones along input
-axes. Nothing here knows what a convolution, a residual stream or an attention head is.
-"""
+"""Cloning a network n times, the partition it leaves behind, and the way back to the base network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -12,29 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.finding import ClonesFound, find_clones, refine_partition
+from lopjax.cloning.clusters import Partition, check_partition, mean_over_clusters
 from lopjax.integers import as_integer
 from lopjax.model import Model, Variables
-from lopjax.wiring import Label, Wiring, multiplicity
-
-__all__ = [
-    "ClonesFound",
-    "Factor",
-    "Partition",
-    "clone_factors",
-    "clone_variables",
-    "find_clones",
-    "refine_partition",
-    "uniform_partition",
-    "widen",
-]
+from lopjax.wiring import Label, Wiring, along, multiplicity
 
 Copies = int | float | Sequence[int] | np.ndarray
 """For one space: a number at least 1, by which its width is multiplied, or the number of clones of every unit."""
 
 Factor = Copies | Mapping[str, Copies]
-Partition = Mapping[str, tuple[int, ...]]
-"""Cluster id of every unit, per unit space; a space that is absent has no clones."""
 
 
 def clone_factors(wiring: Wiring, factor: Factor) -> dict[str, int | tuple[int, ...]]:
@@ -98,8 +80,8 @@ def _in_every_space(
     counts = {}
     for space, copies in (dict.fromkeys(wiring.cloneable, factor) if is_one_for_all else factor).items():
         wiring.size(space)  # raises for an unknown one
-        if space in wiring.fixed:
-            raise ValueError(f"unit space {space!r} is fixed: only {list(wiring.cloneable)} can be cloned")
+        if reason := wiring.why_not_cloneable(space):
+            raise ValueError(f"unit space {space!r} is {reason}: only {list(wiring.cloneable)} can be cloned")
         counts[space] = count(copies, wiring, space, "" if is_one_for_all else f" for {space!r}")
         if len(set(counts[space])) > 1 and space in wiring.coupled:
             raise ValueError(
@@ -219,11 +201,10 @@ def clone_variables(variables: Variables, base_wiring: Wiring, factor: Factor) -
 
     def clone(label: Label, array: jax.Array) -> jax.Array:
         array = array / jnp.asarray(multiplicity(label, factors)[0], array.dtype)
-        for index, axis in enumerate(label.axes):
-            if axis is not None and axis.space in factors:
-                n = factors[axis.space]
-                unit = np.repeat(np.arange(array.shape[index]), n)
-                array = jnp.repeat(array, n, axis=index) if isinstance(n, int) else jnp.take(array, unit, axis=index)
+        for axis, space, _ in label.unit_axes(factors):
+            n = factors[space]
+            unit = np.repeat(np.arange(array.shape[axis]), n)
+            array = jnp.repeat(array, n, axis=axis) if isinstance(n, int) else jnp.take(array, unit, axis=axis)
         return array
 
     return base_wiring.map(clone, variables)
@@ -241,3 +222,47 @@ def uniform_partition(wide_wiring: Wiring, factor: Factor) -> Partition:
     """
     counts = _in_every_space(wide_wiring, factor, _counts_of_wide)
     return {space: tuple(np.repeat(np.arange(len(n)), n).tolist()) for space, n in counts.items()}
+
+
+def collapse(variables: Variables, wide_wiring: Wiring, partition: Partition, dtype: Any = None) -> Variables:
+    """Variables of the base network whose clones these are: the inverse of `clone_variables`.
+
+    Sums over the clones that an array reads, means over those that it writes. Where clones hold (on V: RE and CE in
+    every array, arXiv 2510.00304, appendix A.2) the base network computes the same function; elsewhere it is the
+    network at the nearest point of V. Whether they hold is for `certify_cloned` to say. Clusters may differ in size;
+    base units come in the order of each cluster's first unit.
+
+    Args:
+        variables: of the cloned network (or its parameters alone).
+        wide_wiring: its wiring.
+        partition: cluster id of every unit, per space with clones.
+        dtype: of the result; by default each array's own. Sums are taken in float64.
+
+    Returns:
+        NumPy arrays in a tree like `variables`, one slice for each cluster.
+
+    Raises:
+        ValueError: a partition that does not fit the wiring (see `check_partition`), or variables that do not.
+
+    Example:
+        >>> import jax
+        >>> from lopjax.models import mlp
+        >>> base = mlp((4,), (3,), 2)
+        >>> variables = base.init(jax.random.key(0))
+        >>> wide, wiring = clone_variables(variables, base.wiring, 2), widen(base, 2).wiring
+        >>> back = collapse(wide, wiring, uniform_partition(wiring, 2))
+        >>> bool((back["params"]["classes"]["kernel"] == variables["params"]["classes"]["kernel"]).all())
+        True
+    """
+    clusters = check_partition(wide_wiring, partition, wide_wiring.cloneable)
+
+    def collapse_array(label: Label, array: Any) -> np.ndarray:
+        values = np.asarray(array, np.float64)
+        for axis, space, is_read in label.unit_axes(clusters):
+            found = clusters[space]
+            values = np.take(mean_over_clusters(values, axis, found), found.leaders, axis=axis)
+            if is_read:
+                values = values * along(np.bincount(found.ids), axis, values.ndim)
+        return values.astype(np.asarray(array).dtype if dtype is None else dtype)
+
+    return wide_wiring.map(collapse_array, variables)

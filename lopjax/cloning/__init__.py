@@ -1,0 +1,39 @@
+"""Cloning a network, taking clones together again, and finding the clones of any network.
+
+Cloning is the two generic rules of the wiring: repeat every cloned axis, and divide by the number of clones along input
+axes. Nothing here knows what a convolution, a residual stream or an attention head is.
+"""
+
+from lopjax.cloning.clone import (
+    Copies,
+    Factor,
+    clone_factors,
+    clone_variables,
+    collapse,
+    factor_for_widths,
+    uniform_partition,
+    widen,
+)
+from lopjax.cloning.clusters import Clusters, Partition, check_partition, make_clusters, mean_over_clusters
+from lopjax.cloning.find import ClonesFound, cluster_rows, find_clones, refine_partition, unit_coordinates
+
+__all__ = [
+    "ClonesFound",
+    "Clusters",
+    "Copies",
+    "Factor",
+    "Partition",
+    "check_partition",
+    "clone_factors",
+    "clone_variables",
+    "cluster_rows",
+    "collapse",
+    "factor_for_widths",
+    "find_clones",
+    "make_clusters",
+    "mean_over_clusters",
+    "refine_partition",
+    "uniform_partition",
+    "unit_coordinates",
+    "widen",
+]

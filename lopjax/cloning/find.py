@@ -1,0 +1,236 @@
+"""Finding the clones of any network: from what its units do on data and, independently, from its variables."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.equality import totals
+from lopjax.model import Model, Tap, Variables, samples_by_units
+from lopjax.models.check import check_labels
+from lopjax.rounding import GAP, at_least_float32, check_precision, parameter_tolerance, signal_tolerance
+from lopjax.wiring import Wiring
+
+
+class ClonesFound(NamedTuple):
+    """Clusters of one unit space, found in three ways; each a tuple of cluster ids, one per unit.
+
+    Attributes:
+        activations: units with the same activations on the batch.
+        parameters: units that stay clones under training whatever the data: the coarsest clusters for which RE and CE
+            (arXiv 2510.00304, appendix A.2) hold in every array at once. Sufficient, not necessary: units may be
+            trapped by what the loss cannot see, which `certify_cloned` judges.
+        proportional: clones of the function, which parameters may miss: units whose activations agree up to a factor
+            (ReLU units up to scale, odd units up to sign), and attention heads whose outputs agree up to a linear map
+            of their coordinates. Units that are zero on the whole batch form one cluster here.
+        silent: number of units whose activation is zero on the whole batch: equal for a trivial reason.
+        agree: whether activations and parameters give the same clusters.
+    """
+
+    activations: tuple[int, ...]
+    parameters: tuple[int, ...]
+    proportional: tuple[int, ...]
+    silent: int
+    agree: bool
+
+
+def find_clones(
+    model: Model, variables: Variables, batch: jax.Array | np.ndarray, tolerance: float | None = None
+) -> dict[str, ClonesFound]:
+    """Find the clones of a network from what its units do and, independently, from its variables.
+
+    Args:
+        model: any model.
+        variables: its variables, evaluated in eval mode; 16-bit ones in float32.
+        batch: inputs, `(batch, *input_shape)`; more samples than clusters make accidents unlikely.
+        tolerance: relative distance under which two units are the same. Default: between what `certify_cloned` counts
+            as zero and as not zero (sqrt(10) of its tolerances), so that it never says the contrary. Relative to the
+            smaller unit of the two (its activations, or its pre-activations if those are larger), and for parameters
+            as in `refine_partition`.
+
+    Returns:
+        A `ClonesFound` for every cloneable space. Where `agree` is false, units act alike on this batch without equal
+        totals (or the tolerance is too tight); whether they are trapped is for `certify_cloned` to say.
+
+    Raises:
+        ValueError: parameters or activations that are not finite; a network that computes in 16 bits; see also
+            `Wiring.labels_of`.
+    """
+    variables = at_least_float32(variables)
+    params, wiring = variables["params"], model.wiring
+    check_labels(model, variables, batch)
+    taps = model.apply(variables, jnp.asarray(batch)).taps
+    check_precision(taps)
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((variables, taps))):
+        raise ValueError("parameters or activations are not finite: units cannot be compared")
+    shared = (GAP**0.5 * parameter_tolerance(params), GAP**0.5 * signal_tolerance(params, wiring, taps))
+    limits = shared if tolerance is None else (tolerance, tolerance)
+    from_parameters = refine_partition(variables, wiring, limits[0])
+    found = {}
+    for space in wiring.cloneable:
+        seen = [taps[site] for site in wiring.sites_of(space)]
+        if not seen:
+            continue
+        by_activation = _by_activation(seen, limits[1])
+        found[space] = ClonesFound(
+            activations=by_activation,
+            parameters=from_parameters[space],
+            proportional=_up_to_a_map(seen, unit_coordinates(params, wiring, space), limits[1]),
+            silent=int(np.all([np.all(_rows(tap.post) == 0, axis=1) for tap in seen], axis=0).sum()),
+            agree=by_activation == from_parameters[space],
+        )
+    return found
+
+
+def _rows(signal: jax.Array) -> np.ndarray:
+    """`(units, samples)` in float64."""
+    return np.asarray(samples_by_units(signal), np.float64).T
+
+
+def _by_activation(taps: list[Tap], limit: float) -> tuple[int, ...]:
+    """Units that agree at every site, relative to the two units compared."""
+    clusters = None
+    for tap in taps:
+        rows = _rows(tap.post)
+        sizes = np.maximum(np.linalg.norm(rows, axis=1), np.linalg.norm(_rows(tap.pre), axis=1))
+        clusters = cluster_rows(rows, limit * sizes, clusters)
+    assert clusters is not None
+    return clusters
+
+
+def _up_to_a_map(taps: list[Tap], width: int, limit: float) -> tuple[int, ...]:
+    """Units whose activations are multiples, or for units of several coordinates linear images, of each other."""
+    if width > 1:
+        clusters = None
+        for tap in taps:
+            units = np.moveaxis(np.asarray(tap.post, np.float64), -1, 0).reshape(tap.post.shape[-1], -1, width)
+            clusters = _cluster_spans(units, limit, clusters)
+        assert clusters is not None
+        return clusters
+    activations = np.concatenate([_rows(tap.post) / (float(np.abs(_rows(tap.post)).max()) or 1.0) for tap in taps], 1)
+    norms = np.linalg.norm(activations, axis=1)
+    directions = activations / np.where(norms == 0, 1.0, norms)[:, None]
+    # The sign of a generic projection: the sign of the largest entry flips where two entries tie.
+    sign = np.where(directions @ np.random.default_rng(0).normal(size=directions.shape[1]) < 0, -1.0, 1.0)
+    return cluster_rows(directions * sign[:, None], np.full(len(norms), limit))
+
+
+def unit_coordinates(tree: Any, wiring: Wiring, space: str) -> int:
+    """How many coordinates a unit has: 1, or the length of the axis behind the units that every kernel writes.
+
+    A head of width d is written by arrays with axes `(..., heads, d)`; nothing is written behind a channel or a unit.
+
+    Args:
+        tree: parameters or variables.
+        wiring: their wiring.
+        space: the units.
+    """
+    widths = set()
+    for label, leaf in zip(wiring.labels_of(tree), jax.tree.leaves(tree), strict=True):
+        for axis, *_ in label.unit_axes((space,), is_read=False)[:1]:
+            behind = leaf.shape[axis + 1 :]
+            widths.add(behind[0] if len(behind) == 1 and label.axes[-1] is None else 1)
+    return widths.pop() if len(widths) == 1 else 1
+
+
+def _cluster_spans(units: np.ndarray, limit: float, within: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Clusters of units `(units, samples, coordinates)` whose columns span the same space."""
+    if units.shape[1] <= units.shape[2]:  # Too few samples: everything spans everything.
+        return within or tuple(range(len(units)))
+    bases = []
+    for unit in units:
+        left, sizes, _ = np.linalg.svd(unit, full_matrices=False)
+        bases.append(left[:, sizes > limit * sizes[0]])
+
+    def outside(unit: int, other: int) -> float:
+        rest = units[unit] - bases[other] @ (bases[other].T @ units[unit])
+        return float(np.linalg.norm(rest) / (np.linalg.norm(units[unit]) or 1.0))
+
+    leaders: list[int] = []
+    clusters = []
+    for unit in range(len(units)):
+        alike = [
+            cluster
+            for cluster, leader in enumerate(leaders)
+            if (within is None or within[leader] == within[unit])
+            and bases[unit].shape == bases[leader].shape
+            and max(outside(unit, leader), outside(leader, unit)) <= limit
+        ]
+        if not alike:
+            alike = [len(leaders)]
+            leaders.append(unit)
+        clusters.append(alike[0])
+    return tuple(clusters)
+
+
+def refine_partition(tree: Any, wiring: Wiring, tolerance: float) -> dict[str, tuple[int, ...]]:
+    """The coarsest partition with RE and CE in every array, by refinement: split whatever can be told apart.
+
+    Starts from one cluster per space. Two units stay together while, in every array, they get the same totals from
+    each source cluster (RE), give the same totals to each target cluster (CE), and have equal biases and norm
+    parameters. This is the coarsest equitable partition of a weighted graph. It exists and refinement finds it: units
+    that share a cluster of any equitable partition can never be told apart by totals over unions of its clusters.
+
+    Args:
+        tree: parameters, or variables: running statistics then count like biases.
+        wiring: their wiring.
+        tolerance: largest difference of two totals that counts as none, in units of the size of their block (see
+            `lopjax.equality.block_sizes`): totals that cancel are rounding noise and tell nothing apart, and no loud
+            unit hides another.
+
+    Returns:
+        `{space: cluster id of every unit}` for all spaces; those that are not cloneable have singletons.
+    """
+    labels = wiring.labels_of(tree)
+    arrays = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+    may = wiring.cloneable
+    partition = {space: (0,) * size if space in may else tuple(range(size)) for space, size in wiring.sizes}
+    while True:
+        ids = {space: np.asarray(clusters) for space, clusters in partition.items() if space in may}
+        refined = {
+            space: _split(space, list(zip(labels, arrays, strict=True)), ids, tolerance)
+            if space in may
+            else partition[space]
+            for space in wiring.spaces
+        }
+        if refined == partition:
+            return partition
+        partition = refined
+
+
+def _split(space: str, arrays: list[tuple[Any, np.ndarray]], ids: Mapping[str, np.ndarray], limit: float) -> tuple:
+    """Clusters of one space split by the totals of its units in every array."""
+    features = [np.zeros((len(ids[space]), 1))]
+    for label, array in arrays:
+        for axis, *_ in label.unit_axes((space,)):
+            means, sizes = totals(array, label, axis, ids)
+            features.append(np.where(sizes == 0, 0.0, means / np.where(sizes == 0, 1.0, sizes)))
+    rows = np.concatenate(features, axis=1)
+    return cluster_rows(rows, np.full(len(rows), limit), tuple(int(each) for each in ids[space]), order=np.inf)
+
+
+def cluster_rows(
+    rows: np.ndarray, limits: np.ndarray, within: tuple[int, ...] | None = None, order: float = 2
+) -> tuple[int, ...]:
+    """Cluster ids, numbered by first appearance, of rows that agree with the first row of their cluster.
+
+    Args:
+        rows: `(units, features)`.
+        limits: `(units,)`: two rows agree when their distance is at most the smaller of their limits.
+        within: only units with the same id here may share a cluster.
+        order: of the norm that measures distances.
+    """
+    leaders: list[int] = []
+    clusters = []
+    for unit, row in enumerate(rows):
+        close = np.linalg.norm(rows[leaders] - row, order, axis=1) <= np.minimum(limits[leaders], limits[unit])
+        candidates = [
+            cluster for cluster in np.flatnonzero(close) if within is None or within[leaders[cluster]] == within[unit]
+        ]
+        if not candidates:
+            candidates = [len(leaders)]
+            leaders.append(unit)
+        clusters.append(int(candidates[0]))
+    return tuple(clusters)
