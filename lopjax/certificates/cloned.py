@@ -235,7 +235,7 @@ def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, 
     if case.is_zero("re", "ce"):
         is_equal = case.is_zero("bc") and not blind
         if question.stiff and not is_equal:
-            why = f"units of {list(question.stiff)} are permutable, not cloneable: only equal ones (BC) are known to stay clones"
+            why = f"units of {list(question.stiff)} are permutable, not cloneable: only equal ones (BC) are trapped"
             return CloneVerdict.UNDECIDED, case, [*notes, why]
         verdict = CloneVerdict.BLOCK_CONSTANT if is_equal else CloneVerdict.ON_V
         return _unless(_contradiction(case, ("forward", "backward")), verdict, case, notes)

@@ -54,9 +54,7 @@ def build_wiring(
         raise ValueError(f"spaces {both} are said to be fixed and to be permutable: choose one")
     inputs, outputs = read - written, written - read - set(permutable)
     if strays := sorted(inputs & set(permutable)):
-        raise ValueError(
-            f"permutable spaces {strays} are written by no array: units of network inputs are what they are"
-        )
+        raise ValueError(f"permutable spaces {strays} are written by no array: they are network inputs")
     _check_sites(sites, sizes, written)
     for path, label in known.items():
         _check_site_label(path, label, sites, outputs)
