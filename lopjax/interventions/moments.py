@@ -83,8 +83,10 @@ def _by_leaf(function: Callable[..., Any], node: Any, start: Any, masks: list[ja
 
 def _restored(leaf: Any, start: Any, mask: jax.Array) -> Any:
     """Marked entries of one array as at the start; arrays of another shape are kept."""
+    if _is_left_out(leaf):
+        return leaf
     shape = jnp.shape(leaf)
-    if _is_left_out(leaf) or not mask.ndim or shape[len(shape) - mask.ndim :] != mask.shape:
+    if not mask.ndim or shape[len(shape) - mask.ndim :] != mask.shape:
         return leaf
     return jnp.where(mask, start, leaf)
 

@@ -112,6 +112,7 @@ def _findings(
         Property.STATISTICS: lambda: properties.statistics(act, initial(act.setting.model)(key)),
         Property.AGEING: lambda: _ageing(intervention, act, key),
         Property.UTILITIES: lambda: _utilities(compiled, act, start, batch, key, max_steps),
+        Property.GRADIENT: lambda: _gradient(compiled, act, key),
         Property.NOTHING_ELSE: lambda: properties.nothing_else(act),
     }
     if Property.LAW in wanted or Property.KEYS in wanted:
@@ -182,10 +183,23 @@ def _ageing(intervention: Intervention, act: Act, key: jax.Array) -> Finding:
     return properties.finding(Property.AGEING, faults, "traced twice it is the same program")
 
 
+def _gradient(compiled: Programs, act: Act, key: jax.Array) -> Finding:
+    """The same act with another gradient on the touched slices."""
+    either = jax.tree.map(np.logical_or, act.slices.incoming["params"], act.slices.outgoing["params"])
+    gradient = jax.tree.map(lambda g, mask: np.where(mask, np.asarray(g) + 1.0, g), act.observed.gradient, either)
+    own_key = jax.random.fold_in(key, act.step)
+    after, report = compiled.alone(act.before, act.observed._replace(gradient=gradient), own_key, jnp.int32(act.step))
+    if any(np.any(np.asarray(report.touched[space]) != units) for space, units in act.touched.items()):
+        return Finding(Property.GRADIENT, None, "it chooses other units, as it goes by the gradient")
+    pairs = zip(named(after.variables).items(), jax.tree.leaves(act.after.variables), strict=True)
+    faults = [f"{path} changes with the gradient" for (path, a), b in pairs if not np.array_equal(a, b)]
+    return properties.finding(Property.GRADIENT, faults, "with another gradient the same comes out")
+
+
 def _utilities(
     compiled: Programs, act: Act, start: TrainState, batch: Batch, key: jax.Array, max_steps: int
 ) -> Finding:
-    """Equal units, of which the first that is touched then gets three times the outgoing weights of the others.
+    """Equal units, of which the first that is touched then gets larger outgoing weights than the others.
 
     From there on it is the last that should be chosen, as long as one of the others has never been.
     """
@@ -202,7 +216,7 @@ def _utilities(
         after, report = compiled.alone(state, seen, jax.random.fold_in(key, step), jnp.int32(step))
         touched = np.asarray(report.touched[space])
         if (touched & favoured).any() and (~ever & ~touched).any():
-            evidence = f"step {step}: a unit of three times the utility of others was chosen before them"
+            evidence = f"step {step}: a unit of higher utility than others was chosen before them"
             return Finding(Property.UTILITIES, False, evidence)
         ever |= touched
         state = state._replace(own=after.own)
@@ -216,10 +230,10 @@ def _alike(setting: Setting, state: TrainState, space: str, avoid: np.ndarray) -
 
 
 def _scaled(setting: Setting, state: TrainState, space: str, units: np.ndarray) -> TrainState:
-    """Outgoing weights of some units times three."""
+    """Outgoing weights of some units, a fifth larger."""
 
     def times(slices: np.ndarray) -> np.ndarray:
-        return slices * np.where(units, 3.0, 1.0).reshape(-1, *[1] * (slices.ndim - 1))
+        return slices * np.where(units, 1.2, 1.0).reshape(-1, *[1] * (slices.ndim - 1))
 
     return _edited(setting, state, space, times, both=False)
 

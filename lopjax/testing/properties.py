@@ -24,6 +24,7 @@ class Property(Enum):
     STATISTICS = "statistics of norms of touched units are those of the start"
     AGEING = "nothing but its own steps ages units: no state outside its own, such as that of a hook"
     UTILITIES = "a unit is judged by its utility, not by how short its record is"
+    GRADIENT = "no stale gradient: what is new does not depend on the gradient of what was there"
     LAW = "new weights follow the law that each array has at the start"
     NOTHING_ELSE = "nothing else in the state moves, and no shape or type changes"
     KEYS = "the same key gives the same result, alone and in the company of lanes that do something else"

@@ -72,6 +72,8 @@ def prepared(setting: Setting, seed: int, starved: bool = True) -> TrainState:
     random = np.random.default_rng(seed)
 
     def moved(leaf: Any) -> Any:
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return np.asarray(leaf) + np.asarray(3, leaf.dtype)
         if is_key(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         return np.asarray(leaf) + random.uniform(0.1, 0.5, leaf.shape).astype(leaf.dtype)

@@ -10,8 +10,8 @@ ALL = set(Property)
 # With these numbers each acts within a few steps on the networks of the suite, in which one unit of every space sleeps.
 METHODS = {
     "redo": (lambda: redo(0.0, 3), ALL - {Property.UTILITIES}),
-    "continual_backprop": (lambda: continual_backprop(0.2, 0.99, 2), ALL),
-    "adaptable": (lambda: continual_backprop(0.2, 0.99, 2, utility="adaptable_contribution"), ALL),
+    "continual_backprop": (lambda: continual_backprop(0.05, 0.99, 2), ALL),
+    "adaptable": (lambda: continual_backprop(0.05, 0.99, 2, utility="adaptable_contribution"), ALL),
     "self_normalized_resets": (lambda: self_normalized_resets(0.9, 3), ALL - {Property.UTILITIES}),
     "regrama": (lambda: regrama(0.05, 3), ALL - {Property.UTILITIES}),
     "cpr": (lambda: cpr(0.1, 3), {Property.SLICES, Property.AGEING, Property.NOTHING_ELSE, Property.KEYS}),
@@ -30,5 +30,6 @@ def test_a_method_keeps_its_promises(method, network):
     findings = check_intervention(make, *case(network), promises=[one for one in Property if one in promises])
     unseen = {one.property: one.evidence for one in findings if one.holds is None}
     allowed = {Property.FUNCTION} if network == "vit" else set()
+    allowed |= {Property.GRADIENT} if method == "regrama" else set()
     allowed |= {Property.STATISTICS} if network in ("cnn", "vit") else set()
     assert set(unseen) <= allowed, unseen
