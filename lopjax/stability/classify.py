@@ -23,7 +23,7 @@ from lopjax.manifolds import (
     tangency_residual,
     tree_norm,
 )
-from lopjax.stability.gradient_jumps import gradient_jump
+from lopjax.stability.kinks import Jumps, find_jumps
 from lopjax.stability.verdicts import (
     SignCounts,
     Stability,
@@ -69,9 +69,9 @@ def classify(
 
     Returns:
         The report. `UNDECIDED` for level sets off critical points (there `v'Hv` depends on how one leaves) and where
-        they lose rank, with the reason in `note`. A gradient that leaves the manifold is noted too: it is not
-        invariant then, whatever its curvature; and a gradient that jumps at the point, as that of a ReLU network with a
-        pre-activation of 0 does: nothing is called flat, and no count exact, there.
+        they lose rank, with the reason in `note`. Where the gradient leaves the manifold, a note says so: it is not
+        invariant then, whatever its curvature. Where the gradient or the second derivative jumps, as those of a ReLU
+        or ELU network do at a pre-activation of 0, nothing is called flat and no count exact.
 
     Raises:
         ValueError: a manifold of other parameters, not through the point, or without normal directions; an unknown
@@ -96,11 +96,9 @@ def classify(
         report = _by_eigenvalues(loss, params, manifold, normal, max_bytes)
     else:
         report = _by_lanczos(loss, params, manifold, normal, num_steps, key)
-    report = _qualified(report, jax.jit(jax.grad(loss))(params), params, manifold)
-    jumps, distance_ = gradient_jump(
-        loss, params, random_normal_vector(jax.random.key(1), normal.deflated), report.scale
-    )
-    return _beside_a_kink(report, distance_) if jumps else report
+    jumps = find_jumps(loss, params, random_normal_vector(jax.random.key(1), normal.deflated), report.scale)
+    report = _qualified(report, jumps.gradient, params, manifold)
+    return _beside_a_kink(report, jumps) if jumps.in_gradient or jumps.in_curvature else report
 
 
 class _NormalSpace(NamedTuple):
@@ -280,12 +278,15 @@ def _at_least_single(params: Params) -> Params:
     return jax.tree.map(widen, params)
 
 
-def _beside_a_kink(report: StabilityReport, distance: float) -> StabilityReport:
+def _beside_a_kink(report: StabilityReport, jumps: Jumps) -> StabilityReport:
     """Curvature on one side may be seen; what was called zero is undecided, and a verdict of flatness withdrawn."""
     guessed = max(report.n_zero - max(report.structural, 0), 0) if report.n_zero >= 0 else 0
+    what, consequence = "gradient", "the loss may fall linearly along directions that they call flat"
+    if not jumps.in_gradient:
+        what, consequence = "second derivative", "those of the other side may have other signs"
     note = (
-        f"the gradient jumps within {distance:.1g} of this point (a kink, as of a ReLU at 0): the eigenvalues are "
-        "those of one side, and the loss may fall linearly along directions that they call flat"
+        f"the {what} jumps within {jumps.distance:.1g} of this point (a kink, as of a ReLU or ELU at 0): the "
+        f"eigenvalues are those of one side, and {consequence}"
     )
     is_saddle = report.verdict is Stability.SADDLE
     return report._replace(

@@ -201,6 +201,18 @@ def test_classify_sees_that_the_gradient_jumps(x64):
     assert smooth.exact
 
 
+def test_classify_sees_that_the_second_derivative_jumps(x64):
+    """At z = 0 the ELU has f'' = 1 on the left and 0 on the right; a smooth function as strongly curved has no jump."""
+    plane = Manifold(jnp.zeros(3), lambda v: v * jnp.array([1.0, 0, 0]))
+    bent = classify(lambda p: p[0] + jax.nn.elu(p[1] - p[2]) + p[1] ** 2, plane.origin, plane)
+    assert bent.verdict is Stability.UNDECIDED
+    assert not bent.exact
+    assert "second derivative jumps" in bent.note
+    smooth = classify(lambda p: p[0] + jnp.exp(30 * (p[1] - p[2])) + p[1] ** 2, plane.origin, plane)
+    assert smooth.exact
+    assert "jumps" not in smooth.note
+
+
 def test_mse_of_a_fitted_network_is_flat_at_a_level_or_undecided(x64):
     model = mlp((2,), (2,), 2, activation="tanh")
     variables = model.init(jax.random.key(0))

@@ -69,7 +69,7 @@ class _Sums(NamedTuple):
     sizes: tuple[Array, Array, Array]
     residual: Array
     errors: tuple[Array, Array]
-    gradient: tuple[Array | None, ...]
+    gradient: tuple[Any, Any]
     radius: Any
     kinks: Any
     later_kinks: Any
