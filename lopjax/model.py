@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lopjax.activations import Activation
-from lopjax.wiring import Wiring
+from lopjax.wiring import IDENTITY, View, Wiring
 
 Params = Any
 Variables = Mapping[str, Any]
@@ -84,6 +84,8 @@ class Model(NamedTuple):
         resize: `{space: size} -> Model`: the same architecture with other numbers of units.
         constructor: how it was made, up to those numbers; None if it does not say (`lopjax.models.recorded`).
         input_shape: shape of one input, without the batch axis; None if it is not known.
+        view: `(split, merge)`, where arrays of the author's have axes that index several things: `init` and `apply`
+            speak of the pieces, `view.merge(params)` are the author's arrays (`lopjax.wiring.view`).
     """
 
     init: Callable[[jax.Array], Variables]
@@ -92,6 +94,7 @@ class Model(NamedTuple):
     resize: Callable[[Mapping[str, int]], "Model"]
     constructor: Constructor | None = None
     input_shape: tuple[int, ...] | None = None
+    view: View = IDENTITY
 
 
 def samples_by_units(array: jax.Array) -> jax.Array:

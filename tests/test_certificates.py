@@ -139,7 +139,9 @@ def test_residuals_near_rounding_are_undecided(model, dtype):
 def test_data_that_contradict_the_parameters_leave_it_undecided(model):
     clones = block_constant(random_variables(model, 0))
 
-    def lopsided(variables, x, **options):  # a network that treats unit 0 specially, against its labels
+    def lopsided(variables, x, **options):  # a network that treats unit 0 specially when it is trained
+        if not (always or options.get("train")):
+            return model.apply(variables, x, **options)
         shifts = options.pop("perturbations", None)
         taps = jax.eval_shape(lambda: model.apply(variables, x).taps)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), taps)
@@ -148,9 +150,13 @@ def test_data_that_contradict_the_parameters_leave_it_undecided(model):
         moved = jax.tree_util.tree_map(lambda leaf: leaf.at[..., 0].add(0.5), first)
         return model.apply(variables, x, perturbations={**shifts, "hidden_0": moved}, **options)
 
-    certificate = certify_cloned(model._replace(apply=lopsided), clones, PARTITION, data())
+    always, other = False, model._replace(apply=lopsided)
+    certificate = certify_cloned(other, clones, PARTITION, data(), train=True)
     assert certificate.verdict is CloneVerdict.UNDECIDED
     assert "the parameters say BLOCK_CONSTANT, but forward signals" in str(certificate)
+    always, other = True, model._replace(apply=lambda *args, **options: lopsided(*args, **options))
+    with pytest.raises(ValueError, match="unit space 'hidden_0': exchanging its units"):
+        certify_cloned(other, clones, PARTITION, data())
 
 
 @pytest.mark.slow

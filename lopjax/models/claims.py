@@ -5,7 +5,7 @@ Only forward passes of one compiled program are needed: parameters, activations 
 the labels say should stay is compared. Nothing here looks at names, shapes or the order of layers.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -97,7 +97,7 @@ def symmetry_faults(probe: Probe) -> list[str]:
     return faults
 
 
-def _is_symmetric(probe: Probe, spaces: Iterable[str], arrays: Arrays, but: tuple[Path, int] | None = None) -> bool:
+def _is_symmetric(probe: Probe, spaces: Sequence[str], arrays: Arrays, but: tuple[Path, int] | None = None) -> bool:
     """Whether units may be exchanged; `but` toggles one axis of one array."""
     moved = {}
     for path, array in arrays.items():
@@ -297,14 +297,16 @@ def reader_faults(probe: Probe) -> list[str]:
         if not is_plain or len(probe.wiring.sites_of(space)) != 1:
             continue
         shift = _generic(probe.seen.post[site])
-        expected, shifts = probe.seen.logits, {site: (None, shift)}
+        expected = probe.seen.logits
+        shifts: dict[str, tuple[np.ndarray | None, np.ndarray | None]] = {site: (None, shift)}
         for path, label in zip(readers, labels, strict=True):
             assert label.site is not None
             change = product(probe.arrays[path], label, shift)
             if label.site in probe.seen.pre:
                 pre = probe.seen.pre[label.site]
-                so_far = shifts.get(label.site, (np.zeros_like(pre), None))[0]
-                shifts[label.site] = ((so_far if so_far is not None else 0) - change.reshape(pre.shape), None)
+                so_far = shifts.get(label.site, (None, None))[0]
+                change = -change.reshape(pre.shape)
+                shifts[label.site] = (change if so_far is None else so_far + change, None)
             else:
                 expected = expected + change.reshape(expected.shape)
         if probe.differs(probe.run(probe.arrays, shifts).logits, expected):

@@ -1,6 +1,6 @@
 """Axis labels and taps for Linen modules: what a model's author writes beside each array and each activation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -13,14 +13,15 @@ from lopjax.activation_checks import check_activation
 from lopjax.activations import Activation, activation_key
 from lopjax.activations import activation as activation_function
 from lopjax.model import Tap
-from lopjax.wiring import Axis, Label, Window
+from lopjax.wiring import Axis, CompoundLabel, In, Label, Out, Product, Sum, Window
+from lopjax.wiring.labels import axis_factors, axis_parts
 
 
 class Labelled(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
     """Box around an array at initialisation that carries its label; `from_linen` takes it off again."""
 
     value: Any
-    label: Label = struct.field(pytree_node=False)
+    label: Label | CompoundLabel = struct.field(pytree_node=False)
 
     def unbox(self) -> Any:
         """The array."""
@@ -45,9 +46,9 @@ class Labelled(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
 
 def labelled(
     init: Callable[..., jax.Array],
-    *axes: Axis,
-    site: str | None = None,
-    source: str | None = None,
+    *axes: Axis | Sum | Product,
+    site: str | Mapping[str, str] | None = None,
+    source: str | Mapping[str, str] | None = None,
     window: Window | None = None,
     scales: bool | None = None,
 ) -> Callable[..., Any]:
@@ -55,14 +56,29 @@ def labelled(
 
     Args:
         init: initialiser `(key, shape, dtype) -> array` (for a variable: `(shape, dtype) -> array`).
-        axes: `In(space)`, `Out(space)` or `None` for each axis of the array.
-        site: see `lopjax.wiring.Label`.
-        source: see `lopjax.wiring.Label`.
+        axes: `In(space)`, `Out(space)` or `None` for each axis of the array. Where several share an axis, their sum,
+            `Out("gate") + Out("value")`, and where one axis is several flattened, their product, `Out("heads") * 64`.
+        site: see `lopjax.wiring.Label`; for a sum `{space: site}`.
+        source: see `lopjax.wiring.Label`; for a sum `{space: source}`.
         window: see `lopjax.wiring.Label`.
         scales: see `lopjax.wiring.Label`.
     """
-    label = Label(axes=axes, site=site, source=source, window=window, scales=scales)
+    if any(isinstance(axis, Sum | Product) for axis in axes):
+        sites, sources = _by_space(axes, Out, site), _by_space(axes, In, source)
+        label: Label | CompoundLabel = CompoundLabel(axes, sites, sources, window, scales)
+    elif isinstance(site, Mapping) or isinstance(source, Mapping):
+        raise ValueError(f"site={site!r}, source={source!r}: one name each for an array whose axes are no sums")
+    else:
+        label = Label(axes, site, source, window, scales)  # type: ignore[arg-type]
     return lambda *args: Labelled(value=init(*args), label=label)
+
+
+def _by_space(axes: tuple[Any, ...], side: type, given: str | Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    """`(space, name)` for the spaces that an array reads or writes; one name stands for all of them."""
+    if given is None or isinstance(given, Mapping):
+        return tuple((given or {}).items())
+    factors = [factor for axis in axes for part in axis_parts(axis) for factor in axis_factors(part)]
+    return tuple(dict.fromkeys((factor.space, given) for factor in factors if isinstance(factor, side)))
 
 
 class Coupling(struct.PyTreeNode):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lopjax.integers import as_integer
 from lopjax.model import Model, NotResizableError, Output, Tap, Variables
 from lopjax.models.labels import Coupling, Labelled, PermutableOnly, Tapped
-from lopjax.wiring import Path, Site, Wiring, build_wiring, tree_paths
+from lopjax.wiring import Path, Site, View, Wiring, build_wiring, make_view, tree_paths
 
 STATE_COLLECTIONS = ("params", "batch_stats")
 
@@ -49,11 +49,11 @@ def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[st
         return variables
 
     boxed = jax.eval_shape(shapes, jax.random.key(0))
-    wiring = _read_wiring(boxed, scopes, fixed)
+    wiring, view = _read_wiring(boxed, scopes, fixed)
 
     def init(key: jax.Array) -> Variables:
         variables = nn.meta.unbox(init_boxed(key))
-        return {name: dict(variables[name]) for name in STATE_COLLECTIONS if name in variables}
+        return view.split({name: dict(variables[name]) for name in STATE_COLLECTIONS if name in variables})
 
     def apply(
         variables: Variables,
@@ -63,7 +63,8 @@ def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[st
         perturbations: Mapping[str, Tap] | None = None,
         dropout_rate: jax.typing.ArrayLike | None = None,
     ) -> Output:
-        collections = dict(variables)
+        own = dict(view.merge(variables))
+        collections = dict(own)
         if perturbations:
             collections["perturbations"] = _nest(perturbations, scopes)
         logits, updates = module.apply(
@@ -76,16 +77,17 @@ def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[st
         )
         taps = {site: _follow(updates["taps"], path) for site, path in scopes.items()}
         state = {name: updates[name] for name in updates if name != "taps"}
-        return Output(logits, {**variables, **state}, taps)
+        after = view.split({**own, **state})
+        return Output(logits, {**variables, **{name: after[name] for name in state}}, taps)
 
     def resize(sizes: Mapping[str, int]) -> Model:
         return _from_linen(_resized(module, sizes, wiring), input_shape, fixed)
 
-    return Model(init, apply, wiring, resize, input_shape=input_shape)
+    return Model(init, apply, wiring, resize, input_shape=input_shape, view=view)
 
 
-def _read_wiring(boxed: Mapping[str, Any], scopes: Mapping[str, Path], fixed: tuple[str, ...]) -> Wiring:
-    """Labels, shapes and sites of a module, from the shapes of its boxed initial variables."""
+def _read_wiring(boxed: Mapping[str, Any], scopes: Mapping[str, Path], fixed: tuple[str, ...]) -> tuple[Wiring, View]:
+    """The wiring of a module, and the view in which its axes are pure, from its boxed initial variables' shapes."""
     arrays = {name: boxed[name] for name in STATE_COLLECTIONS if name in boxed}
     boxes = jax.tree.leaves(arrays, is_leaf=_is_box)
     paths = tree_paths(jax.tree.map(lambda _: 0, arrays, is_leaf=_is_box))
@@ -96,7 +98,9 @@ def _read_wiring(boxed: Mapping[str, Any], scopes: Mapping[str, Path], fixed: tu
     couplings = jax.tree.leaves(boxed.get("couplings", {}), is_leaf=lambda node: isinstance(node, Coupling))
     symmetric = jax.tree.leaves(boxed.get("permutable", {}), is_leaf=lambda node: isinstance(node, PermutableOnly))
     permutable = {each.space: each.reason for each in symmetric}
-    return build_wiring(labels, shapes, sites, fixed, [coupling.space for coupling in couplings], permutable)
+    view, labels, shapes = make_view(labels, shapes)
+    wiring = build_wiring(labels, shapes, sites, fixed, [coupling.space for coupling in couplings], permutable)
+    return wiring, view
 
 
 def _is_box(leaf: Any) -> bool:

@@ -21,6 +21,7 @@ from lopjax.optim.matrix_penalties import SpectralState, parseval, spectral
 from lopjax.optim.muon import muon, muon_dimension_numbers
 from lopjax.optim.nap import NaPState, nap
 from lopjax.optim.noise import RelativeNoiseState, add_relative_noise, noisy_sgd
+from lopjax.optim.own_arrays import on_own_arrays
 from lopjax.optim.shrink_and_perturb import ShrinkAndPerturbState, shrink_and_perturb
 from lopjax.optim.upgd import UPGDState, upgd
 
@@ -42,6 +43,7 @@ __all__ = [
     "muon_dimension_numbers",
     "nap",
     "noisy_sgd",
+    "on_own_arrays",
     "parseval",
     "shrink_and_perturb",
     "spectral",

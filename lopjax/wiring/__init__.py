@@ -8,25 +8,47 @@ resets need to know about an architecture. No other module derives any of it fro
 
 from lopjax.wiring.build import build_wiring
 from lopjax.wiring.diagram import Wiring, multiplicity, tree_paths
-from lopjax.wiring.labels import Axis, In, Label, Out, Path, Site, UnitAxis, Window, along, sum_per_unit, unit_rows
+from lopjax.wiring.labels import (
+    Axis,
+    CompoundLabel,
+    In,
+    Label,
+    Out,
+    Path,
+    Product,
+    Site,
+    Sum,
+    UnitAxis,
+    Window,
+    along,
+    sum_per_unit,
+    unit_rows,
+)
 from lopjax.wiring.plain import PlainKernel, at_path, plain_kernel, standard_layout, standard_order
 from lopjax.wiring.units import UnitMasks, unit_masks, unit_norms, where
+from lopjax.wiring.view import IDENTITY, View, make_view
 
 __all__ = [
+    "IDENTITY",
     "Axis",
+    "CompoundLabel",
     "In",
     "Label",
     "Out",
     "Path",
     "PlainKernel",
+    "Product",
     "Site",
+    "Sum",
     "UnitAxis",
     "UnitMasks",
+    "View",
     "Window",
     "Wiring",
     "along",
     "at_path",
     "build_wiring",
+    "make_view",
     "multiplicity",
     "plain_kernel",
     "standard_layout",

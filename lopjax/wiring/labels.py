@@ -10,15 +10,65 @@ from lopjax.activations import Activation
 Path = tuple[str, ...]
 
 
+class _Composable:
+    """Axes put side by side with `+` and multiplied with `*`, for arrays that hold several (`lopjax.wiring.view`)."""
+
+    def __add__(self, other: Any) -> "Sum":
+        return Sum((*axis_parts(self), *axis_parts(other)))
+
+    def __radd__(self, other: int) -> "Sum":
+        return Sum((other, *axis_parts(self)))
+
+    def __mul__(self, other: Any) -> "Product":
+        return Product((*axis_factors(self), *axis_factors(other)))
+
+    def __rmul__(self, other: int) -> "Product":
+        return Product((other, *axis_factors(self)))
+
+
 @dataclass(frozen=True)
-class In:
+class Product(_Composable):
+    """An axis that is a flattened product, row-major: `Out("heads") * 64` has 64 coordinates for each head.
+
+    Attributes:
+        factors: `In`, `Out`, or a number of entries that index no units.
+    """
+
+    factors: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Sum(_Composable):
+    """An axis of several stretches: `Out("q") + Out("k") + Out("v")`, or `In("a") + 1` where the last entry is none.
+
+    Attributes:
+        parts: `In`, `Out`, `Product`, or a number of entries that index no units.
+    """
+
+    parts: tuple[Any, ...]
+
+
+def axis_parts(axis: Any) -> tuple[Any, ...]:
+    """The stretches of an axis; one if it is no sum."""
+    return axis.parts if isinstance(axis, Sum) else (axis,)
+
+
+def axis_factors(axis: Any) -> tuple[Any, ...]:
+    """The factors of a stretch; one if it is no product. Raises ValueError for a sum."""
+    if isinstance(axis, Sum):
+        raise ValueError(f"{axis} cannot be a factor: multiply its parts and add the products")
+    return axis.factors if isinstance(axis, Product) else (axis,)
+
+
+@dataclass(frozen=True)
+class In(_Composable):
     """An axis that reads the unit space: the array is summed over it."""
 
     space: str
 
 
 @dataclass(frozen=True)
-class Out:
+class Out(_Composable):
     """An axis that writes the unit space: one slice of the array belongs to each of its units."""
 
     space: str
@@ -111,6 +161,25 @@ class Label:
     def writes(self) -> tuple[str, ...]:
         """The spaces on the output axes, in axis order."""
         return tuple(axis.space for axis in self.unit_axes(is_read=False))
+
+
+@dataclass(frozen=True)
+class CompoundLabel:
+    """What an array is of which some axis is a sum or a product; `lopjax.wiring.make_view` cuts it into pieces.
+
+    Attributes:
+        axes: one entry per array axis, pure or not.
+        sites: `(space, site)`: the site of the pieces that write the space.
+        sources: `(space, source)`: the source of the pieces that read the space.
+        window: as in `Label`.
+        scales: as in `Label`.
+    """
+
+    axes: tuple[Any, ...]
+    sites: tuple[tuple[str, str], ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
+    window: Window | None = None
+    scales: bool | None = None
 
 
 class Site(NamedTuple):

@@ -7,8 +7,6 @@ Formulas are written for one layout, `(*offsets or positions, units in, units ou
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lopjax.wiring.diagram import Wiring
 from lopjax.wiring.labels import In, Label, Out, Path
 
@@ -67,7 +65,7 @@ def plain_kernel(wiring: Wiring, site: str) -> PlainKernel | None:
     return PlainKernel(path, biases[0][0] if biases else None, label)
 
 
-def at_path(tree: Any, path: Path) -> np.ndarray | Any:
+def at_path(tree: Any, path: Path) -> Any:
     """The array of a nested dict at a path."""
     for key in path:
         tree = tree[key]
