@@ -1,8 +1,8 @@
 """Resets of units, and the manifolds on which clones and dead units are caught.
 
 A reset looks at what a unit does, and clones do the same: it takes all of a cluster or none. What it draws for each
-unit is its own, so what it takes is told apart. Which of the clones that are *not* at fault does each method free? A new reset
-joins by adding a row to `METHODS`.
+unit is its own, so what it takes is told apart. Which of the clones that are *not* at fault does each method free? A
+new reset joins by adding a row to `METHODS`.
 """
 
 from collections.abc import Callable
