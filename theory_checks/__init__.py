@@ -12,6 +12,7 @@ THEOREMS: tuple[str, ...] = (
     "optimizers",
     "breakers",
     "splitting",
+    "resets",
     "frozen",
     "frozen_optimizers",
     "other_clones",

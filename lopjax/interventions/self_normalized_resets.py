@@ -78,7 +78,7 @@ def self_normalized_resets(percentile: ArrayLike = 0.99, longest: int = 128, spa
         now, record = {}, {}
         for space in own.now:
             now[space], record[space] = listen(own.now[space], own.record[space], fires(space))
-        silent = {space: now[space] > threshold(record[space], percentile) for space in now}
+        silent = {space: is_overdue(now[space], record[space], percentile) for space in now}
         is_any = jnp.any(jnp.array([jnp.any(units) for units in silent.values()]))
         state = jax.lax.cond(is_any, lambda s: reset_units(setting, s, silent, key), lambda s: s, state)
         own = Silences(
@@ -99,9 +99,15 @@ def listen(
     return jnp.where(fires, 0, now + 1), record + ends.astype(record.dtype)
 
 
-def threshold(record: Int32[Array, "units longest"], percentile: ArrayLike) -> Int32[Array, " units"]:
-    """The smallest silence that the given share of those on record does not exceed; `longest` for an empty record."""
-    below = jnp.cumsum(record, axis=1)
-    total = below[:, -1:]
-    is_enough = (below >= percentile * total) & (total > 0) & (below > 0)
-    return jnp.where(jnp.any(is_enough, axis=1), 1 + jnp.argmax(is_enough, axis=1), record.shape[1]).astype(jnp.int32)
+def is_overdue(
+    now: Int32[Array, " units"], record: Int32[Array, "units longest"], percentile: ArrayLike
+) -> Bool[Array, " units"]:
+    """Whether a silence is longer than the smallest that the given share of those on record does not exceed.
+
+    That is so if this share of the record is shorter than the silence: one sum, and no quantile. With an empty record
+    the threshold is `longest`, the number of columns.
+    """
+    columns = jnp.arange(1, record.shape[1] + 1)
+    shorter = jnp.sum(jnp.where(columns[None] < now[:, None], record, 0), axis=1)
+    total = jnp.sum(record, axis=1)
+    return (now > record.shape[1]) | ((shorter > 0) & (shorter >= percentile * total))

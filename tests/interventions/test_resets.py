@@ -31,7 +31,7 @@ from lopjax.interventions import (
 )
 from lopjax.losses import mean_cross_entropy
 from lopjax.optim import adam_per_weight, l2_init, shrink_and_perturb
-from lopjax.training import Task, init_state, train_step
+from lopjax.training import Task, epochs, init_state, logs_of, make_chunk, start_lanes, train_step
 
 PARAMS = {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
 MASK = {"a": {"kernel": jnp.arange(6).reshape(2, 3) % 3 == 1, "bias": jnp.arange(3) == 1}}
@@ -282,3 +282,53 @@ def test_inputs_are_no_layer():
     state, _ = observed(STANDARD)
     with pytest.raises(ValueError, match="'input' holds the inputs"):
         start_intervention(reset_layer(["input"]), STANDARD, state)
+
+
+@pytest.mark.parametrize(
+    ("make", "numbers"),
+    [
+        (redo, (0.1, 3)),
+        (continual_backprop, (0.1, 0.9, 5)),
+        (self_normalized_resets, (0.9,)),
+        (regrama, (0.1, 3)),
+        (cpr, (0.1, 3, 0.9)),
+        (lambda every: reset_layer(["classes"], every), (3,)),
+        (reset_optimizer, (3,)),
+        (lambda rate: from_optax(adam_per_weight(rate), "gradient"), (0.1,)),
+    ],
+)
+def test_numbers_may_be_traced_and_lanes_may_differ_in_them(make, numbers):
+    """Shapes alone: nothing is compiled. What goes in comes out, so that it can be the carry of a scan."""
+    state, seen = observed(STANDARD)
+    state = start_intervention(make(*numbers), STANDARD, state)
+    lanes = [jnp.stack([jnp.asarray(number)] * 16) for number in numbers]
+
+    def act(*numbers):
+        return intervene(make(*numbers), STANDARD, state, seen, jax.random.key(0), jnp.int32(1))[0]
+
+    shapes = jax.eval_shape(jax.vmap(act), *lanes)
+    for leaf, before in zip(jax.tree.leaves(shapes), jax.tree.leaves(state), strict=True):
+        assert (leaf.shape, leaf.dtype) == ((16, *jnp.shape(before)), jnp.result_type(before))
+
+
+def test_a_run_has_the_same_bits_however_it_is_cut():
+    """A chunk of lanes with two settings; the method's state goes on from one call to the next."""
+    images, labels = np.random.default_rng(1).normal(size=(24, 3)).astype(np.float32), np.arange(24) % 2
+    stream, method = epochs(images, labels, 4), with_lifetimes(continual_backprop(0.1, 0.9, 2))
+
+    def step(state, drawn, key, index):
+        state, seen = train_step(STANDARD.model, SGD, state, drawn.batch, task=drawn.task)
+        state, report = intervene(method, STANDARD, state, seen, key, index)
+        return state, logs_of(seen, "loss", replaced=lambda seen: report.logs["replaced"])
+
+    chunk, ends = make_chunk(step, stream), []
+    start = start_intervention(method, STANDARD, init_state(STANDARD.model.init(jax.random.key(0)), SGD))
+    for cuts in ((12,), (5, 7)):
+        lanes = start_lanes(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), start))
+        keys, done, replaced = jax.vmap(jax.random.key)(jnp.arange(2)), 0, 0.0
+        for length in cuts:
+            lanes, logs = chunk(lanes, keys, done, length, stream.data)
+            done, replaced = done + length, replaced + length * np.asarray(logs["replaced"])
+        ends.append(jax.device_get(lanes.state))
+        np.testing.assert_allclose(replaced, 3.0, rtol=1e-6)  # 0.4 owed a step from step 2 on, 0.3 while one is fresh
+    jax.tree.map(np.testing.assert_array_equal, *ends)
