@@ -171,6 +171,13 @@ def test_muon_of_a_kernel_is_muon_of_its_matrix(x64):
     assert np.ptp(np.abs(found["query"])) > 0.01
 
 
+def test_kernels_may_lie_in_any_layout():
+    """PyTorch's, units first and positions last."""
+    label = Label((Out("y"), In("x"), None, None))
+    wiring = build_wiring({("params", "w"): label}, {("params", "w"): (3, 2, 3, 3)}, sites={})
+    assert optim.matrix_axes(wiring, {"w": jnp.zeros((3, 2, 3, 3))}) == {"w": ((), (1, 2, 3), (0,))}
+
+
 @pytest.mark.parametrize("size", [0.3, 2.0])
 def test_spectral_is_the_gradient_of_its_penalty(x64, size):
     """2 k (sigma^k - 1) sigma^(k-1) u v' by NumPy's singular values, once power iteration has settled."""

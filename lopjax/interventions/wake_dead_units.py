@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from lopjax.interventions.checks import Spaces, check_every, check_state, is_due, spaces_of
+from lopjax.interventions.compensation import biases
 from lopjax.interventions.reasons import CHANGED, NO_UNIT_CHOSEN, NOT_ITS_STEP, NOT_PRESERVED
 from lopjax.interventions.slices import no_units, reset_units
 from lopjax.model import Tap, Variables, samples_by_units
@@ -15,7 +16,7 @@ from lopjax.optim.checks import check
 from lopjax.signals import Observed
 from lopjax.training.interventions import Intervention, Report, Setting
 from lopjax.training.steps import TrainState
-from lopjax.wiring import In, Label, Out, Path, Wiring, tree_paths
+from lopjax.wiring import Axis, In, Label, Path, Wiring, tree_paths
 
 
 class Constant(NamedTuple):
@@ -133,18 +134,17 @@ def constants_moved(
         space: whose units.
         constants: activation of every unit; 0 for those that are not meant.
     """
-    labels, leaves = wiring.labels_of(dict(variables)), jax.tree.leaves(dict(variables))
-    new, paths = list(leaves), tree_paths(dict(variables))
-    for index, label in enumerate(labels):
-        if In(space) not in label.axes or (found := _absorber(paths, labels, index)) is None:
+    labels, leaves = dict(wiring.labels), jax.tree.leaves(dict(variables))
+    new, beside = list(leaves), biases(wiring)
+    place = {path: index for index, path in enumerate(tree_paths(dict(variables)))}
+    for path, label in wiring.labels:
+        if In(space) not in label.axes or (found := beside.get(path) or _running_mean(wiring, path)) is None:
             continue
-        written = next(axis for axis in label.axes if isinstance(axis, Out))
-        axis = label.axes.index(In(space))
-        fed = jnp.moveaxis(leaves[index], axis, -1) @ jnp.asarray(constants, leaves[index].dtype)
-        rest = [other for other in label.axes if other != In(space)]
-        kept = _kept_axes(labels[found], rest, written)
-        total = jnp.sum(fed, axis=tuple(i for i in range(fed.ndim) if i not in kept))
-        new[found] = new[found] + (-total if paths[found][-1] == "mean" else total)
+        kernel = leaves[place[path]]
+        fed = jnp.moveaxis(kernel, label.axes.index(In(space)), -1) @ jnp.asarray(constants, kernel.dtype)
+        kept = _kept_axes(labels[found], [axis for axis in label.axes if axis != In(space)])
+        total = jnp.sum(fed, axis=tuple(index for index in range(fed.ndim) if index not in kept))
+        new[place[found]] = new[place[found]] + (total if found[0] == "params" else -total)
     return jax.tree.unflatten(jax.tree.structure(dict(variables)), new)
 
 
@@ -204,22 +204,19 @@ def _attempt(
     return _Attempt(woken, units, jnp.max(jnp.abs(after - logits)) / jnp.where(largest > 0, largest, 1))
 
 
-def _absorber(paths: Sequence[Path], labels: Sequence[Label], kernel: int) -> int | None:
-    """Which array takes a constant that a kernel feeds: the bias beside it, or the running mean of its norm."""
-    written = labels[kernel].writes()
-
-    def first(prefix: Path, wanted: Any) -> int | None:
-        for index, (path, label) in enumerate(zip(paths, labels, strict=True)):
-            if not label.reads() and label.writes() == written and path[1 : 1 + len(prefix)] == prefix and wanted(path):
-                return index
-        return None
-
-    module = paths[kernel][1:-1]
-    beside = first(module, lambda path: path[0] == "params" and path[1:-1] == module)
-    return first(module[:-1], lambda path: path[0] != "params" and path[-1] == "mean") if beside is None else beside
+def _running_mean(wiring: Wiring, kernel: Path) -> Path | None:
+    """The running mean of the norm behind a kernel without a bias: in a module beside that of the kernel."""
+    written, around = dict(wiring.labels)[kernel].writes(), kernel[1:-2]
+    found = [
+        path
+        for path, label in wiring.labels
+        if path[0] != "params" and path[-1] == "mean" and path[1:-2] == around and label.writes() == written
+    ]
+    return found[0] if len(found) == 1 else None
 
 
-def _kept_axes(bias: Label, rest: Sequence[Any], written: Out) -> list[int]:
+def _kept_axes(bias: Label, rest: Sequence[Axis]) -> list[int]:
     """Which axes of a kernel, without the one that reads the units, the bias has too, in its order."""
+    written = next(axis for axis in bias.axes if axis is not None)
     start = rest.index(written)
     return list(range(start, start + len(bias.axes) - bias.axes.index(written)))

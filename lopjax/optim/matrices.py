@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from lopjax.optim.checks import Params
-from lopjax.wiring import In, Label, Out, Wiring
+from lopjax.wiring import Label, Out, Wiring
 
 
 class MatrixAxes(NamedTuple):
@@ -39,17 +39,18 @@ def matrix_axes(wiring: Wiring, params: PyTree, by_head: bool = True) -> PyTree[
         params: parameters, or a tree like them, of which some may be left out (`optax.masked`).
         by_head: whether heads have matrices of their own; if not, they are rows or columns like any unit.
     """
-    heads = _spaces_with_coordinates(wiring) if by_head else frozenset()
+    heads = _spaces_with_coordinates(wiring)
 
     def axes(label: Label, array: Any) -> MatrixAxes | None:
         if not label.reads():
             return None
-        kinds = list(label.axes)
-        batch = tuple(index for index, axis in enumerate(kinds) if axis is not None and axis.space in heads)
-        # What lies behind an axis that is written are its coordinates: the width of a head.
-        first_written = min((i for i, axis in enumerate(kinds) if isinstance(axis, Out)), default=len(kinds))
-        columns = tuple(i for i in range(first_written, len(kinds)) if i not in batch and not isinstance(kinds[i], In))
-        rows = tuple(i for i in range(len(kinds)) if i not in batch and i not in columns)
+        written = {index for index, axis in enumerate(label.axes) if isinstance(axis, Out)}
+        # What lies behind a head that is written are its coordinates.
+        written |= {index + 1 for index in written if label.axes[index] in {Out(space) for space in heads}}
+        of_heads = {index for index, axis in enumerate(label.axes) if axis is not None and axis.space in heads}
+        batch = tuple(sorted(of_heads)) if by_head else ()
+        columns = tuple(index for index in sorted(written) if index not in batch)
+        rows = tuple(index for index in range(len(label.axes)) if index not in written and index not in batch)
         return MatrixAxes(batch, rows, columns) if rows and columns else None
 
     return wiring.map(axes, params, partial=True)
