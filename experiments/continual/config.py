@@ -71,6 +71,16 @@ class Config:
     """Of noise on the gradient: per entry, over the norm of the gradient array, at first."""
     noise_decay: float = 1.0
     """Of noise on the gradient: factor a step."""
+    replacement_rate: float = 1e-4
+    """Of continual backprop: share of the eligible units that are replaced a step."""
+    maturity: int = 100
+    """Of continual backprop: steps until a unit is eligible."""
+    redo_threshold: float = 0.1
+    """Of ReDo and ReGraMa: largest score of a unit that is reset."""
+    reset_every: int = 100
+    """Of ReDo, ReGraMa and CPR: steps between two resets."""
+    cpr_strength: float = 0.015
+    """Of CPR: how far weights move towards a fresh draw at most."""
     dropout: float = 0.1
     """Rate of the dropout method; the others have none."""
     record_every: int = 0
@@ -152,7 +162,7 @@ _NO_NORM = MLP(widths=(100, 100), norm="none")
 
 PRESETS: dict[str, dict[str, Config]] = {
     "mlp": {
-        "quick": MLPConfig(num_tasks=8, **_GAUSSIAN),
+        "quick": MLPConfig(num_tasks=12, steps=400, **_GAUSSIAN),
         "gaussian": MLPConfig(num_tasks=100, seeds=(0, 1, 2, 3, 4), **_GAUSSIAN),
         "tiny_imagenet": MLPConfig(net=MLP(norm="none"), **_TINY),
         "reference": MLPConfig(

@@ -50,7 +50,7 @@ def continual_figure(run: RunData) -> "Figure":
                 _curves(axes, run, f"stream/{symptom}/mean", f"{label}, fixed probe\n(dotted: on the stream)", ":")
             else:
                 axes.set_ylim(-0.02, 1.02)
-        handles = [axes for axes in _handles(panels[0, 2])]
+        handles = panels[0, 2].get_legend_handles_labels()[0]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
 
@@ -59,9 +59,10 @@ def layers_figure(run: RunData, method: str) -> "Figure":
     """Where in the network: every symptom of every site on the fixed probe over the tasks, dark to light by depth."""
     figure, panels = new_figure(len(SYMPTOMS))
     from matplotlib import colormaps
+    from matplotlib.colors import to_hex
 
     sites = sites_of(run)
-    colors = colormaps["viridis"](np.linspace(0, 0.92, len(sites)))
+    colors = [to_hex(color) for color in colormaps["viridis"](np.linspace(0, 0.92, len(sites)))]
     for axes, (symptom, label) in zip(panels, SYMPTOMS.items()):
         for site, color in zip(sites, colors):
             _band(axes, run, f"probe/{symptom}/{site}", method, color, site)
@@ -76,15 +77,17 @@ def layers_figure(run: RunData, method: str) -> "Figure":
 
 def symptoms_figure(run: RunData) -> "Figure":
     """Rank against the other symptoms, a point a task and layer, light to dark over the tasks (the first method)."""
+    points = None
     figure, panels = new_figure(3)
     method, seed = run.config["methods"][0], run.config["seeds"][0]
     for axes, symptom in zip(panels, list(SYMPTOMS)[1:]):
         for site in sites_of(run):
             across = at_ends(run, f"probe/{symptom}/{site}", method, seed)
             rank = at_ends(run, f"probe/effective_rank/{site}", method, seed)
-            points = axes.scatter(across, rank, c=np.arange(len(rank)), s=10, cmap="magma_r", vmin=-len(rank) / 4)
+            points = axes.scatter(across, rank, c=np.arange(1, len(rank) + 1), s=10, cmap="viridis_r")
         axes.set(xlabel=f"{SYMPTOMS[symptom]}, a layer", ylabel="effective rank of the layer", xlim=(-0.02, 1.02))
-    figure.colorbar(points, ax=panels[-1], label="task")
+    if points is not None:
+        figure.colorbar(points, ax=panels[-1], label="task")
     figure.suptitle(f"{label_of(method)}, seed {seed}, fixed probe", fontsize=10)
     return figure
 
@@ -129,7 +132,3 @@ def _draw(axes: "Axes", curves: list[np.ndarray], color: Any, label: str | None,
     num = min(map(len, curves))
     if num:
         band(axes, np.arange(1, num + 1), [curve[:num] for curve in curves], color, label, style)
-
-
-def _handles(axes: "Axes") -> list[Any]:
-    return axes.get_legend_handles_labels()[0]

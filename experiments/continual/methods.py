@@ -76,6 +76,30 @@ def _sgd(settings: Settings, key: "jax.Array | None") -> "optax.GradientTransfor
     return optax.sgd(settings["learning_rate"])
 
 
+def _continual_backprop(settings: Settings) -> Any:
+    from lopjax.interventions import continual_backprop
+
+    return continual_backprop(settings["replacement_rate"], maturity=settings["maturity"])
+
+
+def _redo(settings: Settings) -> Any:
+    from lopjax.interventions import redo
+
+    return redo(settings["redo_threshold"], settings["reset_every"])
+
+
+def _regrama(settings: Settings) -> Any:
+    from lopjax.interventions import regrama
+
+    return regrama(settings["redo_threshold"], settings["reset_every"])
+
+
+def _cpr(settings: Settings) -> Any:
+    from lopjax.interventions import cpr
+
+    return cpr(settings["cpr_strength"], settings["reset_every"])
+
+
 METHODS: dict[str, Method] = {
     "adam": Method("Adam", _adam, "adam", ("adam_learning_rate",)),
     "l2_init": Method("L2-init", _adam, "adam", ("adam_learning_rate", "l2_init")),
@@ -86,12 +110,19 @@ METHODS: dict[str, Method] = {
     ),
     "noise": Method("noise", _noisy_adam, "adam", ("adam_learning_rate", "noise_scale", "noise_decay")),
     "dropout": Method("dropout", _adam, "adam", ("adam_learning_rate", "dropout")),
+    "continual_backprop": Method(
+        "continual backprop", _adam, "adam", ("adam_learning_rate", "replacement_rate", "maturity"), _continual_backprop
+    ),
+    "redo": Method("ReDo", _adam, "adam", ("adam_learning_rate", "redo_threshold", "reset_every"), _redo),
+    "regrama": Method("ReGraMa", _adam, "adam", ("adam_learning_rate", "redo_threshold", "reset_every"), _regrama),
+    "cpr": Method("CPR", _adam, "adam", ("adam_learning_rate", "cpr_strength", "reset_every"), _cpr),
     "sgd": Method("SGD", _sgd, "sgd", ("learning_rate",)),
 }
 
 NUMBERS = (
     *("adam_learning_rate", "learning_rate", "l2_init", "weight_decay", "shrink", "perturb"),
     *("noise_scale", "noise_decay", "dropout", "beta2"),
+    *("replacement_rate", "maturity", "redo_threshold", "reset_every", "cpr_strength"),
 )
 # What a method has that does not read a number; of any other number it has the config's.
 OFF: Mapping[str, float] = {

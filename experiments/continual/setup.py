@@ -36,7 +36,7 @@ class Setup(NamedTuple):
     @property
     def groups(self) -> tuple[Group, ...]:
         """The programs of the run."""
-        numbers = {name: float(getattr(self.config, name)) for name in NUMBERS}
+        numbers = {name: getattr(self.config, name) for name in NUMBERS}
         return groups_of(self.config.methods, self.config.seeds, numbers, self.config.fresh)
 
 
@@ -71,7 +71,7 @@ def recorded_probe(config: Config, setup: Setup) -> tuple[Any, Any]:
 
 def _check_config(config: Config) -> None:
     """What can be checked without the data and the models, which check their own arguments."""
-    for name in ("num_tasks", "steps", "classes_per_task", "batch_size", "probe_samples"):
+    for name in ("num_tasks", "steps", "classes_per_task", "batch_size", "probe_samples", "reset_every"):
         _check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
     is_divisor = config.record_every == 0 or (config.record_every > 0 and config.steps % config.record_every == 0)
     _check("record_every", config.record_every, is_divisor, f"0, or a divisor of steps={config.steps}")
@@ -91,7 +91,8 @@ def _check_config(config: Config) -> None:
         raise ValueError(f"methods={config.methods}: {needing[0]} needs boundaries; change={config.change} has none")
     for name in ("adam_learning_rate", "learning_rate"):
         _check(name, getattr(config, name), 0 < getattr(config, name) < math.inf, "positive and finite")
-    for name in ("l2_init", "weight_decay", "perturb", "noise_scale", "noise_decay"):
+    others = ("replacement_rate", "redo_threshold", "cpr_strength", "maturity")
+    for name in ("l2_init", "weight_decay", "perturb", "noise_scale", "noise_decay", *others):
         _check(name, getattr(config, name), 0 <= getattr(config, name) < math.inf, "non-negative and finite")
     for name in ("dropout", "shrink", "beta2"):
         _check(name, getattr(config, name), 0 <= getattr(config, name) < 1, "in [0, 1)")

@@ -224,8 +224,8 @@ def _fingerprint(folder: Path) -> str:
 
 def _not_found(name: str, data_dir: Path) -> Exception:
     here = ["digits", *prepared_names(data_dir)]
-    # TFDS knows its sets by name without a network.
-    known = import_tfds().list_builders(with_community_datasets=False)
+    # TFDS knows its sets by name without a network; one that we have a builder of is none of them.
+    known = [*import_tfds().list_builders(with_community_datasets=False), "tiny_imagenet"]
     parts = _NAME.fullmatch(name)
     if parts is None or (parts["set"] not in known and not (data_dir / parts["set"]).is_dir()):
         close = difflib.get_close_matches(name, {*here, *known}, n=3)

@@ -192,9 +192,8 @@ def test_mixtures_have_the_variances_of_their_definition():
     np.testing.assert_allclose(within, 0.04, rtol=0.02)
     np.testing.assert_allclose(between, 1 + 0.004, rtol=0.03)
     np.testing.assert_allclose(common, 0.36 + 1.004 / 6, rtol=0.06)
-    others = (
-        np.asarray(jax.jit(partial(task_examples, test, ()))(KEY, 7)[0], np.float64).reshape(6, 10, 2).swapaxes(0, 1)
-    )
+    others = np.asarray(jax.jit(partial(task_examples, test, ()))(KEY, 7)[0], np.float64)
+    others = others.reshape(6, 10, 2).swapaxes(0, 1)
     assert (others != points[7]).all()
     assert np.abs(others.mean(axis=0) - centres[7]).max() < 6 * 0.2 * np.sqrt(2 / 10)
     assert np.abs(others.mean(axis=0) - centres[8]).max() > 1  # the control: another task

@@ -1,0 +1,146 @@
+"""Compare runs on Tiny ImageNet with curves measured by other code: the same archive, order of classes and settings.
+
+    python -m lopjax.data prepare tiny_imagenet --archive tiny-imagenet-200.zip --data-dir DATA
+    python -m experiments.continual --preset reference --data-dir DATA                     # no normalisation
+    python -m experiments.continual --preset reference --net.norm batch --name reference_batch --data-dir DATA
+    python -m experiments.continual.compare runs/continual/reference REFERENCE.json --output docs/continual_reference.md
+
+The reference is `{"runs": [{"norm", "seed", "fresh", "steps", "rows": [a row a task]}]}`. Of both sides only the tasks
+that both have come to are compared, in two halves. Prints (and writes) one Markdown table.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from experiments.continual.report import Interval, at_ends, interval, over_tasks
+
+if TYPE_CHECKING:
+    from lopjax.runs import RunData
+
+QUANTITIES = {
+    "online accuracy": ("online_accuracy", "online_acc"),
+    "training loss after the task": ("train_loss", "train_loss"),
+    "validation accuracy after the task": ("test_accuracy", "val_acc"),
+    "dead units, on the task": ("stream/dead_fraction/mean", "dead_fraction"),
+    "duplicate units, on the task": ("stream/duplicate_fraction/mean", "dup_fraction"),
+    "effective rank, on the task": ("stream/effective_rank/mean", "eff_rank"),
+    "dead units, fixed probe": ("probe/dead_fraction/mean", "probe_dead_fraction"),
+    "effective rank, fixed probe": ("probe/effective_rank/mean", "probe_eff_rank"),
+}
+"""What is compared: its name in our records and in a row of the reference."""
+
+
+class Row(NamedTuple):
+    """One quantity of one network over one half of the tasks.
+
+    Attributes:
+        network: "continual" or "fresh".
+        quantity: key of `QUANTITIES`.
+        tasks: which, in words.
+        ours: of every seed of ours, the mean over these tasks.
+        theirs: likewise.
+        difference: task by task, ours less theirs (means over seeds), and its interval over the tasks.
+    """
+
+    network: str
+    quantity: str
+    tasks: str
+    ours: list[float]
+    theirs: list[float]
+    difference: Interval
+
+
+def rows_of(run: "RunData", reference: dict[str, Any]) -> list[Row]:
+    """All quantities that both sides have.
+
+    Raises:
+        ValueError: no run of the reference has the run's norm and steps a task, or no task is done by both.
+    """
+    norm, steps = run.config["net"]["norm"], run.config["steps"]
+    alike = [entry for entry in reference["runs"] if entry["norm"] == norm and entry["steps"] == steps]
+    if not alike:
+        raise ValueError(f"reference: has no runs with norm={norm!r} and {steps} steps a task")
+    rows = []
+    for network, method in (("continual", "adam"), ("fresh", "fresh_adam")):
+        entries = [entry for entry in alike if entry["fresh"] == (network == "fresh")]
+        for quantity, (ours, theirs) in QUANTITIES.items():
+            curves = [curve for entry in entries if len(curve := _column(entry["rows"], theirs))]
+            own = _curves(run, ours, method)
+            num = min((len(curve) for curve in (*curves, *own)), default=0)
+            if not curves or not own or num < 2:
+                continue
+            rows += _rows(network, quantity, [curve[:num] for curve in own], [curve[:num] for curve in curves])
+    if not rows:
+        raise ValueError(f"{run.folder}: no task is done by all networks yet")
+    return rows
+
+
+def _rows(network: str, quantity: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> list[Row]:
+    num, found = len(ours[0]), []
+    for first, last in ((0, num // 2), (num // 2, num)):
+        own, other = ([curve[first:last] for curve in curves] for curves in (ours, theirs))
+        difference = interval(np.mean(own, axis=0) - np.mean(other, axis=0))
+        means = [[float(curve.mean()) for curve in curves] for curves in (own, other)]
+        found.append(Row(network, quantity, f"{first + 1}–{last}", *means, difference))
+    return found
+
+
+def _curves(run: "RunData", name: str, method: str) -> list[np.ndarray]:
+    curve = over_tasks if name == "online_accuracy" else at_ends
+    return [found for seed in run.config["seeds"] if len(found := curve(run, name, method, seed))]
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows]) if rows and name in rows[0] else np.array([])
+
+
+def table_of(rows: list[Row]) -> str:
+    """A Markdown table; differences whose interval leaves out zero are bold."""
+    lines = [
+        "| network | quantity | tasks | lopjax | reference | difference (95 % over tasks) |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        text = f"{row.difference.mean:+.3f} ± {row.difference.half:.3f}"
+        is_off = math.isfinite(row.difference.half) and abs(row.difference.mean) > row.difference.half
+        lines.append(
+            f"| {row.network} | {row.quantity} | {row.tasks} | {_spread(row.ours)} | {_spread(row.theirs)} "
+            f"| {f'**{text}**' if is_off else text} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    """The mean over seeds, with the smallest and the largest."""
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}–{max(values):.3f})"
+
+
+def main() -> None:
+    """Read both, print the table, and write it if asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.continual.compare", description=str(__doc__).split("\n")[0]
+    )
+    parser.add_argument("run", type=Path, help="run folder of experiments.continual")
+    parser.add_argument("reference", type=Path, help="JSON file of reference curves")
+    parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
+    arguments = parser.parse_args()
+    from lopjax import runs
+
+    reference = json.loads(arguments.reference.read_text(encoding="utf-8"))
+    try:
+        table = table_of(rows_of(runs.load(arguments.run), reference))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    print(table)
+    if arguments.output is not None:
+        arguments.output.write_text(table, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

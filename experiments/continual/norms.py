@@ -1,0 +1,79 @@
+"""Draw several runs beside each other, such as one a normalisation: curves over tasks, and bars of their last half.
+
+    python -m experiments.continual.norms runs/continual/none runs/continual/batch runs/continual/layer --output norms
+
+The arrangement of arXiv 2510.00304, figure 3.3. Runs are named by their folders; the method is the first of each.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.continual.figures import SYMPTOMS
+from experiments.continual.report import at_ends, interval, less_fresh, over_tasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lopjax.runs import RunData
+
+
+def curves_of(run: "RunData", name: str) -> list[np.ndarray]:
+    """One curve a seed of the first method of a run, cut to the same number of tasks; none before a task is done."""
+    method, found = run.config["methods"][0], []
+    for seed in run.config["seeds"]:
+        if name == "less_fresh":
+            found.append(less_fresh(run, "online_accuracy", method, seed))
+        else:
+            found.append((over_tasks if name == "online_accuracy" else at_ends)(run, name, method, seed))
+    num = min(map(len, found))
+    return [curve[:num] for curve in found] if num else []
+
+
+def norms_figure(found: "Sequence[RunData]") -> "Figure":
+    """Curves above, and below them bars of the mean over the last half of the tasks with 95 % intervals over seeds."""
+    from lopjax.plotting import PALETTE, band, drawing
+
+    names = {"less_fresh": "online accuracy\nminus fresh network"} if all(r.config["fresh"] for r in found) else {}
+    names |= {f"probe/{symptom}/mean": label for symptom, label in SYMPTOMS.items()}
+    with drawing(2.9 * len(names), 5.2) as figure:
+        panels = figure.subplots(2, len(names), height_ratios=(3, 2))
+        for (upper, lower), (name, label) in zip(panels.T, names.items()):
+            for place, run in enumerate(found):
+                if not (curves := curves_of(run, name)):
+                    continue
+                color = PALETTE[place % len(PALETTE)]
+                band(upper, np.arange(1, len(curves[0]) + 1), curves, color, run.folder.name)
+                bar = interval([curve[len(curve) // 2 :].mean() for curve in curves])
+                error = bar.half if np.isfinite(bar.half) else None
+                lower.bar(place, bar.mean, yerr=error, color=color, width=0.7, capsize=3)
+            upper.set(xlabel="task", ylabel=label if name == "less_fresh" else f"{label}, fixed probe")
+            lower.set_xticks(range(len(found)), [run.folder.name for run in found], rotation=20)
+            lower.set_ylabel("last half of the tasks")
+        handles = panels[0, 0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper center", ncols=len(found), frameon=False)
+    return figure
+
+
+def main() -> None:
+    """Read the runs and write the figure."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.continual.norms", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders of experiments.continual")
+    parser.add_argument("--output", type=Path, default=Path("norms"), help="file to write, without ending")
+    arguments = parser.parse_args()
+    from lopjax.plotting import save
+    from lopjax.runs import load
+
+    try:
+        figure = norms_figure([load(folder) for folder in arguments.runs])
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    for path in save(figure, arguments.output):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
