@@ -162,7 +162,7 @@ _NO_NORM = MLP(widths=(100, 100), norm="none")
 
 PRESETS: dict[str, dict[str, Config]] = {
     "mlp": {
-        "quick": MLPConfig(num_tasks=12, steps=400, **_GAUSSIAN),
+        "quick": MLPConfig(num_tasks=10, steps=400, **_GAUSSIAN),
         "gaussian": MLPConfig(num_tasks=100, seeds=(0, 1, 2, 3, 4), **_GAUSSIAN),
         "tiny_imagenet": MLPConfig(net=MLP(norm="none"), **_TINY),
         "reference": MLPConfig(

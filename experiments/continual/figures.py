@@ -23,9 +23,11 @@ SYMPTOMS = {
 
 def figures(run: RunData) -> "dict[str, Figure]":
     """All figures of a run, by file name."""
-    methods = run.config["methods"]
-    found = {"continual": continual_figure(run), "rank_and_symptoms": symptoms_figure(run)}
-    return found | {f"layers_{name}": layers_figure(run, name) for name in methods}
+    return {
+        "continual": continual_figure(run),
+        "rank_and_symptoms": symptoms_figure(run),
+        "layers": layers_figure(run, run.config["methods"][0]),
+    }
 
 
 def continual_figure(run: RunData) -> "Figure":
@@ -129,6 +131,9 @@ def _band(axes: "Axes", run: RunData, value: str, name: str, color: Any, label: 
 
 def _draw(axes: "Axes", curves: list[np.ndarray], color: Any, label: str | None, style: str = "-") -> None:
     """Mean and band over seeds, as far as all have come."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     num = min(map(len, curves))
     if num:
         band(axes, np.arange(1, num + 1), [curve[:num] for curve in curves], color, label, style)

@@ -95,7 +95,7 @@ def test_every_lane_has_a_record_at_every_length(recorded):
         assert {f"{place}/{name}/hidden_1" for name in ("effective_rank", "dead_fraction")} <= names
     assert {"online_accuracy", "plasticity", "test_accuracy", "earlier/1", "units/died", "weight_norm"} <= names
     files = {path.name for path in recorded.folder.iterdir()}
-    assert {"continual.png", "rank_and_symptoms.pdf", "layers_l2_init.png", "summary.json"} <= files
+    assert {"continual.png", "rank_and_symptoms.pdf", "layers.png", "summary.json"} <= files
     assert len(recorded.summary) == 6
 
 
@@ -256,7 +256,7 @@ def test_what_is_lost_is_the_difference_in_the_last_half(unchecked):
 
 def test_an_incomplete_run_is_drawn(recorded):
     part = recorded._replace(records=recorded.records[:14], summary=None)
-    assert set(figures(part)) == {"continual", "rank_and_symptoms", "layers_adam", "layers_l2_init"}
+    assert set(figures(part)) == {"continual", "rank_and_symptoms", "layers"}
     assert len(table(part).rows) == 3
 
 

@@ -1,0 +1,80 @@
+"""Runs of the continual-learning experiment beside other curves, and beside each other, on made-up records."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.continual.compare import main, rows_of, table_of
+from experiments.continual.norms import norms_figure
+from lopjax.runs import RunData
+
+
+def run_of(folder, num_tasks: int = 4, shift: float = 0.0) -> RunData:
+    records = [
+        {
+            "method": method, "seed": seed, "task": task, "step": task + 1, "is_end": True,
+            "online_accuracy": 0.5 + 0.1 * task + shift, "test_accuracy": 0.4, "train_loss": 1.0,
+            "stream/dead_fraction/mean": 0.25, "stream/duplicate_fraction/mean": 0.0,
+            "stream/effective_rank/mean": 50.0 + seed, "probe/dead_fraction/mean": 0.1 * task,
+            "probe/duplicate_fraction/mean": 0.0, "probe/saturated_fraction/mean": 0.0,
+            "probe/effective_rank/mean": 40.0,
+        }
+        for method in ("fresh_adam", "adam") for seed in (0, 1) for task in range(num_tasks)
+    ]  # fmt: skip
+    config = {"methods": ["adam"], "seeds": [0, 1], "fresh": True, "net": {"norm": "none"}, "steps": 300}
+    return RunData(folder, config, records, None, "continual")
+
+
+def reference(num_tasks: int = 5) -> dict:
+    rows = [
+        {"online_acc": 0.5 + 0.1 * task, "train_loss": 1.2, "val_acc": 0.4, "dead_fraction": 0.2 + 0.02 * (task % 2)}
+        for task in range(num_tasks)
+    ]
+    others = [
+        {"norm": norm, "fresh": False, "steps": steps, "rows": rows} for norm, steps in (("batch", 300), ("none", 9))
+    ]
+    return {"runs": [*others, {"norm": "none", "fresh": False, "steps": 300, "rows": rows}]}
+
+
+def test_only_tasks_that_both_have_are_compared_half_by_half(tmp_path):
+    rows = {(row.quantity, row.tasks): row for row in rows_of(run_of(tmp_path), reference())}
+    assert {row.network for row in rows.values()} == {"continual"}  # the reference has no fresh network
+    assert {quantity for quantity, _ in rows} == {
+        *("online accuracy", "training loss after the task"),
+        *("validation accuracy after the task", "dead units, on the task"),
+    }
+    first, last = (rows["online accuracy", tasks] for tasks in ("1–2", "3–4"))
+    np.testing.assert_allclose((first.ours, last.ours), [[0.55] * 2, [0.75] * 2])
+    np.testing.assert_allclose((first.theirs, last.theirs), [[0.55], [0.75]])
+    assert first.difference.mean == pytest.approx(0)
+    dead = rows["dead units, on the task", "3–4"].difference
+    # 0.25 - (0.20, 0.22): mean 0.04, deviation 0.02 / sqrt(2), t of one degree of freedom 12.706.
+    assert (dead.mean, dead.half) == (pytest.approx(0.04), pytest.approx(12.706 * 0.01, rel=1e-3))
+    text = table_of(list(rows.values()))
+    assert (
+        "| continual | training loss after the task | 1–2 | 1.000 (1.000–1.000) | 1.200 | **-0.200 ± 0.000** |" in text
+    )
+    assert "| 0.210 | +0.040 ± 0.127 |" in text
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path, capsys, monkeypatch):
+    with pytest.raises(ValueError, match="has no runs with norm='none' and 300 steps a task"):
+        rows_of(run_of(tmp_path), {"runs": reference()["runs"][:2]})
+    with pytest.raises(ValueError, match="no task is done by all networks yet"):
+        rows_of(run_of(tmp_path, num_tasks=1), reference())
+    (tmp_path / "reference.json").write_text(json.dumps(reference()))
+    monkeypatch.setattr("sys.argv", ["compare", str(tmp_path), str(tmp_path / "reference.json")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "not a run folder" in capsys.readouterr().err
+
+
+def test_several_runs_are_drawn_as_curves_and_bars(tmp_path):
+    figure = norms_figure([run_of(tmp_path / "none"), run_of(tmp_path / "batch", shift=0.1)])
+    upper, lower = figure.axes[0], figure.axes[5]
+    assert [text.get_text() for text in lower.get_xticklabels()] == ["none", "batch"]
+    np.testing.assert_allclose(upper.lines[0].get_ydata(), 0, atol=1e-12)  # as good as the fresh network
+    dead = figure.axes[7]
+    np.testing.assert_allclose([bar.get_height() for bar in dead.patches], 0.25)  # tasks 3 and 4: 0.2, 0.3
