@@ -65,9 +65,9 @@ class Outcome(NamedTuple):
 
     before: Any
     after: Any
-    touched: np.ndarray
+    touched: np.ndarray | jax.Array
     gradient: Any
-    change: float
+    change: float | jax.Array
 
 
 @cache

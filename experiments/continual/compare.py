@@ -85,8 +85,8 @@ def _rows(network: str, quantity: str, ours: list[np.ndarray], theirs: list[np.n
     for first, last in ((0, num // 2), (num // 2, num)):
         own, other = ([curve[first:last] for curve in curves] for curves in (ours, theirs))
         difference = interval(np.mean(own, axis=0) - np.mean(other, axis=0))
-        means = [[float(curve.mean()) for curve in curves] for curves in (own, other)]
-        found.append(Row(network, quantity, f"{first + 1}–{last}", *means, difference))
+        ours_mean, theirs_mean = ([float(curve.mean()) for curve in curves] for curves in (own, other))
+        found.append(Row(network, quantity, f"{first + 1}–{last}", ours_mean, theirs_mean, difference))
     return found
 
 

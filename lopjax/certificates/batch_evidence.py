@@ -10,7 +10,7 @@ import numpy as np
 
 from lopjax.losses import Batch
 from lopjax.manifolds import Clusters, Manifold, normal_part
-from lopjax.model import Model, Params, Tap, Taps, Variables, samples_by_units
+from lopjax.model import Model, Output, Params, Tap, Taps, Variables, samples_by_units
 from lopjax.wiring import tree_paths, unit_rows
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -43,7 +43,7 @@ def run(model: Model, loss: Loss, train: bool, variables: Variables, batch: Batc
 
 
 @partial(jax.jit, static_argnames=("apply", "loss", "train"))
-def _run(apply: Callable[..., tuple], loss: Loss, train: bool, variables: Variables, batch: Batch) -> Pass:
+def _run(apply: Callable[..., Output], loss: Loss, train: bool, variables: Variables, batch: Batch) -> Pass:
     inputs, labels = batch
 
     def objective(params: Params, shifts: Mapping[str, Tap]) -> tuple[jax.Array, Taps]:

@@ -163,7 +163,7 @@ def normal_basis(params: Params, wiring: Wiring, partition: Mapping[str, tuple[i
             averages.append(same / same.sum(axis=1))
         values, vectors = np.linalg.eigh(reduce(np.kron, averages))
         blocks.append(vectors[:, values < 0.5])
-    return scipy.linalg.block_diag(*blocks)
+    return np.asarray(scipy.linalg.block_diag(*blocks))
 
 
 def falsehoods(blocks: UnitBlocks, truth: TrueSpectrum) -> list[str]:
