@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
     after: Any
     touched: np.ndarray | jax.Array
     gradient: Any
-    change: float | jax.Array
+    change: Any
 
 
 @cache
