@@ -17,6 +17,7 @@ from lopjax.manifolds.lie_rank import FunctionalCodimension, functional_codimens
 from lopjax.manifolds.manifold import (
     CloneNormals,
     Manifold,
+    ManifoldKind,
     Subspace,
     codimension,
     dimension,
@@ -37,6 +38,7 @@ __all__ = [
     "FrozenUnits",
     "FunctionalCodimension",
     "Manifold",
+    "ManifoldKind",
     "Subspace",
     "check_partition",
     "cloned_manifold",

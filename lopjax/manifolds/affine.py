@@ -17,7 +17,7 @@ import numpy as np
 from lopjax.cloning import Clusters, Partition, check_partition
 from lopjax.integers import as_integer
 from lopjax.manifolds.clusters import cluster_mean
-from lopjax.manifolds.manifold import CloneNormals, Manifold, Params, Subspace
+from lopjax.manifolds.manifold import CloneNormals, Manifold, ManifoldKind, Params, Subspace
 from lopjax.wiring import Label, Wiring, along
 
 FrozenUnits = Mapping[str, Sequence[int]]
@@ -82,7 +82,7 @@ def cloned_manifold(params: Params, wiring: Wiring, partition: Partition, space:
     if space not in ("leaf", "V"):
         raise ValueError(f"space={space!r}: must be 'leaf' or 'V'")
     allowed = wiring.permutable if space == "leaf" else wiring.cloneable
-    return _build(params, AffineStructure(wiring, check_partition(wiring, partition, allowed), {}), space)
+    return _build(params, AffineStructure(wiring, check_partition(wiring, partition, allowed), {}), ManifoldKind(space))
 
 
 def frozen_manifold(params: Params, wiring: Wiring, frozen_units: FrozenUnits) -> Manifold:
@@ -102,7 +102,7 @@ def frozen_manifold(params: Params, wiring: Wiring, frozen_units: FrozenUnits) -
             of range, a site that no parameter belongs to.
     """
     frozen = resolve_frozen_units(wiring, frozen_units)
-    return _build(params, AffineStructure(wiring, {}, frozen), "frozen")
+    return _build(params, AffineStructure(wiring, {}, frozen), ManifoldKind.FROZEN)
 
 
 def intersection(first: Manifold, second: Manifold) -> Manifold:
@@ -132,9 +132,8 @@ def intersection(first: Manifold, second: Manifold) -> Manifold:
     }
     structure = AffineStructure(one.wiring, one.clusters or two.clusters, frozen)
     _check_whole_clusters(structure)
-    kinds = [manifold.space.split(" & ")[0] for manifold in (first, second)]
-    cloned = [kind for kind in kinds if kind != "frozen"]
-    return _build(first.origin, structure, cloned[0] if cloned else "frozen")
+    cloned = [manifold.kind for manifold in (first, second) if manifold.kind is not ManifoldKind.FROZEN]
+    return _build(first.origin, structure, cloned[0] if cloned else ManifoldKind.FROZEN)
 
 
 def resolve_frozen_units(wiring: Wiring, frozen_units: FrozenUnits) -> dict[str, tuple[int, ...]]:
@@ -184,7 +183,7 @@ def _check_whole_clusters(structure: AffineStructure) -> None:
                 )
 
 
-def _build(params: Params, structure: AffineStructure, kind: str) -> Manifold:
+def _build(params: Params, structure: AffineStructure, kind: ManifoldKind) -> Manifold:
     """The manifold whose projector is the leaf's or V's, with nothing left in frozen slices."""
     plans = _plans(params, structure)
 
@@ -197,15 +196,17 @@ def _build(params: Params, structure: AffineStructure, kind: str) -> Manifold:
         )
         return Subspace(projector, sum(plan.ranks[piece] for plan in plans for piece in pieces))
 
-    tangent = subspace((0, 3) if kind == "V" else (0,))
-    is_cloned = kind != "frozen"
+    tangent = subspace((0, 3) if kind is ManifoldKind.FAMILY else (0,))
+    is_cloned = kind is not ManifoldKind.FROZEN
     return Manifold(
         origin=params,
         project=tangent.project,
         tangent_dimension=tangent.dimension,
-        space=f"{kind} & frozen" if is_cloned and structure.frozen else kind,
+        space=f"{kind.value} & frozen" if is_cloned and structure.frozen else kind.value,
         normals=CloneNormals(subspace((1,)), subspace((2,)), subspace((3,))) if is_cloned else None,
         structure=structure,
+        kind=kind,
+        is_affine=True,
     )
 
 

@@ -12,7 +12,7 @@ from lopjax import linalg
 from lopjax.activations import ACTIVATIONS, activation
 from lopjax.curvature import constraint_jacobian
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES
-from lopjax.manifolds.manifold import Manifold, Params
+from lopjax.manifolds.manifold import Manifold, ManifoldKind, Params
 from lopjax.wiring import Wiring, sum_per_unit
 
 Constraint = Callable[[Params], Float[Array, "constraints"]]
@@ -62,8 +62,10 @@ def level_set_manifold(
         origin=params,
         project=project,
         tangent_dimension=None if rank is None else size - rank,
-        space="level set",
+        space=ManifoldKind.LEVEL_SET.value,
         rank_loss=None if rank is None else count - rank,
+        kind=ManifoldKind.LEVEL_SET,
+        is_affine=False,
     )
 
 

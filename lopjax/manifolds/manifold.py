@@ -4,6 +4,7 @@ Vectors are trees like the parameters; inner products and norms are those of all
 """
 
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,16 @@ from lopjax.curvature.guards import DENSE_LIMIT_BYTES
 
 Params = PyTree[Float[Array, "..."]]
 Projector = Callable[[Params], Params]
+
+
+class ManifoldKind(Enum):
+    """What a manifold is made of; the value is its name in reports."""
+
+    LEAF = "leaf"
+    FAMILY = "V"
+    FROZEN = "frozen"
+    LEVEL_SET = "level set"
+    OTHER = "custom"
 
 
 class Subspace(NamedTuple):
@@ -55,15 +66,18 @@ class Manifold(NamedTuple):
     The first two fields are all that the tools need; the constructors of this package fill in the rest.
 
     Attributes:
-        origin: the point; affine manifolds are `origin + range(project)`.
+        origin: the point.
         project: orthogonal projector onto the tangent space at `origin`: linear, idempotent, self-adjoint.
         tangent_dimension: dimension of the tangent space; `None` if it is not known from the structure.
-        space: what the manifold is: "leaf" or "V" (cloned units), "frozen", "leaf & frozen", "V & frozen",
-            "level set", or the user's own word.
+        space: name for reports: "leaf" or "V" (cloned units), "frozen", "leaf & frozen", "V & frozen", "level set", or
+            the user's own word. Nothing is decided by it.
         normals: for cloned units, the pieces of the leaf's normal space, whichever `space` is used.
         structure: for cloned and frozen units, the clusters and masks that define the manifold.
         rank_loss: for level sets, the number of constraints whose gradients are not independent of the others; not
             zero means that the level set need not be a manifold at `origin`. `None` elsewhere, or under a trace.
+        kind: of which constructor; of the user's own, `OTHER`.
+        is_affine: whether the manifold is `origin + range(project)`; `None` if it is not known. Off a critical point
+            the curvature of a loss gives no verdict about a manifold that may be curved.
     """
 
     origin: Params
@@ -73,6 +87,8 @@ class Manifold(NamedTuple):
     normals: CloneNormals | None = None
     structure: Any = None
     rank_loss: int | None = None
+    kind: ManifoldKind = ManifoldKind.OTHER
+    is_affine: bool | None = None
 
 
 def num_parameters(manifold: Manifold) -> int:

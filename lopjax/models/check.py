@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from lopjax.model import Model, NotResizableError, Tap, Variables
-from lopjax.models import claims
+from lopjax.models import claims, site_claims
 from lopjax.models.claims import Arrays, Probe, Seen, Shifts
 from lopjax.models.constructors import is_recorded
 from lopjax.wiring import Path, tree_paths
@@ -24,11 +24,11 @@ CLAIMS: tuple[Callable[[Probe], list[str]], ...] = (
     claims.symmetry_faults,
     claims.cloning_faults,
     claims.coupling_faults,
-    claims.source_faults,
-    claims.site_faults,
-    claims.reader_faults,
-    claims.order_faults,
-    claims.sum_faults,
+    site_claims.source_faults,
+    site_claims.site_faults,
+    site_claims.reader_faults,
+    site_claims.order_faults,
+    site_claims.sum_faults,
 )
 _SAMPLES = 8  # so that no ReLU is asleep on all of them, but for one in hundreds
 
@@ -89,7 +89,7 @@ def check_wiring(model: Model, batch: tuple[Any, Any], variables: Variables | No
             "(build it with compute_dtype='float32': the labels are the same)"
         )
     if not faults:
-        faults = claims.forgotten_sites(probe) + _widening_faults(model, probe)
+        faults = site_claims.forgotten_sites(probe) + _widening_faults(model, probe)
     _raise(faults)
 
 

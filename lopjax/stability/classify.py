@@ -15,6 +15,7 @@ from lopjax.curvature.products import Loss, Params
 from lopjax.manifolds import (
     CloneNormals,
     Manifold,
+    ManifoldKind,
     Subspace,
     distance,
     normal_basis,
@@ -60,7 +61,8 @@ def classify(
     Args:
         loss: `params -> scalar`, a mean over samples; deterministic.
         params: the point, N parameters.
-        manifold: a manifold through that point. One whose `space` is not "level set" is taken to be affine.
+        manifold: a manifold through that point. Off a critical point there is a verdict only if it is said to be
+            affine (`Manifold.is_affine`; cloned and frozen manifolds are).
         method: "dense" counts every eigenvalue, at the price of matrices N x N. "lanczos" takes `2 num_steps`
             Hessian-vector products and knows some directions only: it can prove a saddle, and counts nothing.
         num_steps: Lanczos steps, for the whole space and for the normal space.
@@ -126,10 +128,10 @@ def _check_request(params: Params, manifold: Manifold, method: str, num_steps: i
         raise ValueError("the manifold fills the parameter space: it has no normal directions to classify")
     # Parameters that have been trained on the manifold may have drifted by rounding.
     off, allowed = float(distance(manifold, params)), float(jnp.finfo(dtype).eps) ** 0.5 * float(tree_norm(params))
-    if manifold.space == "level set" and not _is_same_point(params, manifold.origin):
+    if manifold.is_affine is False and not _is_same_point(params, manifold.origin):
         raise ValueError(
-            "params are not the origin of the level set, whose normal directions change from point to "
-            "point: build the manifold at params"
+            "params are not the origin of the curved manifold, whose normal directions change from point to point: "
+            "build the manifold at params"
         )
     if not off <= allowed:
         raise ValueError(
@@ -144,8 +146,12 @@ def _is_same_point(params: Params, other: Params) -> bool:
 
 def _normal_space(params: Params, manifold: Manifold) -> _NormalSpace:
     normals = manifold.normals
-    is_leaf = manifold.space.split(" & ")[0] == "leaf"
-    if normals is None or not is_leaf or not normals.gauge.dimension or not _is_on_family(params, normals):
+    if (
+        normals is None
+        or manifold.kind is not ManifoldKind.LEAF
+        or not normals.gauge.dimension
+        or not _is_on_family(params, normals)
+    ):
         return _NormalSpace(manifold, manifold, None)
 
     def project(vector: Params) -> Params:
@@ -314,10 +320,11 @@ def _qualified(report: StabilityReport, gradient: Params, params: Params, manifo
     )
     if manifold.rank_loss:
         return withdrawn._replace(note=f"{manifold.rank_loss} constraints depend on the others: not a manifold here")
-    if manifold.space == "level set" and norm > rounding:
+    if manifold.is_affine is not True and norm > rounding:
+        unsaid = "; if it is not curved, say so: Manifold(..., is_affine=True)" if manifold.is_affine is None else ""
         return withdrawn._replace(
             note=f"not a critical point (gradient {norm:.3g}): the curvature of the loss off a curved manifold depends "
-            "on how one leaves it, and is not zero even where the manifold's quantities are conserved"
+            f"on how one leaves it, and is not zero even where the manifold's quantities are conserved{unsaid}"
         )
     residual = float(tangency_residual(manifold, gradient))
     if norm * residual > max(rounding, 1e-4 * norm) and not report.note:

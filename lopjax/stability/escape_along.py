@@ -41,11 +41,11 @@ def escape_time_along(
         not reach it within `max_steps`; NaN if the run diverges first.
 
     Raises:
-        ValueError: a kick that does not match the parameters or has no normal part; a level set; a radius, learning
-            rate or number of steps that is not positive.
+        ValueError: a kick that does not match the parameters or has no normal part; a manifold that is not known to be
+            affine; a radius, learning rate or number of steps that is not positive.
 
     Example:
-        >>> line = Manifold(jnp.zeros(2), lambda vector: vector * jnp.array([1.0, 0.0]))
+        >>> line = Manifold(jnp.zeros(2), lambda vector: vector * jnp.array([1.0, 0.0]), is_affine=True)
         >>> loss = lambda p: p[0] - 0.5 * p[1] ** 2
         >>> round(float(escape_time_along(loss, jnp.zeros(2), line, jnp.array([0.0, 1e-3]), 0.1, 0.1, 100)), 1)
         48.3
@@ -54,8 +54,11 @@ def escape_time_along(
         raise ValueError(
             f"radius={radius}, learning_rate={learning_rate}, max_steps={max_steps}: all three must be positive"
         )
-    if manifold.space == "level set":
-        raise ValueError("the manifold is a level set, whose normal directions turn on the way: only affine ones work")
+    if manifold.is_affine is not True:
+        raise ValueError(
+            "the manifold is not known to be affine: normal directions of a curved one (a level set) turn on the way; "
+            "of one of your own say Manifold(..., is_affine=True)"
+        )
     check_same_tree(params, manifold.origin, "manifold.origin")
     check_same_tree(params, kick, "kick")
     deviation = _leave(manifold, kick)

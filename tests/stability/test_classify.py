@@ -283,7 +283,7 @@ def test_bad_requests_are_refused(unchecked):
         classify(loss, jnp.array([0.0, 1.0, 0.0]), manifold)
     with pytest.raises(ValueError, match="no normal directions"):
         classify(loss, point, Manifold(point, lambda vector: vector))
-    with pytest.raises(ValueError, match="not the origin of the level set"):
+    with pytest.raises(ValueError, match="not the origin of the curved manifold"):
         classify(loss, jnp.array([0.0, 1.0]), level_set_manifold(jnp.array([1.0, 0.0]), circle))
 
 

@@ -41,7 +41,7 @@ def test_a_base_off_its_critical_point_breaks_the_prediction(x64):
     measured = simulated_steps(loss, moved + kick @ rows, rows, 3e-3, 0.2)
     assert abs(predicted / measured - 1) > 0.05
     # Following the curvature along the way mends it.
-    manifold = Manifold(jnp.asarray(moved), lambda vector: vector - rows.T @ (rows @ vector))
+    manifold = Manifold(jnp.asarray(moved), lambda vector: vector - rows.T @ (rows @ vector), is_affine=True)
     followed = escape_time_along(loss, jnp.asarray(moved), manifold, jnp.asarray(kick @ rows), 3e-3, 0.2, 6000)
     assert abs(float(followed) / measured - 1) < 0.01
 
@@ -62,13 +62,13 @@ def test_following_the_curvature_of_a_critical_base_gives_the_closed_form(x64):
 
 
 def test_following_refuses_kicks_that_cannot_leave(unchecked):
-    line = Manifold(jnp.zeros(2), lambda vector: vector * jnp.array([1.0, 0.0]))
+    line = Manifold(jnp.zeros(2), lambda vector: vector * jnp.array([1.0, 0.0]), is_affine=True)
     run = (lambda p: p[0] - 0.5 * p[1] ** 2, jnp.zeros(2), line)
     assert escape_time_along(*run, jnp.array([0.0, 1.0]), 0.5, 0.1, 3) == 0
     with pytest.raises(ValueError, match="no component normal"):
         escape_time_along(*run, jnp.array([1.0, 0.0]), 0.1, 0.1, 3)
     with pytest.raises(ValueError, match="level set"):
-        escape_time_along(*run[:2], line._replace(space="level set"), jnp.array([0.0, 1.0]), 0.1, 0.1, 3)
+        escape_time_along(*run[:2], line._replace(is_affine=False), jnp.array([0.0, 1.0]), 0.1, 0.1, 3)
     with pytest.raises(ValueError, match="max_steps=0"):
         escape_time_along(*run, jnp.array([0.0, 1.0]), 0.1, 0.1, 0)
 

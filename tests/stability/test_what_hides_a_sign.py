@@ -191,7 +191,7 @@ def test_classify_takes_sixteen_bits(x64):
 
 
 def test_classify_sees_that_the_gradient_jumps(x64):
-    plane = Manifold(jnp.zeros(3), lambda v: v * jnp.array([1.0, 0, 0]))
+    plane = Manifold(jnp.zeros(3), lambda v: v * jnp.array([1.0, 0, 0]), is_affine=True)
     cusp = classify(lambda p: p[0] + jax.nn.relu(p[1] - p[2]), plane.origin, plane)
     assert cusp.verdict is Stability.UNDECIDED
     assert not cusp.exact
@@ -199,11 +199,17 @@ def test_classify_sees_that_the_gradient_jumps(x64):
     smooth = classify(lambda p: p[0] + p[1] ** 2 + p[2] ** 2, plane.origin, plane)
     assert smooth.verdict is Stability.STABLE
     assert smooth.exact
+    # The same projector may belong to a curve: off a critical point there is then no verdict, at one there is.
+    curve = plane._replace(is_affine=None)
+    unknown = classify(lambda p: p[0] + p[1] ** 2 + p[2] ** 2, curve.origin, curve)
+    assert unknown.verdict is Stability.UNDECIDED
+    assert "say so: Manifold(..., is_affine=True)" in unknown.note
+    assert classify(lambda p: p[0] ** 2 + p[1] ** 2 + p[2] ** 2, curve.origin, curve).verdict is Stability.STABLE
 
 
 def test_classify_sees_that_the_second_derivative_jumps(x64):
     """At z = 0 the ELU has f'' = 1 on the left and 0 on the right; a smooth function as strongly curved has no jump."""
-    plane = Manifold(jnp.zeros(3), lambda v: v * jnp.array([1.0, 0, 0]))
+    plane = Manifold(jnp.zeros(3), lambda v: v * jnp.array([1.0, 0, 0]), is_affine=True)
     bent = classify(lambda p: p[0] + jax.nn.elu(p[1] - p[2]) + p[1] ** 2, plane.origin, plane)
     assert bent.verdict is Stability.UNDECIDED
     assert not bent.exact

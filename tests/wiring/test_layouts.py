@@ -12,7 +12,7 @@ from jax.nn.initializers import normal
 from lopjax.certificates import FrozenVerdict, certify_frozen
 from lopjax.losses import mean_cross_entropy
 from lopjax.manifolds import homogeneous_conserved
-from lopjax.models import convolve, from_linen, labelled, tap
+from lopjax.models import convolve, from_linen, labelled, tap, vit
 from lopjax.stability import unit_blocks
 from lopjax.wiring import In, Label, Out, Site, Window, build_wiring, standard_layout
 
@@ -165,6 +165,9 @@ def test_a_scale_is_told_from_a_bias_by_its_label_and_not_by_the_number_of_array
         ([kernel, kernel], r"\['params/0', 'params/1'\] do not say whether"),
         ([bias], "a norm, a sum"),
     )
+    # Queries and keys are multiplied: before labels said so, the law was claimed for heads, too, where it is false.
+    with pytest.raises(ValueError, match=r"'heads_0'.* do not say whether"):
+        homogeneous_conserved(vit((4, 4, 1), 2, patch=2, width=4, depth=1, heads=2).wiring, ["heads_0"])
     for bad, message in refused:
         with pytest.raises(ValueError, match=message):
             homogeneous_conserved(conserving(*bad), ["h"])

@@ -118,7 +118,10 @@ def test_pieces_have_pure_axes_and_are_what_the_author_wrote(x64, kind):
     np.testing.assert_array_equal(*numbers)
 
 
-@pytest.mark.parametrize("kind", PIECES)
+EVERY_DAY = {"gated unit", "fused attention"}
+
+
+@pytest.mark.parametrize("kind", [k if k in EVERY_DAY else pytest.param(k, marks=pytest.mark.slow) for k in PIECES])
 def test_labels_are_true_and_clones_are_trapped(x64, kind):
     base, variables, batch = network(kind)
     check_wiring(base, batch)
@@ -141,6 +144,7 @@ def test_labels_are_true_and_clones_are_trapped(x64, kind):
     assert tangency_residual(leaf, gradient(apart["params"])) > 1e-3
 
 
+@pytest.mark.slow
 def test_blocks_of_a_gated_unit_are_those_of_the_dense_hessian(x64):
     base, variables, batch = network("gated unit")
     found = unit_blocks(base, variables, mean_cross_entropy, batch, 2)

@@ -1,0 +1,181 @@
+"""What the labels of a network claim about sites and sources, each claim held against the network itself.
+
+As in `lopjax.models.claims`: one sentence for each claim that fails, from forward passes alone.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from lopjax.models.claims import Probe, name, scaled
+from lopjax.wiring import Label, Path, standard_layout, standard_order
+
+
+def source_faults(probe: Probe) -> list[str]:
+    """Where kernels name their sources, their products and biases make up the pre-activation, and nothing else does."""
+    faults, sums, kernels = [], {}, {}
+    for path, label in probe.wiring.labels:
+        if label.source is None or label.site is None:
+            continue
+        if standard_order(label) is None:
+            faults.append(f"{name(path)}: source {label.source!r} needs a kernel with one In and one Out axis")
+            continue
+        reads = probe.seen.post.get(label.source, probe.inputs)
+        try:
+            part = product(probe.arrays[path], label, reads)
+        except ValueError as error:
+            faults.append(f"{name(path)}: cannot be applied to source {label.source!r} of shape {reads.shape}: {error}")
+            continue
+        sums[label.site] = sums.get(label.site, 0.0) + part
+        kernels.setdefault(label.site, []).append((path, label.source))
+    for site, total in sums.items():
+        for path, label in probe.wiring.labels:
+            if label.site == site and len(label.axes) == 1 and not label.reads() and path[0] == "params":
+                total = total + probe.arrays[path]
+        target = probe.seen.pre.get(site, probe.seen.logits)
+        if probe.differs(total.reshape(target.shape) if total.size == target.size else total, target):
+            faults += [
+                f"{name(path)}: its product with source {source!r}, with a bias, is not the pre-activation of "
+                f"{site!r}: something stands in between; name no source, or the right one"
+                for path, source in kernels[site]
+            ]
+    return faults
+
+
+def product(kernel: np.ndarray, label: Label, reads: np.ndarray) -> np.ndarray:
+    """A plain kernel applied to what it reads, units last, in NumPy."""
+    kernel = standard_layout(label, kernel)
+    if label.window is None:
+        contracted = kernel.ndim - 1
+        if reads.shape[reads.ndim - contracted :] != kernel.shape[:-1]:
+            reads = reads.reshape(len(reads), *kernel.shape[:-1])
+        return np.tensordot(reads, kernel, contracted)
+    offsets = kernel.shape[:-2]
+    padded = np.pad(reads, ((0, 0), *label.window.padding, (0, 0)))
+    spatial = tuple(range(1, 1 + len(offsets)))
+    patches = np.lib.stride_tricks.sliding_window_view(padded, offsets, spatial)
+    patches = patches[(slice(None), *(slice(None, None, stride) for stride in label.window.strides))]
+    return np.tensordot(np.moveaxis(patches, len(offsets) + 1, -1), kernel, len(offsets) + 1)
+
+
+def reader_faults(probe: Probe) -> list[str]:
+    """Where all that reads a site names it as source, its activations reach the output through these products only."""
+    faults = []
+    for site, (space, _) in probe.wiring.sites:
+        readers = [path for path, _ in probe.wiring.outgoing(space)]
+        labels = [probe.label(path) for path in readers]
+        is_plain = readers and all(label.source == site and label.site and standard_order(label) for label in labels)
+        if not is_plain or len(probe.wiring.sites_of(space)) != 1:
+            continue
+        shift = _generic(probe.seen.post[site])
+        expected = probe.seen.logits
+        shifts: dict[str, tuple[np.ndarray | None, np.ndarray | None]] = {site: (None, shift)}
+        for path, label in zip(readers, labels, strict=True):
+            assert label.site is not None
+            change = product(probe.arrays[path], label, shift)
+            if label.site in probe.seen.pre:
+                pre = probe.seen.pre[label.site]
+                so_far = shifts.get(label.site, (None, None))[0]
+                change = -change.reshape(pre.shape)
+                shifts[label.site] = (change if so_far is None else so_far + change, None)
+            else:
+                expected = expected + change.reshape(expected.shape)
+        if probe.differs(probe.run(probe.arrays, shifts).logits, expected):
+            faults.append(
+                f"site {site!r}: its activations also act past {[name(path) for path in readers]}, whose labels name "
+                "it as their source; label the arrays that read it, or name no source"
+            )
+    return faults
+
+
+# --- Sites: what passes them, and what they depend on --------------------
+
+
+def site_faults(probe: Probe) -> list[str]:
+    """What an array labelled with a site does for a unit, it does through that unit at that site."""
+    faults = []
+    for site, _ in probe.wiring.sites:
+        own = [path for path, label in probe.wiring.labels if label.site == site and path[0] == "params"]
+        if own and not passes(probe, site, own):
+            faults += [
+                f"{name(path)}: labelled with site {site!r}, but it acts past it: on other units, or on the output by "
+                "another way; name a later site, or none"
+                for path in own
+                if not passes(probe, site, [path])
+            ]
+    return faults
+
+
+def forgotten_sites(probe: Probe) -> list[str]:
+    """Arrays without a site all of whose paths pass one: not wrong, but verdicts about them are missed."""
+    faults = []
+    for path, label in probe.wiring.labels:
+        if path[0] != "params" or label.site is not None:
+            continue
+        changed = probe.run(_changed(probe, [path], label.writes()), {})
+        for space in label.writes():
+            sites = [
+                site for site in probe.wiring.sites_of(space) if probe.differs(changed.pre[site], probe.seen.pre[site])
+            ]
+            if found := [site for site in sites if passes(probe, site, [path])]:
+                faults.append(
+                    f"{name(path)}: names no site, but all that it does passes {found[0]!r}: site={found[0]!r}"
+                )
+    return faults
+
+
+def passes(probe: Probe, site: str, paths: Iterable[Path]) -> bool:
+    """Whether changing every second unit's slices does nothing while these units are held at the site."""
+    space = probe.wiring.site(site).space
+    arrays = _changed(probe, paths, (space,))
+    shift = probe.seen.post[site] - probe.run(arrays, {}).post[site]
+    shift[..., 1::2] = 0.0
+    return not probe.differs(probe.run(arrays, {site: (None, shift)}).logits, probe.seen.logits)
+
+
+def _changed(probe: Probe, paths: Iterable[Path], spaces: Iterable[str]) -> dict[Path, np.ndarray]:
+    """The arrays with the slices of every second unit moved."""
+    arrays = dict(probe.arrays)
+    for path in paths:
+        for axis in probe.label(path).unit_axes(tuple(spaces), is_read=False):
+            by = np.where(np.arange(arrays[path].shape[axis.index]) % 2, 0.0, 0.7)
+            arrays[path] = scaled(arrays[path], axis.index, by)
+    return arrays
+
+
+def order_faults(probe: Probe) -> list[str]:
+    """A site that changes when another one is moved has it upstream."""
+    faults = []
+    upstream = {site: probe.wiring.upstream(site) for site, _ in probe.wiring.sites}
+    for moved in upstream:
+        seen = probe.run(probe.arrays, {moved: (None, _generic(probe.seen.post[moved]))})
+        for site in upstream:
+            if site != moved and moved not in upstream[site] and probe.differs(seen.pre[site], probe.seen.pre[site]):
+                faults.append(
+                    f"site {site!r} depends on site {moved!r}, which is not upstream by the labels: label the arrays "
+                    "that lead from one to the other, and give the sites in the order of the forward pass"
+                )
+    return faults
+
+
+def sum_faults(probe: Probe) -> list[str]:
+    """What an array that is said to be added adds does not depend on what the other arrays of its site read."""
+    faults = []
+    for site, (space, _) in probe.wiring.sites:
+        own = [(path, label) for path, label in probe.wiring.labels if label.site == site and path[0] == "params"]
+        # Where units pass an earlier site, too, even what is added does not act alike on all it meets.
+        if len(probe.wiring.sites_of(space)) != 1:
+            continue
+        for path in (path for path, label in own if label.scales is False):
+            others = {other: 1.7 * probe.arrays[other] for other, label in own if label.reads() and other != path}
+            moved = {path: probe.arrays[path] * 1.7}
+            here = probe.run({**probe.arrays, **moved}, {}).pre[site] - probe.seen.pre[site]
+            base = probe.run({**probe.arrays, **others}, {}).pre[site]
+            there = probe.run({**probe.arrays, **others, **moved}, {}).pre[site] - base
+            if probe.differs(here, there):
+                faults.append(f"{name(path)}: labelled scales=False, but what it does depends on the kernel beside it")
+    return faults
+
+
+def _generic(like: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=like.shape)
