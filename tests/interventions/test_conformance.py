@@ -1,8 +1,12 @@
 """Every method on every architecture: the conformance suite."""
 
+from pathlib import Path
+from types import FunctionType
+
 import pytest
 from networks import case
 
+from lopjax import interventions
 from lopjax.interventions import continual_backprop, cpr, redo, regrama, reset_layer, self_normalized_resets
 from lopjax.testing import Property, check_intervention
 
@@ -20,7 +24,7 @@ METHODS = {
         ALL - {Property.FUNCTION, Property.OUTGOING, Property.STATISTICS, Property.UTILITIES},
     ),
 }
-NETWORKS = ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "resnet", "vit"))]
+NETWORKS = ["small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlp", "cnn", "resnet", "vit"))]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -33,3 +37,15 @@ def test_a_method_keeps_its_promises(method, network):
     allowed |= {Property.GRADIENT} if method == "regrama" else set()
     allowed |= {Property.STATISTICS} if network in ("cnn", "vit") else set()
     assert set(unseen) <= allowed, unseen
+
+
+def test_the_page_names_every_property_and_every_method():
+    page = (Path(__file__).parents[2] / "docs" / "interventions.md").read_text()
+    assert all(f"| `{one.name}` |" in page for one in Property)
+    methods = {name for name in vars(interventions) if isinstance(getattr(interventions, name), FunctionType)}
+    helpers = {
+        *("describe", "draw_units", "forget", "gradient_scores", "intervene", "move_means_into_biases"),
+        *("reset_units", "start_intervention"),
+    }
+    missing = [name for name in methods - helpers if f"`{name}" not in page]
+    assert not missing
