@@ -127,9 +127,9 @@ PORTS = [
     (count_cleared, Property.OPTIMIZER, "small"),
     (statistics_kept, Property.STATISTICS, "small"),
     (xavier_for_all, Property.LAW, "small"),
-    (scales_forgotten, Property.LAW, "small"),
+    pytest.param(scales_forgotten, Property.LAW, "small", marks=pytest.mark.slow),
     (age_of_a_hook, Property.AGEING, "small"),
-    (another_random_state, Property.KEYS, "small"),
+    pytest.param(another_random_state, Property.KEYS, "small", marks=pytest.mark.slow),
 ]
 
 
