@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Int32
+from jaxtyping import Array, ArrayLike, Bool, Int
 
 from lopjax.signals import Observed
 from lopjax.training.interventions import Setting
@@ -64,7 +64,7 @@ def check_every(every: Any, name: str = "every") -> None:
         raise ValueError(f"{name}={every!r}: must be a positive integer, a number of steps")
 
 
-def is_due(step: Int32[ArrayLike, ""], every: Int32[ArrayLike, ""]) -> Bool[Array, ""]:
+def is_due(step: Int[ArrayLike, ""], every: Int[ArrayLike, ""]) -> Bool[Array, ""]:
     """Whether a method that acts after every so many steps acts after this one: first after `every` of them."""
     return (jnp.asarray(step) + 1) % every == 0
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int32
+from jaxtyping import ArrayLike, Float, Int
 
 from lopjax.signals import Observed
 from lopjax.training.interventions import Intervention, Report, Setting
@@ -73,9 +73,7 @@ def with_lifetimes(intervention: Intervention) -> Intervention:
     return Intervention(init, apply, intervention.needs_boundaries)
 
 
-def _counted(
-    lifetimes: Lifetimes, report: Report, step: Int32[ArrayLike, ""]
-) -> tuple[Lifetimes, dict[str, jax.Array]]:
+def _counted(lifetimes: Lifetimes, report: Report, step: Int[ArrayLike, ""]) -> tuple[Lifetimes, dict[str, jax.Array]]:
     born, deaths = dict(lifetimes.born), dict(lifetimes.deaths)
     replaced = again = lived = jnp.int32(0)
     for space, touched in report.touched.items():

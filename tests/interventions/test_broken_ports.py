@@ -1,4 +1,7 @@
-"""Controls of the conformance suite: a port with each published bug must fail the property that it breaks."""
+"""Controls of the conformance suite: a port with each published bug must fail the property that it breaks.
+
+The port without one, ReDo itself, passes all of them on the same network (`test_conformance`).
+"""
 
 import importlib
 
@@ -124,9 +127,9 @@ PORTS = [
     (count_cleared, Property.OPTIMIZER, "small"),
     (statistics_kept, Property.STATISTICS, "small"),
     (xavier_for_all, Property.LAW, "small"),
-    (scales_forgotten, Property.LAW, "small"),
+    pytest.param(scales_forgotten, Property.LAW, "small", marks=pytest.mark.slow),
     (age_of_a_hook, Property.AGEING, "small"),
-    (another_random_state, Property.KEYS, "small"),
+    pytest.param(another_random_state, Property.KEYS, "small", marks=pytest.mark.slow),
 ]
 
 
@@ -134,11 +137,6 @@ PORTS = [
 def test_a_broken_port_fails(port, broken, network):
     with pytest.raises(AssertionError, match=f"1 of 1 properties fail:\n  {broken.name}"):
         check_intervention(spoiled(port), *case(network), promises=[broken])
-
-
-def test_the_port_without_a_bug_passes():
-    every = [one for one in Property if one is not Property.UTILITIES]
-    assert all(one.holds for one in check_intervention(lambda: RIGHT, *case("small"), promises=every))
 
 
 def test_a_biased_utility_fails(monkeypatch):

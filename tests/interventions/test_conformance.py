@@ -1,8 +1,11 @@
 """Every method on every architecture: the conformance suite."""
 
+from pathlib import Path
+
 import pytest
 from networks import case
 
+from lopjax import interventions
 from lopjax.interventions import continual_backprop, cpr, redo, regrama, reset_layer, self_normalized_resets
 from lopjax.testing import Property, check_intervention
 
@@ -20,11 +23,14 @@ METHODS = {
         ALL - {Property.FUNCTION, Property.OUTGOING, Property.STATISTICS, Property.UTILITIES},
     ),
 }
-NETWORKS = ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "resnet", "vit"))]
+CASES = [
+    pytest.param(name, network, marks=() if network == "small" and name != "adaptable" else pytest.mark.slow)
+    for name in METHODS
+    for network in ("small", "mlp", "cnn", "resnet", "vit")
+]
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "network"), CASES)
 def test_a_method_keeps_its_promises(method, network):
     make, promises = METHODS[method]
     findings = check_intervention(make, *case(network), promises=[one for one in Property if one in promises])
@@ -33,3 +39,10 @@ def test_a_method_keeps_its_promises(method, network):
     allowed |= {Property.GRADIENT} if method == "regrama" else set()
     allowed |= {Property.STATISTICS} if network in ("cnn", "vit") else set()
     assert set(unseen) <= allowed, unseen
+
+
+def test_the_page_names_every_property_and_every_method():
+    page = (Path(__file__).parents[2] / "docs" / "interventions.md").read_text()
+    assert all(f"| `{one.name}` |" in page for one in Property)
+    methods = {name for name in METHODS if name != "adaptable"} | {"reset_optimizer", "from_optax", "with_lifetimes"}
+    assert all(hasattr(interventions, name) and f"`{name}" in page for name in methods)

@@ -35,6 +35,7 @@ from lopjax.training import Task, epochs, init_state, logs_of, make_chunk, start
 
 PARAMS = {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
 MASK = {"a": {"kernel": jnp.arange(6).reshape(2, 3) % 3 == 1, "bias": jnp.arange(3) == 1}}
+pytestmark = pytest.mark.usefixtures("x64")
 SGD, ADAM = optax.sgd(0.1), optax.adam(0.1)
 STANDARD = Setting(case("small").model, SGD, mean_cross_entropy)
 
@@ -97,7 +98,7 @@ def test_factored_moments_and_anchors():
     np.testing.assert_array_equal(anchors["a"]["bias"], [1, 5, 1])
 
 
-def test_adam_per_weight_is_adam_until_something_is_reset(x64):
+def test_adam_per_weight_is_adam_until_something_is_reset():
     ours, theirs = adam_per_weight(0.1, 0.8, 0.9), optax.adam(0.1, 0.8, 0.9)
     gradients = np.random.default_rng(0).normal(size=(5, 3))
     params = {"w": jnp.ones(3)}
@@ -115,7 +116,7 @@ def test_adam_per_weight_is_adam_until_something_is_reset(x64):
 
 
 @pytest.mark.parametrize("make", ["mlp", "cnn without pooling"])
-def test_the_mean_of_a_constant_unit_is_moved_into_the_biases(make, x64):
+def test_the_mean_of_a_constant_unit_is_moved_into_the_biases(make):
     """A unit frozen at 0.7, removed: the logits stay; without compensation they do not."""
     if make == "mlp":
         model, shape = models.mlp((3,), (4, 3), 2), (3,)
@@ -166,7 +167,7 @@ def test_boundaries():
             intervene(method, setting, state, seen._replace(task=None), jax.random.key(0), 5)
 
 
-def test_cpr_by_hand(x64):
+def test_cpr_by_hand():
     """Every weight after one act, from the formula, the draw and the scores."""
     model, setting = STANDARD.model, STANDARD
     state, seen = observed(setting)
@@ -187,7 +188,7 @@ def test_cpr_by_hand(x64):
     np.testing.assert_array_equal(after.own["hidden_0"], 1.0)
 
 
-def test_lifted_transforms(x64):
+def test_lifted_transforms():
     state, seen = observed(STANDARD)
     params = state.variables["params"]
     for transform, sees, expected in (
