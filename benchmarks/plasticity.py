@@ -57,9 +57,8 @@ def interval(numbers: np.ndarray) -> str:
 def main() -> None:
     """Run every method on every seed and print the table."""
     keys = [jax.random.key(seed, impl="philox4x32") for seed in range(SEEDS)]
-    print(
-        f"{'method':28} {'first tasks':>11} {'growth over ' + str(TASKS) + ' tasks':>30} {'growth less than sgd by':>30}"
-    )
+    grown = f"growth over {TASKS} tasks"
+    print(f"{'method':28} {'first tasks':>11} {grown:>30} {'growth less than sgd by':>30}")
     of_sgd = None
     for method in METHODS:
         found = np.stack([np.asarray(errors(method, key)) for key in keys])
