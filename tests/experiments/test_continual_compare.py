@@ -23,6 +23,7 @@ def run_of(folder, num_tasks: int = 4, shift: float = 0.0) -> RunData:
         for method in ("fresh_adam", "adam") for seed in (0, 1) for task in range(num_tasks)
     ]  # fmt: skip
     config = {"methods": ["adam"], "seeds": [0, 1], "fresh": True, "net": {"norm": "none"}, "steps": 300}
+    config["class_order"] = 3
     return RunData(folder, config, records, None, "continual")
 
 
@@ -59,8 +60,8 @@ def test_only_tasks_that_both_have_are_compared_half_by_half(tmp_path):
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys, monkeypatch):
-    with pytest.raises(ValueError, match="has no runs with norm='none' and 300 steps a task"):
-        rows_of(run_of(tmp_path), {"runs": reference()["runs"][:2]})
+    with pytest.raises(ValueError, match="has no runs with norm='none', 300 steps a task and class_order=3"):
+        rows_of(run_of(tmp_path), {"runs": reference()["runs"][:3]})
     with pytest.raises(ValueError, match="no task is done by all networks yet"):
         rows_of(run_of(tmp_path, num_tasks=1), reference())
     (tmp_path / "reference.json").write_text(json.dumps(reference()))
