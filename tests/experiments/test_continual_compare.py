@@ -7,6 +7,7 @@ import pytest
 
 from experiments.continual.compare import main, rows_of, table_of
 from experiments.continual.norms import norms_figure
+from lopjax.data.tasks import class_order
 from lopjax.runs import RunData
 
 
@@ -32,10 +33,10 @@ def reference(num_tasks: int = 5) -> dict:
         {"online_acc": 0.5 + 0.1 * task, "train_loss": 1.2, "val_acc": 0.4, "dead_fraction": 0.2 + 0.02 * (task % 2)}
         for task in range(num_tasks)
     ]
-    others = [
-        {"norm": norm, "fresh": False, "steps": steps, "rows": rows} for norm, steps in (("batch", 300), ("none", 9))
-    ]
-    return {"runs": [*others, {"norm": "none", "fresh": False, "steps": 300, "rows": rows}]}
+    same = {"norm": "none", "fresh": False, "steps": 300, "order": class_order(6, 3).tolist()}
+    unlike = ({"norm": "batch"}, {"steps": 9}, {"order": class_order(6, 4).tolist()})
+    others = [{**same, **other, "rows": [{**row, "train_loss": 9.0} for row in rows]} for other in unlike]
+    return {"runs": [*others, {**same, "rows": rows}]}
 
 
 def test_only_tasks_that_both_have_are_compared_half_by_half(tmp_path):
