@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments.continual.report import Interval, at_ends, interval, over_tasks
+from lopjax.data.tasks import class_order
 
 if TYPE_CHECKING:
     from lopjax.runs import RunData
@@ -61,10 +62,14 @@ def rows_of(run: "RunData", reference: dict[str, Any]) -> list[Row]:
     Raises:
         ValueError: no run of the reference has the run's norm and steps a task, or no task is done by both.
     """
-    norm, steps = run.config["net"]["norm"], run.config["steps"]
-    alike = [entry for entry in reference["runs"] if entry["norm"] == norm and entry["steps"] == steps]
+    norm, steps, seed = run.config["net"]["norm"], run.config["steps"], run.config["class_order"]
+    alike = [
+        entry
+        for entry in reference["runs"]
+        if entry["norm"] == norm and entry["steps"] == steps and _has_order(entry["order"], seed)
+    ]
     if not alike:
-        raise ValueError(f"reference: has no runs with norm={norm!r} and {steps} steps a task")
+        raise ValueError(f"reference: has no runs with norm={norm!r}, {steps} steps a task and class_order={seed}")
     rows = []
     for network, method in (("continual", "adam"), ("fresh", "fresh_adam")):
         entries = [entry for entry in alike if entry["fresh"] == (network == "fresh")]
@@ -78,6 +83,11 @@ def rows_of(run: "RunData", reference: dict[str, Any]) -> list[Row]:
     if not rows:
         raise ValueError(f"{run.folder}: no task is done by all networks yet")
     return rows
+
+
+def _has_order(order: list[int], seed: int) -> bool:
+    """Whether the classes come in the order of a seed: only then are the tasks the same."""
+    return seed >= 0 and order == class_order(len(order), seed).tolist()
 
 
 def _rows(network: str, quantity: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> list[Row]:

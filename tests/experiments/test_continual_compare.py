@@ -7,6 +7,7 @@ import pytest
 
 from experiments.continual.compare import main, rows_of, table_of
 from experiments.continual.norms import norms_figure
+from lopjax.data.tasks import class_order
 from lopjax.runs import RunData
 
 
@@ -23,6 +24,7 @@ def run_of(folder, num_tasks: int = 4, shift: float = 0.0) -> RunData:
         for method in ("fresh_adam", "adam") for seed in (0, 1) for task in range(num_tasks)
     ]  # fmt: skip
     config = {"methods": ["adam"], "seeds": [0, 1], "fresh": True, "net": {"norm": "none"}, "steps": 300}
+    config["class_order"] = 3
     return RunData(folder, config, records, None, "continual")
 
 
@@ -31,10 +33,10 @@ def reference(num_tasks: int = 5) -> dict:
         {"online_acc": 0.5 + 0.1 * task, "train_loss": 1.2, "val_acc": 0.4, "dead_fraction": 0.2 + 0.02 * (task % 2)}
         for task in range(num_tasks)
     ]
-    others = [
-        {"norm": norm, "fresh": False, "steps": steps, "rows": rows} for norm, steps in (("batch", 300), ("none", 9))
-    ]
-    return {"runs": [*others, {"norm": "none", "fresh": False, "steps": 300, "rows": rows}]}
+    same = {"norm": "none", "fresh": False, "steps": 300, "order": class_order(6, 3).tolist()}
+    unlike = ({"norm": "batch"}, {"steps": 9}, {"order": class_order(6, 4).tolist()})
+    others = [{**same, **other, "rows": [{**row, "train_loss": 9.0} for row in rows]} for other in unlike]
+    return {"runs": [*others, {**same, "rows": rows}]}
 
 
 def test_only_tasks_that_both_have_are_compared_half_by_half(tmp_path):
@@ -59,8 +61,8 @@ def test_only_tasks_that_both_have_are_compared_half_by_half(tmp_path):
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys, monkeypatch):
-    with pytest.raises(ValueError, match="has no runs with norm='none' and 300 steps a task"):
-        rows_of(run_of(tmp_path), {"runs": reference()["runs"][:2]})
+    with pytest.raises(ValueError, match="has no runs with norm='none', 300 steps a task and class_order=3"):
+        rows_of(run_of(tmp_path), {"runs": reference()["runs"][:3]})
     with pytest.raises(ValueError, match="no task is done by all networks yet"):
         rows_of(run_of(tmp_path, num_tasks=1), reference())
     (tmp_path / "reference.json").write_text(json.dumps(reference()))
