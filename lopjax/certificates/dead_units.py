@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from lopjax.activations import activation
 from lopjax.model import Params
+from lopjax.promotion import standard_promotion
 from lopjax.wiring import Label, Wiring, at_path, plain_kernel, standard_layout
 
 EXACT = ("relu", "identity")
@@ -91,6 +92,7 @@ def summand_sizes(layer: PlainLayer, sources: jax.Array) -> Float[Array, "batch 
     return apply_layer(layer, jnp.abs(layer.kernel), jnp.abs(sources)) + jnp.abs(layer.bias)
 
 
+@standard_promotion()
 def revival_radius(pre: Float[Array, "samples units"], norms: Float[Array, "samples"]) -> Float[Array, "units"]:
     """How much a unit's incoming parameters may change before it can wake up.
 
@@ -108,6 +110,7 @@ def revival_radius(pre: Float[Array, "samples units"], norms: Float[Array, "samp
     return jnp.min(jnp.where(jnp.isnan(pre), jnp.nan, radius), axis=0)
 
 
+@standard_promotion()
 def joint_margin(
     pre: Float[Array, "samples units"],
     norms: Float[Array, "samples"],
@@ -174,6 +177,7 @@ def dead_by_sign(
     return is_blocked & (bias <= 0)
 
 
+@standard_promotion()
 def interval_bounds(
     params: Params,
     wiring: Wiring,

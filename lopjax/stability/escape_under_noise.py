@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from lopjax.promotion import standard_promotion
+
 # Nodes on one half of a contour, their spacing, and the tangent of the angle by which it bends to the left.
 _NODES, _STEP, _BEND = 80, 0.08, 0.5
 # Steps whose probabilities are computed at once.
@@ -219,6 +221,7 @@ def escape_quantiles(
     return found
 
 
+@standard_promotion()
 def first_passage_times(
     eigenvalues: ArrayLike | Sequence[float],
     multiplicities: ArrayLike | Sequence[int],
