@@ -8,12 +8,15 @@ import pytest
 from test_metrics import all_metrics, normal
 
 from lopjax import data, metrics, optim
+from lopjax.certificates import certify_frozen
 from lopjax.cloning import clone_variables
 from lopjax.curvature import spectral_density
-from lopjax.manifolds import cloned_manifold
+from lopjax.losses import mean_cross_entropy
+from lopjax.manifolds import Manifold, cloned_manifold
 from lopjax.models import cnn, mlp, resnet18, vit
 from lopjax.probes import symptoms
 from lopjax.quotient import clip_by_cloned_norm, quotient_optimizer
+from lopjax.stability import DecayingNoise, escape_time_along, first_passage_times, unit_blocks
 from lopjax.training import Preprocess, evaluate
 
 # Built inside the mode, so sizes that no other test has in its cache.
@@ -74,3 +77,17 @@ def test_batches_evaluation_and_spectra(strict):
     variables = jax.eval_shape(model.init, jax.random.key(0))
     jax.eval_shape(lambda v: evaluate(model, v, preprocess, images, labels, 2), variables)
     jax.eval_shape(lambda key: spectral_density(lambda v: v, jnp.ones(4), 3, 2, key), jax.random.key(0))
+
+
+def test_verdicts_and_times(strict):
+    """Whole analyses, run: their own programs keep JAX's default promotion."""
+    model = mlp((3,), (2,), 2, activation="tanh")
+    variables = {"params": model.init(jax.random.key(0))["params"]}
+    batch = jnp.ones((3, 3)), jnp.array([0, 1, 0])
+    assert np.isfinite(unit_blocks(model, variables, mean_cross_entropy, batch, 2).total.min_eigenvalue)
+    assert certify_frozen(model, variables, {"hidden_0": [0]}, batch).units[0].verdict.name == "ALIVE"
+    times = first_passage_times([-1.0, 2.0], [1, 1], 1.0, DecayingNoise(0.1, 1.0), 3, 5, jax.random.key(0))
+    assert times.shape == (3,)
+    line = Manifold(jnp.zeros(2), lambda vector: vector * jnp.array([1.0, 0.0]))
+    kick = jnp.array([0.0, 1e-3])
+    assert escape_time_along(lambda p: p[0] - 0.5 * p[1] ** 2, jnp.zeros(2), line, kick, 0.1, 0.1, 60) < 49

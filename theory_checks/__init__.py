@@ -24,3 +24,8 @@ THEOREMS: tuple[str, ...] = (
     "activation",
 )
 """Modules of this package that hold checks, in the order in which they are printed."""
+
+QUICK_COMPILATION = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+"""XLA_FLAGS with which small programs, run once, compile in half the time; what is checked does not depend on them."""

@@ -6,6 +6,9 @@ from multiprocessing import get_context
 
 from theory_checks.check import Check, Size, Verdict, judge
 
+LONGEST_FIRST = ("stability", "activation", "optimizers", "escape", "cloning", "confinement", "frozen", "flatness")
+"""Theorems in the order in which they are started; the others follow."""
+
 
 def judge_all(checks: Sequence[Check], size: Size, processes: int) -> list[Verdict]:
     """Judge checks; the checks of one theorem share what they measure, so they stay together.
@@ -25,8 +28,13 @@ def judge_all(checks: Sequence[Check], size: Size, processes: int) -> list[Verdi
         return [judge(check, size) for check in checks]
     # Spawned, not forked: a process that has started XLA's threads must not fork.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        judged = list(pool.map(_judge_theorem, theorems.values(), [size] * len(theorems)))
-    return [verdict for verdicts in judged for verdict in verdicts]
+        started = {name: pool.submit(_judge_theorem, theorems[name], size) for name in sorted(theorems, key=_turn)}
+        return [verdict for name in theorems for verdict in started[name].result()]
+
+
+def _turn(theorem: str) -> int:
+    """The longest go first, so that no process is left with one at the end."""
+    return LONGEST_FIRST.index(theorem) if theorem in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 def _judge_theorem(checks: Sequence[Check], size: Size) -> list[Verdict]:

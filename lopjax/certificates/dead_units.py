@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from lopjax.activations import activation
 from lopjax.model import Params
+from lopjax.promotion import standard_promotion
 from lopjax.wiring import Label, Wiring, at_path, plain_kernel, standard_layout
 
 EXACT = ("relu", "identity")
@@ -91,6 +92,7 @@ def summand_sizes(layer: PlainLayer, sources: jax.Array) -> Float[Array, "batch 
     return apply_layer(layer, jnp.abs(layer.kernel), jnp.abs(sources)) + jnp.abs(layer.bias)
 
 
+@standard_promotion()
 def revival_radius(pre: Float[Array, "samples units"], norms: Float[Array, "samples"]) -> Float[Array, "units"]:
     """How much a unit's incoming parameters may change before it can wake up.
 
@@ -102,10 +104,13 @@ def revival_radius(pre: Float[Array, "samples units"], norms: Float[Array, "samp
         pre: pre-activations z, positions counted as samples.
         norms: `||(h_prev, 1)||`, or `||h_prev||`: see `source_norms`; for a convolution h_prev is the patch.
     """
-    norms = norms[:, None]
-    return jnp.min(jnp.where(norms > 0, -pre / jnp.where(norms > 0, norms, 1), jnp.inf), axis=0)
+    pre, norms = _at_least_single(pre), _at_least_single(norms)[:, None]
+    _check_samples(pre)
+    radius = jnp.where(norms == 0, jnp.inf, -pre / jnp.where(norms == 0, 1, norms))
+    return jnp.min(jnp.where(jnp.isnan(pre), jnp.nan, radius), axis=0)
 
 
+@standard_promotion()
 def joint_margin(
     pre: Float[Array, "samples units"],
     norms: Float[Array, "samples"],
@@ -124,8 +129,20 @@ def joint_margin(
         parameter_change: bound on the norm of the change of (w, b), per unit or one for all.
         source_change: bound on the norm of the change of h_prev, on every sample.
     """
+    pre, norms, weight_norms = (_at_least_single(each) for each in (pre, norms, weight_norms))
+    _check_samples(pre)
     sources = (weight_norms + parameter_change) * source_change
     return jnp.min(-pre - parameter_change * norms[:, None] - sources, axis=0)
+
+
+def _at_least_single(array: Array) -> Array:
+    """16 bits would round a radius upwards."""
+    return jnp.asarray(array).astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _check_samples(pre: Array) -> None:
+    if not len(pre):
+        raise ValueError("pre-activations of no sample: a radius needs at least one")
 
 
 def dead_by_sign(
@@ -160,6 +177,7 @@ def dead_by_sign(
     return is_blocked & (bias <= 0)
 
 
+@standard_promotion()
 def interval_bounds(
     params: Params,
     wiring: Wiring,

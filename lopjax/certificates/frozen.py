@@ -16,6 +16,7 @@ from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import FrozenUnits, resolve_frozen_units
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
+from lopjax.promotion import standard_promotion
 from lopjax.rounding import at_least_float32
 from lopjax.wiring import Wiring
 
@@ -122,6 +123,7 @@ def _lasts(unit: UnitEvidence) -> str:
     return "while unchanged: " + ", ".join(unit.depends_on) if unit.depends_on else "for good"
 
 
+@standard_promotion()
 def certify_frozen(
     model: Model,
     variables: Variables,

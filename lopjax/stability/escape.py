@@ -67,7 +67,7 @@ def escape_time(
 
     Returns:
         A number of steps, not rounded. 0 if the growing part of the kick has reached the radius; infinite if no
-        growing direction was kicked; NaN if an eigenvalue or a component is.
+        growing direction was kicked; NaN if a component is, or an eigenvalue is not finite.
 
     Raises:
         ValueError: a radius or learning rate that is not positive; momentum outside [0, 1), or for gradient flow;
@@ -82,7 +82,7 @@ def escape_time(
         raise ValueError(f"radius={radius}, learning_rate={learning_rate}: both must be positive")
     if not 0 <= momentum < 1 or (momentum and continuous):
         raise ValueError(f"momentum={momentum}: must lie in [0, 1), and be 0 with continuous=True")
-    values, sizes = jnp.asarray(eigenvalues), jnp.abs(jnp.asarray(components))
+    values, sizes = _at_least_single(eigenvalues), jnp.abs(_at_least_single(components))
     times = jnp.ones_like(sizes) if multiplicities is None else jnp.asarray(multiplicities)
     if values.ndim != 1 or not values.shape == sizes.shape == times.shape:
         raise ValueError(
@@ -92,7 +92,7 @@ def escape_time(
     if not values.size:
         return jnp.asarray(jnp.inf)
     # A broken-off computation must not pass for a network that stays for ever.
-    is_unknown = jnp.any(jnp.isnan(values) | jnp.isnan(sizes))
+    is_unknown = jnp.any(~jnp.isfinite(values) | jnp.isnan(sizes))
     excess = _excess(learning_rate * values, momentum, continuous)
     is_growing = (excess > 0) & (sizes > 0) & (times > 0)
     excess = jnp.where(is_growing, excess, 1.0)
@@ -119,6 +119,12 @@ def escape_time(
         jnp.isinf(latest), jnp.inf, jnp.where(log_distance(jnp.zeros_like(latest)) >= jnp.log(radius), 0.0, found)
     )
     return jnp.where(is_unknown, jnp.nan, found)
+
+
+def _at_least_single(numbers: ArrayLike | Sequence[float]) -> Array:
+    """16 bits would round a number of steps to two or three digits."""
+    array = jnp.asarray(numbers)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _excess(rates: Array, momentum: float, continuous: bool) -> Array:

@@ -9,8 +9,10 @@ from jaxtyping import Array, Float
 from lopjax.curvature import check_same_tree
 from lopjax.curvature.products import Loss, Params
 from lopjax.manifolds import Manifold, tree_norm
+from lopjax.promotion import standard_promotion
 
 
+@standard_promotion()
 def escape_time_along(
     loss: Loss,
     params: Params,

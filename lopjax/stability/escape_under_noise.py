@@ -1,5 +1,6 @@
 """When do noisy clones leave? The law of the escape time for Gaussian deviations, at a critical point of the base."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
+
+from lopjax.promotion import standard_promotion
 
 # Nodes on one half of a contour, their spacing, and the tangent of the angle by which it bends to the left.
 _NODES, _STEP, _BEND = 80, 0.08, 0.5
@@ -54,11 +57,10 @@ def noise_variances(
     >>> noise_variances([0.0], [0, 1, 2], DecayingNoise(0.1, 2.0, decay=0.5))[:, 0].tolist()
     [0.0, 4.0, 5.0]
     """
-    if not (noise.learning_rate > 0 and noise.scale >= 0 and 0 <= noise.decay <= 1):
-        raise ValueError(f"{noise}: learning_rate must be positive, scale at least 0, decay in [0, 1]")
+    _check_noise(noise)
     steps = np.asarray(num_steps, np.float64)[..., None]
-    if steps.size and steps.min() < 0:
-        raise ValueError(f"num_steps={steps.min():.0f}: must be at least 0")
+    if not (np.isfinite(steps) & (steps >= 0)).all():
+        raise ValueError(f"num_steps={num_steps}: must be finite and at least 0")
     rates = np.asarray(eigenvalues, np.float64) + noise.weight_decay
     # ln f² and ln gamma²; -inf where a factor is 0, of which only the first or the last term of the sum survives.
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
@@ -70,6 +72,11 @@ def noise_variances(
         series = np.where(np.isinf(slower), 1.0, np.where(np.isnan(series), 1.0, series))
         leading = np.where(steps > 1, (steps - 1) * slower, 0.0)
         return np.where(steps > 0, noise.scale**2 * np.exp(leading) * np.where(steps > 1, series, 1.0), 0.0)
+
+
+def _check_noise(noise: DecayingNoise) -> None:
+    if not (noise.learning_rate > 0 and noise.scale >= 0 and 0 <= noise.decay <= 1):
+        raise ValueError(f"{noise}: learning_rate must be positive, scale at least 0, decay in [0, 1]")
 
 
 def weighted_chi_square_tail(
@@ -100,7 +107,9 @@ def weighted_chi_square_tail(
         Imhof, Biometrika 48 (1961) 419: the law. Rice, SIAM J. Sci. Stat. Comput. 1 (1980) 438: saddle point contours.
     """
     shape = np.shape(weights)[:-1]
-    variances = np.asarray(weights, np.float64).reshape(-1, np.shape(weights)[-1])
+    variances = np.asarray(weights, np.float64).reshape(math.prod(shape), np.shape(weights)[-1])
+    if not variances.size:
+        return np.zeros(shape)  # the sum of nothing is 0
     limit = np.broadcast_to(np.asarray(threshold, np.float64), shape).reshape(-1)
     counts = np.ones(variances.shape[-1]) if degrees is None else np.asarray(degrees, np.float64)
     if not (np.all(variances >= 0) and np.all(limit > 0)):
@@ -212,6 +221,7 @@ def escape_quantiles(
     return found
 
 
+@standard_promotion()
 def first_passage_times(
     eigenvalues: ArrayLike | Sequence[float],
     multiplicities: ArrayLike | Sequence[int],
@@ -233,8 +243,15 @@ def first_passage_times(
         num_runs: independent runs.
         max_steps: steps of each.
         key: random key.
+
+    Raises:
+        ValueError: eigenvalues that are not finite; a radius that is not positive; noise as in `noise_variances`.
     """
-    values = jnp.asarray(np.repeat(np.asarray(eigenvalues, np.float64), np.asarray(multiplicities)))
+    _check_noise(noise)
+    finite = np.asarray(eigenvalues, np.float64)
+    if not (np.isfinite(finite).all() and radius > 0):
+        raise ValueError(f"eigenvalues {finite} and radius {radius}: must be finite, and positive")
+    values = jnp.asarray(np.repeat(finite, np.asarray(multiplicities, int)))
     factors = 1 - noise.learning_rate * (values + noise.weight_decay)
 
     def step(state: tuple[Array, Array], t: Array) -> tuple[tuple[Array, Array], None]:
@@ -265,12 +282,13 @@ def propagated_covariance(
     Returns:
         C after the last step, from 0 before the first.
     """
-    steps, dimension = noise.shape[0], noise.shape[-1]
-    every = jnp.broadcast_to(hessians, (steps, dimension, dimension))
+    dtype = jnp.promote_types(jnp.result_type(hessians, noise), jnp.float32)
+    noise, dimension = jnp.asarray(noise, dtype), noise.shape[-1]
+    every = jnp.broadcast_to(jnp.asarray(hessians, dtype), noise.shape)
 
     def step(covariance: Array, given: tuple[Array, Array]) -> tuple[Array, None]:
         matrix, added = given
         factor = jnp.eye(dimension, dtype=noise.dtype) - learning_rate * matrix
         return factor @ covariance @ factor.T + added, None
 
-    return jax.lax.scan(step, jnp.zeros_like(noise[0]), (every, noise))[0]
+    return jax.lax.scan(step, jnp.zeros(noise.shape[1:], dtype), (every, noise))[0]

@@ -119,9 +119,14 @@ def count_signs(
         residual: bound on the error of the eigenvalues.
         zero_below: absolute level: what lies below it with its error counts as zero.
 
+    Raises:
+        ValueError: a negative tolerance or residual.
+
     >>> count_signs([-1.0, 0.0, 5e-12, 2.0], tolerance=1e-12, zero_below=1.2e-11)
     SignCounts(plus=1, minus=1, zero=1, undecided=1)
     """
+    if tolerance < 0 or residual < 0:
+        raise ValueError(f"tolerance={tolerance}, residual={residual}: must be at least 0")
     values = np.asarray(eigenvalues, np.float64)
     rule = Threshold(tolerance, residual, zero_below)
     signed = rule.is_signed(values)

@@ -5,11 +5,12 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from theory_checks import QUICK_COMPILATION
+
 if TYPE_CHECKING:
     from theory_checks.audit.tally import Tally
 
-# What is checked does not depend on how well XLA optimises.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from lopjax.losses import Batch, check_batch
 from lopjax.manifolds import check_partition
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
+from lopjax.promotion import standard_promotion
 from lopjax.rounding import parameter_tolerance
 from lopjax.stability.blocks.closed_form import blocks_by_closed_form
 from lopjax.stability.blocks.coordinates import block_constant_residual
@@ -138,6 +139,7 @@ def unit_blocks_of_clones(
     return blocks if is_rounding else off_block_constant(blocks, residual)
 
 
+@standard_promotion()
 def _blocks(network: ClonedNetwork, batch: Batch, method: str, options: BlockOptions) -> UnitBlocks:
     if method not in METHODS:
         raise ValueError(f"method={method!r}: must be one of {list(METHODS)}")
