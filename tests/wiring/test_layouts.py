@@ -14,6 +14,7 @@ from lopjax.losses import mean_cross_entropy
 from lopjax.manifolds import homogeneous_conserved
 from lopjax.models import convolve, from_linen, labelled, tap, vit
 from lopjax.stability import unit_blocks
+from lopjax.stability.blocks.plain_spaces import PlainSpace, plain_space
 from lopjax.wiring import In, Label, Out, Site, Window, build_wiring, standard_layout
 
 W, B, HEAD = ("params", "w"), ("params", "b"), ("params", "head")
@@ -116,33 +117,48 @@ class AnyLayout(nn.Module):
         return x @ self.kernel(2, (In("dense"), Out("y")), (dense, classes), site="y", source="dense")
 
 
-def test_kernels_of_any_layout_have_the_closed_form_and_the_radius(x64):
-    """(out, in) as in Equinox and PyTorch, offsets behind: the same numbers as in Flax's layout, held against dense
-    Hessians elsewhere."""
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 2, 1)))
-    batch, box = (inputs, jnp.array([0, 1, 1, 0])), (inputs[0] - 0.1, inputs[0] + 0.1)
-    orders = (((0, 1, 2, 3), (0, 1, 2, 3), (0, 1)), ((3, 2, 0, 1), (3, 0, 2, 1), (1, 0)))
-    flax = dict(from_linen(AnyLayout(orders[0]), (2, 2, 1)).init(jax.random.key(0))["params"])
+ORDERS = (((0, 1, 2, 3), (0, 1, 2, 3), (0, 1)), ((3, 2, 0, 1), (3, 0, 2, 1), (1, 0)))
+INPUTS = np.random.default_rng(0).normal(size=(4, 2, 2, 1))
+
+
+def in_both_layouts():
+    """The same network with Flax's kernels, and with (out, in) as in Equinox and PyTorch, offsets behind."""
+    flax = dict(from_linen(AnyLayout(ORDERS[0]), (2, 2, 1)).init(jax.random.key(0))["params"])
     flax["bias"] = flax["bias"].at[0].add(-9.0)
-    units, blocks = [], []
-    for order in orders:
+    for order in ORDERS:
         model = from_linen(AnyLayout(order), (2, 2, 1))
         kernels = {f"kernel_{i}": jnp.transpose(flax[f"kernel_{i}"], order[i]) for i in range(3)}
-        variables = {"params": {"bias": flax["bias"], **kernels}}
         for path, label in model.wiring.labels:
             if label.reads():
                 np.testing.assert_array_equal(standard_layout(label, kernels[path[1]]), flax[path[1]])
+        yield model, {"params": {"bias": flax["bias"], **kernels}}
+
+
+def test_kernels_of_any_layout_are_plain_and_have_the_radius(x64):
+    inputs, units = jnp.asarray(INPUTS), []
+    for model, variables in in_both_layouts():
+        assert all(isinstance(plain_space(model.wiring, space), PlainSpace) for space in ("maps", "dense"))
+        batch, box = (inputs, jnp.array([0, 1, 1, 0])), (inputs[0] - 0.1, inputs[0] + 0.1)
         units.append(certify_frozen(model, variables, {"dense": [0]}, batch, box).units[0])
-        blocks.append(unit_blocks(model, variables, mean_cross_entropy, batch, 2, method="closed form").spaces)
     assert units[0].verdict is FrozenVerdict.FROZEN_EVERYWHERE
     for field in ("largest", "radius", "source_radius", "box_upper", "time_scale"):
         assert getattr(units[0], field) == pytest.approx(getattr(units[1], field), rel=1e-12)
+
+
+@pytest.mark.slow
+def test_kernels_of_any_layout_have_the_closed_form(x64):
+    """The numbers of Flax's layout, which other tests hold against dense Hessians."""
+    batch = (jnp.asarray(INPUTS), jnp.array([0, 1, 1, 0]))
+    flax, other = (
+        unit_blocks(*network, mean_cross_entropy, batch, 2, method="closed form").spaces
+        for network in in_both_layouts()
+    )
     for space in ("maps", "dense"):
-        first, second = (each[space] for each in blocks)
+        first, second = flax[space], other[space]
         np.testing.assert_allclose(first.eigenvalues, second.eigenvalues, atol=1e-14)
         np.testing.assert_allclose(first.of_units("scale"), second.of_units("scale"), rtol=1e-12)
         assert first.of_units("verdict").tolist() == second.of_units("verdict").tolist()
-    assert np.ptp(blocks[0]["maps"].eigenvalues) > 1e-3
+    assert np.ptp(flax["maps"].eigenvalues) > 1e-3
 
 
 def conserving(*labels, sites=SITES):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.certificates import CloneVerdict, certify_cloned
-from lopjax.finding import find_clones
+from lopjax.cloning import find_clones
 from lopjax.losses import mean_squared_error
 from lopjax.models import mlp
 from lopjax.stability import Stability, unit_blocks_of_clones
