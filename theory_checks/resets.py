@@ -140,7 +140,7 @@ def check_ties(size: Size) -> list[Row]:
         Row("the same pairs: difference after", apart(found["continual backprop"].after, tuple(split)), SIGNAL, ">="),
         Row("ReDo: units replaced", int(found["ReDo"].touched.sum()), 1, ">=", control=True),
         Row("ReDo: difference between clones", apart(found["ReDo"].after, (0, 1, 2)), 0.0),
-        Row("continual backprop: change of a logit, removing a live unit", found["continual backprop"].change),
+        Row("continual backprop: change of a logit, removing a live unit", float(found["continual backprop"].change)),
     ]
 
 
@@ -150,7 +150,7 @@ def check_dead(size: Size) -> list[Row]:
     rows = []
     for name in ("ReDo", "self-normalised resets", "ReGraMa"):
         outcome = outcomes(has_dead=True)[name]
-        rows.append(Row(f"{name}: largest change of a logit", outcome.change, 1e-12))
+        rows.append(Row(f"{name}: largest change of a logit", float(outcome.change), 1e-12))
         outgoing = np.abs(outcome.gradient["classes"]["kernel"][:2]).max()
         rows.append(Row(f"{name}: gradient of outgoing weights", float(outgoing), SIGNAL, ">="))
     kept = outcomes(has_dead=True)["optimizer reset"].gradient
