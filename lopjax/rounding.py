@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lopjax.tolerance import GAP, ROUNDINGS
+from lopjax.tolerance import CERTAIN_FROM, ROUNDINGS
 from lopjax.wiring import Wiring
 
-__all__ = ["GAP", "at_least_float32", "check_precision", "parameter_tolerance", "signal_tolerance"]
+__all__ = ["CERTAIN_FROM", "at_least_float32", "check_precision", "parameter_tolerance", "signal_tolerance"]
 
 
 def parameter_tolerance(params: Any) -> float:

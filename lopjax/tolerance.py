@@ -20,7 +20,7 @@ from jaxtyping import ArrayLike
 ROUNDINGS = 64
 """How many roundings tau allows for in every term."""
 
-GAP = 10.0
+CERTAIN_FROM = 10.0
 """From this many tau on a number is certainly not rounding."""
 
 
@@ -73,7 +73,7 @@ class Threshold(NamedTuple):
     @property
     def bound(self) -> float:
         """`10 tau + residual`: how far the true eigenvalue may lie from the computed one."""
-        return GAP * self.tolerance + self.residual
+        return CERTAIN_FROM * self.tolerance + self.residual
 
     def is_signed(self, eigenvalues: ArrayLike) -> np.ndarray:
         """Which eigenvalues certainly have the sign they show."""

@@ -27,7 +27,7 @@ def averaging_matrix(ids: tuple[int, ...]) -> np.ndarray:
     return same / same.sum(axis=1, keepdims=True)
 
 
-class Pieces(NamedTuple):
+class Decomposition(NamedTuple):
     """A tree split into four orthogonal parts, array by array; P averages along the axes of one side, Q = I - P.
 
     Attributes:
@@ -43,22 +43,25 @@ class Pieces(NamedTuple):
     gauge: Any
 
 
-def split(wiring: Wiring, partition: Partition, tree: Any) -> Pieces:
+def split(wiring: Wiring, partition: Partition, tree: Any) -> Decomposition:
     """Split parameters, variables or an update, in the dtype of its arrays."""
 
-    def pieces(label: Label, leaf: Any) -> Pieces:
+    def decompose(label: Label, leaf: Any) -> Decomposition:
         array = np.asarray(leaf)
         mean_in, mean_out = (_averages(array, label, side, partition) for side in (In, Out))
         constant = _averages(mean_in, label, Out, partition)
-        return Pieces(constant, mean_in - constant, mean_out - constant, array - mean_in - mean_out + constant)
+        return Decomposition(constant, mean_in - constant, mean_out - constant, array - mean_in - mean_out + constant)
 
-    return _transposed(wiring.map(pieces, tree))
+    return _transposed(wiring.map(decompose, tree))
 
 
-def _transposed(tree: Any) -> Pieces:
-    """A tree of pieces as pieces that are trees."""
-    return Pieces(
-        *(jax.tree.map(lambda p, i=i: p[i], tree, is_leaf=lambda node: isinstance(node, Pieces)) for i in range(4))
+def _transposed(tree: Any) -> Decomposition:
+    """From a tree of decompositions, a decomposition into trees."""
+    return Decomposition(
+        *(
+            jax.tree.map(lambda p, i=i: p[i], tree, is_leaf=lambda node: isinstance(node, Decomposition))
+            for i in range(4)
+        )
     )
 
 
@@ -90,9 +93,9 @@ class Departure(NamedTuple):
 
 def departure(wiring: Wiring, partition: Partition, update: Any) -> Departure:
     """`||P_N u|| / ||u||` for the normal spaces of the leaf and of V."""
-    pieces, size = split(wiring, partition, update), norm(update) or 1.0
-    normal = norm(pieces.incoming, pieces.outgoing)
-    return Departure(leaf=float(np.hypot(normal, norm(pieces.gauge))) / size, v=normal / size)
+    decomposition, size = split(wiring, partition, update), norm(update) or 1.0
+    normal = norm(decomposition.incoming, decomposition.outgoing)
+    return Departure(leaf=float(np.hypot(normal, norm(decomposition.gauge))) / size, v=normal / size)
 
 
 def spread(signal: Any, ids: tuple[int, ...]) -> float:
@@ -118,7 +121,7 @@ class Points(NamedTuple):
 
 
 def cloned_points(wiring: Wiring, partition: Partition, variables: Variables) -> Points:
-    """Points of BC, V, RE and none of them, by leaving out pieces of given variables; statistics count like biases."""
+    """Points of BC, V, RE and none of them, by leaving out parts of given variables; statistics count like biases."""
     constant, _, outgoing, gauge = split(wiring, partition, variables)
 
     def total(*trees: Mapping[str, Any]) -> Variables:

@@ -18,7 +18,7 @@ from lopjax.model import Model, Params, Variables
 from lopjax.signals import observe
 from theory_checks.architectures import NUM_CLASSES, architectures, random_batches, random_variables
 from theory_checks.check import Check, Row, Size
-from theory_checks.clusters import Pieces, cloned_points, norm, split, take, unequal_partition
+from theory_checks.clusters import Decomposition, cloned_points, norm, split, take, unequal_partition
 
 AMPLITUDE, ROUNDING, SIGNAL = 0.3, 1e-12, 1e-3
 NAMES = ("mlp, gelu", "resnet, relu, batch norm", "vit, gelu, layer norm")
@@ -34,9 +34,9 @@ class Measured(NamedTuple):
         gauss_newton: norm of `G v` relative to v.
     """
 
-    activations: Pieces
-    hessian: Pieces
-    gauss_newton: Pieces
+    activations: Decomposition
+    hessian: Decomposition
+    gauss_newton: Decomposition
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -72,23 +72,23 @@ def measure(name: str, point: str, size: Size) -> Measured:
     model = architecture.build()
     wiring, partition = model.wiring, unequal_partition(model.wiring)
     variables = getattr(cloned_points(wiring, partition, random_variables(model)), point)
-    pieces = split(wiring, partition, random_variables(model, seed=2)["params"])
-    sizes = Pieces(*map(norm, pieces))
-    nothing = jax.tree.map(np.zeros_like, pieces.constant)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pieces, nothing)
+    decomposition = split(wiring, partition, random_variables(model, seed=2)["params"])
+    sizes = Decomposition(*map(norm, decomposition))
+    nothing = jax.tree.map(np.zeros_like, decomposition.constant)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *decomposition, nothing)
     batch = take(random_batches(architecture.input_shape, 1), 0)
     signals, hessian, gauss_newton = jax.device_get(_program(model, architecture.train, variables, stacked, batch))
 
     def change(kind: int) -> float:
         return max(norm(array[kind] - array[-1]) / norm(array[-1]) for array in jax.tree.leaves(signals))
 
-    def parts(kind: int) -> Pieces:
-        return Pieces(*(norm(part) / sizes[kind] for part in split(wiring, partition, take(hessian, kind))))
+    def parts(kind: int) -> Decomposition:
+        return Decomposition(*(norm(part) / sizes[kind] for part in split(wiring, partition, take(hessian, kind))))
 
     return Measured(
-        activations=Pieces(*map(change, range(4))),
-        hessian=Pieces(*map(parts, range(4))),
-        gauss_newton=Pieces(*(norm(take(gauss_newton, kind)) / sizes[kind] for kind in range(4))),
+        activations=Decomposition(*map(change, range(4))),
+        hessian=Decomposition(*map(parts, range(4))),
+        gauss_newton=Decomposition(*(norm(take(gauss_newton, kind)) / sizes[kind] for kind in range(4))),
     )
 
 
@@ -154,7 +154,7 @@ def _empirical_matrices(size: Size) -> tuple[float, float, float]:
     inputs, labels = take(random_batches(architecture.input_shape, 1), 0)
     seen = jax.device_get(jax.jit(observe, static_argnums=0)(model, variables, (inputs, labels)))
     read = {"hidden_0": inputs, "hidden_1": seen.taps["hidden_0"].post}
-    pieces = split(wiring, partition, random_variables(model, seed=2)["params"])
+    decomposition = split(wiring, partition, random_variables(model, seed=2)["params"])
 
     def quadratic_forms(direction: Params) -> tuple[float, float]:
         fisher = factored = total = 0.0
@@ -167,8 +167,8 @@ def _empirical_matrices(size: Size) -> tuple[float, float, float]:
             total += np.sum(v**2)
         return float(np.sqrt(fisher / total)), float(np.sqrt(factored / total))
 
-    normal = [quadratic_forms(piece) for piece in pieces[1:]]
-    return max(each[0] for each in normal), max(each[1] for each in normal), quadratic_forms(pieces.constant)[1]
+    normal = [quadratic_forms(piece) for piece in decomposition[1:]]
+    return max(each[0] for each in normal), max(each[1] for each in normal), quadratic_forms(decomposition.constant)[1]
 
 
 CHECKS: tuple[Check, ...] = (

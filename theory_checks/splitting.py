@@ -104,8 +104,8 @@ def check_fire(size: Size) -> list[Row]:
         normal = split(wiring, partition, noise)
         seeded = jax.tree.map(lambda p, a, b: p + SEED * (a + b), bc, normal.incoming, normal.outgoing)
         kernels = [{k: {"kernel": layer["kernel"]} for k, layer in tree.items()} for tree in (seeded, change(seeded))]
-        pieces = [split_kernels(tree) for tree in kernels]
-        return pieces[1] / pieces[0]
+        decomposition = [split_kernels(tree) for tree in kernels]
+        return decomposition[1] / decomposition[0]
 
     def split_kernels(tree) -> float:
         """Share of the kernels that is off V: FIRE leaves biases alone."""
@@ -142,14 +142,14 @@ def check_split(size: Size) -> list[Row]:
     partition = unequal_partition(wiring)
     bc, _ = points()
     act = acted(splitting, bc)
-    pieces = split(wiring, partition, difference(act))
+    decomposition = split(wiring, partition, difference(act))
     gradients = split(wiring, partition, act.gradient)
     untouched = split(wiring, partition, take(history("mlp")[1], 0, 0))
     largest = np.abs(act.logits[0]).max()
     return [
         Row("change of a logit over the largest", np.abs(act.logits[1] - act.logits[0]).max() / largest, ROUNDING),
         Row("share of the push that leaves the leaf", departure(wiring, partition, difference(act)).leaf, 0.9, ">="),
-        Row("of it on incoming weights", norm(pieces.incoming) / norm(difference(act)), ROUNDING),
+        Row("of it on incoming weights", norm(decomposition.incoming) / norm(difference(act)), ROUNDING),
         Row("next gradient: share on incoming patterns", norm(gradients.incoming) / norm(act.gradient), SIGNAL, ">="),
         Row(
             "the same without the push",

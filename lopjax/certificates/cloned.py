@@ -16,7 +16,7 @@ from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import Clusters, Manifold, check_partition, cloned_manifold, tangency_residual
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
-from lopjax.rounding import GAP, at_least_float32, check_precision, parameter_tolerance, signal_tolerance
+from lopjax.rounding import CERTAIN_FROM, at_least_float32, check_precision, parameter_tolerance, signal_tolerance
 from lopjax.wiring import tree_paths
 
 
@@ -111,7 +111,7 @@ class _Case(NamedTuple):
 
     def is_signal(self, kind: str) -> bool:
         """Whether some residual of this kind is beyond doubt."""
-        return GAP * self.tolerance <= self.worst(kind) < float("inf")
+        return CERTAIN_FROM * self.tolerance <= self.worst(kind) < float("inf")
 
 
 def certify_cloned(
@@ -240,7 +240,7 @@ def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, 
         verdict = CloneVerdict.BLOCK_CONSTANT if is_equal else CloneVerdict.ON_V
         return _unless(_contradiction(case, ("forward", "backward")), verdict, case, notes)
     if case.is_zero("re") and case.is_signal("ce") and not maybe:
-        doubt = _contradiction(case, ("forward",)) or _silence(case, ("backward",), GAP)
+        doubt = _contradiction(case, ("forward",)) or _silence(case, ("backward",), CERTAIN_FROM)
         return _unless(doubt, CloneVerdict.FORWARD_ONLY, case, notes)
     if case.is_signal("re"):
         return _judge_unequal(question, case, blind, maybe, notes)
@@ -311,7 +311,7 @@ def _unless(doubt: str, verdict: CloneVerdict, case: _Case, notes: list[str]) ->
     return verdict, case, notes
 
 
-def _contradiction(case: _Case, kinds: Sequence[str], multiple: float = GAP) -> str:
+def _contradiction(case: _Case, kinds: Sequence[str], multiple: float = CERTAIN_FROM) -> str:
     """What on the batch speaks against equal signals of these kinds (backward: and gradients); empty if nothing."""
     data = case.on_batch
     limit = multiple * data.tolerance
@@ -331,7 +331,7 @@ def _contradiction(case: _Case, kinds: Sequence[str], multiple: float = GAP) -> 
 def _silence(case: _Case, kinds: Sequence[str], multiple: float) -> str:
     """Says so if a batch was given on which no signal of these kinds, nor the gradient, differs by so many tolerances.
 
-    One that differs by less than `GAP` proves nothing, but does not speak against unequal parameters either.
+    One that differs by less than `CERTAIN_FROM` proves nothing, but does not speak against unequal parameters either.
     """
     if case.on_batch.seen is None or _contradiction(case, kinds, multiple):
         return ""

@@ -10,7 +10,7 @@ import numpy as np
 from lopjax.activations import activation
 from lopjax.certificates.batch_evidence import Loss, run
 from lopjax.certificates.dead_units import PlainLayer, plain_layer
-from lopjax.certificates.frozen_evidence import Scene, SiteEvidence, gather, slice_norms
+from lopjax.certificates.frozen_evidence import Observations, SiteEvidence, gather, slice_norms
 from lopjax.certificates.tables import number, table
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import FrozenUnits, resolve_frozen_units
@@ -170,13 +170,13 @@ def certify_frozen(
     if batch is not None:
         check_batch(loss, model, variables, batch)
         seen, inputs = run(model, loss, train, variables, batch), jnp.asarray(batch[0])
-    scene = Scene(variables["params"], wiring, seen, inputs, input_box, tolerance, slope_threshold)
+    observations = Observations(variables["params"], wiring, seen, inputs, input_box, tolerance, slope_threshold)
     notes, units, levels = [], [], []
     for site, indices in frozen.items():
-        layer, evidence = plain_layer(scene.params, wiring, site), gather(scene, site)
+        layer, evidence = plain_layer(observations.params, wiring, site), gather(observations, site)
         depends_on = _upstream(wiring, site, layer)
         units += [_judge(wiring, site, unit, evidence, depends_on) for unit in indices]
-        notes += _notes(scene, site, layer, evidence, units[-len(indices) :], train)
+        notes += _notes(observations, site, layer, evidence, units[-len(indices) :], train)
         levels.append(evidence.level)
     order = list(FrozenVerdict)
     verdict = min((unit.verdict for unit in units), key=order.index)
@@ -205,9 +205,14 @@ def _upstream(wiring: Wiring, site: str, layer: PlainLayer | None) -> tuple[str,
 
 
 def _notes(
-    scene: Scene, site: str, layer: PlainLayer | None, evidence: SiteEvidence, units: list[UnitEvidence], train: bool
+    observations: Observations,
+    site: str,
+    layer: PlainLayer | None,
+    evidence: SiteEvidence,
+    units: list[UnitEvidence],
+    train: bool,
 ) -> list[str]:
-    entry = activation(scene.wiring.site(site).activation)
+    entry = activation(observations.wiring.site(site).activation)
     missing, notes = [fact for fact in ("flat", "saturates") if getattr(entry, fact) is None], []
     if missing:
         what = " and ".join(missing)
@@ -220,8 +225,8 @@ def _notes(
         )
     if evidence.others:
         size = ""
-        if scene.seen is not None:
-            norms = slice_norms(scene.seen.gradient, scene.wiring, site, evidence.others)
+        if observations.seen is not None:
+            norms = slice_norms(observations.seen.gradient, observations.wiring, site, evidence.others)
             size = f" (gradient of these units' slices up to {max(norms[u.unit] for u in units):.1e})"
         notes.append(
             f"{site}: not frozen with it, as they act past the site as well: {', '.join(evidence.others)}{size}"

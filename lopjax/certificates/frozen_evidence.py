@@ -23,11 +23,11 @@ from lopjax.certificates.dead_units import (
 from lopjax.certificates.saturation import Slopes, slopes
 from lopjax.manifolds import tree_norm
 from lopjax.model import Params, samples_by_units
-from lopjax.rounding import GAP, signal_tolerance
+from lopjax.rounding import CERTAIN_FROM, signal_tolerance
 from lopjax.wiring import Wiring, tree_paths, unit_rows
 
 
-class Scene(NamedTuple):
+class Observations(NamedTuple):
     """What a certificate looks at.
 
     Attributes:
@@ -87,29 +87,29 @@ class SiteEvidence(NamedTuple):
     others: tuple[str, ...]
 
 
-def gather(scene: Scene, site: str) -> SiteEvidence:
+def gather(observations: Observations, site: str) -> SiteEvidence:
     """Everything the certificate knows about the units of a site."""
-    params, wiring = scene.params, scene.wiring
+    params, wiring = observations.params, observations.wiring
     layer = plain_layer(params, wiring, site)
     arrays, others = incoming_arrays(wiring, site)
     size = slice_norms(params, wiring, site, arrays)
     largest = active = flat = gradient = radius = source_radius = upper = steepness = None
-    if scene.input_box is not None:
-        bounds = interval_bounds(params, wiring, site, scene.input_box)
+    if observations.input_box is not None:
+        bounds = interval_bounds(params, wiring, site, observations.input_box)
         upper = np.asarray(bounds[1]).reshape(-1, len(size)).max(axis=0)
-    if scene.seen is not None:
-        pre = samples_by_units(scene.seen.taps[site].pre)
+    if observations.seen is not None:
+        pre = samples_by_units(observations.seen.taps[site].pre)
         largest = np.asarray(jnp.max(pre, axis=0))
-        gradient = slice_norms(scene.seen.gradient, wiring, site, arrays)
-        steepness = slopes(activation(wiring.site(site).activation), pre, scene.slope_threshold)
-        active, flat = _flatness(scene, site, layer, activation(wiring.site(site).activation).flat or ())
-    if scene.seen is not None and layer is not None and largest is not None:
-        radius = np.asarray(revival_radius(pre, source_norms(layer, _read(scene, layer))))
+        gradient = slice_norms(observations.seen.gradient, wiring, site, arrays)
+        steepness = slopes(activation(wiring.site(site).activation), pre, observations.slope_threshold)
+        active, flat = _flatness(observations, site, layer, activation(wiring.site(site).activation).flat or ())
+    if observations.seen is not None and layer is not None and largest is not None:
+        radius = np.asarray(revival_radius(pre, source_norms(layer, _read(observations, layer))))
         weights = np.linalg.norm(np.asarray(layer.kernel, np.float64).reshape(-1, len(size)), axis=0)
         source_radius = np.where(weights > 0, -largest / np.where(weights > 0, weights, 1), np.inf)
     return SiteEvidence(
-        level=_level(scene, site, layer),
-        threshold=scene.slope_threshold,
+        level=_level(observations, site, layer),
+        threshold=observations.slope_threshold,
         largest=largest,
         is_active=active,
         is_flat=flat,
@@ -119,8 +119,8 @@ def gather(scene: Scene, site: str) -> SiteEvidence:
         gradient=gradient,
         size=size,
         box_upper=upper,
-        by_sign=np.zeros(len(size), bool) if layer is None else dead_by_sign(layer, wiring, scene.input_box),
-        is_trapped=_trapped(scene, site),
+        by_sign=np.zeros(len(size), bool) if layer is None else dead_by_sign(layer, wiring, observations.input_box),
+        is_trapped=_trapped(observations, site),
         arrays=arrays,
         others=others,
     )
@@ -148,41 +148,41 @@ def slice_norms(tree: Params, wiring: Wiring, site: str, names: tuple[str, ...])
     return np.sqrt(squares)
 
 
-def _read(scene: Scene, layer: PlainLayer) -> jax.Array:
+def _read(observations: Observations, layer: PlainLayer) -> jax.Array:
     """What a layer reads on the batch."""
-    assert scene.seen is not None
+    assert observations.seen is not None
     source = str(layer.label.source)
-    if source in scene.seen.taps:
-        return scene.seen.taps[source].post
-    assert scene.inputs is not None
-    return scene.inputs
+    if source in observations.seen.taps:
+        return observations.seen.taps[source].post
+    assert observations.inputs is not None
+    return observations.inputs
 
 
-def _level(scene: Scene, site: str, layer: PlainLayer | None) -> float:
+def _level(observations: Observations, site: str, layer: PlainLayer | None) -> float:
     """Relative pre-activation that counts as zero: rounding of this layer and as much for each one that feeds it."""
-    if scene.tolerance is not None:
-        return scene.tolerance
-    taps = None if scene.seen is None else scene.seen.taps
+    if observations.tolerance is not None:
+        return observations.tolerance
+    taps = None if observations.seen is None else observations.seen.taps
     if layer is None:
-        return signal_tolerance(scene.params, scene.wiring, taps)
+        return signal_tolerance(observations.params, observations.wiring, taps)
     kinds = [layer.kernel.dtype] if taps is None else [layer.kernel.dtype, taps[site].pre.dtype]
     eps = max(float(jnp.finfo(kind).eps) for kind in kinds)
     depth, below = 1, layer
-    while below is not None and below.label.source in dict(scene.wiring.sites):
-        depth, below = depth + 1, plain_layer(scene.params, scene.wiring, str(below.label.source))
+    while below is not None and below.label.source in dict(observations.wiring.sites):
+        depth, below = depth + 1, plain_layer(observations.params, observations.wiring, str(below.label.source))
     return depth * rounding_level(layer, eps)
 
 
 def _flatness(
-    scene: Scene, site: str, layer: PlainLayer | None, intervals: Sequence[tuple[float, float]]
+    observations: Observations, site: str, layer: PlainLayer | None, intervals: Sequence[tuple[float, float]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether some sample lies outside all of these intervals beyond rounding, and whether all lie inside.
 
     Their ends belong to them: the derivative that JAX takes at a kink is that of the flat side.
     """
-    assert scene.seen is not None
-    pre = np.asarray(samples_by_units(scene.seen.taps[site].pre), np.float64)
-    noise = _noise(scene, site, layer, pre)
+    assert observations.seen is not None
+    pre = np.asarray(samples_by_units(observations.seen.taps[site].pre), np.float64)
+    noise = _noise(observations, site, layer, pre)
     is_inside, is_outside = np.zeros(pre.shape, bool), np.ones(pre.shape, bool)
     for low, high in intervals:
         is_inside |= (pre >= low + noise) & (pre <= high - noise)
@@ -190,26 +190,26 @@ def _flatness(
     return np.any(is_outside, axis=0), np.all(is_inside, axis=0)
 
 
-def _noise(scene: Scene, site: str, layer: PlainLayer | None, pre: np.ndarray) -> np.ndarray:
+def _noise(observations: Observations, site: str, layer: PlainLayer | None, pre: np.ndarray) -> np.ndarray:
     """What rounding can do to each pre-activation.
 
     Raises:
         ValueError: the labelled source does not produce the pre-activation.
     """
-    assert scene.seen is not None
-    tap, level = scene.seen.taps[site], _level(scene, site, layer)
+    assert observations.seen is not None
+    tap, level = observations.seen.taps[site], _level(observations, site, layer)
     if layer is None:
         # Behind a norm or a sum nothing bounds the rounding: each unit goes by its own size, or an ordinary unit's eps;
         # a unit that is 0 on every sample does not get there by rounding.
         own = np.abs(pre).max(axis=0)
         floor = float(jnp.finfo(tap.pre.dtype).eps) * np.median(own)
         return np.broadcast_to(np.where(own == 0, 0.0, np.maximum(level * own, floor)), pre.shape)
-    read = _read(scene, layer)
+    read = _read(observations, layer)
     sizes = samples_by_units(summand_sizes(layer, read))
     rebuilt = samples_by_units(apply_layer(layer, layer.kernel, read) + layer.bias)
     difference = np.abs(np.asarray(rebuilt, np.float64) - pre)
-    limit = signal_tolerance(scene.params, scene.wiring, scene.seen.taps)
-    if not np.linalg.norm(difference) <= GAP * limit * float(tree_norm(sizes)):
+    limit = signal_tolerance(observations.params, observations.wiring, observations.seen.taps)
+    if not np.linalg.norm(difference) <= CERTAIN_FROM * limit * float(tree_norm(sizes)):
         source = layer.label.source
         raise ValueError(
             f"site {site!r}: its kernel applied to {source!r} does not give its pre-activation; fix the label"
@@ -218,20 +218,22 @@ def _noise(scene: Scene, site: str, layer: PlainLayer | None, pre: np.ndarray) -
     return np.maximum(level * np.asarray(sizes, np.float64), difference)
 
 
-def _trapped(scene: Scene, site: str) -> np.ndarray:
+def _trapped(observations: Observations, site: str) -> np.ndarray:
     """Units that are dead on the batch and that nothing which moves can wake.
 
     In the first layer the data are all they read. Further up: by their signs, or because every unit that they read
     with another sign is itself dead and trapped.
     """
-    wiring = scene.wiring
+    wiring = observations.wiring
     size = wiring.size(wiring.site(site).space)
-    layer = plain_layer(scene.params, wiring, site)
+    layer = plain_layer(observations.params, wiring, site)
     entry = activation(wiring.site(site).activation)
-    if layer is None or scene.seen is None or not entry.is_zero_below_zero:
+    if layer is None or observations.seen is None or not entry.is_zero_below_zero:
         return np.zeros(size, bool)
-    gradient = slice_norms(scene.seen.gradient, wiring, site, incoming_arrays(wiring, site)[0])
-    is_dead = _flatness(scene, site, layer, ((-np.inf, 0.0),))[1] & (gradient == 0)
+    gradient = slice_norms(observations.seen.gradient, wiring, site, incoming_arrays(wiring, site)[0])
+    is_dead = _flatness(observations, site, layer, ((-np.inf, 0.0),))[1] & (gradient == 0)
     if layer.label.source not in dict(wiring.sites):
         return is_dead
-    return is_dead & dead_by_sign(layer, wiring, scene.input_box, _trapped(scene, str(layer.label.source)))
+    return is_dead & dead_by_sign(
+        layer, wiring, observations.input_box, _trapped(observations, str(layer.label.source))
+    )

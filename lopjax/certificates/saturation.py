@@ -45,9 +45,11 @@ def slopes(entry: Activation, pre: Float[Array, "samples units"], threshold: flo
         return jax.jvp(entry.function, (z,), (jnp.ones_like(z),))[1]
 
     def size(z: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-        slope, bend = jax.jvp(first, (z,), (jnp.ones_like(z),))
-        slope, bend = (np.nan_to_num(np.abs(np.asarray(each, np.float64)), nan=np.inf) for each in (slope, bend))
-        return slope, np.maximum(slope, bend / CURVATURE)
+        slope, curvature = jax.jvp(first, (z,), (jnp.ones_like(z),))
+        slope, curvature = (
+            np.nan_to_num(np.abs(np.asarray(each, np.float64)), nan=np.inf) for each in (slope, curvature)
+        )
+        return slope, np.maximum(slope, curvature / CURVATURE)
 
     grid = np.linspace(-REACH, REACH, POINTS)
     _, on_grid = size(jnp.asarray(grid, pre.dtype))

@@ -14,7 +14,7 @@ import numpy as np
 
 from lopjax.cloning import unit_coordinates
 from lopjax.model import Variables
-from lopjax.rounding import GAP
+from lopjax.rounding import CERTAIN_FROM
 from lopjax.wiring import Label, Wiring, along, tree_paths
 
 DRAWS = 3
@@ -64,7 +64,7 @@ def is_invisible(
         tolerance: relative difference of losses that counts as none.
 
     Returns:
-        `None` if noise of that size does not move the loss either, or the difference is within `GAP` tolerances.
+        `None` if noise of that size does not move the loss either, or the difference is within ten tolerances.
     """
     random, answer = np.random.default_rng(0), True
     for _ in range(DRAWS):
@@ -73,9 +73,9 @@ def is_invisible(
         noisy = jax.tree.map(lambda a, b, random=random: _with_noise(a, b, random), drawn, moved)
         here, there, elsewhere = (float(loss(each)) for each in (drawn, moved, noisy))
         scale = max(abs(here), abs(elsewhere - here))
-        if not abs(elsewhere - here) > GAP**2 * tolerance * abs(here):
+        if not abs(elsewhere - here) > CERTAIN_FROM**2 * tolerance * abs(here):
             return None
-        if abs(there - here) >= GAP * tolerance * scale:
+        if abs(there - here) >= CERTAIN_FROM * tolerance * scale:
             return False
         answer = answer if abs(there - here) <= tolerance * scale else None
     return answer

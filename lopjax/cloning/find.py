@@ -10,7 +10,7 @@ import numpy as np
 from lopjax.equality import totals
 from lopjax.model import Model, Tap, Variables, samples_by_units
 from lopjax.models.check import check_labels
-from lopjax.rounding import GAP, at_least_float32, check_precision, parameter_tolerance, signal_tolerance
+from lopjax.rounding import CERTAIN_FROM, at_least_float32, check_precision, parameter_tolerance, signal_tolerance
 from lopjax.wiring import Wiring
 
 
@@ -65,7 +65,10 @@ def find_clones(
     check_precision(taps)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((variables, taps))):
         raise ValueError("parameters or activations are not finite: units cannot be compared")
-    shared = (GAP**0.5 * parameter_tolerance(params), GAP**0.5 * signal_tolerance(params, wiring, taps))
+    shared = (
+        CERTAIN_FROM**0.5 * parameter_tolerance(params),
+        CERTAIN_FROM**0.5 * signal_tolerance(params, wiring, taps),
+    )
     limits = shared if tolerance is None else (tolerance, tolerance)
     from_parameters = refine_partition(variables, wiring, limits[0])
     found = {}

@@ -52,8 +52,9 @@ def classify(
     """Sign of the curvature `v'Hv` of the loss over the directions v normal to a manifold.
 
     An eigenvalue of the normal Hessian has a sign from ten times the tolerance `64 eps sqrt(N) S` on, with N parameters
-    and S the largest |eigenvalue| of H on the whole space. A smaller one is undecided, unless with its error it stays
-    below `zero_level S` (sqrt(eps) S): then it counts as zero at that level. float32 decides few zeros. At points of V
+    and S the largest |eigenvalue| of H on the whole space, at least `|L| / max(1, |theta|²)`. A smaller one is
+    undecided, unless with its error it stays below `zero_level S` (sqrt(eps) S): then it counts as zero at that level.
+    float32 decides few zeros. At points of V
     the gauge directions of cloned units are zero by algebra: they are left out of the computation and added as
     `structural` zeros. That needs a loss of the network's outputs alone; it is checked, and a loss with weight decay
     counts them by their numbers. Parameters of 16 bits are taken as they are and computed with in float32.
@@ -176,8 +177,9 @@ def _by_eigenvalues(
     loss: Loss, params: Params, manifold: Manifold, normal: _NormalSpace, max_bytes: int
 ) -> StabilityReport:
     dtype, size = jnp.result_type(*jax.tree.leaves(params)), num_parameters(manifold)
-    raw = jax.jit(lambda params: dense_hessian(loss, params, max_bytes))(params)
-    hessian, scale, residual = _symmetric(np.asarray(raw, np.float64), float(jnp.finfo(dtype).eps))
+    value, raw = jax.jit(lambda params: (loss(params), dense_hessian(loss, params, max_bytes)))(params)
+    floor = _curvature_floor(value, params)
+    hessian, scale, residual = _symmetric(np.asarray(raw, np.float64), float(jnp.finfo(dtype).eps), floor)
     tolerance = float(rounding_tolerance(dtype, size, scale))
     remaining, structural = normal.choose(_is_flat_along(raw, params, normal.gauge, tolerance))
     basis = np.asarray(normal_basis(remaining, max_bytes), np.float64)
@@ -202,12 +204,21 @@ def _by_eigenvalues(
     )
 
 
-def _symmetric(hessian: np.ndarray, epsilon: float) -> tuple[np.ndarray, float, float]:
-    """Symmetric part, its largest |eigenvalue|, and the length of what it leaves out."""
+def _curvature_floor(value: Array, params: Params) -> float:
+    """`|L| / max(1, |theta|²)`: a Hessian smaller than this is measured against it.
+
+    Derivatives of a saturated function are differences, such as 1 - tanh², and vanish or stop being symmetric at eps of
+    what cancels in them. A Hessian made of nothing else is small against the loss itself.
+    """
+    return float(jnp.abs(value)) / max(1.0, float(tree_norm(params)) ** 2)
+
+
+def _symmetric(hessian: np.ndarray, epsilon: float, floor: float) -> tuple[np.ndarray, float, float]:
+    """Symmetric part, its largest |eigenvalue| (at least the floor), and the length of what it leaves out."""
     if not np.isfinite(hessian).all():
         raise ValueError("the Hessian of the loss is not finite at these parameters")
     symmetric = (hessian + hessian.T) / 2
-    scale = float(np.abs(np.linalg.eigvalsh(symmetric)).max())
+    scale = max(float(np.abs(np.linalg.eigvalsh(symmetric)).max()), floor)
     defect = float(np.linalg.norm(hessian - symmetric))
     if defect > epsilon**0.5 * max(scale, defect):
         raise ValueError(
@@ -241,10 +252,12 @@ def _by_lanczos(
     def product(vector: Params) -> Params:
         return hvp(loss, params, vector)
 
-    everywhere = jax.jit(lambda key: extreme_eigenvalues(product, params, num_steps, key))(keys[0])
+    value, everywhere = jax.jit(lambda key: (loss(params), extreme_eigenvalues(product, params, num_steps, key)))(
+        keys[0]
+    )
     if not bool(jnp.isfinite(everywhere.eigenvalues).all()):
         raise ValueError("the Hessian of the loss is not finite at these parameters")
-    scale = float(jnp.abs(everywhere.eigenvalues).max())
+    scale = max(float(jnp.abs(everywhere.eigenvalues).max()), _curvature_floor(value, params))
     tolerance = float(rounding_tolerance(dtype, size, scale))
     is_flat = False
     if normal.gauge is not None:

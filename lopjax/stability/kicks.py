@@ -13,7 +13,7 @@ from lopjax.curvature import extreme_eigenvalues, hvp
 from lopjax.curvature.products import Loss, Params
 from lopjax.manifolds import check_partition, tree_norm
 from lopjax.rounding import parameter_tolerance
-from lopjax.stability.blocks.coordinates import block_constant_residual, clone_counts, make_lift, unit_slots
+from lopjax.stability.blocks.coordinates import block_constant_residual, clone_counts, make_lift, unit_columns
 from lopjax.wiring import Wiring
 
 Aim = Literal["next gradient", "escape"]
@@ -213,7 +213,7 @@ def rank_ceiling(
 
 def _split(params: Params, wiring: Wiring, clusters, space: str) -> int:
     """First outgoing coordinate of the units of a space."""
-    return min(slot.start for slot in unit_slots(params, wiring, clusters)[space] if slot.is_outgoing)
+    return min(place.start for place in unit_columns(params, wiring, clusters)[space] if place.is_outgoing)
 
 
 def _check_block_constant(params: Params, wiring: Wiring, clusters) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from lopjax.curvature.products import Loss, Params
 from lopjax.manifolds import tree_norm
-from lopjax.tolerance import GAP, rounding_unit
+from lopjax.tolerance import CERTAIN_FROM, rounding_unit
 
 # Rounding of a gradient, in units of eps |H| |theta| + eps |g|, and of a product, in units of eps |H|.
 _NOISE = 1000
@@ -48,13 +48,13 @@ def find_jumps(loss: Loss, params: Params, direction: Params, hessian_size: floa
     """
     dtype = jnp.result_type(*jax.tree.leaves(params))
     epsilon, size = float(jnp.finfo(dtype).eps), max(float(tree_norm(params)), 1.0)
-    step = GAP * rounding_unit(dtype) * size
+    step = CERTAIN_FROM * rounding_unit(dtype) * size
     gradient, lengths = jax.jit(partial(_differences, loss))(params, direction, step)
-    change, bend, length, whole, half = np.asarray(lengths, np.float64)
+    change, asymmetry, length, whole, half = np.asarray(lengths, np.float64)
     noise = _NOISE * epsilon * (length + hessian_size * size)
     is_steady = half > 0.75 * whole
     return Jumps(
-        in_gradient=bool(max(change, bend) > noise),
+        in_gradient=bool(max(change, asymmetry) > noise),
         in_curvature=bool(whole > _NOISE * epsilon * hessian_size and is_steady),
         distance=step,
         gradient=gradient,

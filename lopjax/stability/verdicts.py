@@ -10,10 +10,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike
 
-from lopjax.tolerance import GAP, Threshold, rounding_tolerance
+from lopjax.tolerance import Threshold, rounding_tolerance
 
 __all__ = [
-    "SIGNED_FROM",
     "SignCounts",
     "Stability",
     "StabilityReport",
@@ -23,8 +22,6 @@ __all__ = [
     "verdict_of",
     "witnessed_report",
 ]
-
-SIGNED_FROM = GAP
 
 
 class Stability(Enum):

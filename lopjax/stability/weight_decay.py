@@ -18,7 +18,7 @@ from lopjax.model import Model, Variables
 from lopjax.stability.blocks import UnitBlocks, unit_blocks
 from lopjax.stability.blocks.matrices import LossOfLogits
 from lopjax.stability.stationary_points import DecayedLoss, decayed_loss, stationary_point
-from lopjax.tolerance import GAP
+from lopjax.tolerance import CERTAIN_FROM
 
 # The distance to the stationary point, over the length of the parameters, up to which it counts as reached.
 _REACHED = 1e-6
@@ -238,7 +238,7 @@ def _judge(search: _Search, start: Variables, weight_decay: float) -> DecayedClo
     total = unit_blocks(search.model, point.variables, search.loss, search.batch, search.factor).total
     rate = weight_decay + total.min_eigenvalue
     spread = max(abs(total.min_eigenvalue), abs(total.max_eigenvalue))
-    uncertainty = GAP * (total.tolerance + spread * point.distance / point.length) + total.residual
+    uncertainty = CERTAIN_FROM * (total.tolerance + spread * point.distance / point.length) + total.residual
     reason = ""
     if not point.distance <= _REACHED * point.length:
         reason = f"not stationary: about {point.distance:.2g} away, gradient {point.gradient_norm:.2g}"

@@ -12,8 +12,8 @@ import pytest
 
 from lopjax.activations import Activation
 from lopjax.cloning import clone_variables
-from lopjax.losses import mean_cross_entropy, mean_squared_error
-from lopjax.manifolds import Manifold
+from lopjax.losses import mean_cross_entropy, mean_squared_error, of_parameters
+from lopjax.manifolds import Manifold, cloned_manifold, tree_norm
 from lopjax.models import mlp
 from lopjax.stability import Stability, classify, unit_blocks, unit_blocks_of_clones
 from theory_checks.audit.draws import SAMPLES, Network, Structure, base_layers, signal_of
@@ -228,3 +228,16 @@ def test_mse_of_a_fitted_network_is_flat_at_a_level_or_undecided(x64):
     assert total.verdict in (Stability.NEUTRAL, Stability.UNDECIDED)
     assert total.n_plus == total.n_minus == 0
     assert total.n_zero + total.n_undecided == 10
+
+
+def test_classify_of_a_saturated_network_accuses_nobody(x64):
+    """Derivatives that are rounding alone are not symmetric: that is no custom derivative, and gives no sign."""
+    model = mlp((2,), (4,), 2, activation="tanh")
+    params = clone_variables(mlp((2,), (2,), 2).init(jax.random.key(0)), mlp((2,), (2,), 2).wiring, 2)["params"]
+    params["hidden_0"]["bias"] = jnp.full(4, 18.5)
+    params["classes"] = jax.tree.map(lambda leaf: 0 * leaf + jnp.array([40.0, 0.0]), params["classes"])
+    batch = jax.random.normal(jax.random.key(1), (6, 2)), jnp.zeros(6, int).at[0].set(1)
+    loss = of_parameters(mean_cross_entropy, model, {"params": params}, batch)
+    report = classify(loss, params, cloned_manifold(params, model.wiring, {"hidden_0": (0, 0, 1, 1)}))
+    assert report.n_plus == report.n_minus == 0
+    assert report.scale >= float(loss(params)) / float(tree_norm(params)) ** 2

@@ -10,7 +10,7 @@ from lopjax.cloning import find_clones
 from lopjax.losses import mean_squared_error
 from lopjax.models import mlp
 from lopjax.stability import Stability, unit_blocks_of_clones
-from lopjax.tolerance import GAP, relative_tolerance
+from lopjax.tolerance import CERTAIN_FROM, relative_tolerance
 from theory_checks.audit.tally import Tally
 
 PARTITION = {"hidden_0": (0, 0, 1, 1)}
@@ -48,7 +48,7 @@ def audit_near_clones(num_networks: int, seed: int) -> Tally:
 def wrong_answers(answers: dict[str, bool | None], actual: float, tau: float) -> Iterator[str]:
     """False answers, and answers that cannot both be right."""
     for name, is_clone in answers.items():
-        if is_clone and actual > GAP * tau:
+        if is_clone and actual > CERTAIN_FROM * tau:
             yield f"{name} takes them for clones"
         if is_clone is False and actual == 0:
             yield f"{name} refuses clones"

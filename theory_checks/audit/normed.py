@@ -19,7 +19,7 @@ from lopjax.losses import mean_cross_entropy, mean_squared_error
 from lopjax.model import Model, Params, Variables
 from lopjax.models import mlp
 from lopjax.stability import Stability, StabilityReport, UnitBlocks, unit_blocks
-from lopjax.tolerance import GAP
+from lopjax.tolerance import CERTAIN_FROM
 from lopjax.wiring import Wiring
 from theory_checks.audit.tally import Tally
 
@@ -179,7 +179,7 @@ def falsehoods(blocks: UnitBlocks, truth: TrueSpectrum) -> list[str]:
 def _contradictions(report: StabilityReport, truth: TrueSpectrum) -> list[str]:
     values, noise = truth
     low, high = report.min_eigenvalue, report.max_eigenvalue
-    bound = GAP * report.tolerance + noise
+    bound = CERTAIN_FROM * report.tolerance + noise
     is_kinked = "kink" in report.note
     apart = max(np.abs(values - low).min(), np.abs(values - high).min())
     wrong = {

@@ -31,7 +31,7 @@ class _Layer(NamedTuple):
     features: Real
     pre: Real
     slope: Real
-    bend: Real
+    curvature: Real
     kernel: Real
     size: Real  # sum of |terms| of the pre-activation: its rounding, in units of eps
 
@@ -84,8 +84,8 @@ def _forward(layers: Sequence[tuple[np.ndarray, np.ndarray]], activation: str, i
         kernel, bias = kernel.astype(np.longdouble), bias.astype(np.longdouble)
         pre = hidden @ kernel + bias
         size = (np.abs(hidden) + spread) @ np.abs(kernel) + np.abs(bias)
-        value, slope, bend = FUNCTIONS[activation](pre)
-        records.append(_Layer(hidden, pre, slope, bend, kernel, size))
+        value, slope, curvature = FUNCTIONS[activation](pre)
+        records.append(_Layer(hidden, pre, slope, curvature, kernel, size))
         hidden, spread = value, np.abs(slope) * size
     return records
 
@@ -97,7 +97,7 @@ def _block(
     samples = len(layer.features)
     features = np.concatenate([layer.features * np.sqrt(sources.astype(np.longdouble)), np.ones((samples, 1))], axis=1)
     signals = delta / np.sqrt(following.astype(np.longdouble))
-    weights, slope = error * layer.bend[:, unit] / np.longdouble(copies), layer.slope[:, unit]
+    weights, slope = error * layer.curvature[:, unit] / np.longdouble(copies), layer.slope[:, unit]
     coupling = (features * slope[:, None]).T @ signals
     p, q = coupling.shape
     block = np.zeros((p + q, p + q), np.longdouble)

@@ -33,7 +33,7 @@ from lopjax.stability.verdicts import (
     kinks_unknown,
     precision_note,
 )
-from lopjax.tolerance import GAP, default_zero_level
+from lopjax.tolerance import CERTAIN_FROM, default_zero_level
 
 
 def blocks_by_closed_form(
@@ -117,7 +117,7 @@ def _judge_unit(
     error = BlockError(float(scales.curvature_error[unit]), float(scales.coupling_error[unit]) + off_critical)
     scale = float(scales.curvature[unit] + scales.coupling[unit] + scales.residual[unit])
     # At the critical point that is meant, what the gradient explains is zero.
-    zero_below = max(default_zero_level(compute_type) * scale, 2 * GAP * error.total if off_critical else 0.0)
+    zero_below = max(default_zero_level(compute_type) * scale, 2 * CERTAIN_FROM * error.total if off_critical else 0.0)
     by_shape = structural_zeros(coupling.shape[0], coupling.shape[1], curvature is not None)
     is_dead = curvature is None and not scales.slope[unit]
     structural = len(spectrum) if is_dead else by_shape

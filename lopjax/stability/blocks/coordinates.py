@@ -17,10 +17,10 @@ from lopjax.model import Params, Variables
 from lopjax.wiring import Label, Wiring, along
 
 UnitRows = dict[str, jax.Array]
-"""Per space with clones, `(units, dimension)`: coordinates u of every unit, then r, in the order of `unit_slots`."""
+"""Per space with clones, `(units, dimension)`: coordinates u of every unit, then r, in the order of `unit_columns`."""
 
 
-class Slot(NamedTuple):
+class ArrayColumns(NamedTuple):
     """Where one array's coordinates lie in the rows of a space.
 
     Attributes:
@@ -48,7 +48,7 @@ def clone_counts(clusters: Mapping[str, Clusters]) -> dict[str, np.ndarray]:
     return {space: np.bincount(found.ids) for space, found in clusters.items()}
 
 
-def unit_slots(params: Params, wiring: Wiring, clusters: Mapping[str, Clusters]) -> dict[str, list[Slot]]:
+def unit_columns(params: Params, wiring: Wiring, clusters: Mapping[str, Clusters]) -> dict[str, list[ArrayColumns]]:
     """The incoming parameters of every space with clones, then the outgoing ones, in the order of the leaves.
 
     Args:
@@ -57,17 +57,17 @@ def unit_slots(params: Params, wiring: Wiring, clusters: Mapping[str, Clusters])
         clusters: clusters of every space with clones.
     """
     labels, leaves = wiring.labels_of(params), jax.tree.leaves(params)
-    slots: dict[str, list[Slot]] = {}
+    columns: dict[str, list[ArrayColumns]] = {}
     for space in clusters:
-        slots[space], start = [], 0
+        columns[space], start = [], 0
         for is_outgoing in (False, True):
             for index, (label, leaf) in enumerate(zip(labels, leaves, strict=True)):
                 for axis, *_ in label.unit_axes((space,), is_read=is_outgoing):
                     shape = [_base_size(label, other, size, clusters) for other, size in enumerate(leaf.shape)]
                     shape = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-                    slots[space].append(Slot(index, axis, is_outgoing, start, shape))
-                    start = slots[space][-1].stop
-    return slots
+                    columns[space].append(ArrayColumns(index, axis, is_outgoing, start, shape))
+                    start = columns[space][-1].stop
+    return columns
 
 
 def make_lift(
@@ -84,27 +84,27 @@ def make_lift(
         clusters: clusters of every space with clones.
     """
     labels, (leaves, structure) = wiring.labels_of(params), jax.tree.flatten(params)
-    slots = unit_slots(params, wiring, clusters)
+    columns = unit_columns(params, wiring, clusters)
     counts = clone_counts(clusters)
     shared = {space: counts[space][found.ids] ** -0.5 for space, found in clusters.items()}
     patterns = {space: _pattern(found) for space, found in clusters.items()}
 
     def lift(rows: UnitRows) -> Params:
         totals = [jnp.zeros_like(leaf) for leaf in leaves]
-        for space, places in slots.items():
-            for slot in places:
-                block = jnp.moveaxis(rows[space][:, slot.start : slot.stop].reshape(slot.shape), 0, slot.axis)
-                for axis, other, _ in labels[slot.leaf].unit_axes(clusters):
-                    weight = patterns[other] if axis == slot.axis else shared[other]
+        for space, places in columns.items():
+            for place in places:
+                block = jnp.moveaxis(rows[space][:, place.start : place.stop].reshape(place.shape), 0, place.axis)
+                for axis, other, _ in labels[place.leaf].unit_axes(clusters):
+                    weight = patterns[other] if axis == place.axis else shared[other]
                     block = jnp.take(block, clusters[other].ids, axis=axis)
                     block = block * along(jnp.asarray(weight, block.dtype), axis, block.ndim)
-                totals[slot.leaf] = totals[slot.leaf] + block
+                totals[place.leaf] = totals[place.leaf] + block
         return structure.unflatten(totals)
 
     dtype = jnp.result_type(*leaves)
     zero = {
         space: jnp.zeros((len(clusters[space].leaders), places[-1].stop if places else 0), dtype)
-        for space, places in slots.items()
+        for space, places in columns.items()
     }
     return lift, zero
 

@@ -40,9 +40,9 @@ def unit_matrices(
     space: PlainSpace,
     counts: Counts,
     size: int,
-    is_bent: bool,
+    has_curvature: bool,
 ) -> Iterator[tuple[int, np.ndarray | None, np.ndarray]]:
-    """`(j, A_j, B_j)` of every unit of a space in turn; A_j is `None` unless `is_bent`.
+    """`(j, A_j, B_j)` of every unit of a space in turn; A_j is `None` unless `has_curvature`.
 
     Units are handled in groups, so that memory does not grow with the width.
 
@@ -54,22 +54,22 @@ def unit_matrices(
         space: the plain space.
         counts: number of clones of every unit, per space.
         size: samples per batch.
-        is_bent: whether some `e_j f''` may not be zero.
+        has_curvature: whether some `e_j f''` may not be zero.
     """
     first = _rows.eval_shape(model, variables, loss, jax.tree.map(lambda leaf: leaf[:size], batch), space, counts)
     rows, p = first.features.shape
-    per_unit = max(rows, p) * max(first.signals.shape[1], p if is_bent else 0) * first.features.dtype.itemsize
+    per_unit = max(rows, p) * max(first.signals.shape[1], p if has_curvature else 0) * first.features.dtype.itemsize
     units = first.slope.shape[1]
     num_groups = ceil(units / max(1, GROUP_BYTES // per_unit))
     group = ceil(units / num_groups)
     for start in range(0, units, group):
         begin = min(start, units - group)
-        bends, couplings = _accumulate_matrices(
-            model, variables, loss, batch, space, counts, size, group, is_bent, jnp.asarray(begin)
+        curvatures, couplings = _accumulate_matrices(
+            model, variables, loss, batch, space, counts, size, group, has_curvature, jnp.asarray(begin)
         )
-        bends, couplings = None if bends is None else np.asarray(bends), np.asarray(couplings)
+        curvatures, couplings = None if curvatures is None else np.asarray(curvatures), np.asarray(couplings)
         for unit in range(start, min(start + group, units)):
-            curvature = None if bends is None else bends[:, unit - begin].astype(np.float64)
+            curvature = None if curvatures is None else curvatures[:, unit - begin].astype(np.float64)
             yield unit, curvature, couplings[:, unit - begin].astype(np.float64)
 
 
@@ -80,15 +80,15 @@ def _rows(
     return unit_rows(model, variables, batch, space, counts, exact_signals(model, variables, loss, batch))
 
 
-@partial(jax.jit, static_argnames=("model", "loss", "space", "size", "group", "is_bent"))
-def _accumulate_matrices(model, variables, loss, batch, space, counts, size, group, is_bent, begin):
+@partial(jax.jit, static_argnames=("model", "loss", "space", "size", "group", "has_curvature"))
+def _accumulate_matrices(model, variables, loss, batch, space, counts, size, group, has_curvature, begin):
     """A and B of `group` units from `begin` on, the unit as middle axis: `(p, group, p)` and `(p, group, q)`."""
 
     def batch_means(part: Batch):
         rows = _rows(model, variables, loss, part, space, counts)
         slope = jax.lax.dynamic_slice_in_dim(rows.slope, begin, group, axis=1)
-        bend = jax.lax.dynamic_slice_in_dim(rows.bend, begin, group, axis=1)
-        curvature = _weighted_products(rows.features, bend, rows.features) if is_bent else None
+        curvature = jax.lax.dynamic_slice_in_dim(rows.curvature, begin, group, axis=1)
+        curvature = _weighted_products(rows.features, curvature, rows.features) if has_curvature else None
         return curvature, _weighted_products(rows.features, slope, rows.signals)
 
     return mean_over_batches(batch_means, batch, size)

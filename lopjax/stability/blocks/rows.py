@@ -10,7 +10,7 @@ from lopjax.losses import Batch
 from lopjax.model import Model, Variables
 from lopjax.stability.blocks.features import incoming_features, outgoing_signals
 from lopjax.stability.blocks.plain_spaces import PlainSpace
-from lopjax.stability.blocks.signals import Move, Signals, derivative_error, derivatives, is_straight
+from lopjax.stability.blocks.signals import RoundingDraw, Signals, derivative_error, derivatives, is_straight
 from lopjax.wiring import Path, Wiring, at_path, standard_layout
 
 Counts = Mapping[str, Float[Array, "units"]]
@@ -23,14 +23,14 @@ class Rows(NamedTuple):
         features: phi.
         signals: delta_next of every reader side by side, scaled.
         slope: `f'(z_j)`.
-        bend: `e_j f''(z_j) / n_j`.
+        curvature: `e_j f''(z_j) / n_j`.
         pre: z_j.
     """
 
     features: Float[Array, "rows p"]
     signals: Float[Array, "rows q"]
     slope: Float[Array, "rows units"]
-    bend: Float[Array, "rows units"]
+    curvature: Float[Array, "rows units"]
     pre: Float[Array, "rows units"]
 
 
@@ -41,7 +41,7 @@ def unit_rows(
     space: PlainSpace,
     counts: Counts,
     found: Signals,
-    move: Move | None = None,
+    move: RoundingDraw | None = None,
 ) -> Rows:
     """The rows of one unit space, from the signals of a batch.
 
@@ -57,10 +57,10 @@ def unit_rows(
     wired = dict(model.wiring.labels)
     writer = wired["params", *space.kernel]
     pre, error = found.taps[space.site].pre, found.gradients[space.site].post
-    slope, bend = derivatives(space.activation, pre)
+    slope, curvature = derivatives(space.activation, pre)
     if move is not None and not is_straight(space.activation):
         slope = slope + derivative_error(pre, move, 97)
-        bend = bend + derivative_error(pre, move, 98)
+        curvature = curvature + derivative_error(pre, move, 98)
     heard = found.taps.get(writer.source or "")
     source = batch[0].astype(pre.dtype) if heard is None else heard.post
     signals = []
@@ -78,7 +78,7 @@ def unit_rows(
         incoming_features(source, kernel_shape, writer.window, source_counts, space.bias is not None),
         jnp.concatenate(signals, axis=1),
         slope.reshape(-1, units),
-        (error * bend / counts[space.space].astype(pre.dtype)).reshape(-1, units),
+        (error * curvature / counts[space.space].astype(pre.dtype)).reshape(-1, units),
         pre.reshape(-1, units),
     )
 

@@ -16,15 +16,15 @@ from lopjax.stability.blocks.plain_spaces import PlainSpace
 from lopjax.stability.blocks.rows import Counts, Rows, counts_of, kernel_at, unit_rows
 from lopjax.stability.blocks.signals import (
     LossOfLogits,
-    Move,
+    RoundingDraw,
     downstream_sites,
-    draw_moves,
+    draw_roundings,
     kinks_of,
-    moved_signals,
+    perturbed_signals,
     signals_and_gradient,
     tap_shapes,
 )
-from lopjax.tolerance import GAP, rounding_unit
+from lopjax.tolerance import CERTAIN_FROM, rounding_unit
 from lopjax.wiring import at_path
 
 # Draws of roundings, each with both signs.
@@ -81,7 +81,7 @@ class _Errors(NamedTuple):
     features: Array
     signals: Array
     slope: Array
-    bend: Array
+    curvature: Array
 
 
 def num_rows(model: Model, variables: Variables, inputs: Array, site: str) -> int:
@@ -113,7 +113,7 @@ def unit_scales(
     """
     dtype = jnp.result_type(*jax.tree.leaves(variables["params"])) if dtype is None else dtype
     roots = {space.space: num_rows(model, variables, batch[0], space.site) ** 0.5 for space in spaces}
-    moves, parts = draw_moves(dtype, _DRAWS), []
+    moves, parts = draw_roundings(dtype, _DRAWS), []
     for start in range(0, len(batch[0]), size):
         part = jax.tree.map(lambda leaf, start=start: leaf[start : start + size], batch)
         sums = _batch_sums(model, variables, loss, part, tuple(spaces), counts, moves, rounding_unit(dtype), roots)
@@ -171,8 +171,8 @@ def _batch_sums(model, variables, loss, batch, spaces, counts, moves, unit, root
     rows = {space: unit_rows(model, variables, batch, space, counts, exact) for space in spaces}
     kinky = {site: kinks_of(tap.activation) for site, tap in exact.taps.items() if kinks_of(tap.activation)}
 
-    def moved(move: Move) -> tuple[dict[str, _Errors], dict[str, Array]]:
-        found = moved_signals(model, variables, loss, batch, exact, move)
+    def moved(move: RoundingDraw) -> tuple[dict[str, _Errors], dict[str, Array]]:
+        found = perturbed_signals(model, variables, loss, batch, exact, move)
         errors = {
             space.space: _distance(unit_rows(model, variables, batch, space, counts, found, move), rows[space])
             for space in spaces
@@ -209,7 +209,7 @@ def _sizes(rows: Rows) -> tuple[Array, Array, Array]:
     length = jnp.linalg.norm(rows.features, axis=1)
     products = length * jnp.linalg.norm(rows.signals, axis=1)
     return (
-        jnp.sum(jnp.abs(rows.bend) * length[:, None] ** 2, axis=0),
+        jnp.sum(jnp.abs(rows.curvature) * length[:, None] ** 2, axis=0),
         2 * jnp.sum(jnp.abs(rows.slope) * products[:, None], axis=0),
         jnp.sum(jnp.abs(rows.slope), axis=0),
     )
@@ -219,11 +219,11 @@ def _errors_of_products(rows: Rows, errors: _Errors) -> tuple[Array, Array]:
     """Sums of how far the terms of A_j and of B_j move when all their factors do, products of moves included."""
     length, feature = jnp.linalg.norm(rows.features, axis=1)[:, None], errors.features[:, None]
     signal, moved = jnp.linalg.norm(rows.signals, axis=1)[:, None], errors.signals[:, None]
-    bend, slope = jnp.abs(rows.bend), jnp.abs(rows.slope)
+    curvature, slope = jnp.abs(rows.curvature), jnp.abs(rows.slope)
     of_square = feature * (2 * length + feature)
     of_product = length * moved + feature * (signal + moved)
     return (
-        jnp.sum(errors.bend * (length**2 + of_square) + bend * of_square, axis=0),
+        jnp.sum(errors.curvature * (length**2 + of_square) + curvature * of_square, axis=0),
         jnp.sum(errors.slope * (length * signal + of_product) + slope * of_product, axis=0),
     )
 
@@ -233,14 +233,14 @@ def _distance(moved: Rows, rows: Rows) -> _Errors:
         jnp.linalg.norm(moved.features - rows.features, axis=1),
         jnp.linalg.norm(moved.signals - rows.signals, axis=1),
         jnp.abs(moved.slope - rows.slope),
-        jnp.abs(moved.bend - rows.bend),
+        jnp.abs(moved.curvature - rows.curvature),
     )
 
 
-def _largest(function: Callable[[Move], PyTree], moves: Move) -> PyTree:
+def _largest(function: Callable[[RoundingDraw], PyTree], moves: RoundingDraw) -> PyTree:
     """The largest of every number over the draws, one draw at a time."""
 
-    def step(so_far: PyTree, move: Move) -> tuple[PyTree, None]:
+    def step(so_far: PyTree, move: RoundingDraw) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.maximum, so_far, function(move)), None
 
     shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], moves))
@@ -267,5 +267,5 @@ def _is_at_kink(pre: Array, error: Array, kinks: tuple[float, ...]) -> Array:
     """Which pre-activations rounding cannot tell from a kink."""
     near = jnp.zeros(pre.shape, bool)
     for kink in kinks:
-        near = near | (jnp.abs(pre - kink) <= GAP * error)
+        near = near | (jnp.abs(pre - kink) <= CERTAIN_FROM * error)
     return near

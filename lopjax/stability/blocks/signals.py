@@ -20,7 +20,7 @@ from jaxtyping import Array
 from lopjax.activations import Activation, activation
 from lopjax.losses import Batch
 from lopjax.model import Model, Params, Tap, Taps, Variables
-from lopjax.tolerance import GAP, rounding_unit
+from lopjax.tolerance import CERTAIN_FROM, rounding_unit
 from lopjax.wiring import Wiring
 
 LossOfLogits = Callable[[Array, Array], Array]
@@ -45,7 +45,7 @@ class Signals(NamedTuple):
     output: Array
 
 
-class Move(NamedTuple):
+class RoundingDraw(NamedTuple):
     """One draw of roundings.
 
     Attributes:
@@ -58,11 +58,11 @@ class Move(NamedTuple):
     unit: Array
 
 
-def draw_moves(dtype: DTypeLike, num_draws: int) -> Move:
+def draw_roundings(dtype: DTypeLike, num_draws: int) -> RoundingDraw:
     """Draws stacked along a first axis, each with both signs: one sign alone may stay on this side of a kink."""
     noise = np.random.default_rng(0).standard_normal((num_draws, _NOISE_LENGTH))
     signs = np.tile([1.0, -1.0], num_draws)
-    return Move(jnp.asarray(np.repeat(noise, 2, axis=0)), jnp.asarray(rounding_unit(dtype) * signs))
+    return RoundingDraw(jnp.asarray(np.repeat(noise, 2, axis=0)), jnp.asarray(rounding_unit(dtype) * signs))
 
 
 @partial(jax.jit, static_argnames="model")
@@ -111,8 +111,8 @@ def signals_and_gradient(
     return Signals(taps, first, output), Signals(taps, second, other), gradient
 
 
-def moved_signals(
-    model: Model, variables: Variables, loss: LossOfLogits, batch: Batch, exact: Signals, move: Move
+def perturbed_signals(
+    model: Model, variables: Variables, loss: LossOfLogits, batch: Batch, exact: Signals, move: RoundingDraw
 ) -> Signals:
     """Signals of a network whose every rounding is another one.
 
@@ -160,7 +160,7 @@ def moved_signals(
     return Signals(taps, gradients, output)
 
 
-def derivative_error(z: Array, move: Move, salt: int) -> Array:
+def derivative_error(z: Array, move: RoundingDraw, salt: int) -> Array:
     """A draw of the absolute error of f' and f'': a few eps of terms of size 1 + |z|, as in `s + z s (1 - s)`."""
     return _EVALUATION * move.unit.astype(z.dtype) * (1 + jnp.abs(z)) * _noise(move.noise, salt, z)
 
@@ -183,7 +183,9 @@ def sites_at_kinks(
         return ()
     moved = {
         **variables,
-        "params": _moved_tree(draw_moves(dtype, 1).noise[0], variables["params"], GAP * rounding_unit(dtype)),
+        "params": _moved_tree(
+            draw_roundings(dtype, 1).noise[0], variables["params"], CERTAIN_FROM * rounding_unit(dtype)
+        ),
     }
     found: set[str] = set()
     for start in range(0, len(batch[0]), size):

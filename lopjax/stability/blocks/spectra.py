@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lopjax.stability.verdicts import SignCounts, count_signs
-from lopjax.tolerance import GAP, Threshold
+from lopjax.tolerance import CERTAIN_FROM, Threshold
 
 Matrix = np.ndarray
 
@@ -69,13 +69,17 @@ def block_inertia(
     by_value = count_signs(values, error.total)
     plus, minus = by_value.plus, by_value.minus
     left, singular, _ = np.linalg.svd(coupling, full_matrices=False)
-    strong = int(np.count_nonzero(singular > GAP * error.coupling))
+    strong = int(np.count_nonzero(singular > CERTAIN_FROM * error.coupling))
     if curvature is None:
         plus = minus = strong
     else:
         curvature = symmetric(curvature)
         size = float(np.linalg.norm(curvature, 2))
-        firm = int(np.count_nonzero(singular > max(GAP * error.coupling, (GAP * error.coupling * size) ** 0.5)))
+        firm = int(
+            np.count_nonzero(
+                singular > max(CERTAIN_FROM * error.coupling, (CERTAIN_FROM * error.coupling * size) ** 0.5)
+            )
+        )
         for rank in {strong, firm}:
             rest = _signs_on_kernel(curvature, left[:, :rank], size, error, float(singular[rank - 1]) if rank else 0.0)
             plus, minus = max(plus, rank + rest.plus), max(minus, rank + rest.minus)
@@ -90,7 +94,7 @@ def _signs_on_kernel(curvature: Matrix, left: Matrix, size: float, error: BlockE
     The exact B has up to `b = 10 tau` in those rows; clearing it by the part of B that is kept, whose smallest
     singular value is s, changes `Z'AZ` by at most `(2 b/s + (b/s)²) ||A||`.
     """
-    turned = GAP * error.coupling / weakest if weakest else 0.0
+    turned = CERTAIN_FROM * error.coupling / weakest if weakest else 0.0
     complement = np.linalg.qr(left, mode="complete")[0][:, left.shape[1] :]
     values = np.linalg.eigvalsh(complement.T @ curvature @ complement) if complement.shape[1] else np.zeros(0)
     return count_signs(values, error.curvature, (2 * turned + turned**2) * size)
