@@ -88,6 +88,6 @@ def test_verdicts_and_times(strict):
     assert certify_frozen(model, variables, {"hidden_0": [0]}, batch).units[0].verdict.name == "ALIVE"
     times = first_passage_times([-1.0, 2.0], [1, 1], 1.0, DecayingNoise(0.1, 1.0), 3, 5, jax.random.key(0))
     assert times.shape == (3,)
-    line = Manifold(jnp.zeros(2), lambda vector: vector * jnp.array([1.0, 0.0]))
+    line = Manifold(jnp.zeros(2), lambda vector: vector * jnp.array([1.0, 0.0]), is_affine=True)
     kick = jnp.array([0.0, 1e-3])
     assert escape_time_along(lambda p: p[0] - 0.5 * p[1] ** 2, jnp.zeros(2), line, kick, 0.1, 0.1, 60) < 49

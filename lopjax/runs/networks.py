@@ -74,7 +74,8 @@ def reference_to(value: Any) -> str:
             "module that is imported"
         )
     parts = module.split(".")
-    for length in range(1, len(parts) + 1):
+    # The top of a package may only repeat names, as `lopjax` does: its subpackages are their home.
+    for length in range(min(2, len(parts)), len(parts) + 1):
         reference = f"{'.'.join(parts[:length])}:{name}"
         # `python -m package.module` has loaded it as __main__: the module of that name has another copy.
         if _found(reference) is value or (length == len(parts) and value.__module__ == "__main__"):

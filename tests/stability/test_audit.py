@@ -134,7 +134,7 @@ def test_planted_falsehoods_about_products_are_found(x64):
     assert "no eigenvalue within" in about(report._replace(min_eigenvalue=-0.9))
     assert "claims to count" in about(report._replace(exact=True))
     assert "flat and is not" in about(report._replace(verdict=Stability.NEUTRAL))
-    positive = normed.TrueSpectrum(np.array([0.0, 1.0, 2.0]), 1e-12)
+    positive = normed.TrueSpectrum(np.array([0.5, 1.0, 2.0]), 1e-12)
     assert "a saddle that is none" in "; ".join(normed.falsehoods(UnitBlocks({}, report), positive))
 
 

@@ -484,7 +484,7 @@ def test_refusals(unchecked):
         ({"hidden_0": (0, 0)}, "2 cluster ids for 3 units"),
         ({"hidden_7": (0, 0, 1)}, "hidden_7"),
         ({"hidden_0": (0, 0.5, 1)}, "must be integers"),
-        ({"input": (0, 0)}, "cannot be cloned"),
+        ({"input": (0, 0)}, "it is fixed"),
         ({"hidden_0": (0, 1, 2)}, "no unit has a clone"),
         ({"hidden_0": (0, 0, 1)}, "not block constant"),
     ]:
