@@ -156,8 +156,8 @@ def test_kernels_of_any_layout_have_the_closed_form(x64):
     for space in ("maps", "dense"):
         first, second = flax[space], other[space]
         np.testing.assert_allclose(first.eigenvalues, second.eigenvalues, atol=1e-14)
-        np.testing.assert_allclose(first.of_units("scale"), second.of_units("scale"), rtol=1e-12)
-        assert first.of_units("verdict").tolist() == second.of_units("verdict").tolist()
+        np.testing.assert_allclose(first.per_unit("scale"), second.per_unit("scale"), rtol=1e-12)
+        assert first.per_unit("verdict").tolist() == second.per_unit("verdict").tolist()
     assert np.ptp(flax["maps"].eigenvalues) > 1e-3
 
 
