@@ -82,7 +82,8 @@ def unit_extremes(
 ) -> dict[str, UnitExtremes]:
     """Lanczos in every unit's block at once.
 
-    Spaces whose blocks' sizes are within a factor of two share a run, and with it every product.
+    Spaces whose blocks' sizes are within a factor of three share a run, and with it every product and its compilation,
+    which for small networks is most of the time.
 
     Args:
         product: the cloned network with its loss.
@@ -177,10 +178,10 @@ def _thaw(partition: FrozenPartition) -> dict[str, Clusters]:
 
 
 def _similar_sizes(sizes: dict[str, int]) -> list[tuple[str, ...]]:
-    """Group spaces so that padding to the largest block of a group at most doubles any other."""
+    """Group spaces so that padding to the largest block of a group at most triples any other."""
     groups: list[list[str]] = []
     for space in sorted(sizes, key=lambda name: -sizes[name]):
-        if groups and 2 * sizes[space] >= sizes[groups[-1][0]]:
+        if groups and 3 * sizes[space] >= sizes[groups[-1][0]]:
             groups[-1].append(space)
         else:
             groups.append([space])
