@@ -117,7 +117,7 @@ def forgotten_sites(probe: Probe) -> list[str]:
             sites = [
                 site for site in probe.wiring.sites_of(space) if probe.differs(changed.pre[site], probe.seen.pre[site])
             ]
-            if found := [site for site in sites if passes(probe, site, [path])]:
+            if found := [site for site in sites if passes(probe, site, [path]) and _others_matter(probe, site)]:
                 faults.append(
                     f"{name(path)}: names no site, but all that it does passes {found[0]!r}: site={found[0]!r}"
                 )
@@ -131,6 +131,19 @@ def passes(probe: Probe, site: str, paths: Iterable[Path]) -> bool:
     shift = probe.seen.post[site] - probe.run(arrays, {}).post[site]
     shift[..., 1::2] = 0.0
     return not probe.differs(probe.run(arrays, {site: (None, shift)}).logits, probe.seen.logits)
+
+
+def _others_matter(probe: Probe, site: str) -> bool:
+    """Whether the units that are not held act on the output: of dead ones nothing shows what reaches them."""
+    shift = np.array(probe.seen.post[site]) * 0.0 + 0.5
+    shift[..., ::2] = 0.0
+    units = [np.where(np.arange(shift.shape[-1]) == unit, shift, 0.0) for unit in range(1, shift.shape[-1], 2)]
+    return all(_acts_downwards(probe, site, unit) for unit in units)
+
+
+def _acts_downwards(probe: Probe, site: str, shift: np.ndarray) -> bool:
+    """Whether a small change of pre-activations changes the output: their unit is alive and read."""
+    return probe.differs(probe.run(probe.arrays, {site: (1e-3 * shift, None)}).logits, probe.seen.logits)
 
 
 def _changed(probe: Probe, paths: Iterable[Path], spaces: Iterable[str]) -> dict[Path, np.ndarray]:
