@@ -311,5 +311,7 @@ def test_every_architecture_learns_task_after_task(model, tmp_path):
     """A network without units that die of it: its accuracy on two classes of digits is far from a coin's."""
     quick = PRESETS[model]["quick"]
     run = played(replace(quick, num_tasks=2, methods=("adam",), probe_samples=40), tmp_path / "run")
-    assert (run.column("train_accuracy", method="adam") > 0.8).all()
+    first, second = run.column("train_accuracy", method="adam")
+    assert first > 0.8
+    assert second > 0.6
     assert less_fresh(run, "online_loss", "adam", 0)[0] == 0

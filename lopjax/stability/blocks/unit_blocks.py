@@ -65,6 +65,7 @@ def unit_blocks(
             not apply, or in train mode.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> from lopjax.losses import mean_cross_entropy
         >>> from lopjax.models import mlp
         >>> base, batch = mlp((4,), (3,), 2), (jnp.ones((5, 4)), jnp.array([0, 1, 0, 0, 1]))
