@@ -37,8 +37,9 @@ def move_means_into_biases(
     r"""Add what chosen units give on average to the biases of what reads them: `b += sum over units of mean * w_out`.
 
     Done where the wiring says that a weight array reads the units' site directly (`Label.source`) and there is a bias
-    beside it. Behind batch norm nothing is lost without it, as the norm takes means away; where pooling, a layer norm
-    or a residual sum stands between, the mean at the site is not what is read, and nothing is moved.
+    beside it. Behind batch norm nothing is lost without it in train mode, as the norm takes means away; in eval mode
+    its running mean has to follow. Where pooling, a layer norm or a residual sum stands between, the mean at the site
+    is not what is read, and nothing is moved.
 
     A convolution adds it at every position, so at the border, where part of the kernel reads zeros, too much.
 

@@ -105,7 +105,7 @@ def continual_backprop(
         shibhansh/loss-of-plasticity, `lop/algos/gnt.py`.
     """
     check("rate", rate, 0.0, 1.0)
-    check("decay", decay, 0.0, 1.0)
+    check("decay", decay, 0.0, 1.0, is_open=True)
     check("maturity", maturity, 0.0)
     if utility not in UTILITIES:
         raise ValueError(f"utility={utility!r}: must be one of {UTILITIES}")

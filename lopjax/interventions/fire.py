@@ -32,9 +32,9 @@ def fire(
 
     For a kernel X of `inputs x units`: :math:`X_0 = X / \lVert X \rVert_F`,
     :math:`X \leftarrow 1.5 X - 0.5 X X' X` ten times, then times :math:`\sqrt{units / inputs}` and, for a convolution,
-    whose positions are matrices of their own, divided by their number. The function changes; so do dead units, whose
-    incoming weights only turn. Singular values of 0 stay 0 (and small ones grow by 1.5 an iteration): exact clones
-    stay clones, a small difference between them is magnified.
+    whose positions are matrices of their own, divided by their number. The function changes; a dead unit may stay dead,
+    as its incoming weights are not drawn anew. Singular values of 0 stay 0 (and small ones grow by 1.5 an iteration):
+    exact clones stay clones, a small difference between them is magnified.
 
     A kernel with positions is a convolution where what it writes has positions too; a dense layer behind a flattened
     map is one matrix. In a network with attention heads the published code acts on queries and keys alone, and so
@@ -78,7 +78,8 @@ def fire(
 
         params = jax.lax.cond(due, act, lambda params: params, params)
         state = state._replace(variables={**state.variables, "params": params})
-        touched = {space: jnp.broadcast_to(due, (wiring.size(space),)) for space in wiring.cloneable}
+        changed = _spaces_of_kernels(wiring, params, arrays)
+        touched = {space: jnp.broadcast_to(due, (wiring.size(space),)) for space in changed}
         return state, own, Report(touched, jnp.where(due, CHANGED, NOT_ITS_STEP).astype(jnp.int32))
 
     return Intervention(init, apply, needs_boundaries=every is None)
@@ -137,6 +138,13 @@ def _chosen(wiring: Wiring, params: Params, arrays: Sequence[str] | None) -> lis
         kernels = ["/".join(path) for kind, path in zip(kinds, paths, strict=True) if kind is not None]
         raise ValueError(f"arrays={names!r}: no kernel has one of these names in its path; kernels are {kernels}")
     return found
+
+
+def _spaces_of_kernels(wiring: Wiring, params: Params, arrays: Sequence[str] | None) -> tuple[str, ...]:
+    """The spaces that kernels which are acted on write: all their units change."""
+    labels = zip(wiring.labels_of(params), _chosen(wiring, params, arrays), strict=True)
+    written = {space for label, is_chosen in labels if is_chosen for space in label.writes()}
+    return tuple(space for space in wiring.cloneable if space in written)
 
 
 def _slides(wiring: Wiring, taps: Taps, label: Label) -> bool:

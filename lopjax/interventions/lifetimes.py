@@ -50,7 +50,7 @@ def with_lifetimes(intervention: Intervention) -> Intervention:
     with short lifetimes is churn: the same fresh units are thrown away, and the others are never reached.
 
     Args:
-        intervention: one whose reports name the units.
+        intervention: one whose reports name the units that it replaces.
 
     Returns:
         The intervention; its state is `(own, Lifetimes)`.
@@ -79,7 +79,7 @@ def _counted(lifetimes: Lifetimes, report: Report, step: Int[ArrayLike, ""]) -> 
     for space, touched in report.touched.items():
         ends = touched & (born[space] >= 0)
         lifetime = jnp.maximum(step - born[space], 1)
-        bins = jnp.floor(jnp.log2(lifetime.astype(jnp.float32))).astype(jnp.int32)
+        bins = 31 - jax.lax.clz(lifetime.astype(jnp.int32))  # floor(log2), exactly
         deaths[space] = deaths[space].at[jnp.clip(bins, 0, BINS - 1)].add(ends.astype(jnp.int32))
         born[space] = jnp.where(touched, step, born[space]).astype(jnp.int32)
         replaced = replaced + jnp.sum(touched, dtype=jnp.int32)
@@ -106,7 +106,7 @@ def survival(lifetimes: Lifetimes, step: int, space: str | None = None) -> Survi
     deaths = np.sum([np.asarray(lifetimes.deaths[name]) for name in spaces], axis=0)
     born = np.concatenate([np.asarray(lifetimes.born[name]) for name in spaces])
     ages = np.maximum(step - born[born >= 0], 1)
-    alive = np.bincount(np.floor(np.log2(ages)).astype(int), minlength=BINS)
+    alive = np.bincount(np.frexp(ages)[1] - 1, minlength=BINS)
     at_risk = np.cumsum((deaths + alive)[::-1])[::-1]
     share: Float[np.ndarray, " bins"] = np.cumprod(1 - deaths / np.maximum(at_risk, 1))
     return Survival(2 ** np.arange(1, BINS + 1), share, at_risk, deaths)

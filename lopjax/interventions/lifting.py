@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from lopjax.interventions.reasons import CHANGED
+from lopjax.interventions.reasons import AS_IT_WAS, CHANGED
 from lopjax.signals import Observed
 from lopjax.training.interventions import Intervention, Report, Setting
 from lopjax.training.steps import TrainState
@@ -48,6 +48,8 @@ def from_optax(
         known = {"value": observed.loss, "grad": observed.gradient}
         updates, own = optax.with_extra_args_support(transform).update(seen, own, params, **known)
         changed = {**state.variables, "params": optax.apply_updates(params, updates)}
-        return state._replace(variables=changed), own, Report({}, CHANGED)
+        pairs = zip(jax.tree.leaves(changed["params"]), jax.tree.leaves(params), strict=True)
+        has_moved = jnp.any(jnp.stack([jnp.any(new != old) for new, old in pairs]))
+        return state._replace(variables=changed), own, Report({}, jnp.where(has_moved, CHANGED, AS_IT_WAS))
 
     return Intervention(init, apply)

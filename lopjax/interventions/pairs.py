@@ -116,15 +116,20 @@ def outgoing_part(wiring: Wiring, params: Params, rows: Rows) -> Rows:
     }
 
 
-def outgoing_norm(wiring: Wiring, params: Params, space: str, unit: Int[Array, ""]) -> Float[Array, ""]:
-    """Euclidean norm of one unit's outgoing parameters."""
+def push_length(wiring: Wiring, params: Params, space: str, unit: Int[Array, ""]) -> Float[Array, ""]:
+    """Euclidean norm of one unit's outgoing parameters; of its incoming ones where it has none, as after a reset."""
     leaves = jax.tree.leaves(params)
-    squares = [
-        jnp.sum(jnp.square(jnp.take(leaves[leaf], unit, axis=axis)))
-        for leaf, axis, is_outgoing in places_of(wiring, params, space)
-        if is_outgoing
-    ]
-    return jnp.sqrt(sum(squares, start=jnp.zeros(())))
+
+    def norm(wanted: bool) -> Array:
+        squares = [
+            jnp.sum(jnp.square(jnp.take(leaves[leaf], unit, axis=axis)))
+            for leaf, axis, is_outgoing in places_of(wiring, params, space)
+            if is_outgoing == wanted
+        ]
+        return jnp.sqrt(sum(squares, start=jnp.zeros(())))
+
+    outgoing = norm(True)
+    return jnp.where(outgoing > 0, outgoing, norm(False))
 
 
 def _put(array: Array, axis: int, unit: Int[Array, ""], row: Array) -> Array:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Int32
 
 from lopjax.training.interventions import Report
 
-NOT_ITS_STEP, NO_UNIT_CHOSEN, CHANGED, NONE_MATURE, NOT_PRESERVED, NO_ESCAPE = range(6)
+NOT_ITS_STEP, NO_UNIT_CHOSEN, CHANGED, NONE_MATURE, NOT_PRESERVED, NO_ESCAPE, OPTIMIZER_STARTED, AS_IT_WAS = range(8)
 REASONS = (
     "this was not one of its steps",
     "no unit met its condition",
@@ -15,6 +15,8 @@ REASONS = (
     "no unit was old enough",
     "it would have changed the function by more than its tolerance",
     "no direction of descent leads away from the clones",
+    "it has started the optimizer anew",
+    "it has left every parameter as it was",
 )
 """By code: `Report.reason`."""
 

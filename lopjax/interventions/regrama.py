@@ -22,7 +22,8 @@ def regrama(threshold: ArrayLike, every: ArrayLike = 1000, spaces: Spaces = None
     r"""Reset the units whose incoming weights have small gradients, every so many steps.
 
     The score of a unit is the mean magnitude of the gradient of its incoming weights over the mean of the same over the
-    layer (:func:`gradient_scores`); units with a score of at most :math:`\tau` are reset as by :func:`redo`.
+    layer (:func:`gradient_scores`); units with a score of at most :math:`\tau` are reset as by :func:`redo`. A layer
+    without any gradient is reset whole, unless the network has none at all: a batch that teaches nothing says nothing.
 
     Args:
         threshold: :math:`\tau`, at least 0.
@@ -53,7 +54,9 @@ def regrama(threshold: ArrayLike, every: ArrayLike = 1000, spaces: Spaces = None
         chosen = spaces_of(wiring, spaces)
 
         def act(state: TrainState) -> tuple[TrainState, Any]:
-            idle = {space: gradient_scores(wiring, observed.gradient, space) <= threshold for space in chosen}
+            teaches = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(observed.gradient)]))
+            scores = {space: gradient_scores(wiring, observed.gradient, space) for space in chosen}
+            idle = {space: teaches & (score <= threshold) for space, score in scores.items()}
             return reset_units(setting, state, idle, key), idle
 
         due = is_due(step, every)

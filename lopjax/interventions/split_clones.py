@@ -10,7 +10,7 @@ from lopjax.curvature import extreme_eigenvalues, hvp
 from lopjax.detection import activation_rows, multiples_by_parameters, nearest_units
 from lopjax.integers import as_integer
 from lopjax.interventions.checks import Spaces, check_every, check_state, is_due, spaces_of
-from lopjax.interventions.pairs import Pair, Rows, merged, outgoing_norm, outgoing_part, parting, places_of, zero_rows
+from lopjax.interventions.pairs import Pair, Rows, merged, outgoing_part, parting, places_of, push_length, zero_rows
 from lopjax.interventions.reasons import CHANGED, NO_ESCAPE, NO_UNIT_CHOSEN, NOT_ITS_STEP, NOT_PRESERVED
 from lopjax.interventions.slices import no_units
 from lopjax.losses import of_parameters
@@ -55,9 +55,10 @@ def split_clones(
     Args:
         tolerance: relative distance of activations up to which two units are near; 0 for exact clones alone.
         every: steps between two acts; one pair an act.
-        size: length of the push over the length of one unit's outgoing weights.
+        size: length of the push over the length of one unit's outgoing weights; where these are zero, as after a reset,
+            over that of its incoming ones.
         loss_tolerance: largest change of the loss, on the batch and in eval mode, that moving to the point of equality
-            may cost; 0 allows none, not even of rounding.
+            and the push may cost; 0 allows none, not even of rounding.
         num_steps: Lanczos steps: so many Hessian-vector products of the batch's loss in each act.
         spaces: unit spaces; None for all that can be cloned.
 
@@ -65,8 +66,8 @@ def split_clones(
         The intervention; it has no state of its own.
 
     Raises:
-        ValueError: a number out of range; on `init`, an unknown or fixed space, an array that reads and writes one
-            space, or a state of another optimizer.
+        ValueError: a number out of range; on `init`, an unknown space or one that cannot be cloned, an array that reads
+            and writes one space, or a state of another optimizer.
 
     References:
         The zero block of outgoing patterns: Fukumizu & Amari, Neural Networks 13 (2000); its extension to any wiring,
@@ -79,6 +80,9 @@ def split_clones(
 
     def init(setting: Setting, state: TrainState) -> tuple[()]:
         for space in spaces_of(setting.model.wiring, spaces):
+            if space not in setting.model.wiring.cloneable:
+                why = setting.model.wiring.why_not_cloneable(space)
+                raise ValueError(f"unit space {space!r}: {why}, so a push would change the function")
             places_of(setting.model.wiring, state.variables["params"], space)
         check_state(setting, state)
         return ()
@@ -160,7 +164,7 @@ def _parted(
     for space in names:
         equal = merged(wiring, equal, space, pairs[space])
     params, longest = equal["params"], escape.sizes[best]
-    lengths = jnp.stack([outgoing_norm(wiring, params, space, pairs[space].second) for space in names])
+    lengths = jnp.stack([push_length(wiring, params, space, pairs[space].second) for space in names])
     scale = jnp.asarray(size, longest.dtype) * lengths[best] / jnp.where(longest > 0, longest, 1)
     push = parting(wiring, params, pairs, jax.tree.map(lambda row: scale * row, escape.rows))
     pushed = {**equal, "params": jax.tree.map(jnp.add, params, push)}
@@ -170,7 +174,7 @@ def _parted(
 
     is_any = jnp.any(jnp.stack([pair.is_near for pair in pairs.values()]))
     is_escape = escape.is_downhill & (scale > 0) & (longest > 0)
-    is_kept = jnp.abs(loss_of(equal) - loss_of(variables)) <= loss_tolerance
+    is_kept = jnp.abs(loss_of(pushed) - loss_of(variables)) <= loss_tolerance
     acts = is_any & is_escape & is_kept
     reason = jnp.where(is_escape, jnp.where(is_kept, CHANGED, NOT_PRESERVED), NO_ESCAPE)
     reason = jnp.where(is_any, reason, NO_UNIT_CHOSEN).astype(jnp.int32)

@@ -179,7 +179,8 @@ def _best_attempt(
     anyone = [jnp.any(jnp.concatenate(list(one.units.values()))) for one in tries]
     good = [is_kept & is_any for is_kept, is_any in zip(kept, anyone, strict=True)]
     choice = jnp.where(good[0], 0, jnp.where(good[1], 1, 2))
-    nothing = nothing._replace(change=jnp.zeros_like(tries[0].change))
+    # The change that was too large is what the log is for.
+    nothing = nothing._replace(change=jnp.where(anyone[0], tries[0].change, 0).astype(tries[0].change.dtype))
     done = jax.lax.switch(choice, [lambda: tries[0], lambda: tries[1], lambda: nothing])
     reason = jnp.where(anyone[0], jnp.where(choice < 2, CHANGED, NOT_PRESERVED), NO_UNIT_CHOSEN)
     return done, reason.astype(jnp.int32)

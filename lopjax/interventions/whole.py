@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool
 
 from lopjax.interventions.checks import check_every, check_state, is_due, is_start
-from lopjax.interventions.reasons import CHANGED, NOT_ITS_STEP, reason_of
+from lopjax.interventions.reasons import NOT_ITS_STEP, OPTIMIZER_STARTED, reason_of
 from lopjax.interventions.slices import draw_units, is_written
 from lopjax.signals import Observed
 from lopjax.training.interventions import Intervention, Report, Setting
@@ -19,7 +19,7 @@ def reset_layer(spaces: Sequence[str], every: ArrayLike | None = None) -> Interv
     """Draw everything that writes a unit space anew: a head at every new task, or any layer now and then.
 
     Outgoing weights are kept, so the function changes. The optimizer forgets what has been drawn. It acts after the
-    update of a step, which is lost on these layers; never after the first one of a run.
+    update of a step, which is lost on these layers; without `every`, not after the first step of a run.
 
     Args:
         spaces: unit spaces that are written: hidden ones or the outputs (`"classes"`).
@@ -29,8 +29,8 @@ def reset_layer(spaces: Sequence[str], every: ArrayLike | None = None) -> Interv
         The intervention; without `every` it needs boundaries.
 
     Raises:
-        ValueError: a number out of range; on `init`, an unknown space or one that nothing writes, or a state of another
-            optimizer; in a step, a stream that hides where tasks start.
+        ValueError: a number out of range, no space; on `init`, an unknown space or one that nothing writes, or a state
+            of another optimizer; in a step, a stream that hides where tasks start.
 
     References:
         Nikishin et al., *The Primacy Bias in Deep Reinforcement Learning*, arXiv 2205.07802.
@@ -38,6 +38,8 @@ def reset_layer(spaces: Sequence[str], every: ArrayLike | None = None) -> Interv
     _check_every_or_none(every)
     if isinstance(spaces, str):
         raise ValueError(f"spaces={spaces!r}: must be a sequence of names, such as [{spaces!r}]")
+    if not spaces:
+        raise ValueError(f"spaces={spaces!r}: must name at least one unit space, such as ['classes']")
 
     def init(setting: Setting, state: TrainState) -> tuple[()]:
         for space in spaces:
@@ -59,7 +61,10 @@ def reset_layer(spaces: Sequence[str], every: ArrayLike | None = None) -> Interv
 
 
 def reset_optimizer(every: ArrayLike | None = None) -> Intervention:
-    """Start the optimizer anew: moments, step counts and all else in its state.
+    """Start the optimizer anew: moments, step counts and all else in its state but injected hyperparameters.
+
+    What `optax.inject_hyperparams` holds is a setting, not a memory, and stays. Schedules begin again; noise that is
+    drawn by a key in the state repeats itself; the anchor of an L2 penalty moves to where the parameters are.
 
     Args:
         every: as in :func:`reset_layer`.
@@ -85,12 +90,28 @@ def reset_optimizer(every: ArrayLike | None = None) -> Intervention:
         due = _is_time(observed, step, every, "reset_optimizer")
 
         def act(state: TrainState) -> TrainState:
-            return state._replace(opt_state=setting.optimizer.init(state.variables["params"]))
+            fresh = setting.optimizer.init(state.variables["params"])
+            return state._replace(opt_state=_with_hyperparameters_of(state.opt_state, fresh))
 
         state = jax.lax.cond(due, act, lambda state: state, state)
-        return state, own, Report({}, jnp.where(due, CHANGED, NOT_ITS_STEP).astype(jnp.int32))
+        return state, own, Report({}, jnp.where(due, OPTIMIZER_STARTED, NOT_ITS_STEP).astype(jnp.int32))
 
     return Intervention(init, apply, needs_boundaries=every is None)
+
+
+def _with_hyperparameters_of(old: Any, fresh: Any) -> Any:
+    """A fresh state with the hyperparameters that are injected into an old one, wherever in a chain."""
+
+    def is_injected(node: Any) -> bool:
+        return hasattr(node, "hyperparams") and hasattr(node, "inner_state")
+
+    def one(before: Any, after: Any) -> Any:
+        if not is_injected(before):
+            return after
+        inner = _with_hyperparameters_of(before.inner_state, after.inner_state)
+        return after._replace(hyperparams=before.hyperparams, inner_state=inner)
+
+    return jax.tree.map(one, old, fresh, is_leaf=is_injected)
 
 
 def _check_every_or_none(every: Any) -> None:

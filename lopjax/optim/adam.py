@@ -53,8 +53,8 @@ def adam_per_weight(
     References:
         Kingma & Ba, arXiv 1412.6980; `AdamGnT` of shibhansh/loss-of-plasticity.
     """
-    check("b1", b1, 0.0, 1.0)
-    check("b2", b2, 0.0, 1.0)
+    check("b1", b1, 0.0, 1.0, is_open=True)
+    check("b2", b2, 0.0, 1.0, is_open=True)
     check("eps", eps, 0.0)
     if variant not in ("paper", "official"):
         raise ValueError(f"variant={variant!r}: must be 'paper' or 'official'")
@@ -65,10 +65,12 @@ def adam_per_weight(
         return AdamPerWeightState(count, optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
     def direction(count: jax.Array, mu: jax.Array, nu: jax.Array) -> jax.Array:
-        first, second = (1 - jnp.asarray(b, mu.dtype) ** count for b in (b1, b2))
+        # In bfloat16 beta_2 itself is 1, and the correction would divide by zero.
+        dtype = jnp.promote_types(mu.dtype, jnp.float32)
+        first, second = ((1 - jnp.asarray(b, dtype) ** count).astype(mu.dtype) for b in (b1, b2))
         if variant == "paper":
-            return (mu / first) / (jnp.sqrt(nu / second) + eps)
-        return second * mu / (jnp.sqrt(nu) + eps)
+            return ((mu / first) / (jnp.sqrt(nu / second) + eps)).astype(mu.dtype)
+        return (second * mu / (jnp.sqrt(nu) + eps)).astype(mu.dtype)
 
     def update(updates: Params, state: AdamPerWeightState, params: Any = None) -> tuple[Params, AdamPerWeightState]:
         count = jax.tree.map(lambda steps: steps + 1, state.count)

@@ -17,14 +17,16 @@ from lopjax.philox import spell_out_products
 Params = PyTree[Array]
 
 
-def check(name: str, value: Any, minimum: float, maximum: float = math.inf) -> None:
-    """Refuse a concrete number out of range; a traced one passes."""
+def check(name: str, value: Any, minimum: float, maximum: float = math.inf, *, is_open: bool = False) -> None:
+    """Refuse a concrete number out of range, and the maximum itself where the range is open; a traced one passes."""
     if isinstance(value, Tracer):
         return
     number = np.asarray(value)
     is_number = jnp.issubdtype(number.dtype, jnp.integer) or jnp.issubdtype(number.dtype, jnp.floating)
-    if not is_number or not np.all(np.isfinite(number) & (number >= minimum) & (number <= maximum)):
-        allowed = f"finite and at least {minimum:g}" if maximum == math.inf else f"in [{minimum:g}, {maximum:g}]"
+    is_below = np.less if is_open else np.less_equal
+    if not is_number or not np.all(np.isfinite(number) & (number >= minimum) & is_below(number, maximum)):
+        end = ")" if is_open else "]"
+        allowed = f"finite and at least {minimum:g}" if maximum == math.inf else f"in [{minimum:g}, {maximum:g}{end}"
         raise ValueError(f"{name}={value!r}: must be {allowed}")
 
 

@@ -81,6 +81,8 @@ def muon(
     """
     if not callable(learning_rate):
         check("learning_rate", learning_rate, minimum=0.0)
+    if adam_learning_rate is not None and not callable(adam_learning_rate):
+        check("adam_learning_rate", adam_learning_rate, minimum=0.0)
     check("momentum", momentum, minimum=0.0, maximum=1.0)
     check("weight_decay", weight_decay, minimum=0.0)
     made = optax_muon(

@@ -21,8 +21,9 @@ def nap(wiring: Wiring) -> optax.GradientTransformationExtraArgs:
     r"""Rescale every kernel to its initial norm after every update; place it last in a chain.
 
     With u the update, :math:`\theta \leftarrow \lVert\theta_0\rVert\,(\theta + u) / \lVert\theta + u\rVert`, Euclidean
-    norms of whole arrays. In a network with a norm before every activation this leaves the function as it is and keeps
-    the effective learning rate from falling as weights grow; in one without it is a constraint. The paper puts a norm
+    norms of whole arrays. Where batch or layer norm stands behind a kernel this leaves the function in train mode as it
+    is (running statistics, seen in eval mode, follow later), and keeps the effective learning rate from falling as
+    weights grow; elsewhere, as in the output layer, it is a constraint. The paper puts a norm
     before every activation, and pulls its scales and offsets to their start (:func:`l2_init` under ``optax.masked``
     does); here they, biases, positions and kernels that started at 0 or have become 0 pass.
 

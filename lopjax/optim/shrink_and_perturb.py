@@ -133,7 +133,14 @@ def _combination(law: str, shrink: ArrayLike, scale: ArrayLike) -> Callable[[Arr
 
 def _drawn(initialise: Initialise | None, key: Key[Array, ""], params: Params) -> Params:
     assert initialise is not None
-    drawn = initialise(key)
-    if jax.tree.map(jnp.shape, drawn) != jax.tree.map(jnp.shape, params):
+    drawn, is_left_out = initialise(key), lambda node: isinstance(node, optax.MaskedNode)
+    arrays, structure = jax.tree.flatten(params, is_leaf=is_left_out)
+    try:
+        # Under `optax.masked` the parameters have gaps, and what is drawn for them has none.
+        found = structure.flatten_up_to(drawn)
+    except ValueError:
+        found = []
+    pairs = list(zip(found, arrays, strict=False))
+    if len(found) != len(arrays) or any(not is_left_out(a) and jnp.shape(d) != jnp.shape(a) for d, a in pairs):
         raise ValueError("initialise: its arrays are not those of the parameters; it must return a tree like them")
-    return drawn
+    return structure.unflatten([a if is_left_out(a) else d for d, a in pairs])

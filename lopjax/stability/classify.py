@@ -178,8 +178,10 @@ def _by_eigenvalues(
 ) -> StabilityReport:
     dtype, size = jnp.result_type(*jax.tree.leaves(params)), num_parameters(manifold)
     value, raw = jax.jit(lambda params: (loss(params), dense_hessian(loss, params, max_bytes)))(params)
-    floor = _curvature_floor(value, params)
-    hessian, scale, residual = _symmetric(np.asarray(raw, np.float64), float(jnp.finfo(dtype).eps), floor)
+    epsilon, raw_values = float(jnp.finfo(dtype).eps), np.asarray(raw, np.float64)
+    hessian, scale, residual = _symmetric(
+        raw_values, epsilon, _curvature_floor(value, params), _cancellation(value, params, epsilon)
+    )
     tolerance = float(rounding_tolerance(dtype, size, scale))
     remaining, structural = normal.choose(_is_flat_along(raw, params, normal.gauge, tolerance))
     basis = np.asarray(normal_basis(remaining, max_bytes), np.float64)
@@ -213,19 +215,36 @@ def _curvature_floor(value: Array, params: Params) -> float:
     return float(jnp.abs(value)) / max(1.0, float(tree_norm(params)) ** 2)
 
 
-def _symmetric(hessian: np.ndarray, epsilon: float, floor: float) -> tuple[np.ndarray, float, float]:
-    """Symmetric part, its largest |eigenvalue| (at least the floor), and the length of what it leaves out."""
+def _cancellation(value: Array, params: Params, epsilon: float) -> float:
+    """What cancelling terms may leave in a Hessian: `64 eps max(1, |L|) max(1, |theta|²)`.
+
+    Once a cross-entropy is fitted to the last bit, the loss is 0 and probabilities less labels are the rounding of 1;
+    times features and weights they make up the whole Hessian, which then is symmetric by luck only.
+    """
+    return 64 * epsilon * max(1.0, float(jnp.abs(value))) * max(1.0, float(tree_norm(params)) ** 2)
+
+
+def _symmetric(
+    hessian: np.ndarray, epsilon: float, floor: float, cancellation: float
+) -> tuple[np.ndarray, float, float]:
+    """Symmetric part, its largest |eigenvalue| (at least the floor), and a bound on how far it is from the truth.
+
+    The bound is the length of what it leaves out; where that is too much for a derivative but no more than cancellation
+    explains, it is the cancellation, and smaller eigenvalues have no sign.
+    """
     if not np.isfinite(hessian).all():
         raise ValueError("the Hessian of the loss is not finite at these parameters")
     symmetric = (hessian + hessian.T) / 2
     scale = max(float(np.abs(np.linalg.eigvalsh(symmetric)).max()), floor)
     defect = float(np.linalg.norm(hessian - symmetric))
-    if defect > epsilon**0.5 * max(scale, defect):
+    if defect <= epsilon**0.5 * max(scale, defect):
+        return symmetric, scale, defect
+    if defect > cancellation:
         raise ValueError(
             f"the Hessian of the loss is not symmetric ({defect:.3g} against {scale:.3g}): a stop_gradient or custom "
             "derivative makes its gradient the gradient of nothing, remove it"
         )
-    return symmetric, scale, defect
+    return symmetric, scale, cancellation
 
 
 def _is_flat_along(hessian: Array, params: Params, gauge: Subspace | None, tolerance: float) -> bool:

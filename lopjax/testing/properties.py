@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lopjax.model import Variables
 from lopjax.testing.scenario import Act, Slices, forward, initials, named, plain, started, touched_spaces
@@ -72,16 +73,17 @@ def function(act: Act) -> Finding:
 def slices(act: Act, moves: Sequence[str]) -> Finding:
     """Entries of the parameters that have changed, against the slices of the touched units."""
     faults, (incoming, outgoing) = [], act.slices
+    labels = act.setting.model.wiring.labels_of(act.before.variables["params"])
     trees = [named(tree["params"]) for tree in (act.before.variables, act.after.variables, incoming, outgoing)]
-    for path, before in trees[0].items():
+    for label, (path, before) in zip(labels, trees[0].items(), strict=True):
         after, enters, leaves = (np.asarray(tree[path]) for tree in trees[1:])
         changed = np.asarray(before) != after
         strays = int(np.sum(changed & ~(enters | leaves)))
         if strays and not any(path.endswith(name) for name in moves):
             faults.append(f"{strays} entries of {path} outside the slices have changed")
-        # A draw may hit the old value, as a bias of zero does; of a kernel it does not hit all of them.
+        # A draw may hit the old value, as a bias of zero does; of what reads a space it does not hit all of them.
         inside = enters & ~leaves
-        if "kernel" in path and inside.any() and not changed[inside].all():
+        if label.reads() and inside.any() and not changed[inside].all():
             faults.append(f"{int(np.sum(~changed[inside]))} of {inside.sum()} incoming entries of {path} are as before")
     return finding(Property.SLICES, faults, f"{len(trees[0])} arrays compared, entry by entry")
 
@@ -107,7 +109,7 @@ def optimizer(act: Act) -> Finding:
     for node, old, first in _like_params(plain(act.before.opt_state), act.after.opt_state, start, params):
         marks = jax.tree.leaves(either)
         for before, after, initial, mask in zip(old[0], old[1], first, marks, strict=True):
-            if np.shape(after) != mask.shape:
+            if _is_left_out(after) or np.shape(after) != mask.shape:
                 continue
             seen += int(mask.sum())
             expected = np.where(mask, np.asarray(initial), np.asarray(before))
@@ -124,14 +126,22 @@ def _like_params(before: Any, after: Any, start: Any, params: Any) -> list[tuple
     structure = jax.tree.structure(params)
 
     def is_like(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
+        return jax.tree.structure(node, is_leaf=_is_left_out) == structure
+
+    def leaves(node: Any) -> list[Any]:
+        return jax.tree.leaves(node, is_leaf=_is_left_out)
 
     trees = [jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_like) for tree in (before, after, start)]
     return [
-        (jax.tree_util.keystr(path), (jax.tree.leaves(old), jax.tree.leaves(new)), jax.tree.leaves(first))
+        (jax.tree_util.keystr(path), (leaves(old), leaves(new)), leaves(first))
         for (path, old), (_, new), (_, first) in zip(*trees, strict=True)
         if is_like(old)
     ]
+
+
+def _is_left_out(node: Any) -> bool:
+    """What `optax.masked` and `optax.multi_transform` put where an array is another's."""
+    return isinstance(node, optax.MaskedNode)
 
 
 def statistics(act: Act, start: Variables) -> Finding:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lopjax.interventions.reasons import CHANGED
+from lopjax.interventions.reasons import CHANGED, OPTIMIZER_STARTED
 from lopjax.model import Model, Variables
 from lopjax.signals import Observed, observe
 from lopjax.training.interventions import Intervention, Report, Setting, intervene
@@ -165,7 +165,7 @@ def until_it_acts(
     for step in steps:
         after, report = program(state, observed, jax.random.fold_in(key, step), jnp.int32(step))
         touched = {space: np.asarray(mask) for space, mask in report.touched.items()}
-        if int(report.reason) == CHANGED or any(mask.any() for mask in touched.values()):
+        if int(report.reason) in (CHANGED, OPTIMIZER_STARTED) or any(mask.any() for mask in touched.values()):
             after = jax.device_get(after._replace(opt_state=plain(after.opt_state), own=())), after.own
             slices = slices_of(setting.model.wiring, state.variables, touched)
             return Act(setting, state, after[0]._replace(own=after[1]), observed, touched, step, slices)

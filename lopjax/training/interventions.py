@@ -36,7 +36,8 @@ class Report(NamedTuple):
 
     Attributes:
         touched: by unit space, which units it has changed.
-        reason: 0 for nothing done; what the codes of `lopjax.interventions` say is in its `REASONS`.
+        reason: a code; those of this library have a sentence each in `lopjax.interventions.REASONS`, also those of doing
+            nothing.
         logs: further numbers, such as how many units are mature; what a run logs of them is up to its step.
     """
 

@@ -6,7 +6,18 @@ import pytest
 from networks import case
 
 from lopjax import interventions
-from lopjax.interventions import continual_backprop, cpr, redo, regrama, reset_layer, self_normalized_resets
+from lopjax.interventions import (
+    continual_backprop,
+    cpr,
+    fire,
+    from_optax,
+    redo,
+    regrama,
+    reset_layer,
+    reset_optimizer,
+    self_normalized_resets,
+)
+from lopjax.optim import shrink_and_perturb
 from lopjax.testing import Property, check_intervention
 
 ALL = set(Property)
@@ -18,6 +29,10 @@ METHODS = {
     "self_normalized_resets": (lambda: self_normalized_resets(0.9, 3), ALL - {Property.UTILITIES}),
     "regrama": (lambda: regrama(0.05, 3), ALL - {Property.UTILITIES}),
     "cpr": (lambda: cpr(0.1, 3), {Property.SLICES, Property.AGEING, Property.NOTHING_ELSE, Property.KEYS}),
+    # What touches no unit by choice: the promises that any step can keep.
+    "reset_optimizer": (lambda: reset_optimizer(3), {Property.AGEING, Property.KEYS}),
+    "from_optax": (lambda: from_optax(shrink_and_perturb(0.9, 0.1, seed=0, every=3)), {Property.AGEING}),
+    "fire": (lambda: fire(every=3), {Property.AGEING, Property.NOTHING_ELSE, Property.KEYS}),
     "reset_layer": (
         lambda: reset_layer(["classes"]),
         ALL - {Property.FUNCTION, Property.OUTGOING, Property.STATISTICS, Property.UTILITIES},

@@ -30,7 +30,7 @@ from lopjax.interventions import (
     with_lifetimes,
 )
 from lopjax.losses import mean_cross_entropy
-from lopjax.optim import adam_per_weight, l2_init, shrink_and_perturb
+from lopjax.optim import adam_per_weight, l2_init, muon, shrink_and_perturb
 from lopjax.training import Task, epochs, init_state, logs_of, make_chunk, start_lanes, train_step
 
 PARAMS = {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
@@ -113,6 +113,48 @@ def test_adam_per_weight_is_adam_until_something_is_reset():
     ]
     assert first[0] == pytest.approx(-0.1)  # a new weight; the common count makes it (1 - b1) / sqrt(1 - b2) times that
     assert first[1] == pytest.approx(-0.1 * (0.2 / (1 - 0.8**6)) / np.sqrt(0.1 / (1 - 0.9**6)))
+
+
+def test_adam_per_weight_is_adam_in_bfloat16():
+    """There 0.999 is 1: a correction in that type divides by zero."""
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    states = [rule.init(params) for rule in (adam_per_weight(0.1), optax.adam(0.1))]
+    for gradient in ([0.5, 0.0], [0.5, 0.0], [0.25, 0.0]):
+        seen = {"w": jnp.asarray(gradient, jnp.bfloat16)}
+        updates, states = zip(
+            *(rule.update(seen, state) for rule, state in zip((adam_per_weight(0.1), optax.adam(0.1)), states))
+        )
+        assert updates[0]["w"].dtype == jnp.bfloat16
+        np.testing.assert_allclose(*(np.asarray(u["w"], float) for u in updates), rtol=0.02)
+    assert updates[0]["w"][0] < -0.05
+
+
+def test_injected_hyperparameters_are_no_memory():
+    """They survive a reset of the optimizer, in a chain too; moments and counts do not."""
+    optimizer = optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.adam)(0.1))
+    setting = STANDARD._replace(optimizer=optimizer)
+    _, seen = observed(STANDARD)
+    state = init_state(observed(STANDARD)[0].variables, optimizer)
+    state.opt_state[1].hyperparams["learning_rate"] = jnp.asarray(0.003)
+    state = state._replace(opt_state=optimizer.update(seen.gradient, state.opt_state, state.variables["params"])[1])
+    method = reset_optimizer(1)
+    after, report = intervene(method, setting, start_intervention(method, setting, state), seen, jax.random.key(0), 0)
+    assert float(after.opt_state[1].hyperparams["learning_rate"]) == pytest.approx(0.003)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(after.opt_state[1].inner_state))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state[1].inner_state))  # the control
+    assert describe(report, 0) == "step 0: it has started the optimizer anew"
+
+
+def test_a_batch_that_teaches_nothing_resets_nobody():
+    """Without any gradient ReGraMa has nothing to go by; a layer without one, in a network that has some, is reset."""
+    state, seen = observed(STANDARD)
+    method = regrama(0.01, 1)
+    start = start_intervention(method, STANDARD, state)
+    nothing = jax.tree.map(jnp.zeros_like, seen.gradient)
+    layer = {**nothing, "classes": seen.gradient["classes"]}
+    for gradient, number in ((nothing, 0), (layer, 4)):
+        _, report = intervene(method, STANDARD, start, seen._replace(gradient=gradient), jax.random.key(0), 0)
+        assert int(report.touched["hidden_0"].sum()) == number
 
 
 @pytest.mark.parametrize("make", ["mlp", "cnn without pooling"])
@@ -200,6 +242,9 @@ def test_lifted_transforms():
         after, _ = intervene(method, STANDARD, started, seen, jax.random.key(0), 0)
         for found, p, g in zip(*(jax.tree.leaves(t) for t in (after.variables["params"], params, seen.gradient))):
             np.testing.assert_allclose(found, expected(p, g), rtol=1e-12)
+    method = from_optax(shrink_and_perturb(0.9, 0.0, seed=0, every=100))
+    _, report = intervene(method, STANDARD, start_intervention(method, STANDARD, state), seen, jax.random.key(0), 0)
+    assert describe(report, 0) == "step 0: it has left every parameter as it was"
 
 
 def test_churn_is_counted():
@@ -229,6 +274,21 @@ def test_churn_is_counted():
         survival(lifetimes, 11, "no")
 
 
+@pytest.mark.parametrize("exponent", [13, 15, 26, 30])
+def test_lives_of_powers_of_two_are_counted_in_their_own_bin(exponent):
+    """In float32 their logarithms fall short."""
+
+    def apply(setting, own, state, seen, key, step):
+        return state, own, Report({"hidden_0": jnp.arange(4) == 0}, 2)
+
+    method = with_lifetimes(Intervention(lambda setting, state: (), apply))
+    state, seen = observed(STANDARD)
+    state = start_intervention(method, STANDARD, state)
+    for step in (0, 2**exponent):
+        state, _ = intervene(method, STANDARD, state, seen, jax.random.key(0), step)
+    assert np.flatnonzero(state.own[1].deaths["hidden_0"]).tolist() == [exponent]
+
+
 def test_a_run_shorter_than_the_maturity_says_so():
     method = continual_backprop(maturity=100)
     state, seen = observed(STANDARD)
@@ -254,6 +314,10 @@ def test_a_run_shorter_than_the_maturity_says_so():
         (lambda: regrama(float("inf")), "threshold=inf: must be finite"),
         (lambda: cpr(1.5), r"strength=1\.5: must be in"),
         (lambda: reset_layer("classes"), r"such as \['classes'\]"),
+        (lambda: reset_layer([]), "must name at least one unit space"),
+        (lambda: continual_backprop(decay=1.0), r"decay=1\.0: must be in \[0, 1\)"),
+        (lambda: adam_per_weight(0.1, b2=1.0), r"b2=1\.0: must be in \[0, 1\)"),
+        (lambda: muon(0.1, STANDARD.model.wiring, adam_learning_rate=-1.0), r"adam_learning_rate=-1\.0: must be"),
         (lambda: from_optax(optax.sgd(0.1), "loss"), "sees='loss': must be"),
         (lambda: adam_per_weight(0.1, b1=1.5), r"b1=1\.5: must be in"),
         (lambda: adam_per_weight(0.1, variant="no"), "variant='no': must be"),

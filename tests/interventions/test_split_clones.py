@@ -87,6 +87,21 @@ def test_clones_part_at_the_next_gradient_and_no_logit_changes(x64, activation, 
     assert distance(model, step(after), multiples) > 1e-4
 
 
+def test_clones_that_nobody_reads_part_too(x64):
+    """The state after every reset: outgoing weights are zero; what parts them has the length of incoming ones."""
+    model, variables = twins("tanh", 1.0)
+    kernel = variables["params"]["classes"]["kernel"].at[1:].set(0.0)
+    variables["params"]["classes"]["kernel"] = kernel
+    setting, state, after, report = run(model, variables)
+    assert REASONS[int(report.reason)] == "it has changed the network"
+    logits = [model.apply(s.variables, BATCH[0]).logits for s in (state, after)]
+    np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=1e-12)
+    step = jax.jit(lambda state: train_step(model, setting.optimizer, state, BATCH)[0])
+    plain = Multiples(False, False)
+    assert distance(model, step(state), plain) < 1e-14
+    assert distance(model, step(after), plain) > 1e-4
+
+
 def test_the_push_is_the_outgoing_part_of_the_lowest_eigenvector(x64):
     """Against a dense Hessian on the directions that part the two units, eigenvectors by NumPy."""
     model, variables = twins("tanh", 1.0)
