@@ -250,3 +250,19 @@ def test_a_draw_of_other_arrays_is_refused():
     )
     with pytest.raises(ValueError, match="initialise: its arrays are not those of the parameters"):
         transformation.update(PARAMS, transformation.init(PARAMS), PARAMS)
+
+
+def test_a_fresh_draw_fills_what_a_mask_leaves():
+    """Under `optax.masked` the parameters have gaps; the draw has none, and only what is left is moved."""
+    params = {"kernel": jnp.ones(3), "bias": jnp.full(2, 5.0)}
+    draw = {"kernel": jnp.array([1.0, 2.0, 3.0]), "bias": jnp.array([7.0, 8.0])}
+    inner = optim.shrink_and_perturb(0.5, 1.0, seed=0, every=1, law="ash_adams", initialise=lambda key: draw)
+    masked = optax.masked(inner, {"kernel": True, "bias": False})
+    updates, _ = masked.update(jax.tree.map(jnp.zeros_like, params), masked.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], 0.5 + draw["kernel"] - 1)
+    np.testing.assert_array_equal(updates["bias"], 0)
+    other = {"kernel": jnp.ones(4)}
+    inner = optim.shrink_and_perturb(0.5, 1.0, seed=0, every=1, law="ash_adams", initialise=lambda key: other)
+    wrong = optax.masked(inner, {"kernel": True, "bias": False})
+    with pytest.raises(ValueError, match="must return a tree like them"):
+        wrong.update(jax.tree.map(jnp.zeros_like, params), wrong.init(params), params)

@@ -38,7 +38,7 @@ def from_optax(
         raise ValueError(f"sees={sees!r}: must be 'nothing' or 'gradient'")
 
     def init(setting: Setting, state: TrainState) -> PyTree:
-        return transform.init(state.variables["params"])
+        return transform.init(jax.tree.map(jnp.asarray, state.variables["params"]))
 
     def apply(
         setting: Setting, own: PyTree, state: TrainState, observed: Observed, key: jax.Array, step: Any

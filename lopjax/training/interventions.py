@@ -36,8 +36,8 @@ class Report(NamedTuple):
 
     Attributes:
         touched: by unit space, which units it has changed.
-        reason: a code; those of this library have a sentence each in `lopjax.interventions.REASONS`, also those of doing
-            nothing.
+        reason: a code; those of this library have a sentence each in `lopjax.interventions.REASONS`, nothing done
+            included.
         logs: further numbers, such as how many units are mature; what a run logs of them is up to its step.
     """
 

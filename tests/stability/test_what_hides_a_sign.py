@@ -241,3 +241,25 @@ def test_classify_of_a_saturated_network_accuses_nobody(x64):
     report = classify(loss, params, cloned_manifold(params, model.wiring, {"hidden_0": (0, 0, 1, 1)}))
     assert report.n_plus == report.n_minus == 0
     assert report.scale >= float(loss(params)) / float(tree_norm(params)) ** 2
+
+
+@pytest.mark.parametrize("gap", [36.0, 80.0])
+def test_classify_of_a_network_fitted_to_the_last_bit_accuses_nobody(x64, gap):
+    """The loss is 0 or one rounding, the Hessian what is left of probabilities less labels: no sign is certain."""
+    model = mlp((2,), (4,), 2, activation="silu")
+    base = mlp((2,), (2,), 2)
+    params = clone_variables(base.init(jax.random.key(3)), base.wiring, 2)["params"]
+    params = {**params, "classes": {**params["classes"], "bias": jnp.array([gap, 0.0])}}
+    batch = jax.random.normal(jax.random.key(1), (6, 2)), jnp.zeros(6, int)
+    loss = of_parameters(mean_cross_entropy, model, {"params": params}, batch)
+    report = classify(loss, params, cloned_manifold(params, model.wiring, {"hidden_0": (0, 0, 1, 1)}))
+    assert report.n_plus <= 0
+    assert report.n_minus <= 0
+
+
+def test_a_custom_derivative_is_still_refused(x64):
+    """The control: as asymmetric, but far larger than what cancels."""
+    point = jnp.array([0.5, 0.4])
+    line = Manifold(point, lambda vector: vector * jnp.array([1.0, 0.0]), is_affine=True)
+    with pytest.raises(ValueError, match=r"custom|stop_gradient"):
+        classify(lambda p: p[0] * jax.lax.stop_gradient(p[1]) + p[1] ** 2, point, line)
