@@ -49,7 +49,7 @@ def closed_form(dtype: str, samples: int, width: int, repeats: int) -> dict[str,
     totals = []
     start = time.process_time()
     first, *seconds = timed(
-        lambda: totals.append(unit_blocks(base, variables, mean_cross_entropy, batch, FACTOR).total),
+        lambda: totals.append(unit_blocks(base, variables, batch, FACTOR).total),
         repeats + 1,
         warm_up=0,
     )

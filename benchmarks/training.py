@@ -113,7 +113,7 @@ def probe(width: int, repeats: int) -> dict[str, Any]:
     model, variables = widen(base, 2), clone_variables(base.init(jax.random.key(0)), base.wiring, 2)
     batch = random.normal(size=(500, 32, 32, 3)).astype(np.float32), random.integers(10, size=500)
     partition = uniform_partition(model.wiring, 2)
-    call = jax.jit(lambda variables, x, y: symptoms(model, variables, x, y, partition=partition))
+    call = jax.jit(lambda variables, x, y: symptoms(model, variables, (x, y), partition=partition))
     return {"seconds": [harness.timed(lambda: call(variables, *batch), repeats)]}
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from lopjax.argument_order import loss_is_first, takes_old_order
 from lopjax.model import Model, Params, Variables
 
 Batch = tuple[jax.Array, jax.Array]
@@ -61,20 +62,22 @@ def _within(logits: jax.Array, labels: Masked) -> jax.Array:
     return jnp.where(labels.mask, logits, -jnp.inf)
 
 
+@takes_old_order("loss model variables batch train", loss_is_first)
 def of_parameters(
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
     model: Model,
     variables: Variables,
     batch: Batch,
+    *,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
     train: bool = False,
 ) -> Callable[[Params], jax.Array]:
     """A loss of logits and labels as a pure function of the parameters: what the curvature tools take.
 
     Args:
-        loss: `(logits, labels) -> scalar`, a mean over samples.
         model: the network.
         variables: supply everything but the parameters (batch statistics).
         batch: `(inputs, labels)`, held fixed.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
         train: in train mode batch norm uses the statistics of this batch (and couples its samples); dropout is off.
 
     Returns:
@@ -89,18 +92,24 @@ def of_parameters(
     return loss_of_params
 
 
+@takes_old_order("loss model variables batch size", loss_is_first)
 def check_batch(
-    loss: Callable[[jax.Array, jax.Array], jax.Array], model: Model, variables: Variables, batch: Batch, size: int = 500
+    model: Model,
+    variables: Variables,
+    batch: Batch,
+    *,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    size: int = 500,
 ) -> None:
     """Refuse data on which no verdict can rest; nothing is compiled for it, and it must be called outside jit.
 
     The derivatives of a loss can be finite where the loss is not: a label that is no class drops out of the gradient.
 
     Args:
-        loss: `(logits, labels) -> scalar`.
         model: the network.
         variables: its variables.
         batch: `(inputs, labels)`.
+        loss: `(logits, labels) -> scalar`.
         size: the loss is evaluated on this many samples at most.
 
     Raises:
@@ -122,8 +131,9 @@ def check_batch(
         raise ValueError(f"the loss is {value} on this batch: it must be finite; look at the parameters and the labels")
 
 
+@takes_old_order("loss model variables batch size", loss_is_first)
 def check_mean_over_samples(
-    loss: Callable[[jax.Array, jax.Array], jax.Array], model: Model, variables: Variables, batch: Batch, size: int
+    model: Model, variables: Variables, batch: Batch, *, loss: Callable[[jax.Array, jax.Array], jax.Array], size: int
 ) -> None:
     """Refuse a loss that is not a plain mean over samples, if the data come in more than one batch of `size`.
 
@@ -131,10 +141,10 @@ def check_mean_over_samples(
     loss of all logits is compared with the mean over the batches, to 1,000 eps. Must be called outside jit.
 
     Args:
-        loss: `(logits, labels) -> scalar`.
         model: the network.
         variables: its variables.
         batch: `(inputs, labels)`.
+        loss: `(logits, labels) -> scalar`.
         size: samples per batch.
 
     Raises:
@@ -164,9 +174,9 @@ def cross_entropy(
     model: Model, variables: Variables, batch: Batch, train: bool = False
 ) -> Callable[[Params], jax.Array]:
     """`mean_cross_entropy` on a batch as a function of the parameters; arguments as in `of_parameters`."""
-    return of_parameters(mean_cross_entropy, model, variables, batch, train)
+    return of_parameters(model, variables, batch, loss=mean_cross_entropy, train=train)
 
 
 def mse(model: Model, variables: Variables, batch: Batch, train: bool = False) -> Callable[[Params], jax.Array]:
     """`mean_squared_error` on a batch as a function of the parameters; arguments as in `of_parameters`."""
-    return of_parameters(mean_squared_error, model, variables, batch, train)
+    return of_parameters(model, variables, batch, loss=mean_squared_error, train=train)

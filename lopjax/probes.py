@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopjax import metrics
+from lopjax.argument_order import packed, takes_old_order, third_is
 from lopjax.cloning import Partition
 from lopjax.losses import mean_cross_entropy
 from lopjax.model import Model, Variables, samples_by_units
@@ -20,11 +21,14 @@ Symptoms = dict[str, dict[str, Float[Array, ""]]]
 """`{metric: {site: value}}`, with the mean over sites under the name `"mean"`."""
 
 
+@takes_old_order(
+    "model variables inputs labels loss partition", third_is(lambda each: not isinstance(each, tuple)), packed("inputs")
+)
 def symptoms(
     model: Model,
     variables: Variables,
-    inputs: jax.Array,
-    labels: Any,
+    batch: tuple[jax.Array, Any],
+    *,
     loss: Callable[[jax.Array, Any], jax.Array] = mean_cross_entropy,
     partition: Partition | None = None,
 ) -> Symptoms:
@@ -36,8 +40,7 @@ def symptoms(
     Args:
         model: any model.
         variables: its variables.
-        inputs: `(batch, *input_shape)`.
-        labels: what `loss` takes besides the logits.
+        batch: inputs `(batch, *input_shape)`, and what `loss` takes besides the logits.
         loss: `(logits, labels) -> scalar`, a mean over samples; its gradient is the backward signal.
         partition: clusters of clones. If given, R² of forward activations and of backward signals inside the clusters
             is measured at the sites of every space in it (`r2_forward`, `r2_backward`).
@@ -51,7 +54,7 @@ def symptoms(
     partition = partition or {}
     for space in partition:
         model.wiring.size(space)  # raises for an unknown one
-    seen = observe(model, variables, (inputs, labels), loss=loss, dropout_rate=0.0)
+    seen = observe(model, variables, batch, loss=loss, dropout_rate=0.0)
     assert seen.signals is not None
     # Sites of one shape are measured by one vmapped program: compiling the metrics is what a short run waits for.
     alike: dict[tuple[tuple[int, ...], tuple[int, ...] | None], list[str]] = {}

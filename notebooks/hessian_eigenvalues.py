@@ -113,7 +113,7 @@ plt.show()
 
 # %%
 report = classify(loss, cloned["params"], manifold)
-blocks = unit_blocks(base, {"params": params}, mean_cross_entropy, (inputs, labels), factor=2)
+blocks = unit_blocks(base, {"params": params}, (inputs, labels), factor=2, loss=mean_cross_entropy)
 print(report.verdict.value)
 for found in (report, blocks.total):
     print(f"{found.method:12} +{found.n_plus} -{found.n_minus} 0:{found.n_zero}  min {found.min_eigenvalue:.6f}")
@@ -183,7 +183,7 @@ new_labels = jnp.asarray(np.random.default_rng(1).integers(0, 10, len(labels)))
 stages, current = [], params
 for task, (targets, rounds) in enumerate(((labels, 5), (new_labels, 4))):
     for stage in range(rounds):
-        measured = unit_blocks(base, {"params": current}, mean_cross_entropy, (inputs, targets), factor=2)
+        measured = unit_blocks(base, {"params": current}, (inputs, targets), factor=2, loss=mean_cross_entropy)
         escape_rates = np.concatenate([-space.per_unit("min_eigenvalue") for space in measured.spaces.values()])
         stages.append((task, escape_rates))
         current, losses = train(base, current, (inputs, targets), steps=600)

@@ -84,7 +84,7 @@ def numpy_residuals(kernel, sources, targets):
 
 def test_residuals_are_those_of_the_definitions(model):
     variables = random_variables(model, 0)
-    certificate = certify_cloned(model, variables, PARTITION)
+    certificate = certify_cloned(model, variables, None, PARTITION)
     assert certificate.verdict is CloneVerdict.NOT_CLONED
     for name, source in (("hidden_0", "input"), ("hidden_1", "hidden_0"), ("classes", "hidden_1")):
         kernel = np.asarray(variables["params"][name]["kernel"])
@@ -111,9 +111,9 @@ def test_verdicts_climb_from_no_clones_to_block_constant(model):
         CloneVerdict.NOT_CLONED: broken,
     }
     for verdict, variables in expected.items():
-        certificate = certify_cloned(model, variables, PARTITION, data())
+        certificate = certify_cloned(model, variables, data(), PARTITION)
         assert certificate.verdict is verdict
-        assert certify_cloned(model, variables, PARTITION).verdict is verdict  # data are only a check
+        assert certify_cloned(model, variables, None, PARTITION).verdict is verdict  # data are only a check
         largest = {kind: max(getattr(s, kind) for s in certificate.sites.values()) for kind in ("forward", "backward")}
         assert (certificate.tangency <= 1e-14) == (verdict in (CloneVerdict.BLOCK_CONSTANT, CloneVerdict.ON_V))
         assert (largest["forward"] <= 1e-14) == (verdict is not CloneVerdict.NOT_CLONED)
@@ -126,14 +126,14 @@ def test_verdicts_climb_from_no_clones_to_block_constant(model):
 def test_residuals_near_rounding_are_undecided(model, dtype):
     clones = block_constant(random_variables(model, 0))
     clones = jax.tree.map(lambda leaf: leaf.astype(dtype), clones)
-    tolerance = certify_cloned(model, clones, PARTITION).tolerance
+    tolerance = certify_cloned(model, clones, None, PARTITION).tolerance
     assert tolerance == 64 * jnp.finfo(dtype).eps
     value = clones["params"]["hidden_0"]["bias"][0]
     for kick, verdict in ((0.1, "BLOCK_CONSTANT"), (5.0, "UNDECIDED"), (50.0, "NOT_CLONED")):
         moved = set_entry(clones, "hidden_0", "bias", 0, value * (1 + kick * tolerance))
-        assert certify_cloned(model, moved, PARTITION).verdict.name == verdict
+        assert certify_cloned(model, moved, None, PARTITION).verdict.name == verdict
     not_finite = set_entry(clones, "hidden_0", "bias", 0, jnp.nan)
-    assert certify_cloned(model, not_finite, PARTITION).verdict is CloneVerdict.UNDECIDED
+    assert certify_cloned(model, not_finite, None, PARTITION).verdict is CloneVerdict.UNDECIDED
 
 
 def test_data_that_contradict_the_parameters_leave_it_undecided(model):
@@ -151,12 +151,12 @@ def test_data_that_contradict_the_parameters_leave_it_undecided(model):
         return model.apply(variables, x, perturbations={**shifts, "hidden_0": moved}, **options)
 
     always, other = False, model._replace(apply=lopsided)
-    certificate = certify_cloned(other, clones, PARTITION, data(), train=True)
+    certificate = certify_cloned(other, clones, data(), PARTITION, train=True)
     assert certificate.verdict is CloneVerdict.UNDECIDED
     assert "the parameters say BLOCK_CONSTANT, but forward signals" in str(certificate)
     always, other = True, model._replace(apply=lambda *args, **options: lopsided(*args, **options))
     with pytest.raises(ValueError, match="unit space 'hidden_0': exchanging its units"):
-        certify_cloned(other, clones, PARTITION, data())
+        certify_cloned(other, clones, data(), PARTITION)
 
 
 @pytest.mark.slow
@@ -164,21 +164,21 @@ def test_parameters_without_gradient_can_be_excluded(x64):
     model = mlp((4,), (6, 5), 3, activation="tanh", norm="batch")
     clones = block_constant(random_variables(model, 0))
     drifted = set_entry(clones, "hidden_0", "bias", 0, 1.0)
-    assert certify_cloned(model, clones, PARTITION, data()).verdict is CloneVerdict.BLOCK_CONSTANT
-    assert certify_cloned(model, drifted, PARTITION).verdict is CloneVerdict.NOT_CLONED
-    seen = certify_cloned(model, drifted, PARTITION, data(), train=True)
+    assert certify_cloned(model, clones, data(), PARTITION).verdict is CloneVerdict.BLOCK_CONSTANT
+    assert certify_cloned(model, drifted, None, PARTITION).verdict is CloneVerdict.NOT_CLONED
+    seen = certify_cloned(model, drifted, data(), PARTITION, train=True)
     assert seen.verdict is CloneVerdict.UNDECIDED  # batch norm subtracts the bias: no signal differs
     assert "the parameters say NOT_CLONED, but no difference shows" in str(seen)
-    certificate = certify_cloned(model, drifted, PARTITION, data(), train=True, exclude=["hidden_0/bias"])
+    certificate = certify_cloned(model, drifted, data(), PARTITION, train=True, exclude=["hidden_0/bias"])
     assert certificate.verdict is CloneVerdict.BLOCK_CONSTANT  # batch norm subtracts the bias again
     assert "not counted" in str(certificate)
     with pytest.raises(ValueError, match="no such arrays"):
-        certify_cloned(model, clones, PARTITION, exclude=["hidden_9/bias"])
+        certify_cloned(model, clones, None, PARTITION, exclude=["hidden_9/bias"])
 
 
 def test_a_partition_without_clusters_is_refused(model):
     with pytest.raises(ValueError, match="nothing to certify"):
-        certify_cloned(model, random_variables(model, 0), {"hidden_0": (0, 1, 2, 3, 4, 5)})
+        certify_cloned(model, random_variables(model, 0), None, {"hidden_0": (0, 1, 2, 3, 4, 5)})
 
 
 # --- Frozen units -----------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def dying(relu):
 
 def test_frozen_verdicts_and_what_they_depend_on(relu, dying):
     inputs, labels = data()
-    certificate = certify_frozen(relu, dying, {"hidden_0": [0, 1], "hidden_1": [2, 3]}, (inputs, labels))
+    certificate = certify_frozen(relu, dying, (inputs, labels), {"hidden_0": [0, 1], "hidden_1": [2, 3]})
     units = {(unit.site, unit.unit): unit for unit in certificate.units}
     assert certificate.verdict is FrozenVerdict.ALIVE  # the weakest of all
     assert units["hidden_0", 0].verdict is FrozenVerdict.ALIVE
@@ -240,13 +240,13 @@ def test_a_dead_first_layer_unit_is_trapped_and_a_deeper_one_is_not(relu, dying)
     assert np.abs(after["hidden_0"]["kernel"][:, 0] - before["hidden_0"]["kernel"][:, 0]).max() > 1e-3
     # Other weights upstream wake the deeper one up, and not the unit that is dead by signs.
     grown = {**dying, "params": {**before, "hidden_0": jax.tree.map(lambda leaf: 30 * leaf, before["hidden_0"])}}
-    verdicts = [unit.verdict for unit in certify_frozen(relu, grown, {"hidden_1": [2, 3]}, batch).units]
+    verdicts = [unit.verdict for unit in certify_frozen(relu, grown, batch, {"hidden_1": [2, 3]}).units]
     assert verdicts == [FrozenVerdict.ALIVE, FrozenVerdict.FROZEN_EVERYWHERE]
 
 
 def test_the_radius_is_tight(relu, dying):
     inputs, labels = data()
-    unit = certify_frozen(relu, dying, {"hidden_0": [1]}, (inputs, labels)).units[0]
+    unit = certify_frozen(relu, dying, (inputs, labels), {"hidden_0": [1]}).units[0]
     rows = np.concatenate([np.asarray(inputs), np.ones((len(inputs), 1))], axis=1)
     w = np.append(dying["params"]["hidden_0"]["kernel"][:, 1], dying["params"]["hidden_0"]["bias"][1])
     directions = np.random.default_rng(0).normal(size=(20000, 5))
@@ -292,7 +292,7 @@ def test_interval_bounds_hold_for_every_input_of_the_box(relu, dying):
     grid = jnp.stack(jnp.meshgrid(*jnp.stack([low, high]).T), axis=-1).reshape(-1, 4)
     np.testing.assert_allclose(relu.apply(dying, grid).taps["hidden_0"].pre.max(axis=0), upper, atol=1e-14)
     live = int(upper.argmax())
-    units = {u.unit: u for u in certify_frozen(relu, dying, {"hidden_0": [1, live]}, input_box=(low, high)).units}
+    units = {u.unit: u for u in certify_frozen(relu, dying, None, {"hidden_0": [1, live]}, input_box=(low, high)).units}
     assert (units[1].verdict, units[1].depends_on) == (FrozenVerdict.FROZEN_EVERYWHERE, ())
     assert units[live].verdict is FrozenVerdict.UNDECIDED
 
@@ -307,7 +307,7 @@ def test_convolutions_use_the_patch(x64):
     inputs, labels = data((5, 5, 2))
     frozen = {"conv_0": [0], "conv_1": [0], "dense": [0]}
     box = (-jnp.ones((5, 5, 2)), jnp.ones((5, 5, 2)))
-    units = certify_frozen(model, variables, frozen, (inputs, labels), input_box=box).units
+    units = certify_frozen(model, variables, (inputs, labels), frozen, input_box=box).units
     taps = model.apply(variables, inputs).taps
     sources = {"conv_0": inputs, "conv_1": taps["conv_0"].post}
     for unit in units[:2]:
@@ -332,19 +332,19 @@ def test_convolutions_use_the_patch(x64):
 def test_behind_batch_norm_only_the_data_speak(x64, train):
     model = mlp((4,), (6, 5), 3, norm="batch")
     variables = set_entry(random_variables(model, 0), "hidden_1_norm", "offset", 2, -20.0)
-    certificate = certify_frozen(model, variables, {"hidden_1": [2]}, data(), train=train)
+    certificate = certify_frozen(model, variables, data(), {"hidden_1": [2]}, train=train)
     unit = certificate.units[0]
     assert (unit.verdict, unit.radius, unit.gradient) == (FrozenVerdict.FROZEN, None, 0)
     assert unit.depends_on == ("hidden_0", "norm and sum before it")
     assert ("this batch's statistics" if train else "its running statistics") in certificate.notes[0]
     with pytest.raises(ValueError, match="norm, pooling or a sum"):
-        certify_frozen(model, variables, {"hidden_1": [2]}, input_box=(-jnp.ones(4), jnp.ones(4)))
+        certify_frozen(model, variables, None, {"hidden_1": [2]}, input_box=(-jnp.ones(4), jnp.ones(4)))
 
 
 def test_saturated_units_are_slow_with_a_time_scale(model):
     inputs, labels = data()
     variables = set_entry(random_variables(model, 0), "hidden_0", "bias", 1, 9.0)
-    certificate = certify_frozen(model, variables, {"hidden_0": [1, 2]}, (inputs, labels))
+    certificate = certify_frozen(model, variables, (inputs, labels), {"hidden_0": [1, 2]})
     slow, alive = certificate.units
     assert (slow.verdict, alive.verdict) == (FrozenVerdict.SLOW, FrozenVerdict.ALIVE)
     gradient = jax.grad(cross_entropy(model, variables, (inputs, labels)))(variables["params"])["hidden_0"]
@@ -368,17 +368,17 @@ def test_activity_within_rounding_of_zero_is_undecided(relu):
         variables = set_entry(variables, "hidden_0", "kernel", (slice(None), index), 0.0)
     vanished = set_entry(variables, "hidden_0", "bias", 0, 0.0)
     vanished = set_entry(vanished, "hidden_0", "bias", 1, -1e-3)
-    units = certify_frozen(relu, vanished, {"hidden_0": [0, 1]}, data()).units
+    units = certify_frozen(relu, vanished, data(), {"hidden_0": [0, 1]}).units
     assert [unit.verdict for unit in units] == [FrozenVerdict.FROZEN, FrozenVerdict.FROZEN]
     assert [unit.radius for unit in units] == [0, pytest.approx(1e-3 / max_length(data()[0]))]
     # The hyperplane of unit 2 touches a sample: z = 0 there up to rounding, negative elsewhere.
     inputs, labels = data()
     kernel = variables["params"]["hidden_0"]["kernel"][:, 2]
     touching = set_entry(variables, "hidden_0", "bias", 2, -jnp.max(inputs @ kernel))
-    assert certify_frozen(relu, touching, {"hidden_0": [2]}, (inputs, labels)).verdict is FrozenVerdict.UNDECIDED
+    assert certify_frozen(relu, touching, (inputs, labels), {"hidden_0": [2]}).verdict is FrozenVerdict.UNDECIDED
     for height, verdict in ((1e-12, FrozenVerdict.ALIVE), (-1e-12, FrozenVerdict.FROZEN)):
         near = set_entry(touching, "hidden_0", "bias", 2, touching["params"]["hidden_0"]["bias"][2] + height)
-        assert certify_frozen(relu, near, {"hidden_0": [2]}, (inputs, labels)).verdict is verdict
+        assert certify_frozen(relu, near, (inputs, labels), {"hidden_0": [2]}).verdict is verdict
 
 
 def test_bad_input_is_refused(unchecked, relu):
@@ -393,4 +393,4 @@ def test_bad_input_is_refused(unchecked, relu):
         (gelu, {"hidden_1": [0]}, {"input_box": box}, "'gelu' is not monotone"),
     ):
         with pytest.raises(ValueError, match=message):
-            certify_frozen(model, variables, frozen, **options)
+            certify_frozen(model, variables, None, frozen, **options)

@@ -31,7 +31,7 @@ def certify(name, w, b, **options):
     dtype = jnp.result_type(float)
     model, variables = with_unit(name, jnp.asarray(w, dtype), b)
     batch = (jnp.asarray(INPUTS, dtype), jnp.asarray(LABELS))
-    return certify_frozen(model, variables, {"hidden_0": [0]}, batch, **options)
+    return certify_frozen(model, variables, batch, {"hidden_0": [0]}, **options)
 
 
 FIRST = np.array([1.0, 0, 0, 0])
@@ -98,7 +98,7 @@ def test_behind_layer_norm_the_certificate_speaks_of_scale_and_offset(x64):
     normed = {**params["hidden_0_norm"], "offset": params["hidden_0_norm"]["offset"].at[0].set(-5.0)}
     variables = {"params": {**params, "hidden_0_norm": normed}}
     batch = (jnp.asarray(INPUTS), jnp.asarray(LABELS))
-    certificate = certify_frozen(model, variables, {"hidden_0": [0]}, batch)
+    certificate = certify_frozen(model, variables, batch, {"hidden_0": [0]})
     unit = certificate.units[0]
     assert (unit.verdict, unit.gradient) == (FrozenVerdict.FROZEN, 0)
     assert set(unit.arrays) == {"hidden_0_norm/scale", "hidden_0_norm/offset"}
@@ -128,7 +128,7 @@ def test_the_radius_without_a_bias_is_that_of_the_weights_alone(x64):
     inputs = np.abs(INPUTS) * np.where(np.arange(32) % 4 == 0, 0, 1)[:, None]  # some samples are 0: z = 0, always
     params = {"first": jnp.full((4, 3), -0.5), "last": jnp.ones((3, 3))}
     batch = (jnp.asarray(inputs), jnp.asarray(LABELS))
-    unit = certify_frozen(model, {"params": params}, {"h": [0]}, batch).units[0]
+    unit = certify_frozen(model, {"params": params}, batch, {"h": [0]}).units[0]
     lengths = np.linalg.norm(inputs, axis=1)
     expected = min(0.5 * row.sum() / length for row, length in zip(inputs, lengths) if length > 0)
     assert unit.verdict is FrozenVerdict.FROZEN
@@ -147,7 +147,7 @@ def test_a_unit_that_reads_only_dead_units_is_trapped_as_well(x64):
     params["hidden_0"]["bias"] = jnp.array([-50.0, -50.0, 0.1])
     params["hidden_1"] = {"kernel": kernel, "bias": jnp.array([-0.5, -50.0])}
     batch = (jnp.asarray(INPUTS), jnp.asarray(LABELS))
-    only_dead, reads_alive = certify_frozen(model, {"params": params}, {"hidden_1": [0, 1]}, batch).units
+    only_dead, reads_alive = certify_frozen(model, {"params": params}, batch, {"hidden_1": [0, 1]}).units
     assert (only_dead.verdict, only_dead.depends_on) == (FrozenVerdict.FROZEN, ())
     assert (reads_alive.verdict, reads_alive.depends_on) == (FrozenVerdict.FROZEN, ("hidden_0",))
 
@@ -191,7 +191,7 @@ def test_half_precision_units_are_judged_by_their_values():
     for shift, verdict in ((0.0, FrozenVerdict.FROZEN), (0.2, FrozenVerdict.ALIVE)):
         bias = half["params"]["hidden_0"]["bias"].at[0].add(shift)
         moved = {"params": {**half["params"], "hidden_0": {**half["params"]["hidden_0"], "bias": bias}}}
-        assert certify_frozen(model, moved, {"hidden_0": [0]}, batch).verdict is verdict
+        assert certify_frozen(model, moved, batch, {"hidden_0": [0]}).verdict is verdict
 
 
 @pytest.mark.parametrize(

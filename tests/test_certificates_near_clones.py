@@ -67,7 +67,7 @@ def test_verdicts_of_parameters_never_contradict_the_oracle(dtype, x64):
     for seed in range(40):
         variables = near_clones(seed, dtype)
         by_slice, by_entry = differences(variables)
-        certificate = certify_cloned(WIDE, variables, PARTITION)
+        certificate = certify_cloned(WIDE, variables, None, PARTITION)
         limit = parameter_tolerance(variables["params"])
         assert limit == 64 * np.finfo("float64" if dtype == "float64" else "float32").eps == certificate.tolerance
         seen.add(certificate.verdict)
@@ -91,7 +91,7 @@ def test_searching_and_certifying_never_contradict_one_another(dtype, x64):
     for seed in range(10 if dtype == "float64" else 4):
         variables = near_clones(seed, dtype, only=("hidden_0", "kernel"))
         found = find_clones(WIDE, variables, inputs)
-        with_batch, without = (certify_cloned(WIDE, variables, PARTITION, *each) for each in ((batch,), ()))
+        with_batch, without = (certify_cloned(WIDE, variables, each, PARTITION) for each in (batch, None))
         verdicts.add(with_batch.verdict)
         is_found = all(found[space].parameters == PARTITION[space] for space in PARTITION)
         for certificate in (with_batch, without):
@@ -117,13 +117,13 @@ def test_a_loud_cluster_hides_no_other(dtype):
         loud = {"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)}
         inputs = random.normal(size=(32, 5)).astype(np.float32)
         batch = (jnp.asarray(inputs), jnp.arange(32) % 3)
-        assert certify_cloned(WIDE, loud, PARTITION, batch).verdict is CloneVerdict.NOT_CLONED
-        assert certify_cloned(WIDE, loud, PARTITION).verdict is CloneVerdict.NOT_CLONED
+        assert certify_cloned(WIDE, loud, batch, PARTITION).verdict is CloneVerdict.NOT_CLONED
+        assert certify_cloned(WIDE, loud, None, PARTITION).verdict is CloneVerdict.NOT_CLONED
         found = find_clones(WIDE, loud, inputs)["hidden_0"]
         assert found.parameters == (0, 0, 1, 2, 3, 4, 5, 6)
         assert found.activations == (0, 0, 1, 2, 3, 4, 5, 6)
         alone = {"hidden_0": (0, 0, 1, 2, 3, 4, 5, 6)}
-        assert certify_cloned(WIDE, loud, alone).verdict is CloneVerdict.BLOCK_CONSTANT  # the control
+        assert certify_cloned(WIDE, loud, None, alone).verdict is CloneVerdict.BLOCK_CONSTANT  # the control
 
 
 def test_a_loud_source_hides_no_difference():
@@ -134,7 +134,7 @@ def test_a_loud_source_hides_no_difference():
     for size, verdict in ((0.0, CloneVerdict.BLOCK_CONSTANT), (0.5, CloneVerdict.NOT_CLONED)):
         moved = kernel + np.array([0.0] * 2 + [1.0] * 6)[:, None] * size * random.normal(size=kernel.shape)
         params = {**variables["params"], "hidden_1": {**variables["params"]["hidden_1"], "kernel": jnp.asarray(moved)}}
-        assert certify_cloned(WIDE, {"params": params}, PARTITION).verdict is verdict
+        assert certify_cloned(WIDE, {"params": params}, None, PARTITION).verdict is verdict
 
 
 def test_running_statistics_over_decades():
@@ -146,7 +146,7 @@ def test_running_statistics_over_decades():
         var = jnp.array([100.0, 100.0, 1e-4, third, 1e-2, 1e-2, 1.0, 1.0])
         statistics = {"hidden_0_norm": {**variables["batch_stats"]["hidden_0_norm"], "var": var}}
         given = {**variables, "batch_stats": statistics}
-        assert certify_cloned(wide, given, partition).verdict is verdict
+        assert certify_cloned(wide, given, None, partition).verdict is verdict
         found = find_clones(wide, given, np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32))["hidden_0"]
         assert (found.parameters == partition["hidden_0"]) == (verdict is CloneVerdict.BLOCK_CONSTANT)
 
@@ -163,8 +163,8 @@ def test_half_precision_parameters_are_judged_by_their_values(dtype):
     next_up = kernel.at[0, 0].set(jnp.nextafter(kernel[0, 0], jnp.asarray(10, dtype)))
     ulp = {"params": {**exact["params"], "hidden_0": {**exact["params"]["hidden_0"], "kernel": next_up}}}
     for given, verdict in ((exact, "BLOCK_CONSTANT"), (noisy, "NOT_CLONED"), (ulp, "NOT_CLONED")):
-        assert certify_cloned(WIDE, given, PARTITION, batch).verdict.name == verdict
-        assert certify_cloned(WIDE, given, PARTITION).verdict.name == verdict
+        assert certify_cloned(WIDE, given, batch, PARTITION).verdict.name == verdict
+        assert certify_cloned(WIDE, given, None, PARTITION).verdict.name == verdict
 
 
 def test_a_network_that_computes_in_16_bits_is_refused_by_name():
@@ -173,7 +173,7 @@ def test_a_network_that_computes_in_16_bits_is_refused_by_name():
     variables = clone_variables(base.init(jax.random.key(0)), base.wiring, 2)
     batch = (jnp.ones((4, 5)), jnp.arange(4) % 3)
     with pytest.raises(ValueError, match="'hidden_0' carries bfloat16"):
-        certify_cloned(wide, variables, PARTITION, batch)
+        certify_cloned(wide, variables, batch, PARTITION)
     with pytest.raises(ValueError, match="compute_dtype='float32'"):
         find_clones(wide, variables, batch[0])
-    assert certify_cloned(wide, variables, PARTITION).verdict is CloneVerdict.BLOCK_CONSTANT
+    assert certify_cloned(wide, variables, None, PARTITION).verdict is CloneVerdict.BLOCK_CONSTANT

@@ -77,14 +77,14 @@ def test_constants_over_the_classes_matter_to_the_loss_that_sees_them(one_layer,
     model, params = one_layer
     shifted = changed(params, ("classes", "kernel"), add_to_first(size))
     inputs, labels = batch()
-    certificate = certify_cloned(model, {"params": shifted}, PAIRS, (inputs, labels))
+    certificate = certify_cloned(model, {"params": shifted}, (inputs, labels), PAIRS)
     assert certificate.verdict is CloneVerdict.ON_V
     assert certificate.arrays["params/classes/kernel"].blind
     assert "which the loss does not see" in str(certificate)
     targets = jax.nn.one_hot(labels, 3)
-    seen = certify_cloned(model, {"params": shifted}, PAIRS, (inputs, targets), mean_squared_error)
+    seen = certify_cloned(model, {"params": shifted}, (inputs, targets), PAIRS, loss=mean_squared_error)
     assert seen.verdict is CloneVerdict.FORWARD_ONLY
-    without = certify_cloned(model, {"params": shifted}, PAIRS)
+    without = certify_cloned(model, {"params": shifted}, None, PAIRS)
     assert without.verdict is CloneVerdict.UNDECIDED
     assert "a batch shows it" in str(without)
     if size < 1:  # the oracle: training
@@ -95,8 +95,8 @@ def test_constants_over_the_classes_matter_to_the_loss_that_sees_them(one_layer,
 def test_other_unequal_totals_are_forward_only(one_layer):
     model, params = one_layer
     unequal = changed(params, ("classes", "kernel"), add_to_first(0.3, per_target=True))
-    assert certify_cloned(model, {"params": unequal}, PAIRS, batch()).verdict is CloneVerdict.FORWARD_ONLY
-    assert certify_cloned(model, {"params": unequal}, PAIRS).verdict is CloneVerdict.FORWARD_ONLY
+    assert certify_cloned(model, {"params": unequal}, batch(), PAIRS).verdict is CloneVerdict.FORWARD_ONLY
+    assert certify_cloned(model, {"params": unequal}, None, PAIRS).verdict is CloneVerdict.FORWARD_ONLY
     assert departure(model, unequal, mean_cross_entropy, optax.sgd(0.1)) > 1e-3
 
 
@@ -105,7 +105,7 @@ def test_unequal_totals_to_dead_units_show_nothing():
     model, variables = small("relu")
     params = changed(variables["params"], ("hidden_1", "bias"), lambda bias: bias.at[1].set(-100.0))
     params = changed(params, ("hidden_1", "kernel"), lambda kernel: kernel.at[0, 1].add(0.5))
-    certificate = certify_cloned(model, {"params": params}, PAIRS, batch())
+    certificate = certify_cloned(model, {"params": params}, batch(), PAIRS)
     assert certificate.verdict is CloneVerdict.UNDECIDED
     assert "the parameters say FORWARD_ONLY, but no difference shows" in str(certificate)
 
@@ -114,7 +114,7 @@ def test_unequal_totals_to_dead_units_show_nothing():
 def test_constants_over_a_space_that_only_layer_norm_reads(norm):
     model, variables = small("gelu", norm)
     params = changed(variables["params"], ("hidden_1", "kernel"), add_to_first(0.4))
-    verdict = certify_cloned(model, {**variables, "params": params}, PAIRS, batch()).verdict
+    verdict = certify_cloned(model, {**variables, "params": params}, batch(), PAIRS).verdict
     assert verdict is (CloneVerdict.ON_V if norm == "layer" else CloneVerdict.FORWARD_ONLY)
 
 
@@ -126,11 +126,11 @@ def test_weights_from_a_dead_source_do_not_separate_units():
     params = changed(params, ("hidden_1",), lambda layer: jax.tree.map(lambda leaf: leaf[..., twins], layer))
     params = changed(params, ("classes", "kernel"), lambda kernel: kernel[twins])
     params = changed(params, ("hidden_1", "kernel"), lambda kernel: kernel.at[0, 1].add(0.5))
-    certificate = certify_cloned(model, {"params": params}, {"hidden_1": (0, 0, 1, 2)}, batch())
+    certificate = certify_cloned(model, {"params": params}, batch(), {"hidden_1": (0, 0, 1, 2)})
     assert [max(site) for site in certificate.sites.values()] == [0]
     assert certificate.verdict is CloneVerdict.UNDECIDED
     alive = changed(params, ("hidden_0", "bias"), lambda bias: bias.at[0].set(1.0))
-    again = certify_cloned(model, {"params": alive}, {"hidden_1": (0, 0, 1, 2)}, batch())
+    again = certify_cloned(model, {"params": alive}, batch(), {"hidden_1": (0, 0, 1, 2)})
     assert again.verdict is CloneVerdict.NOT_CLONED
 
 
@@ -140,8 +140,8 @@ def test_signs_of_units_are_a_symmetry_of_odd_activations(activation, verdict):
     signs = jnp.array([1.0, -1.0, -1.0, 1.0, -1.0, -1.0])
     layer = jax.tree.map(lambda leaf: leaf * signs, variables["params"]["hidden_0"])
     params = changed({**variables["params"], "hidden_0": layer}, ("hidden_1", "kernel"), lambda k: k * signs[:, None])
-    assert certify_cloned(model, {"params": params}, PAIRS, batch()).verdict.name == verdict
-    assert certify_cloned(model, {"params": params}, PAIRS).verdict is CloneVerdict.UNDECIDED
+    assert certify_cloned(model, {"params": params}, batch(), PAIRS).verdict.name == verdict
+    assert certify_cloned(model, {"params": params}, None, PAIRS).verdict is CloneVerdict.UNDECIDED
 
 
 # --- Heads ------------------------------------------------------------------------------------------------------------
@@ -196,10 +196,10 @@ def test_rotated_heads_are_clones_up_to_a_symmetry(heads):
     logits = model.apply({"params": params}, data[0]).logits
     for verdict, given in cases.items():
         for each in given:
-            certificate = certify_cloned(model, {"params": each}, partition, data)
+            certificate = certify_cloned(model, {"params": each}, data, partition)
             assert certificate.verdict.name == verdict
     np.testing.assert_allclose(model.apply({"params": cases["NOT_CLONED"][1]}, data[0]).logits, logits, atol=1e-12)
-    assert certify_cloned(model, {"params": rotated}, partition).verdict is CloneVerdict.UNDECIDED
+    assert certify_cloned(model, {"params": rotated}, None, partition).verdict is CloneVerdict.UNDECIDED
     for each, proportional in (
         (rotated, (0, 0, 1, 1)),
         (cases["NOT_CLONED"][1], (0, 0, 1, 1)),

@@ -133,7 +133,7 @@ def base_variables(dtype="float32", scale=1.0, bias=0.5):
 def test_clones_are_certified_in_every_type_and_scale(x64, dtype, scale):
     clones = clone_variables(base_variables(dtype, scale), BASE.wiring, 2)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(clones)} == {dtype}
-    assert certify_cloned(WIDE, clones, PARTITION).verdict is CloneVerdict.BLOCK_CONSTANT
+    assert certify_cloned(WIDE, clones, None, PARTITION).verdict is CloneVerdict.BLOCK_CONSTANT
     assert find_clones(WIDE, clones, BATCH[0])["hidden_0"].parameters == PARTITION["hidden_0"]
     params = clones["params"]
     manifold = cloned_manifold(params, WIDE.wiring, PARTITION)
@@ -148,12 +148,12 @@ def test_parameters_that_are_not_finite_get_no_verdict(x64, bad):
     clones = clone_variables(base_variables(), BASE.wiring, 2)
     broken = jax.tree.map(lambda leaf: leaf, clones)
     broken["params"]["classes"]["kernel"] = clones["params"]["classes"]["kernel"].at[:2].set(bad)
-    assert certify_cloned(WIDE, broken, PARTITION).verdict is CloneVerdict.UNDECIDED
+    assert certify_cloned(WIDE, broken, None, PARTITION).verdict is CloneVerdict.UNDECIDED
     for judge in (
         lambda: find_clones(WIDE, broken, BATCH[0]),
-        lambda: certify_cloned(WIDE, broken, PARTITION, BATCH),
-        lambda: certify_frozen(WIDE, broken, {"hidden_0": [0]}, BATCH),
-        lambda: unit_blocks(WIDE, broken, mean_cross_entropy, BATCH, 2),
+        lambda: certify_cloned(WIDE, broken, BATCH, PARTITION),
+        lambda: certify_frozen(WIDE, broken, BATCH, {"hidden_0": [0]}),
+        lambda: unit_blocks(WIDE, broken, BATCH, 2),
     ):
         with pytest.raises(ValueError, match="finite"):
             judge()
@@ -162,7 +162,7 @@ def test_parameters_that_are_not_finite_get_no_verdict(x64, bad):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_dead_units_are_certified_in_every_type(x64, dtype):
     variables = base_variables(dtype, bias=-16)
-    certificate = certify_frozen(BASE, variables, {"hidden_0": [0, 1]}, BATCH)
+    certificate = certify_frozen(BASE, variables, BATCH, {"hidden_0": [0, 1]})
     assert certificate.verdict is FrozenVerdict.FROZEN
     weights, inputs = np.array([1, 0.5, -1]), np.asarray(BATCH[0])
     radius = np.min((16 - inputs @ weights) / np.sqrt(1 + (inputs**2).sum(axis=1)))
@@ -176,9 +176,9 @@ def test_dead_units_are_certified_in_every_type(x64, dtype):
 def test_no_samples_and_no_units_are_refused():
     variables, nothing = base_variables(), (jnp.zeros((0, 3)), jnp.zeros(0, int))
     for judge in (
-        lambda: certify_frozen(BASE, variables, {"hidden_0": [0]}, nothing),
-        lambda: certify_frozen(BASE, variables, {"hidden_0": []}, BATCH),
-        lambda: unit_blocks(BASE, variables, mean_cross_entropy, nothing, 2),
+        lambda: certify_frozen(BASE, variables, nothing, {"hidden_0": [0]}),
+        lambda: certify_frozen(BASE, variables, BATCH, {"hidden_0": []}),
+        lambda: unit_blocks(BASE, variables, nothing, 2),
     ):
         with pytest.raises(ValueError, match=r"at least one|names no unit"):
             judge()

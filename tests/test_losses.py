@@ -109,8 +109,8 @@ def test_no_verdict_rests_on_a_batch_without_meaning(change, message, unchecked)
     good = {"inputs": jnp.ones((4, 2)), "labels": jnp.array([0, 1, 2, 2])}
     batch = tuple({**good, **change}.values())
     with pytest.raises(ValueError, match=message):
-        unit_blocks(base, variables, losses.mean_cross_entropy, batch, 2)
+        unit_blocks(base, variables, batch, 2)
     cloned = clone_variables(variables, base.wiring, 2)
     with pytest.raises(ValueError, match=message):
-        certify_cloned(wide, cloned, uniform_partition(wide.wiring, 2), batch)
-    losses.check_batch(losses.mean_cross_entropy, base, variables, tuple(good.values()))
+        certify_cloned(wide, cloned, batch, uniform_partition(wide.wiring, 2))
+    losses.check_batch(base, variables, tuple(good.values()), loss=losses.mean_cross_entropy)

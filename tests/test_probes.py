@@ -117,7 +117,7 @@ def test_symptoms_are_the_metrics_of_every_site(name):
     generator = np.random.default_rng(2)
     variables = jax.tree.map(lambda a: a + 0.1 * generator.uniform(0, 1, a.shape).astype(a.dtype), variables)
     partition = uniform_partition(wide.wiring, factor)
-    program = jax.jit(lambda variables: (symptoms(wide, variables, inputs, labels, partition=partition),
+    program = jax.jit(lambda variables: (symptoms(wide, variables, (inputs, labels), partition=partition),
                                          observe(wide, variables, (inputs, labels))))  # fmt: skip
     table, signals = program(variables)
     assert table.keys() >= {"effective_rank", "dead_fraction", "ks_non_gaussianity", "r2_forward", "r2_backward"}
@@ -171,7 +171,7 @@ def test_clones_have_r2_one_and_any_other_pairing_does_not():
         (uniform_partition(wide.wiring, 2), True),
         ({"hidden_0": (0, 1, 0, 1, 2, 3, 2, 3)}, False),
     ):
-        table = jax.jit(lambda variables, p=partition: symptoms(wide, variables, inputs, labels, partition=p))(
+        table = jax.jit(lambda variables, p=partition: symptoms(wide, variables, (inputs, labels), partition=p))(
             variables
         )
         for direction in ("r2_forward", "r2_backward"):
@@ -181,7 +181,7 @@ def test_clones_have_r2_one_and_any_other_pairing_does_not():
 
 def test_without_a_partition_there_is_no_r2():
     model, (inputs, labels) = MODELS["mlp with batch norm"], batch_for("mlp")
-    shapes = jax.eval_shape(lambda variables: symptoms(model, variables, inputs, labels), initialised(model))
+    shapes = jax.eval_shape(lambda variables: symptoms(model, variables, (inputs, labels)), initialised(model))
     assert "r2_forward" not in shapes
     assert set(shapes["effective_rank"]) == {"hidden_0", "hidden_1", "mean"}
 
@@ -192,7 +192,7 @@ def test_seeds_side_by_side_give_what_each_gives_alone():
     model, (inputs, labels) = mlp((2, 3, 1), (4, 3), 3), batch_for("mlp")
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
     variables = jax.vmap(model.init)(keys)
-    one = jax.jit(lambda variables: symptoms(model, variables, inputs, labels))
+    one = jax.jit(lambda variables: symptoms(model, variables, (inputs, labels)))
     together = jax.jit(jax.vmap(one))(variables)
     for lane in range(3):
         alone = one(jax.tree.map(lambda a, lane=lane: a[lane], variables))
@@ -210,4 +210,4 @@ def test_a_partition_of_an_unknown_space_is_refused():
         ({"hidden_0": (0, 0, 1)}, "3 entries: must name one cluster for each of 4 units"),
     ):
         with pytest.raises(ValueError, match=message):
-            jax.eval_shape(lambda v, p=partition: symptoms(model, v, inputs, labels, partition=p), variables)
+            jax.eval_shape(lambda v, p=partition: symptoms(model, v, (inputs, labels), partition=p), variables)

@@ -11,7 +11,6 @@ from lopjax import data, metrics, optim
 from lopjax.certificates import certify_frozen
 from lopjax.cloning import clone_variables
 from lopjax.curvature import spectral_density
-from lopjax.losses import mean_cross_entropy
 from lopjax.manifolds import Manifold, cloned_manifold
 from lopjax.models import cnn, mlp, resnet18, vit
 from lopjax.probes import symptoms
@@ -42,7 +41,7 @@ def test_models_and_their_symptoms(strict, name):
     inputs, labels = jnp.ones((2, 4, 4, 1)), jnp.array([0, 1])
     variables = jax.eval_shape(model.init, jax.random.key(0))
     jax.eval_shape(lambda v: model.apply(v, inputs, train=True, key=jax.random.key(0)), variables)
-    jax.eval_shape(lambda v: symptoms(model, v, inputs, labels), variables)
+    jax.eval_shape(lambda v: symptoms(model, v, (inputs, labels)), variables)
     jax.eval_shape(lambda v: clone_variables(v, model.wiring, 3), variables)
 
 
@@ -75,7 +74,7 @@ def test_batches_evaluation_and_spectra(strict):
     jax.eval_shape(lambda key: data.epoch_permutation(key, 10, 4), jax.random.key(0))
     jax.eval_shape(lambda key: preprocess.inputs(images, key), jax.random.key(0))
     variables = jax.eval_shape(model.init, jax.random.key(0))
-    jax.eval_shape(lambda v: evaluate(model, v, preprocess, images, labels, 2), variables)
+    jax.eval_shape(lambda v: evaluate(model, v, (images, labels), preprocess, batch_size=2), variables)
     jax.eval_shape(lambda key: spectral_density(lambda v: v, jnp.ones(4), 3, 2, key), jax.random.key(0))
 
 
@@ -84,8 +83,8 @@ def test_verdicts_and_times(strict):
     model = mlp((3,), (2,), 2, activation="tanh")
     variables = {"params": model.init(jax.random.key(0))["params"]}
     batch = jnp.ones((3, 3)), jnp.array([0, 1, 0])
-    assert np.isfinite(unit_blocks(model, variables, mean_cross_entropy, batch, 2).total.min_eigenvalue)
-    assert certify_frozen(model, variables, {"hidden_0": [0]}, batch).units[0].verdict.name == "ALIVE"
+    assert np.isfinite(unit_blocks(model, variables, batch, 2).total.min_eigenvalue)
+    assert certify_frozen(model, variables, batch, {"hidden_0": [0]}).units[0].verdict.name == "ALIVE"
     times = first_passage_times([-1.0, 2.0], [1, 1], 1.0, DecayingNoise(0.1, 1.0), 3, 5, jax.random.key(0))
     assert times.shape == (3,)
     line = Manifold(jnp.zeros(2), lambda vector: vector * jnp.array([1.0, 0.0]), is_affine=True)

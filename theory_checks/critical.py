@@ -73,7 +73,7 @@ def critical_base(outputs: int, seed: int = 6) -> tuple[Model, Variables, tuple[
     teacher, inputs = 1.5 * rng.normal(size=flat.shape), jnp.asarray(rng.normal(size=(64, 2)))
     targets = base.apply({**start, "params": unravel(jnp.asarray(teacher))}, inputs).logits
     batch = inputs, targets + 0.3 * rng.normal(size=(64, outputs))
-    loss_of = of_parameters(mean_squared_error, base, start, batch)
+    loss_of = of_parameters(base, start, batch, loss=mean_squared_error)
     loss = jax.jit(lambda point: loss_of(unravel(point)))
     gradient, hessian = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))
     point = minimize(loss, teacher, jac=gradient, method="BFGS", options={"gtol": 1e-5}).x
@@ -89,7 +89,7 @@ def critical(outputs: int, factor: int = 2, seed: int = 6) -> Critical:
     wide, cloned = widen(base, factor), clone_variables(variables, base.wiring, factor)
     manifold = cloned_manifold(cloned["params"], wide.wiring, uniform_partition(wide.wiring, factor))
     rows = np.asarray(normal_basis(manifold))
-    loss_of = of_parameters(mean_squared_error, wide, cloned, batch)
+    loss_of = of_parameters(wide, cloned, batch, loss=mean_squared_error)
     dense = np.asarray(jax.jit(partial(dense_hessian, loss_of))(cloned["params"]))
     values, vectors = np.linalg.eigh(rows @ dense @ rows.T)
     flat, unravel = ravel_pytree(cloned["params"])

@@ -23,7 +23,7 @@ def _simulated_rate(point: DecayedClones) -> float:
     """-d ln(distance)/d(eta t) of two clones of every unit, kicked off the manifold at a decayed stationary point."""
     base, _, batch = critical_base(2)
     wide, cloned = widen(base, 2), clone_variables(point.variables, base.wiring, 2)
-    loss_of = of_parameters(mean_squared_error, wide, cloned, batch)
+    loss_of = of_parameters(wide, cloned, batch, loss=mean_squared_error)
     flat, unravel = ravel_pytree(cloned["params"])
     rows = np.asarray(normal_basis(cloned_manifold(cloned["params"], wide.wiring, uniform_partition(wide.wiring, 2))))
     kick = 1e-8 * np.random.default_rng(0).normal(size=len(rows)) / len(rows) ** 0.5
@@ -41,7 +41,7 @@ def _simulated_rate(point: DecayedClones) -> float:
 def check_weight_decay(size: Size) -> list[Row]:
     """Rate at which kicked clones come together or part, simulated, against the blocks at the decayed point."""
     base, variables, batch = critical_base(2)
-    before = critical_weight_decay(unit_blocks(base, variables, mean_squared_error, batch, 2))
+    before = critical_weight_decay(unit_blocks(base, variables, batch, 2, loss=mean_squared_error))
     decays = np.array([0.2, 0.46, 1.0]) if size == "small" else np.geomspace(1e-3, 1.0, 13)
     found = weight_decay_threshold(
         base, variables, batch, 2, loss=mean_squared_error, decays=decays, relative_width=0.03, both_ways=size == "full"

@@ -94,7 +94,7 @@ def check_decaying_noise(size: Size) -> list[Row]:
     rows = []
     for factor in (4,) if size == "small" else (2, 4):
         base, variables, batch = critical_base(2)
-        blocks = unit_blocks(base, variables, mean_squared_error, batch, factor).spaces["hidden_0"]
+        blocks = unit_blocks(base, variables, batch, factor, loss=mean_squared_error).spaces["hidden_0"]
         values = blocks.eigenvalues.ravel()
         times = np.repeat(blocks.multiplicity, blocks.dimension)
         levels = np.array([0.1, 0.5, 0.9])
@@ -122,7 +122,7 @@ def _rank_gained(variables: Variables, base: Model, batch: tuple[jax.Array, jax.
     drawn = random_variables(wide, seed=9)["params"]
     kick = jax.tree.map(jnp.subtract, drawn, manifold.project(drawn))
     kick = {**kick, "hidden_0": jax.tree.map(jnp.zeros_like, kick["hidden_0"])}
-    loss = of_parameters(mean_squared_error, wide, cloned, batch)
+    loss = of_parameters(wide, cloned, batch, loss=mean_squared_error)
     inputs = jnp.asarray(np.random.default_rng(1).normal(size=(200, 2)))
 
     def activations(size: jax.Array) -> jax.Array:
@@ -144,7 +144,7 @@ def check_rank_ceiling(size: Size) -> list[Row]:
         points = (("critical base", variables), ("base beside it", moved))
         for where, chosen in points if outputs == 2 or size == "full" else points[:1]:
             wide, cloned = widen(base, factor), clone_variables(chosen, base.wiring, factor)
-            loss = of_parameters(mean_squared_error, wide, cloned, batch)
+            loss = of_parameters(wide, cloned, batch, loss=mean_squared_error)
             partition = uniform_partition(wide.wiring, factor)
             ceiling = rank_ceiling(loss, cloned["params"], wide.wiring, partition, "hidden_0").ceiling
             gained, name = _rank_gained(chosen, base, batch, factor), f"{outputs} outputs, {where}"

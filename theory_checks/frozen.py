@@ -144,7 +144,7 @@ def check_radius(size: Size) -> list[Row]:
         model = case.build()
         variables = put_to_sleep(model.wiring, case.site, random_variables(model, seed), shift=-3.0)
         inputs, labels = take(random_batches(case.input_shape, 1, samples=50, seed=seed), 0)
-        certificate = certify_frozen(model, variables, {case.site: UNITS}, (inputs, labels))
+        certificate = certify_frozen(model, variables, (inputs, labels), {case.site: UNITS})
         radius, unit = certificate.units[0].radius or 0.0, certificate.units[0].unit
         layer = variables["params"]["hidden_1"]
         taps = model.apply(variables, inputs).taps

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.curvature import dense_hessian
-from lopjax.losses import mean_cross_entropy, mean_squared_error, of_parameters
+from lopjax.losses import mean_squared_error, of_parameters
 from lopjax.manifolds import cloned_manifold, normal_basis
 from lopjax.model import Model, Variables
 from lopjax.models import mlp
@@ -32,7 +32,7 @@ def _normal_eigenvalues(model: Model, variables: Variables, factor: int, loss: s
     """Spectrum of the Hessian of a wide network on the normal space of the leaf, by a dense Hessian and numpy."""
     manifold = cloned_manifold(variables["params"], model.wiring, uniform_partition(model.wiring, factor))
     basis = np.asarray(normal_basis(manifold))
-    loss_of = of_parameters(LOSSES[loss], model, variables, batch)
+    loss_of = of_parameters(model, variables, batch, loss=LOSSES[loss])
     hessian = jax.jit(partial(dense_hessian, loss_of))(variables["params"])
     return np.linalg.eigvalsh(basis @ np.asarray(hessian) @ basis.T)
 
@@ -50,7 +50,7 @@ def check_closed_form(size: Size) -> list[Row]:
             variables, batch = random_variables(base, scale=1.0), random_batch(3, loss)
             wide = widen(base, factor)
             dense = _normal_eigenvalues(wide, clone_variables(variables, base.wiring, factor), factor, loss, batch)
-            blocks = unit_blocks(base, variables, LOSSES[loss], batch, factor)
+            blocks = unit_blocks(base, variables, batch, factor, loss=LOSSES[loss])
             found = [np.repeat(space.eigenvalues.ravel(), factor - 1) for space in blocks.spaces.values()]
             together = np.sort(np.concatenate([*found, np.zeros(len(dense) - sum(map(len, found)))]))
             rows.append(Row(f"{activation}, {loss}, n = {factor}: spectrum", abs(together - dense).max(), ROUNDING))
@@ -68,7 +68,7 @@ def _off_block_constant() -> Row:
     gauge = manifold.normals.gauge.project(random_variables(wide, seed=5, scale=3.0)["params"])
     moved = {**cloned, "params": jax.tree.map(jnp.add, cloned["params"], gauge)}
     lowest = _normal_eigenvalues(wide, moved, 2, "cross-entropy", batch)[0]
-    blocks = unit_blocks(base, variables, mean_cross_entropy, batch, 2)
+    blocks = unit_blocks(base, variables, batch, 2)
     return Row("V off BC: smallest eigenvalue", abs(lowest - blocks.total.min_eigenvalue), SIGNAL, control=True)
 
 
@@ -77,7 +77,7 @@ def check_relu(size: Size) -> list[Row]:
     rows = []
     for activation, is_piecewise_linear in (("relu", True), ("leaky_relu", True), ("tanh", False)):
         base = mlp((3,), (4, 3), NUM_CLASSES, activation=activation)
-        blocks = unit_blocks(base, random_variables(base), mean_cross_entropy, random_batch(3, "cross-entropy"), 2)
+        blocks = unit_blocks(base, random_variables(base), random_batch(3, "cross-entropy"), 2)
         asymmetry = max(abs(s.eigenvalues + s.eigenvalues[:, ::-1]).max() for s in blocks.spaces.values())
         rows.append(Row(f"{activation}: asymmetry", asymmetry, ROUNDING, control=not is_piecewise_linear))
     return rows
@@ -114,7 +114,7 @@ def check_fukumizu_amari(size: Size) -> list[Row]:
     base, critical_variables, batch = critical_base(1)
 
     def coupling(variables: Variables) -> float:
-        blocks = unit_blocks(base, variables, mean_squared_error, batch, 2).spaces["hidden_0"]
+        blocks = unit_blocks(base, variables, batch, 2, loss=mean_squared_error).spaces["hidden_0"]
         # M = [[A, B], [B', 0]] with one column: det and the number of zero eigenvalues tell B = 0 from B != 0.
         return float(np.abs(blocks.eigenvalues).min(axis=1).max())
 
@@ -128,7 +128,7 @@ def check_fukumizu_amari(size: Size) -> list[Row]:
 def check_free_kick(size: Size) -> list[Row]:
     """Change of the logits by a kick of size 0.7, and of the next gradient against the predicted response."""
     point = critical(2)
-    loss = of_parameters(mean_squared_error, point.wide, point.cloned, point.batch)
+    loss = of_parameters(point.wide, point.cloned, point.batch, loss=mean_squared_error)
     params, wiring = point.cloned["params"], point.wide.wiring
     kick = free_kick(loss, params, wiring, uniform_partition(wiring, 2), "hidden_0", 0)
 

@@ -8,7 +8,6 @@ import numpy as np
 from experiments.cloning.setup import Setup
 from lopjax.certificates import certify_cloned
 from lopjax.cloning import uniform_partition
-from lopjax.losses import mean_cross_entropy
 from lopjax.stability import unit_blocks_of_clones
 
 
@@ -16,7 +15,7 @@ def certificate_of(setup: Setup, variables: Any, probe: Any) -> str:
     """Name of the `CloneVerdict` of a clone's variables, judged on the images and labels of the probe."""
     partition = uniform_partition(setup.wide.wiring, setup.config.factor)
     batch = setup.preprocess.inputs(probe[0]), probe[1]
-    return certify_cloned(setup.wide, jax.device_put(variables), partition, batch).verdict.name
+    return certify_cloned(setup.wide, jax.device_put(variables), batch, partition).verdict.name
 
 
 def stability_of(setup: Setup, variables: Any, probe: Any) -> dict[str, Any] | None:
@@ -35,9 +34,7 @@ def stability_of(setup: Setup, variables: Any, probe: Any) -> dict[str, Any] | N
         batch = double[1], probe[1]
         allowed = 64 * float(np.finfo(np.result_type(*jax.tree.leaves(variables["params"]))).eps)
         try:
-            blocks = unit_blocks_of_clones(
-                setup.wide, double[0], mean_cross_entropy, batch, partition, bc_tolerance=allowed
-            )
+            blocks = unit_blocks_of_clones(setup.wide, double[0], batch, partition, bc_tolerance=allowed)
         except ValueError:  # not block-constant
             return None
     return blocks.total._replace(verdict=blocks.total.verdict.name)._asdict()

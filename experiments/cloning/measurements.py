@@ -30,11 +30,11 @@ def make_measure(setup: Setup) -> Callable[[Any, Any, Any, Any], Measurements]:
         networks += [] if clone is None else [("clone", setup.wide, clone, partition)]
         measured = {}
         for name, model, variables, clusters in networks:
-            values = evaluate(model, variables, setup.preprocess, *test)
+            values = evaluate(model, variables, test, setup.preprocess)
             measured |= {f"{name}/test_{key}": value for key, value in values.items()}
             if clone is None:
                 continue
-            for metric, sites in symptoms(model, variables, inputs, labels, partition=clusters).items():
+            for metric, sites in symptoms(model, variables, (inputs, labels), partition=clusters).items():
                 measured |= {f"{name}/{metric}/{site}": value for site, value in sites.items()}
         if clone is not None:
             difference = setup.base.apply(base, inputs).logits - setup.wide.apply(clone, inputs).logits

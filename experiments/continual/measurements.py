@@ -39,7 +39,7 @@ def make_measure(setup: Setup) -> Measure:
         return problem.loss(logits, labels), problem.accuracy(logits, labels)
 
     def measured(variables: Variables, batch: Any) -> dict[str, dict[str, jax.Array]]:
-        table = symptoms(model, variables, *batch, loss=problem.loss)
+        table = symptoms(model, variables, batch, loss=problem.loss)
         return {name: table[name] for name in SYMPTOMS}
 
     def with_old_head(variables: Variables, memory: Memory, mask: Any) -> Variables:

@@ -142,7 +142,7 @@ def measure(config: Config, model: Model, variables: Variables, inputs: Any, lab
         double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
         batch = np.asarray(inputs, np.float64), np.asarray(labels)
         double, batch = jax.device_put((double, batch))
-        blocks = unit_blocks(model, double, mean_cross_entropy, batch, config.factor)
+        blocks = unit_blocks(model, double, batch, config.factor)
         loss = float(mean_cross_entropy(model.apply(double, batch[0]).logits, batch[1]))
     return {
         "loss": loss,

@@ -37,7 +37,7 @@ class Pass(NamedTuple):
     taps: Taps
 
 
-def run(model: Model, loss: Loss, train: bool, variables: Variables, batch: Batch) -> Pass:
+def run(model: Model, variables: Variables, batch: Batch, loss: Loss, train: bool) -> Pass:
     """Loss, gradients and signals on a batch, without dropout; compiled once per model, not once per certificate."""
     return _run(model.apply, loss, train, variables, (jnp.asarray(batch[0]), batch[1]))
 

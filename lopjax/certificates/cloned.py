@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lopjax.argument_order import no_batch, takes_old_order, third_is_mapping_or_no_batch
 from lopjax.certificates.batch_evidence import Loss, Pass, SignalResiduals, gradient_shares, run, signal_residuals
 from lopjax.certificates.parameter_residuals import KINDS, ArrayResiduals, array_residuals
 from lopjax.certificates.symmetries import Change, align, changed, constants, is_invisible
@@ -114,13 +115,14 @@ class _Case(NamedTuple):
         return CERTAIN_FROM * self.tolerance <= self.worst(kind) < float("inf")
 
 
+@takes_old_order("model variables partition batch loss", third_is_mapping_or_no_batch, no_batch)
 def certify_cloned(
     model: Model,
     variables: Variables,
+    batch: Batch | None,
     partition: Partition,
-    batch: Batch | None = None,
-    loss: Loss = mean_cross_entropy,
     *,
+    loss: Loss = mean_cross_entropy,
     train: bool = False,
     exclude: str | Sequence[str] = (),
     tolerance: float | None = None,
@@ -137,8 +139,9 @@ def certify_cloned(
         model: the network.
         variables: its variables. Running statistics count like biases. 16-bit variables are judged, and the network is
             run, in float32: their values are exact there.
+        batch: `(inputs, labels)`, for forward, backward and gradient residuals; `None`: judge by the parameters
+            alone.
         partition: cluster id of every unit, per space.
-        batch: `(inputs, labels)`, for forward, backward and gradient residuals.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         train: run the batch in train mode (batch norm with its own statistics); dropout stays off.
         exclude: paths, such as "hidden_0/bias", that the verdict must ignore: parameters whose true gradient is zero
@@ -196,8 +199,8 @@ class _Question(NamedTuple):
             return _OnBatch(None, {}, {}, None, max(tolerance, signal_tolerance(params, wiring)))
         inputs = jnp.asarray(self.batch[0])
         check_precision(jax.eval_shape(lambda: self.model.apply(self.variables, inputs).taps))
-        check_batch(self.loss, self.model, self.variables, self.batch)
-        seen = run(self.model, self.loss, self.train, self.variables, self.batch)
+        check_batch(self.model, self.variables, self.batch, loss=self.loss)
+        seen = run(self.model, self.variables, self.batch, self.loss, self.train)
         return _OnBatch(
             seen,
             signal_residuals(self.clusters, seen),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.activations import activation
+from lopjax.argument_order import no_batch, takes_old_order, third_is_mapping_or_no_batch
 from lopjax.certificates.batch_evidence import Loss, run
 from lopjax.certificates.dead_units import PlainLayer, plain_layer
 from lopjax.certificates.frozen_evidence import Observations, SiteEvidence, gather, slice_norms
@@ -123,15 +124,16 @@ def _lasts(unit: UnitEvidence) -> str:
     return "while unchanged: " + ", ".join(unit.depends_on) if unit.depends_on else "for good"
 
 
+@takes_old_order("model variables frozen_units batch input_box loss", third_is_mapping_or_no_batch, no_batch)
 @standard_promotion()
 def certify_frozen(
     model: Model,
     variables: Variables,
+    batch: Batch | None,
     frozen_units: FrozenUnits,
-    batch: Batch | None = None,
+    *,
     input_box: tuple[jax.Array, jax.Array] | None = None,
     loss: Loss = mean_cross_entropy,
-    *,
     train: bool = False,
     slope_threshold: float = 1e-4,
     tolerance: float | None = None,
@@ -147,8 +149,8 @@ def certify_frozen(
     Args:
         model: the network.
         variables: its variables; 16-bit ones are judged in float32.
+        batch: `(inputs, labels)`; `None` for what holds without data, by signs or over `input_box`.
         frozen_units: per site, or per unit space with a single site, the indices of the units.
-        batch: `(inputs, labels)`.
         input_box: lower and upper bounds, each shaped like one input.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         train: run the batch in train mode; dropout stays off.
@@ -168,8 +170,8 @@ def certify_frozen(
     check_labels(model, variables, None if batch is None else batch[0])
     seen = inputs = None
     if batch is not None:
-        check_batch(loss, model, variables, batch)
-        seen, inputs = run(model, loss, train, variables, batch), jnp.asarray(batch[0])
+        check_batch(model, variables, batch, loss=loss)
+        seen, inputs = run(model, variables, batch, loss, train), jnp.asarray(batch[0])
     observations = Observations(variables["params"], wiring, seen, inputs, input_box, tolerance, slope_threshold)
     notes, units, levels = [], [], []
     for site, indices in frozen.items():

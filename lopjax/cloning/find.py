@@ -37,14 +37,18 @@ class ClonesFound(NamedTuple):
 
 
 def find_clones(
-    model: Model, variables: Variables, batch: jax.Array | np.ndarray, tolerance: float | None = None
+    model: Model,
+    variables: Variables,
+    batch: jax.Array | np.ndarray | tuple[jax.Array | np.ndarray, Any],
+    tolerance: float | None = None,
 ) -> dict[str, ClonesFound]:
     """Find the clones of a network from what its units do and, independently, from its variables.
 
     Args:
         model: any model.
         variables: its variables, evaluated in eval mode; 16-bit ones in float32.
-        batch: inputs, `(batch, *input_shape)`; more samples than clusters make accidents unlikely.
+        batch: inputs `(batch, *input_shape)`, or `(inputs, labels)`, whose labels are not used; more samples than
+            clusters make accidents unlikely.
         tolerance: relative distance under which two units are the same. Default: between what `certify_cloned` counts
             as zero and as not zero (sqrt(10) of its tolerances), so that it never says the contrary. Relative to the
             smaller unit of the two (its activations, or its pre-activations if those are larger), and for parameters
@@ -60,8 +64,9 @@ def find_clones(
     """
     variables = at_least_float32(variables)
     params, wiring = variables["params"], model.wiring
-    check_labels(model, variables, batch)
-    taps = model.apply(variables, jnp.asarray(batch)).taps
+    inputs = batch[0] if isinstance(batch, tuple) else batch
+    check_labels(model, variables, inputs)
+    taps = model.apply(variables, jnp.asarray(inputs)).taps
     check_precision(taps)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((variables, taps))):
         raise ValueError("parameters or activations are not finite: units cannot be compared")

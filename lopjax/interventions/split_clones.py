@@ -129,7 +129,7 @@ def _escape(
     for space, pair in pairs.items():
         variables = merged(wiring, variables, space, pair)
     params = variables["params"]
-    loss = of_parameters(setting.loss, setting.model, variables, batch, train=True)
+    loss = of_parameters(setting.model, variables, batch, loss=setting.loss, train=True)
     zero = zero_rows(wiring, params, tuple(pairs))
 
     def embed(rows: Rows) -> Any:

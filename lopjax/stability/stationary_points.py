@@ -74,7 +74,7 @@ def decayed_loss(model: Model, variables: Variables, batch: Batch, factor: Facto
         lambda leaf, i, o: jnp.full(leaf.shape, (o / i) ** 0.5, leaf.dtype), variables["params"], n_in, n_out
     )
     scale, unravel = ravel_pytree(ratios)[0], ravel_pytree(variables["params"])[1]
-    loss_of = of_parameters(loss, model, variables, batch)
+    loss_of = of_parameters(model, variables, batch, loss=loss)
 
     def decayed(y: Array, decay: Array) -> Array:
         return loss_of(unravel(y / scale)) + 0.5 * decay * jnp.vdot(y, y)

@@ -235,7 +235,7 @@ def _judge(search: _Search, start: Variables, weight_decay: float) -> DecayedClo
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay={weight_decay}: must be at least 0")
     point = stationary_point(search.decayed, start, weight_decay)
-    total = unit_blocks(search.model, point.variables, search.loss, search.batch, search.factor).total
+    total = unit_blocks(search.model, point.variables, search.batch, search.factor, loss=search.loss).total
     rate = weight_decay + total.min_eigenvalue
     spread = max(abs(total.min_eigenvalue), abs(total.max_eigenvalue))
     uncertainty = CERTAIN_FROM * (total.tolerance + spread * point.distance / point.length) + total.residual

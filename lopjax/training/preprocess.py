@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
+from lopjax.argument_order import packed, takes_old_order, third_is
 from lopjax.data import augment, normalize
 from lopjax.losses import accuracy, mean_cross_entropy
 from lopjax.model import Model, Variables
@@ -35,12 +36,17 @@ class Preprocess(NamedTuple):
         return normalize(shown, self.mean, self.std, jnp.zeros(()).dtype)
 
 
+@takes_old_order(
+    "model variables preprocess images labels batch_size",
+    third_is(lambda each: isinstance(each, Preprocess)),
+    packed("images"),
+)
 def evaluate(
     model: Model,
     variables: Variables,
+    batch: tuple[UInt8[Array | np.ndarray, "n height width channels"], Int32[Array | np.ndarray, " n"]],
     preprocess: Preprocess,
-    images: UInt8[Array | np.ndarray, "n height width channels"],
-    labels: Int32[Array | np.ndarray, " n"],
+    *,
     batch_size: int = 1000,
 ) -> dict[str, Float[Array, ""]]:
     """Mean cross-entropy (nats) and accuracy in eval mode over a whole set, in batches. Pure; use under jit.
@@ -48,24 +54,23 @@ def evaluate(
     Args:
         model: the network.
         variables: its variables.
+        batch: 8-bit images and their classes, all of them.
         preprocess: how images become inputs; nothing random is done.
-        images: 8-bit images.
-        labels: their classes.
         batch_size: images held as floats at once; the last batch may be smaller.
 
     Raises:
         ValueError: if there is nothing to evaluate, or `batch_size` is not positive.
     """
-    images, labels, num = jnp.asarray(images), jnp.asarray(labels), len(images)
+    images, labels, num = jnp.asarray(batch[0]), jnp.asarray(batch[1]), len(batch[0])
     if batch_size < 1 or num < 1:
         raise ValueError(f"batch_size={batch_size}, {num} images: both must be at least 1")
     size = min(batch_size, num)
     whole = num // size * size
 
-    def sums(batch: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply(variables, preprocess.inputs(batch[0])).logits
-        count = batch[1].shape[0]
-        return mean_cross_entropy(logits, batch[1]) * count, accuracy(logits, batch[1]) * count
+    def sums(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logits = model.apply(variables, preprocess.inputs(part[0])).logits
+        count = part[1].shape[0]
+        return mean_cross_entropy(logits, part[1]) * count, accuracy(logits, part[1]) * count
 
     batched = (images[:whole].reshape(-1, size, *images.shape[1:]), labels[:whole].reshape(-1, size))
     loss, correct = jax.tree.map(jnp.sum, jax.lax.map(sums, batched))

@@ -109,7 +109,7 @@ def check_cloning(base: Model, shape: tuple[int, ...], factor: Factor, train: bo
     assert tangency_residual(leaf, gradient) <= 1e-12
     if not train:
         assert dimension(leaf) == block_constant_dimension(wide, cloned["params"], factors)
-        assert certify_cloned(wide, cloned, partition).verdict is CloneVerdict.BLOCK_CONSTANT
+        assert certify_cloned(wide, cloned, None, partition).verdict is CloneVerdict.BLOCK_CONSTANT
 
     # Control: clones with unequal incoming and outgoing weights compute something else and drift apart.
     random = np.random.default_rng(1)
@@ -122,7 +122,7 @@ def check_cloning(base: Model, shape: tuple[int, ...], factor: Factor, train: bo
     assert apart_fraction > 0.1
     np.testing.assert_allclose(tangency_residual(leaf, gradient), apart_fraction, rtol=1e-9)
     if not train:
-        assert certify_cloned(wide, {**cloned, "params": apart}, partition).verdict is CloneVerdict.NOT_CLONED
+        assert certify_cloned(wide, {**cloned, "params": apart}, None, partition).verdict is CloneVerdict.NOT_CLONED
 
 
 def check_clones_are_found(base: Model, shape: tuple[int, ...], factor: int) -> None:

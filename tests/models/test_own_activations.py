@@ -83,7 +83,7 @@ def dead_network(activation):
 
 def frozen_verdicts(activation):
     model, variables, batch = dead_network(activation)
-    found = certify_frozen(model, variables, {"hidden_0": (0, 1)}, batch=batch, loss=mean_squared_error)
+    found = certify_frozen(model, variables, batch, {"hidden_0": (0, 1)}, loss=mean_squared_error)
     return [unit.verdict for unit in found.units], found
 
 

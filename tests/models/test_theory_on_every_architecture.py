@@ -42,14 +42,14 @@ def test_certificates_of_clones_agree_with_their_signals(x64, name):
     base, data = MODELS[name](), batch(SHAPE)
     wide, variables = widen(base, 2), clone_variables(draw(base), base.wiring, 2)
     partition = uniform_partition(wide.wiring, 2)
-    certificate = certify_cloned(wide, variables, partition, data)
+    certificate = certify_cloned(wide, variables, data, partition)
     assert certificate.verdict is CloneVerdict.BLOCK_CONSTANT
     assert certificate.tangency <= 1e-12
     assert set(certificate.sites) == {site for site, _ in wide.wiring.sites}
     assert all(max(site) <= 1e-12 for site in certificate.sites.values())
     site, path = DEAD[name]
     moved = {**variables, "params": shifted(variables["params"], path, 0, 0.5)}
-    broken = certify_cloned(wide, moved, partition, data)
+    broken = certify_cloned(wide, moved, data, partition)
     assert broken.verdict is CloneVerdict.NOT_CLONED
     assert broken.sites[site].forward > 1e-3
     assert broken.tangency > 1e-3
@@ -76,7 +76,7 @@ def test_dead_units_are_certified_and_their_gradient_is_tangent_to_the_frozen_ma
     assert dimension(manifold) == total - sum(sizes)
     assert tangency_residual(manifold, logits_and_gradient(model, dead, data, False)[2]) == 0
     assert tangency_residual(manifold, logits_and_gradient(model, variables, data, False)[2]) > 1e-3
-    units = {unit.unit: unit for unit in certify_frozen(model, dead, {site: [0, 1]}, data).units}
+    units = {unit.unit: unit for unit in certify_frozen(model, dead, data, {site: [0, 1]}).units}
     asleep, awake = units[1], units[0]
     assert asleep.verdict in (FrozenVerdict.FROZEN, FrozenVerdict.FROZEN_EVERYWHERE)
     assert (asleep.gradient, awake.verdict) == (0, FrozenVerdict.ALIVE)
@@ -90,8 +90,8 @@ def test_bfloat16_networks_are_judged_in_the_type_of_their_parameters(name):
     variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), draw(base))
     wide, cloned = widen(base, 2), clone_variables(variables, base.wiring, 2)
     partition = uniform_partition(wide.wiring, 2)
-    certificate = certify_cloned(wide, cloned, partition)
+    certificate = certify_cloned(wide, cloned, None, partition)
     assert certificate.verdict is CloneVerdict.BLOCK_CONSTANT
     assert certificate.tolerance == 64 * np.finfo(np.float32).eps
     moved = {**cloned, "params": shifted(cloned["params"], DEAD[name][1], 0, 1e-3)}  # less than bfloat16 resolves
-    assert certify_cloned(wide, moved, partition).verdict is CloneVerdict.NOT_CLONED
+    assert certify_cloned(wide, moved, None, partition).verdict is CloneVerdict.NOT_CLONED

@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from lopjax.cloning import clone_variables, uniform_partition
-from lopjax.losses import cross_entropy, mean_cross_entropy
+from lopjax.losses import cross_entropy
 from lopjax.manifolds import Manifold, cloned_manifold, frozen_manifold, level_set_manifold
 from lopjax.models import mlp
 from lopjax.stability import Stability, classify, unit_blocks
@@ -169,7 +169,7 @@ def test_clones_agree_with_numpy(x64, space, on_bc):
 def test_three_methods_agree_on_bc(x64):
     base, params, loss, hessian, batch = clones(True)
     manifold = cloned_manifold(params, WIDE.wiring, PARTITION)
-    blocks = unit_blocks(BASE, base, mean_cross_entropy, batch, 2).total
+    blocks = unit_blocks(BASE, base, batch, 2).total
     dense, lanczos = (classify(loss, params, manifold, method) for method in ("dense", "lanczos"))
     assert dense[:4] == blocks[:4]
     assert dense.structural == lanczos.structural == 6

@@ -15,7 +15,7 @@ from lopjax.stability import Attraction, critical_weight_decay, decayed_clones, 
 
 def test_the_decay_that_outweighs_the_blocks_at_a_point_is_critical_at_that_point_only(x64):
     batch, base, _ = critical_clones()
-    blocks = unit_blocks(BASE, base, mean_squared_error, batch, 2)
+    blocks = unit_blocks(BASE, base, batch, 2, loss=mean_squared_error)
     decay = critical_weight_decay(blocks)
     loss, flat, _, rows, values, _ = normal_modes()
     assert decay > 1e-3
@@ -55,7 +55,7 @@ def simulated_rate(point, batch, kick=1e-8, learning_rate=0.2):
 @pytest.mark.slow
 def test_clones_attract_where_the_blocks_at_the_decayed_point_say_so(x64):
     batch, base, _ = critical_clones()
-    before = critical_weight_decay(unit_blocks(BASE, base, mean_squared_error, batch, 2))
+    before = critical_weight_decay(unit_blocks(BASE, base, batch, 2, loss=mean_squared_error))
     found = weight_decay_threshold(
         BASE, base, batch, 2, loss=mean_squared_error, decays=[0.2, 0.46, 1.0], relative_width=0.02, both_ways=False
     )

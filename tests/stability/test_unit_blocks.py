@@ -61,7 +61,7 @@ def compare(model, loss, factor, *, seed=0, shape=(INPUT,)):
     wide = widen(model, factor)
     partition = uniform_partition(wide.wiring, factor)
     cloned = {"params": clone_by_hand(variables["params"], model.wiring, partition)}
-    blocks = unit_blocks(model, variables, LOSSES[loss], batch, factor, method="closed form")
+    blocks = unit_blocks(model, variables, batch, factor, loss=LOSSES[loss], method="closed form")
     return blocks, dense_normal(wide, cloned, LOSSES[loss], batch, partition)
 
 
@@ -153,7 +153,7 @@ def unequal_clones(gauge=0.0, seed=0):
 def test_clusters_of_unequal_sizes(x64):
     model, variables = unequal_clones()
     batch = random_batch(model, "mse")
-    blocks = unit_blocks_of_clones(model, variables, mean_squared_error, batch, UNEQUAL)
+    blocks = unit_blocks_of_clones(model, variables, batch, UNEQUAL, loss=mean_squared_error)
     assert blocks.spaces["hidden_0"].multiplicity.tolist() == [1, 2, 0]
     assert_same(blocks, dense_normal(model, variables, mean_squared_error, batch, UNEQUAL))
 
@@ -166,8 +166,8 @@ def test_points_of_V_outside_BC_are_refused_because_their_blocks_would_be_wrong(
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient(variables["params"]))])
     assert np.linalg.norm(normal.basis.T @ flat) < 1e-14  # on V: still trapped
     with pytest.raises(ValueError, match=r"not block constant .* residual"):
-        unit_blocks_of_clones(model, variables, mean_squared_error, batch, UNEQUAL)
-    forced = unit_blocks_of_clones(model, variables, mean_squared_error, batch, UNEQUAL, bc_tolerance=np.inf)
+        unit_blocks_of_clones(model, variables, batch, UNEQUAL, loss=mean_squared_error)
+    forced = unit_blocks_of_clones(model, variables, batch, UNEQUAL, loss=mean_squared_error, bc_tolerance=np.inf)
     assert np.abs(repeated_spectrum(forced, normal.num_gauge) - normal.eigenvalues).max() > 1e-3
 
 
@@ -178,8 +178,8 @@ def test_points_of_V_outside_BC_are_refused_because_their_blocks_would_be_wrong(
 def test_batched_products_give_the_ends_of_every_spectrum(x64):
     model, factor = mlp((INPUT,), (3, 2), 3, activation="tanh"), {"hidden_0": 2, "hidden_1": 3}
     variables, batch = random_variables(model), random_batch(model, "mse")
-    closed = unit_blocks(model, variables, mean_squared_error, batch, factor)
-    products = unit_blocks(model, variables, mean_squared_error, batch, factor, method="batched hvp", batch_size=4)
+    closed = unit_blocks(model, variables, batch, factor, loss=mean_squared_error)
+    products = unit_blocks(model, variables, batch, factor, loss=mean_squared_error, method="batched hvp", batch_size=4)
     assert closed.total.method == "closed form"
     for space, found in products.spaces.items():
         for field in ("min_eigenvalue", "max_eigenvalue"):
@@ -250,8 +250,8 @@ def test_batch_norm_by_products_is_the_dense_hessian(x64, train):
     batch = random_batch(model, "cross_entropy")
     variables, normal = check_products_against_dense(model, 2, mean_cross_entropy, batch, train)
     with pytest.raises(ValueError, match=r"closed form does not apply.*batched hvp"):
-        unit_blocks(model, variables, mean_cross_entropy, batch, 2, method="closed form", train=train)
-    found = unit_blocks(model, variables, mean_cross_entropy, batch, 2, train=train, num_steps=16).total
+        unit_blocks(model, variables, batch, 2, method="closed form", train=train)
+    found = unit_blocks(model, variables, batch, 2, train=train, num_steps=16).total
     assert found.method == "batched hvp"
     assert found.min_eigenvalue == pytest.approx(normal.eigenvalues[0], abs=1e-8)
     assert found.max_eigenvalue == pytest.approx(normal.eigenvalues[-1], abs=1e-8)
@@ -332,8 +332,8 @@ def test_coupling_times_outgoing_weights_is_the_gradient(x64):
         variables["params"]
     )["hidden_1"]
     outgoing = np.sqrt(counts["hidden_2"]) * np.asarray(variables["params"]["hidden_2"]["kernel"])
-    scales = unit_scales(model, variables, mean_cross_entropy, batch, [plan], arrays, 4)["hidden_1"]
-    matrices = unit_matrices(model, variables, mean_cross_entropy, batch, plan, arrays, 4, True)
+    scales = unit_scales(model, variables, batch, mean_cross_entropy, [plan], arrays, 4)["hidden_1"]
+    matrices = unit_matrices(model, variables, batch, mean_cross_entropy, plan, arrays, 4, True)
     for unit, curvature, coupling in matrices:
         expected = np.append(np.sqrt(counts["hidden_0"]) * gradient["kernel"][:, unit], gradient["bias"][unit])
         np.testing.assert_allclose(coupling @ outgoing[unit], expected, atol=1e-15)
@@ -363,7 +363,9 @@ def test_one_unit_in_the_next_layer_at_a_critical_point_uncouples(x64):
     targets = critical_targets(model, variables, inputs)
 
     def blocks_at(targets, **options):
-        return unit_blocks(model, variables, mean_squared_error, (inputs, targets), 2, **options).spaces["hidden_0"]
+        return unit_blocks(model, variables, (inputs, targets), 2, loss=mean_squared_error, **options).spaces[
+            "hidden_0"
+        ]
 
     critical = blocks_at(targets)
     for report, eigenvalues in zip(critical.reports, critical.eigenvalues, strict=True):
@@ -406,9 +408,9 @@ def test_gauss_newton_vanishes_on_the_normal_space(x64):
 def test_batches_of_any_size_give_the_same_blocks(x64):
     model = mlp((INPUT,), (3, 2), 3, activation="tanh")
     variables, batch = random_variables(model), random_batch(model, "cross_entropy")
-    whole = unit_blocks(model, variables, mean_cross_entropy, batch, 2)
+    whole = unit_blocks(model, variables, batch, 2)
     for size in (4, 11):
-        parts = unit_blocks(model, variables, mean_cross_entropy, batch, 2, batch_size=size)
+        parts = unit_blocks(model, variables, batch, 2, batch_size=size)
         for space, found in parts.spaces.items():
             np.testing.assert_allclose(found.eigenvalues, whole.spaces[space].eigenvalues, atol=1e-14)
             np.testing.assert_allclose(found.per_unit("tolerance"), whole.spaces[space].per_unit("tolerance"), rtol=0.5)
@@ -430,7 +432,7 @@ def test_coarse_parameters_are_judged_by_their_exact_values(dtype):
         expected = dense_normal(
             widen(model, 2), cloned, mean_squared_error, (jnp.asarray(inputs), jnp.asarray(targets)), partition
         )
-    total = unit_blocks(model, coarse, mean_squared_error, (jnp.asarray(inputs), jnp.asarray(targets)), 2).total
+    total = unit_blocks(model, coarse, (jnp.asarray(inputs), jnp.asarray(targets)), 2, loss=mean_squared_error).total
     values = expected.eigenvalues
     assert total.exact
     assert (total.n_plus, total.n_minus) == (np.sum(values > 1e-12), np.sum(values < -1e-12))
@@ -441,7 +443,7 @@ def test_coarse_parameters_are_judged_by_their_exact_values(dtype):
 def test_products_of_sixteen_bits_say_so(x64):
     model = mlp((INPUT,), (3,), 2, activation="tanh", norm="layer")
     variables, batch = random_variables(model, dtype=jnp.bfloat16), random_batch(model, "mse", dtype=jnp.float32)
-    total = unit_blocks(model, variables, mean_squared_error, batch, 2, num_steps=8).total
+    total = unit_blocks(model, variables, batch, 2, loss=mean_squared_error, num_steps=8).total
     assert total.method == "batched hvp"
     assert not total.exact
     assert "float32" in total.note
@@ -453,7 +455,7 @@ def test_dead_clones_are_neutral_and_counted_apart(x64):
     params = jax.tree.map(lambda leaf: leaf, variables["params"])
     params["hidden_0"]["bias"] = jnp.array([9.0, -99.0, 9.0])
     params["hidden_1"]["bias"] = jnp.full(2, 99.0)
-    blocks = unit_blocks(model, {"params": params}, mean_squared_error, batch, 2)
+    blocks = unit_blocks(model, {"params": params}, batch, 2, loss=mean_squared_error)
     space = blocks.spaces["hidden_0"]
     assert space.is_dead.tolist() == [False, True, False]
     dead = space.reports[1]
@@ -470,7 +472,7 @@ def test_refusals(unchecked):
     variables, batch = random_variables(model, dtype=np.float32), random_batch(model, "mse", shape=(2,))
 
     def blocks(factor=2, **options):
-        return unit_blocks(model, variables, mean_squared_error, batch, factor, **options)
+        return unit_blocks(model, variables, batch, factor, loss=mean_squared_error, **options)
 
     with pytest.raises(ValueError, match="method='dense': must be one of"):
         blocks(method="dense")
@@ -490,11 +492,11 @@ def test_refusals(unchecked):
         ({"hidden_0": (0, 0, 1)}, "not block constant"),
     ]:
         with pytest.raises(ValueError, match=message):
-            unit_blocks_of_clones(model, variables, mean_squared_error, batch, partition)
+            unit_blocks_of_clones(model, variables, batch, partition, loss=mean_squared_error)
     nan = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), variables)
     with pytest.raises(ValueError, match="not block constant"):
-        unit_blocks_of_clones(model, nan, mean_squared_error, batch, {"hidden_0": (0, 0, 0)})
-    space = unit_blocks(model, variables, mean_squared_error, batch, 2).spaces["hidden_0"]
+        unit_blocks_of_clones(model, nan, batch, {"hidden_0": (0, 0, 0)}, loss=mean_squared_error)
+    space = unit_blocks(model, variables, batch, 2, loss=mean_squared_error).spaces["hidden_0"]
     with pytest.raises(ValueError, match="field='sign': must be one of"):
         space.per_unit("sign")
 
@@ -506,17 +508,15 @@ def test_a_loosened_tolerance_is_never_exact(x64):
     variables = clone_variables(
         mlp((3,), (2,), 2, activation="tanh").init(jax.random.key(0)), mlp((3,), (2,), 2).wiring, 2
     )
-    exact = unit_blocks_of_clones(model, variables, mean_cross_entropy, batch, partition, bc_tolerance=1e-3)
+    exact = unit_blocks_of_clones(model, variables, batch, partition, bc_tolerance=1e-3)
     assert exact.total.exact
     assert "cluster means" not in exact.total.note
     off = jax.tree.map(lambda leaf: leaf, variables)
     off["params"]["hidden_0"]["kernel"] = off["params"]["hidden_0"]["kernel"].at[0, 1].multiply(1 + 1e-5)
     for method in ("closed form", "batched hvp"):
-        loose = unit_blocks_of_clones(
-            model, off, mean_cross_entropy, batch, partition, bc_tolerance=1e-3, method=method
-        )
+        loose = unit_blocks_of_clones(model, off, batch, partition, bc_tolerance=1e-3, method=method)
         reports = [loose.total, *loose.spaces["hidden_0"].reports]
         assert not any(report.exact for report in reports)
         assert all("cluster means" in report.note for report in reports)
     with pytest.raises(ValueError, match="not block constant"):
-        unit_blocks_of_clones(model, off, mean_cross_entropy, batch, partition)
+        unit_blocks_of_clones(model, off, batch, partition)

@@ -98,7 +98,7 @@ def check_networks(seed, num_shapes, networks_per_shape, in_single):
             variables, batch = random_network(model, loss, special, rng, dtype)
             # Under x64 a network computes in double precision whatever the type of its parameters.
             with jax.enable_x64(dtype is np.float64 or not in_single):
-                total = unit_blocks(model, variables, LOSSES[loss], batch, factors, method="closed form").total
+                total = unit_blocks(model, variables, batch, factors, loss=LOSSES[loss], method="closed form").total
             params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
             cloned = {"params": clone_by_hand(params, model.wiring, partition)}
             normal = dense_normal(wide, cloned, LOSSES[loss], batch, partition)
@@ -129,7 +129,7 @@ def test_a_wrong_report_is_caught():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         variables, batch = random_network(model, "mse", "generic", rng, np.float64)
-        total = unit_blocks(model, variables, mean_squared_error, batch, 2).total
+        total = unit_blocks(model, variables, batch, 2, loss=mean_squared_error).total
         wide = widen(model, 2)
         partition = uniform_partition(wide.wiring, 2)
         cloned = {"params": clone_by_hand(variables["params"], model.wiring, partition)}

@@ -113,7 +113,7 @@ def at_zero(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_at_a_kink_nothing_is_flat_and_no_count_is_exact(x64, dtype):
     model, variables, batch = at_zero(dtype)
-    blocks = unit_blocks(model, variables, mean_cross_entropy, batch, 2)
+    blocks = unit_blocks(model, variables, batch, 2)
     first, second = blocks.spaces["hidden_0"].reports
     assert (first.verdict, first.exact, first.radius) == (Stability.UNDECIDED, False, 0.0)
     assert "kink" in first.note
@@ -144,11 +144,11 @@ def test_an_activation_without_facts_is_never_called_flat(x64):
     model = mlp((2,), (2,), 3, activation=own)
     _, variables, batch = at_zero("float64")
     variables["params"]["hidden_0"]["bias"] = jnp.array([-50.0, 0.3])
-    dead = unit_blocks(model, variables, mean_cross_entropy, batch, 2).spaces["hidden_0"].reports[0]
+    dead = unit_blocks(model, variables, batch, 2).spaces["hidden_0"].reports[0]
     assert not dead.exact
     assert "kinks" in dead.note
     known = mlp((2,), (2,), 3, activation="relu")
-    assert unit_blocks(known, variables, mean_cross_entropy, batch, 2).spaces["hidden_0"].reports[0].exact
+    assert unit_blocks(known, variables, batch, 2).spaces["hidden_0"].reports[0].exact
 
 
 # --- Loud clusters, losses that are no means, 16 bits -------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_a_loud_cluster_hides_no_units_that_are_not_clones():
     params["hidden_0"]["bias"] = params["hidden_0"]["bias"].at[1].set(params["hidden_0"]["bias"][0])
     batch = jnp.ones((4, 3)), jnp.array([0, 1, 0, 1])
     with pytest.raises(ValueError, match="not block constant"):
-        unit_blocks_of_clones(model, {"params": params}, mean_cross_entropy, batch, {"hidden_0": (0, 0, 1, 1)})
+        unit_blocks_of_clones(model, {"params": params}, batch, {"hidden_0": (0, 0, 1, 1)})
 
 
 def weighted_cross_entropy(logits, labels):
@@ -177,10 +177,10 @@ def test_a_loss_that_is_no_plain_mean_is_refused_in_batches(x64):
     variables = model.init(jax.random.key(0))
     batch = jax.random.normal(jax.random.key(1), (9, 2)), jnp.arange(9) // 3
     with pytest.raises(ValueError, match=r"no plain mean over samples; pass batch_size=9"):
-        unit_blocks(model, variables, weighted_cross_entropy, batch, 2, batch_size=4)
-    assert unit_blocks(model, variables, weighted_cross_entropy, batch, 2, batch_size=9).total.exact
+        unit_blocks(model, variables, batch, 2, loss=weighted_cross_entropy, batch_size=4)
+    assert unit_blocks(model, variables, batch, 2, loss=weighted_cross_entropy, batch_size=9).total.exact
     with pytest.raises(ValueError, match="no plain mean"):
-        unit_blocks(model, variables, weighted_cross_entropy, batch, 2, batch_size=4, method="batched hvp")
+        unit_blocks(model, variables, batch, 2, loss=weighted_cross_entropy, batch_size=4, method="batched hvp")
 
 
 def test_classify_takes_sixteen_bits(x64):
@@ -224,7 +224,7 @@ def test_mse_of_a_fitted_network_is_flat_at_a_level_or_undecided(x64):
     variables = model.init(jax.random.key(0))
     inputs = jax.random.normal(jax.random.key(1), (6, 2))
     targets = model.apply(variables, inputs).logits
-    total = unit_blocks(model, variables, mean_squared_error, (inputs, targets), 2).total
+    total = unit_blocks(model, variables, (inputs, targets), 2, loss=mean_squared_error).total
     assert total.verdict in (Stability.NEUTRAL, Stability.UNDECIDED)
     assert total.n_plus == total.n_minus == 0
     assert total.n_zero + total.n_undecided == 10
@@ -237,7 +237,7 @@ def test_classify_of_a_saturated_network_accuses_nobody(x64):
     params["hidden_0"]["bias"] = jnp.full(4, 30.0)
     params["classes"] = jax.tree.map(lambda leaf: 0 * leaf + jnp.array([40.0, 0.0]), params["classes"])
     batch = jax.random.normal(jax.random.key(1), (6, 2)), jnp.zeros(6, int).at[0].set(1)
-    loss = of_parameters(mean_cross_entropy, model, {"params": params}, batch)
+    loss = of_parameters(model, {"params": params}, batch, loss=mean_cross_entropy)
     report = classify(loss, params, cloned_manifold(params, model.wiring, {"hidden_0": (0, 0, 1, 1)}))
     assert report.n_plus == report.n_minus == 0
     assert report.scale >= float(loss(params)) / float(tree_norm(params)) ** 2
@@ -251,7 +251,7 @@ def test_classify_of_a_network_fitted_to_the_last_bit_accuses_nobody(x64, gap):
     params = clone_variables(base.init(jax.random.key(3)), base.wiring, 2)["params"]
     params = {**params, "classes": {**params["classes"], "bias": jnp.array([gap, 0.0])}}
     batch = jax.random.normal(jax.random.key(1), (6, 2)), jnp.zeros(6, int)
-    loss = of_parameters(mean_cross_entropy, model, {"params": params}, batch)
+    loss = of_parameters(model, {"params": params}, batch, loss=mean_cross_entropy)
     report = classify(loss, params, cloned_manifold(params, model.wiring, {"hidden_0": (0, 0, 1, 1)}))
     assert report.n_plus <= 0
     assert report.n_minus <= 0

@@ -308,7 +308,7 @@ def test_dropout_needs_a_key_and_changes_the_step():
 def test_evaluation_is_the_mean_over_the_whole_set(batch_size):
     images, labels = data(7)
     variables = MODEL.init(jax.random.key(3))
-    measured = evaluate(MODEL, variables, PREPROCESS, jnp.asarray(images), jnp.asarray(labels), batch_size)
+    measured = evaluate(MODEL, variables, (jnp.asarray(images), jnp.asarray(labels)), PREPROCESS, batch_size=batch_size)
     layers = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"])
     hidden = np.tanh(inputs_of(images) @ layers["hidden_0"]["kernel"] + layers["hidden_0"]["bias"])
     logits = hidden @ layers["classes"]["kernel"] + layers["classes"]["bias"]
@@ -324,7 +324,7 @@ def test_evaluation_is_the_mean_over_the_whole_set(batch_size):
 def test_evaluating_nothing_is_refused(num, batch_size):
     images, labels = data(num)
     with pytest.raises(ValueError, match=rf"batch_size={batch_size}, {num} images: both must be at least 1"):
-        evaluate(MODEL, MODEL.init(jax.random.key(0)), PREPROCESS, images, labels, batch_size)
+        evaluate(MODEL, MODEL.init(jax.random.key(0)), (images, labels), PREPROCESS, batch_size=batch_size)
 
 
 def test_inputs_are_normalised_and_only_augmented_with_a_key():

@@ -10,7 +10,6 @@ import pytest
 from jax.nn.initializers import normal
 
 from lopjax.certificates import FrozenVerdict, certify_frozen
-from lopjax.losses import mean_cross_entropy
 from lopjax.manifolds import homogeneous_conserved
 from lopjax.models import convolve, from_linen, labelled, tap, vit
 from lopjax.stability import unit_blocks
@@ -86,7 +85,7 @@ def test_sites_come_in_the_order_of_the_forward_pass_and_upstream_follows_the_gr
     inputs = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 4)))
     variables = jax.tree.map(jnp.abs, model.init(jax.random.key(0)))
     variables["params"]["again"]["c_w"] = -variables["params"]["again"]["c_w"]
-    (unit,) = certify_frozen(model, variables, {"c": [0]}, (inputs, jnp.zeros(5, int))).units
+    (unit,) = certify_frozen(model, variables, (inputs, jnp.zeros(5, int)), {"c": [0]}).units
     assert unit.verdict is FrozenVerdict.FROZEN
     assert unit.depends_on == ("a", "b", "norm and sum before it")
 
@@ -139,7 +138,7 @@ def test_kernels_of_any_layout_are_plain_and_have_the_radius(x64):
     for model, variables in in_both_layouts():
         assert all(isinstance(plain_space(model.wiring, space), PlainSpace) for space in ("maps", "dense"))
         batch, box = (inputs, jnp.array([0, 1, 1, 0])), (inputs[0] - 0.1, inputs[0] + 0.1)
-        units.append(certify_frozen(model, variables, {"dense": [0]}, batch, box).units[0])
+        units.append(certify_frozen(model, variables, batch, {"dense": [0]}, input_box=box).units[0])
     assert units[0].verdict is FrozenVerdict.FROZEN_EVERYWHERE
     for field in ("largest", "radius", "source_radius", "box_upper", "time_scale"):
         assert getattr(units[0], field) == pytest.approx(getattr(units[1], field), rel=1e-12)
@@ -149,10 +148,7 @@ def test_kernels_of_any_layout_are_plain_and_have_the_radius(x64):
 def test_kernels_of_any_layout_have_the_closed_form(x64):
     """The numbers of Flax's layout, which other tests hold against dense Hessians."""
     batch = (jnp.asarray(INPUTS), jnp.array([0, 1, 1, 0]))
-    flax, other = (
-        unit_blocks(*network, mean_cross_entropy, batch, 2, method="closed form").spaces
-        for network in in_both_layouts()
-    )
+    flax, other = (unit_blocks(*network, batch, 2, method="closed form").spaces for network in in_both_layouts())
     for space in ("maps", "dense"):
         first, second = flax[space], other[space]
         np.testing.assert_allclose(first.eigenvalues, second.eigenvalues, atol=1e-14)

@@ -9,7 +9,7 @@ from jax.nn.initializers import normal
 
 from lopjax.certificates import CloneVerdict, certify_cloned
 from lopjax.cloning import clone_factors, clone_variables, collapse, find_clones
-from lopjax.losses import cross_entropy, mean_cross_entropy
+from lopjax.losses import cross_entropy
 from lopjax.manifolds import cloned_manifold, tangency_residual
 from lopjax.models import check_wiring, from_linen, labelled, permutable, tap
 from lopjax.stability import unit_blocks_of_clones
@@ -87,7 +87,7 @@ def test_equal_units_of_a_permutable_space_are_trapped(x64):
         gradient = jax.jit(jax.grad(cross_entropy(model, state, BATCH)))(state["params"])
         residual = float(tangency_residual(cloned_manifold(state["params"], model.wiring, PAIRS), gradient))
         assert residual < 1e-14 if is_trapped else residual > 1e-3
-        verdict = certify_cloned(model, state, PAIRS, BATCH).verdict
+        verdict = certify_cloned(model, state, BATCH, PAIRS).verdict
         assert verdict is (CloneVerdict.BLOCK_CONSTANT if is_trapped else CloneVerdict.NOT_CLONED)
     assert set(find_clones(model, equal, BATCH[0])) == {"v"}
 
@@ -102,7 +102,7 @@ def test_cloning_refuses_them_with_the_reason(x64):
         lambda: clone_factors(model.wiring, {"qk": 2}),
         lambda: cloned_manifold(params, model.wiring, PAIRS, space="V"),
         lambda: collapse({"params": params}, model.wiring, PAIRS),
-        lambda: unit_blocks_of_clones(model, {"params": params}, mean_cross_entropy, BATCH, PAIRS),
+        lambda: unit_blocks_of_clones(model, {"params": params}, BATCH, PAIRS),
     ):
         with pytest.raises(ValueError, match=rf"'qk'.* is permutable, not cloneable \({REASON}\)"):
             refused()

@@ -10,7 +10,7 @@ from jax.nn.initializers import normal
 
 from lopjax.certificates import CloneVerdict, certify_cloned
 from lopjax.cloning import clone_variables, collapse, find_clones, uniform_partition, widen
-from lopjax.losses import cross_entropy, mean_cross_entropy
+from lopjax.losses import cross_entropy
 from lopjax.manifolds import cloned_manifold, normal_basis, tangency_residual
 from lopjax.models import check_wiring, from_linen, labelled, mlp, tap
 from lopjax.optim import on_own_arrays
@@ -136,7 +136,7 @@ def test_labels_are_true_and_clones_are_trapped(x64, kind):
     leaf = cloned_manifold(cloned["params"], wide.wiring, partition)
     gradient = jax.jit(jax.grad(cross_entropy(wide, cloned, batch)))
     assert tangency_residual(leaf, gradient(cloned["params"])) < 1e-13
-    assert certify_cloned(wide, cloned, partition, batch).verdict is CloneVerdict.BLOCK_CONSTANT
+    assert certify_cloned(wide, cloned, batch, partition).verdict is CloneVerdict.BLOCK_CONSTANT
     for space, found in find_clones(wide, cloned, batch[0]).items():
         assert found.parameters == partition[space]
     noise = np.random.default_rng(2)
@@ -147,7 +147,7 @@ def test_labels_are_true_and_clones_are_trapped(x64, kind):
 @pytest.mark.slow
 def test_blocks_of_a_gated_unit_are_those_of_the_dense_hessian(x64):
     base, variables, batch = network("gated unit")
-    found = unit_blocks(base, variables, mean_cross_entropy, batch, 2)
+    found = unit_blocks(base, variables, batch, 2)
     wide, cloned = widen(base, 2), clone_variables(variables, base.wiring, 2)
     leaf = cloned_manifold(cloned["params"], wide.wiring, uniform_partition(wide.wiring, 2))
     flat, unravel = jax.flatten_util.ravel_pytree(cloned["params"])

@@ -44,7 +44,7 @@ def classify_dense(structure: Structure, network: Network) -> StabilityReport:
     params = clone_layers(network, structure)
     labels = network.labels.astype(network.dtype) if structure.loss == "mse" else network.labels
     batch = jnp.asarray(network.inputs, network.dtype), jnp.asarray(labels)
-    loss = of_parameters(LOSSES[structure.loss], wide, {"params": params}, batch)
+    loss = of_parameters(wide, {"params": params}, batch, loss=LOSSES[structure.loss])
     return classify(loss, params, cloned_manifold(params, wide.wiring, partition))
 
 

@@ -83,11 +83,11 @@ def near_clones(
 def _answers(model, variables, batch) -> Iterator[tuple[str, bool | None]]:
     """Name of a tool, and whether it takes the pairs for clones; `None` where it does not say."""
     try:
-        unit_blocks_of_clones(model, variables, mean_squared_error, batch, PARTITION)
+        unit_blocks_of_clones(model, variables, batch, PARTITION, loss=mean_squared_error)
         yield "unit_blocks_of_clones", True
     except ValueError as error:
         yield "unit_blocks_of_clones", "not block constant" not in str(error)
     for name, data in (("certify_cloned", None), ("certify_cloned with a batch", batch)):
-        verdict = certify_cloned(model, variables, PARTITION, data, mean_squared_error).verdict
+        verdict = certify_cloned(model, variables, data, PARTITION, loss=mean_squared_error).verdict
         yield name, None if verdict is CloneVerdict.UNDECIDED else verdict in TRAPPED
     yield "find_clones", find_clones(model, variables, batch[0])["hidden_0"].parameters == PARTITION["hidden_0"]

@@ -117,9 +117,9 @@ def judge(structure: NormedStructure, variables: Variables, batch: tuple) -> Uni
     return unit_blocks(
         structure.model,
         variables,
-        loss,
         batch,
         structure.factor,
+        loss=loss,
         method="batched hvp",
         train=structure.train,
         num_steps=16,

@@ -105,7 +105,7 @@ def judge(structure: Structure, network: Network) -> UnitBlocks:
     partition = {space: units for space, units in ids.items() if len(set(units)) < len(units)}
     variables = {"params": clone_layers(network, structure)}
     batch = jnp.asarray(network.inputs), jnp.asarray(network.labels)
-    return unit_blocks_of_clones(wide, variables, LOSSES[structure.loss], batch, partition)
+    return unit_blocks_of_clones(wide, variables, batch, partition, loss=LOSSES[structure.loss])
 
 
 def clone_layers(network: Network, structure: Structure) -> dict:

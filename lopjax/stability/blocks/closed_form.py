@@ -53,14 +53,14 @@ def blocks_by_closed_form(
     with jax.enable_x64(True):
         model, variables = network.base_model, at_least(network.base, jnp.float64)
         size = min(options.batch_size, len(batch[0]))
-        check_mean_over_samples(options.loss, model, variables, batch, size)
+        check_mean_over_samples(model, variables, batch, loss=options.loss, size=size)
         clones = clone_counts(network.clusters)
         counts = {space: jnp.asarray(number, jnp.float64) for space, number in clones.items()}
         compute_type = coarsest_type(model, variables, batch[0][:1])
-        scales = unit_scales(model, variables, options.loss, batch, plain_spaces, counts, size, compute_type)
+        scales = unit_scales(model, variables, batch, options.loss, plain_spaces, counts, size, compute_type)
         for plain in plain_spaces:
             has_curvature = not is_straight(plain.activation)
-            matrices = unit_matrices(model, variables, options.loss, batch, plain, counts, size, has_curvature)
+            matrices = unit_matrices(model, variables, batch, options.loss, plain, counts, size, has_curvature)
             judged = _judge_space(plain, matrices, scales[plain.space], compute_type, options.near_critical)
             unknown = _sites_without_facts(model, plain)
             reports = tuple(kinks_unknown(report, unknown) for report in judged.reports) if unknown else judged.reports

@@ -35,8 +35,8 @@ GROUP_BYTES = 96 * 2**20
 def unit_matrices(
     model: Model,
     variables: Variables,
-    loss: LossOfLogits,
     batch: Batch,
+    loss: LossOfLogits,
     space: PlainSpace,
     counts: Counts,
     size: int,
@@ -49,14 +49,14 @@ def unit_matrices(
     Args:
         model: the base model.
         variables: its variables.
-        loss: `(logits, labels) -> scalar`, a mean over samples.
         batch: inputs and labels.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
         space: the plain space.
         counts: number of clones of every unit, per space.
         size: samples per batch.
         has_curvature: whether some `e_j f''` may not be zero.
     """
-    first = _rows.eval_shape(model, variables, loss, jax.tree.map(lambda leaf: leaf[:size], batch), space, counts)
+    first = _rows.eval_shape(model, variables, jax.tree.map(lambda leaf: leaf[:size], batch), loss, space, counts)
     rows, p = first.features.shape
     per_unit = max(rows, p) * max(first.signals.shape[1], p if has_curvature else 0) * first.features.dtype.itemsize
     units = first.slope.shape[1]
@@ -65,7 +65,7 @@ def unit_matrices(
     for start in range(0, units, group):
         begin = min(start, units - group)
         curvatures, couplings = _accumulate_matrices(
-            model, variables, loss, batch, space, counts, size, group, has_curvature, jnp.asarray(begin)
+            model, variables, batch, loss, space, counts, size, group, has_curvature, jnp.asarray(begin)
         )
         curvatures, couplings = None if curvatures is None else np.asarray(curvatures), np.asarray(couplings)
         for unit in range(start, min(start + group, units)):
@@ -75,17 +75,17 @@ def unit_matrices(
 
 @partial(jax.jit, static_argnames=("model", "loss", "space"))
 def _rows(
-    model: Model, variables: Variables, loss: LossOfLogits, batch: Batch, space: PlainSpace, counts: Counts
+    model: Model, variables: Variables, batch: Batch, loss: LossOfLogits, space: PlainSpace, counts: Counts
 ) -> Rows:
-    return unit_rows(model, variables, batch, space, counts, exact_signals(model, variables, loss, batch))
+    return unit_rows(model, variables, batch, space, counts, exact_signals(model, variables, batch, loss))
 
 
 @partial(jax.jit, static_argnames=("model", "loss", "space", "size", "group", "has_curvature"))
-def _accumulate_matrices(model, variables, loss, batch, space, counts, size, group, has_curvature, begin):
+def _accumulate_matrices(model, variables, batch, loss, space, counts, size, group, has_curvature, begin):
     """A and B of `group` units from `begin` on, the unit as middle axis: `(p, group, p)` and `(p, group, q)`."""
 
     def batch_means(part: Batch):
-        rows = _rows(model, variables, loss, part, space, counts)
+        rows = _rows(model, variables, part, loss, space, counts)
         slope = jax.lax.dynamic_slice_in_dim(rows.slope, begin, group, axis=1)
         curvature = jax.lax.dynamic_slice_in_dim(rows.curvature, begin, group, axis=1)
         curvature = _weighted_products(rows.features, curvature, rows.features) if has_curvature else None

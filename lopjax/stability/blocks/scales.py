@@ -92,8 +92,8 @@ def num_rows(model: Model, variables: Variables, inputs: Array, site: str) -> in
 def unit_scales(
     model: Model,
     variables: Variables,
-    loss: LossOfLogits,
     batch: Batch,
+    loss: LossOfLogits,
     spaces: Sequence[PlainSpace],
     counts: Counts,
     size: int,
@@ -104,8 +104,8 @@ def unit_scales(
     Args:
         model: the base model.
         variables: its variables.
-        loss: `(logits, labels) -> scalar`, a mean over samples.
         batch: inputs and labels.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
         spaces: the plain spaces; one program serves all.
         counts: number of clones of every unit, per space.
         size: samples per batch.
@@ -116,7 +116,7 @@ def unit_scales(
     moves, parts = draw_roundings(dtype, _DRAWS), []
     for start in range(0, len(batch[0]), size):
         part = jax.tree.map(lambda leaf, start=start: leaf[start : start + size], batch)
-        sums = _batch_sums(model, variables, loss, part, tuple(spaces), counts, moves, rounding_unit(dtype), roots)
+        sums = _batch_sums(model, variables, part, loss, tuple(spaces), counts, moves, rounding_unit(dtype), roots)
         share = len(part[0]) / len(batch[0])
         parts.append((share, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)))
     return {
@@ -165,14 +165,14 @@ def _outgoing_length(model: Model, variables: Variables, space: PlainSpace, coun
 
 
 @partial(jax.jit, static_argnames=("model", "loss", "spaces"))
-def _batch_sums(model, variables, loss, batch, spaces, counts, moves, unit, roots) -> dict[str, _Sums]:
+def _batch_sums(model, variables, batch, loss, spaces, counts, moves, unit, roots) -> dict[str, _Sums]:
     """Sizes of the terms of A and B and of their errors, the gradient of the base, and the closest kinks."""
-    exact, other, gradient = signals_and_gradient(model, variables, loss, batch)
+    exact, other, gradient = signals_and_gradient(model, variables, batch, loss)
     rows = {space: unit_rows(model, variables, batch, space, counts, exact) for space in spaces}
     kinky = {site: kinks_of(tap.activation) for site, tap in exact.taps.items() if kinks_of(tap.activation)}
 
     def moved(move: RoundingDraw) -> tuple[dict[str, _Errors], dict[str, Array]]:
-        found = perturbed_signals(model, variables, loss, batch, exact, move)
+        found = perturbed_signals(model, variables, batch, loss, exact, move)
         errors = {
             space.space: _distance(unit_rows(model, variables, batch, space, counts, found, move), rows[space])
             for space in spaces

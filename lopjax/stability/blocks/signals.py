@@ -75,20 +75,20 @@ def tap_shapes(model: Model, variables: Variables, inputs: Array) -> Taps:
     return _taps.eval_shape(model, variables, inputs)
 
 
-def exact_signals(model: Model, variables: Variables, loss: LossOfLogits, batch: Batch) -> Signals:
+def exact_signals(model: Model, variables: Variables, batch: Batch, loss: LossOfLogits) -> Signals:
     """Signals of a batch as computed.
 
     Args:
         model: the network.
         variables: its variables.
-        loss: `(logits, labels) -> scalar`.
         batch: inputs and labels.
+        loss: `(logits, labels) -> scalar`.
     """
-    return signals_and_gradient(model, variables, loss, batch)[0]
+    return signals_and_gradient(model, variables, batch, loss)[0]
 
 
 def signals_and_gradient(
-    model: Model, variables: Variables, loss: LossOfLogits, batch: Batch
+    model: Model, variables: Variables, batch: Batch, loss: LossOfLogits
 ) -> tuple[Signals, Signals, Params]:
     """Signals of a batch; those of other labels; and the gradient by the parameters.
 
@@ -112,7 +112,7 @@ def signals_and_gradient(
 
 
 def perturbed_signals(
-    model: Model, variables: Variables, loss: LossOfLogits, batch: Batch, exact: Signals, move: RoundingDraw
+    model: Model, variables: Variables, batch: Batch, loss: LossOfLogits, exact: Signals, move: RoundingDraw
 ) -> Signals:
     """Signals of a network whose every rounding is another one.
 
@@ -123,8 +123,8 @@ def perturbed_signals(
     Args:
         model: the network.
         variables: its variables.
-        loss: `(logits, labels) -> scalar`.
         batch: inputs and labels.
+        loss: `(logits, labels) -> scalar`.
         exact: signals of the same batch as computed.
         move: the draw.
     """

@@ -6,8 +6,9 @@ At a point of BC the Hessian on the normal space of the leaf is `sum_j I_(n_j - 
 import numpy as np
 from jaxtyping import Array, Key
 
+from lopjax.argument_order import renamed, takes_old_order, third_is
 from lopjax.cloning import Factor, Partition, clone_variables, collapse, uniform_partition, widen
-from lopjax.losses import Batch, check_batch
+from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import check_partition
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
@@ -25,13 +26,14 @@ __all__ = ["SpaceBlocks", "UnitBlocks", "unit_blocks", "unit_blocks_of_clones"]
 METHODS = ("auto", "closed form", "batched hvp")
 
 
+@takes_old_order("model variables loss batch factor", third_is(callable))
 def unit_blocks(
     model: Model,
     variables: Variables,
-    loss: LossOfLogits,
     batch: Batch,
     factor: Factor,
     *,
+    loss: LossOfLogits = mean_cross_entropy,
     method: str = "auto",
     batch_size: int = 500,
     near_critical: bool = False,
@@ -44,9 +46,9 @@ def unit_blocks(
     Args:
         model: the *base* network.
         variables: its variables.
-        loss: `(logits, labels) -> scalar`, a mean over samples.
         batch: inputs and labels, all the data: it is streamed.
         factor: number of clones of every unit, or `{space: number}`.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
         method: "closed form" counts every eigenvalue, and needs plain layers: kernel, bias, activation, with nothing
             in between (convolutions and flatten are plain). "batched hvp" takes any network, bounds the ends of every
             spectrum and counts nothing. "auto" takes the closed form where it applies.
@@ -66,10 +68,9 @@ def unit_blocks(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from lopjax.losses import mean_cross_entropy
         >>> from lopjax.models import mlp
         >>> base, batch = mlp((4,), (3,), 2), (jnp.ones((5, 4)), jnp.array([0, 1, 0, 0, 1]))
-        >>> blocks = unit_blocks(base, base.init(jax.random.key(0)), mean_cross_entropy, batch, factor=2)
+        >>> blocks = unit_blocks(base, base.init(jax.random.key(0)), batch, factor=2)
         >>> len(blocks.spaces["hidden_0"].reports), blocks.spaces["hidden_0"].dimension
         (3, 7)
 
@@ -83,13 +84,18 @@ def unit_blocks(
     return _blocks(ClonedNetwork(model, variables, wide_model, wide, clusters), batch, method, options)
 
 
+@takes_old_order(
+    "wide_model wide_variables loss batch partition",
+    third_is(callable),
+    renamed(wide_model="model", wide_variables="variables"),
+)
 def unit_blocks_of_clones(
-    wide_model: Model,
-    wide_variables: Variables,
-    loss: LossOfLogits,
+    model: Model,
+    variables: Variables,
     batch: Batch,
     partition: Partition,
     *,
+    loss: LossOfLogits = mean_cross_entropy,
     bc_tolerance: float | None = None,
     method: str = "auto",
     batch_size: int = 500,
@@ -103,11 +109,11 @@ def unit_blocks_of_clones(
     Clusters of one space may have different sizes.
 
     Args:
-        wide_model: the cloned network.
-        wide_variables: its variables.
-        loss: as in `unit_blocks`, like the arguments after `bc_tolerance`.
-        batch: inputs and labels.
+        model: the cloned network.
+        variables: its variables.
+        batch: inputs and labels, all the data.
         partition: cluster id of every unit, per space with clones.
+        loss: as in `unit_blocks`, like the arguments after `bc_tolerance`.
         bc_tolerance: largest `||W - P W|| / ||W||`, on the slices of one cluster, that passes as block constant;
             default `lopjax.rounding.parameter_tolerance`. Beyond that default the blocks are those of the cluster
             means: no report is `exact` then, and each says so.
@@ -122,21 +128,21 @@ def unit_blocks_of_clones(
         ValueError: variables that are not block constant: on the rest of V units couple, and blocks would be wrong.
             Also as in `unit_blocks`, and for partitions that are none.
     """
-    clusters = check_partition(wide_model.wiring, partition, wide_model.wiring.cloneable)
-    residual = block_constant_residual(wide_variables, wide_model.wiring, clusters)
-    allowed = parameter_tolerance(wide_variables["params"]) if bc_tolerance is None else bc_tolerance
+    clusters = check_partition(model.wiring, partition, model.wiring.cloneable)
+    residual = block_constant_residual(variables, model.wiring, clusters)
+    allowed = parameter_tolerance(variables["params"]) if bc_tolerance is None else bc_tolerance
     if not residual <= allowed:
         raise ValueError(
             f"the variables are not block constant on these clusters: residual {residual:.3g}, allowed {allowed:.3g}. "
             "Off BC the units couple and their blocks would give wrong eigenvalues; use "
             "classify(loss, params, cloned_manifold(params, wiring, partition), method='dense' or 'lanczos')"
         )
-    base_model = wide_model.resize({space: len(each.leaders) for space, each in clusters.items()})
-    base = collapse(wide_variables, wide_model.wiring, partition, np.float64)
+    base_model = model.resize({space: len(each.leaders) for space, each in clusters.items()})
+    base = collapse(variables, model.wiring, partition, np.float64)
     options = BlockOptions(loss, batch_size, near_critical, train, num_steps, key)
-    network = ClonedNetwork(base_model, base, wide_model, wide_variables, clusters)
+    network = ClonedNetwork(base_model, base, model, variables, clusters)
     blocks = _blocks(network, batch, method, options)
-    is_rounding = residual <= parameter_tolerance(wide_variables["params"])
+    is_rounding = residual <= parameter_tolerance(variables["params"])
     return blocks if is_rounding else off_block_constant(blocks, residual)
 
 
@@ -149,7 +155,7 @@ def _blocks(network: ClonedNetwork, batch: Batch, method: str, options: BlockOpt
     if options.batch_size < 1 or options.num_steps < 1:
         wrong = ("batch_size", options.batch_size) if options.batch_size < 1 else ("num_steps", options.num_steps)
         raise ValueError(f"{wrong[0]}={wrong[1]}: must be a positive integer")
-    check_batch(options.loss, network.base_model, network.base, batch, options.batch_size)
+    check_batch(network.base_model, network.base, batch, loss=options.loss, size=options.batch_size)
     check_labels(network.base_model, network.base, batch[0])
     described = [plain_space(network.base_model.wiring, space) for space in network.clusters]
     reasons = [each for each in described if isinstance(each, str)]

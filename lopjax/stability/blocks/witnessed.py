@@ -43,7 +43,7 @@ def blocks_by_products(network: ClonedNetwork, batch: Batch, options: BlockOptio
     size = samples if options.train else min(options.batch_size, samples)
     product = HessianProduct(network.wide_model, options.loss, options.train, size)
     wide, base = at_least(network.wide, jnp.float32), at_least(network.base, jnp.float32)
-    check_mean_over_samples(options.loss, network.base_model, network.base, batch, size)
+    check_mean_over_samples(network.base_model, network.base, batch, loss=options.loss, size=size)
     key_scale, key_start = jax.random.split(jax.random.key(0) if options.key is None else options.key)
     scale = float(hessian_size(product, wide, batch, key_scale))
     compute_type = coarsest_type(network.wide_model, wide, batch[0][:1])
