@@ -80,6 +80,16 @@ OLD = {
 }
 
 
+def cell_of(function, inner):
+    """Where a decorated function, itself wrapped while annotations are enforced, keeps the one that it decorates."""
+    for cell in function.__closure__ or ():
+        if cell.cell_contents is inner:
+            return cell
+        if inspect.isfunction(cell.cell_contents) and (found := cell_of(cell.cell_contents, inner)):
+            return found
+    return None
+
+
 @pytest.mark.parametrize("function", OLD, ids=lambda function: function.__name__)
 def test_the_old_order_is_passed_on_in_the_new_one_with_a_warning(function, monkeypatch):
     """What the function itself gets, seen by a stand-in with its signature."""
@@ -90,8 +100,7 @@ def test_the_old_order_is_passed_on_in_the_new_one_with_a_warning(function, monk
     def stand_in(*args, **kwargs):
         seen.append(inspect.signature(decorated).bind(*args, **kwargs).arguments)
 
-    cell = next(cell for cell in function.__closure__ if cell.cell_contents is decorated)
-    monkeypatch.setattr(cell, "cell_contents", stand_in)
+    monkeypatch.setattr(cell_of(function, decorated), "cell_contents", stand_in)
     stand_in.__name__, stand_in.__signature__ = function.__name__, inspect.signature(decorated)
     with pytest.warns(DeprecationWarning, match=rf"new order, {function.__name__}\(model, variables, batch"):
         function("the model", "variables", *old)
