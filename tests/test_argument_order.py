@@ -24,7 +24,8 @@ ORDER = ("model", "variables", "batch")
 def public_functions():
     """`(name, parameters)` of every function exported by the package or one of its subpackages."""
     names = [each.name for each in pkgutil.walk_packages(lopjax.__path__, "lopjax.") if each.ispkg]
-    for module in map(importlib.import_module, ["lopjax", "lopjax.losses", "lopjax.probes", "lopjax.detection", *names]):
+    names = ["lopjax", "lopjax.losses", "lopjax.probes", "lopjax.detection", *names]
+    for module in map(importlib.import_module, names):
         for name in getattr(module, "__all__", vars(module)):
             function = getattr(module, name)
             if inspect.isfunction(function) and function.__module__.startswith("lopjax"):
