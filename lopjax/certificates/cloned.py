@@ -214,7 +214,7 @@ class _Question(NamedTuple):
         if self.batch is None:
             return None
         batch = self.batch
-        loss = lambda variables: run(self.model, self.loss, self.train, variables, batch).loss  # noqa: E731
+        loss = lambda variables: run(self.model, variables, batch, self.loss, self.train).loss  # noqa: E731
         return is_invisible(change, self.model.wiring, self.variables, loss, tolerance)
 
 
