@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lopjax.argument_order import loss_is_first, takes_old_order
 from lopjax.model import Model, Params, Variables
+from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
 
 Batch = tuple[jax.Array, jax.Array]
 
@@ -163,7 +164,7 @@ def check_mean_over_samples(
     mean = sum(value * len(part) for value, part in zip(values, logits, strict=True)) / samples
     whole = loss(jnp.concatenate(logits), jax.tree.map(jnp.asarray, batch[1]))
     largest = max(abs(value) for value in values)
-    if not abs(float(whole) - mean) <= 1000 * float(jnp.finfo(whole.dtype).eps) * largest:
+    if not abs(float(whole) - mean) <= TWO_ORDERS_OF_SUMMATION * float(jnp.finfo(whole.dtype).eps) * largest:
         raise ValueError(
             f"the loss is {float(whole):.6g} on all {samples} samples and {mean:.6g} as the mean over batches of {size}"
             f": it is no plain mean over samples; pass batch_size={samples}, or a loss that is one"

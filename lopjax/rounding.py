@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lopjax.tolerance import CERTAIN_FROM, ROUNDINGS
+from lopjax.tolerance import CERTAIN_FROM, rounding_unit
 from lopjax.wiring import Wiring
 
 __all__ = ["CERTAIN_FROM", "at_least_float32", "check_precision", "parameter_tolerance", "signal_tolerance"]
@@ -24,7 +24,7 @@ def parameter_tolerance(params: Any) -> float:
     Args:
         params: parameters, at least one array.
     """
-    return ROUNDINGS * _eps(jnp.result_type(*jax.tree.leaves(params)))
+    return rounding_unit(_compared(jnp.result_type(*jax.tree.leaves(params))))
 
 
 def signal_tolerance(params: Any, wiring: Wiring, taps: Mapping[str, Any] | None = None) -> float:
@@ -40,8 +40,8 @@ def signal_tolerance(params: Any, wiring: Wiring, taps: Mapping[str, Any] | None
     for label, leaf in zip(wiring.labels_of(params), jax.tree.leaves(params), strict=True):
         if label.reads():
             longest = max(longest, label.num_summed(leaf.shape))
-    computed = max((float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(taps or {})), default=0.0)
-    return max(parameter_tolerance(params), ROUNDINGS * computed) * longest**0.5
+    computed = max((rounding_unit(leaf.dtype) for leaf in jax.tree.leaves(taps or {})), default=0.0)
+    return max(parameter_tolerance(params), computed) * longest**0.5
 
 
 def at_least_float32(tree: Any) -> Any:
@@ -68,7 +68,3 @@ def check_precision(taps: Mapping[str, Any]) -> None:
 
 def _compared(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
-
-
-def _eps(dtype: Any) -> float:
-    return float(jnp.finfo(_compared(dtype)).eps)

@@ -1,6 +1,6 @@
 """Is a number zero, signed, or neither? The one place that holds the constants of this question.
 
-    zero  <=  tau  <  undecided  <=  10 tau  <  signal ,      tau = 64 eps(dtype) sqrt(N) S
+    zero  <=  tau  <  undecided  <  10 tau  <=  signal ,      tau = 64 eps(dtype) sqrt(N) S
 
 for a *residual*, which is a share of something known: N terms are summed, S is their size free of cancellation.
 
@@ -22,6 +22,9 @@ ROUNDINGS = 64
 
 CERTAIN_FROM = 10.0
 """From this many tau on a number is certainly not rounding."""
+
+TWO_ORDERS_OF_SUMMATION = 1000
+"""How many eps two evaluations of one loss may differ by: compiled twice, or summed in another order."""
 
 
 def rounding_unit(dtype: DTypeLike) -> float:
@@ -53,6 +56,14 @@ def default_zero_level(dtype: DTypeLike) -> float:
     """`sqrt(eps)`: the share of a block's own terms below which its curvature may be called flat.
 
     Coarse types have bounds far above their level: float32 calls hardly anything zero, 16 bits nothing.
+    """
+    return float(jnp.finfo(dtype).eps) ** 0.5
+
+
+def drift_tolerance(dtype: DTypeLike) -> float:
+    """`sqrt(eps)`: how far, relative to its size, a point may have drifted off a manifold, or a projector off one.
+
+    Between rounding, which training repeats many times, and what anyone would call another point.
     """
     return float(jnp.finfo(dtype).eps) ** 0.5
 

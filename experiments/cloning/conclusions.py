@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from experiments.cloning.setup import Setup
-from lopjax.certificates import certify_cloned
+from lopjax.certificates import certify_cloned, parameter_tolerance
 from lopjax.cloning import uniform_partition
 from lopjax.stability import unit_blocks_of_clones
 
@@ -32,7 +32,7 @@ def stability_of(setup: Setup, variables: Any, probe: Any) -> dict[str, Any] | N
         inputs = setup.preprocess.inputs(probe[0])
         double = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, inputs)))
         batch = double[1], probe[1]
-        allowed = 64 * float(np.finfo(np.result_type(*jax.tree.leaves(variables["params"]))).eps)
+        allowed = parameter_tolerance(variables["params"])
         try:
             blocks = unit_blocks_of_clones(setup.wide, double[0], batch, partition, bc_tolerance=allowed)
         except ValueError:  # not block-constant

@@ -13,6 +13,8 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
+from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
+
 DENSE_LIMIT_BYTES = 2 * 2**30
 
 
@@ -200,7 +202,7 @@ def _check_repeatable(trial: _Trial) -> None:
         raise ValueError(
             f"loss returned {first} and {second}: it must be finite; look for overflow in the parameters or data"
         )
-    if abs(first - second) > 1000 * jnp.finfo(first.dtype).eps * max(abs(first), abs(second)):
+    if abs(first - second) > TWO_ORDERS_OF_SUMMATION * jnp.finfo(first.dtype).eps * max(abs(first), abs(second)):
         raise ValueError(
             f"loss returned {first} and then {second} at the same parameters: it must be deterministic; fix the "
             "batch, switch dropout off or close over one random key"
@@ -235,7 +237,7 @@ def _check_finite_derivatives(trial: _Trial) -> None:
 def _check_gradient(trial: _Trial) -> None:
     """The change of the loss along its gradient must be the integral of the gradient (Simpson's rule)."""
     epsilon = jnp.finfo(trial.slope.dtype).eps
-    if trial.step * trial.slope < 1000 * epsilon * trial.size:
+    if trial.step * trial.slope < TWO_ORDERS_OF_SUMMATION * epsilon * trial.size:
         return  # too flat: rounding would decide
     values, slopes = trial.ends
     change = values[1] - values[0]

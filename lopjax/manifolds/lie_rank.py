@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from lopjax.activations import activation
 from lopjax.losses import Batch, mean_cross_entropy
 from lopjax.model import Model, Params, Variables
+from lopjax.tolerance import CERTAIN_FROM, rounding_tolerance
 
 MAX_PARAMETERS = 1024
 """More brackets than parameters are computed at each depth, and their singular values: the cost is cubic."""
@@ -272,8 +273,8 @@ def _rank(vectors: Float[np.ndarray, "draws depth parameters"], size: int) -> tu
     """Rank, gap, tolerance `64 eps sqrt(vectors) sigma_1`, and how many singular values lie between 1 and 10 of it."""
     rows = vectors.reshape(-1, size)
     values = np.linalg.svd(rows, compute_uv=False)
-    tolerance = float(64 * np.finfo(float).eps * np.sqrt(len(rows)) * values[0])
-    rank = int(np.sum(values > 10 * tolerance))
+    tolerance = float(rounding_tolerance(np.float64, len(rows), values[0]))
+    rank = int(np.sum(values > CERTAIN_FROM * tolerance))
     following = float(values[rank]) if rank < size else 0.0
     gap = float(values[rank - 1]) / following if rank and following > 0 else float("inf")
     return rank, gap, tolerance, int(np.sum(values > tolerance)) - rank

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from lopjax.curvature import check_same_tree, check_size
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES
+from lopjax.tolerance import drift_tolerance
 
 Params = PyTree[Float[Array, "..."]]
 Projector = Callable[[Params], Params]
@@ -204,7 +205,7 @@ def normal_basis(manifold: Manifold, max_bytes: int = DENSE_LIMIT_BYTES) -> Floa
     projector = _dense(manifold.project, manifold.origin, max_bytes)
     normal = jnp.eye(len(projector), dtype=projector.dtype) - (projector + projector.T) / 2
     eigenvalues, vectors = jnp.linalg.eigh(normal)
-    slack = float(jnp.finfo(projector.dtype).eps) ** 0.5
+    slack = drift_tolerance(projector.dtype)
     if not bool(jnp.all(jnp.minimum(jnp.abs(eigenvalues), jnp.abs(eigenvalues - 1)) < slack)):
         raise ValueError("manifold.project is not an orthogonal projector: it has eigenvalues other than 0 and 1")
     return vectors[:, eigenvalues > 0.5].T

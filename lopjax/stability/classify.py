@@ -34,7 +34,7 @@ from lopjax.stability.verdicts import (
     precision_note,
     witnessed_report,
 )
-from lopjax.tolerance import default_zero_level, relative_tolerance, rounding_tolerance
+from lopjax.tolerance import ROUNDINGS, default_zero_level, drift_tolerance, relative_tolerance, rounding_tolerance
 
 METHODS = ("dense", "lanczos")
 
@@ -128,7 +128,7 @@ def _check_request(params: Params, manifold: Manifold, method: str, num_steps: i
     if manifold.tangent_dimension == size:
         raise ValueError("the manifold fills the parameter space: it has no normal directions to classify")
     # Parameters that have been trained on the manifold may have drifted by rounding.
-    off, allowed = float(distance(manifold, params)), float(jnp.finfo(dtype).eps) ** 0.5 * float(tree_norm(params))
+    off, allowed = float(distance(manifold, params)), drift_tolerance(dtype) * float(tree_norm(params))
     if manifold.is_affine is False and not _is_same_point(params, manifold.origin):
         raise ValueError(
             "params are not the origin of the curved manifold, whose normal directions change from point to point: "
@@ -221,7 +221,7 @@ def _cancellation(value: Array, params: Params, epsilon: float) -> float:
     Once a cross-entropy is fitted to the last bit, the loss is 0 and probabilities less labels are the rounding of 1;
     times features and weights they make up the whole Hessian, which then is symmetric by luck only.
     """
-    return 64 * epsilon * max(1.0, float(jnp.abs(value))) * max(1.0, float(tree_norm(params)) ** 2)
+    return ROUNDINGS * epsilon * max(1.0, float(jnp.abs(value))) * max(1.0, float(tree_norm(params)) ** 2)
 
 
 def _symmetric(
