@@ -119,13 +119,16 @@ def check_activation(entry: Activation) -> None:
         z = jnp.linspace(-8.0, 8.0, 641) + 0.0037
         value = _checked_values(entry, z)
         slope = jax.jvp(entry.function, (z,), (jnp.ones_like(z),))[1]
+        mirrored = entry(-z)
         tripled, far = entry(3 * z), {end: _far_slope(entry, end) for end in entry.saturates or ()}
-    z, value, slope, tripled = (np.asarray(array, np.float64) for array in (z, value, slope, tripled))
+    z, value, slope, tripled, mirrored = (np.asarray(a, np.float64) for a in (z, value, slope, tripled, mirrored))
     rounding = 1e-3 * (1 + np.abs(value))
     if entry.is_monotone and (falls := np.diff(value) < -rounding[1:]).any():
         _refuse(entry, "is_monotone=True", f"it falls near {z[:-1][falls][0]:.3g}")
     if entry.is_homogeneous and (off := np.abs(tripled - 3 * value) > 3 * rounding).any():
         _refuse(entry, "is_homogeneous=True", f"f(3 z) is not 3 f(z) at z = {z[off][0]:.3g}")
+    if entry.is_odd and (off := np.abs(mirrored + value) > rounding).any():
+        _refuse(entry, "is_odd=True", f"f(-z) is not -f(z) at z = {z[off][0]:.3g}")
     if entry.lower_bound is not None and (below := value < entry.lower_bound - rounding).any():
         _refuse(entry, f"lower_bound={entry.lower_bound}", f"f({z[below][0]:.3g}) = {value[below][0]:.3g}")
     for low, high in entry.flat or ():

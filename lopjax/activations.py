@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -44,6 +45,7 @@ class Activation:
         lower_bound: a number that f never falls below; `-inf` if there is none.
         flat: the open intervals on which f is constant, so that a unit there has no gradient at all; `()` if none.
         saturates: the ends, `-inf` or `inf`, towards which the slope falls to 0; `()` if neither.
+        is_odd: whether f(-z) = -f(z).
 
     Raises:
         ValueError: a function that cannot be called or hashed, or facts that make no sense.
@@ -57,6 +59,7 @@ class Activation:
     lower_bound: Number | None = None
     flat: Sequence[Interval] | None = None
     saturates: Sequence[Number] | None = None
+    is_odd: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse facts that make no sense, and turn sequences into tuples of floats, which can be hashed."""
@@ -85,6 +88,17 @@ class Activation:
         """Whether negative pre-activations, and no others, make a unit dead as they do a ReLU; `None` if unknown."""
         return None if self.flat is None else (-np.inf, 0.0) in self.flat and self.lower_bound == 0.0
 
+    @property
+    def rounds_nothing(self) -> bool:
+        """Whether every value is one of the numbers that went in, so that it is exact; False if that is not known."""
+        return self.function in _ROUND_NOTHING
+
+    @cached_property
+    def is_zero_at_zero(self) -> bool:
+        """Whether f(0) = 0, exactly, by evaluation: a unit without weights then says nothing."""
+        with jax.ensure_compile_time_eval():
+            return bool(self.function(jnp.zeros(())) == 0)
+
 
 def _leaky_relu(z: Float[Array, "..."]) -> Float[Array, "..."]:
     """Slope 0.01 below zero, and at zero as in PyTorch (`jax.nn.leaky_relu` has slope 1 there)."""
@@ -100,41 +114,43 @@ def _identity(z: Float[Array, "..."]) -> Float[Array, "..."]:
     return z
 
 
+_ROUND_NOTHING = frozenset({jax.nn.relu, jax.nn.relu6, jax.nn.hard_tanh, jnp.abs, _identity})
+
 _INF = np.inf
 _BOTH = (-_INF, _INF)
 _BEYOND_ONE = ((-_INF, -1.0), (1.0, _INF))
 
 
-def _smooth(name, function, monotone, lower, saturates) -> Activation:
+def _smooth(name, function, monotone, lower, saturates, is_odd=False) -> Activation:
     """Smooth on the whole line, constant on no interval, not homogeneous."""
-    return Activation(name, function, (), monotone, False, lower, (), saturates)
+    return Activation(name, function, (), monotone, False, lower, (), saturates, is_odd)
 
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
         entry.name: entry
         for entry in (
-            # name, function, kinks, is_monotone, is_homogeneous, lower_bound, flat, saturates
-            Activation("relu", jax.nn.relu, (0.0,), True, True, 0.0, ((-_INF, 0.0),), (-_INF,)),
-            Activation("leaky_relu", _leaky_relu, (0.0,), True, True, -_INF, (), ()),
-            _smooth("tanh", jnp.tanh, True, -1.0, _BOTH),
+            # name, function, kinks, is_monotone, is_homogeneous, lower_bound, flat, saturates, is_odd
+            Activation("relu", jax.nn.relu, (0.0,), True, True, 0.0, ((-_INF, 0.0),), (-_INF,), False),
+            Activation("leaky_relu", _leaky_relu, (0.0,), True, True, -_INF, (), (), False),
+            _smooth("tanh", jnp.tanh, True, -1.0, _BOTH, True),
             _smooth("sigmoid", jax.nn.sigmoid, True, 0.0, _BOTH),
             _smooth("gelu", _exact_gelu, False, -0.17, (-_INF,)),
-            Activation("elu", jax.nn.elu, (0.0,), True, False, -1.0, (), (-_INF,)),
-            Activation("selu", jax.nn.selu, (0.0,), True, False, -1.7581, (), (-_INF,)),
+            Activation("elu", jax.nn.elu, (0.0,), True, False, -1.0, (), (-_INF,), False),
+            Activation("selu", jax.nn.selu, (0.0,), True, False, -1.7581, (), (-_INF,), False),
             _smooth("silu", jax.nn.silu, False, -0.2785, (-_INF,)),
-            Activation("identity", _identity, (), True, True, -_INF, (), ()),
-            _smooth("erf", jax.scipy.special.erf, True, -1.0, _BOTH),
+            Activation("identity", _identity, (), True, True, -_INF, (), (), True),
+            _smooth("erf", jax.scipy.special.erf, True, -1.0, _BOTH, True),
             _smooth("softplus", jax.nn.softplus, True, 0.0, (-_INF,)),
-            _smooth("sin", jnp.sin, False, -1.0, ()),
+            _smooth("sin", jnp.sin, False, -1.0, (), True),
             _smooth("cos", jnp.cos, False, -1.0, ()),
             _smooth("exp", jnp.exp, True, 0.0, (-_INF,)),
             _smooth("mish", jax.nn.mish, False, -0.309, (-_INF,)),
-            Activation("relu6", jax.nn.relu6, (0.0, 6.0), True, False, 0.0, ((-_INF, 0.0), (6.0, _INF)), _BOTH),
+            Activation("relu6", jax.nn.relu6, (0.0, 6.0), True, False, 0.0, ((-_INF, 0.0), (6.0, _INF)), _BOTH, False),
             Activation(
-                "hard_tanh", jax.nn.hard_tanh, (-1.0, 1.0), True, False, -1.0, ((-_INF, -1.0), (1.0, _INF)), _BOTH
+                "hard_tanh", jax.nn.hard_tanh, (-1.0, 1.0), True, False, -1.0, ((-_INF, -1.0), (1.0, _INF)), _BOTH, True
             ),
-            Activation("abs", jnp.abs, (0.0,), False, True, 0.0, (), ()),
+            Activation("abs", jnp.abs, (0.0,), False, True, 0.0, (), (), False),
         )
     }
 )
@@ -142,7 +158,7 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 
 _OTHER_FUNCTIONS = (
     # What JAX offers under a name that is taken by another convention above.
-    Activation("jax.nn.leaky_relu", jax.nn.leaky_relu, (0.0,), True, True, -_INF, (), ()),
+    Activation("jax.nn.leaky_relu", jax.nn.leaky_relu, (0.0,), True, True, -_INF, (), (), False),
     _smooth("jax.nn.gelu", jax.nn.gelu, False, -0.1701, (-_INF,)),
 )
 

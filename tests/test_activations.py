@@ -139,7 +139,7 @@ def test_jax_functions_bring_their_facts():
     assert activation_key(jax.nn.relu) == "relu"
     assert activation_key(ACTIVATIONS["relu"]) == "relu"
     own = activation(lambda z: jnp.maximum(z, 0))
-    assert own.kinks is own.is_monotone is own.flat is own.saturates is own.is_zero_below_zero is None
+    assert own.kinks is own.is_monotone is own.flat is own.saturates is own.is_odd is own.is_zero_below_zero is None
 
 
 @pytest.mark.parametrize("name", ["relu6"])
@@ -147,10 +147,25 @@ def test_facts_of_named_activations_pass_the_check(name):
     check_activation(ACTIVATIONS[name])
 
 
+def test_parity_value_at_zero_and_rounding_of_the_named_activations():
+    """Facts against the textbook formulas; a function of another name is exact, one that only says so is not."""
+    z = np.linspace(0, 4, 41)
+    for name, (formula, *_) in FORMULAS.items():
+        entry = ACTIVATIONS[name]
+        assert entry.is_odd == bool(np.allclose(formula(-z), -formula(z), rtol=1e-12, atol=1e-12)), name
+        assert entry.is_zero_at_zero == bool(formula(np.zeros(1))[0] == 0), name
+    assert {name for name, entry in ACTIVATIONS.items() if entry.rounds_nothing} == {
+        "relu", "relu6", "hard_tanh", "abs", "identity"
+    }  # fmt: skip
+    assert activation(jax.nn.relu).rounds_nothing
+    assert not Activation("relu", jax.nn.softplus).rounds_nothing
+
+
 WRONG = {
     "is_monotone=True": Activation("v", jnp.abs, is_monotone=True),
     "is_homogeneous=True": Activation("tanh", jnp.tanh, is_homogeneous=True),
     "lower_bound": Activation("tanh", jnp.tanh, lower_bound=-0.5),
+    "is_odd=True": Activation("gelu", jax.nn.gelu, is_odd=True),
     "flat": Activation("leaky", jax.nn.leaky_relu, flat=[(-np.inf, 0.0)]),
     "saturates": Activation("exp", jnp.exp, saturates=[np.inf]),
     r"kinks=\(0.0,\) is wrong.*at 0.(5|4999)": Activation("bent", lambda z: jnp.abs(z) + jnp.abs(z - 0.5), kinks=[0.0]),

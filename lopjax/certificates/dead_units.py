@@ -17,9 +17,6 @@ from lopjax.model import Params
 from lopjax.promotion import standard_promotion
 from lopjax.wiring import Label, Wiring, at_path, plain_kernel, standard_layout
 
-EXACT = ("relu", "identity")
-"""Activations that round nothing."""
-
 
 class PlainLayer(NamedTuple):
     """A layer whose output is the pre-activation of a site.
@@ -221,7 +218,7 @@ def interval_bounds(
             raise ValueError(f"interval bounds through site {source!r}: activation {entry.name!r} {what}")
         lower, upper = interval_bounds(params, wiring, source, input_box, tolerance)
         lower, upper = (entry(bound)[None] for bound in (lower, upper))
-        if entry.name not in EXACT and tolerance is None:
+        if not entry.rounds_nothing and tolerance is None:
             # Exponentials are off by a few units in the last place, and not always monotone there.
             slack = 8 * eps * (1 + jnp.maximum(jnp.abs(lower), jnp.abs(upper)))
             lower, upper = lower - slack, upper + slack
