@@ -138,6 +138,8 @@ def _judge_unit(
         return at_a_kink(report._replace(structural=by_shape), "a pre-activation of the unit, on some row")
     if scales.later_kinks and structural < len(spectrum):
         return at_a_kink(report, f"pre-activations behind it, at {', '.join(scales.later_kinks)}")
+    if scales.loss_kink and structural < len(spectrum):
+        return at_a_kink(report, "the loss's own derivative by the logits jumps on some sample")
     return report
 
 

@@ -19,6 +19,7 @@ from lopjax.stability.blocks.signals import (
     RoundingDraw,
     downstream_sites,
     draw_roundings,
+    is_at_loss_kink,
     kinks_of,
     perturbed_signals,
     signals_and_gradient,
@@ -48,6 +49,7 @@ class Scales(NamedTuple):
             smooth functions.
         kinks: units with some pre-activation that rounding cannot tell from a kink.
         later_kinks: sites behind this one, some pre-activation of which cannot be told from a kink.
+        loss_kink: whether the loss's derivative by the logits jumps within rounding on some sample.
     """
 
     curvature: np.ndarray
@@ -61,10 +63,11 @@ class Scales(NamedTuple):
     radius: np.ndarray
     kinks: np.ndarray
     later_kinks: tuple[str, ...]
+    loss_kink: bool
 
 
 class _Sums(NamedTuple):
-    """Means over one batch; the last three are not means, but about the closest kink."""
+    """Means over one batch; the last four are not means, but about the closest kink."""
 
     sizes: tuple[Array, Array, Array]
     residual: Array
@@ -73,6 +76,7 @@ class _Sums(NamedTuple):
     radius: Any
     kinks: Any
     later_kinks: Any
+    loss_kink: Any
 
 
 class _Errors(NamedTuple):
@@ -131,7 +135,7 @@ def _collect(
     """Scales of all the data from those of its batches."""
     means = jax.tree.map(
         lambda *leaves: sum(share * leaf for (share, _), leaf in zip(parts, leaves, strict=True)),
-        *[found._replace(radius=None, kinks=None, later_kinks=None) for _, found in parts],
+        *[found._replace(radius=None, kinks=None, later_kinks=None, loss_kink=None) for _, found in parts],
     )
     (read,) = dict(model.wiring.labels)["params", *space.kernel].reads()
     along = np.sqrt(np.asarray(counts_of(model.wiring, counts, read), np.float64))
@@ -151,6 +155,7 @@ def _collect(
         later_kinks=tuple(
             site for site in parts[0][1].later_kinks if any(found.later_kinks[site] for _, found in parts)
         ),
+        loss_kink=any(bool(found.loss_kink) for _, found in parts),
     )
 
 
@@ -180,6 +185,7 @@ def _batch_sums(model, variables, batch, loss, spaces, counts, moves, unit, root
         return errors, {site: jnp.abs(found.taps[site].pre - exact.taps[site].pre) for site in kinky}
 
     errors, reach = _largest(moved, moves)
+    loss_kink = is_at_loss_kink(loss, exact.logits, batch[1], jax.tree.map(lambda leaf: leaf[0], moves))
     at_kink = {site: _is_at_kink(exact.taps[site].pre, reach[site], kinks) for site, kinks in kinky.items()}
     sums = {}
     for space in spaces:
@@ -200,6 +206,7 @@ def _batch_sums(model, variables, batch, loss, spaces, counts, moves, unit, root
             radius=_kink_radius(rows[space], kinks_of(space.activation)),
             kinks=_at_own_kink(rows[space], at_kink.get(space.site)),
             later_kinks={site: jnp.any(at_kink[site]) for site in later},
+            loss_kink=loss_kink,
         )
     return sums
 

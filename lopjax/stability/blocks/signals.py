@@ -28,6 +28,8 @@ LossOfLogits = Callable[[Array, Array], Array]
 # Functions and derivatives are evaluated to a few eps: this share of 64.
 _EVALUATION = 1 / 16
 _NOISE_LENGTH = 8191
+# A derivative of the loss that changes by this share of its terms within rounding jumps.
+_LOSS_JUMP = 1e-3
 _GRID = np.concatenate([np.linspace(-45.3, 45.1, 453), np.linspace(-1.03, 1.01, 103)])
 
 
@@ -38,11 +40,13 @@ class Signals(NamedTuple):
         taps: pre- and post-activations of every site.
         gradients: the loss's derivatives by them.
         output: the loss's derivative by the logits.
+        logits: what the network returns.
     """
 
     taps: Taps
     gradients: Taps
     output: Array
+    logits: Array
 
 
 class RoundingDraw(NamedTuple):
@@ -108,7 +112,7 @@ def signals_and_gradient(
     both, gradients = jax.vmap(pull_back)(jnp.stack([output, other]))
     first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
     gradient = jax.tree.map(lambda leaf: leaf[0], gradients)
-    return Signals(taps, first, output), Signals(taps, second, other), gradient
+    return Signals(taps, first, output, logits), Signals(taps, second, other, logits), gradient
 
 
 def perturbed_signals(
@@ -157,7 +161,7 @@ def perturbed_signals(
 
     start = jax.tree.map(jnp.zeros_like, pres), jax.tree.map(jnp.zeros_like, shifts)
     _, gradients = jax.lax.fori_loop(0, len(inexact) + 1, injected, start)
-    return Signals(taps, gradients, output)
+    return Signals(taps, gradients, output, logits)
 
 
 def derivative_error(z: Array, move: RoundingDraw, salt: int) -> Array:
@@ -203,6 +207,31 @@ def _near_kinks(model, train, variables, moved, inputs):
             reach = jnp.abs(there[site].pre - tap.pre)
             near[site] = near.get(site, False) | jnp.any(jnp.abs(tap.pre - kink) <= reach)
     return near
+
+
+def is_at_loss_kink(loss: LossOfLogits, logits: Array, labels: Array, move: RoundingDraw) -> Array:
+    """Whether the loss's derivative by some logit jumps within rounding of it: a hinge at its corner, |x| at 0, a tie.
+
+    Over a step of ten roundings a smooth derivative changes in proportion, by half as much over half the step; a jump
+    is as large over half the step.
+
+    Args:
+        loss: `(logits, labels) -> scalar`.
+        logits: as computed.
+        labels: what goes with them.
+        move: a draw of roundings; logits that are all 0 count as 1.
+    """
+    size = jnp.max(jnp.abs(logits), axis=-1, keepdims=True)
+    noise = _noise(move.noise, 98, logits)
+    step = CERTAIN_FROM * jnp.abs(move.unit).astype(logits.dtype) * jnp.where(size > 0, size, 1) * noise
+    gradient = jax.grad(loss)
+
+    def change(share: float) -> Array:
+        return jnp.abs(gradient(logits + share * step, labels) - gradient(logits - share * step, labels))
+
+    whole, half = change(1.0), change(0.5)
+    terms = jnp.max(_residual_terms(loss, logits, labels), axis=-1, keepdims=True)
+    return jnp.any((half > 0.75 * whole) & (half > _LOSS_JUMP * terms))
 
 
 def kinks_of(given: str | Activation) -> tuple[float, ...]:
