@@ -3,22 +3,26 @@
 Nothing here knows the architecture: `lopjax.signals.observe` makes activations and signals.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lopjax import metrics
 from lopjax.argument_order import packed, takes_old_order, third_is
 from lopjax.cloning import Partition
 from lopjax.losses import mean_cross_entropy
+from lopjax.metrics import SITE_METRICS, SiteActivity, SiteMetric, partition_r2
 from lopjax.model import Model, Variables, samples_by_units
 from lopjax.signals import observe
 
 Symptoms = dict[str, dict[str, Float[Array, ""]]]
 """`{metric: {site: value}}`, with the mean over sites under the name `"mean"`."""
+
+NO_METRICS: Mapping[str, SiteMetric] = MappingProxyType({})
+_R2_OF = {"r2_forward": "post", "r2_backward": "signal"}
 
 
 @takes_old_order(
@@ -31,6 +35,7 @@ def symptoms(
     *,
     loss: Callable[[jax.Array, Any], jax.Array] = mean_cross_entropy,
     partition: Partition | None = None,
+    metrics: Mapping[str, SiteMetric] = NO_METRICS,
 ) -> Symptoms:
     """Every symptom of lost plasticity, at every site and on average: one compiled call under `jax.jit`.
 
@@ -44,13 +49,25 @@ def symptoms(
         loss: `(logits, labels) -> scalar`, a mean over samples; its gradient is the backward signal.
         partition: clusters of clones. If given, R² of forward activations and of backward signals inside the clusters
             is measured at the sites of every space in it (`r2_forward`, `r2_backward`).
+        metrics: metrics of your own, by name: functions of a `SiteActivity` that return one number.
 
     Returns:
         `{metric: {site: scalar, ..., "mean": scalar}}`.
 
     Raises:
-        ValueError: the partition names an unknown unit space, or not one cluster for each unit of a space.
+        ValueError: the partition names an unknown unit space, or not one cluster for each unit of a space; a metric of
+            your own has the name of one of the library's, or does not return one real number.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from lopjax.models import mlp
+        >>> model = mlp((2,), (3,), 2)
+        >>> batch = jnp.ones((4, 2)), jnp.zeros(4, int)
+        >>> own = {"largest": lambda site: jnp.abs(site.post).max()}
+        >>> list(symptoms(model, model.init(jax.random.key(0)), batch, metrics=own)["largest"])
+        ['hidden_0', 'mean']
     """
+    _check_names(metrics)
     partition = partition or {}
     for space in partition:
         model.wiring.size(space)  # raises for an unknown one
@@ -58,16 +75,15 @@ def symptoms(
     assert seen.signals is not None
     # Sites of one shape are measured by one vmapped program: compiling the metrics is what a short run waits for.
     alike: dict[tuple[tuple[int, ...], tuple[int, ...] | None], list[str]] = {}
-    arrays: dict[str, tuple[jax.Array, jax.Array, jax.Array]] = {}
+    active: dict[str, SiteActivity] = {}
     for site, tap in seen.taps.items():
-        z, h, e = (samples_by_units(array) for array in (tap.pre, tap.post, seen.signals[site].post))
-        arrays[site] = (z, h, e)
+        active[site] = SiteActivity(*map(samples_by_units, (tap.pre, tap.post, seen.signals[site].post)))
         clusters = tuple(partition[tap.space]) if tap.space in partition else None
-        alike.setdefault((h.shape, clusters), []).append(site)
+        alike.setdefault((active[site].post.shape, clusters), []).append(site)
     measured: dict[str, dict[str, jax.Array]] = {}
     for (_, clusters), sites in alike.items():
-        stacked = jax.tree.map(lambda *site_arrays: jnp.stack(site_arrays), *(arrays[site] for site in sites))
-        values = jax.vmap(lambda z, h, e, clusters=clusters: _site_symptoms(z, h, e, clusters))(*stacked)
+        stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(active[site] for site in sites))
+        values = jax.vmap(lambda site, clusters=clusters: _site_symptoms(site, clusters, metrics))(stacked)
         measured |= {site: {name: v[i] for name, v in values.items()} for i, site in enumerate(sites)}
     table: Symptoms = {}
     for site in seen.taps:
@@ -79,26 +95,23 @@ def symptoms(
 
 
 def _site_symptoms(
-    z: Float[Array, "samples units"],
-    h: Float[Array, "samples units"],
-    e: Float[Array, "samples units"],
-    clusters: Sequence[int] | None,
+    site: SiteActivity, clusters: Sequence[int] | None, own: Mapping[str, SiteMetric]
 ) -> dict[str, jax.Array]:
-    """Every metric of one site, from its pre-activations, activations and backward signal dL/dh."""
-    measured = {
-        "effective_rank": metrics.effective_rank(h),
-        "stable_rank": metrics.stable_rank(h),
-        "renyi2_rank": metrics.renyi2_rank(h),
-        "numerical_rank": metrics.numerical_rank(h),
-        "srank": metrics.srank(h),
-        "dead_fraction": metrics.dead_fraction(h),
-        "dormant_fraction": metrics.dormant_fraction(h),
-        "duplicate_fraction": metrics.duplicate_fraction(h),
-        "saturated_fraction": metrics.saturated_fraction(h, e),
-        "ks_non_gaussianity": metrics.ks_non_gaussianity(z),
-        "excess_kurtosis": metrics.excess_kurtosis(z),
-    }
+    """Every metric of one site."""
+    measured = {name: metric(site) for name, metric in SITE_METRICS.items()}
     if clusters is not None:
-        measured["r2_forward"] = metrics.partition_r2(h, clusters)
-        measured["r2_backward"] = metrics.partition_r2(e, clusters)
-    return measured
+        measured |= {name: partition_r2(getattr(site, field), clusters) for name, field in _R2_OF.items()}
+    return measured | {name: _number(name, metric(site), site.post.dtype) for name, metric in own.items()}
+
+
+def _check_names(own: Mapping[str, SiteMetric]) -> None:
+    if taken := sorted({*SITE_METRICS, *_R2_OF} & set(own)):
+        raise ValueError(f"metrics={taken}: metrics of the library have these names; choose others")
+
+
+def _number(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
+    """What a user's metric returns, as a number of the type of the activations; counts and truth values are, too."""
+    if jnp.shape(value) or jnp.iscomplexobj(value):
+        kind = f"shape {jnp.shape(value)} and dtype {jnp.result_type(value)}"
+        raise ValueError(f"metrics[{name!r}] returned an array of {kind}: must be one real number per site")
+    return jnp.asarray(value).astype(dtype)

@@ -117,13 +117,14 @@ def test_symptoms_are_the_metrics_of_every_site(name):
     generator = np.random.default_rng(2)
     variables = jax.tree.map(lambda a: a + 0.1 * generator.uniform(0, 1, a.shape).astype(a.dtype), variables)
     partition = uniform_partition(wide.wiring, factor)
-    program = jax.jit(lambda variables: (symptoms(wide, variables, (inputs, labels), partition=partition),
+    own = {"spread": lambda site: jnp.ptp(site.pre), "signs": lambda site: jnp.sum((site.post > 0) != (site.signal > 0))}
+    program = jax.jit(lambda variables: (symptoms(wide, variables, (inputs, labels), partition=partition, metrics=own),
                                          observe(wide, variables, (inputs, labels))))  # fmt: skip
     table, signals = program(variables)
     assert table.keys() >= {"effective_rank", "dead_fraction", "ks_non_gaussianity", "r2_forward", "r2_backward"}
     for site, tap in signals.taps.items():
         z, h, e = map(numpy_samples, (tap.pre, tap.post, signals.signals[site].post))
-        expected = metrics_in_numpy(z, h, e)
+        expected = metrics_in_numpy(z, h, e) | {"spread": np.ptp(z), "signs": np.sum((h > 0) != (e > 0))}
         if tap.space in partition:
             expected |= {"r2_forward": r2_in_numpy(h, factor), "r2_backward": r2_in_numpy(e, factor)}
         for metric, value in expected.items():
@@ -200,6 +201,19 @@ def test_seeds_side_by_side_give_what_each_gives_alone():
             lambda a, b, lane=lane: np.testing.assert_allclose(a[lane], b, rtol=1e-4, atol=1e-5), together, alone
         )
     assert len(set(np.asarray(together["effective_rank"]["mean"]).tolist())) == 3
+
+
+def test_a_metric_of_ones_own_has_a_name_of_its_own_and_is_one_real_number(unchecked):
+    model, batch = MODELS["mlp with batch norm"], batch_for("mlp")
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    for name, metric, message in (
+        ("srank", lambda site: site.post.max(), r"metrics=\['srank'\]: metrics of the library have these names"),
+        ("r2_forward", lambda site: site.post.max(), r"metrics=\['r2_forward'\]"),
+        ("largest", lambda site: site.post.max(axis=0), r"metrics\['largest'\] returned an array of shape \(4,\)"),
+        ("largest", lambda site: site.post.max() * 1j, r"dtype complex.*: must be one real number per site"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda v, m=metric, n=name: symptoms(model, v, batch, metrics={n: m}), variables)
 
 
 def test_a_partition_of_an_unknown_space_is_refused():

@@ -59,6 +59,8 @@ class Config:
     """Rate of the dropout method, in base and clone."""
     probe_samples: int = 500
     """Training images on which symptoms are measured."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of your own to record beside the library's: package.module:function, of a lopjax.metrics.SiteActivity."""
     fused: bool = False
     """Compile SGD, noisy SGD and dropout as one program: half the compilation, but everyone pays for drawing noise."""
     grid: Grid = ()

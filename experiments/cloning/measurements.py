@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from experiments.cloning.setup import Setup
+from experiments.kit.own_metrics import own_metrics
 from lopjax.cloning import uniform_partition
 from lopjax.losses import cross_entropy
 from lopjax.manifolds import cloned_manifold, tangency_residual, tree_norm
@@ -22,7 +23,7 @@ def make_measure(setup: Setup) -> Callable[[Any, Any, Any, Any], Measurements]:
         `measure(base, clone, probe, test)`: variables of the base and of the clone (None before cloning: then only the
         test set is used), images and labels of the probe batch and of the test set.
     """
-    partition = uniform_partition(setup.wide.wiring, setup.config.factor)
+    partition, own = uniform_partition(setup.wide.wiring, setup.config.factor), own_metrics(setup.config.metrics)
 
     def measure(base: Any, clone: Any, probe: Any, test: Any) -> Measurements:
         inputs, labels = setup.preprocess.inputs(probe[0]), probe[1]
@@ -34,7 +35,8 @@ def make_measure(setup: Setup) -> Callable[[Any, Any, Any, Any], Measurements]:
             measured |= {f"{name}/test_{key}": value for key, value in values.items()}
             if clone is None:
                 continue
-            for metric, sites in symptoms(model, variables, (inputs, labels), partition=clusters).items():
+            table = symptoms(model, variables, (inputs, labels), partition=clusters, metrics=own)
+            for metric, sites in table.items():
                 measured |= {f"{name}/{metric}/{site}": value for site, value in sites.items()}
         if clone is not None:
             difference = setup.base.apply(base, inputs).logits - setup.wide.apply(clone, inputs).logits

@@ -10,6 +10,7 @@ from experiments.kit.experiment import NO_RESOURCES, Resources
 from experiments.kit.grid import axes_of, check_grid
 from experiments.kit.methods import METHODS, NUMBERS, Group, groups_of
 from experiments.kit.networks import build_network
+from experiments.kit.own_metrics import own_metrics
 from lopjax import data
 from lopjax.cloning import widen
 from lopjax.model import Model
@@ -101,6 +102,7 @@ def _check_config(config: Config) -> None:
         for axis in config.grid:
             is_of_method = axis.name not in METHODS["sgd"].reads
             _check(f"grid {axis}: release_at", config.release_at, is_of_method, "0 for a grid over a number of sgd")
+    own_metrics(config.metrics)
     check_grid(config.grid, NUMBERS)
     _check_numbers(config)
     for axis in config.grid:

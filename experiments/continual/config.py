@@ -89,6 +89,8 @@ class Config:
     """The fixed batch: from all tasks, or from the first (which needs a class_order)."""
     probe_samples: int = 500
     """Examples on which symptoms are measured, of the fixed probe and of the task at hand."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of your own to record beside the library's: package.module:function, of a lopjax.metrics.SiteActivity."""
     level: float = 0.8
     """Accuracy whose first time in a task is recorded, as a running mean over ten batches."""
     earlier: tuple[int, ...] = (1, 2, 4)

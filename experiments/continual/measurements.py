@@ -9,6 +9,7 @@ import optax
 
 from experiments.continual.lane import Memory, Meter, head_of, mixed_head, with_head
 from experiments.continual.setup import Setup
+from experiments.kit.own_metrics import own_metrics
 from lopjax.metrics import dead_units
 from lopjax.model import Variables, samples_by_units
 from lopjax.probes import symptoms
@@ -33,14 +34,15 @@ def make_measure(setup: Setup) -> Measure:
         `steps_to_level`, NaN while it is not reached.
     """
     config, problem, model = setup.config, setup.problem, setup.model
+    own = own_metrics(config.metrics)
 
     def scored(variables: Variables, inputs: jax.Array, labels: Any) -> tuple[jax.Array, jax.Array]:
         logits = model.apply(variables, inputs)[0]
         return problem.loss(logits, labels), problem.accuracy(logits, labels)
 
     def measured(variables: Variables, batch: Any) -> dict[str, dict[str, jax.Array]]:
-        table = symptoms(model, variables, batch, loss=problem.loss)
-        return {name: table[name] for name in SYMPTOMS}
+        table = symptoms(model, variables, batch, loss=problem.loss, metrics=own)
+        return {name: table[name] for name in (*SYMPTOMS, *own)}
 
     def with_old_head(variables: Variables, memory: Memory, mask: Any) -> Variables:
         if problem.classes is None:

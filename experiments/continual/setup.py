@@ -9,6 +9,7 @@ from experiments.continual.problem import Problem, make_problem
 from experiments.kit.experiment import NO_RESOURCES, Resources
 from experiments.kit.methods import Group
 from experiments.kit.networks import build_network
+from experiments.kit.own_metrics import own_metrics
 from lopjax.losses import Masked
 from lopjax.model import Model
 from lopjax.training import Stream, check_lanes, task_stream
@@ -96,6 +97,7 @@ def _check_config(config: Config) -> None:
         _check(name, getattr(config, name), 0 <= getattr(config, name) < math.inf, "non-negative and finite")
     for name in ("dropout", "shrink", "beta2"):
         _check(name, getattr(config, name), 0 <= getattr(config, name) < 1, "in [0, 1)")
+    own_metrics(config.metrics)
     _check("level", config.level, 0 < config.level <= 1, "an accuracy in (0, 1]")
 
 

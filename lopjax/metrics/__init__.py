@@ -8,11 +8,18 @@ are finite for finite input of any size, from the smallest subnormal number to t
 
 Some names mean several things in the literature; here each meaning has its own (see the rank functions). Under
 one ``jit`` XLA computes a decomposition once, however many of these functions use it.
+
+``SITE_METRICS`` lists what :func:`lopjax.probes.symptoms` measures at every site, and so what a run records. A new metric
+is a function in one of the modules here and a row there; one of your own needs neither (``symptoms(metrics=...)``).
 """
+
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from lopjax.metrics.clones import cloning_r2, partition_r2
 from lopjax.metrics.gaussianity import excess_kurtosis, ks_non_gaussianity
 from lopjax.metrics.ranks import effective_rank, numerical_rank, renyi2_rank, srank, stable_rank
+from lopjax.metrics.site import SiteActivity, SiteMetric
 from lopjax.metrics.units import (
     dead_fraction,
     dead_units,
@@ -22,7 +29,27 @@ from lopjax.metrics.units import (
     saturated_fraction,
 )
 
+SITE_METRICS: Mapping[str, SiteMetric] = MappingProxyType(
+    {
+        "effective_rank": lambda site: effective_rank(site.post),
+        "stable_rank": lambda site: stable_rank(site.post),
+        "renyi2_rank": lambda site: renyi2_rank(site.post),
+        "numerical_rank": lambda site: numerical_rank(site.post),
+        "srank": lambda site: srank(site.post),
+        "dead_fraction": lambda site: dead_fraction(site.post),
+        "dormant_fraction": lambda site: dormant_fraction(site.post),
+        "duplicate_fraction": lambda site: duplicate_fraction(site.post),
+        "saturated_fraction": lambda site: saturated_fraction(site.post, site.signal),
+        "ks_non_gaussianity": lambda site: ks_non_gaussianity(site.pre),
+        "excess_kurtosis": lambda site: excess_kurtosis(site.pre),
+    }
+)
+"""What is measured at every site of a network, by the name under which it is recorded."""
+
 __all__ = [
+    "SITE_METRICS",
+    "SiteActivity",
+    "SiteMetric",
     "cloning_r2",
     "dead_fraction",
     "dead_units",
