@@ -16,14 +16,17 @@ from lopjax.testing.scenario import (
     Act,
     Batch,
     Programs,
+    faint,
     initial,
     named,
+    other_inputs,
     plain,
     prepared,
     programs,
     see,
     setting_of,
     slices_of,
+    starved,
     touched_spaces,
     until_it_acts,
 )
@@ -31,6 +34,8 @@ from lopjax.training.interventions import Intervention, Setting, start_intervent
 from lopjax.training.steps import TrainState
 
 LANES = 16
+# Steps that a unit is active before it dies, by which a record of it exists.
+BEFORE_DEATH = 8
 ALL = tuple(Property)
 
 
@@ -52,8 +57,8 @@ def check_intervention(
 
     A network in the middle of training is prepared: one unit of every space has zero incoming weights, so that it is
     dormant; moments and statistics are drawn. The method sees the same batch step after step until it acts; then
-    everything is compared, entry by entry, with what was before. Then it acts again in many lanes, half of
-    which do something else.
+    everything is compared, entry by entry, with what was before, and the logits on other inputs as well. Then it acts
+    again in many lanes, half of which do something else, and on a network whose units were active until just before.
 
     Args:
         make: makes the intervention. Choose numbers with which it acts within `max_steps`.
@@ -78,7 +83,8 @@ def check_intervention(
     """
     with jax.enable_x64(True):
         intervention, setting = make(), setting_of(model, optimizer, loss)
-        start = start_intervention(intervention, setting, prepared(setting, seed) if state is None else state)
+        alive = prepared(setting, seed) if state is None else state
+        start = start_intervention(intervention, setting, starved(setting, alive) if state is None else state)
         compiled = programs(intervention, setting)
         observed, key = see(setting, start, batch), jax.random.key(seed)
         act = until_it_acts(compiled.alone, setting, start, observed, key, range(max_steps))
@@ -86,7 +92,7 @@ def check_intervention(
             raise AssertionError(
                 f"in {max_steps} steps it has not acted: choose numbers, or a state, with which it does"
             )
-        findings = _findings(intervention, compiled, act, start, batch, key, promises, moves, max_steps)
+        findings = _findings(intervention, compiled, act, start, alive, batch, key, promises, moves, max_steps)
     if throw and (failed := [one for one in findings if one.holds is False]):
         lines = "\n".join(f"  {one.property.name} ({one.property.value}): {one.evidence}" for one in failed)
         raise AssertionError(f"{len(failed)} of {len(findings)} properties fail:\n{lines}")
@@ -98,6 +104,7 @@ def _findings(
     compiled: Programs,
     act: Act,
     start: TrainState,
+    alive: TrainState,
     batch: Batch,
     key: jax.Array,
     wanted: Sequence[Property],
@@ -105,7 +112,8 @@ def _findings(
     max_steps: int,
 ) -> tuple[Finding, ...]:
     checks: dict[Property, Callable[[], Finding]] = {
-        Property.FUNCTION: lambda: properties.function(act),
+        Property.FUNCTION: lambda: properties.function(act, other_inputs(batch[0], 1)),
+        Property.JUST_DIED: lambda: _just_died(intervention, compiled, act.setting, alive, batch, key, max_steps),
         Property.SLICES: lambda: properties.slices(act, moves),
         Property.OUTGOING: lambda: properties.outgoing(act),
         Property.OPTIMIZER: lambda: properties.optimizer(act),
@@ -122,6 +130,35 @@ def _findings(
             Property.KEYS: lambda: _keys(compiled, act, start, key, lanes),
         }
     return tuple(checks[kind]() for kind in wanted)
+
+
+def _just_died(
+    intervention: Intervention,
+    compiled: Programs,
+    setting: Setting,
+    alive: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    max_steps: int,
+) -> Finding:
+    """Units that were active for some steps, and of next to no use, are zero on every input from then on.
+
+    What the method remembers of them is not zero. It sees the dead network until it touches such units alone; other
+    acts of its are undone.
+    """
+    alive = faint(setting, alive)
+    own = start_intervention(intervention, setting, alive).own
+    seen, step = see(setting, alive, batch), 0
+    for step in range(BEFORE_DEATH):
+        own = compiled.alone(alive._replace(own=own), seen, jax.random.fold_in(key, step), jnp.int32(step))[0].own
+    dead = starved(setting, alive)
+    seen, steps = see(setting, dead, batch), iter(range(step + 1, step + 1 + max_steps))
+    for step in steps:
+        act = until_it_acts(compiled.alone, setting, dead._replace(own=own), seen, key, [step])
+        if act is not None and touched_spaces(act) and not properties.awake_spaces(act, seen.taps):
+            return properties.function(act, other_inputs(batch[0], 1), Property.JUST_DIED)
+        own = compiled.alone(dead._replace(own=own), seen, jax.random.fold_in(key, step), jnp.int32(step))[0].own
+    return Finding(Property.JUST_DIED, None, "it has not touched units that had just died, and no others")
 
 
 def _lane(act: Act, start: TrainState, key: jax.Array, index: int) -> tuple[Any, ...]:

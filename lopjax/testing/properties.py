@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from lopjax.model import Variables
-from lopjax.testing.scenario import Act, Slices, forward, initials, named, plain, started, touched_spaces
+from lopjax.testing.scenario import Act, Slices, forward, initials, named, plain, started, taps_of, touched_spaces
 
 DEVIATIONS, SAMPLES = 6.0, 64
 
@@ -18,7 +18,8 @@ DEVIATIONS, SAMPLES = 6.0, 64
 class Property(Enum):
     """A promise; its value is what holds."""
 
-    FUNCTION = "touching units that are zero on the batch keeps the logits"
+    FUNCTION = "touching units that are zero keeps the logits, on the batch seen and on other inputs"
+    JUST_DIED = "so does touching units that are zero on the batch now and were active until a moment ago"
     SLICES = "exactly the slices of the touched units change, all of them"
     OUTGOING = "outgoing weights of touched units are zero"
     OPTIMIZER = "the optimizer forgets exactly the touched slices, and keeps its step count"
@@ -50,24 +51,49 @@ def finding(kind: Property, faults: Sequence[str], evidence: str) -> Finding:
     return Finding(kind, not faults, "; ".join(faults[:3]) if faults else evidence)
 
 
-def function(act: Act) -> Finding:
-    """Logits in eval mode before and after, on the batch that was seen."""
-    kind, wiring = Property.FUNCTION, act.setting.model.wiring
-    before, after = (forward(act.setting.model)(s.variables, act.observed.batch[0]) for s in (act.before, act.after))
-    change = float(np.max(np.abs(np.asarray(after) - np.asarray(before))))
-    spaces = touched_spaces(act)
-    awake = [
-        space
-        for space in spaces
-        for site in wiring.sites_of(space)
-        if np.any(np.asarray(act.observed.taps[site].post)[..., act.touched[space]])
-    ]
-    coupled = [space for space in spaces if space in wiring.coupled]
+def function(act: Act, others: Any, kind: Property = Property.FUNCTION) -> Finding:
+    """Logits in eval mode before and after, on the batch that was seen and on other inputs.
+
+    Nothing is promised where a touched unit is not zero on the batch, or a norm couples the units. On other inputs it
+    is where the unit is zero there, too: "dead" is dead on the stated batch.
+
+    Args:
+        act: the step.
+        others: inputs that the method has not seen.
+        kind: under which name it is reported.
+    """
+    spaces, apply = touched_spaces(act), forward(act.setting.model)
+    coupled = [space for space in spaces if space in act.setting.model.wiring.coupled]
+    awake, found = awake_spaces(act, act.observed.taps), _moved(act, apply, act.observed.batch[0])
     if not spaces or awake or coupled:
-        why = f"units of {sorted(set(awake))} are not zero" if awake else f"a norm couples the units of {coupled}"
-        return Finding(kind, None, f"{why if spaces else 'no unit is reported'}; logits change by {change:.2g}")
-    bound = 1e-12 * max(1.0, float(np.max(np.abs(np.asarray(before)))))
-    return finding(kind, [f"logits change by {change:.2g}"] if change > bound else [], f"logits change by {change:.2g}")
+        why = f"units of {awake} are not zero" if awake else f"a norm couples the units of {coupled}"
+        return Finding(kind, None, f"{why if spaces else 'no unit is reported'}; logits change by {found[0]:.2g}")
+    elsewhere = _moved(act, apply, others)
+    faults = [f"logits change by {found[0]:.2g}"] if found[0] > found[1] else []
+    roused = awake_spaces(act, taps_of(act.setting.model)(act.before.variables, others))
+    if elsewhere[0] > elsewhere[1] and not roused:
+        faults.append(f"on other inputs logits change by {elsewhere[0]:.2g}")
+    note = f", where units of {roused} are not zero" if roused else ""
+    return finding(kind, faults, f"logits change by {found[0]:.2g}, on other inputs by {elsewhere[0]:.2g}{note}")
+
+
+def _moved(act: Act, apply: Any, inputs: Any) -> tuple[float, float]:
+    """Largest change of a logit, and what rounding may make of it."""
+    before, after = (np.asarray(apply(state.variables, inputs)) for state in (act.before, act.after))
+    return float(np.max(np.abs(after - before))), 1e-12 * max(1.0, float(np.max(np.abs(before))))
+
+
+def awake_spaces(act: Act, taps: Mapping[str, Any]) -> list[str]:
+    """Spaces of which a touched unit is not zero on all inputs."""
+    wiring = act.setting.model.wiring
+    return sorted(
+        {
+            space
+            for space in touched_spaces(act)
+            for site in wiring.sites_of(space)
+            if np.any(np.asarray(taps[site].post)[..., act.touched[space]])
+        }
+    )
 
 
 def slices(act: Act, moves: Sequence[str]) -> Finding:

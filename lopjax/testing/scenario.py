@@ -61,13 +61,12 @@ class Act(NamedTuple):
     slices: Slices
 
 
-def prepared(setting: Setting, seed: int, starved: bool = True) -> TrainState:
+def prepared(setting: Setting, seed: int) -> TrainState:
     """A network in the middle of training, drawn by NumPy: no moment of the optimizer and no statistic is at its start.
 
     Args:
         setting: of the network.
         seed: of the draw.
-        starved: whether one unit of every space has zeros for incoming parameters, and so gives f(0) on every input.
     """
     random = np.random.default_rng(seed)
 
@@ -79,14 +78,40 @@ def prepared(setting: Setting, seed: int, starved: bool = True) -> TrainState:
         return np.asarray(leaf) + random.uniform(0.1, 0.5, leaf.shape).astype(leaf.dtype)
 
     variables = dict(jax.device_get(initial(setting.model)(jax.random.key(seed))))
-    wiring = setting.model.wiring
     if "batch_stats" in variables:
         variables["batch_stats"] = jax.tree.map(moved, variables["batch_stats"])
-    units = {space: np.arange(wiring.size(space)) == wiring.size(space) // 2 for space in wiring.cloneable}
-    if starved:
-        incoming = slices_of(wiring, variables["params"], units).incoming
-        variables["params"] = jax.tree.map(lambda m, a: np.where(m, 0, a), incoming, variables["params"])
     return TrainState(variables, jax.tree.map(moved, started(setting.optimizer, variables["params"])))
+
+
+def starved(setting: Setting, state: TrainState) -> TrainState:
+    """One unit of every space has zeros for incoming parameters, and so gives f(0) on every input."""
+    return _at_one_unit(setting, state, lambda slices, a: np.where(slices.incoming, 0, a))
+
+
+def faint(setting: Setting, state: TrainState) -> TrainState:
+    """The same units as they are, but next to nothing comes of them: their outgoing weights are a thousandth."""
+    return _at_one_unit(setting, state, lambda slices, a: np.where(slices.outgoing & ~slices.incoming, a * 1e-3, a))
+
+
+def _at_one_unit(setting: Setting, state: TrainState, edit: Callable[[Slices, Any], Any]) -> TrainState:
+    wiring, params = setting.model.wiring, state.variables["params"]
+    units = {space: np.arange(wiring.size(space)) == wiring.size(space) // 2 for space in wiring.cloneable}
+    incoming, outgoing = slices_of(wiring, params, units)
+    params = jax.tree.map(lambda i, o, a: edit(Slices(i, o), np.asarray(a)), incoming, outgoing, params)
+    return state._replace(variables={**state.variables, "params": params})
+
+
+def other_inputs(inputs: Any, seed: int) -> Any:
+    """Inputs like these, which no method has seen: drawn with thrice their deviation; integers are shuffled."""
+    random = np.random.default_rng(seed)
+
+    def other(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        if not np.issubdtype(leaf.dtype, np.floating):
+            return random.permuted(leaf.ravel()).reshape(leaf.shape)
+        return random.normal(leaf.mean(), 3 * leaf.std() + 1e-3, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map(other, inputs)
 
 
 @cache
@@ -105,6 +130,12 @@ def initials(model: Model) -> Callable[[jax.Array], Variables]:
 def forward(model: Model) -> Callable[[Variables, Any], jax.Array]:
     """Logits in eval mode."""
     return jax.jit(lambda variables, inputs: model.apply(variables, inputs).logits)
+
+
+@cache
+def taps_of(model: Model) -> Callable[[Variables, Any], Any]:
+    """Activations in train mode, as a method sees them."""
+    return jax.jit(lambda variables, inputs: model.apply(variables, inputs, train=True, dropout_rate=0.0).taps)
 
 
 @cache

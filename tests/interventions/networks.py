@@ -22,6 +22,7 @@ class Case(NamedTuple):
 IMAGE = (4, 4, 1)
 MAKERS: dict[str, tuple[Callable[[], Model], tuple[int, ...]]] = {
     "mlp": (lambda: models.mlp((3,), (4, 5), 2, norm="batch"), (3,)),
+    "plain": (lambda: models.mlp((3,), (4,), 2), (3,)),
     "small": (lambda: models.mlp((3,), (4,), 2, norm="batch"), (3,)),
     "cnn": (lambda: models.cnn(IMAGE, 2, channels=(3,), dense=4), IMAGE),
     "resnet": (lambda: models.resnet18(IMAGE, 2, width=3, blocks=(1, 1)), IMAGE),

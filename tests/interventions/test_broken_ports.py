@@ -117,9 +117,19 @@ def repeat_for_tile(setting, before, after, observed, key, report):
     return with_params(after, {**after.variables["params"], "dense": dense})
 
 
+def silent_on_the_batch_alone(setting, before, after, observed, key, report):
+    """Outgoing weights kept, and a bias so low that nothing in the batch wakes the new unit; other inputs do."""
+    drawn = draw_units(setting, before, report.touched, key).variables
+    pre = setting.model.apply(drawn, observed.batch[0]).taps["hidden_0"].pre
+    hidden = dict(drawn["params"]["hidden_0"])
+    hidden["bias"] = hidden["bias"] - jnp.where(report.touched["hidden_0"], jnp.max(pre, axis=0) + 1e-6, 0)
+    return with_params(after, {**drawn["params"], "hidden_0": hidden})
+
+
 PORTS = [
     (outgoing_to_a_copy, Property.OUTGOING, "small"),
     (outgoing_to_a_copy, Property.FUNCTION, "small"),
+    (outgoing_to_a_copy, Property.JUST_DIED, "small"),
     (stale_gradient, Property.GRADIENT, "small"),
     (update_of_everything, Property.SLICES, "small"),
     (repeat_for_tile, Property.SLICES, "cnn"),
@@ -147,6 +157,19 @@ def test_a_biased_utility_fails(monkeypatch):
     monkeypatch.setattr(continual, "corrected", lambda trace, decay, age: trace)
     with pytest.raises(AssertionError, match="chosen before them"):
         check_intervention(make, *case("small"), promises=[Property.UTILITIES])
+
+
+def test_a_unit_that_is_silent_on_the_batch_alone_fails_on_other_inputs():
+    with pytest.raises(AssertionError, match=r"1 of 1 .*\n  FUNCTION \(.*\): on other inputs logits change"):
+        check_intervention(spoiled(silent_on_the_batch_alone), *case("plain"), promises=[Property.FUNCTION])
+
+
+def test_a_running_mean_of_a_unit_that_has_just_died_changes_the_logits():
+    """Continual backprop as in the paper moves it into biases; the authors' code moves nothing."""
+    with pytest.raises(AssertionError, match=r"JUST_DIED .*logits change by \d"):
+        check_intervention(lambda: continual_backprop(0.05, 0.99, 2), *case("plain"), promises=[Property.JUST_DIED])
+    official = lambda: continual_backprop(0.05, 0.99, 2, variant="official")  # noqa: E731
+    assert check_intervention(official, *case("plain"), promises=[Property.JUST_DIED])[0].holds
 
 
 def test_another_type_fails():

@@ -1,0 +1,70 @@
+"""What the table of remedies can be asked for: the config and its presets. Nothing here imports JAX."""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from experiments.remedies.methods import METHODS
+
+if TYPE_CHECKING:
+    StreamName = MethodName = str
+else:
+    StreamName = Literal["upgd", "mixtures", "random_labels", "permuted_labels"]
+    MethodName = Literal[tuple(METHODS)]
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """One stream of tasks, and the network that meets it."""
+
+    num_tasks: int
+    """How many tasks."""
+    steps: int
+    """Steps of each."""
+    batch_size: int
+    """Examples a step."""
+    learning_rate: float
+    """Of the plain optimizer, and of all methods that do not tune it."""
+    widths: tuple[int, ...]
+    """Hidden units of each layer."""
+    tasks_per_record: int = 1
+    """A record holds means over so many tasks; a divisor of num_tasks."""
+    num_images: int = 0
+    """Of streams on digits: the first so many training images; 0 for all."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the result."""
+
+    streams: tuple[StreamName, ...] = ("upgd", "mixtures", "random_labels")
+    """Which streams of tasks."""
+    methods: tuple[MethodName, ...] = tuple(METHODS)
+    """Which remedies."""
+    tuning_seeds: tuple[int, ...] = (100, 101)
+    """On which every setting of a method is tried."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    """On which the best setting is run, others than the tuning seeds; as many as lanes are tuned share a program."""
+    upgd: StreamConfig = field(default_factory=lambda: StreamConfig(480, 200, 1, 0.02, (60, 30), 40))
+    """Regression whose relevant inputs change (arXiv 2404.00781, appendix H): a linear network, SGD."""
+    mixtures: StreamConfig = field(default_factory=lambda: StreamConfig(10, 400, 100, 0.003, (32,) * 10))
+    """Pairs of mixtures of Gaussians in the plane: a deep tanh network, Adam."""
+    random_labels: StreamConfig = field(default_factory=lambda: StreamConfig(40, 400, 16, 0.003, (32, 32), 4, 160))
+    """Digits with labels drawn anew for every task, to be learnt by heart: a ReLU network, Adam."""
+    permuted_labels: StreamConfig = field(default_factory=lambda: StreamConfig(40, 200, 16, 0.003, (32, 32), 4))
+    """Digits whose classes are renamed at every task: a ReLU network, Adam."""
+
+
+_FULL = Config()
+PRESETS = {
+    "quick": replace(
+        _FULL,
+        streams=("upgd", "mixtures"),
+        methods=("learning_rate", "l2_init", "continual_backprop"),
+        tuning_seeds=(100,),
+        seeds=(0, 1),
+        upgd=replace(_FULL.upgd, num_tasks=80, tasks_per_record=8),
+        mixtures=replace(_FULL.mixtures, num_tasks=6, steps=200),
+    ),
+    "full": _FULL,
+}
+"""By name; the first is the default."""

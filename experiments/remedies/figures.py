@@ -1,0 +1,80 @@
+"""The figures of a run: how the difference to a fresh network changes, and forgetting against plasticity."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.remedies.methods import FRESH, PLAIN, label_of, lanes_of
+from experiments.remedies.report import BASES, curves, paired, summarise
+from lopjax.plotting import PALETTE, band, drawing
+from lopjax.runs import RunData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BEST = 4
+
+
+def figures(run: RunData) -> "dict[str, Figure]":
+    """All figures of a run, by file name."""
+    return {"remedies": remedies_figure(run)}
+
+
+def remedies_figure(run: RunData) -> "Figure":
+    """A column a stream, the plain optimizer in black, the four best remedies in colours, all others in grey.
+
+    Above: online score less that of the fresh network over the tasks. Below: forgetting against plasticity, with 95 %
+    intervals.
+    """
+    rows = run.summary or summarise(run)
+    streams = run.config["streams"]
+    with drawing(4.4 * len(streams), 7.2) as figure:
+        panels = figure.subplots(2, len(streams), squeeze=False)
+        for column, stream in enumerate(streams):
+            own = [row for row in rows if row["stream"] == stream and row["late_less_plain"][0] is not None]
+            ranked = sorted((row for row in own if row["method"] not in (FRESH, PLAIN)), key=_gain, reverse=True)
+            colors = {row["method"]: PALETTE[number] for number, row in enumerate(ranked[:BEST])} | {PLAIN: "black"}
+            _over_tasks(panels[0, column], run, stream, colors)
+            _trade(panels[1, column], own, colors)
+    return figure
+
+
+def _gain(row: dict[str, Any]) -> float:
+    return row["late_less_plain"][0]
+
+
+def _over_tasks(axes: "Axes", run: RunData, stream: str, colors: dict[str, str]) -> None:
+    axes.axhline(0, color="0.5", linewidth=1)
+    fresh = curves(run, stream, FRESH, "online")
+    for method in lanes_of(tuple(run.config["methods"]), BASES[stream]):
+        away = paired(curves(run, stream, method, "online"), fresh)
+        if method == FRESH or not away.size or not np.isfinite(away).all():
+            continue
+        tasks = curves(run, stream, method, "task")[0, : away.shape[1]]
+        if method in colors:
+            band(axes, tasks, list(away), colors[method], label_of(method))
+        else:
+            axes.plot(tasks, away.mean(axis=0), color="0.8", linewidth=0.8, zorder=0)
+    axes.set(xlabel="task", ylabel="online score − fresh network", title=stream.replace("_", " "))
+    axes.legend(frameon=False, fontsize=7)
+
+
+def _trade(axes: "Axes", rows: list[dict[str, Any]], colors: dict[str, str]) -> None:
+    for row in rows:
+        if row["method"] == FRESH or row["transfer"][0] is None:
+            continue
+        color = colors.get(row["method"], "0.6")
+        (x, *across), (y, *along) = row["late_less_fresh"], row["transfer"]
+        errors = [_half(bounds) for bounds in (across, along)]
+        axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="o", markersize=3, color=color, linewidth=0.8)
+        axes.annotate(
+            label_of(row["method"]), (x, y), xytext=(3, 3), textcoords="offset points", fontsize=6, color=color
+        )
+    axes.set(xlabel="late online score − fresh network", ylabel="earlier tasks: score − when they ended")
+
+
+def _half(bounds: list[float | None]) -> float:
+    low, high = bounds
+    return math.nan if low is None or high is None else (high - low) / 2

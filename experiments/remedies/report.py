@@ -1,0 +1,222 @@
+"""What the remedies did: paired differences with intervals, forgetting beside plasticity, the summary and the table."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.continual.report import Interval, interval
+from experiments.kit.terminal import Table
+from experiments.remedies.methods import CONTROLS, FRESH, METHODS, NUM_SETTINGS, PLAIN, label_of, lanes_of, remedy_of
+from lopjax.runs import RunData
+
+NOT_KNOWN = Interval(math.nan, math.nan, math.nan)
+# "kept" allows a loss of this share of what the plain optimizer loses.
+MARGIN = 0.25
+BASES = {"upgd": "sgd", "mixtures": "adam", "random_labels": "adam", "permuted_labels": "adam"}
+COLUMNS = (
+    *("method", "setting", "plasticity", "late - fresh", "late - early", "late - plain"),
+    *("earlier tasks", "less plain's", "useful", "cost"),
+)
+
+
+def curves(data: RunData, stream: str, method: str, value: str, phase: str = "evaluate", **where: Any) -> np.ndarray:
+    """A value of every record, `(seeds, records)`; NaN where a lane has diverged, no rows if it has not begun."""
+    seeds = data.config["seeds" if phase == "evaluate" else "tuning_seeds"]
+    rows = []
+    for seed in seeds:
+        found = data.select(stream=stream, method=method, phase=phase, seed=seed, **where)
+        rows.append([math.nan if record.get(value) is None else float(record[value]) for record in found])
+    num = min(map(len, rows))
+    return np.array([row[:num] for row in rows]).reshape(len(seeds), num)
+
+
+def late(curve: np.ndarray) -> np.ndarray:
+    """Mean over the last half of the records, one a seed."""
+    return curve[:, curve.shape[1] // 2 :].mean(axis=1) if curve.shape[1] > 1 else np.full(len(curve), math.nan)
+
+
+def early(curve: np.ndarray) -> np.ndarray:
+    """Mean over the first fifth of the records, one a seed."""
+    num = max(curve.shape[1] // 5, 1)
+    return curve[:, :num].mean(axis=1) if curve.shape[1] > 1 else np.full(len(curve), math.nan)
+
+
+def over_seeds(values: np.ndarray) -> Interval:
+    """Mean and 95 % interval over seeds; not known if a seed has diverged or there is but one."""
+    return interval(values) if np.isfinite(values).all() and len(values) else NOT_KNOWN
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Differences record by record, as far as both have come."""
+    num = min(a.shape[1], b.shape[1])
+    return a[:, :num] - b[:, :num]
+
+
+def change(data: RunData, stream: str, method: str) -> np.ndarray:
+    """By seed, how the difference to the fresh network has changed: late records less early ones."""
+    away = paired(curves(data, stream, method, "online"), curves(data, stream, FRESH, "online"))
+    return late(away) - early(away)
+
+
+def summarise(data: RunData) -> list[dict[str, Any]]:
+    """One row a method and stream; every interval `[mean, low, high]` over seeds, null where it is not known.
+
+    `late_less_fresh`: online score (accuracy, or minus the squared error) over the last half of the tasks less that of
+    a network drawn anew for each; `late_less_early`: the same less what it was over the first fifth;
+    `late_less_plain`: less that of the plain optimizer at the stream's own rate. `transfer`: score on the tasks one,
+    two and four back less what it was when each ended; `transfer_less_plain`: paired. `useful`: how many of the
+    settings had a better online score on the tuning seeds than the plain optimizer; null if that was not tuned.
+    """
+    return [
+        _row(data, stream, method)
+        for stream in data.config["streams"]
+        for method in lanes_of(tuple(data.config["methods"]), BASES[stream])
+        if curves(data, stream, method, "online").shape[1] > 1
+    ]
+
+
+def _row(data: RunData, stream: str, method: str) -> dict[str, Any]:
+    score, plain = (curves(data, stream, name, "online") for name in (method, PLAIN))
+    found: dict[str, Interval] = {
+        "late": over_seeds(late(score)),
+        "late_less_fresh": over_seeds(late(paired(score, curves(data, stream, FRESH, "online")))),
+        "late_less_early": over_seeds(change(data, stream, method)),
+        "late_less_plain": over_seeds(late(paired(score, plain))),
+        "transfer": over_seeds(transfer(data, stream, method)),
+        "transfer_less_plain": over_seeds(transfer(data, stream, method) - transfer(data, stream, PLAIN)),
+    }
+    records = data.select(stream=stream, method=method, phase="evaluate")
+    frozen = [record["frozen_at"] for record in records if "frozen_at" in record]
+    plain_loss = over_seeds(change(data, stream, PLAIN))
+    return {
+        "stream": stream,
+        "method": method,
+        "setting": None if method in CONTROLS else records[0]["setting"],
+        "verdict": f"diverged at {min(frozen):,}" if frozen else verdict(method, found["late_less_early"], plain_loss),
+        **{name: [_plain(bound) for bound in one] for name, one in found.items()},
+        "useful": useful(data, stream, method),
+        "touched": _plain(float(np.mean(curves(data, stream, method, "touched")))),
+        "cost": cost(data, stream, method),
+    }
+
+
+def verdict(method: str, found: Interval, plain: Interval) -> str:
+    """In words: "lost" or "gained" if the interval of the change is on one side of zero.
+
+    Else "kept" if it excludes a loss of a quarter of the plain optimizer's, which must be seen itself; else
+    "undecided".
+    """
+    if method == FRESH:
+        return "reference"
+    if not math.isfinite(found.low):
+        return "-"
+    if found.high < 0:
+        return "lost"
+    if found.low > 0:
+        return "gained"
+    return "kept" if plain.high < 0 and found.low > MARGIN * plain.mean else "undecided"
+
+
+def transfer(data: RunData, stream: str, method: str) -> np.ndarray:
+    """By seed, mean over tasks and lags of the score on an earlier task less what it was when that ended."""
+    totals, counts = (curves(data, stream, method, name) for name in ("transfer", "transfers"))
+    return totals.sum(axis=1) / counts.sum(axis=1)
+
+
+def useful(data: RunData, stream: str, method: str) -> int | None:
+    """How many settings were better than the plain optimizer on the tuning seeds."""
+    rates = METHODS["learning_rate"].settings[BASES[stream]]
+    if method in CONTROLS or "learning_rate" not in data.config["methods"]:
+        return None
+    own = [rate["times_rate"] for rate in rates].index(1.0)
+    plain = late(curves(data, stream, "learning_rate", "online", "tune", setting=own)).mean()
+    scores = [late(curves(data, stream, method, "online", "tune", setting=n)).mean() for n in range(NUM_SETTINGS)]
+    return int(sum(score > plain for score in scores))
+
+
+def cost(data: RunData, stream: str, method: str) -> float | None:
+    """Processor time of a step over a plain one's: median over records, without the first, which compiles."""
+    own, plain = (curves(data, stream, name, "cpu_ms_per_step")[:, 1:] for name in (method, PLAIN))
+    return _plain(float(np.median(own) / np.median(plain))) if own.size and plain.size else None
+
+
+# --- The table --------------------
+
+
+def table(data: RunData) -> Table:
+    """The table on the terminal: a row a stream and method; also of an incomplete run."""
+    return Table("\n".join(title(data)), ("stream", *COLUMNS), [(row["stream"], *cells(row)) for row in _rows(data)])
+
+
+def texts(data: RunData) -> dict[str, str]:
+    """The same in Markdown, a table a stream: `table.md`."""
+    lines = []
+    for stream in data.config["streams"]:
+        lines += ["", f"**{stream}**", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
+        lines += [_line(cells(row)) for row in _rows(data) if row["stream"] == stream]
+    return {"table.md": "\n".join([*title(data), *lines]) + "\n"}
+
+
+def title(data: RunData) -> list[str]:
+    """What the columns are."""
+    config, seeds = data.config, len(data.config["seeds"])
+    lines = [
+        f"{NUM_SETTINGS} settings a method, chosen on {len(config['tuning_seeds'])} tuning seed(s) by online score "
+        f"over the last half of the tasks; then {seeds} other seed(s), 95 % intervals over them.",
+        "score: accuracy before each update; of upgd minus the squared error. late - fresh: score over the last half",
+        "of the tasks less that of a network drawn anew for each; late - early: less the same over the first fifth;",
+        "late - plain: less that of the plain optimizer at the stream's own rate. plasticity: lost or gained where",
+        f"late - early is on one side of 0; kept where it is not and excludes {MARGIN:.0%} of what plain loses.",
+        "earlier tasks: score on tasks 1, 2 and 4 back less what it was when they ended. useful: how many settings",
+        "beat the plain optimizer on the tuning seeds. cost: processor time of a step over that of a plain one.",
+    ]
+    if any(METHODS[name].needs_boundaries for name in config["methods"]):
+        lines.append("* looks at where a task starts")
+    return lines
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row as text."""
+    of = {name: _interval(row[name]) for name in row if isinstance(row[name], list)}
+    is_fresh, is_plain = row["method"] == FRESH, row["method"] == PLAIN
+    return (
+        label_of(row["method"]),
+        _setting(row),
+        row["verdict"],
+        "0" if is_fresh else of["late_less_fresh"],
+        "0" if is_fresh else of["late_less_early"],
+        "0" if is_plain else of["late_less_plain"],
+        "-" if is_fresh else of["transfer"],
+        "-" if is_fresh else "0" if is_plain else of["transfer_less_plain"],
+        "-" if row["useful"] is None else f"{row['useful']} of {NUM_SETTINGS}",
+        "-" if row["cost"] is None else f"{row['cost']:.2f}",
+    )
+
+
+def _rows(data: RunData) -> list[dict[str, Any]]:
+    return data.summary or summarise(data)
+
+
+def _setting(row: dict[str, Any]) -> str:
+    if row["setting"] is None:
+        return "-"
+    numbers = remedy_of(row["method"]).settings[BASES[row["stream"]]][row["setting"]]
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in numbers.items())
+
+
+def _interval(bounds: Sequence[float | None]) -> str:
+    mean, low, high = (math.nan if bound is None else bound for bound in bounds)
+    if not math.isfinite(mean):
+        return "-"
+    return f"{mean:+.3f}" + (f" ± {(high - low) / 2:.3f}" if math.isfinite(low) else "")
+
+
+def _line(words: Sequence[str]) -> str:
+    return f"| {' | '.join(words)} |"
+
+
+def _plain(value: float) -> float | None:
+    """A number of the summary; None if it is not finite."""
+    return float(value) if math.isfinite(value) else None

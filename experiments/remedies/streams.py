@@ -1,0 +1,164 @@
+"""The streams: batches, the test examples of every task, the network that meets them, and its plain optimizer."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.continual.config import MLPConfig
+from experiments.continual.problem import make_problem
+from experiments.kit.experiment import NO_RESOURCES, Resources
+from experiments.remedies.config import Config, StreamConfig
+from experiments.remedies.methods import METHODS, NUM_SETTINGS, remedy_of
+from lopjax.losses import mean_squared_error
+from lopjax.model import Model
+from lopjax.models import mlp
+from lopjax.training import Stream, check_lanes, task_examples, task_stream, upgd_toy
+
+TEST_EXAMPLES = 100
+# Test inputs are drawn where no run comes to.
+NO_STEP = 2**31
+
+
+class Bench(NamedTuple):
+    """One stream of tasks and all that is needed to train on it.
+
+    Attributes:
+        sizes: of the stream and the network.
+        stream: batches of one task after the other.
+        inputs: what is stored -> what the model takes.
+        test: `(data, key, task) -> (stored, labels)`: other examples of a task, or all where there are no others;
+            the key is that of the stream.
+        test_data: what `test` reads.
+        loss: `(logits, labels) -> scalar`, a mean over examples.
+        score: likewise; what is reported, the larger the better.
+        is_accuracy: whether the score is an accuracy; else it is minus the loss.
+        model: the network.
+        base: name of the plain optimizer, "sgd" or "adam".
+    """
+
+    sizes: StreamConfig
+    stream: Stream
+    inputs: Callable[[Any], jax.Array]
+    test: Callable[[Any, jax.Array, Any], Any]
+    test_data: Any
+    loss: Callable[[jax.Array, Any], jax.Array]
+    score: Callable[[jax.Array, Any], jax.Array]
+    is_accuracy: bool
+    model: Model
+    base: str
+
+    def optimizer(self, method: str, settings: Any, key: jax.Array) -> optax.GradientTransformation:
+        """That of a method with a setting, whose numbers may be traced."""
+        plain = {"sgd": optax.sgd, "adam": optax.adam}[self.base]
+        return remedy_of(method).optimizer(plain, settings, self.sizes.learning_rate, self.model, key)
+
+
+class Setup(NamedTuple):
+    """Config and everything built from it before compilation.
+
+    Attributes:
+        config: as given.
+        benches: by name of the stream.
+        mesh: devices to spread lanes over; None for one.
+    """
+
+    config: Config
+    benches: dict[str, Bench]
+    mesh: Any = None
+
+
+def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
+    """Check the config, load the data and build the models; no training step is compiled.
+
+    Raises:
+        ValueError: a field out of range; the message names it, its value and what is allowed.
+    """
+    for name in ("streams", "methods", "seeds", "tuning_seeds"):
+        values = getattr(config, name)
+        if not len(set(values)) == len(values) > 0:
+            raise ValueError(f"{name}={values}: must be distinct, at least one")
+    if both := set(config.seeds) & set(config.tuning_seeds):
+        raise ValueError(f"seeds={config.seeds}: must be others than the tuning seeds; {sorted(both)} are both")
+    check_lanes(len(config.seeds), resources.mesh)
+    check_lanes(len(config.tuning_seeds), resources.mesh, "tuning seeds")
+    benches = {name: make_bench(name, getattr(config, name), resources) for name in config.streams}
+    for name in config.methods:
+        _check_method(name)
+    return Setup(config, benches, resources.mesh)
+
+
+def make_bench(name: str, sizes: StreamConfig, resources: Resources = NO_RESOURCES) -> Bench:
+    """One of the streams.
+
+    Raises:
+        ValueError: a size out of range; the message names it.
+    """
+    _check_sizes(name, sizes)
+    return _regression(sizes) if name == "upgd" else _classification(name, sizes, resources)
+
+
+def _regression(sizes: StreamConfig) -> Bench:
+    """Appendix H of arXiv 2404.00781. The network is linear, so nothing can die: and yet it loses plasticity."""
+    test = upgd_toy(TEST_EXAMPLES, sizes.steps)
+    return Bench(
+        sizes=sizes,
+        stream=upgd_toy(sizes.batch_size, sizes.steps),
+        inputs=lambda stored: stored,
+        test=lambda data, key, task: test.draw((), jax.random.fold_in(key, NO_STEP), task * sizes.steps).batch,
+        test_data=(),
+        loss=mean_squared_error,
+        score=lambda outputs, targets: -mean_squared_error(outputs, targets),
+        is_accuracy=False,
+        model=mlp((16,), sizes.widths, 1, activation="identity"),
+        base="sgd",
+    )
+
+
+def _classification(name: str, sizes: StreamConfig, resources: Resources) -> Bench:
+    """The streams of `experiments.continual`, its problems as they are."""
+    kind: Any = "gaussian_mixtures" if name == "mixtures" else name
+    problem = make_problem(
+        MLPConfig(tasks=kind, num_images=sizes.num_images, probe_samples=TEST_EXAMPLES), resources.data_dir
+    )
+    activation, init = ("tanh", "lecun") if name == "mixtures" else ("relu", "pytorch")
+    tested = problem.train if problem.test is None else problem.test
+    return Bench(
+        sizes=sizes,
+        stream=task_stream(problem.train, sizes.batch_size, sizes.steps),
+        inputs=lambda stored: problem.inputs(stored, None),
+        test=lambda data, key, task: task_examples(tested, data, key, task, min(TEST_EXAMPLES, tested.num_examples)),
+        test_data=jax.tree.map(jnp.asarray, tested.data),
+        loss=problem.loss,
+        score=problem.accuracy,
+        is_accuracy=True,
+        model=mlp(problem.input_shape, sizes.widths, problem.num_outputs, activation=activation, init=init),
+        base="adam",
+    )
+
+
+def _check_sizes(name: str, sizes: StreamConfig) -> None:
+    for field in ("num_tasks", "steps", "batch_size", "tasks_per_record"):
+        if getattr(sizes, field) < 1:
+            raise ValueError(f"{name}.{field}={getattr(sizes, field)}: must be at least 1")
+    if sizes.num_tasks % sizes.tasks_per_record or sizes.num_tasks // sizes.tasks_per_record < 5:
+        raise ValueError(
+            f"{name}.tasks_per_record={sizes.tasks_per_record}: must divide {name}.num_tasks={sizes.num_tasks} into at "
+            "least five records"
+        )
+    if not 0 < sizes.learning_rate < math.inf:
+        raise ValueError(f"{name}.learning_rate={sizes.learning_rate}: must be positive and finite")
+
+
+def _check_method(name: str) -> None:
+    """Every method has the same tuning budget, and a method that says that it needs no boundaries does not."""
+    remedy = METHODS[name]
+    for base, settings in remedy.settings.items():
+        if len(settings) != NUM_SETTINGS:
+            raise ValueError(f"{name}: has {len(settings)} settings for {base}; must have {NUM_SETTINGS}, as all")
+        made = None if remedy.intervention is None else remedy.intervention(settings[0])
+        if made is not None and made.needs_boundaries != remedy.needs_boundaries:
+            raise ValueError(f"{name}: needs_boundaries={remedy.needs_boundaries}, its intervention says otherwise")
