@@ -10,6 +10,7 @@ import optax
 from experiments.continual.lane import Memory, Meter, head_of, mixed_head, with_head
 from experiments.continual.setup import Setup
 from experiments.kit.own_metrics import own_metrics
+from experiments.continual.traps import trap_distances
 from lopjax.metrics import dead_units
 from lopjax.model import Variables, samples_by_units
 from lopjax.probes import symptoms
@@ -30,8 +31,8 @@ def make_measure(setup: Setup) -> Measure:
         `train_loss`, `train_accuracy` on examples of the task, `test_*` on its test set; `earlier/k` the accuracy of
         the test set of the task `k` back, if there is one, with the output layer that its classes had at its end;
         symptoms by site, of the fixed `probe/` and of the `stream/`; `units/dead`, and how many `died` and `revived`
-        since the last measurement, on the fixed probe; `weight_norm`, root mean square of all parameters;
-        `steps_to_level`, NaN while it is not reached.
+        since the last measurement, on the fixed probe; what `trap_distances` finds there; `weight_norm`, root mean
+        square of all parameters; `steps_to_level`, NaN while it is not reached.
     """
     config, problem, model = setup.config, setup.problem, setup.model
     own = own_metrics(config.metrics)
@@ -86,7 +87,7 @@ def make_measure(setup: Setup) -> Measure:
                 values |= {f"probe/{metric}/{site}": pair[0], f"stream/{metric}/{site}": pair[1]}
         taps = model.apply(variables, fixed[0])[2]
         dead = {site: dead_units(samples_by_units(tap.post)) for site, tap in taps.items()}
-        values |= _census(memory.dead, dead)
+        values |= _census(memory.dead, dead) | trap_distances(model, variables, fixed[0], taps)
         parameters = variables["params"]
         size = sum(leaf.size for leaf in jax.tree.leaves(parameters))
         values["weight_norm"] = optax.tree.norm(parameters) / jnp.sqrt(size)

@@ -1,0 +1,94 @@
+"""How near a network is to what would trap it: to clones, and how firmly dead its dead units are.
+
+Both are found, not made: nothing here has been cloned or killed by hand. Measured on the fixed probe in eval mode.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lopjax.certificates.dead_units import (
+    PlainLayer,
+    plain_layer,
+    revival_radius,
+    rounding_level,
+    source_norms,
+    summand_sizes,
+)
+from lopjax.detection import activation_rows, multiples_by_activations, nearest_units
+from lopjax.model import Model, Taps, Variables, samples_by_units
+from lopjax.training import Logs
+
+# Two units count as near-clones when their activations differ by less than this share of the larger one.
+NEAR = 0.01
+
+
+def trap_distances(model: Model, variables: Variables, inputs: jax.Array, taps: Taps) -> Logs:
+    """Distances to the nearest clones and radii of dead units, as scalars. Pure, static shapes.
+
+    Args:
+        model: the network.
+        variables: its variables.
+        inputs: `(batch, *input_shape)` of the probe.
+        taps: activations of the network on it.
+
+    Returns:
+        `clones/nearest/<space>`: the smallest distance between two living units of a space, by activations up to the
+        multiples that clones may have, 0 for clones, infinite where fewer than two units live
+        (`lopjax.detection.clone_distances`); `clones/near/<space>`: the share of units within 1 % of another.
+        For every ReLU site whose pre-activation is one layer's output (nothing to say of others): `trapped/dead/<site>`,
+        how many units are certified to be off on every sample: `z <= -b`, b the most that rounding does to z; and of
+        these `trapped/radius/<site>` and `trapped/radius_median/<site>`, the least and the median revival radius,
+        infinite where there are none. While what the unit reads stays as it is, no change of its incoming weights and
+        bias of a smaller norm wakes it on a sample of the probe (`lopjax.certificates.revival_radius`).
+    """
+    return _clones(model, taps) | _dead(model, variables, inputs, taps)
+
+
+def _clones(model: Model, taps: Taps) -> Logs:
+    # Spaces of one kind share a vmapped program: compiling is what a short run waits for.
+    alike: dict[Any, dict[str, jax.Array]] = {}
+    for space in model.wiring.cloneable:
+        if seen := [taps[site] for site in model.wiring.sites_of(space)]:
+            rows, multiples = activation_rows(seen), multiples_by_activations(model.wiring, space)
+            alike.setdefault((rows.shape, multiples), {})[space] = rows
+    found = {}
+    for (_, multiples), spaces in alike.items():
+        stacked = jnp.stack(list(spaces.values()))
+        distances = jax.vmap(lambda rows, multiples=multiples: nearest_units(rows, multiples).distance)(stacked)
+        for space, distance in zip(spaces, distances, strict=True):
+            found |= {f"clones/nearest/{space}": jnp.min(distance), f"clones/near/{space}": jnp.mean(distance <= NEAR)}
+    return found
+
+
+def _dead(model: Model, variables: Variables, inputs: jax.Array, taps: Taps) -> Logs:
+    wiring, found = model.wiring, {}
+    for site, facts in wiring.sites:
+        layer = plain_layer(variables["params"], wiring, site) if facts.activation == "relu" else None
+        if layer is None:
+            continue
+        source = str(layer.label.source)
+        read = taps[source].post if source in taps else inputs
+        radius = certified_radius(layer, read, samples_by_units(taps[site].pre), depth=len(wiring.sites))
+        is_dead = radius > 0
+        found[f"trapped/dead/{site}"] = jnp.sum(is_dead)
+        found[f"trapped/radius/{site}"] = jnp.min(jnp.where(is_dead, radius, jnp.inf))
+        median = jnp.nanmedian(jnp.where(is_dead, radius, jnp.nan))
+        found[f"trapped/radius_median/{site}"] = jnp.where(jnp.any(is_dead), median, jnp.inf)
+    return found
+
+
+def certified_radius(layer: PlainLayer, read: jax.Array, pre: jax.Array, depth: int) -> jax.Array:
+    """Revival radius of every unit of a layer, rounding counted against it; not positive for a unit that may live.
+
+    Args:
+        layer: it alone computes the pre-activation.
+        read: `(batch, ...)`, what it reads.
+        pre: `(samples, units)`, its pre-activations z as computed.
+        depth: how many layers rounding has gone through, at most.
+    """
+    # Every layer below rounds, too, and passes it on: one more share of the summands' size for each.
+    level = depth * rounding_level(layer, float(jnp.finfo(pre.dtype).eps))
+    highest = pre + level * samples_by_units(summand_sizes(layer, read))
+    return revival_radius(highest, source_norms(layer, read))
