@@ -1,0 +1,119 @@
+"""Births and deaths of units along a run: what each was at every measurement, and what happened to it in between."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Int
+
+from lopjax.detection.nearness import Status
+
+EVENTS = ("died", "revived", "cloned", "freed", "saturated", "reset")
+"""What can happen to a unit between two measurements."""
+
+Statuses = Mapping[str, Int[Array, " units"]]
+
+
+class Lives(NamedTuple):
+    """What units are now, by unit space. The state of `update_lives`, for scan and vmap.
+
+    Attributes:
+        status: a number of `Status` a unit, int8.
+        since: step at which it was first measured to be that, int32.
+        totals: how often each of `EVENTS` has happened since the start, int32.
+    """
+
+    status: dict[str, jax.Array]
+    since: dict[str, jax.Array]
+    totals: dict[str, jax.Array]
+
+
+def start_lives(status: Statuses, step: ArrayLike = 0) -> Lives:
+    """The first measurement; a unit that is dead in it was born dead."""
+    since = {space: jnp.full(found.shape, step, jnp.int32) for space, found in status.items()}
+    return Lives(dict(status), since, {event: jnp.int32(0) for event in EVENTS})
+
+
+def update_lives(
+    lives: Lives, status: Statuses, step: ArrayLike, touched: Mapping[str, Bool[Array, " units"]] | None = None
+) -> tuple[Lives, dict[str, jax.Array]]:
+    """A further measurement. Pure.
+
+    Args:
+        lives: so far.
+        status: what units are now, of `unit_status`.
+        step: of this measurement.
+        touched: which units an intervention has changed since the last one (`Report.touched`).
+
+    Returns:
+        The lives, and how often each of `EVENTS` happened since the last measurement.
+    """
+    before, reset = lives.status, touched or {}
+
+    def total(event: str) -> jax.Array:
+        return sum((jnp.sum(_happened(event, before[s], status[s]), dtype=jnp.int32) for s in status), jnp.int32(0))
+
+    counts = {event: total(event) for event in EVENTS[:-1]}
+    counts["reset"] = sum((jnp.sum(chosen, dtype=jnp.int32) for chosen in reset.values()), jnp.int32(0))
+    since = {
+        space: jnp.where((found != before[space]) | reset.get(space, False), step, lives.since[space]).astype(jnp.int32)
+        for space, found in status.items()
+    }
+    totals = {event: lives.totals[event] + counts[event] for event in EVENTS}
+    return Lives(dict(status), since, totals), counts
+
+
+def _happened(event: str, before: jax.Array, now: jax.Array) -> jax.Array:
+    """Units of which this can be said between two measurements."""
+    kind = {"died": Status.DEAD, "revived": Status.DEAD, "saturated": Status.SATURATED}.get(event, Status.NEAR_CLONE)
+    was, is_now = before == kind, now == kind
+    return was & ~is_now if event in ("revived", "freed") else is_now & ~was
+
+
+class LifeTable(NamedTuple):
+    """The lives of all units of one run, measurement after measurement.
+
+    Attributes:
+        steps: of the measurements, `(records,)`.
+        status: by unit space, `(records, units)`.
+        touched: likewise, whether an intervention changed the unit since the measurement before.
+    """
+
+    steps: np.ndarray
+    status: dict[str, np.ndarray]
+    touched: dict[str, np.ndarray]
+
+
+def save_lives(table: LifeTable, path: Path | str) -> Path:
+    """Write a table as one npz file, `lives.npz` beside a run: what `python -m lopjax doctor` draws."""
+    path = Path(path)
+    arrays = {f"status/{space}": array for space, array in table.status.items()}
+    arrays |= {f"touched/{space}": array for space, array in table.touched.items()}
+    with path.open("wb") as file:
+        np.savez_compressed(file, steps=table.steps, **arrays)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+def load_lives(path: Path | str) -> LifeTable:
+    """Read what `save_lives` has written.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, or arrays that do not go together.
+    """
+    with np.load(Path(path), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    if "steps" not in arrays:
+        raise ValueError(f"{path}: holds {sorted(arrays)} and no 'steps': not the lives of units")
+    parts = {
+        kind: {name.removeprefix(f"{kind}/"): array for name, array in arrays.items() if name.startswith(f"{kind}/")}
+        for kind in ("status", "touched")
+    }
+    num = len(arrays["steps"])
+    wrong = [name for part in parts.values() for name, array in part.items() if array.ndim != 2 or len(array) != num]
+    if wrong:
+        raise ValueError(f"{path}: {num} steps, and of {wrong} other numbers of records")
+    return LifeTable(arrays["steps"], parts["status"], parts["touched"])

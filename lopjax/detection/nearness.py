@@ -1,0 +1,167 @@
+"""How near every unit is to being lost: to a clone, to death, to saturation. Graded, and in one sentence."""
+
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int8
+
+from lopjax.activations import activation
+from lopjax.detection.clones import (
+    Nearest,
+    activation_rows,
+    multiples_by_activations,
+    multiples_by_parameters,
+    nearest_units,
+    parameter_rows,
+)
+from lopjax.detection.death import dead_on_batch, death_radius
+from lopjax.losses import mean_cross_entropy
+from lopjax.model import Model, Params, Tap, Variables, samples_by_units
+from lopjax.signals import observe
+from lopjax.wiring import unit_norms
+
+
+class Status(IntEnum):
+    """What a unit is at one moment; the larger number wins where two hold."""
+
+    ALIVE = 0
+    SATURATED = 1
+    NEAR_CLONE = 2
+    DEAD = 3
+
+
+class UnitNearness(NamedTuple):
+    """How near the units of one space are to being lost; arrays `(units,)`.
+
+    Attributes:
+        activations: the nearest unit by what units do on the batch, mirror twins of odd activations and positive
+            multiples of homogeneous ones included; the distance is relative.
+        parameters: likewise by incoming weights.
+        is_dead: constant on the batch.
+        death_radius: see `death_radius`: negative for a living ReLU, positive for a dead one, NaN where unknown.
+        death_steps: the same over the length of the step that was given, per unit: so many steps of this length cannot
+            kill (negative) or wake (positive) it. NaN without a step; infinite where the unit did not move.
+        slope: largest |f'| on the batch, over all sites.
+        time_scale: norm of the unit's incoming parameters over that of their gradient: the time of gradient flow (steps
+            times learning rate) in which they change by their own size.
+    """
+
+    activations: Nearest
+    parameters: Nearest
+    is_dead: Bool[Array, " units"]
+    death_radius: Float[Array, " units"]
+    death_steps: Float[Array, " units"]
+    slope: Float[Array, " units"]
+    time_scale: Float[Array, " units"]
+
+
+def unit_nearness(
+    model: Model,
+    variables: Variables,
+    batch: tuple[Any, Any],
+    *,
+    step: Params | None = None,
+    loss: Callable[[jax.Array, Any], jax.Array] = mean_cross_entropy,
+) -> dict[str, UnitNearness]:
+    """Everything graded about every unit, on one batch in eval mode. Pure, static shapes; use under jit.
+
+    Args:
+        model: any model.
+        variables: its variables.
+        batch: `(inputs, labels)`.
+        step: change of the parameters in one training step, a tree like them: what the radii are measured against.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
+
+    Returns:
+        For every cloneable space with a site.
+    """
+    wiring, params, batch = model.wiring, variables["params"], jax.tree.map(jnp.asarray, batch)
+    seen = observe(model, variables, batch, loss=loss, dropout_rate=0.0, signals=False)
+    found = {}
+    for space in (space for space in wiring.cloneable if wiring.sites_of(space)):
+        taps = [seen.taps[site] for site in wiring.sites_of(space)]
+        radius = death_radius(params, wiring, space, seen.taps, batch[0])
+        found[space] = UnitNearness(
+            activations=nearest_units(activation_rows(taps), multiples_by_activations(wiring, space)),
+            parameters=nearest_units(parameter_rows(wiring, variables, space), multiples_by_parameters(wiring, space)),
+            is_dead=dead_on_batch(taps),
+            death_radius=radius,
+            death_steps=radius / unit_norms(wiring, step, space)[0] if step is not None else radius * jnp.nan,
+            slope=jnp.max(jnp.stack([_largest_slope(tap) for tap in taps]), axis=0),
+            time_scale=unit_norms(wiring, params, space)[0] / unit_norms(wiring, seen.gradient, space)[0],
+        )
+    return found
+
+
+def _largest_slope(tap: Tap) -> Float[Array, " units"]:
+    pre = samples_by_units(tap.pre)
+    return jnp.max(jnp.abs(jax.jvp(activation(tap.activation).function, (pre,), (jnp.ones_like(pre),))[1]), axis=0)
+
+
+def unit_status(
+    nearness: UnitNearness, clone_tolerance: ArrayLike = 0.01, slope_threshold: ArrayLike = 1e-4
+) -> Int8[Array, " units"]:
+    """One number of `Status` a unit.
+
+    Args:
+        nearness: of its space.
+        clone_tolerance: relative distance of activations up to which a unit is a near-clone.
+        slope_threshold: a unit is saturated if |f'| is at most this on every sample.
+    """
+    status = jnp.where(nearness.slope <= slope_threshold, Status.SATURATED, Status.ALIVE)
+    status = jnp.where(nearness.activations.distance <= clone_tolerance, Status.NEAR_CLONE, status)
+    return jnp.where(nearness.is_dead, Status.DEAD, status).astype(jnp.int8)
+
+
+def describe_units(
+    nearness: Mapping[str, UnitNearness], clone_tolerance: float = 0.01, slope_threshold: float = 1e-4, most: int = 4
+) -> str:
+    """The answer a user needs, off the device: a line for the network, and one for each space with a finding.
+
+    Args:
+        nearness: of one network.
+        clone_tolerance: as in `unit_status`.
+        slope_threshold: as in `unit_status`.
+        most: how many units of a kind are named in a line.
+    """
+    nearness = jax.device_get(dict(nearness))
+    status = {space: np.asarray(unit_status(one, clone_tolerance, slope_threshold)) for space, one in nearness.items()}
+    counts = {kind: sum(int(np.sum(found == kind)) for found in status.values()) for kind in Status}
+    lines = [
+        f"{_units(counts[Status.NEAR_CLONE])} within {100 * clone_tolerance:g} % of a clone, "
+        f"{counts[Status.DEAD]} dead, {counts[Status.SATURATED]} saturated, of {sum(counts.values())}"
+    ]
+    for space, found in status.items():
+        parts = [_named(space, nearness[space], found, kind, most) for kind in list(Status)[:0:-1]]
+        if any(parts):
+            lines.append(f"  {space}: " + "; ".join(part for part in parts if part))
+    return "\n".join(lines)
+
+
+def _units(number: int) -> str:
+    return f"{number} unit{'' if number == 1 else 's'}"
+
+
+def _named(space: str, nearness: UnitNearness, status: np.ndarray, kind: Status, most: int) -> str:
+    """The units of one kind, with the number that says how near each is."""
+    chosen = np.flatnonzero(status == kind)
+    if not len(chosen):
+        return ""
+    said = [f"{unit}{_detail(nearness, int(unit), kind)}" for unit in chosen[:most]]
+    more = f" and {len(chosen) - most} more" if len(chosen) > most else ""
+    return f"{kind.name.lower().replace('_', '-')} {', '.join(said)}{more}"
+
+
+def _detail(nearness: UnitNearness, unit: int, kind: Status) -> str:
+    if kind is Status.NEAR_CLONE:
+        near = nearness.activations
+        multiple = "" if near.multiple[unit] == 1 else f"{near.multiple[unit]:.3g} x "
+        return f" (= {multiple}unit {near.unit[unit]} to {100 * near.distance[unit]:.2g} %)"
+    if kind is Status.DEAD:
+        radius = nearness.death_radius[unit]
+        return f" (wakes beyond {radius:.2g})" if np.isfinite(radius) else ""
+    return f" (time scale {nearness.time_scale[unit]:.2g})"

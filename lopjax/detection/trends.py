@@ -1,0 +1,45 @@
+"""Is there a trend in a window of measurements? A rank test, which one wild value does not move."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Trend(NamedTuple):
+    """A trend over equally spaced measurements.
+
+    Attributes:
+        z: standard score of Kendall's S under no trend: beyond 1.645 rising, below -1.645 falling, at 5 % each. 0 for
+            fewer than four measurements.
+        slope: median slope over all pairs, per measurement (Theil and Sen); NaN for fewer than two.
+    """
+
+    z: Float[Array, ""]
+    slope: Float[Array, ""]
+
+
+def trend(values: Float[Array, " records"]) -> Trend:
+    """The test of Mann and Kendall. Pure.
+
+    `S = sum_(i<j) sign(x_j - x_i)` has mean 0 and variance n (n - 1)(2n + 5)/18 if the order is random;
+    `z = (S - sign S) / sqrt(variance)`. Ties make the variance smaller, which is left out: with many of them the test
+    is cautious. Measurements that follow one another closely are not independent, and then it is not cautious: what a
+    threshold is worth is for `lopjax.detection.scores` to say.
+
+    Args:
+        values: one a measurement, NaN where there is none.
+
+    References:
+        Mann, Econometrica 13 (1945) 245; Sen, JASA 63 (1968) 1379.
+    """
+    num = values.shape[0]
+    later = jnp.arange(num)[None] > jnp.arange(num)[:, None]
+    differences = values[None] - values[:, None]
+    is_pair = later & jnp.isfinite(differences)
+    s = jnp.sum(jnp.where(is_pair, jnp.sign(differences), 0))
+    n = jnp.sum(jnp.isfinite(values))
+    variance = n * (n - 1) * (2 * n + 5) / 18
+    z = jnp.where(n >= 4, (s - jnp.sign(s)) / jnp.sqrt(jnp.maximum(variance, 1)), 0)
+    gaps = jnp.where(later, jnp.arange(num)[None] - jnp.arange(num)[:, None], 1)
+    return Trend(z, jnp.nanmedian(jnp.where(is_pair, differences / gaps, jnp.nan)))
