@@ -6,6 +6,7 @@ from . import (
     curvature as curvature,
     data as data,
     detection as detection,
+    doctor as doctor,
     interventions as interventions,
     losses as losses,
     manifolds as manifolds,
@@ -14,6 +15,7 @@ from . import (
     optim as optim,
     probes as probes,
     quotient as quotient,
+    recovery as recovery,
     runs as runs,
     signals as signals,
     stability as stability,
@@ -34,7 +36,8 @@ from .cloning import (
     uniform_partition as uniform_partition,
     widen as widen,
 )
-from .detection import clone_distances as clone_distances, near_clones as near_clones
+from .detection import clone_distances as clone_distances, near_clones as near_clones, unit_nearness as unit_nearness
+from .doctor import diagnose as diagnose
 from .manifolds import (
     cloned_manifold as cloned_manifold,
     distance as distance,
@@ -52,6 +55,7 @@ from .models import (
     vit as vit,
 )
 from .probes import symptoms as symptoms
+from .recovery import monitor as monitor, recovery_controller as recovery_controller
 from .signals import Observed as Observed, observe as observe
 from .stability import (
     Stability as Stability,

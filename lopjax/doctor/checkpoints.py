@@ -1,0 +1,130 @@
+"""Reading checkpoints that are not ours: flat or nested npz, msgpack of Flax, orbax; and whether they fit a network."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lopjax.model import Model, Variables
+from lopjax.runs import checkpoints
+
+_SEPARATORS = re.compile(r"[/.]|\['|'\]|\[|\]")
+
+Flat = dict[tuple[str, ...], Any]
+
+
+class MismatchError(ValueError):
+    """A checkpoint that does not match the network; the message names every array that differs."""
+
+
+def read_arrays(path: Path) -> Flat:
+    """All arrays of a checkpoint, by path.
+
+    npz archives may be ours, or anyone's whose names say where an array belongs, with any of `/ . ['']` between the
+    parts: `params/hidden_0/kernel`. Files that end in `.msgpack` are those of `flax.serialization`, folders of orbax.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+        ValueError: a kind of file that is not known, or that cannot be read; a package that is missing.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return _flat(_orbax(path))
+    if path.suffix == ".npz":
+        return _npz(path)
+    if path.suffix in (".msgpack", ".flax"):
+        from flax import serialization
+
+        try:
+            return _flat(serialization.msgpack_restore(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not a msgpack file of Flax ({error})") from error
+    raise ValueError(f"{path}: not a run folder, nor .npz, .msgpack or a folder of orbax")
+
+
+def _npz(path: Path) -> Flat:
+    with np.load(path, allow_pickle=False) as archive:
+        if checkpoints.HEADER not in archive.files:
+            return {tuple(filter(None, _SEPARATORS.split(name))): archive[name] for name in archive.files}
+    return _flat(checkpoints.read(path)[0])
+
+
+def _orbax(path: Path) -> Any:
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError as error:
+        raise ValueError(f"{path}: a folder; if orbax wrote it, `pip install orbax-checkpoint` first") from error
+    try:
+        # As NumPy arrays: a checkpoint of eight devices is read on one.
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(path.resolve()).item_metadata
+            kinds = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), dict(tree))
+            return reader.restore(path.resolve(), restore_args=kinds)
+    except (ValueError, FileNotFoundError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: neither a run folder nor a checkpoint of orbax ({error})") from error
+
+
+def _flat(tree: Any, above: tuple[str, ...] = ()) -> Flat:
+    if isinstance(tree, Mapping):
+        return {path: leaf for key, item in tree.items() for path, leaf in _flat(item, (*above, str(key))).items()}
+    if isinstance(tree, (list, tuple)):
+        return {path: leaf for key, item in enumerate(tree) for path, leaf in _flat(item, (*above, str(key))).items()}
+    return {} if tree is None else {above: tree}
+
+
+def matched(arrays: Flat, expected: Any, where: str) -> Any:
+    """The arrays as a tree like the expected one.
+
+    A collection above all arrays (`params`) may be missing in the checkpoint, and whatever else it holds (the state of
+    an optimizer) is left aside if it lies beside the collections that are wanted.
+
+    Args:
+        arrays: of `read_arrays`.
+        expected: a tree of arrays or shapes.
+        where: what the message calls the checkpoint.
+
+    Raises:
+        MismatchError: missing arrays, arrays of another shape or that are no numbers, and arrays that the network does
+            not have, one a line.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(expected)
+    wanted = {tuple(_name(key) for key in keys): leaf for keys, leaf in leaves}
+    collections = {path[0] for path in wanted}
+    given = arrays
+    if not any(path[0] in collections for path in arrays) and "params" in collections:
+        given = {("params", *path): array for path, array in arrays.items()}
+    given = {path: array for path, array in given.items() if path[0] in collections}
+    lines = [f"missing: {_path(path)} {tuple(leaf.shape)}" for path, leaf in wanted.items() if path not in given]
+    for path, array in given.items():
+        if path not in wanted:
+            lines.append(f"not in the network: {_path(path)} {np.shape(array)}")
+        elif np.shape(array) != tuple(wanted[path].shape):
+            lines.append(f"shape: {_path(path)} is {np.shape(array)}, the network has {tuple(wanted[path].shape)}")
+        elif not jax.numpy.issubdtype(np.asarray(array).dtype, np.number):
+            lines.append(f"type: {_path(path)} is {np.asarray(array).dtype}, no numbers")
+    if lines or not given:
+        head = f"{where} does not match the network, {len(lines)} of {len(wanted)} arrays differ"
+        raise MismatchError("\n  ".join([head, *lines, *([] if given else [f"it holds {_names(arrays)}"])]))
+    return structure.unflatten([jax.numpy.asarray(given[path]) for path in wanted])
+
+
+def variables_of(arrays: Flat, model: Model, where: str) -> Variables:
+    """The variables of a network from a checkpoint; raises as `matched`."""
+    return matched(arrays, jax.eval_shape(model.init, jax.random.key(0)), where)
+
+
+def _name(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+
+def _path(path: tuple[str, ...]) -> str:
+    return "/".join(path)
+
+
+def _names(arrays: Flat) -> str:
+    names = [_path(path) for path in arrays]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

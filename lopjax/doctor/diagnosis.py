@@ -1,0 +1,101 @@
+"""What is wrong with a network, how bad, on what evidence, and what would mend it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.detection.lives import LifeTable
+from lopjax.detection.nearness import Status, describe_units, unit_nearness
+from lopjax.doctor import examine
+from lopjax.doctor.findings import Diagnosis, Finding, UnitRecord
+from lopjax.losses import check_batch, mean_cross_entropy
+from lopjax.model import Model, Variables
+from lopjax.models.check import check_labels
+from lopjax.rounding import at_least_float32
+
+
+def diagnose(
+    model: Model,
+    variables: Variables,
+    batch: tuple[Any, Any],
+    *,
+    loss: Callable[[jax.Array, Any], jax.Array] = mean_cross_entropy,
+    learning_rate: float | None = None,
+    clone_tolerance: float = 0.01,
+    lives: LifeTable | None = None,
+) -> Diagnosis:
+    """Look for every trap that the library knows, certify what is found, and say what would mend it.
+
+    Clones (by parameters, certified; whether they repel, and how long rounding would take to part them), near-clones,
+    dead and saturated units (certified), low rank. All on one batch, in eval mode: "dead" is dead on it.
+
+    Args:
+        model: any model.
+        variables: its variables.
+        batch: `(inputs, labels)`, a few hundred samples of the data it is trained on.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
+        learning_rate: to give times in steps of plain gradient descent.
+        clone_tolerance: relative distance of activations up to which a unit is near a clone.
+        lives: what units were along the run, to be drawn.
+
+    Returns:
+        The diagnosis: `print` it, or `lopjax.doctor.write_page` it.
+
+    Raises:
+        ValueError: variables of another network, labels that do not fit, numbers that are not finite or out of range.
+    """
+    for name, value in {"learning_rate": learning_rate, "clone_tolerance": clone_tolerance}.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name}={value}: must be positive and finite")
+    variables = at_least_float32(variables)
+    batch = jax.tree.map(jnp.asarray, (batch[0], batch[1]))
+    check_labels(model, variables, batch[0])
+    check_batch(loss, model, variables, batch)
+    found = jax.device_get(jax.jit(lambda v, b: unit_nearness(model, v, b, loss=loss))(variables, batch))
+    status = examine.statuses(found, clone_tolerance)
+    patient = examine.Patient(model, variables, batch, loss, found, status, clone_tolerance)
+    findings, texts, notes = _examined(patient)
+    logits = model.apply(variables, batch[0], dropout_rate=0.0).logits
+    facts = {
+        "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(variables["params"])),
+        "units": sum(len(each) for each in status.values()),
+        "samples": len(batch[0]),
+        "loss": f"{float(loss(logits, batch[1])):.4g}",
+    }
+    ordered = tuple(sorted(findings, key=lambda one: -one.severity))
+    summary = describe_units(found, clone_tolerance).splitlines()[0]
+    return Diagnosis(ordered, _records(patient, texts), summary, facts, learning_rate, lives, tuple(notes))
+
+
+def _examined(patient: examine.Patient) -> tuple[list[Finding], examine.Certificates, list[str]]:
+    findings, texts, notes = examine.exact_clones(patient)
+    exact = texts
+    for look in (
+        lambda one: examine.near_clones(one, exact),
+        examine.dead_units,
+        examine.saturated_units,
+        examine.low_rank,
+    ):
+        more, others, said = look(patient)
+        findings, texts, notes = findings + more, {**others, **texts}, notes + said
+    return findings, texts, notes
+
+
+def _records(patient: examine.Patient, texts: examine.Certificates) -> tuple[UnitRecord, ...]:
+    records = []
+    for space, near in patient.nearness.items():
+        for unit, number in enumerate(patient.status[space]):
+            distance = float(near.activations.distance[unit])
+            nearest = "none alive" if np.isinf(distance) else _nearest(near, unit, distance)
+            values = (float(array[unit]) for array in (near.death_radius, near.slope, near.time_scale))
+            text = texts.get((space, unit), "")
+            records.append(UnitRecord(space, unit, Status(int(number)).name, nearest, *values, text))
+    return tuple(records)
+
+
+def _nearest(near: Any, unit: int, distance: float) -> str:
+    multiple = float(near.activations.multiple[unit])
+    return f"unit {int(near.activations.unit[unit])} x {multiple:.3g}, {100 * distance:.2g} %"

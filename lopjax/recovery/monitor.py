@@ -1,0 +1,235 @@
+"""Symptoms, warnings and forecasts in anyone's loop: six lines beside a plain optax, NNX or Equinox training step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike
+
+from lopjax.detection.forecast import Forecast, measured_rate, trap_forecast
+from lopjax.detection.lives import LifeTable, Lives, start_lives, update_lives
+from lopjax.detection.nearness import UnitNearness, describe_units, unit_nearness, unit_status
+from lopjax.detection.warnings import (
+    OFF,
+    ON,
+    Thresholds,
+    Warnings,
+    WarningState,
+    describe_warnings,
+    start_warnings,
+    symptoms_of,
+    thresholds,
+    update_warnings,
+)
+from lopjax.losses import check_batch, mean_cross_entropy
+from lopjax.model import Model, Params, Variables
+from lopjax.optim.checks import check
+
+_SOON = 10_000.0
+
+
+class MonitorState(NamedTuple):
+    """Memory of a monitor; a tree of arrays, to be carried through the loop or saved with it.
+
+    Attributes:
+        warnings: of the detectors.
+        lives: what units are, and since when.
+        distances: by space, of every unit to its nearest clone at the last measurements, `(window, units)`.
+        params: at the last measurement.
+        step: of the last measurement.
+    """
+
+    warnings: WarningState
+    lives: Lives
+    distances: dict[str, jax.Array]
+    params: Params
+    step: jax.Array
+
+
+class MonitorReport(NamedTuple):
+    """One measurement; arrays, with `str` for the host.
+
+    Attributes:
+        step: of it.
+        warnings: scores, and which are on.
+        events: how often units died, revived, ... since the last measurement.
+        status: by space, a number of `lopjax.detection.Status` a unit.
+        nearness: by space, everything graded; radii in steps of the mean length since the last measurement.
+        forecast: by space, when each unit will be within 0.1 % of a clone, from the rate in the window.
+        loss: on the probe.
+    """
+
+    step: jax.Array
+    warnings: Warnings
+    events: dict[str, jax.Array]
+    status: dict[str, jax.Array]
+    nearness: dict[str, UnitNearness]
+    forecast: dict[str, Forecast]
+    loss: jax.Array
+
+    @property
+    def is_alarm(self) -> bool:
+        """Whether any warning is on."""
+        return bool(jnp.any(self.warnings.is_on))
+
+    def __str__(self) -> str:
+        """What a user reads."""
+        happened = ", ".join(f"{int(number)} {event}" for event, number in self.events.items() if number)
+        head = f"step {int(self.step)}: loss on the probe {float(self.loss):.4g}" + (
+            f"; {happened}" if happened else ""
+        )
+        return "\n".join([head, *describe_warnings(self.warnings), describe_units(self.nearness), *self._soon()])
+
+    def _soon(self) -> list[str]:
+        """The unit of each space that is the first to be a clone, if that can be said and is near."""
+        lines = []
+        for space, found in jax.device_get(self.forecast).items():
+            steps = np.where(found.is_decided & (found.steps > 0), found.steps, np.inf)
+            unit = int(np.argmin(steps))
+            if steps[unit] < _SOON:
+                lines.append(
+                    f"  {space}[{unit}] on the manifold of its clone in about {steps[unit]:,.0f} steps "
+                    f"({found.earliest[unit]:,.0f} to {found.latest[unit]:,.0f})"
+                )
+        return lines
+
+
+class Monitor(NamedTuple):
+    """Two pure functions.
+
+    Attributes:
+        init: `params -> state`.
+        update: `(state, params, step, train_loss=nan) -> (state, report)`, compiled; also inside jit, scan and vmap.
+    """
+
+    init: Callable[..., MonitorState]
+    update: Callable[..., tuple[MonitorState, MonitorReport]]
+
+
+def monitor(
+    model: Model,
+    probe: tuple[Any, Any],
+    *,
+    loss: Callable[[jax.Array, Any], jax.Array] = mean_cross_entropy,
+    window: int = 12,
+    on: Mapping[str, ArrayLike] = ON,
+    off: Mapping[str, ArrayLike] = OFF,
+    clone_tolerance: ArrayLike = 0.01,
+) -> Monitor:
+    """Watch a network on a fixed probe, in a loop that need not be ours.
+
+    `params` are the parameters as the model has them, or variables with statistics; of NNX
+    `nnx.to_pure_dict(nnx.state(net, nnx.Param))`, where the names are those of the model.
+
+        watch = lop.monitor(model, probe)
+        seen = watch.init(params)
+        for step in range(num_steps):
+            ...                                          # any training step
+            if step % 100 == 0:
+                seen, report = watch.update(seen, params, step)
+                print(report)
+
+    Args:
+        model: which arrays belong to which unit: of `lopjax.models`, labelled, or traced.
+        probe: `(inputs, labels)`, the same for the whole run: a few hundred samples.
+        loss: `(logits, labels) -> scalar`, a mean over samples; that of the probe is the validation loss of the
+            detectors.
+        window: measurements over which trends are tested.
+        on: where each warning begins, see `lopjax.detection.thresholds`.
+        off: where it ends.
+        clone_tolerance: relative distance of activations up to which a unit is near a clone.
+
+    Returns:
+        The monitor.
+
+    Raises:
+        ValueError: thresholds out of range or in the wrong order, a window of less than 4, a probe without samples; on
+            `init` and `update`, parameters of another network.
+    """
+    limits = thresholds(on, off)
+    check("clone_tolerance", clone_tolerance, minimum=0.0)
+    start_warnings(window)  # refuses a window that is too short
+    batch = jax.tree.map(jnp.asarray, (probe[0], probe[1]))
+    if not len(batch[0]):
+        raise ValueError("probe of no sample: give at least one, better a few hundred")
+    measure = partial(_update, model, batch, loss, limits, clone_tolerance)
+    compiled = jax.jit(measure)
+
+    def init(params: Params) -> MonitorState:
+        variables = _variables(params)
+        model.wiring.labels_of(variables["params"])  # raises where they do not match
+        check_batch(loss, model, variables, batch)
+        shapes = jax.eval_shape(lambda v: unit_nearness(model, v, batch, loss=loss), variables)
+        status = {space: jnp.zeros(model.wiring.size(space), jnp.int8) for space in shapes}
+        lives = start_lives(status)
+        distances = {space: jnp.full((window, len(one)), jnp.nan) for space, one in status.items()}
+        held = jax.tree.map(jnp.asarray, variables["params"])
+        return MonitorState(start_warnings(window), lives, distances, held, jnp.int32(-1))
+
+    def update(
+        state: MonitorState, params: Params, step: ArrayLike, train_loss: ArrayLike = np.nan
+    ) -> tuple[MonitorState, MonitorReport]:
+        variables = _variables(params)
+        model.wiring.labels_of(variables["params"])
+        return compiled(state, variables, jnp.asarray(step, jnp.int32), jnp.asarray(train_loss, float))
+
+    return Monitor(init, update)
+
+
+def life_table(reports: Sequence[MonitorReport]) -> LifeTable:
+    """The lives of units from the reports of a run, for `lopjax.detection.save_lives` and the doctor.
+
+    Raises:
+        ValueError: no report.
+    """
+    if not reports:
+        raise ValueError("no report: there are no lives to tell")
+    reports = jax.device_get([(one.step, one.status) for one in reports])
+    steps = np.array([int(step) for step, _ in reports])
+    return LifeTable(steps, {space: np.stack([one[space] for _, one in reports]) for space in reports[0][1]}, {})
+
+
+def _variables(params: Params) -> Variables:
+    """Variables, from themselves or from parameters alone."""
+    is_whole = isinstance(params, Mapping) and isinstance(params.get("params"), Mapping)
+    return params if is_whole else {"params": params}
+
+
+def _update(
+    model: Model,
+    batch: tuple[Any, Any],
+    loss: Any,
+    limits: Thresholds,
+    clone_tolerance: ArrayLike,
+    state: MonitorState,
+    variables: Variables,
+    step: jax.Array,
+    train_loss: jax.Array,
+) -> tuple[MonitorState, MonitorReport]:
+    params, is_first = variables["params"], state.step < 0
+    elapsed = jnp.where(is_first, 1, jnp.maximum(step - state.step, 1))
+    move = jax.tree.map(lambda new, old: (new - old) / elapsed.astype(new.dtype), params, state.params)
+    nearness = unit_nearness(model, variables, batch, step=move, loss=loss)
+    status = {space: unit_status(one, clone_tolerance) for space, one in nearness.items()}
+    before = {space: jnp.where(is_first, status[space], state.lives.status[space]) for space in status}
+    lives, events = update_lives(state.lives._replace(status=before), status, step)
+    value = loss(model.apply(variables, batch[0], dropout_rate=0.0).logits, batch[1])
+    train = jnp.where(jnp.isnan(train_loss), value, train_loss)
+    symptoms = symptoms_of(model, variables, nearness, batch[0], train, value)
+    memory, warnings = update_warnings(state.warnings, symptoms, step, limits)
+    distances = {
+        space: jnp.concatenate([state.distances[space][1:], one.activations.distance[None]])
+        for space, one in nearness.items()
+    }
+    forecast = {space: _forecast(found, elapsed) for space, found in distances.items()}
+    held = MonitorState(memory, lives, distances, jax.tree.map(jnp.asarray, params), step)
+    return held, MonitorReport(step, warnings, events, status, nearness, forecast, value)
+
+
+def _forecast(distances: jax.Array, spacing: jax.Array) -> Forecast:
+    """Of every unit of a space, from its distances at equally spaced measurements."""
+    rates = jax.vmap(lambda one: measured_rate(one, spacing), in_axes=1)(distances)
+    return trap_forecast(distances[-1], rates.exponent, rates.standard_error)

@@ -1,0 +1,81 @@
+"""The monitor in loops that are not ours: it sees a unit die and two become one, and changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lopjax as lop
+from lopjax.detection import Status, load_lives, save_lives
+from lopjax.losses import mean_squared_error
+from lopjax.recovery import life_table
+
+RANDOM = np.random.default_rng(2)
+PROBE = RANDOM.normal(size=(20, 3)).astype(np.float32), RANDOM.normal(size=(20, 2)).astype(np.float32)
+MODEL = lop.models.mlp((3,), (5,), 2, norm="none")
+
+
+def params_at(step):
+    """Unit 1 falls into unit 0 at e^(-0.01 t), unit 4 dies at step 60."""
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0))["params"]
+    params = jax.tree.map(lambda leaf: np.random.default_rng(3).normal(size=leaf.shape).astype(np.float32), shapes)
+    kernel, bias = params["hidden_0"]["kernel"], params["hidden_0"]["bias"]
+    bias[:], bias[4] = 0.5, 0.5 if step < 60 else -30
+    kernel[:, 1] = kernel[:, 0] + np.exp(-0.01 * step) * kernel[:, 1]
+    return params
+
+
+def test_a_monitor_sees_deaths_and_forecasts_clones(tmp_path):
+    watch = lop.monitor(MODEL, PROBE, loss=mean_squared_error, window=6, on={"dying": 0.2}, off={"dying": 0.1})
+    state, reports = watch.init(params_at(0)), []
+    for step in range(0, 241, 20):
+        state, report = watch.update(state, params_at(step), step)
+        reports.append(report)
+    died = [int(report.step) for report in reports if report.events["died"]]
+    assert died == [60]
+    assert not reports[2].is_alarm
+    assert reports[3].is_alarm
+    assert "1 died" in str(reports[3])
+    assert "dying since step 60" in str(reports[-1])
+    # d = d0 e^(-0.01 t): to 1e-3 it takes ln(d / 1e-3) / 0.01 steps.
+    distance = float(reports[-1].nearness["hidden_0"].activations.distance[1])
+    forecast = reports[-1].forecast["hidden_0"]
+    assert float(forecast.steps[1]) == pytest.approx(100 * np.log(distance / 1e-3), rel=0.1)
+    assert np.isinf(forecast.steps[2])
+    assert "on the manifold of its clone in about" in str(reports[-1])
+    table = load_lives(save_lives(life_table(reports), tmp_path / "lives.npz"))
+    assert table.status["hidden_0"][:, 4].tolist() == [Status.ALIVE] * 3 + [Status.DEAD] * 10
+
+
+def test_a_monitor_reads_the_parameters_of_an_nnx_network():
+    nnx = pytest.importorskip("flax.nnx", reason="NNX is not installed")
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden_0, self.classes = nnx.Linear(3, 5, rngs=rngs), nnx.Linear(5, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.classes(jax.nn.relu(self.hidden_0(x)))
+
+    net = Net(nnx.Rngs(0))
+    params = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    watch = lop.monitor(MODEL, PROBE, loss=mean_squared_error)
+    _, report = watch.update(watch.init(params), params, 0)
+    assert float(report.loss) == pytest.approx(
+        float(mean_squared_error(net(jnp.asarray(PROBE[0])), PROBE[1])), rel=1e-5
+    )
+
+
+def test_parameters_of_another_network_and_bad_settings_are_refused(unchecked):
+    watch = lop.monitor(MODEL, PROBE, loss=mean_squared_error)
+    with pytest.raises(ValueError, match="hidden_1"):
+        watch.init({**params_at(0), "hidden_1": {"kernel": np.zeros((5, 5))}})
+    for settings, message in (
+        ({"window": 3}, "window=3: must be an integer of at least 4"),
+        ({"on": {"dying": 0.1}}, "off < on"),
+        ({"clone_tolerance": -1.0}, "clone_tolerance=-1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lop.monitor(MODEL, PROBE, **settings)
+    with pytest.raises(ValueError, match="probe of no sample"):
+        lop.monitor(MODEL, (PROBE[0][:0], PROBE[1][:0]))
