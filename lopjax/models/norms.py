@@ -83,7 +83,7 @@ def standardise(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """`y = (x - mean) / sqrt(var + epsilon)`, mean and biased variance over `axes`.
 
-    One sample is subtracted first: the mean of equal large numbers is rounded, and would leave differences that the
+    One sample, or the largest entry, is subtracted first: the mean of equal large numbers is rounded, and would leave differences that the
     division by sqrt(epsilon) magnifies. So a constant becomes 0 exactly, whatever its size.
 
     The derivative is `dy = (dx - mean(dx) - y mean(y dx)) / sqrt(var + epsilon)` (arXiv 1502.03167, section 3, as one
@@ -97,7 +97,10 @@ def standardise(
     Returns:
         `y`, of the shape of `x`; mean and variance with `axes` of size 1.
     """
-    first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))]
+    # Over units, their largest: a function of all of them alike, whose rounding does not tell the first one apart.
+    of_units = x.ndim - 1 in axes
+    sample = tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))
+    first = jnp.max(x, axes, keepdims=True) if of_units else x[sample]
     shifted = x - first
     mean = jnp.mean(shifted, axes, keepdims=True)
     deviation = shifted - mean

@@ -1,0 +1,228 @@
+"""Dimensional analysis of cloning: how every value scales when the units of a space are cloned n times.
+
+In the cloned network each value is the base network's, repeated, times a power of n. Parameters have the power 0 where
+they write a space (`Out`) and -1 where they read it (`In`: they are divided). A sum over the space adds 1, products add,
+sums need equal powers, what is not linear and the outputs need 0. Which axes of which parameters are `In` is an unknown
+until something is contracted with them: powers are linear forms in these unknowns, and what has to vanish is collected.
+A space all of whose conditions hold is cloneable; one that is not names the equation at fault.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from lopjax.tracing.atoms import Atom
+from lopjax.tracing.jaxprs import Node
+
+Unknown = tuple[int, int]
+"""Number of a parameter's piece, and which of its leaves."""
+
+
+class Form(NamedTuple):
+    """A power of n: a number plus multiples of unknowns, each of which is -1 (`In`) or 0 (`Out`).
+
+    Attributes:
+        number: the constant.
+        terms: `(unknown, coefficient)`.
+        origin: where the constant first became other than 0.
+    """
+
+    number: float
+    terms: tuple[tuple[Unknown, float], ...]
+    origin: Node | None = None
+
+    def times(self, factor: float) -> "Form":
+        """A multiple."""
+        return Form(self.number * factor, tuple((u, c * factor) for u, c in self.terms), self.origin)
+
+    def plus(self, other: "Form", node: Node | None = None) -> "Form":
+        """A sum; `node` is where, if this is the first place where the power is not 0."""
+        terms = dict(self.terms)
+        for unknown, coefficient in other.terms:
+            terms[unknown] = terms.get(unknown, 0) + coefficient
+        kept = tuple(sorted((u, c) for u, c in terms.items() if c))
+        return Form(self.number + other.number, kept, self.origin or other.origin or node)
+
+    def value(self, read: set[Unknown]) -> float:
+        """The power if these unknowns are `In`, and all others `Out`."""
+        return self.number - sum(c for u, c in self.terms if u in read)
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether it is 0 whatever the unknowns are."""
+        return not self.terms and not self.number
+
+
+Powers = dict[Atom, Form]
+"""Powers that do not vanish, per leaf."""
+
+ANY = None
+"""The powers of zeros and infinities, which are what they are times any number."""
+
+
+class Condition(NamedTuple):
+    """A power that must be 0.
+
+    Attributes:
+        form: the power, or a difference of two that must be equal.
+        node: where; None for the outputs.
+        is_sum: whether two terms meet.
+    """
+
+    form: Form
+    node: Node | None
+    is_sum: bool
+
+
+@dataclass
+class Ledger:
+    """What a pass over the program finds out.
+
+    Attributes:
+        conditions: per leaf, what must vanish for it to be cloneable.
+        read: the unknowns that are `In`.
+        pairs: parameters contracted with parameters: one of the two is `In`.
+        candidates: per leaf, unknowns that may be `In` if the canonical choice fails: multiplied, then summed.
+        coupled: the leaves over which something is summed that is not a parameter's to divide.
+        factors: the unknowns of parameters that something was multiplied with, entry by entry.
+        forced: the leaves whose `In` are given, and not found; None for all of them found.
+    """
+
+    conditions: dict[Atom, list[Condition]] = field(default_factory=dict)
+    read: set[Unknown] = field(default_factory=set)
+    pairs: list[tuple[Atom, Form, Form]] = field(default_factory=list)
+    candidates: dict[Atom, set[Unknown]] = field(default_factory=dict)
+    coupled: set[Atom] = field(default_factory=set)
+    factors: set[Unknown] = field(default_factory=set)
+    forced: Mapping[Atom, frozenset[Unknown]] | None = None
+
+    def copy(self) -> "Ledger":
+        """A ledger that can be gone back to."""
+        conditions = {leaf: list(each) for leaf, each in self.conditions.items()}
+        candidates = {leaf: set(each) for leaf, each in self.candidates.items()}
+        return replace(
+            self,
+            conditions=conditions,
+            read=set(self.read),
+            pairs=list(self.pairs),
+            candidates=candidates,
+            coupled=set(self.coupled),
+            factors=set(self.factors),
+        )
+
+    def simplified(self, form: Form) -> Form:
+        """With the unknowns that are known to be `In`."""
+        known = [c for u, c in form.terms if u in self.read]
+        if not known:
+            return form
+        kept = tuple((u, c) for u, c in form.terms if u not in self.read)
+        return Form(form.number - sum(known), kept, form.origin)
+
+    def must_vanish(self, leaf: Atom, form: Form, node: Node | None, is_sum: bool = False) -> None:
+        """Note a condition; a pinned leaf needs none."""
+        if leaf.reason is None and not self.simplified(form).vanishes:
+            self.conditions.setdefault(leaf, []).append(Condition(form, node, is_sum))
+
+    def same(self, node: Node | None, one: Powers | None, other: Powers | None) -> Powers | None:
+        """Two terms of a sum have the same powers."""
+        if one is ANY or other is ANY:
+            return other if one is ANY else one
+        for leaf in {*one, *other}:
+            a, b = one.get(leaf, _ZERO), other.get(leaf, _ZERO)
+            if a.number != b.number or a.terms != b.terms:
+                self.must_vanish(leaf, a.plus(b.times(-1)), node, is_sum=True)
+        return one
+
+    def none(self, node: Node | None, powers: Powers | None) -> Powers:
+        """What is not linear takes no powers, and has none."""
+        for leaf, form in (powers or {}).items():
+            self.must_vanish(leaf, form, node)
+        return {}
+
+    def product(self, one: Powers | None, other: Powers | None, sign: int = 1) -> Powers | None:
+        """Powers of a product, or (sign -1) of a quotient."""
+        if one is ANY or (other is ANY and sign > 0):
+            return ANY
+        if not other:
+            return one
+        made = dict(one)
+        for leaf, form in other.items():
+            self._put(made, leaf, made.get(leaf, _ZERO).plus(form.times(sign)))
+        return made
+
+    def power(self, powers: Powers | None, exponent: float) -> Powers | None:
+        """Powers of a power."""
+        return powers if powers is ANY else {leaf: form.times(exponent) for leaf, form in powers.items() if exponent}
+
+    def counted(self, powers: Powers | None, leaves: Iterable[Atom], node: Node, by: int = 1) -> Powers | None:
+        """Powers after a sum over leaves (or, by -1, a mean of what was summed)."""
+        if powers is ANY:
+            return ANY
+        made = dict(powers)
+        for leaf in leaves:
+            if self.forced is not None and leaf not in self.forced:
+                continue
+            if leaf.reason is None:
+                self._put(made, leaf, made.get(leaf, _ZERO).plus(Form(by, ()), node))
+            else:
+                made.pop(leaf, None)
+        return made
+
+    def _put(self, powers: Powers, leaf: Atom, form: Form) -> None:
+        form = self.simplified(form)
+        if form.vanishes:
+            powers.pop(leaf, None)
+        else:
+            powers[leaf] = form
+
+    # --- What contracts with what --------------------
+
+    def contracted(
+        self, one: Powers | None, other: Powers | None, leaves: tuple[Atom, ...], is_data: tuple[bool, bool], node: Node
+    ) -> Powers | None:
+        """Powers of one term of a contraction over leaves, with the units that it sums over."""
+        if one is ANY or other is ANY:
+            return ANY
+        for leaf in leaves:
+            a, b = one.get(leaf, _ZERO), other.get(leaf, _ZERO)
+            if is_data[0] == is_data[1]:
+                if is_data[0] or not (a.terms or b.terms):
+                    self.coupled.add(leaf)
+                if not is_data[0]:
+                    self.pairs.append((leaf, a, b))
+                continue
+            parameters = b if is_data[0] else a
+            if self.forced is None:
+                self.read.update(unknown for unknown, _ in parameters.terms)
+            if not parameters.terms:
+                self.coupled.add(leaf)
+        return self.counted(self.product(one, other), leaves, node)
+
+    # --- The end: which choice of unknowns makes everything vanish --------------------
+
+    def settle(self) -> dict[Atom, Condition]:
+        """Decide what is left open, leaf by leaf; the condition that fails for each leaf that cannot be cloned."""
+        for leaf, one, other in self.pairs:
+            self._decide(leaf, one, other)
+        failed = {leaf: _first_failure(conditions, self.read) for leaf, conditions in self.conditions.items()}
+        return {leaf: condition for leaf, condition in failed.items() if condition is not None}
+
+    def _decide(self, leaf: Atom, one: Form, other: Form) -> None:
+        """Of two parameters contracted with each other one is divided: the one that already reads, or the second."""
+        a, b = ([u for u, _ in form.terms] for form in (one, other))
+        if self.forced is not None or leaf.reason is not None or any(u in self.read for u in (*a, *b)):
+            return
+        chosen = b or a
+        for mine, others in ((a, b), (b, a)):
+            # The factor nearer to the output reads: the other one reads the input side already.
+            is_first = {piece for piece, _ in mine} & {piece for piece, _ in self.read}
+            if is_first and others and not {piece for piece, _ in others} & {piece for piece, _ in self.read}:
+                chosen = others
+        self.read.update(chosen)
+
+
+_ZERO = Form(0, ())
+
+
+def _first_failure(conditions: list[Condition], read: set[Unknown]) -> Condition | None:
+    return next((each for each in conditions if abs(each.form.value(read)) > 1e-9), None)

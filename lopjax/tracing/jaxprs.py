@@ -1,0 +1,217 @@
+"""A traced function as a tree of nodes: the only module that touches what is private in JAX, or moves between versions.
+
+Calls (`jit`, `remat`, custom derivatives) are transparent: the values inside are those outside, under the same number.
+Loops and branches keep inner blocks with numbers of their own. A number names one value of one call, never two.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import source_info_util
+from jax.extend import core
+
+CALLS = frozenset(
+    "jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat remat2 checkpoint".split()
+)
+"""Primitives whose values inside are those outside."""
+
+REMAT = frozenset({"remat", "remat2", "checkpoint"})
+CUSTOM_RULES = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+
+
+@dataclass(eq=False)
+class Block:
+    """A sequence of nodes, its inputs and outputs, by number."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...] = ()
+    nodes: list["Node"] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Node:
+    """One equation; for a call, a loop or a branch, with what is inside.
+
+    Attributes:
+        eqn: the equation itself.
+        inputs: the values that it takes.
+        outputs: the values that it makes.
+        caller: the call of a function of JAX's own that it is in, whose line is the user's.
+        blocks: one for a call, `scan`; two (condition, body) for `while`; one per branch for `cond`.
+    """
+
+    eqn: Any
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    blocks: tuple[Block, ...] = ()
+    caller: "Node | None" = None
+
+    @property
+    def name(self) -> str:
+        """Name of the primitive."""
+        return self.eqn.primitive.name
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the equation."""
+        return self.eqn.params
+
+    @property
+    def is_call(self) -> bool:
+        """Whether the inside is transparent."""
+        return self.name in CALLS and len(self.blocks) == 1
+
+    @property
+    def where(self) -> str:
+        """`name at file:line`, of the user's code."""
+        place = (self.caller or self).eqn.source_info
+        return f"{self.name} at {source_info_util.summarize(place)}"
+
+
+@dataclass(eq=False)
+class Program:
+    """A traced function.
+
+    Attributes:
+        block: its nodes.
+        avals: shape and type of every value.
+        constants: the values that are known: literals, and arrays that the function closes over.
+        numbers: further values that are one known number everywhere: computed from literals.
+        tree: structure of the output.
+    """
+
+    block: Block
+    avals: list[Any] = field(default_factory=list)
+    constants: dict[int, Any] = field(default_factory=dict)
+    numbers: dict[int, Any] = field(default_factory=dict)
+    tree: Any = None
+
+    def shape(self, value: int) -> tuple[int, ...]:
+        """Shape of a value."""
+        return tuple(getattr(self.avals[value], "shape", ()))
+
+    def scalar(self, value: int) -> Any:
+        """The number that a value is known to be everywhere; `None` if it is not known, or not one number."""
+        if value in self.numbers:
+            return self.numbers[value]
+        known = self.constants.get(value)
+        if known is None or getattr(known, "size", 1) == 0:
+            return None
+        if getattr(known, "size", 1) == 1:
+            return np.asarray(known).reshape(())[()]
+        first = np.asarray(known).reshape(-1)
+        return first[0] if (first == first[0]).all() else None
+
+
+def read_program(function: Callable[..., Any], *args: Any) -> Program:
+    """Trace a function at shapes, and number its values."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    program = Program(Block(()), tree=jax.tree.structure(shapes))
+    block = Block(tuple(_new(program, var.aval) for var in closed.jaxpr.invars))
+    _read(program, block, closed.jaxpr, closed.consts, block.inputs, None)
+    program.block = block
+    return program
+
+
+def walk(block: Block) -> Iterator[Node]:
+    """Every node, in order; those inside calls, loops and branches after the node that has them."""
+    for node in block.nodes:
+        yield node
+        for inner in node.blocks:
+            yield from walk(inner)
+
+
+def _new(program: Program, aval: Any, known: Any = None) -> int:
+    program.avals.append(aval)
+    if known is not None:
+        program.constants[len(program.avals) - 1] = known
+    return len(program.avals) - 1
+
+
+def _read(
+    program: Program, block: Block, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[int], caller: Node | None
+) -> None:
+    """Fill a block with the equations of a jaxpr whose inputs already have numbers."""
+    numbers: dict[Any, int] = dict(zip(jaxpr.invars, inputs, strict=True))
+    for var, const in zip(jaxpr.constvars, consts, strict=True):
+        numbers[var] = _new(program, var.aval, const)
+
+    def number(atom: Any) -> int:
+        return _new(program, atom.aval, atom.val) if isinstance(atom, core.Literal) else numbers[atom]
+
+    for eqn in jaxpr.eqns:
+        given = tuple(number(atom) for atom in eqn.invars)
+        node = Node(eqn, given, (), caller=caller)
+        node.blocks = tuple(_inner(program, node))
+        if node.is_call:
+            node.outputs = node.blocks[0].outputs
+        else:
+            node.outputs = tuple(_new(program, var.aval) for var in eqn.outvars)
+            _fold(program, node)
+        numbers |= zip(eqn.outvars, node.outputs, strict=True)
+        block.nodes.append(node)
+    block.outputs = tuple(number(atom) for atom in jaxpr.outvars)
+
+
+def _inner(program: Program, node: Node) -> Iterator[Block]:
+    """The blocks inside an equation; none if it is a plain primitive, or a call of a kind that is not known."""
+    name, params, given = node.name, node.params, node.inputs
+    if name in CALLS:
+        inner = params.get("jaxpr", params.get("call_jaxpr", params.get("fun_jaxpr")))
+        jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+        if jaxpr is not None and len(jaxpr.invars) == len(given) and not (jaxpr.constvars and not consts):
+            block = Block(given)
+            _read(program, block, jaxpr, consts, given, node.caller or (node if _is_of_jax(jaxpr) else None))
+            yield block
+        return
+    bodies = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr")}.get(name, ())
+    for inner in params["branches"] if name == "cond" else [params[each] for each in bodies]:
+        block = Block(tuple(_new(program, var.aval) for var in inner.jaxpr.invars))
+        _read(program, block, inner.jaxpr, inner.consts, block.inputs, node.caller)
+        yield block
+
+
+def _is_of_jax(jaxpr: Any) -> bool:
+    """Whether a function is JAX's own: where it was traced first says nothing about where it is called."""
+    return f"{_JAX}/" in str(getattr(jaxpr.debug_info, "func_src_info", ""))
+
+
+_JAX = str(Path(jax.__file__).parent)
+
+_FOLDED: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "max": np.maximum,
+    "min": np.minimum,
+    "sqrt": np.sqrt,
+    "convert_element_type": lambda number: number,
+    "broadcast_in_dim": lambda number: number,
+}
+
+
+def _fold(program: Program, node: Node) -> None:
+    """Note what a value is that is computed from known numbers."""
+    if node.name in _FOLDED:
+        known = [program.scalar(value) if not program.shape(value) else None for value in node.inputs]
+        if all(isinstance(number, np.number | int | float) for number in known):
+            with np.errstate(all="ignore"):
+                program.numbers[node.outputs[0]] = _FOLDED[node.name](*known)
+
+
+def rebind(node: Node, values: Sequence[Any], params: dict[str, Any] | None = None) -> list[Any]:
+    """Apply a node's primitive to other values, with other parameters if given."""
+    primitive = node.eqn.primitive
+    functions, bound = primitive.get_bind_params(node.params if params is None else params)
+    out = primitive.bind(*functions, *values, **bound)
+    return list(out) if primitive.multiple_results else [out]
+
+
+def is_symbolic(exception: Exception) -> bool:
+    """Whether an error says that Python asked for the value of a traced array."""
+    return isinstance(exception, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError)
