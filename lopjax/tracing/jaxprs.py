@@ -207,8 +207,9 @@ def _fold(program: Program, node: Node) -> None:
 def rebind(node: Node, values: Sequence[Any], params: dict[str, Any] | None = None) -> list[Any]:
     """Apply a node's primitive to other values, with other parameters if given."""
     primitive = node.eqn.primitive
-    functions, bound = primitive.get_bind_params(node.params if params is None else params)
-    out = primitive.bind(*functions, *values, **bound)
+    bound = primitive.get_bind_params(node.params if params is None else params)
+    with node.eqn.ctx.manager:
+        out = primitive.bind(*values, **bound)
     return list(out) if primitive.multiple_results else [out]
 
 

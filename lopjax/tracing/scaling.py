@@ -353,7 +353,9 @@ def _transpose(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndar
     return given[0].transpose(node.params["permutation"])
 
 
-def _segment(scaling: Scaling, node: Node, powers: np.ndarray, result: int, axis: int, entries: np.ndarray) -> np.ndarray:
+def _segment(
+    scaling: Scaling, node: Node, powers: np.ndarray, result: int, axis: int, entries: np.ndarray
+) -> np.ndarray:
     """The pieces of chosen entries of an axis."""
     program, typing = scaling.typing.program, scaling.typing
     before = piece_of(typing.of(node.inputs[0])[axis], program.shape(node.inputs[0])[axis])

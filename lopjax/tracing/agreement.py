@@ -1,0 +1,78 @@
+"""Labels written by hand, and the wiring read from the program: do they say the same?"""
+
+from typing import Any
+
+import jax
+
+from lopjax.model import Model
+from lopjax.tracing.traced import Traced, trace_model
+from lopjax.wiring import In, Wiring
+
+
+def wiring_agrees(model: Model, inputs: Any, *, check: bool = False) -> tuple[str, ...]:
+    """Compare the labels of a model with what is read from its program.
+
+    Names do not matter. The program may tell more than the labels (a unit space where they have none, a space that can
+    be cloned where they only permute): that is returned. It may not contradict them.
+
+    Args:
+        model: a labelled model.
+        inputs: a batch of two or more; shapes suffice.
+        check: verify what is read, too (`trace_model`).
+
+    Returns:
+        One sentence for each axis of which the program tells more; empty if both say the same.
+
+    Raises:
+        ValueError: one line for each contradiction, with what the labels and what the program say.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lopjax.models import mlp
+        >>> wiring_agrees(mlp((4,), (3,), 2), jnp.ones((2, 4)))
+        ()
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    traced = trace_model(lambda variables, x: model.apply(variables, x).logits, shapes, inputs, check=check)
+    faults, more = _compare(model.wiring, traced)
+    if faults:
+        raise ValueError("\n".join(["labels and program contradict each other:", *(f"  {each}" for each in faults)]))
+    return tuple(more)
+
+
+def _compare(labels: Wiring, traced: Traced) -> tuple[list[str], list[str]]:
+    found = traced.model.wiring
+    by_hand: dict[str, str] = {}
+    by_program: dict[str, str] = {}
+    faults, more = [], []
+    read = dict(found.labels)
+    for path, label in labels.labels:
+        if path not in read or len(read[path].axes) != len(label.axes):
+            faults.append(f"{'/'.join(path)}: {label.axes} by its label, cut into pieces by the program")
+            continue
+        for index, (one, other) in enumerate(zip(label.axes, read[path].axes, strict=True)):
+            where = f"{'/'.join(path)}, axis {index}"
+            is_free = one is not None and one.space not in labels.fixed
+            is_found = other is not None and other.space not in found.fixed
+            if not is_free and not is_found:
+                continue
+            if not is_free:
+                more.append(f"{where}: {one} by its label, {other} by the program")
+                continue
+            if not is_found or _role(one) != _role(other) and one.space in labels.cloneable:
+                reason = "" if other is None else f" ({dict(found.reasons).get(other.space, '')})"
+                faults.append(f"{where}: {one} by its label, {other}{reason} by the program")
+                continue
+            same = by_hand.setdefault(one.space, other.space) == other.space
+            if not same or by_program.setdefault(other.space, one.space) != one.space:
+                faults.append(f"{where}: {one} by its label, {other} by the program, which is another space elsewhere")
+    for space, other in by_hand.items():
+        if space in labels.cloneable and other not in found.cloneable:
+            faults.append(f"{space}: cloneable by the labels, {found.why_not_cloneable(other)} by the program")
+        if space not in labels.cloneable and other in found.cloneable:
+            more.append(f"{space}: permutable by the labels, cloneable by the program")
+    return faults, more
+
+
+def _role(axis: Any) -> bool:
+    return isinstance(axis, In)

@@ -1,0 +1,251 @@
+"""Run a program: with what passes its sites recorded and shifted, and at other numbers of units."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lopjax.model import Tap
+from lopjax.tracing.jaxprs import CUSTOM_RULES, REMAT, Block, Node, rebind, walk
+from lopjax.tracing.rules import ELEMENTWISE
+from lopjax.tracing.sites import FoundSite
+from lopjax.tracing.wide import Sizes
+
+Recorded = dict[str, tuple[Any, Any]]
+"""Pre- and post-activations per site, in the program's own axes."""
+
+
+class Setting(NamedTuple):
+    """What is run, besides the inputs.
+
+    Attributes:
+        sizes: of the network.
+        sites: by name.
+        shifts: what is added at each site, in the program's own axes.
+        opened: the calls that are run node by node.
+        wrapped: the calls that are a site's own, from its pre- to its post-activation.
+    """
+
+    sizes: Sizes
+    sites: Mapping[str, FoundSite]
+    shifts: Mapping[str, Tap]
+    opened: frozenset[Node] = frozenset()
+    wrapped: frozenset[Node] = frozenset()
+
+
+def make_setting(sizes: Sizes, sites: Mapping[str, FoundSite], shifts: Mapping[str, Tap]) -> Setting:
+    """A setting, with the calls that have to be opened: those that hold sites, all where sizes change."""
+    opened: set[Node] = set()
+    wrapped: set[Node] = set()
+    for node in walk(sizes.typing.program.block):
+        if not node.is_call:
+            continue
+        nodes = set(_plain(node.blocks[0]))
+        inner = {value for each in nodes for value in each.outputs} - set(node.outputs)
+        touched = [site for site in sites.values() if site.nodes & nodes or site.pre in inner or site.post in inner]
+        if touched and all(nodes <= site.nodes and not {site.pre, site.post} & inner for site in touched):
+            wrapped.add(node)
+        elif touched:
+            opened.add(node)
+        if sizes.units and not (node.name in CUSTOM_RULES and _is_elementwise(sizes, node)):
+            opened.add(node)
+    return Setting(sizes, sites, shifts, frozenset(opened), frozenset(wrapped))
+
+
+def run_program(setting: Setting, inputs: Sequence[Any]) -> tuple[list[Any], Recorded]:
+    """The outputs of a program, and what its sites carry.
+
+    Args:
+        setting: sizes, sites and shifts.
+        inputs: of the program, flat.
+    """
+    program = setting.sizes.typing.program
+    values = dict(zip(program.block.inputs, inputs, strict=True))
+    recorded = _run(setting, program.block, values)
+    return [_value(setting, values, each) for each in program.block.outputs], recorded
+
+
+def _value(setting: Setting, values: Mapping[int, Any], value: int) -> Any:
+    if value in values:
+        return values[value]
+    return setting.sizes.constant(value, setting.sizes.typing.program.constants[value])
+
+
+def _run(setting: Setting, block: Block, values: dict[int, Any]) -> Recorded:
+    """Run the nodes of a block; `values` grows."""
+    recorded: Recorded = {}
+    shifted: dict[int, list[tuple[FoundSite, Any]]] = {}
+    by_pre = {site.pre: (name, site) for name, site in setting.sites.items()}
+    by_post = {site.post: (name, site) for name, site in setting.sites.items()}
+
+    def arrived(value: int) -> None:
+        """Record and shift what passes a site."""
+        if value in by_pre and by_pre[value][0] not in recorded:
+            name, site = by_pre[value]
+            pre = values[value]
+            if name in setting.shifts:
+                pre = pre + setting.shifts[name].pre.astype(pre.dtype)
+            recorded[name] = (pre, pre)
+            if site.nodes:
+                shifted.setdefault(value, []).append((site, pre))
+            else:
+                values[value] = pre
+        if value in by_post:
+            name, site = by_post[value]
+            if name in setting.shifts:
+                values[value] = values[value] + setting.shifts[name].post.astype(values[value].dtype)
+            recorded[name] = (recorded[name][0], values[value])
+
+    def operand(node: Node, index: int) -> Any:
+        value = node.inputs[index]
+        for site, pre in shifted.get(value, ()):
+            if node in site.nodes or node in setting.wrapped:
+                return pre
+        return setting.sizes.operand(node, index, _value(setting, values, value))
+
+    def go(block: Block) -> None:
+        for node in block.nodes:
+            if node in setting.opened:
+                if node.name in REMAT:
+                    recorded.update(_remat(setting, node, values))
+                else:
+                    go(node.blocks[0])
+                    continue
+            else:
+                given = [operand(node, index) for index in range(len(node.inputs))]
+                made, inner = _results(setting, node, given)
+                recorded.update(inner)
+                values.update(zip(node.outputs, made, strict=True))
+            for value in dict.fromkeys(node.outputs):
+                arrived(value)
+
+    for value in block.inputs:
+        arrived(value)
+    go(block)
+    return recorded
+
+
+def _plain(block: Block) -> list[Node]:
+    return [node for node in walk(block) if not node.is_call]
+
+
+def _is_elementwise(sizes: Sizes, node: Node) -> bool:
+    """Whether a call computes entry by entry, from values of one shape and numbers."""
+    program = sizes.typing.program
+    shapes = {program.shape(value) for value in (*node.inputs, *node.outputs)} - {()}
+    return len(shapes) == 1 and all(each.name in ELEMENTWISE for each in _plain(node.blocks[0]))
+
+
+def _results(setting: Setting, node: Node, given: list[Any]) -> tuple[list[Any], Recorded]:
+    sizes = setting.sizes
+    if not node.blocks:
+        return rebind(node, given, sizes.params(node) if sizes.units else None), {}
+    if node.is_call:
+        return (_entrywise(node, given) if sizes.units else rebind(node, given)), {}
+    names = {name for name, site in setting.sites.items() if any(_has(block, site) for block in node.blocks)}
+    if not sizes.units and not names:
+        return rebind(node, given), {}
+    inner = setting._replace(sites={name: setting.sites[name] for name in names}, shifts={})
+    if node.name == "scan":
+        shifts = {name: shift for name, shift in setting.shifts.items() if name in names}
+        return _scan(inner, node, given, shifts)
+    if node.name == "while":
+        return _while(inner._replace(sites={}), node, given), {}
+    return _cond(inner._replace(sites={}), node, given), {}
+
+
+def _has(block: Block, site: FoundSite) -> bool:
+    return site.pre in block.inputs or any(site.pre in node.outputs for node in walk(block))
+
+
+def _entrywise(node: Node, given: list[Any]) -> list[Any]:
+    """An elementwise call with a derivative rule of its own, on arrays of another shape: over chunks of its own."""
+    shape = next(var.aval.shape for var in (*node.eqn.invars, *node.eqn.outvars) if var.aval.shape)
+    chunk = prod(shape)
+    wide = next(jnp.shape(each) for each in given if jnp.shape(each))
+    number = -(-prod(wide) // chunk)
+
+    def chunks(array: Any) -> Any:
+        if not jnp.shape(array):
+            return array
+        flat = jnp.pad(jnp.reshape(array, -1), (0, number * chunk - prod(wide)), mode="edge")
+        return flat.reshape(number, *shape)
+
+    axes = [0 if jnp.shape(each) else None for each in given]
+    made = jax.vmap(lambda *each: rebind(node, each), axes)(*map(chunks, given))
+    return [each.reshape(-1)[: prod(wide)].reshape(wide) for each in made]
+
+
+# --- Calls, loops and branches --------------------------------------
+
+
+def _remat(setting: Setting, node: Node, values: dict[int, Any]) -> Recorded:
+    block = node.blocks[0]
+
+    def inside(*given: Any) -> tuple[list[Any], Recorded]:
+        own = dict(zip(block.inputs, given, strict=True))
+        recorded = _run(setting, block, own)
+        return [_value(setting, own, each) for each in block.outputs], recorded
+
+    policy, prevent = node.params.get("policy"), node.params.get("prevent_cse", True)
+    given = [_value(setting, values, each) for each in block.inputs]
+    made, recorded = jax.checkpoint(inside, policy=policy, prevent_cse=prevent)(*given)
+    values.update(zip(block.outputs, made, strict=True))
+    return recorded
+
+
+def _scan(setting: Setting, node: Node, given: list[Any], shifts: Mapping[str, Tap]) -> tuple[list[Any], Recorded]:
+    (block,) = node.blocks
+    num_consts, num_carry = node.params["num_consts"], node.params["num_carry"]
+    consts, carry = given[:num_consts], given[num_consts : num_consts + num_carry]
+
+    def step(carry: Any, each: Any) -> Any:
+        xs, shift = each
+        values = dict(zip(block.inputs, (*consts, *carry, *xs), strict=True))
+        recorded = _run(setting._replace(shifts=shift), block, values)
+        made = [_value(setting, values, value) for value in block.outputs]
+        made[:num_carry] = [jnp.asarray(new, jnp.asarray(old).dtype) for new, old in zip(made, carry)]
+        return made[:num_carry], (made[num_carry:], recorded)
+
+    xs = (given[num_consts + num_carry :], dict(shifts))
+    length, reverse, unroll = (node.params[key] for key in ("length", "reverse", "unroll"))
+    carry, (made, recorded) = jax.lax.scan(step, carry, xs, length=length, reverse=reverse, unroll=unroll)
+    return [*carry, *made], recorded
+
+
+def _while(setting: Setting, node: Node, given: list[Any]) -> list[Any]:
+    condition, body = node.blocks
+    num_cond, num_body = node.params["cond_nconsts"], node.params["body_nconsts"]
+    before, consts, carry = given[:num_cond], given[num_cond:][:num_body], given[num_cond + num_body :]
+
+    def run(block: Block, values: Sequence[Any]) -> list[Any]:
+        own = dict(zip(block.inputs, values, strict=True))
+        _run(setting, block, own)
+        return [_value(setting, own, value) for value in block.outputs]
+
+    return jax.lax.while_loop(
+        lambda carry: run(condition, (*before, *carry))[0], lambda carry: run(body, (*consts, *carry)), carry
+    )
+
+
+def _cond(setting: Setting, node: Node, given: list[Any]) -> list[Any]:
+    index, *operands = given
+
+    def branch(block: Block) -> Any:
+        def run(*values: Any) -> list[Any]:
+            own = dict(zip(block.inputs, values, strict=True))
+            _run(setting, block, own)
+            return [_value(setting, own, value) for value in block.outputs]
+
+        return run
+
+    platforms = node.params.get("branches_platforms")
+    if platforms is not None:
+        here = jax.default_backend()
+        chosen = next(i for i, each in enumerate(platforms) if each is None or here in each)
+        return branch(node.blocks[chosen])(*operands)
+    if jnp.asarray(index).dtype == bool:
+        index = jnp.asarray(index, jnp.int32)
+    return jax.lax.switch(index, [branch(block) for block in node.blocks], *operands)

@@ -1,0 +1,188 @@
+"""A function of parameters and inputs, traced once for every shape of its inputs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.tracing.atoms import Atom, find
+from lopjax.tracing.jaxprs import Program, is_symbolic, read_program
+from lopjax.tracing.scaling import Cloning, infer_cloning
+from lopjax.tracing.sites import FoundSite, find_sites
+from lopjax.tracing.spaces import Diagram, describe
+from lopjax.tracing.types import Typing, infer_types
+from lopjax.tracing.wide import Sizes
+from lopjax.wiring import Path
+
+
+class Plan(NamedTuple):
+    """A program at one shape of inputs, and what was found in it.
+
+    Attributes:
+        program: the nodes.
+        typing: what the axes of every value are made of.
+        cloning: which leaves can be cloned.
+        diagram: the parameters' spaces, layouts and labels.
+        atoms: the space of every free leaf of a parameter.
+        sites: by name, in the order of the forward pass.
+    """
+
+    program: Program
+    typing: Typing
+    cloning: Cloning
+    diagram: Diagram
+    atoms: Mapping[Atom, str]
+    sites: Mapping[str, FoundSite]
+
+    def sizes(self, units: Mapping[str, int]) -> Sizes:
+        """The program's sizes with other numbers of units."""
+        changed = {
+            atom: units[name] for atom, name in self.atoms.items() if units.get(name, atom.size) != find(atom).size
+        }
+        return Sizes(self.typing, changed, self.cloning.growing)
+
+
+@dataclass(eq=False)
+class Network:
+    """What the user gave, and the plans made so far.
+
+    Attributes:
+        apply: `apply(params, inputs) -> outputs`.
+        shapes: of the parameters.
+        names: other names for some spaces.
+        fixed: spaces that are not to be cloned.
+    """
+
+    apply: Callable[[Any, Any], Any]
+    shapes: Any
+    names: Mapping[str, str]
+    fixed: Sequence[str]
+    plans: dict[Any, Plan] = field(default_factory=dict)
+    diagram: Diagram | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """Of the parameters; the first entry is the collection."""
+        return parameter_paths(self.shapes)
+
+    def plan(self, inputs: Any, dtypes: Sequence[Any] | None = None) -> Plan:
+        """The plan for inputs of one shape, and parameters of given types."""
+        flat, structure = jax.tree.flatten(self.shapes)
+        dtypes = [leaf.dtype for leaf in flat] if dtypes is None else list(dtypes)
+        given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), inputs)
+        leaves, tree = jax.tree.flatten(given)
+        key = (tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), tuple(map(str, dtypes)), _precision())
+        if key not in self.plans:
+            params = [jax.ShapeDtypeStruct(leaf.shape, dtype) for leaf, dtype in zip(flat, dtypes, strict=True)]
+            self.plans[key] = self._make(structure.unflatten(params), given)
+        return self.plans[key]
+
+    def _make(self, params: Any, inputs: Any) -> Plan:
+        program = trace(self.apply, params, inputs)
+        number = len(jax.tree.leaves(params))
+        typing = infer_types(program, number)
+        cloning = infer_cloning(typing, number)
+        diagram, atoms = describe(typing, cloning, self.paths, self.names, self.fixed)
+        if self.diagram is None:
+            self.diagram = diagram
+        elif self.diagram.labels != diagram.labels:
+            raise ValueError(
+                "the wiring of this network depends on the shape of its inputs: trace_model was called with others; "
+                "trace a network for each shape"
+            )
+        return Plan(program, typing, cloning, diagram, atoms, _named_sites(typing, atoms, number))
+
+
+def _precision() -> bool:
+    return bool(jax.config.jax_enable_x64)
+
+
+def _named_sites(typing: Typing, atoms: Mapping[Atom, str], number: int) -> dict[str, FoundSite]:
+    """Sites after their space, numbered where it has several; none if a batch of one hides the batch axis."""
+    inputs = typing.program.block.inputs[number:]
+    batch = next((typing.of(value)[0] for value in inputs if typing.of(value) and typing.of(value)[0]), None)
+    if batch is None:
+        return {}
+    found = find_sites(typing, atoms, batch)
+    of_space: dict[str, int] = {}
+    named = {}
+    for site in found:
+        space = atoms[site.leaf]
+        index = of_space[space] = of_space.get(space, -1) + 1
+        named[f"{space}:{index}" if index else space] = site
+    return named
+
+
+def parameter_paths(tree: Any) -> list[Path]:
+    """Paths of all arrays as strings; collections are kept where there are any, else all are `"params"`."""
+    keyed, _ = jax.tree_util.tree_flatten_with_path(tree)
+    paths = [tuple(_word(key) for key in path) or ("array",) for path, _ in keyed]
+    has_collections = isinstance(tree, Mapping) and "params" in tree
+    paths = paths if has_collections else [("params", *path) for path in paths]
+    if len(set(paths)) < len(paths):
+        raise ValueError(
+            f"parameters whose paths read alike: {sorted({'/'.join(p) for p in paths if paths.count(p) > 1})}"
+        )
+    return paths
+
+
+def _word(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def trace(apply: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Program:
+    """The program of a function at shapes.
+
+    Raises:
+        ValueError: Python asks for the value of an array, or the outputs are no arrays.
+    """
+    try:
+        return read_program(apply, params, inputs)
+    except Exception as error:
+        if is_symbolic(error):
+            raise ValueError(
+                "the network cannot be traced: Python control flow looks at the value of an array "
+                f"({str(error).splitlines()[0]}); write it with jnp.where or jax.lax.cond"
+            ) from error
+        if isinstance(error, TypeError) and "valid JAX type" in str(error):
+            raise ValueError(
+                f"the network's outputs must be arrays, or trees of arrays: {str(error).splitlines()[0]}; let apply "
+                "return arrays only"
+            ) from error
+        raise
+
+
+def check_parameters(params: Any, inputs: Any) -> None:
+    """Refuse parameters that cannot be trained, and inputs without a batch.
+
+    Raises:
+        ValueError: names the array, what was given and what to do.
+    """
+    leaves = list(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
+    if not leaves:
+        raise ValueError("params has no arrays: pass the parameters that apply(params, inputs) takes")
+    for path, leaf in leaves:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ValueError(
+                f"parameter {'/'.join(path)} is of type {jnp.result_type(leaf)}: parameters must be floating point "
+                "numbers; close over the others (equinox: eqx.partition(module, eqx.is_inexact_array))"
+            )
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]
+    if not any(shapes):
+        raise ValueError(f"inputs of shapes {shapes}: the first axis must be the batch; pass a batch of inputs")
+    batch = next(shape[0] for shape in shapes if shape)
+    if batch < 2:
+        raise ValueError(f"a batch of {batch}: which axis is the batch cannot be seen; pass two inputs or more")
+
+
+def generic(shape: Sequence[int], rng: np.random.Generator, fan: int, is_positive: bool) -> np.ndarray:
+    """Numbers of which no two are equal and none is 0, whose sums over `fan` terms have a size of about 1."""
+    if is_positive:
+        return rng.uniform(0.5, 1.5, shape)
+    return 1.5 * rng.normal(size=shape) / np.sqrt(fan)

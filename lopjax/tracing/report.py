@@ -1,0 +1,50 @@
+"""What was found, as a table for people."""
+
+from collections.abc import Sequence
+
+from lopjax.tracing.spaces import CLONEABLE, FIXED, PERMUTABLE, Space
+from lopjax.tracing.verify import Verification
+from lopjax.wiring import In, Wiring
+
+
+def written(wiring: Wiring, spaces: Sequence[Space], verification: Verification | None, notes: Sequence[str]) -> str:
+    """Every unit space: size, state, the arrays that it stands on, and why it cannot be cloned.
+
+    Args:
+        wiring: labels and sites.
+        spaces: what was found.
+        verification: what the network itself said.
+        notes: what to know besides.
+    """
+    lines = []
+    for state in (CLONEABLE, PERMUTABLE, FIXED):
+        chosen = [space for space in spaces if space.state == state]
+        if not chosen:
+            continue
+        lines.append(f"{state}: {len(chosen)} unit spaces")
+        width = max(len(space.name) for space in chosen)
+        for space in chosen:
+            lines.append(f"  {space.name:<{width}}  {space.size:>5} units  {_arrays(wiring, space.name)}")
+            if sites := wiring.sites_of(space.name):
+                kinds = [getattr(wiring.site(site).activation, "name", wiring.site(site).activation) for site in sites]
+                lines.append(f"    sites: {', '.join(f'{site} ({kind})' for site, kind in zip(sites, kinds))}")
+            if space.reason:
+                lines.append(f"    because: {space.reason}")
+    lines += [f"note: {note}" for note in notes]
+    lines.append("not verified against the network" if verification is None else verification.sentence())
+    return "\n".join(lines)
+
+
+def _arrays(wiring: Wiring, name: str) -> str:
+    writes, reads = [], []
+    for path, label in wiring.labels:
+        for axis in label.axes:
+            if axis is not None and axis.space == name:
+                (reads if isinstance(axis, In) else writes).append("/".join(path[1:]))
+    parts = [f"{verb} {_some(paths)}" for verb, paths in (("written by", writes), ("read by", reads)) if paths]
+    return ", ".join(parts)
+
+
+def _some(paths: Sequence[str], at_most: int = 4) -> str:
+    shown = list(dict.fromkeys(paths))
+    return ", ".join(shown[:at_most]) + (f" and {len(shown) - at_most} more" if len(shown) > at_most else "")

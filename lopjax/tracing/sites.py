@@ -1,0 +1,254 @@
+"""Where unit spaces are written and observed: activations, and sums of a residual stream.
+
+An *activation* is what computes entry by entry from one value and is not linear: the largest such stretch behind a
+value, up to the point through which all that follows passes. A *residual sum* adds to a value what descends from it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.tracing.atoms import Atom, Axis, expand, find
+from lopjax.tracing.jaxprs import Block, Node
+from lopjax.tracing.rules import ELEMENTWISE
+from lopjax.tracing.types import Typing
+
+BENDS = frozenset("tanh logistic erf erfc max min clamp select_n sin cos log1p atan sinh asinh".split())
+"""Primitives that make a stretch an activation; an exponential or a square alone is a part of a norm or a softmax."""
+
+_OF_NORMS = frozenset("rsqrt sqrt log".split())
+
+
+@dataclass(eq=False)
+class FoundSite:
+    """A site, in the numbers of one program.
+
+    Attributes:
+        pre: value of the pre-activation.
+        post: value of the activation; the same for a residual sum.
+        nodes: what computes one from the other.
+        leaf: the units.
+        split: the factors of the value's axes, each of one atom or more.
+        order: the factors with the batch first and the units last.
+        depth: number of loops that it is in, whose steps are further samples.
+    """
+
+    pre: int
+    post: int
+    nodes: frozenset[Node]
+    leaf: Atom
+    split: tuple[tuple[Atom, ...], ...]
+    order: tuple[int, ...]
+    depth: int = 0
+
+    def to_tap(self, value: Any, sizes: Mapping[Atom, int]) -> Any:
+        """From the program's axes to `(batch, ..., units)`."""
+        steps = value.shape[: self.depth]
+        factors = [prod(sizes.get(find(atom), atom.size) for atom in factor) for factor in self.split]
+        value = value.reshape(*steps, *factors)
+        order = [self.depth + index for index in self.order]
+        return value.transpose(order[0], *range(self.depth), *order[1:])
+
+    def from_tap(self, value: Any, shape: Sequence[int]) -> Any:
+        """Back to the program's axes."""
+        order = [self.depth + index for index in self.order]
+        return value.transpose(np.argsort([order[0], *range(self.depth), *order[1:]])).reshape(shape)
+
+
+def find_sites(typing: Typing, spaces: Mapping[Atom, str], batch: Axis) -> list[FoundSite]:
+    """All sites, in the order of the program.
+
+    Args:
+        typing: types of the program.
+        spaces: of the free leaves.
+        batch: the first axis of the inputs.
+    """
+    found = list(_in_block(typing, typing.program.block, spaces, expand(batch), 0))
+    seen = {spaces[site.leaf] for site in found}
+    return found + [site for site in _reads(typing, spaces, expand(batch)) if spaces[site.leaf] not in seen]
+
+
+def _reads(typing: Typing, spaces: Mapping[Atom, str], batch: Sequence[Atom]) -> Iterator[FoundSite]:
+    """For each space, the value that its first reader reads: heads have no activation."""
+    seen: set[str] = set()
+    for node in _flat(typing.program.block):
+        is_data = [value in typing.data for value in node.inputs]
+        if node.name != "dot_general" or is_data[0] == is_data[1]:
+            continue
+        index = is_data.index(True)
+        value = node.inputs[index]
+        summed = [typing.of(value)[axis] for axis in node.params["dimension_numbers"][0][index]]
+        read = {find(atom) for axis in summed for atom in expand(axis)}
+        for site in _sites(typing, value, value, frozenset(), spaces, batch, 0):
+            if site.leaf in read and spaces[site.leaf] not in seen:
+                seen.add(spaces[site.leaf])
+                yield site
+
+
+def _flat(block: Block) -> Iterator[Node]:
+    """The nodes of a block, with those of its calls in their places."""
+    for node in block.nodes:
+        if node.is_call:
+            yield from _flat(node.blocks[0])
+        else:
+            yield node
+
+
+@dataclass
+class _Stretches:
+    """What computes entry by entry from one value: per root, its members in order."""
+
+    root: dict[int, int] = field(default_factory=dict)
+    members: dict[int, list[tuple[int, Node]]] = field(default_factory=dict)
+
+
+def _in_block(
+    typing: Typing, block: Block, spaces: Mapping[Atom, str], batch: Sequence[Atom], depth: int
+) -> Iterator[FoundSite]:
+    nodes = list(_flat(block))
+    stretches = _stretches(typing, nodes)
+    position = {value: index for index, node in enumerate(nodes) for value in node.outputs}
+    readers: dict[int, list[Node]] = {}
+    for node in nodes:
+        for value in node.inputs:
+            readers.setdefault(value, []).append(node)
+    found: list[tuple[int, FoundSite]] = []
+    for root, members in stretches.members.items():
+        chosen = _post(typing, root, members, readers, set(block.outputs))
+        if chosen is not None:
+            post, inside = chosen
+            sites = _sites(typing, root, post, frozenset(inside), spaces, batch, depth)
+            found += [(position[post], site) for site in sites]
+    for node in _residual_sums(typing, nodes):
+        (value,) = node.outputs
+        if any(site.pre == value for _, site in found):
+            continue
+        found += [(position[value], site) for site in _sites(typing, value, value, frozenset(), spaces, batch, depth)]
+    for index, node in enumerate(nodes):
+        if node.name == "scan":
+            found += [(index, site) for site in _in_block(typing, node.blocks[0], spaces, batch, depth + 1)]
+    found.sort(key=lambda each: each[0])
+    yield from (site for _, site in found)
+
+
+def _stretches(typing: Typing, nodes: Sequence[Node]) -> _Stretches:
+    program, found, known = typing.program, _Stretches(), set(typing.program.constants)
+    for node in nodes:
+        if all(value in known for value in node.inputs) and not node.blocks:
+            known.update(node.outputs)
+            continue
+        if node.name not in ELEMENTWISE or len(node.outputs) != 1:
+            continue
+        (out,) = node.outputs
+        roots = {found.root.get(value, value) for value in node.inputs if value not in known}
+        if len(roots) != 1 or out not in typing.data:
+            continue
+        (root,) = roots
+        if program.shape(root) == program.shape(out) and jnp.issubdtype(program.avals[root].dtype, jnp.floating):
+            found.root[out] = root
+            found.members.setdefault(root, []).append((out, node))
+    return found
+
+
+def _post(
+    typing: Typing,
+    root: int,
+    members: Sequence[tuple[int, Node]],
+    readers: Mapping[int, list[Node]],
+    outputs: set[int],
+) -> tuple[int, list[Node]] | None:
+    """The first value behind all bends through which all that follows passes, and the nodes up to it."""
+    own = {root, *(member for member, _ in members)}
+    bends = [_bends(typing, node, own) for _, node in members]
+    if not any(bends):
+        return None
+    last_bend = max(index for index, bend in enumerate(bends) if bend)
+    if any(node.name in _OF_NORMS for _, node in members[last_bend:]):
+        return None
+    inside = {node for _, node in members}
+    for index in range(last_bend, len(members)):
+        value = members[index][0]
+        before = {root, *(member for member, _ in members[:index])}
+        later = [node for _, node in members[index + 1 :]]
+        if any(before & set(node.inputs) for node in later):
+            continue
+        nodes = [node for _, node in members[: index + 1]]
+        strays = [
+            member
+            for member in before - {root}
+            if member in outputs or any(node not in inside for node in readers.get(member, []))
+        ]
+        if not set(strays) & _bent(members, bends):
+            return value, nodes
+    return None
+
+
+def _bends(typing: Typing, node: Node, own: set[int]) -> bool:
+    """Whether a node makes a stretch an activation; `max(x, -inf)` and a fixed mask do not."""
+    if node.name in ("max", "min"):
+        numbers = [typing.program.scalar(value) for value in node.inputs if value not in own]
+        return not any(number is not None and np.isinf(number) for number in numbers)
+    if node.name == "select_n":
+        return node.inputs[0] in own
+    return node.name in BENDS
+
+
+def _bent(members: Sequence[tuple[int, Node]], bends: Sequence[bool]) -> set[int]:
+    """The values behind a bend."""
+    bent: set[int] = set()
+    for (value, node), bend in zip(members, bends, strict=True):
+        if bend or any(each in bent for each in node.inputs):
+            bent.add(value)
+    return bent
+
+
+def _sites(
+    typing: Typing,
+    pre: int,
+    post: int,
+    nodes: frozenset[Node],
+    spaces: Mapping[Atom, str],
+    batch: Sequence[Atom],
+    depth: int,
+) -> Iterator[FoundSite]:
+    """One site for each unit space on the axes of a value that has a batch."""
+    split: list[tuple[Atom, ...]] = []
+    first = []
+    for axis in typing.of(pre):
+        atoms = expand(axis)
+        if batch and atoms[: len(batch)] == list(batch):
+            first.append(len(split))
+            split.append(tuple(batch))
+            atoms = atoms[len(batch) :]
+        split += [(atom,) for atom in atoms]
+    if len(first) != 1 or any(atom.parts is not None for factor in split for atom in factor):
+        return
+    for index, factor in enumerate(split):
+        if factor[0] in spaces and split.count(factor) == 1:
+            others = [other for other in range(len(split)) if other not in (first[0], index)]
+            yield FoundSite(pre, post, nodes, factor[0], tuple(split), (first[0], *others, index), depth)
+
+
+def _residual_sums(typing: Typing, nodes: Sequence[Node]) -> list[Node]:
+    """Additions one of whose terms descends from the other through a contraction."""
+    ancestors: dict[int, int] = {}
+    contracted: dict[int, int] = {}
+    found = []
+    for node in nodes:
+        before = after = 0
+        for value in node.inputs:
+            before |= ancestors.get(value, 0) | (1 << value if value in typing.data else 0)
+            after |= contracted.get(value, 0)
+        if node.name in ("add", "add_any") and all(value in typing.data for value in node.inputs):
+            a, b = node.inputs
+            if contracted.get(b, 0) >> a & 1 or contracted.get(a, 0) >> b & 1:
+                found.append(node)
+        if node.name in ("dot_general", "conv_general_dilated") or node.blocks:
+            after = before
+        for value in node.outputs:
+            ancestors[value], contracted[value] = before, after
+    return found

@@ -1,0 +1,210 @@
+"""Unit spaces of a typed program: their names, their state, and the labels of every piece of every parameter."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lopjax.tracing.atoms import Atom, Position, find
+from lopjax.tracing.degrees import Condition
+from lopjax.tracing.jaxprs import Program, walk
+from lopjax.tracing.scaling import Cloning
+from lopjax.tracing.types import INPUT, OUTPUT, Typing
+from lopjax.tracing.view import Layout, Run, factors, runs_of_pieces
+from lopjax.wiring import Axis, In, Label, Out, Path
+
+CLONEABLE, PERMUTABLE, FIXED = "cloneable", "permutable", "fixed"
+
+
+class Space(NamedTuple):
+    """A unit space that was found.
+
+    Attributes:
+        name: of the space.
+        size: number of units.
+        state: `"cloneable"`, `"permutable"` or `"fixed"`.
+        reason: why it is not cloneable; empty if it is.
+        is_coupled: whether something averages over its units.
+    """
+
+    name: str
+    size: int
+    state: str
+    reason: str
+    is_coupled: bool
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """What was found about the parameters of one program; static, and equal for all batch sizes.
+
+    Attributes:
+        spaces: in the order in which they are first written.
+        layouts: how each parameter is cut, in the order of `jax.tree.leaves`.
+        paths: of the pieces of each parameter.
+        labels: of each piece.
+    """
+
+    spaces: tuple[Space, ...]
+    layouts: tuple[Layout, ...]
+    paths: tuple[tuple[Path, ...], ...]
+    labels: tuple[tuple[Path, Label], ...]
+
+
+def describe(
+    typing: Typing, cloning: Cloning, paths: Sequence[Path], names: Mapping[str, str], fixed: Sequence[str]
+) -> tuple[Diagram, dict[Atom, str]]:
+    """Name the spaces and label the pieces; also the space of every free leaf of a parameter.
+
+    Args:
+        typing: types of the program.
+        cloning: which leaves can be cloned, and what is divided.
+        paths: of the parameters.
+        names: other names for some spaces.
+        fixed: names of spaces that the user wants fixed.
+    """
+    values = typing.program.block.inputs[: len(paths)]
+    used = _in_order_of_use(typing.program, values)
+    pieces = [list(runs_of_pieces(typing.of(value))) for value in values]
+    first = _numbers(pieces)
+    roles = {
+        (index, number): _roles(piece, first[index] + number, cloning)
+        for index, each in enumerate(pieces)
+        for number, piece in enumerate(each)
+    }
+    spaces: dict[Run, str] = {}
+    for index in sorted(range(len(paths)), key=lambda index: (used[index], index)):
+        for number, piece in enumerate(pieces[index]):
+            _name(spaces, paths[index], piece, roles[index, number])
+    _name_the_rest(spaces, paths, pieces, used)
+    spaces = {run: names.get(name, name) for run, name in spaces.items()}
+    layouts = tuple(Layout(tuple(factors(axis, spaces) for axis in typing.of(value))) for value in values)
+    labelled = []
+    piece_paths = []
+    for index, each in enumerate(pieces):
+        own = []
+        for number, piece in enumerate(each):
+            axes = tuple(_axis(spaces.get(run), role) for run, role in zip(piece, roles[index, number], strict=True))
+            path = paths[index] if len(each) == 1 else (*paths[index], _piece_name(axes, own))
+            own.append(path[-1])
+            labelled.append((path, Label(axes)))
+        piece_paths.append(tuple(path for path, _ in labelled[len(labelled) - len(each) :]))
+    is_used = {
+        run: any(used[i] < len(values) for i, e in enumerate(pieces) if any(run in p for p in e)) for run in spaces
+    }
+    states = tuple(_space(run, name, cloning, fixed, is_used[run]) for run, name in spaces.items())
+    atoms = {run[0]: name for run, name in spaces.items() if run[0].reason is None}
+    return Diagram(states, layouts, tuple(piece_paths), tuple(labelled)), atoms
+
+
+def _numbers(pieces: Sequence[Sequence[Any]]) -> list[int]:
+    """The number of the first piece of each parameter."""
+    first = [0]
+    for each in pieces:
+        first.append(first[-1] + len(each))
+    return first
+
+
+def _roles(piece: tuple[Run, ...], number: int, cloning: Cloning) -> list[bool]:
+    """Whether each run is read; a pinned one as its first leaf is."""
+    roles, position = [], 0
+    for run in piece:
+        roles.append((number, position) in cloning.read)
+        position += len(run)
+    return roles
+
+
+def _axis(space: str | None, is_read: bool) -> Axis:
+    if space is None:
+        return None
+    return In(space) if is_read else Out(space)
+
+
+def _in_order_of_use(program: Program, values: Sequence[int]) -> list[int]:
+    """For each parameter, when it is first used; beyond their number if never."""
+    order: dict[int, int] = {}
+    for node in walk(program.block):
+        if not node.is_call:
+            for value in node.inputs:
+                order.setdefault(value, len(order))
+    ranks = {value: rank for rank, value in enumerate(value for value in order if value in set(values))}
+    return [ranks.get(value, len(values)) for value in values]
+
+
+def _is_place(run: Run) -> bool:
+    """Whether the entries are positions, not units."""
+    return all(leaf.reason is not None for leaf in run) and (
+        any(isinstance(leaf.reason, Position) for leaf in run) or len({leaf.reason for leaf in run}) > 1
+    )
+
+
+def _name(spaces: dict[Run, str], path: Path, piece: tuple[Run, ...], roles: list[bool]) -> None:
+    """Name the spaces that a kernel writes after it, and those of the network's inputs and outputs."""
+    if not any(roles) and len(piece) < 2:
+        return
+    written = [run for run, is_read in zip(piece, roles, strict=True) if not is_read and not _is_place(run)]
+    for run in (run for run, is_read in zip(piece, roles, strict=True) if is_read and run[0].reason == INPUT):
+        if run not in spaces and not _is_place(run):
+            spaces[run] = _unique(spaces, "input")
+    new = [run for run in written if run not in spaces]
+    for index, run in enumerate(new):
+        base = "/".join(_module(path)) + (f".{index}" if len(new) > 1 else "")
+        spaces[run] = _unique(spaces, base)
+
+
+def _name_the_rest(
+    spaces: dict[Run, str], paths: Sequence[Path], pieces: Sequence[Sequence[tuple[Run, ...]]], used: Sequence[int]
+) -> None:
+    for index in sorted(range(len(paths)), key=lambda index: (used[index], index)):
+        for piece in pieces[index]:
+            for run in piece:
+                if run not in spaces and not _is_place(run):
+                    spaces[run] = _unique(spaces, "/".join(_module(paths[index])))
+
+
+_ARRAYS = frozenset("kernel bias scale offset weight w b embedding mean var bias_term".split())
+
+
+def _module(path: Path) -> Path:
+    """The path without the collection, and without the name of the array where a module's name is left."""
+    inner = path[1:]
+    return inner[:-1] if len(inner) > 1 and inner[-1] in _ARRAYS else inner
+
+
+def _unique(spaces: dict[Run, str], base: str) -> str:
+    taken = set(spaces.values())
+    return next(name for index in range(len(taken) + 2) if (name := f"{base}_{index}" if index else base) not in taken)
+
+
+def _piece_name(axes: Sequence[Axis], taken: Sequence[str]) -> str:
+    base = "_".join(axis.space.replace("/", "_") for axis in axes if axis is not None) or "rest"
+    return next(n for index in range(len(taken) + 2) if (n := f"{base}_{index}" if index else base) not in taken)
+
+
+def _space(run: Run, name: str, cloning: Cloning, fixed: Sequence[str], is_used: bool) -> Space:
+    size = 1
+    for leaf in run:
+        size *= leaf.size
+    leaf = find(run[0])
+    coupled = leaf in cloning.coupled
+    if leaf.reason is not None:
+        known = {INPUT: "a network input", OUTPUT: "a network output"}
+        return Space(name, size, FIXED, known.get(leaf.reason, leaf.reason), False)
+    if name in fixed:
+        return Space(name, size, FIXED, "fixed by the caller", False)
+    if not is_used:
+        return Space(name, size, PERMUTABLE, "the output does not depend on it", coupled)
+    if leaf in cloning.failures:
+        return Space(name, size, PERMUTABLE, why(cloning.failures[leaf], cloning.read), coupled)
+    return Space(name, size, CLONEABLE, "", coupled)
+
+
+def why(condition: Condition, read: set[Any]) -> str:
+    """A condition that fails, in words."""
+    value = condition.form.value(read)
+    met = "the output" if condition.node is None else condition.node.where
+    grown = f"n^{value:g} times as large with n clones of each unit"
+    if condition.is_sum and condition.form.terms:
+        return f"a term that is divided by the number of clones and one that is not meet at {met}"
+    if condition.form.origin is None:
+        return f"{grown} where it meets {met}"
+    return f"{grown} after {condition.form.origin.where}, met by {met}"

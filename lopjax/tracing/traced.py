@@ -1,0 +1,301 @@
+"""`trace_model`: from any JAX function to a `Model`, by reading its program."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.model import Model, Output, Tap, Variables
+from lopjax.tracing.interpret import make_setting, run_program
+from lopjax.tracing.jaxprs import walk
+from lopjax.tracing.network import Network, Plan, check_parameters
+from lopjax.tracing.recognise import recognised
+from lopjax.tracing.report import written
+from lopjax.tracing.spaces import CLONEABLE, FIXED, Diagram, Space
+from lopjax.tracing.verify import Verification, verify
+from lopjax.wiring import Site, View, Wiring
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A network whose wiring was read from its program.
+
+    Attributes:
+        model: a `Model`, on which everything in the library runs; its variables are the pieces.
+        spaces: every unit space that parameters have, with its state and the reason.
+        verification: what the network itself said about the wiring, at generic parameters; None if it was not asked.
+        notes: what to know besides.
+    """
+
+    model: Model
+    spaces: tuple[Space, ...]
+    verification: Verification | None
+    notes: tuple[str, ...]
+
+    def split(self, params: Any) -> Any:
+        """From the user's own parameters (or a tree like them) to the model's variables."""
+        return self.model.view.split(params)
+
+    def merge(self, variables: Any) -> Any:
+        """Back to the user's own tree, bit for bit."""
+        return self.model.view.merge(variables)
+
+    def report(self) -> str:
+        """Every unit space: its size and state, the arrays that it stands on, and why it cannot be cloned."""
+        return written(self.model.wiring, self.spaces, self.verification, self.notes)
+
+
+def trace_model(
+    apply: Callable[[Any, Any], Any],
+    params: Any,
+    inputs: Any,
+    *,
+    names: Mapping[str, str] | None = None,
+    fixed: Sequence[str] = (),
+    init: Callable[[jax.Array], Any] | None = None,
+    check: bool = True,
+) -> Traced:
+    """Read the wiring of a network from its program, without labels.
+
+    Works for any function that JAX can trace: Flax (Linen, NNX), Equinox, Haiku, plain functions. What is found is a
+    subgroup of the network's symmetries by construction: each primitive has a rule that keeps them, and a primitive
+    without one pins what it touches, with the reason. The result is verified once more against the network itself.
+
+    Args:
+        apply: `apply(params, inputs)` -> outputs, an array or a tree of arrays, in eval mode.
+        params: any tree of floating point arrays; shapes suffice. A mapping with a key `"params"` is taken for
+            collections, such as Linen's variables.
+        inputs: a batch of two or more, first axis; shapes suffice. An array or a tree of arrays.
+        names: other names for spaces, `{name found: name}`.
+        fixed: spaces (by their final names) that must not be cloned.
+        init: `key -> params`; without it `model.init` draws generic numbers: normal with variance one over the number
+            of terms for arrays that read a space, uniform on [0.5, 1.5] for all others.
+        check: verify the wiring at generic parameters: a permutation and a cloning of all spaces at once, and whether
+            gradients are equal at equal units. Compiles two programs.
+
+    Returns:
+        The model, with a report.
+
+    Raises:
+        ValueError: a function that cannot be traced, parameters that are no floating point numbers, no batch; a name
+            that is not there; or a wiring that the network contradicts (names the space).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> def apply(params, x):
+        ...     return jnp.tanh(x @ params["w"] + params["b"]) @ params["head"]
+        >>> params = {"w": jnp.ones((4, 6)), "b": jnp.ones(6), "head": jnp.ones((6, 3))}
+        >>> traced = trace_model(apply, params, jnp.ones((2, 4)))
+        >>> traced.model.wiring.cloneable
+        ('w',)
+    """
+    check_parameters(params, inputs)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
+    network = Network(apply, shapes, dict(names or {}), tuple(fixed))
+    plan = network.plan(inputs)
+    found = [space.name for space in plan.diagram.spaces]
+    for kind, given in (("names", [v for v in (names or {}).values()]), ("fixed", fixed)):
+        if strays := [name for name in given if name not in found]:
+            raise ValueError(f"{kind}: no unit space {strays[0]!r}; the spaces are {found}")
+    if len(set(found)) < len(found):
+        raise ValueError(f"names={dict(names or {})}: two spaces would have one name; the spaces are {found}")
+    models = _Models(network, inputs, init)
+    model = models.make({})
+    verification = verify(network, models.make, params, inputs) if check else None
+    return Traced(model, plan.diagram.spaces, verification, _notes(plan))
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    floats = {aval.dtype for aval in plan.program.avals if jnp.issubdtype(getattr(aval, "dtype", int), jnp.floating)}
+    notes = []
+    if len(floats) > 1:
+        notes.append(
+            f"values of types {sorted(map(str, floats))} are mixed: what is checked holds to the coarsest of them; give "
+            "parameters, inputs and constants one type"
+        )
+    loops = [node for node in walk(plan.program.block) if node.name == "while"]
+    if loops:
+        notes.append(f"{loops[0].where}: sites inside a loop of unknown length are not observed")
+    return tuple(notes)
+
+
+@dataclass(eq=False)
+class _Models:
+    """The models of one network, by the numbers of units."""
+
+    network: Network
+    inputs: Any
+    init: Callable[[jax.Array], Any] | None
+
+    def __post_init__(self) -> None:
+        self.made: dict[tuple[tuple[str, int], ...], Model] = {}
+
+    def make(self, units: Mapping[str, int]) -> Model:
+        """The model with other numbers of units in some spaces."""
+        assert self.network.diagram is not None
+        sizes = {space.name: space.size for space in self.network.diagram.spaces}
+        changed = tuple(sorted((name, size) for name, size in units.items() if size != sizes[name]))
+        if changed not in self.made:
+            self.made[changed] = self._make(dict(changed))
+        return self.made[changed]
+
+    def _make(self, units: dict[str, int]) -> Model:
+        network, diagram = self.network, self.network.diagram
+        assert diagram is not None
+        plan = network.plan(self.inputs)
+        view = make_view(network, diagram, units)
+        activations = {name: recognised(plan.typing, site) for name, site in plan.sites.items()}
+        spaces = {name: plan.atoms[site.leaf] for name, site in plan.sites.items()}
+        wiring = make_wiring(diagram, units, {name: Site(spaces[name], activations[name]) for name in plan.sites})
+        jitted = jax.jit(partial(_forward, network, units, wiring))
+
+        def apply(
+            variables: Variables,
+            x: Any,
+            train: bool = False,
+            key: jax.Array | None = None,
+            perturbations: Mapping[str, Tap] | None = None,
+            dropout_rate: Any = None,
+        ) -> Output:
+            if strays := [site for site in perturbations or {} if site not in spaces]:
+                raise ValueError(f"perturbations of unknown sites {strays}; the sites are {list(spaces)}")
+            logits, taps = jitted(view.merge(variables), x, dict(perturbations or {}))
+            return Output(logits, variables, taps)
+
+        def resize(changed: Mapping[str, int]) -> Model:
+            for space in changed:
+                wiring.size(space)
+                if reason := wiring.why_not_cloneable(space):
+                    raise ValueError(f"unit space {space!r} is {reason}: its size cannot be changed")
+            return self.make({**units, **{space: int(size) for space, size in changed.items()}})
+
+        shape = jnp.shape(self.inputs)[1:] if hasattr(self.inputs, "shape") else None
+        is_float = shape is not None and jnp.issubdtype(self.inputs.dtype, jnp.inexact)
+        init = partial(_init, network, view, wiring, units, self.init)
+        return Model(init, apply, wiring, resize, input_shape=shape if is_float else None, view=view)
+
+
+def _forward(network: Network, units: Mapping[str, int], wiring: Wiring, own: Any, x: Any, shifts: Any) -> Any:
+    flat = jax.tree.leaves(own)
+    plan = network.plan(x, [leaf.dtype for leaf in flat])
+    sizes = plan.sizes(units)
+    own_shifts = {
+        name: Tap(
+            tap.space,
+            plan.sites[name].from_tap(tap.pre, _site_shape(plan, sizes, name, tap)),
+            plan.sites[name].from_tap(tap.post, _site_shape(plan, sizes, name, tap)),
+        )
+        for name, tap in shifts.items()
+    }
+    setting = make_setting(sizes, plan.sites, own_shifts)
+    outputs, recorded = run_program(setting, [*flat, *jax.tree.leaves(x)])
+    logits = jax.tree.unflatten(plan.program.tree, outputs)
+    kinds = dict(wiring.sites)
+    taps = {
+        name: Tap(
+            kinds[name].space, *(site.to_tap(value, sizes.units) for value in recorded[name]), kinds[name].activation
+        )
+        for name, site in plan.sites.items()
+        if name in recorded
+    }
+    return logits, taps
+
+
+def _site_shape(plan: Plan, sizes: Any, name: str, tap: Tap) -> tuple[int, ...]:
+    """Shape of a site's value in the program, behind the steps of the loops that it is in."""
+    site = plan.sites[name]
+    return (*tap.pre.shape[1 : 1 + site.depth], *sizes.shape(site.pre))
+
+
+def make_view(network: Network, diagram: Diagram, units: Mapping[str, int]) -> View:
+    """Between the user's tree and the pieces, at given numbers of units."""
+    layouts = [layout.resized(units) for layout in diagram.layouts]
+    structure = jax.tree.structure(network.shapes)
+    has_collections = isinstance(network.shapes, Mapping) and "params" in network.shapes
+
+    def split(tree: Any) -> Any:
+        flat = structure.flatten_up_to(tree) if _is_whole(tree) else None
+        nested: dict[str, Any] = {}
+        if flat is None:
+            flat = jax.tree.leaves(tree)
+            chosen = [index for index, path in enumerate(network.paths) if path[0] == "params"]
+        else:
+            chosen = list(range(len(layouts)))
+        for index, array in zip(chosen, flat, strict=True):
+            for path, piece in zip(diagram.paths[index], layouts[index].split(array), strict=True):
+                _put(nested, path, piece)
+        return nested if _is_whole(tree) else nested["params"]
+
+    def merge(tree: Any) -> Any:
+        is_all = "params" in tree
+        whole = tree if is_all else {"params": tree}
+        arrays = []
+        for paths, layout in zip(diagram.paths, layouts, strict=True):
+            if is_all or paths[0][0] == "params":
+                arrays.append(layout.merge([_get(whole, path) for path in paths]))
+        if is_all or not has_collections:
+            return structure.unflatten(arrays)
+        return jax.tree.unflatten(jax.tree.structure(network.shapes["params"]), arrays)
+
+    def _is_whole(tree: Any) -> bool:
+        return not has_collections or (isinstance(tree, Mapping) and "params" in tree)
+
+    return View(split, merge)
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _get(tree: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def make_wiring(diagram: Diagram, units: Mapping[str, int], sites: Mapping[str, Site]) -> Wiring:
+    """The wiring at given numbers of units."""
+    inputs = [space for space in diagram.spaces if space.state == FIXED and space.reason == "a network input"]
+    outputs = [space for space in diagram.spaces if space.state == FIXED and space.reason == "a network output"]
+    between = [space for space in diagram.spaces if space not in inputs and space not in outputs]
+    ordered = [*inputs, *between, *outputs]
+    return Wiring(
+        labels=diagram.labels,
+        sizes=tuple((space.name, units.get(space.name, space.size)) for space in ordered),
+        sites=tuple(sites.items()),
+        fixed=frozenset(space.name for space in ordered if space.state == FIXED),
+        coupled=frozenset(space.name for space in ordered if space.is_coupled and space.state == CLONEABLE),
+        reasons=tuple(sorted((space.name, space.reason) for space in ordered if space.state != CLONEABLE)),
+    )
+
+
+def _init(
+    network: Network,
+    view: View,
+    wiring: Wiring,
+    units: Mapping[str, int],
+    init: Callable[[jax.Array], Any] | None,
+    key: jax.Array,
+) -> Variables:
+    """The user's own initialisation; without one, or in a wider network, generic numbers."""
+    if init is not None and not units:
+        return view.split(init(key))
+    assert network.diagram is not None
+    variables: dict[str, Any] = {}
+    labels = dict(wiring.labels)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(network.shapes)]
+    for paths, layout, dtype in zip(network.diagram.paths, network.diagram.layouts, dtypes, strict=True):
+        for path, shape in zip(paths, layout.resized(units).shapes(), strict=True):
+            key, own = jax.random.split(key)
+            if labels[path].reads():
+                drawn = jax.random.normal(own, shape, dtype) / np.sqrt(labels[path].num_summed(shape))
+            else:
+                drawn = jax.random.uniform(own, shape, dtype, 0.5, 1.5)
+            _put(variables, path, drawn)
+    return variables

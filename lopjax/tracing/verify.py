@@ -1,0 +1,257 @@
+"""The network itself is asked whether the wiring that was read is true, at parameters that hide nothing.
+
+At initial parameters zero biases would hide a forgotten axis, so all numbers are drawn, in float64. All spaces at once:
+units are permuted (by one long cycle, since a random permutation of two or three units is often the identity), cloned,
+and made equal, where the gradient must be equal, too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lopjax.model import Model
+from lopjax.tracing.network import Network, generic
+from lopjax.wiring import Path, Wiring
+
+Arrays = dict[Path, np.ndarray]
+
+
+class Verification(NamedTuple):
+    """Relative differences, each of which the wiring says is 0.
+
+    Attributes:
+        permutation: of the outputs, after all free spaces were permuted.
+        cloning: of the outputs, after all cloneable spaces were cloned two or three times.
+        tangency: of the gradient between equal units, over its largest entry.
+        tolerance: what rounding may make.
+        is_checked: whether the network is finite at generic parameters, in 32 bits or more.
+    """
+
+    permutation: float
+    cloning: float
+    tangency: float
+    tolerance: float
+    is_checked: bool = True
+
+    def sentence(self) -> str:
+        """The outcome in words."""
+        if not self.is_checked:
+            return "not verified: the network is not finite at generic parameters, or computes in 16 bits"
+        return (
+            f"verified at generic parameters: permutation {self.permutation:.0e}, cloning {self.cloning:.0e}, gradient "
+            f"at equal units {self.tangency:.0e} (up to {self.tolerance:.0e})"
+        )
+
+
+class _Asked(NamedTuple):
+    """A network that can be asked: outputs and gradient at given pieces."""
+
+    wiring: Wiring
+    run: Callable[[Arrays], tuple[np.ndarray, Arrays]]
+    arrays: Arrays
+    output: np.ndarray
+
+
+def verify(network: Network, make: Callable[[Mapping[str, int]], Model], params: Any, inputs: Any) -> Verification:
+    """Hold a wiring against its network.
+
+    Args:
+        network: what was traced.
+        make: the model with other numbers of units.
+        params: concrete arrays that are positive throughout are kept positive; shapes otherwise.
+        inputs: integers are taken as they are.
+
+    Raises:
+        ValueError: the space that the network contradicts.
+    """
+    asked = None
+    with jax.enable_x64(True):
+        x = jax.tree.map(_drawn_input, inputs)
+        for is_positive in (False, True):
+            asked = _ask(network, make({}), _drawn(network, make({}).wiring, params, is_positive), x)
+            if np.isfinite(asked.output).all():
+                break
+        else:
+            return Verification(np.nan, np.nan, np.nan, np.nan, is_checked=False)
+        eps = _coarsest(network, x)
+        if eps > 1e-5:
+            return Verification(np.nan, np.nan, np.nan, np.nan, is_checked=False)
+        tolerance = max(eps**0.5, 1e-6)
+        return Verification(
+            _permutation(asked, tolerance), _cloning(asked, make, x, tolerance), _tangency(asked, tolerance), tolerance
+        )
+
+
+def _coarsest(network: Network, x: Any) -> float:
+    program = network.plan(x, [jnp.float64] * len(network.paths)).program
+    floats = [aval.dtype for aval in program.avals if jnp.issubdtype(getattr(aval, "dtype", int), jnp.floating)]
+    return max(float(jnp.finfo(dtype).eps) for dtype in floats)
+
+
+def _drawn_input(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return np.random.default_rng(3).normal(size=leaf.shape)
+        return np.random.default_rng(3).integers(0, 2, leaf.shape).astype(leaf.dtype)
+    array = np.asarray(leaf)
+    if np.issubdtype(array.dtype, np.inexact):
+        return np.random.default_rng(3).normal(size=array.shape)
+    return array
+
+
+def _drawn(network: Network, wiring: Wiring, params: Any, is_positive: bool) -> Arrays:
+    rng, arrays, labels = np.random.default_rng(0), {}, dict(wiring.labels)
+    assert network.diagram is not None
+    for given, paths, layout in zip(
+        jax.tree.leaves(params), network.diagram.paths, network.diagram.layouts, strict=True
+    ):
+        known = None if isinstance(given, jax.ShapeDtypeStruct) else np.asarray(given)
+        stays_positive = known is not None and known.size > 0 and bool((known > 0).all())
+        for path, shape in zip(paths, layout.shapes(), strict=True):
+            fan = labels[path].num_summed(shape) if labels[path].reads() else 4
+            arrays[path] = generic(shape, rng, fan, is_positive or stays_positive or path[0] != "params")
+    return arrays
+
+
+def _nested(arrays: Arrays) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        branch = tree
+        for key in path[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[path[-1]] = array
+    return tree
+
+
+def _flat(tree: Any) -> jax.Array:
+    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)]
+    return jnp.concatenate([jnp.asarray(leaf, jnp.float64) for leaf in leaves])
+
+
+def _ask(network: Network, model: Model, arrays: Arrays, x: Any) -> _Asked:
+    """The user's own function, with the gradient of a generic combination of its outputs."""
+
+    @jax.jit
+    def both(tree: Any) -> Any:
+        def combined(tree: Any) -> Any:
+            output = _flat(network.apply(model.view.merge(tree), x))
+            return output @ jnp.asarray(np.random.default_rng(5).normal(size=output.shape)), output
+
+        (_, output), gradient = jax.value_and_grad(combined, has_aux=True)(tree)
+        return output, gradient
+
+    @jax.jit
+    def forward(tree: Any) -> Any:
+        return _flat(network.apply(model.view.merge(tree), x)), jax.tree.map(jnp.zeros_like, tree)
+
+    def run(arrays: Arrays) -> tuple[np.ndarray, Arrays]:
+        try:
+            output, gradient = both(_nested(arrays))
+        except ValueError:  # a loop of unknown length has no gradient
+            output, gradient = forward(_nested(arrays))
+        return np.asarray(output), {path: np.asarray(_at(gradient, path)) for path in arrays}
+
+    return _Asked(model.wiring, run, arrays, run(arrays)[0])
+
+
+def _at(tree: Any, path: Path) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _gap(one: np.ndarray, other: np.ndarray) -> float:
+    size = max(float(np.abs(one).max(initial=0.0)), float(np.abs(other).max(initial=0.0)), 1e-300)
+    return float(np.abs(one - other).max(initial=0.0)) / size
+
+
+def _permuted(asked: _Asked, spaces: Sequence[str]) -> Arrays:
+    labels = dict(asked.wiring.labels)
+    return {
+        path: np.roll(array, 1, [axis.index for axis in labels[path].unit_axes(spaces)])
+        for path, array in asked.arrays.items()
+    }
+
+
+def _permutation(asked: _Asked, tolerance: float) -> float:
+    spaces = asked.wiring.permutable
+    gap = _gap(asked.run(_permuted(asked, spaces))[0], asked.output)
+    if gap <= tolerance:
+        return gap
+    for space in spaces:
+        if (own := _gap(asked.run(_permuted(asked, (space,)))[0], asked.output)) > tolerance:
+            raise ValueError(_refuted(space, f"permuting its units changes the outputs by {own:.1e}"))
+    raise ValueError(_refuted(str(list(spaces)), f"permuting all of them changes the outputs by {gap:.1e}"))
+
+
+def _cloning(asked: _Asked, make: Callable[[Mapping[str, int]], Model], x: Any, tolerance: float) -> float:
+    spaces = asked.wiring.cloneable
+
+    def gap(chosen: Sequence[str]) -> float:
+        copies = {space: 2 + index % 2 for index, space in enumerate(chosen)}
+        wide = make({space: n * asked.wiring.size(space) for space, n in copies.items()})
+        variables = _nested(_cloned(asked, copies))
+        output = _flat(jax.jit(lambda tree: wide.apply(tree, x).logits)(variables))
+        return _gap(np.asarray(output), asked.output)
+
+    if not spaces or (total := gap(spaces)) <= tolerance:
+        return total if spaces else 0.0
+    for space in spaces:
+        if (own := gap((space,))) > tolerance:
+            raise ValueError(_refuted(space, f"cloning its units changes the outputs by {own:.1e}"))
+    raise ValueError(_refuted(str(list(spaces)), f"cloning all of them changes the outputs by {total:.1e}"))
+
+
+def _cloned(asked: _Asked, copies: Mapping[str, int]) -> Arrays:
+    labels, arrays = dict(asked.wiring.labels), {}
+    for path, array in asked.arrays.items():
+        for axis in labels[path].unit_axes(copies):
+            n = copies[axis.space]
+            array = np.repeat(array, n, axis.index) / (n if axis.is_read else 1)
+        arrays[path] = array
+    return arrays
+
+
+def _tangency(asked: _Asked, tolerance: float) -> float:
+    """The first two units of each space made equal in all arrays: so must be their gradients."""
+    labels = dict(asked.wiring.labels)
+    spaces = [space for space in asked.wiring.permutable if asked.wiring.size(space) > 1]
+
+    def paired(path: Path, array: np.ndarray) -> np.ndarray:
+        for axis in labels[path].unit_axes(spaces):
+            order = np.arange(array.shape[axis.index])
+            order[1] = 0
+            array = np.take(array, order, axis.index)
+        return array
+
+    _, gradient = asked.run({path: paired(path, array) for path, array in asked.arrays.items()})
+    scale = max((float(np.abs(array).max(initial=0.0)) for array in gradient.values()), default=0.0) or 1.0
+    worst, culprit = 0.0, ""
+    for path, array in gradient.items():
+        axes = labels[path].unit_axes(spaces)
+        for axis in axes:
+            rows = np.moveaxis(array, axis.index, 0)
+            # Where an array has a space twice, exchanging its units exchanges both axes.
+            swapped = array
+            for other in axes:
+                if other.space == axis.space:
+                    order = np.arange(array.shape[other.index])
+                    order[[0, 1]] = order[[1, 0]]
+                    swapped = np.take(swapped, order, other.index)
+            gap = float(np.abs(np.moveaxis(swapped, axis.index, 0)[:2] - rows[:2]).max(initial=0.0)) / scale
+            if gap > worst:
+                worst, culprit = gap, axis.space
+    if not worst <= tolerance:
+        raise ValueError(_refuted(culprit, f"gradients of two equal units differ by {worst:.1e} of the largest"))
+    return worst
+
+
+def _refuted(space: str, what: str) -> str:
+    return (
+        f"unit space {space!r} was read from the program, but {what}: the function tells its units apart where no "
+        f"equation shows it (a number that happens to equal a count, a custom rule); pass fixed=({space!r},), or "
+        "report the network"
+    )
