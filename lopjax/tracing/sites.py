@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.tracing.atoms import Atom, Axis, expand, find
-from lopjax.tracing.jaxprs import Block, Node
+from lopjax.tracing.jaxprs import Block, Node, walk
 from lopjax.tracing.rules import ELEMENTWISE
 from lopjax.tracing.types import Typing
 
@@ -69,7 +69,10 @@ def find_sites(typing: Typing, spaces: Mapping[Atom, str], batch: Axis) -> list[
     """
     found = list(_in_block(typing, typing.program.block, spaces, expand(batch), 0))
     seen = {spaces[site.leaf] for site in found}
-    return found + [site for site in _reads(typing, spaces, expand(batch)) if spaces[site.leaf] not in seen]
+    found += [site for site in _reads(typing, spaces, expand(batch)) if spaces[site.leaf] not in seen]
+    made = (value for node in walk(typing.program.block) if not node.is_call for value in node.outputs)
+    order = {value: index for index, value in enumerate(made)}
+    return sorted(found, key=lambda site: order.get(site.post, -1))
 
 
 def _reads(typing: Typing, spaces: Mapping[Atom, str], batch: Sequence[Atom]) -> Iterator[FoundSite]:

@@ -131,18 +131,18 @@ def _in_order_of_use(program: Program, values: Sequence[int]) -> list[int]:
 
 
 def _is_place(run: Run) -> bool:
-    """Whether the entries are positions, not units."""
-    return all(leaf.reason is not None for leaf in run) and (
+    """Whether the entries are positions, or a single one, not units."""
+    return not run or all(leaf.reason is not None for leaf in run) and (
         any(isinstance(leaf.reason, Position) for leaf in run) or len({leaf.reason for leaf in run}) > 1
     )
 
 
 def _name(spaces: dict[Run, str], path: Path, piece: tuple[Run, ...], roles: list[bool]) -> None:
     """Name the spaces that a kernel writes after it, and those of the network's inputs and outputs."""
-    if not any(roles) and len(piece) < 2:
+    if not any(roles) and sum(map(bool, piece)) < 2:
         return
     written = [run for run, is_read in zip(piece, roles, strict=True) if not is_read and not _is_place(run)]
-    for run in (run for run, is_read in zip(piece, roles, strict=True) if is_read and run[0].reason == INPUT):
+    for run in (run for run, is_read in zip(piece, roles, strict=True) if is_read and run and run[0].reason == INPUT):
         if run not in spaces and not _is_place(run):
             spaces[run] = _unique(spaces, "input")
     new = [run for run in written if run not in spaces]

@@ -41,7 +41,10 @@ Run = tuple[Atom, ...]
 
 
 def runs(axis: Axis) -> list[Run | list[list[Any]]]:
-    """The factors of an axis: runs of leaves; a direct sum is the list of its summands' factors."""
+    """The factors of an axis: runs of leaves; a direct sum is the list of its summands' factors.
+
+    An axis of length 1 is an empty run, so that arrays keep their numbers of axes.
+    """
     found: list[Any] = []
     for atom in expand(axis):
         if is_pinned((atom,)):
@@ -54,7 +57,7 @@ def runs(axis: Axis) -> list[Run | list[list[Any]]]:
             found.append((atom,))
         else:
             found.append([runs(part) for _, part in atom.parts])
-    return found
+    return found or [()]
 
 
 def runs_of_pieces(axes: Sequence[Axis]) -> Iterator[tuple[Run, ...]]:
