@@ -5,6 +5,7 @@ chunk = make_chunk(step, stream)        lanes.py: many seeds of one program, ove
 lanes, logs = chunk(lanes, keys, start, num_steps, stream.data)
 """
 
+from lopjax.training.bit_flipping import bit_flipping
 from lopjax.training.chunks import Lanes, make_chunk, start_lanes
 from lopjax.training.interventions import Intervention, Report, Setting, intervene, start_intervention
 from lopjax.training.lanes import check_lanes, cut_batch, gathered, lane_mesh, over_lanes, place
@@ -33,6 +34,7 @@ __all__ = [
     "Task",
     "TaskSequence",
     "TrainState",
+    "bit_flipping",
     "check_lanes",
     "class_incremental",
     "cut_batch",

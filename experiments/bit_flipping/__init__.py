@@ -1,0 +1,26 @@
+"""Bit flipping (arXiv 2108.06325; Nature 632, 2024): regression online, a task every 10,000 steps, on small networks.
+
+Most input bits stay as they are for thousands of steps; a learner with few units tracks a target that is fixed, but too
+rich for it. Does its error fall and then rise, and what holds it? On two CPU cores:
+
+    python -m experiments.bit_flipping                            # 300,000 steps, 8 seeds, 5 methods: a minute
+    python -m experiments.bit_flipping --preset paper             # 5 million steps, 30 seeds, every method
+    python -m experiments.bit_flipping --preset widths            # 5 to 100 units: ranks and duplicates
+    python -m experiments.bit_flipping --preset official_figure   # 2 optimizers x 6 activations x 3 step sizes x 100 seeds
+
+The same commands run on an accelerator. An interrupted run goes on with --resume and ends with the same bits.
+"""
+
+from experiments.bit_flipping.config import PRESETS
+from experiments.kit.experiment import Experiment, late
+
+EXPERIMENT = Experiment(
+    name="bit_flipping",
+    description=str(__doc__),
+    presets=PRESETS,
+    build=late("experiments.bit_flipping.setup:build"),
+    parts=late("experiments.bit_flipping.parts:parts"),
+    summary=late("experiments.bit_flipping.report:summarise"),
+    table=late("experiments.bit_flipping.report:table"),
+    figures=late("experiments.bit_flipping.figures:figures"),
+)

@@ -1,0 +1,202 @@
+r"""The slowly changing regression problem: bits, most of which stay as they are for thousands of steps.
+
+Of `num_inputs` bits the first `num_slow` keep their values for `flip_every` steps, the others are fair coins at every
+step. The target is a network of linear threshold units with weights and biases of \pm 1 that never changes; a learner
+with few units has to track the part of it that the present slow bits show. Nothing is stored: within one task there are
+only `2**(num_inputs - num_slow)` different inputs, so they and their targets are a small table, made once a block.
+"""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lopjax.integers import as_integer
+from lopjax.training.streams import Block, Drawn, Stream, Task
+
+Flip = Literal["one", "all"]
+Threshold = Literal["official", "textbook"]
+
+# Steps whose coins are drawn at once; more fast bits than `MOST_FAST` would make the table longer than it is used for.
+BLOCK = 1000
+MOST_FAST = 10
+# Draws of which slow bit flips, a group at once.
+GROUP = 64
+
+
+class Target(NamedTuple):
+    """The fixed network that makes the targets; all weights and biases are -1 or 1.
+
+    Attributes:
+        weights: of the units, `(num_inputs, units)`.
+        bias: of the units.
+        thresholds: a unit gives 1 where its input sum, bias included, exceeds this, otherwise 0.
+        output: weights of the linear output.
+        output_bias: its bias.
+    """
+
+    weights: Float[Array, "inputs units"]
+    bias: Float[Array, " units"]
+    thresholds: Float[Array, " units"]
+    output: Float[Array, " units"]
+    output_bias: Float[Array, ""]
+
+
+class Problem(NamedTuple):
+    """The numbers of the problem; `bit_flipping` describes them."""
+
+    num_inputs: int = 20
+    num_slow: int = 15
+    flip_every: int = 10_000
+    units: int = 100
+    beta: float = 0.7
+    flip: Flip = "one"
+    threshold: Threshold = "official"
+
+
+class Prepared(NamedTuple):
+    """What the steps of a block share: all inputs of the task with their targets, and which one each step sees.
+
+    Attributes:
+        inputs: row `c` has the present slow bits, then the binary digits of `c`, the lowest first.
+        targets: of the rows.
+        codes: the rows of the steps of the block, from its first multiple of `BLOCK` on.
+    """
+
+    inputs: Float[Array, "rows inputs"]
+    targets: Float[Array, "rows 1"]
+    codes: Array
+
+
+def bit_flipping(
+    num_inputs: int = 20,
+    num_slow: int = 15,
+    flip_every: int = 10_000,
+    units: int = 100,
+    beta: float = 0.7,
+    flip: Flip = "one",
+    threshold: Threshold = "official",
+) -> Stream:
+    r"""The stream of the bit-flipping problem: inputs `(1, num_inputs)` of 0 and 1, targets `(1, 1)`, drawn when needed.
+
+    With :math:`w_i` the weights of target unit i and :math:`b_i` its bias, the weight of a further input that is always
+    1, the unit gives 1 where :math:`x \cdot w_i + b_i > \tau_i`, with :math:`\tau_i = (m + 1)\beta - S_i`. Publications
+    and their code differ in two places:
+
+    - ``flip="one"``: every `flip_every` steps one of the slow bits, drawn uniformly, flips (the text of the paper);
+      ``"all"``: all slow bits are drawn anew, so about half of them change (the default of the code).
+    - ``threshold="textbook"``: :math:`S_i` is the number of negative weights among all m + 1, the bias included;
+      ``"official"``: :math:`S_i = (m - \sum_j w_{ij} + b_i) / 2`, where the code adds the bias with the wrong sign. The
+      thresholds of the code are lower by 1/2 for :math:`b_i = 1` and higher by 3/2 for :math:`b_i = -1`: a unit of the
+      second kind fires only on inputs two steps closer to its pattern.
+
+    Args:
+        num_inputs: m, bits of an input.
+        num_slow: f, how many of them are slow.
+        flip_every: T, steps of a task.
+        units: of the target network.
+        beta: share of its pattern that an input must match for a unit to fire.
+        flip: what happens between tasks.
+        threshold: of the target's units.
+
+    Returns:
+        The stream. The target network is another for every key: `target_network`.
+
+    Raises:
+        ValueError: a number or name that is not allowed.
+
+    References:
+        Dohare, Sutton & Mahmood, arXiv 2108.06325, section 3; Sutton & Whitehead, ICML 1993; code
+        shibhansh/loss-of-plasticity, `slowly_changing_regression`.
+    """
+    problem = check_problem(Problem(num_inputs, num_slow, flip_every, units, beta, flip, threshold))
+
+    def prepare(data: Any, key: jax.Array, index: Any) -> Prepared:
+        return prepared_block(problem, key, index)
+
+    def draw(data: Any, prepared: Prepared, key: jax.Array, index: Any) -> Drawn:
+        row = prepared.codes[index % BLOCK]
+        batch = prepared.inputs[row][None], prepared.targets[row][None]
+        return Drawn(batch, Task(jnp.asarray(index // flip_every), index % flip_every == 0))
+
+    def end(index: Any) -> Any:
+        return jnp.minimum((index // BLOCK + 1) * BLOCK, (index // flip_every + 1) * flip_every)
+
+    def draw_alone(data: Any, key: jax.Array, index: Any) -> Drawn:
+        return draw(data, prepare(data, key, index), key, index)
+
+    return Stream((), draw_alone, Block(prepare, draw, end))
+
+
+def check_problem(problem: Problem) -> Problem:
+    """Refuse numbers and names that make no problem."""
+    for name in ("num_inputs", "flip_every", "units"):
+        value = getattr(problem, name)
+        as_integer(value, 1, f"{name}={value!r}: must be a positive integer")
+    least = max(problem.num_inputs - MOST_FAST, 0)
+    if not least <= problem.num_slow <= problem.num_inputs or (problem.flip == "one" and problem.num_slow == 0):
+        raise ValueError(
+            f"num_slow={problem.num_slow}: must be in {max(least, problem.flip == 'one')}..{problem.num_inputs}; at most "
+            f"{MOST_FAST} of the num_inputs={problem.num_inputs} bits can be fast, as targets are tabulated over them"
+        )
+    for name, value, allowed in (("flip", problem.flip, Flip), ("threshold", problem.threshold, Threshold)):
+        if value not in get_args(allowed):
+            raise ValueError(f"{name}={value!r}: must be one of {get_args(allowed)}")
+    return problem
+
+
+def prepared_block(problem: Problem, key: jax.Array, index: Any) -> Prepared:
+    """What the steps of the block of step `index` share; `draw` of the stream reads nothing else."""
+    target_key, slow_key, coin_key = jax.random.split(key, 3)
+    num_fast = problem.num_inputs - problem.num_slow
+    slow = slow_bits(problem, slow_key, jnp.asarray(index // problem.flip_every))
+    rows = jnp.arange(2**num_fast)
+    fast = rows[:, None] >> jnp.arange(num_fast) & 1
+    inputs = jnp.concatenate([jnp.broadcast_to(slow, (rows.size, problem.num_slow)), fast == 1], axis=1)
+    inputs = inputs.astype(jnp.zeros(()).dtype)
+    coins = jax.random.bits(jax.random.fold_in(coin_key, index // BLOCK), (BLOCK,), jnp.uint16)
+    codes = (coins & (2**num_fast - 1)).astype(jnp.int32)
+    return Prepared(inputs, target_values(target_network(problem, target_key), inputs), codes)
+
+
+def target_network(problem: Problem, key: jax.Array) -> Target:
+    """The target of a key: of a stream with key `k` that of `jax.random.split(k, 3)[0]`."""
+    keys = jax.random.split(key, 4)
+
+    def signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.rademacher(key, shape, jnp.zeros(()).dtype)
+
+    weights, bias = signs(keys[0], (problem.num_inputs, problem.units)), signs(keys[1], (problem.units,))
+    if problem.threshold == "official":
+        missing = (problem.num_inputs - jnp.sum(weights, axis=0) + bias) / 2
+    else:
+        missing = jnp.sum(weights < 0, axis=0) + (bias < 0)
+    thresholds = (problem.num_inputs + 1) * problem.beta - missing
+    return Target(weights, bias, thresholds, signs(keys[2], (problem.units,)), signs(keys[3], ()))
+
+
+def target_values(target: Target, inputs: Float[Array, "rows inputs"]) -> Float[Array, "rows 1"]:
+    """What the target network gives; sums of small integers, exact in float32."""
+    fires = inputs @ target.weights + target.bias > target.thresholds
+    return (jnp.where(fires, target.output, 0).sum(axis=1) + target.output_bias)[:, None]
+
+
+def slow_bits(problem: Problem, key: jax.Array, task: Any) -> Bool[Array, " slow"]:
+    """The slow bits of a task, a function of key and task alone.
+
+    If one bit flips at a time it has flipped as often as it was drawn for tasks 1..task: these draws are counted, a
+    group at once, so that the cost of a block grows by little over thousands of tasks.
+    """
+    first_key, flip_key = jax.random.split(key)
+    if problem.flip == "all":
+        return jax.random.bernoulli(jax.random.fold_in(first_key, task), shape=(problem.num_slow,))
+
+    def count(group: Any, flips: jax.Array) -> jax.Array:
+        drawn = jax.random.randint(jax.random.fold_in(flip_key, group), (GROUP,), 0, problem.num_slow)
+        is_past = group * GROUP + jnp.arange(GROUP) < task
+        return flips + jnp.zeros_like(flips).at[drawn].add(is_past.astype(jnp.int32))
+
+    flips = jax.lax.fori_loop(0, (task + GROUP - 1) // GROUP, count, jnp.zeros(problem.num_slow, jnp.int32))
+    first = jax.random.bernoulli(jax.random.fold_in(first_key, 0), shape=(problem.num_slow,))
+    return first ^ (flips % 2 == 1)
