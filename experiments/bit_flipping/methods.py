@@ -30,7 +30,7 @@ class Method(NamedTuple):
     label: str
     optimizer: Optimizer
     reads: tuple[str, ...] = ()
-    rule: Literal["continual_backprop", "self_normalized_resets"] | None = None
+    rule: Literal["continual_backprop", "continual_backprop_official", "self_normalized_resets"] | None = None
     act: Literal["redo", "split_clones", "fresh"] | None = None
     is_linear: bool = False
     needs_boundaries: bool = False
@@ -85,7 +85,7 @@ METHODS: dict[str, Method] = {
     "adam": Method("backprop, Adam", _adam),
     "continual_backprop": Method("continual backprop", _sgd, _REPLACING, rule="continual_backprop"),
     "continual_backprop_official": Method(
-        "continual backprop, official", _sgd, _REPLACING, rule="continual_backprop"
+        "continual backprop, official", _sgd, _REPLACING, rule="continual_backprop_official"
     ),
     "l2": Method("L2", _l2, ("l2",)),
     "l2_init": Method("L2-init", _l2_init, ("l2_init",)),

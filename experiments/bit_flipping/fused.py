@@ -1,0 +1,209 @@
+"""The fast path: the step of `lane.plain_step`, written out for one hidden layer and one example, all lanes at once.
+
+A step of a network with 5 units is a hundred multiplications. What bounds it is not arithmetic but the number of
+kernels that a step of a compiled loop starts, some 0.1 to 0.2 us each; the library's own step, which knows no sizes,
+starts about a hundred of them, once for every lane. So here
+
+- lanes are the *last* axis of every array, and every kernel does all of them at once, in whole vectors;
+- products with one example are written as products and sums over the first axis, which the compiler fuses, where matrix
+  products would be calls;
+- the 1,000 inputs and targets of a block are gathered once, for all lanes;
+- what replaces units is skipped at every step at which no lane wants to.
+
+The same keys draw the same numbers, so it equals the library's step up to the rounding of sums of `num_inputs` and
+`width` terms, taken in another order (the tests compare them); lanes do not notice what runs beside them, up to the
+same rounding.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.bit_flipping.lane import Program, Trainee
+from experiments.bit_flipping.rules import RULES, SPACE, act
+from lopjax.activations import activation
+from lopjax.training import Lanes, Logs
+from lopjax.training.bit_flipping import BLOCK, Prepared, Problem, prepared_block
+
+Chunk = Callable[[Lanes, jax.Array, int, int], tuple[Lanes, Logs]]
+# Of a key of a step: what acts after it draws by another.
+_ACT = 1
+
+
+def make_fused_chunk(problem: Problem, program: Program, activation_name: str, act_every: int) -> Chunk:
+    """Compile steps for many lanes, as `lopjax.training.make_chunk` does, with what acts between blocks.
+
+    Args:
+        problem: numbers of the stream.
+        program: of the lanes.
+        activation_name: of the hidden layer.
+        act_every: steps between two acts of a method that has one, a multiple of `BLOCK`.
+
+    Returns:
+        `chunk(lanes, keys, start, num_steps) -> (lanes, logs)`, with leading lane axes, buffers given back. Logs are
+        means over the steps, NaN for a lane that is frozen since its error was not finite.
+    """
+    method = program.method
+    rule = RULES[method.rule] if method.rule is not None else None
+    step = _step_of(program, activation_name)
+    every = problem.flip_every if method.act == "fresh" else act_every
+
+    def replaced(lanes: Trainee, wanted: jax.Array, keys: jax.Array, index: Any) -> tuple[Trainee, jax.Array]:
+        """Let the rule replace units in those lanes where it wants to, one after the other."""
+        assert rule is not None
+
+        def one(number: Any, carry: tuple[Trainee, jax.Array]) -> tuple[Trainee, jax.Array]:
+            def replace(carry: tuple[Trainee, jax.Array]) -> tuple[Trainee, jax.Array]:
+                lanes, counts = carry
+                lane = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, -1, False), lanes)
+                numbers = program.numbers_of(lane.numbers)
+                setting = program.setting(numbers, lane.noise_key)
+                key = jax.random.fold_in(keys[number], index)
+                net, own, touched = rule.replace(numbers, setting, lane.net, lane.net.own, key)
+                net = net._replace(own=own)
+                put = lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, number, -1)  # noqa: E731
+                count = jnp.sum(touched, dtype=jnp.int32)
+                return lanes._replace(net=jax.tree.map(put, lanes.net, net)), counts.at[number].set(count)
+
+            return jax.lax.cond(wanted[number], replace, lambda carry: carry, carry)
+
+        return jax.lax.fori_loop(0, wanted.size, one, (lanes, jnp.zeros(wanted.size, jnp.int32)))
+
+    def one_step(index: Any, block: Any, keys: jax.Array, carry: Any) -> Any:
+        (lanes, frozen_at), sums = carry
+        x, y = (jax.lax.dynamic_index_in_dim(array, index % BLOCK, 0, False) for array in block)
+        found, error, wanted = jax.vmap(step, in_axes=-1, out_axes=-1)(lanes, x, y)
+        frozen_at = jnp.where((frozen_at < 0) & ~jnp.isfinite(error), index, frozen_at)
+        is_running = frozen_at < 0
+        # Trees of arrays alone: the numbers and keys of a lane never change.
+        net = jax.tree.map(lambda new, old: jnp.where(is_running, new, old), found.net, lanes.net)
+        lanes, counts = lanes._replace(net=net), jnp.zeros_like(frozen_at)
+        if rule is not None:
+            wanted = wanted & is_running
+            nothing = lambda lanes: (lanes, jnp.zeros_like(frozen_at))  # noqa: E731
+            lanes, counts = jax.lax.cond(
+                jnp.any(wanted), lambda lanes: replaced(lanes, wanted, keys, index), nothing, lanes
+            )
+        return Lanes(lanes, frozen_at), (sums[0] + error, sums[1] + counts)
+
+    def acted(lanes: Trainee, is_running: jax.Array, block: Any, keys: jax.Array, end: Any) -> Any:
+        """What acts between blocks, one lane after the other, on all inputs of the last block."""
+
+        def one(args: Any) -> Any:
+            lane, runs, x, y, key = args
+            numbers = program.numbers_of(lane.numbers)
+            setting = program.setting(numbers, lane.noise_key)
+            key = jax.random.fold_in(jax.random.fold_in(key, end), _ACT)
+            net, count = act(method.act, numbers, setting, lane.net, (x, y), key)
+            net = jax.tree.map(lambda new, old: jnp.where(runs, new, old), net, lane.net)
+            return lane._replace(net=net), jnp.where(runs, count, 0)
+
+        x, y = (jnp.moveaxis(array, -1, 0) for array in block)
+        lanes, counts = jax.lax.map(one, (_lanes_first(lanes), is_running, x, y, keys))
+        return _lanes_last(lanes), counts
+
+    def whole_block(stop: Any, order_keys: jax.Array, step_keys: jax.Array, carry: Any) -> Any:
+        index, inner = carry
+        block = _block_of(problem, order_keys, index)
+        end = jnp.minimum((index // BLOCK + 1) * BLOCK, (index // problem.flip_every + 1) * problem.flip_every)
+        last = jnp.minimum(end, stop)
+        inner = jax.lax.fori_loop(index, last, lambda i, carry: one_step(i, block, step_keys, carry), inner)
+        if method.act is not None:
+            (lanes, frozen_at), (errors, counts) = inner
+            is_due = (last == end) & (end % every == 0)
+            nothing = lambda lanes: (lanes, jnp.zeros_like(counts))  # noqa: E731
+            lanes, touched = jax.lax.cond(
+                is_due, lambda lanes: acted(lanes, frozen_at < 0, block, step_keys, end), nothing, lanes
+            )
+            inner = Lanes(lanes, frozen_at), (errors, counts + touched)
+        return last, inner
+
+    def run(lanes: Lanes, keys: jax.Array, start: Any, num_steps: Any) -> tuple[Lanes, Logs]:
+        pairs = jax.vmap(jax.random.split)(keys)
+        order_keys, step_keys = pairs[:, 0], pairs[:, 1]
+        stop, size = start + num_steps, lanes.frozen_at.size
+        sums = jnp.zeros(size), jnp.zeros(size, jnp.int32)
+        inner = Lanes(_lanes_last(lanes.state), lanes.frozen_at), sums
+        _, ((state, frozen_at), (errors, counts)) = jax.lax.while_loop(
+            lambda carry: carry[0] < stop,
+            lambda carry: whole_block(stop, order_keys, step_keys, carry),
+            (start, inner),
+        )
+        means = {"error": errors / num_steps, "replaced": counts / num_steps}
+        return Lanes(_lanes_first(state), frozen_at), jax.tree.map(
+            lambda log: jnp.where(frozen_at < 0, log, jnp.nan), means
+        )
+
+    compiled = jax.jit(run, donate_argnums=0)
+
+    def chunk(lanes: Lanes, keys: jax.Array, start: int, num_steps: int) -> tuple[Lanes, Logs]:
+        return compiled(lanes, keys, jnp.int32(start), jnp.int32(num_steps))
+
+    return chunk
+
+
+def _step_of(program: Program, activation_name: str) -> Callable[..., tuple[Trainee, jax.Array, jax.Array]]:
+    """`(lane, x, y) -> (lane, error, is_wanted)` of one lane; x `(num_inputs,)`, y `(1,)`."""
+    rule = RULES[program.method.rule] if program.method.rule is not None else None
+
+    def step(lane: Trainee, x: jax.Array, y: jax.Array) -> tuple[Trainee, jax.Array, jax.Array]:
+        numbers, net = program.numbers_of(lane.numbers), lane.net
+        params = net.variables["params"]
+        error, gradient, pre, post = error_and_gradient(params, x, y[0], activation_name)
+        optimizer = program.setting(numbers, lane.noise_key).optimizer
+        updates, opt_state = optimizer.update(gradient, net.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        own, is_wanted = net.own, jnp.bool_(False)
+        if rule is not None:
+            own, is_wanted = rule.watch(numbers, own, params, pre, post)
+        net = net._replace(variables={"params": params}, opt_state=opt_state, own=own)
+        return lane._replace(net=net), error, is_wanted
+
+    return step
+
+
+def error_and_gradient(
+    params: Any, x: jax.Array, y: jax.Array, activation_name: str
+) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
+    """`(f(x) - y)²` of one example, its gradient, and the pre- and post-activations of the hidden layer.
+
+    Written as products and sums: with lanes behind them these are loops over whole vectors.
+    """
+    if SPACE not in params:
+        kernel, bias = params["classes"]["kernel"], params["classes"]["bias"]
+        difference = jnp.sum(kernel[:, 0] * x) + bias[0] - y
+        slope = 2 * difference
+        return difference**2, {"classes": {"kernel": (slope * x)[:, None], "bias": slope[None]}}, x[:0], x[:0]
+    name = {"swish": "silu"}.get(activation_name, activation_name)
+    pre = jnp.sum(params[SPACE]["kernel"] * x[:, None], axis=0) + params[SPACE]["bias"]
+    post, pull_back = jax.vjp(activation(name), pre)
+    outgoing = params["classes"]["kernel"][:, 0]
+    difference = jnp.sum(outgoing * post) + params["classes"]["bias"][0] - y
+    slope = 2 * difference
+    (signal,) = pull_back(slope * outgoing)
+    gradient = {
+        "classes": {"kernel": (slope * post)[:, None], "bias": slope[None]},
+        SPACE: {"kernel": x[:, None] * signal[None], "bias": signal},
+    }
+    return difference**2, gradient, pre, post
+
+
+def _block_of(problem: Problem, keys: jax.Array, index: Any) -> tuple[jax.Array, jax.Array]:
+    """Inputs `(BLOCK, num_inputs, lanes)` and targets `(BLOCK, 1, lanes)` of a block."""
+
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        prepared: Prepared = prepared_block(problem, key, index)
+        return prepared.inputs[prepared.codes], prepared.targets[prepared.codes]
+
+    return jax.vmap(one, out_axes=-1)(keys)
+
+
+def _lanes_last(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1) if leaf.ndim > 1 else leaf, tree)
+
+
+def _lanes_first(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0) if leaf.ndim > 1 else leaf, tree)
