@@ -6,7 +6,7 @@ rich for it. Does its error fall and then rise, and what holds it? On two CPU co
     python -m experiments.bit_flipping                            # 300,000 steps, 8 seeds, 5 methods: a minute
     python -m experiments.bit_flipping --preset paper             # 5 million steps, 30 seeds, every method
     python -m experiments.bit_flipping --preset widths            # 5 to 100 units: ranks and duplicates
-    python -m experiments.bit_flipping --preset official_figure   # 2 optimizers x 6 activations x 3 step sizes x 100 seeds
+    python -m experiments.bit_flipping --preset official_figure   # 2 optimizers, 6 activations, 3 step sizes, 100 seeds
 
 The same commands run on an accelerator. An interrupted run goes on with --resume and ends with the same bits.
 """

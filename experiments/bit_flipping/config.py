@@ -32,7 +32,7 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     """One run each: another target, other inputs, another start. All methods of a seed see the same."""
     flip: Literal["one", "all"] = "one"
-    """What happens every flip_every steps: one slow bit flips (the paper), or all are drawn anew (the official code)."""
+    """What happens every flip_every steps: one slow bit flips (the paper), or all are drawn anew (its code)."""
     threshold: Literal["official", "textbook"] = "official"
     """Of the target's units: with S = (m - sum of weights + bias) / 2, or the number of negative weights."""
     num_inputs: int = 20

@@ -49,7 +49,6 @@ def make_fused_chunk(problem: Problem, program: Program, activation_name: str, a
     method = program.method
     rule = RULES[method.rule] if method.rule is not None else None
     step = _step_of(program, activation_name)
-    every = problem.flip_every if method.act == "fresh" else act_every
 
     def replaced(lanes: Trainee, wanted: jax.Array, keys: jax.Array, index: Any) -> tuple[Trainee, jax.Array]:
         """Let the rule replace units in those lanes where it wants to, one after the other."""
@@ -89,14 +88,14 @@ def make_fused_chunk(problem: Problem, program: Program, activation_name: str, a
             )
         return Lanes(lanes, frozen_at), (sums[0] + error, sums[1] + counts)
 
-    def acted(lanes: Trainee, is_running: jax.Array, block: Any, keys: jax.Array, end: Any) -> Any:
-        """What acts between blocks, one lane after the other, on all inputs of the last block."""
+    def acted(lanes: Trainee, is_running: jax.Array, block: Any, keys: jax.Array, index: Any) -> Any:
+        """What acts between blocks, before step `index`: one lane after the other, on all inputs of the block."""
 
         def one(args: Any) -> Any:
             lane, runs, x, y, key = args
             numbers = program.numbers_of(lane.numbers)
             setting = program.setting(numbers, lane.noise_key)
-            key = jax.random.fold_in(jax.random.fold_in(key, end), _ACT)
+            key = jax.random.fold_in(jax.random.fold_in(key, index), _ACT)
             net, count = act(method.act, numbers, setting, lane.net, (x, y), key)
             net = jax.tree.map(lambda new, old: jnp.where(runs, new, old), net, lane.net)
             return lane._replace(net=net), jnp.where(runs, count, 0)
@@ -110,15 +109,20 @@ def make_fused_chunk(problem: Problem, program: Program, activation_name: str, a
         block = _block_of(problem, order_keys, index)
         end = jnp.minimum((index // BLOCK + 1) * BLOCK, (index // problem.flip_every + 1) * problem.flip_every)
         last = jnp.minimum(end, stop)
-        inner = jax.lax.fori_loop(index, last, lambda i, carry: one_step(i, block, step_keys, carry), inner)
-        if method.act is not None:
+
+        def act_at(step: Any, is_due: Any, inner: Any) -> Any:
             (lanes, frozen_at), (errors, counts) = inner
-            is_due = (last == end) & (end % every == 0)
             nothing = lambda lanes: (lanes, jnp.zeros_like(counts))  # noqa: E731
             lanes, touched = jax.lax.cond(
-                is_due, lambda lanes: acted(lanes, frozen_at < 0, block, step_keys, end), nothing, lanes
+                is_due, lambda lanes: acted(lanes, frozen_at < 0, block, step_keys, step), nothing, lanes
             )
-            inner = Lanes(lanes, frozen_at), (errors, counts + touched)
+            return Lanes(lanes, frozen_at), (errors, counts + touched)
+
+        if method.act == "fresh":
+            inner = act_at(index, (index > 0) & (index % problem.flip_every == 0), inner)
+        inner = jax.lax.fori_loop(index, last, lambda i, carry: one_step(i, block, step_keys, carry), inner)
+        if method.act not in (None, "fresh"):
+            inner = act_at(last, (last == end) & (last % act_every == 0), inner)
         return last, inner
 
     def run(lanes: Lanes, keys: jax.Array, start: Any, num_steps: Any) -> tuple[Lanes, Logs]:

@@ -1,4 +1,4 @@
-"""What is measured at every record of one lane, as pure functions: symptoms on a fixed probe and on the task at hand."""
+"""What is measured at every record of one lane: symptoms on a fixed probe and on the task at hand."""
 
 from collections.abc import Callable
 
@@ -35,8 +35,8 @@ def make_measure(setup: Setup, model: Model) -> Callable[[Trainee, jax.Array, ja
     """`measure(lane, lane_key, step) -> values` after `step` steps.
 
     Values: the four symptoms as `probe/...` on the fixed batch and as `stream/...` on all inputs of the task of the
-    last step; `units/dead` on the fixed batch, and how many `died` and `revived` since the record before; `weights`, the
-    root mean square of the incoming weights; `task_error`, the mean error over all inputs of the task.
+    last step; `units/dead` on the fixed batch, and how many `died` and `revived` since the record before; `weights`,
+    the root mean square of the incoming weights; `task_error`, the mean error over all inputs of the task.
     """
 
     def measure(lane: Trainee, lane_key: jax.Array, step: jax.Array) -> Logs:

@@ -34,10 +34,11 @@ def parts(config: Config, setup: Setup) -> list[Part]:
     keys, measures = keys_of(config), {}
     made = []
     for group in setup.groups:
-        model = setup.model_of(group)
         # Methods on one network share what measures it: compiling that is a large part of a short run.
-        measures.setdefault(id(model), over_lanes(make_measure(setup, model), 2))
-        made += Life(setup, group, keys, measures[id(model)]).parts()
+        network = tuple(dict(group.lanes[0].point)[name] for name in ("activation", "width"))
+        if network not in measures:
+            measures[network] = over_lanes(make_measure(setup, setup.model_of(group)), 2)
+        made += Life(setup, group, keys, measures[network]).parts()
     return made
 
 
@@ -61,7 +62,7 @@ class Life:
         point = dict(self.lanes.group.lanes[0].point)
         made = []
         for number in range(config.steps // config.record_every):
-            name = f"{point['activation']} {point['width']}, step {(number + 1) * config.record_every:,}"
+            name = "no hidden units" if self.program.method.is_linear else f"{point['width']} {point['activation']}"
             made.append(self.lanes.part(name, config.record_every, partial(self.train, number), self.like))
         first = made[0].do
         made[0] = made[0]._replace(is_start=True, do=lambda nothing: first(self.start()))

@@ -1,9 +1,9 @@
 """What looks at the units of one lane: a cheap part at every step, and a rare one that replaces units.
 
 The library's interventions are whole: a step of theirs has a branch that draws a new network, which is skipped unless
-a unit is replaced. Side by side in one vector of lanes a branch can be skipped only if no lane takes it, so here the two
-parts are apart. Each rule keeps the state of the library's intervention (`intervention`), and equals it step by step;
-the tests compare them.
+a unit is replaced. Side by side in one vector of lanes a branch can be skipped only if no lane takes it, so here the
+two parts are apart. Each rule keeps the state of the library's intervention (`intervention`), and equals it step by
+step; the tests compare them.
 """
 
 from collections.abc import Callable, Mapping

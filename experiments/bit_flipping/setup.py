@@ -13,6 +13,8 @@ from experiments.kit.grid import axes_of, check_grid
 from experiments.kit.methods import Group
 from lopjax.model import Model, Variables
 from lopjax.models import mlp, recorded
+from lopjax.models.linen import from_linen
+from lopjax.models.mlp import MLP
 from lopjax.training import Stream, bit_flipping
 from lopjax.training.bit_flipping import BLOCK, Problem
 
@@ -55,7 +57,7 @@ def network(num_inputs: int, width: int, activation: str) -> Model:
     Weights are uniform with deviation `gain / sqrt(fan_in)`, gain that of the activation, 1 at the output; biases 0.
     """
     name = {"swish": "silu"}.get(activation, activation)
-    model = mlp((num_inputs,), (width,) if width else (), 1, activation=name)
+    model = mlp((num_inputs,), (width,), 1, activation=name) if width else _linear(num_inputs)
 
     def init(key: jax.Array) -> Variables:
         params = model.init(key)["params"]
@@ -68,6 +70,12 @@ def network(num_inputs: int, width: int, activation: str) -> Model:
         return {"params": drawn}
 
     return model._replace(init=init)
+
+
+def _linear(num_inputs: int) -> Model:
+    """One dense layer, which `lopjax.models.mlp` does not make."""
+    sizes, plain = (("classes", 1),), ("identity", "none", False, 0.0, "pytorch", "float32")
+    return from_linen(MLP(sizes, *plain), (num_inputs,))
 
 
 def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:

@@ -78,7 +78,7 @@ def bit_flipping(
     flip: Flip = "one",
     threshold: Threshold = "official",
 ) -> Stream:
-    r"""The stream of the bit-flipping problem: inputs `(1, num_inputs)` of 0 and 1, targets `(1, 1)`, drawn when needed.
+    r"""The stream of the bit-flipping problem: inputs `(1, num_inputs)` of 0 and 1, targets `(1, 1)`, never stored.
 
     With :math:`w_i` the weights of target unit i and :math:`b_i` its bias, the weight of a further input that is always
     1, the unit gives 1 where :math:`x \cdot w_i + b_i > \tau_i`, with :math:`\tau_i = (m + 1)\beta - S_i`. Publications
@@ -137,8 +137,8 @@ def check_problem(problem: Problem) -> Problem:
     least = max(problem.num_inputs - MOST_FAST, 0)
     if not least <= problem.num_slow <= problem.num_inputs or (problem.flip == "one" and problem.num_slow == 0):
         raise ValueError(
-            f"num_slow={problem.num_slow}: must be in {max(least, problem.flip == 'one')}..{problem.num_inputs}; at most "
-            f"{MOST_FAST} of the num_inputs={problem.num_inputs} bits can be fast, as targets are tabulated over them"
+            f"num_slow={problem.num_slow}: must be in {max(least, problem.flip == 'one')}..{problem.num_inputs}; at "
+            f"most {MOST_FAST} of the num_inputs={problem.num_inputs} bits can be fast: targets are tabulated over them"
         )
     for name, value, allowed in (("flip", problem.flip, Flip), ("threshold", problem.threshold, Threshold)):
         if value not in get_args(allowed):

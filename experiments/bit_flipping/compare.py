@@ -1,0 +1,128 @@
+"""Compare a run with curves measured with the official code: is each of them one more seed of ours?
+
+    python -m experiments.bit_flipping --preset reference_one
+    python -m experiments.bit_flipping.compare runs/bit_flipping/reference_one REFERENCE.json --output TABLE.md
+
+The reference has one seed of each agent, `{"runs": [{"law", "agent", "seed", "bin", "mse"}]}`, with targets of its own,
+so what can be asked is whether it lies where another seed of ours would: a prediction interval by Student's law, of the
+logarithm of the mean error, whose spread over targets is nearly normal.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from lopjax.runs import RunData
+
+AGENTS = {"bp": "sgd", "cbp": "continual_backprop_official", "linear": "linear"}
+WINDOWS = {"first eighth": (0, 1 / 8), "first half": (0, 1 / 2), "second half": (1 / 2, 1), "last eighth": (7 / 8, 1)}
+
+
+class Row(NamedTuple):
+    """One agent over one window.
+
+    Attributes:
+        agent: of the reference.
+        window: of the run.
+        measured: mean error of our seeds.
+        least: the lower end of where 95 % of further seeds lie.
+        most: the upper end.
+        expected: mean error of the reference.
+        p: how often a further seed is as far out, two-sided.
+    """
+
+    agent: str
+    window: str
+    measured: float
+    least: float
+    most: float
+    expected: float
+    p: float
+
+
+def rows_of(run: "RunData", reference: Sequence[dict[str, Any]]) -> list[Row]:
+    """Every agent of the reference with the run's flip law, over every window.
+
+    Raises:
+        ValueError: no such agent, or the run and the reference are of different length.
+    """
+    import numpy as np
+
+    from experiments.bit_flipping.report import bins_of, curves
+
+    by_method, errors, rows = {curve.method: curve for curve in curves(run)}, bins_of(run, "error"), []
+    for entry in reference:
+        if entry["law"] != run.config["flip"] or AGENTS[entry["agent"]] not in by_method:
+            continue
+        steps = entry["bin"] * len(entry["mse"])
+        if steps != run.config["steps"]:
+            raise ValueError(f"steps={run.config['steps']}: the reference has {steps}")
+        ours = errors[by_method[AGENTS[entry["agent"]]]]
+        for name, window in WINDOWS.items():
+            measured = np.array([_mean_over(values, window) for values in ours])
+            rows.append(row_of(entry["agent"], name, measured, _mean_over(entry["mse"], window)))
+    if not rows:
+        raise ValueError(f"flip={run.config['flip']}: the reference has no agent of the run with this law")
+    return rows
+
+
+def row_of(agent: str, window: str, measured: Any, expected: float) -> Row:
+    """Where the reference lies among our seeds."""
+    import numpy as np
+    from scipy.special import stdtr, stdtrit
+
+    logs, freedom = np.log(measured), len(measured) - 1
+    centre, spread = logs.mean(), logs.std(ddof=1) * math.sqrt(1 + 1 / len(measured))
+    half = stdtrit(freedom, 0.975) * spread
+    p = float(2 * stdtr(freedom, -abs((math.log(expected) - centre) / spread)))
+    least, most = math.exp(centre - half), math.exp(centre + half)
+    return Row(agent, window, float(measured.mean()), least, most, expected, p)
+
+
+def _mean_over(values: Any, window: tuple[float, float]) -> float:
+    first, last = (round(share * len(values)) for share in window)
+    return float(sum(values[first:last]) / (last - first))
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """A Markdown table, and what its least likely row says among so many."""
+    lines = [
+        "| agent | window | lopjax, mean over seeds | 95 % of further seeds | official, one seed | p |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        interval = f"{row.least:.3f} to {row.most:.3f}"
+        cells = (row.agent, row.window, f"{row.measured:.3f}", interval, f"{row.expected:.3f}", f"{row.p:.2g}")
+        lines.append(f"| {' | '.join(cells)} |")
+    least = min(rows, key=lambda row: row.p)
+    together = min(1.0, len(rows) * least.p)
+    lines += [
+        "",
+        f"The least likely row: {least.agent}, {least.window}, p = {least.p:.2g}; at most {together:.2g} for the least "
+        f"of {len(rows)} (Bonferroni). Windows overlap and share a seed: rows are not independent.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read both, print the table, and write it if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.bit_flipping.compare", description=str(__doc__))
+    parser.add_argument("run", type=Path, help="run folder of experiments.bit_flipping")
+    parser.add_argument("reference", type=Path, help="JSON file of reference curves")
+    parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
+    arguments = parser.parse_args(argv)
+    from lopjax import runs
+
+    reference = json.loads(arguments.reference.read_text(encoding="utf-8"))["runs"]
+    table = table_of(rows_of(runs.load(arguments.run), reference))
+    print(table)
+    if arguments.output is not None:
+        arguments.output.write_text(table, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""What became of the networks: does the error fall and then rise, what holds it, with intervals over paired seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.bit_flipping.methods import METHODS, Curve, curves_of, label_of
+from experiments.kit.grid import axes_of
+from experiments.kit.terminal import Table
+from lopjax.runs import RunData
+
+LEVEL = 0.95
+SPANS = 10
+"""A run is looked at in tenths: its first, its last, and its best."""
+SYMPTOMS = ("effective_rank", "duplicate_fraction", "dead_fraction", "saturated_fraction")
+
+
+class Interval(NamedTuple):
+    """A mean over seeds and half of its 95 % interval by Student's law; NaN for fewer than two seeds."""
+
+    mean: float
+    half: float
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval is on one side of zero, otherwise 0: undecided."""
+        return int(np.sign(self.mean)) if abs(self.mean) > self.half else 0
+
+    def __str__(self) -> str:
+        """With a sign."""
+        if math.isnan(self.mean):
+            return "-"
+        return f"{self.mean:+.3f}" + ("" if math.isnan(self.half) else f" ± {self.half:.3f}")
+
+
+def interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """Mean of one number a seed; numbers that are not finite make it NaN, so that no diverged seed is left out.
+
+    >>> interval([1.0, 3.0]).mean
+    2.0
+    """
+    from scipy.special import stdtrit
+
+    array = np.asarray(values, float)
+    if array.size == 0 or not np.isfinite(array).all():
+        return Interval(math.nan, math.nan)
+    if array.size == 1:
+        return Interval(float(array[0]), math.nan)
+    half = stdtrit(array.size - 1, (1 + LEVEL) / 2) * array.std(ddof=1) / math.sqrt(array.size)
+    return Interval(float(array.mean()), float(half))
+
+
+# --- Curves over bins --------------------
+
+
+def curves(data: RunData) -> list[Curve]:
+    """The rows of the table."""
+    config = data.config
+    names = (config["methods"], config["activations"], config["widths"], config["step_sizes"])
+    return curves_of(*names, axes_of(config))
+
+
+def bins_of(data: RunData, name: str) -> dict[Curve, np.ndarray]:
+    """A recorded number of every curve, `(seeds, bins)`, as far as all its seeds have come; NaN where it is missing.
+
+    One pass over all records, of which there may be a hundred thousand.
+    """
+    by_fields = {tuple(sorted(curve.fields().items())): curve for curve in curves(data)}
+    columns: dict[Curve, dict[int, list[float]]] = {curve: {} for curve in by_fields.values()}
+    names = {curve: tuple(sorted(curve.fields())) for curve in by_fields.values()}
+    for record in data.records:
+        for wanted in set(names.values()):
+            curve = by_fields.get(tuple((field, record.get(field)) for field in wanted))
+            if curve is not None:
+                columns[curve].setdefault(record["seed"], []).append(_number(record.get(name)))
+    found = {}
+    for curve, seeds in columns.items():
+        rows = [seeds.get(seed, []) for seed in data.config["seeds"]]
+        num = min(map(len, rows))
+        found[curve] = np.array([row[:num] for row in rows]).reshape(len(rows), num)
+    return found
+
+
+def spans_of(values: np.ndarray) -> np.ndarray:
+    """Means over tenths of a run, `(seeds, 10)`; fewer where there are fewer bins."""
+    num = min(SPANS, values.shape[1])
+    return np.stack([part.mean(axis=1) for part in np.array_split(values, num, axis=1)], axis=1) if num else values
+
+
+def rise(spans: np.ndarray) -> np.ndarray:
+    """By how much the last tenth is above the best one, a number a seed.
+
+    The best tenth of a seed is the one that is best on average over the *other* seeds: chosen by its own error it would
+    be too good, and noise alone would make every curve rise.
+    """
+    if len(spans) < 2 or spans.shape[1] < 2:
+        return np.full(len(spans), np.nan)
+    others = (spans.sum(axis=0) - spans) / (len(spans) - 1)
+    return spans[:, -1] - spans[np.arange(len(spans)), np.argmin(others, axis=1)]
+
+
+def fall(spans: np.ndarray) -> np.ndarray:
+    """By how much the first tenth is above the best one, chosen likewise."""
+    return rise(spans) + spans[:, 0] - spans[:, -1] if spans.shape[1] else np.full(len(spans), np.nan)
+
+
+def verdict(fell: Interval, rose: Interval) -> str:
+    """In words; what the interval does not decide is said to be undecided."""
+    if math.isnan(rose.half):
+        return "-"
+    words = {1: "rises", 0: "holds or undecided", -1: "holds"}
+    return ("falls, " if fell.sign > 0 else "") + words[rose.sign]
+
+
+# --- Summary and table --------------------
+
+
+def summarise(data: RunData) -> list[dict[str, Any]]:
+    """One row a curve, means over seeds. `*_half`: of the 95 % interval. `less_backprop`: paired, in the last tenth."""
+    names = ("error", "replaced", "units/died", "units/revived", *(f"probe/{name}" for name in SYMPTOMS))
+    tables = {name: bins_of(data, name) for name in names}
+    return [_row(data, curve, tables) for curve in curves(data) if tables["error"][curve].shape[1]]
+
+
+def _row(data: RunData, curve: Curve, tables: Mapping[str, Mapping[Curve, np.ndarray]]) -> dict[str, Any]:
+    spans = spans_of(tables["error"][curve])
+    fell, rose = interval(fall(spans)), interval(rise(spans))
+    frozen = _frozen_at(data, curve)
+    row: dict[str, Any] = {
+        **curve.fields(),
+        "bins": tables["error"][curve].shape[1],
+        "first": _plain(spans[:, 0].mean()),
+        "least": _plain(spans.mean(axis=0).min()),
+        "last": _plain(spans[:, -1].mean()),
+        "fall": _plain(fell.mean),
+        "fall_half": _plain(fell.half),
+        "rise": _plain(rose.mean),
+        "rise_half": _plain(rose.half),
+        "verdict": "diverged" if frozen else verdict(fell, rose),
+        "frozen_at": min(frozen) if len(frozen) == len(data.config["seeds"]) else None,
+        "frozen": len(frozen),
+    }
+    control = curve._replace(method="sgd", point=curve.point[:1])
+    if curve.method != "sgd" and control in tables["error"]:
+        other = spans_of(tables["error"][control])
+        if other.shape == spans.shape:
+            less = interval(spans[:, -1] - other[:, -1])
+            row |= {"less_backprop": _plain(less.mean), "less_backprop_half": _plain(less.half)}
+    for name in SYMPTOMS:
+        ends = spans_of(tables[f"probe/{name}"][curve])
+        row |= {f"{name}_first": _plain(ends[:, 0].mean()), f"{name}_last": _plain(ends[:, -1].mean())}
+    for name in ("replaced", "units/died", "units/revived"):
+        row[name.removeprefix("units/")] = _plain(tables[name][curve].sum(axis=1).mean())
+    return row
+
+
+def _frozen_at(data: RunData, curve: Curve) -> list[int]:
+    """Of every seed that has diverged, when."""
+    records = data.select(**curve.fields(), step=max((record["step"] for record in data.records), default=0))
+    return [record["frozen_at"] for record in records if "frozen_at" in record]
+
+
+def table(data: RunData) -> Table:
+    """The table on the terminal: a row a curve, means over seeds; also of an incomplete run."""
+    config, rows = data.config, []
+    for row in data.summary or summarise(data):
+        name = [label_of(row["method"])]
+        if not METHODS[row["method"]].is_linear:
+            name += [row["activation"], str(row["width"])]
+        name += [f"{row['step_size']:g}", *(f"{axis}={row[axis]:g}" for axis, _ in axes_of(config) if axis in row)]
+        rose, less = (_interval_of(row, value) for value in ("rise", "less_backprop"))
+        shown = [_text(row[value], 3) for value in ("first", "least", "last")]
+        moves = [f"{_text(row[f'{s}_first'], 2)} → {_text(row[f'{s}_last'], 2)}" for s in SYMPTOMS]
+        counts = f"{_text(row['replaced'], 0)}, {_text(row['died'], 0)}, {_text(row['revived'], 0)}"
+        rows.append((", ".join(name), row["verdict"], *shown, str(rose), str(less), *moves, counts))
+    columns = (
+        *("method, activation, width, step size", "error", "first", "least", "last", "last - least"),
+        *("last - backprop", "rank", "duplicate", "dead", "saturated", "replaced, died, revived"),
+    )
+    return Table("\n".join(_title(data)), columns, rows)
+
+
+def _title(data: RunData) -> list[str]:
+    config, seeds = data.config, len(data.config["seeds"])
+    flip = "one of {} slow bits flips" if config["flip"] == "one" else "all {} slow bits are drawn anew"
+    lines = [
+        f"{config['steps']:,} steps, {seeds} seed{'s' if seeds > 1 else ''}; every {config['flip_every']:,} steps "
+        f"{flip.format(config['num_slow'])}; thresholds: {config['threshold']}",
+        "squared error before each update, means over the first, the least and the last tenth of the run; differences",
+        "of paired seeds with 95 % intervals, the least tenth of a seed chosen by the other seeds",
+        "rank, duplicate, dead, saturated: on a fixed batch of random inputs, first → last tenth. Counts: units a lane",
+    ]
+    if any(METHODS[name].needs_boundaries for name in config["methods"]):
+        lines.append("* looks at where a task starts")
+    return lines
+
+
+def _interval_of(row: Mapping[str, Any], name: str) -> Interval:
+    return Interval(*(math.nan if row.get(key) is None else row[key] for key in (name, f"{name}_half")))
+
+
+def _text(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _plain(value: Any) -> float | None:
+    """A number of the summary; None if it is not finite."""
+    return float(value) if math.isfinite(value) else None
