@@ -9,8 +9,8 @@ are finite for finite input of any size, from the smallest subnormal number to t
 Some names mean several things in the literature; here each meaning has its own (see the rank functions). Under
 one ``jit`` XLA computes a decomposition once, however many of these functions use it.
 
-``SITE_METRICS`` lists what :func:`lopjax.probes.symptoms` measures at every site, and so what a run records. A new metric
-is a function in one of the modules here and a row there; one of your own needs neither (``symptoms(metrics=...)``).
+``SITE_METRICS`` lists what :func:`lopjax.probes.symptoms` measures at every site, and so what a run records. A new
+metric is a function in one of the modules here and a row there; one of your own needs neither: ``symptoms(metrics=)``.
 """
 
 from collections.abc import Mapping

@@ -5,10 +5,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from jax.flatten_util import ravel_pytree
 from matfree import decomp, eig
+from oracles import dense
 
 from lopjax.curvature import (
     block_eigenvalues,
@@ -37,7 +37,7 @@ DTYPES = {np.float32: 3e-6, np.float64: 1e-13}
 
 def matrices(dtype):
     return np.stack(
-        [oracles.random_symmetric(spectrum, seed).astype(dtype) for seed, spectrum in enumerate(SPECTRA.values())]
+        [dense.random_symmetric(spectrum, seed).astype(dtype) for seed, spectrum in enumerate(SPECTRA.values())]
     )
 
 
@@ -125,7 +125,7 @@ def test_extreme_pairs_of_one_operator(x64, dtype):
 def test_restriction_never_reports_the_zeros_outside_the_subspace(x64, dtype):
     tolerance = 10 * DTYPES[dtype]
     for seed, subspace in enumerate([1, 2, 5, 8, 16, 23]):
-        columns = oracles.random_orthonormal(DIM, subspace, seed).astype(dtype)
+        columns = dense.random_orthonormal(DIM, subspace, seed).astype(dtype)
         basis = np.zeros((DIM, DIM), dtype)
         basis[:, :subspace] = columns
         for name in ("negative multiple of the identity", "generic", "two values"):
@@ -144,7 +144,7 @@ def test_restriction_never_reports_the_zeros_outside_the_subspace(x64, dtype):
 
 
 def test_a_known_dimension_bounds_the_steps_and_restrict_composes(x64):
-    basis = oracles.random_orthonormal(DIM, 16, seed=4)
+    basis = dense.random_orthonormal(DIM, 16, seed=4)
     matrix = matrices(np.float64)[0]
 
     def project(v):
@@ -180,7 +180,7 @@ def test_a_start_inside_an_invariant_subspace_stays_there(x64, dtype):
 
 def test_blocks_of_unequal_size_share_a_stack(x64):
     sizes = [24, 7, 1, 0, 2, 3, 4, 23, 12, 5, 6]
-    stack = np.stack([oracles.random_symmetric(np.linspace(1.0, 2.0, DIM), seed) for seed in range(len(sizes))])
+    stack = np.stack([dense.random_symmetric(np.linspace(1.0, 2.0, DIM), seed) for seed in range(len(sizes))])
     result = block_spectra(stack, random_starts(np.float64), np.array(sizes))
     assert result.num_steps.tolist() == sizes
     for index, size in enumerate(sizes):
@@ -205,7 +205,7 @@ def test_one_operator_product_a_step_serves_all_blocks(x64):
 
 def test_blocks_match_the_dense_hessian_of_independent_networks(x64):
     """A loss that is a sum over independent networks has a block-diagonal Hessian; one HVP serves all blocks."""
-    net = oracles.problem("tanh", "mse", sizes=(3, 2, 2))
+    net = dense.problem("tanh", "mse", sizes=(3, 2, 2))
     flat, unravel = ravel_pytree(net.params)
     params = jnp.stack([flat, 0.5 * flat, flat[::-1]])
     one = jax.jit(lambda own: net.loss(unravel(own)))
@@ -219,14 +219,14 @@ def test_blocks_match_the_dense_hessian_of_independent_networks(x64):
         )
     )(jax.random.key(0))
     for index, own in enumerate(params):
-        exact = np.linalg.eigvalsh(oracles.hessian(one, own))
+        exact = np.linalg.eigvalsh(dense.hessian(one, own))
         ritz = np.asarray(result.ritz_values[index])[np.asarray(result.valid[index])]
         distances = abs(ritz[:, None] - exact[None, :])
         assert max(distances.min(0).max(), distances.min(1).max()) < 1e-12
 
 
 def test_residuals_bound_the_error_before_convergence(x64):
-    matrix = oracles.random_symmetric(np.random.default_rng(0).normal(size=200))
+    matrix = dense.random_symmetric(np.random.default_rng(0).normal(size=200))
     exact = np.linalg.eigvalsh(matrix)
 
     @partial(jax.jit, static_argnums=0)

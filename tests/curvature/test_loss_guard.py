@@ -5,8 +5,8 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
+from oracles import dense
 
 from lopjax.curvature import check_loss
 
@@ -14,14 +14,14 @@ from lopjax.curvature import check_loss
 @pytest.mark.parametrize("activation", ["tanh", "gelu", "relu", "softplus"])
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_networks_pass(activation, loss):
-    net = oracles.problem(activation, loss, dtype=np.float32)
+    net = dense.problem(activation, loss, dtype=np.float32)
     check_loss(net.loss, net.params)
     check_loss(jax.jit(net.loss), net.params)
 
 
 def test_degenerate_but_honest_losses_pass():
     """Dead, converged and saturated networks have no gradient, and a Hessian that is zero or rounding noise."""
-    net = oracles.problem("relu", dtype=np.float32)
+    net = dense.problem("relu", dtype=np.float32)
     dead = jax.tree.map(jnp.zeros_like, net.params)
     dead[0]["bias"] -= 1.0
     check_loss(net.loss, dead)
@@ -34,7 +34,7 @@ def test_degenerate_but_honest_losses_pass():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_interpolating_networks_pass(seed):
-    net = oracles.problem("gelu", sizes=(6, 16, 3), num_samples=4, seed=seed, dtype=np.float32)
+    net = dense.problem("gelu", sizes=(6, 16, 3), num_samples=4, seed=seed, dtype=np.float32)
 
     @jax.jit
     def train(params):

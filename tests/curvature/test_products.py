@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
+from oracles import dense
 
 from lopjax.curvature import (
     constraint_jacobian,
@@ -38,10 +38,10 @@ def relative_error(actual, expected):
 
 @pytest.mark.parametrize(("activation", "loss"), COMBINATIONS)
 def test_products_match_dense_matrices(x64, activation, loss):
-    net = oracles.problem(activation, loss)
+    net = dense.problem(activation, loss)
     vector = random_tree(net.params, 1)
-    full = oracles.hessian(net.loss, net.params)
-    gauss_newton = oracles.gauss_newton(net.model, net.output_loss, net.params)
+    full = dense.hessian(net.loss, net.params)
+    gauss_newton = dense.gauss_newton(net.model, net.output_loss, net.params)
 
     assert relative_error(flat(hvp(net.loss, net.params, vector)), full @ flat(vector)) < 1e-13
     product = ggn_vp(net.model, net.output_loss, net.params, vector)
@@ -53,9 +53,9 @@ def test_products_match_dense_matrices(x64, activation, loss):
 
 @pytest.mark.parametrize("activation", ["tanh", "gelu", "softplus"])
 def test_hvp_matches_finite_differences_of_gradients(x64, activation):
-    net = oracles.problem(activation)
+    net = dense.problem(activation)
     vector = random_tree(net.params, 2)
-    expected = oracles.finite_difference_hvp(net.loss, net.params, vector, step=1e-3)
+    expected = dense.finite_difference_hvp(net.loss, net.params, vector, step=1e-3)
     assert relative_error(flat(hvp(net.loss, net.params, vector)), expected) < 1e-9
     # Control: the oracle notices a wrong direction.
     other = random_tree(net.params, 3)
@@ -71,7 +71,7 @@ def test_hvp_matches_finite_differences_of_gradients(x64, activation):
 )
 def test_symmetric_and_linear_for_any_shape(sizes, num_samples, seed):
     with jax.enable_x64(True):
-        net = oracles.problem("gelu", "mse", sizes, num_samples, seed)
+        net = dense.problem("gelu", "mse", sizes, num_samples, seed)
         v, w = random_tree(net.params, seed + 1), random_tree(net.params, seed + 2)
         product = jax.jit(lambda vector: hvp(net.loss, net.params, vector))
         scale = np.linalg.norm(flat(product(v))) * np.linalg.norm(flat(w)) + 1.0
@@ -81,7 +81,7 @@ def test_symmetric_and_linear_for_any_shape(sizes, num_samples, seed):
 
 
 def test_gauss_newton_is_the_hessian_of_a_linear_model(x64):
-    net = oracles.problem("linear", "cross_entropy", sizes=(4, 3))
+    net = dense.problem("linear", "cross_entropy", sizes=(4, 3))
     vector = random_tree(net.params, 4)
     product = ggn_vp(net.model, net.output_loss, net.params, vector)
     assert relative_error(flat(product), flat(hvp(net.loss, net.params, vector))) < 1e-14
@@ -89,7 +89,7 @@ def test_gauss_newton_is_the_hessian_of_a_linear_model(x64):
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_gauss_newton_has_no_negative_eigenvalue(x64, activation):
-    net = oracles.problem(activation)
+    net = dense.problem(activation)
     size, unravel = len(flat(net.params)), ravel_pytree(net.params)[1]
     column = jax.jit(jax.vmap(lambda v: ravel_pytree(ggn_vp(net.model, net.output_loss, net.params, unravel(v)))[0]))
     eigenvalues = np.linalg.eigvalsh(column(jnp.eye(size)))
@@ -100,10 +100,10 @@ def test_gauss_newton_has_no_negative_eigenvalue(x64, activation):
 
 def test_jit_and_float32_agree_with_float64():
     with jax.enable_x64(True):
-        net = oracles.problem("gelu")
+        net = dense.problem("gelu")
         vector = random_tree(net.params, 5)
         expected = flat(hvp(net.loss, net.params, vector))
-    net32 = oracles.problem("gelu", dtype=np.float32)
+    net32 = dense.problem("gelu", dtype=np.float32)
     vector32 = random_tree(net32.params, 5)
     product = jax.jit(lambda params, v: hvp(net32.loss, params, v))(net32.params, vector32)
     assert {leaf.dtype for leaf in jax.tree.leaves(product)} == {jnp.dtype("float32")}
@@ -112,7 +112,7 @@ def test_jit_and_float32_agree_with_float64():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_sixteen_bit_products_keep_their_dtype(dtype):
-    net = oracles.problem("tanh", dtype=dtype)
+    net = dense.problem("tanh", dtype=dtype)
     vector = random_tree(net.params, 6)
     product = jax.jit(lambda params, v: hvp(net.loss, params, v))(net.params, vector)
     assert {leaf.dtype for leaf in jax.tree.leaves(product)} == {np.dtype(dtype)}
@@ -123,18 +123,18 @@ def test_sixteen_bit_products_keep_their_dtype(dtype):
 
 
 def test_restrict_is_projector_operator_projector(x64):
-    matrix = oracles.random_symmetric(np.linspace(-1.0, 2.0, 6))
-    basis = oracles.random_orthonormal(6, 2, seed=1)
+    matrix = dense.random_symmetric(np.linspace(-1.0, 2.0, 6))
+    basis = dense.random_orthonormal(6, 2, seed=1)
     projector = basis @ basis.T
     restricted = restrict(lambda v: matrix @ v, lambda v: projector @ v)
-    dense = np.stack([restricted(column) for column in jnp.eye(6)])
-    assert np.allclose(dense, projector @ matrix @ projector, atol=1e-15)
-    assert not np.allclose(dense, matrix @ projector, atol=1e-3)
+    restricted_matrix = np.stack([restricted(column) for column in jnp.eye(6)])
+    assert np.allclose(restricted_matrix, projector @ matrix @ projector, atol=1e-15)
+    assert not np.allclose(restricted_matrix, matrix @ projector, atol=1e-3)
 
 
 @pytest.mark.slow
 def test_per_sample_gradients_average_to_the_gradient(x64):
-    net = oracles.problem("tanh", num_samples=6)
+    net = dense.problem("tanh", num_samples=6)
 
     def sample_loss(params, sample):
         return net.batch_loss(params, jax.tree.map(lambda x: x[None], sample))
@@ -149,7 +149,7 @@ def test_per_sample_gradients_average_to_the_gradient(x64):
 
 
 def test_constraint_jacobian_of_conserved_quantities(x64):
-    net = oracles.problem("relu")
+    net = dense.problem("relu")
 
     def balance(params):  # ||w||² + b² - ||a||² of each hidden unit
         incoming = (params[0]["kernel"] ** 2).sum(0) + params[0]["bias"] ** 2
@@ -188,7 +188,7 @@ def test_constraint_jacobian_of_conserved_quantities(x64):
 )
 def test_dense_requests_beyond_memory_say_their_size_and_the_way_out(x64, call, message):
     with pytest.raises(ValueError, match=message + ".*(use|pass)"):
-        call(oracles.problem())
+        call(dense.problem())
 
 
 def test_a_paper_sized_hessian_is_refused_before_it_is_built():
@@ -198,7 +198,7 @@ def test_a_paper_sized_hessian_is_refused_before_it_is_built():
 
 
 def test_directions_that_do_not_match_are_refused(x64):
-    net = oracles.problem()
+    net = dense.problem()
     with pytest.raises(ValueError, match="vector has the tree"):
         hvp(net.loss, net.params, net.params[0])
     wrong_shape = jax.tree.map(lambda x: x[..., None], net.params)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
+from oracles import dense
 
 from lopjax.curvature import hvp, smooth_density, spectral_density
 
@@ -12,11 +12,11 @@ from lopjax.curvature import hvp, smooth_density, spectral_density
 @pytest.fixture(scope="module")
 def network_density():
     with jax.enable_x64(True):
-        net = oracles.problem("tanh", sizes=(4, 5, 3))
+        net = dense.problem("tanh", sizes=(4, 5, 3))
         estimate = jax.jit(
             lambda key: spectral_density(lambda v: hvp(net.loss, net.params, v), net.params, 20, 400, key)
         )
-        return estimate(jax.random.key(0)), np.linalg.eigvalsh(oracles.hessian(net.loss, net.params))
+        return estimate(jax.random.key(0)), np.linalg.eigvalsh(dense.hessian(net.loss, net.params))
 
 
 def test_moments_and_mass_of_a_network_hessian(x64, network_density):
@@ -49,7 +49,7 @@ def test_smooth_density_integrates_to_one_and_sits_on_the_spectrum(x64, network_
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_quadrature_of_one_probe_is_exact_for_polynomials(x64, dtype):
     """Gauss: three steps integrate v'A^k v exactly up to k = 5, not k = 6."""
-    matrix = oracles.random_symmetric(np.linspace(-1.0, 2.0, 12)).astype(dtype)
+    matrix = dense.random_symmetric(np.linspace(-1.0, 2.0, 12)).astype(dtype)
     key = jax.random.key(3)
     density = spectral_density(lambda v: matrix @ v, jnp.zeros(12, dtype), 3, 1, key)
     probe = np.asarray(jax.random.normal(jax.random.split(key, 1)[0], (12,), dtype), np.float64)

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
+from oracles import dense
 
 from lopjax.curvature import extreme_eigenvalues, ggn_vp, hvp_over_batches, mean_over_batches
 
@@ -22,10 +22,10 @@ def test_mean_is_the_mean_for_every_remainder(num_samples, batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_hvp_over_batches_is_that_of_the_whole_set(x64, batch_size):
-    net = oracles.problem("gelu", num_samples=7)
+    net = dense.problem("gelu", num_samples=7)
     flat, unravel = ravel_pytree(net.params)
     vector = np.random.default_rng(0).normal(size=flat.size)
-    expected = oracles.hessian(net.loss, net.params) @ vector
+    expected = dense.hessian(net.loss, net.params) @ vector
     data = (net.inputs, net.targets)
     product = jax.jit(
         lambda data: hvp_over_batches(net.batch_loss, net.params, unravel(jnp.asarray(vector)), data, batch_size)
@@ -34,13 +34,13 @@ def test_hvp_over_batches_is_that_of_the_whole_set(x64, batch_size):
     # Control: the plain average over batches is wrong when the last one is smaller.
     if batch_size == 3:
         batches = [jax.tree.map(lambda x, i=i: x[i : i + 3], data) for i in (0, 3, 6)]
-        losses = [oracles.hessian(lambda p, b=b: net.batch_loss(p, b), net.params) for b in batches]
+        losses = [dense.hessian(lambda p, b=b: net.batch_loss(p, b), net.params) for b in batches]
         assert not np.allclose(np.mean(losses, axis=0) @ vector, expected, atol=1e-3)
 
 
 def test_a_streamed_operator_feeds_lanczos(x64):
-    net = oracles.problem("tanh", sizes=(3, 2, 2), num_samples=5)
-    exact = np.linalg.eigvalsh(oracles.hessian(net.loss, net.params))
+    net = dense.problem("tanh", sizes=(3, 2, 2), num_samples=5)
+    exact = np.linalg.eigvalsh(dense.hessian(net.loss, net.params))
 
     @jax.jit
     def find(data):
@@ -68,15 +68,15 @@ def test_integer_data_reach_the_function_uncast():
 
 @pytest.mark.slow
 def test_gauss_newton_products_stream_too(x64):
-    net = oracles.problem("tanh", num_samples=7)
+    net = dense.problem("tanh", num_samples=7)
     flat, unravel = ravel_pytree(net.params)
     vector = np.random.default_rng(0).normal(size=flat.size)
-    expected = oracles.gauss_newton(net.model, net.output_loss, net.params) @ vector
+    expected = dense.gauss_newton(net.model, net.output_loss, net.params) @ vector
 
     def product(batch):
         return ggn_vp(
-            lambda params: oracles.forward(params, batch[0], "tanh"),
-            lambda outputs: oracles.cross_entropy(outputs, batch[1]),
+            lambda params: dense.forward(params, batch[0], "tanh"),
+            lambda outputs: dense.cross_entropy(outputs, batch[1]),
             net.params,
             unravel(jnp.asarray(vector)),
         )
@@ -95,7 +95,7 @@ def test_sixteen_bits_are_summed_in_float32():
 
 
 def test_memory_is_that_of_one_batch():
-    net = oracles.problem("tanh", sizes=(8, 64, 3), dtype=np.float32)
+    net = dense.problem("tanh", sizes=(8, 64, 3), dtype=np.float32)
     data = (jnp.ones((4096, 8)), jnp.ones((4096, 3)))
 
     def temporary_bytes(batch_size):

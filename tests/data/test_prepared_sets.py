@@ -133,15 +133,17 @@ def test_neither_preparing_nor_loading_imports_tensorflow(tiny, tmp_path):
     code = f"""
 import sys
 import lopjax.data
-light = ("tensorflow_datasets", "sklearn", "PIL", "matplotlib")
-assert not set(light) & set(sys.modules), "not lazy"
+heavy = {{"tensorflow_datasets", "sklearn", "PIL", "matplotlib"}}
+print("before:", sorted(heavy & set(sys.modules)))
 from pathlib import Path
 from lopjax.data.cifar import Archive, prepare_cifar10
 prepare_cifar10(Path({str(tmp_path)!r}), Path({str(tiny[2])!r}), {tiny[3]!r})
 lopjax.data.load("cifar10", data_dir={str(tmp_path)!r})
-assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
+print("after:", sorted({{"tensorflow_datasets", "tensorflow"}} & set(sys.modules)))
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert ran.stdout.splitlines()[0] == "before: []", ran.stderr
+    assert ran.stdout.splitlines()[-1] == "after: ['tensorflow_datasets']", ran.stderr
 
 
 def test_the_newest_version_is_read_unless_one_is_asked_for(tiny, tmp_path):

@@ -6,24 +6,23 @@ import numpy as np
 import optax
 import pytest
 from networks import case
+from oracles.architectures import ARCHITECTURES, build, every
 
 from lopjax.interventions import REASONS, Setting, fire, insert_norm, intervene, start_intervention, wake_dead_units
 from lopjax.interventions.fire import isometric
 from lopjax.losses import mean_cross_entropy
-from lopjax.models import cnn, mlp, resnet18, vit
+from lopjax.models import mlp
 from lopjax.signals import observe
 from lopjax.testing import Property, check_intervention
 from lopjax.training import Task, init_state
 
-IMAGE = (4, 4, 1)
-NETWORKS = {
-    "mlp": (mlp((3,), (4, 5), 2, activation="tanh"), (3,)),
-    "cnn": (cnn(IMAGE, 2, channels=(2, 3), dense=3), IMAGE),
-    "resnet": (resnet18(IMAGE, 2, width=2, blocks=(1, 1), norm="none"), IMAGE),
-    "vit": (vit(IMAGE, 2, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0, norm="none"), IMAGE),
+OPTIONS = {
+    "mlp": {"activation": "tanh", "norm": "none"},
+    "cnn": {"dense": 3, "norm": "none"},
+    "resnet": {"blocks": (1, 1), "norm": "none"},
+    "vit": {"norm": "none"},
 }
-SLOW = ("resnet", "vit")
-EVERY_NETWORK = ["mlp", "cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+NETWORKS = {name: (build(name, **OPTIONS.get(name, {})), row.shape) for name, row in ARCHITECTURES.items()}
 
 
 def draw(model, seed=0):
@@ -101,7 +100,7 @@ def test_fire_acts_where_a_task_starts_and_says_what_it_needs(x64):
 # --- Putting a norm in ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EVERY_NETWORK)
+@pytest.mark.parametrize("name", every())
 def test_a_batch_norm_is_put_in_without_a_change_of_the_function(x64, name):
     """On inputs that it has not seen; the statistics are those of the batch; a norm as it starts changes much."""
     model, shape = NETWORKS[name]

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from networks import drawn_at_once
-from reference import REFERENCE, requires_reference
+from oracles.reference import REFERENCE, requires_reference
 
 from lopjax import models
 from lopjax.interventions import Setting, continual_backprop, intervene, start_intervention

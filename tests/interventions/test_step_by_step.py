@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import slow_numpy
 from networks import drawn_at_once
+from oracles import resets as slow_numpy
 
 from lopjax import models
 from lopjax.interventions import (

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.nn.initializers import normal, zeros
+from oracles.architectures import ARCHITECTURES, build
 
-from lopjax.certificates import certify_cloned, certify_frozen
+from lopjax.certificates import CloneVerdict, FrozenVerdict, certify_cloned, certify_frozen
 from lopjax.cloning import find_clones
-from lopjax.models import check_labels, check_wiring, cnn, couple, from_linen, labelled, mlp, resnet18, tap, vit
+from lopjax.models import check_labels, check_wiring, couple, from_linen, labelled, mlp, tap
 from lopjax.stability import unit_blocks
 from lopjax.wiring import In, Out, Wiring
 
@@ -85,20 +86,16 @@ def test_true_labels_pass(told):
     check_wiring(from_linen(Net(told), (4,)), BATCH)
 
 
-OWN = {
-    "mlp": lambda: mlp((4,), (3, 2), 2, activation="gelu"),
-    "mlp, batch norm": lambda: mlp((4,), (3, 2), 2, norm="batch"),
-    "mlp, layer norm": lambda: mlp((4,), (3, 4), 2, norm="layer", affine=False),
-    "cnn, layer norm": lambda: cnn((4, 4, 2), 3, channels=(2, 3), dense=4, norm="layer", pooling="average"),
-    "resnet, layer norm": lambda: resnet18((4, 4, 2), 3, width=2, blocks=(1, 1), norm="layer"),
-    "vit, batch norm": lambda: vit((4, 4, 2), 3, patch=2, width=4, depth=2, heads=2, mlp_ratio=1.0, norm="batch"),
-}
+NORMS = {"mlp": ("none", "batch", "layer"), "cnn": ("layer",), "resnet": ("layer",), "vit": ("batch",)}
+OWN = [(name, norm) for name in ARCHITECTURES for norm in NORMS.get(name, ("layer",))]
 
 
-@pytest.mark.parametrize("name", [n if n.startswith("mlp") else pytest.param(n, marks=pytest.mark.slow) for n in OWN])
-def test_the_librarys_own_labels_are_true(name):
+@pytest.mark.parametrize(
+    ("name", "norm"), [pytest.param(*own, marks=() if own[0] == "mlp" else pytest.mark.slow) for own in OWN]
+)
+def test_the_librarys_own_labels_are_true(name, norm):
     """With those of `check_sources`, every norm of every architecture: no verdict asks about these again."""
-    model = OWN[name]()
+    model = build(name, norm=norm)
     check_wiring(model, (np.ones((2, *model.input_shape)), None))
 
 
@@ -146,5 +143,5 @@ def test_no_verdict_about_a_network_with_wrong_labels(verdict):
 def test_honest_networks_get_their_verdicts():
     model = from_linen(Net(), (4,))
     variables = model.init(jax.random.key(0))
-    for verdict in ("certify_frozen by signs", "certify_cloned"):
-        VERDICTS[verdict](model, variables)
+    assert VERDICTS["certify_frozen by signs"](model, variables).units[0].verdict is FrozenVerdict.UNDECIDED
+    assert VERDICTS["certify_cloned"](model, variables).verdict is CloneVerdict.NOT_CLONED

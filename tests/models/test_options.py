@@ -3,25 +3,19 @@
 Networks run operation by operation: they have few shapes, and share what is compiled for them.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from architectures import batch, draw
+from oracles.architectures import ARCHITECTURES, batch, build, draw, every
 
 from lopjax.cloning import clone_variables, widen
-from lopjax.models import ACTIVATIONS, cnn, resnet18, vit
+from lopjax.models import ACTIVATIONS
 from lopjax.models.initialisation import INITIALISATIONS
 from lopjax.wiring import In
 
-SHAPE = (4, 4, 2)
-BUILD = {
-    "cnn": partial(cnn, SHAPE, 3, channels=(2,), dense=2),
-    "resnet": partial(resnet18, SHAPE, 3, width=2, blocks=(1,)),
-    "vit": partial(vit, SHAPE, 3, patch=2, width=2, depth=1, heads=2, mlp_ratio=1.0),
-}
+# Fewer units than elsewhere: every pair of options is another program.
+NARROW = {"cnn": {"channels": (2,), "dense": 2}, "vit": {"width": 2}}
 NORMS = [("none", True), ("batch", True), ("batch", False), ("layer", True), ("layer", False)]
 # Every activation, every norm with and without affine, in nine of forty-five pairs.
 DIAGONAL = [(activation, NORMS[index % len(NORMS)]) for index, activation in enumerate(ACTIVATIONS)]
@@ -29,14 +23,18 @@ DIAGONAL = [(activation, NORMS[index % len(NORMS)]) for index, activation in enu
 SHIFTED = [(activation, NORMS[(index + 2) % len(NORMS)]) for index, activation in enumerate(ACTIVATIONS)]
 
 
+def narrow(architecture, **options):
+    return build(architecture, **NARROW.get(architecture, {}), **options)
+
+
 def shapes_of(model):
     return jax.eval_shape(model.init, jax.random.key(0))
 
 
-@pytest.mark.parametrize("architecture", ["cnn", pytest.param("resnet", marks=pytest.mark.slow), "vit"])
+@pytest.mark.parametrize("architecture", every(slow=("resnet",), leave_out=("mlp",)))
 def test_options_decide_which_arrays_there_are(architecture):
     for activation, (norm, affine) in DIAGONAL:
-        model = BUILD[architecture](activation=activation, norm=norm, affine=affine)
+        model = narrow(architecture, activation=activation, norm=norm, affine=affine)
         shapes = shapes_of(model)
         names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
         assert ({"scale", "offset"} <= names) == (norm != "none" and affine)
@@ -45,9 +43,9 @@ def test_options_decide_which_arrays_there_are(architecture):
         # A wide network differs from the base in the axes of its unit spaces, and in no other.
         wide = shapes_of(widen(model, 3))
         for path, label in model.wiring.labels:
-            narrow, cloned = (tree_at(tree, path).shape for tree in (shapes, wide))
+            before, after = (tree_at(tree, path).shape for tree in (shapes, wide))
             factors = [3 if axis is not None and axis.space in model.wiring.cloneable else 1 for axis in label.axes]
-            assert cloned == tuple(size * factor for size, factor in zip(narrow, factors, strict=True))
+            assert after == tuple(size * factor for size, factor in zip(before, factors, strict=True))
 
 
 def tree_at(tree, path):
@@ -58,8 +56,8 @@ def tree_at(tree, path):
 
 def check_clones(architecture, activation, norm, affine, factor):
     """Same logits in eval and train mode; with one array not divided by the number of clones, others."""
-    model = BUILD[architecture](activation=activation, norm=norm, affine=affine)
-    variables, (inputs, _) = draw(model), batch(SHAPE, 4)
+    model = narrow(architecture, activation=activation, norm=norm, affine=affine)
+    variables, (inputs, _) = draw(model), batch(ARCHITECTURES[architecture].shape, 4)
     wide, cloned = widen(model, factor), clone_variables(variables, model.wiring, factor)
     for train in (False, True):
         expected = model.apply(variables, inputs, train=train).logits
@@ -71,7 +69,7 @@ def check_clones(architecture, activation, norm, affine, factor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pairs", "factor"), [(DIAGONAL, 2), (SHIFTED, 3)], ids=["2", "3"])
-@pytest.mark.parametrize("architecture", BUILD)
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "mlp"])
 def test_clones_compute_the_same_under_every_activation_and_norm(x64, architecture, pairs, factor):
     for activation, (norm, affine) in pairs:
         check_clones(architecture, activation, norm, affine, factor)
@@ -83,11 +81,6 @@ SPREAD = {
     "he": lambda fan_in, fan_out: (2 / fan_in) ** 0.5,
     "he_fan_out": lambda fan_in, fan_out: (2 / fan_out) ** 0.5,
     "truncated_normal": lambda fan_in, fan_out: 0.02,
-}
-WIDE = {
-    "cnn": partial(cnn, SHAPE, 3, channels=(16, 24), dense=20),
-    "resnet": partial(resnet18, SHAPE, 3, width=16, blocks=(1, 1)),
-    "vit": partial(vit, SHAPE, 3, patch=2, width=16, depth=1, heads=4, mlp_ratio=2.0),
 }
 
 
@@ -101,7 +94,7 @@ def test_every_initialisation_is_tested_here():
 )
 def test_kernels_have_the_spread_of_their_initialisation(architecture, name):
     """Root mean square of every kernel over what its fans say; the fans count kernel positions and head widths."""
-    model = WIDE[architecture](init=name)
+    model = build(architecture, **ARCHITECTURES[architecture].wide, init=name)
     variables = jax.jit(model.init)(jax.random.key(1))
     num_kernels = 0
     for path, label in model.wiring.labels:

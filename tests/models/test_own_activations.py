@@ -1,28 +1,19 @@
 """Networks with activation functions of one's own: same function, same model; cloned alike; undecided without facts."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles.architectures import ARCHITECTURES, build
 
 from lopjax.activations import Activation
 from lopjax.certificates import FrozenVerdict, certify_frozen
 from lopjax.cloning import clone_variables, widen
 from lopjax.losses import mean_squared_error
 from lopjax.manifolds import homogeneous_conserved
-from lopjax.models import cnn, from_linen, labelled, mlp, resnet18, tap, vit
+from lopjax.models import from_linen, labelled, mlp, tap
 from lopjax.wiring import In, Out
-
-SHAPE = (4, 4, 2)
-BUILD = {
-    "mlp": partial(mlp, SHAPE, (3,), 3),
-    "cnn": partial(cnn, SHAPE, 3, channels=(2,), dense=2),
-    "resnet": partial(resnet18, SHAPE, 3, width=2, blocks=(1,)),
-    "vit": partial(vit, SHAPE, 3, patch=2, width=2, depth=1, heads=2, mlp_ratio=1.0),
-}
 
 
 def smooth_leaky(z):
@@ -46,12 +37,13 @@ RELU = Activation(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", BUILD)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_takes_a_function(x64, architecture):
-    model = BUILD[architecture](activation=smooth_leaky)
-    assert BUILD[architecture](activation=smooth_leaky) is model
-    assert BUILD[architecture](activation=lambda z: z) is not BUILD[architecture](activation=lambda z: z)
-    variables, inputs = model.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (4, *SHAPE))
+    model = build(architecture, activation=smooth_leaky)
+    assert build(architecture, activation=smooth_leaky) is model
+    assert build(architecture, activation=lambda z: z) is not build(architecture, activation=lambda z: z)
+    inputs = jax.random.normal(jax.random.key(1), (4, *ARCHITECTURES[architecture].shape))
+    variables = model.init(jax.random.key(0))
     logits, _, taps = model.apply(variables, inputs)
     own = [site for site in taps.values() if isinstance(site.activation, Activation)]
     assert own

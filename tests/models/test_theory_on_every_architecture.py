@@ -1,32 +1,17 @@
-"""What the library says about clones and dead units on the CNN, the ResNet and the ViT, against NumPy."""
-
-from functools import partial
+"""What the library says about clones and dead units on every architecture, against NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from architectures import batch, draw, logits_and_gradient
+from oracles.architectures import ARCHITECTURES, batch, build, draw, every, logits_and_gradient
 
 from lopjax.certificates import CloneVerdict, FrozenVerdict, certify_cloned, certify_frozen
 from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.manifolds import dimension, frozen_manifold, tangency_residual
-from lopjax.models import cnn, resnet18, vit
 
-SHAPE = (4, 4, 2)
-MODELS = {
-    "cnn": partial(cnn, SHAPE, 3, channels=(2, 3), dense=4, norm="batch"),
-    "resnet": partial(resnet18, SHAPE, 3, width=2, blocks=(1,)),
-    "vit": partial(vit, SHAPE, 3, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0, activation="relu"),
-}
-# Its pooling makes the CNN the dearest to compile.
-SLOW_CNN = [pytest.param(name, marks=pytest.mark.slow if name == "cnn" else ()) for name in MODELS]
-# A site, and the path of the offset or bias that pushes a unit of it below zero on every input.
-DEAD = {
-    "cnn": ("conv_1", ("conv_1_norm", "offset")),
-    "resnet": ("stage_0_block_0_output", ("stage_0_block_0_conv_1", "norm", "offset")),
-    "vit": ("mlp_0", ("mlp_0", "bias")),
-}
+# The CNN's pooling makes it the dearest to compile; the MLP is what all other tests are about.
+SLOW = every(slow=("mlp", "cnn"))
 
 
 def shifted(tree, path, unit, shift):
@@ -36,10 +21,10 @@ def shifted(tree, path, unit, shift):
     return {**tree, key: branch}
 
 
-@pytest.mark.parametrize("name", SLOW_CNN)
+@pytest.mark.parametrize("name", SLOW)
 def test_certificates_of_clones_agree_with_their_signals(x64, name):
     """Parameters and data say the same: clones at BC, no longer so with one unit of one cluster moved."""
-    base, data = MODELS[name](), batch(SHAPE)
+    base, data = build(name), batch(ARCHITECTURES[name].shape)
     wide, variables = widen(base, 2), clone_variables(draw(base), base.wiring, 2)
     partition = uniform_partition(wide.wiring, 2)
     certificate = certify_cloned(wide, variables, data, partition)
@@ -47,7 +32,7 @@ def test_certificates_of_clones_agree_with_their_signals(x64, name):
     assert certificate.tangency <= 1e-12
     assert set(certificate.sites) == {site for site, _ in wide.wiring.sites}
     assert all(max(site) <= 1e-12 for site in certificate.sites.values())
-    site, path = DEAD[name]
+    site, path = ARCHITECTURES[name].bias
     moved = {**variables, "params": shifted(variables["params"], path, 0, 0.5)}
     broken = certify_cloned(wide, moved, data, partition)
     assert broken.verdict is CloneVerdict.NOT_CLONED
@@ -55,11 +40,11 @@ def test_certificates_of_clones_agree_with_their_signals(x64, name):
     assert broken.tangency > 1e-3
 
 
-@pytest.mark.parametrize("name", SLOW_CNN)
+@pytest.mark.parametrize("name", SLOW)
 def test_dead_units_are_certified_and_their_gradient_is_tangent_to_the_frozen_manifold(x64, name):
-    model, data = MODELS[name](), batch(SHAPE)
+    model, data = build(name), batch(ARCHITECTURES[name].shape)
     variables = draw(model, seed=1)
-    site, path = DEAD[name]
+    site, path = ARCHITECTURES[name].bias
     for unit in (0, 1):  # awake, whatever was drawn
         variables = {**variables, "params": shifted(variables["params"], path, unit, 10.0)}
     space = model.wiring.site(site).space
@@ -83,15 +68,16 @@ def test_dead_units_are_certified_and_their_gradient_is_tangent_to_the_frozen_ma
     assert awake.gradient > 0
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", every(slow=("mlp",)))
 def test_bfloat16_networks_are_judged_in_the_type_of_their_parameters(name):
     """16-bit activations of clones may differ by their rounding; the parameters' certificate is that of float32."""
-    base = MODELS[name](compute_dtype="bfloat16")
+    base = build(name, compute_dtype="bfloat16")
     variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), draw(base))
     wide, cloned = widen(base, 2), clone_variables(variables, base.wiring, 2)
     partition = uniform_partition(wide.wiring, 2)
     certificate = certify_cloned(wide, cloned, None, partition)
     assert certificate.verdict is CloneVerdict.BLOCK_CONSTANT
     assert certificate.tolerance == 64 * np.finfo(np.float32).eps
-    moved = {**cloned, "params": shifted(cloned["params"], DEAD[name][1], 0, 1e-3)}  # less than bfloat16 resolves
+    path = ARCHITECTURES[name].bias[1]
+    moved = {**cloned, "params": shifted(cloned["params"], path, 0, 1e-3)}  # less than bfloat16 resolves
     assert certify_cloned(wide, moved, None, partition).verdict is CloneVerdict.NOT_CLONED

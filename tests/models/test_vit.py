@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from architectures import (
+from oracles.architectures import (
     batch,
     check_bfloat16,
     check_clones_are_found,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from folders import Config, complete, contents
+from oracles.folders import Config, complete, contents
 
 from lopjax import runs
 from lopjax.runs import RunFolderError, config_hash, load, open_run

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from folders import Config, complete
+from oracles.folders import Config, complete
 
 from lopjax import runs
 from lopjax.runs import RunFolderError, load, open_run

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import Config, Net, complete, contents
+from oracles.folders import Config, Net, complete, contents
 
 from lopjax.runs import CheckpointError, RunFolderError, config_hash, load, open_run, provenance, write_json
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from folders import Config
+from oracles.folders import Config
 
 from lopjax.activations import Activation
 from lopjax.cloning import widen

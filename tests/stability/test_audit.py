@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from normal_space import dense_normal, repeated_spectrum
+from oracles.normal_space import dense_normal, repeated_spectrum
 
 from lopjax.losses import mean_cross_entropy
 from lopjax.models import mlp

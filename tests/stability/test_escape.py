@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from critical_clones import BASE, PARTITION, WIDE, critical_clones, flat_loss, normal_modes, simulated_steps
+from oracles.critical_clones import BASE, PARTITION, WIDE, critical_clones, flat_loss, normal_modes, simulated_steps
 
 from lopjax.cloning import clone_variables, uniform_partition
 from lopjax.losses import mse

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from critical_clones import BASE, PARTITION, WIDE, critical_clones
 from jax.flatten_util import ravel_pytree
+from oracles.critical_clones import BASE, PARTITION, WIDE, critical_clones
 
 from lopjax.cloning import clone_variables, uniform_partition
 from lopjax.losses import mse

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from critical_clones import PARTITION, WIDE, critical_clones, normal_modes
+from oracles.critical_clones import PARTITION, WIDE, critical_clones, normal_modes
 
 from lopjax.curvature import hvp
 from lopjax.losses import mse

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import random_orthonormal, random_symmetric
+from oracles.dense import random_orthonormal, random_symmetric
 
 from lopjax.stability.blocks.spectra import BlockError, structural_zeros, unit_eigenvalues
 from lopjax.stability.blocks.spectra import block_inertia as inertia_within

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from normal_space import clone_by_hand, dense_normal, normal_basis, repeated_spectrum
+from oracles.normal_space import clone_by_hand, dense_normal, normal_basis, repeated_spectrum
 
 from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.losses import mean_cross_entropy, mean_squared_error

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from normal_space import clone_by_hand, dense_normal
+from oracles.normal_space import clone_by_hand, dense_normal
 
 from lopjax.cloning import uniform_partition, widen
 from lopjax.losses import mean_cross_entropy, mean_squared_error

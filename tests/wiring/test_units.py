@@ -4,20 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles.architectures import ARCHITECTURES, build, draw
 
-from lopjax import models
 from lopjax.wiring import In, Out, tree_paths, unit_masks, unit_norms, where
 
-MODELS = {
-    "mlp": lambda: models.mlp((3,), (4, 5), 2, norm="batch"),
-    "cnn": lambda: models.cnn((8, 8, 1), 2, channels=(3, 4), dense=5),
-}
 
-
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def network(request):
-    model = MODELS[request.param]()
-    return model, jax.tree.map(np.asarray, model.init(jax.random.key(0)))
+    model = build(request.param)
+    return model, jax.tree.map(np.asarray, draw(model))
 
 
 def entries(model, tree, side, chosen):
@@ -80,6 +75,6 @@ def test_where_takes_marked_entries_and_keeps_types():
     [({"no": np.zeros(4, bool)}, "its spaces are"), ({"hidden_0": np.zeros(3, bool)}, r"must be \(4,\)")],
 )
 def test_bad_masks_are_refused(units, message, unchecked):
-    model = MODELS["mlp"]()
+    model = build("mlp")
     with pytest.raises(ValueError, match=message):
-        unit_masks(model.wiring, model.init(jax.random.key(0)), units)
+        unit_masks(model.wiring, draw(model), units)

@@ -4,39 +4,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
+from oracles.architectures import ARCHITECTURES, NUM_CLASSES, build, every
+from oracles.metrics import metrics_in_numpy, numpy_samples, r2_in_numpy
 
 from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.model import Tap
-from lopjax.models import cnn, mlp, resnet18, vit
+from lopjax.models import mlp
 from lopjax.probes import symptoms
 from lopjax.signals import observe
 
-MODELS = {
-    "mlp with batch norm": mlp((2, 3, 1), (4, 4), 3, activation="tanh", norm="batch"),
-    "cnn": cnn((4, 4, 1), 3, channels=(2,), dense=4, activation="gelu"),
-    "resnet": resnet18((4, 4, 1), 3, width=2, blocks=(1,), activation="silu", norm="none"),
-    "vit": vit((4, 4, 1), 3, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0),
+OPTIONS = {
+    "mlp": {"activation": "tanh"},
+    "cnn": {"activation": "gelu", "norm": "none"},
+    "resnet": {"activation": "silu", "norm": "none"},
+    "vit": {"activation": "gelu"},
 }
+
+
+def case(name: str, num: int = 5):
+    """A network and a batch."""
+    shape = ARCHITECTURES[name].shape
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(num, *shape)))
+    return build(name, **OPTIONS.get(name, {})), (inputs, jnp.arange(num, dtype=jnp.int32) % NUM_CLASSES)
 
 
 def initialised(model):
     return jax.jit(model.init)(jax.random.key(0))
 
 
-def batch_for(model_name: str, num: int = 5):
-    shape = (2, 3, 1) if model_name.startswith("mlp") else (4, 4, 1)
-    generator = np.random.default_rng(0)
-    return jnp.asarray(generator.normal(size=(num, *shape))), jnp.arange(num, dtype=jnp.int32) % 3
-
-
 # --- Backward signals --------------------
 
 
-@pytest.mark.parametrize("name", ["mlp with batch norm", "resnet", "vit"])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "cnn"])
 def test_backward_signals_predict_what_a_perturbation_does_to_the_loss(x64, name):
     """<backward, direction> equals the central difference of the loss along it, at pre- and post-activations."""
-    model, (inputs, labels) = MODELS[name], batch_for(name)
+    model, (inputs, labels) = case(name)
     variables = initialised(model)
     signals = jax.jit(lambda variables: observe(model, variables, (inputs, labels)))(variables)
     generator, step = np.random.default_rng(1), 1e-5
@@ -87,8 +89,8 @@ def test_backward_signals_of_an_mlp_in_closed_form(x64):
 
 
 def test_train_mode_observes_the_statistics_of_the_batch_without_dropout(x64):
-    model = mlp((2, 3, 1), (4,), 3, norm="batch", affine=False, dropout=0.5)
-    inputs, labels = batch_for("mlp")
+    model = mlp((3,), (4,), 3, norm="batch", affine=False, dropout=0.5)
+    inputs, labels = case("mlp")[1]
     variables = initialised(model)
     pre = {
         train: observe(model, variables, (inputs, labels), train=train, dropout_rate=0.0).taps["hidden_0"].pre
@@ -101,23 +103,19 @@ def test_train_mode_observes_the_statistics_of_the_batch_without_dropout(x64):
 # --- Symptoms --------------------
 
 
-def numpy_samples(array) -> np.ndarray:
-    array = np.asarray(array)
-    return np.concatenate([array[index] for index in np.ndindex(array.shape[:-2])]) if array.ndim > 2 else array
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "vit" else ()) for name in MODELS]
-)
+@pytest.mark.parametrize("name", every(slow=("vit",)))
 def test_symptoms_are_the_metrics_of_every_site(name):
-    model, (inputs, labels) = MODELS[name], batch_for(name)
+    model, (inputs, labels) = case(name)
     wide, factor = widen(model, 2), 2
     variables = clone_variables(initialised(model), model.wiring, factor)
     # Break the clones, so that R² is neither 0 nor 1.
     generator = np.random.default_rng(2)
     variables = jax.tree.map(lambda a: a + 0.1 * generator.uniform(0, 1, a.shape).astype(a.dtype), variables)
     partition = uniform_partition(wide.wiring, factor)
-    own = {"spread": lambda site: jnp.ptp(site.pre), "signs": lambda site: jnp.sum((site.post > 0) != (site.signal > 0))}
+    own = {
+        "spread": lambda site: jnp.ptp(site.pre),
+        "signs": lambda site: jnp.sum((site.post > 0) != (site.signal > 0)),
+    }
     program = jax.jit(lambda variables: (symptoms(wide, variables, (inputs, labels), partition=partition, metrics=own),
                                          observe(wide, variables, (inputs, labels))))  # fmt: skip
     table, signals = program(variables)
@@ -135,37 +133,8 @@ def test_symptoms_are_the_metrics_of_every_site(name):
     assert 0.01 < float(table["r2_forward"]["mean"]) < 0.9999
 
 
-def metrics_in_numpy(z: np.ndarray, h: np.ndarray, e: np.ndarray) -> dict[str, float]:
-    """The definitions, written out in float64: z pre-activations, h activations, e backward signal."""
-    z, h, e = (array.astype(np.float64) for array in (z, h, e))
-    spectrum = np.linalg.svd(h, compute_uv=False)
-    shares = spectrum[spectrum > 0] / spectrum.sum()
-    covariance = np.cov(h.T)
-    directions = h / np.maximum(np.linalg.norm(h, axis=0), 1e-300)
-    standard = (z - z.mean(axis=0)) / z.std(axis=0)
-    return {
-        "effective_rank": np.exp(-np.sum(shares * np.log(shares))),
-        "stable_rank": np.sum(spectrum**2) / spectrum[0] ** 2,
-        "renyi2_rank": np.trace(covariance) ** 2 / np.sum(covariance**2),
-        "numerical_rank": np.linalg.matrix_rank(h.astype(np.float32)),
-        "srank": 1 + np.flatnonzero(np.cumsum(spectrum) >= 0.99 * spectrum.sum())[0],
-        "dormant_fraction": np.mean(np.abs(h).mean(axis=0) <= 0.025 * np.abs(h).mean()),
-        "dead_fraction": np.mean(np.mean(np.abs(h) <= 1e-7, axis=0) > 0.95),
-        "duplicate_fraction": np.mean((np.triu(directions.T @ directions, k=1) > 0.95).any(axis=1)),
-        "saturated_fraction": np.mean(np.mean(np.abs(e) < 1e-4 * np.abs(h).mean(axis=0), axis=0) > 0.99),
-        "ks_non_gaussianity": np.mean([scipy.stats.kstest(unit, "norm").statistic for unit in standard.T]),
-        "excess_kurtosis": np.mean(np.abs(np.mean(standard**4, axis=0) - 3)),
-    }
-
-
-def r2_in_numpy(h: np.ndarray, factor: int) -> float:
-    clusters = h.reshape(len(h), -1, factor)
-    within = np.sum((clusters - clusters.mean(axis=2, keepdims=True)) ** 2)
-    return 1 - within / np.sum((h - h.mean(axis=1, keepdims=True)) ** 2)
-
-
 def test_clones_have_r2_one_and_any_other_pairing_does_not():
-    model, (inputs, labels) = mlp((2, 3, 1), (4,), 3, activation="tanh"), batch_for("mlp")
+    model, (inputs, labels) = mlp((3,), (4,), 3, activation="tanh"), case("mlp")[1]
     wide = widen(model, 2)
     variables = clone_variables(initialised(model), model.wiring, 2)
     for partition, is_right in (
@@ -181,7 +150,7 @@ def test_clones_have_r2_one_and_any_other_pairing_does_not():
 
 
 def test_without_a_partition_there_is_no_r2():
-    model, (inputs, labels) = MODELS["mlp with batch norm"], batch_for("mlp")
+    model, (inputs, labels) = case("mlp")
     shapes = jax.eval_shape(lambda variables: symptoms(model, variables, (inputs, labels)), initialised(model))
     assert "r2_forward" not in shapes
     assert set(shapes["effective_rank"]) == {"hidden_0", "hidden_1", "mean"}
@@ -190,7 +159,7 @@ def test_without_a_partition_there_is_no_r2():
 @pytest.mark.slow
 def test_seeds_side_by_side_give_what_each_gives_alone():
     """Many sites of several shapes under one vmap: the pattern in which batched LAPACK calls deadlock on CPU."""
-    model, (inputs, labels) = mlp((2, 3, 1), (4, 3), 3), batch_for("mlp")
+    model, (inputs, labels) = mlp((3,), (4, 3), 3), case("mlp")[1]
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
     variables = jax.vmap(model.init)(keys)
     one = jax.jit(lambda variables: symptoms(model, variables, (inputs, labels)))
@@ -204,7 +173,7 @@ def test_seeds_side_by_side_give_what_each_gives_alone():
 
 
 def test_a_metric_of_ones_own_has_a_name_of_its_own_and_is_one_real_number(unchecked):
-    model, batch = MODELS["mlp with batch norm"], batch_for("mlp")
+    model, batch = case("mlp")
     variables = jax.eval_shape(model.init, jax.random.key(0))
     for name, metric, message in (
         ("srank", lambda site: site.post.max(), r"metrics=\['srank'\]: metrics of the library have these names"),
@@ -217,7 +186,7 @@ def test_a_metric_of_ones_own_has_a_name_of_its_own_and_is_one_real_number(unche
 
 
 def test_a_partition_of_an_unknown_space_is_refused():
-    model, (inputs, labels) = MODELS["mlp with batch norm"], batch_for("mlp")
+    model, (inputs, labels) = case("mlp")
     variables = initialised(model)
     for partition, message in (
         ({"hidden_9": (0, 0, 1, 1)}, "hidden_9"),

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_metrics import RANKS, all_metrics, between_cluster_share, normal, rank_oracles
+from oracles.metrics import between_cluster_share, rank_oracles
+from test_metrics import RANKS, all_metrics, normal
 
 from lopjax import metrics
 from lopjax.metrics.scaling import as_samples

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from reference import REFERENCE, requires_reference
+from oracles.metrics import between_cluster_share, entropy_rank, rank_oracles
+from oracles.reference import REFERENCE, requires_reference
 
 from lopjax import metrics
 from lopjax.metrics.gaussianity import sorted_columns
@@ -39,39 +40,6 @@ def all_ranks(h):
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
-
-
-# --- Oracles: numpy and scipy, float64, one unit or one sample at a time --------------------
-
-
-def entropy_rank(weights):
-    shares = weights[weights > 0] / weights.sum()
-    return np.exp(-(shares * np.log(shares)).sum())
-
-
-def rank_oracles(h):
-    values = np.linalg.svd(h, compute_uv=False)
-    variances = np.linalg.svd(h - h.mean(axis=0), compute_uv=False) ** 2
-    return {
-        "effective_rank": entropy_rank(values),
-        "effective_rank_covariance": entropy_rank(variances),
-        "effective_rank_second_moment": entropy_rank(values**2),
-        "renyi2_rank": variances.sum() ** 2 / (variances**2).sum(),
-        "stable_rank": np.linalg.norm(h) ** 2 / np.linalg.norm(h, ord=2) ** 2,
-        "numerical_rank": np.linalg.matrix_rank(h),
-        "srank": 1 + np.flatnonzero(np.cumsum(values) >= 0.99 * values.sum())[0],
-    }
-
-
-def between_cluster_share(h, clusters):
-    """R² from the other side of the law of total variance: explained over total, sample by sample."""
-    clusters, between, total = np.asarray(clusters), 0.0, 0.0
-    for row in h:
-        for label in np.unique(clusters):
-            members = row[clusters == label]
-            between += len(members) * (members.mean() - row.mean()) ** 2
-        total += len(row) * row.var()
-    return between / total
 
 
 # --- Reference values -----------------------------------------------------------------------

@@ -5,51 +5,59 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_metrics import all_metrics, normal
+from oracles.architectures import ARCHITECTURES, build
 
 from lopjax import data, metrics, optim
 from lopjax.certificates import certify_frozen
 from lopjax.cloning import clone_variables
 from lopjax.curvature import spectral_density
 from lopjax.manifolds import Manifold, cloned_manifold
-from lopjax.models import cnn, mlp, resnet18, vit
+from lopjax.models import mlp
 from lopjax.probes import symptoms
 from lopjax.quotient import clip_by_cloned_norm, quotient_optimizer
 from lopjax.stability import DecayingNoise, escape_time_along, first_passage_times, unit_blocks
 from lopjax.training import Preprocess, evaluate
 
-# Built inside the mode, so sizes that no other test has in its cache.
-MODELS = {
-    "mlp": lambda: mlp((4, 4, 1), (7,), 2, norm="batch", dropout=0.1),
-    "cnn": lambda: cnn((4, 4, 1), 2, channels=(3,), dense=7, norm="layer"),
-    "resnet": lambda: resnet18((4, 4, 1), 2, width=3, blocks=(1,), norm="batch"),
-    "vit": lambda: vit((4, 4, 1), 2, patch=2, width=6, depth=1, heads=2, mlp_ratio=1.0),
-}
 UNEQUAL = {"hidden_0": [3, 1, 1, 1, 1, 1]}
 
 
 @pytest.fixture(params=["dtypes", "ranks"])
 def strict(request):
-    mode = jax.numpy_dtype_promotion("strict") if request.param == "dtypes" else jax.numpy_rank_promotion("raise")
+    """A mode in which what JAX would promote is an error; that it is one is tried first."""
+    if request.param == "dtypes":
+        mode, error = jax.numpy_dtype_promotion("strict"), jax.dtypes.TypePromotionError
+        other = jnp.ones((2, 3), jnp.int32)
+    else:
+        mode, error, other = jax.numpy_rank_promotion("raise"), ValueError, jnp.ones(3)
     with mode:
+        with pytest.raises(error):
+            jax.eval_shape(lambda: jnp.ones((2, 3)) + other)
         yield request.param
 
 
-@pytest.mark.parametrize("name", MODELS)
+def are_single(tree):
+    """Whether every array of a tree has the dtype that went in."""
+    return {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_models_and_their_symptoms(strict, name):
-    model = MODELS[name]()
-    inputs, labels = jnp.ones((2, 4, 4, 1)), jnp.array([0, 1])
+    model = build(name, dropout=0.15)  # built inside the mode: no other test has it in its cache
+    inputs, labels = jnp.ones((2, *ARCHITECTURES[name].shape)), jnp.array([0, 1])
     variables = jax.eval_shape(model.init, jax.random.key(0))
-    jax.eval_shape(lambda v: model.apply(v, inputs, train=True, key=jax.random.key(0)), variables)
-    jax.eval_shape(lambda v: symptoms(model, v, (inputs, labels)), variables)
-    jax.eval_shape(lambda v: clone_variables(v, model.wiring, 3), variables)
+    output = jax.eval_shape(lambda v: model.apply(v, inputs, train=True, key=jax.random.key(0)), variables)
+    assert are_single((output.logits, output.variables))
+    assert are_single(jax.eval_shape(lambda v: symptoms(model, v, (inputs, labels)), variables))
+    assert are_single(jax.eval_shape(lambda v: clone_variables(v, model.wiring, 3), variables))
 
 
 def test_metrics_and_their_gradients(strict):
-    h = normal(9, 4).astype(np.float32)
-    jax.eval_shape(all_metrics.__wrapped__, h, h)
-    jax.eval_shape(jax.grad(metrics.effective_rank), h)
-    jax.eval_shape(jax.grad(metrics.excess_kurtosis), h)
+    site = metrics.SiteActivity(*np.random.default_rng(0).normal(size=(3, 9, 4)).astype(np.float32))
+    for metric in metrics.SITE_METRICS.values():
+        assert are_single(jax.eval_shape(metric, site))
+    for metric in (metrics.effective_rank, metrics.excess_kurtosis, metrics.cloning_r2):
+        arguments = (2,) if metric is metrics.cloning_r2 else ()
+        assert are_single(jax.eval_shape(jax.grad(lambda h, f=metric, a=arguments: f(h, *a)), site.post))
 
 
 def test_manifolds_optimizers_and_the_quotient(strict):
@@ -57,7 +65,7 @@ def test_manifolds_optimizers_and_the_quotient(strict):
     params = jax.tree.map(lambda a: jnp.ones(a.shape), jax.eval_shape(model.init, jax.random.key(0))["params"])
     for clusters in ((0, 0, 1, 1, 2, 2), (0, 0, 0, 1, 2, 2)):
         project = cloned_manifold(params, model.wiring, {"hidden_0": clusters}).project
-        jax.eval_shape(project, params)
+        assert are_single(jax.eval_shape(project, params))
     transformations = [optim.noisy_sgd(0.1, 0.1, 0.9, 0, 0.5), optim.shrink_and_perturb(0.9, 0.1, 0, 2)]
     transformations += [optim.l2_init(0.1), optim.keep_on_manifold(project), optim.upgd(0.1, 0.1, 0)]
     transformations += [optim.spectral(0.1, model.wiring), optim.parseval(0.1, model.wiring), optim.nap(model.wiring)]
@@ -65,17 +73,19 @@ def test_manifolds_optimizers_and_the_quotient(strict):
         transformations.append(quotient_optimizer(optax.sgd(0.1, 0.9), model.wiring, factor))
         transformations.append(clip_by_cloned_norm(0.1, model.wiring, factor))
     for transformation in transformations:
-        jax.eval_shape(lambda p, t=transformation: t.update(p, t.init(p), p), params)
+        assert are_single(jax.eval_shape(lambda p, t=transformation: t.update(p, t.init(p), p)[0], params))
 
 
 def test_batches_evaluation_and_spectra(strict):
     images, labels = jnp.zeros((5, 4, 4, 1), jnp.uint8), jnp.zeros(5, jnp.int32)
     preprocess, model = Preprocess((0.5,), (0.3,), crop_padding=1, flip=True), mlp((4, 4, 1), (5,), 2)
-    jax.eval_shape(lambda key: data.epoch_permutation(key, 10, 4), jax.random.key(0))
-    jax.eval_shape(lambda key: preprocess.inputs(images, key), jax.random.key(0))
+    order = jax.eval_shape(lambda key: data.epoch_permutation(key, 10, 4), jax.random.key(0))
+    assert jnp.issubdtype(order.dtype, jnp.integer)
+    assert are_single(jax.eval_shape(lambda key: preprocess.inputs(images, key), jax.random.key(0)))
     variables = jax.eval_shape(model.init, jax.random.key(0))
-    jax.eval_shape(lambda v: evaluate(model, v, (images, labels), preprocess, batch_size=2), variables)
-    jax.eval_shape(lambda key: spectral_density(lambda v: v, jnp.ones(4), 3, 2, key), jax.random.key(0))
+    scores = jax.eval_shape(lambda v: evaluate(model, v, (images, labels), preprocess, batch_size=2), variables)
+    density = jax.eval_shape(lambda key: spectral_density(lambda v: v, jnp.ones(4), 3, 2, key), jax.random.key(0))
+    assert are_single((scores, density.nodes, density.weights))
 
 
 def test_verdicts_and_times(strict):

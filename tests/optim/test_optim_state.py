@@ -125,7 +125,7 @@ def test_an_int_seed_works_in_programs_over_two_devices():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     command = [sys.executable, "-c", ON_TWO_DEVICES]
     ran = subprocess.run(
-        command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     assert ran.stdout.strip() == "equal", ran.stderr
 

@@ -56,7 +56,7 @@ def report(tmp_path: Path, module: str, *flags: str) -> tuple[dict, str]:
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "TFDS_DATA_DIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr

@@ -1,21 +1,84 @@
 """What holds for every architecture, and the means to check it: used by the tests of the CNN, ResNet and ViT."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lopjax.certificates import CloneVerdict, certify_cloned
 from lopjax.cloning import Factor, clone_factors, clone_variables, find_clones, uniform_partition, widen
 from lopjax.manifolds import cloned_manifold, dimension, tangency_residual
 from lopjax.model import Model, Tap, Variables
-from lopjax.models import check_wiring
+from lopjax.models import check_wiring, cnn, mlp, resnet18, vit
 from lopjax.wiring import Label, Out, Path, tree_paths
+from oracles.projectors import block_constant_dimension, normal_fraction
 
 NUM_CLASSES = 3
+IMAGE = (4, 4, 2)
+
+
+class Architecture(NamedTuple):
+    """One architecture of the library, as small as it can be. A new one joins by its row in `ARCHITECTURES`.
+
+    Attributes:
+        make: its constructor, for `NUM_CLASSES` classes; takes options.
+        shape: of one input.
+        wide: options with which it is wide enough for statistics of its weights.
+        bias: a site, and the path of the array that pushes a unit of it below zero on every input.
+        is_dear: whether its programs take so long to compile that most tests of it are slow.
+    """
+
+    make: Callable[..., Model]
+    shape: tuple[int, ...]
+    wide: Mapping[str, Any]
+    bias: tuple[str, tuple[str, ...]]
+    is_dear: bool = False
+
+
+ARCHITECTURES = {
+    "mlp": Architecture(
+        partial(mlp, (3,), (4, 5), NUM_CLASSES, norm="batch"),
+        (3,),
+        {"widths": (16, 24)},
+        ("hidden_1", ("hidden_1_norm", "offset")),
+    ),
+    "cnn": Architecture(
+        partial(cnn, IMAGE, NUM_CLASSES, channels=(2, 3), dense=4, norm="batch"),
+        IMAGE,
+        {"channels": (16, 24), "dense": 20},
+        ("conv_1", ("conv_1_norm", "offset")),
+    ),
+    "resnet": Architecture(
+        partial(resnet18, IMAGE, NUM_CLASSES, width=2, blocks=(1,)),
+        IMAGE,
+        {"width": 16, "blocks": (1, 1)},
+        ("stage_0_block_0_output", ("stage_0_block_0_conv_1", "norm", "offset")),
+        is_dear=True,
+    ),
+    "vit": Architecture(
+        partial(vit, IMAGE, NUM_CLASSES, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0, activation="relu"),
+        IMAGE,
+        {"width": 16, "heads": 4, "mlp_ratio": 2.0},
+        ("mlp_0", ("mlp_0", "bias")),
+        is_dear=True,
+    ),
+}
+
+
+def build(name: str, **options: Any) -> Model:
+    """An architecture with other options than its own."""
+    return ARCHITECTURES[name].make(**options)
+
+
+def every(*, slow: Collection[str] | None = None, leave_out: Collection[str] = ()) -> list[Any]:
+    """All architectures as parameters of a test; those that are dear to compile, or those named, are slow."""
+    names = [name for name in ARCHITECTURES if name not in leave_out]
+    is_slow = {name: ARCHITECTURES[name].is_dear if slow is None else name in slow for name in names}
+    return [pytest.param(name, marks=pytest.mark.slow if is_slow[name] else ()) for name in names]
 
 
 def draw(model: Model, seed: int = 0) -> Variables:
@@ -53,35 +116,6 @@ def logits_and_gradient(model: Model, variables: Variables, data: tuple, train: 
 
     gradient, (logits, statistics) = jax.grad(loss, has_aux=True)(variables["params"])
     return logits, statistics, gradient
-
-
-def block_mean(array: np.ndarray, label: Label, factors: Mapping[str, int]) -> np.ndarray:
-    """Average over runs of adjacent clones along every cloned axis, in plain NumPy."""
-    mean = np.asarray(array, np.float64)
-    for index, axis in enumerate(label.axes):
-        n = factors.get(axis.space, 1) if axis is not None else 1
-        runs = [mean.take(range(i, i + n), index).mean(index, keepdims=True) for i in range(0, mean.shape[index], n)]
-        mean = np.concatenate([np.repeat(run, n, index) for run in runs], index)
-    return mean
-
-
-def normal_fraction(model: Model, tree: Any, factors: Mapping[str, int]) -> float:
-    """`||T - block mean of T|| / ||T||` over a whole tree of parameters or statistics."""
-    labels, arrays = model.wiring.labels_of(tree), [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    normal = sum(np.sum((a - block_mean(a, label, factors)) ** 2) for a, label in zip(arrays, labels, strict=True))
-    return float(np.sqrt(normal / sum(np.sum(a**2) for a in arrays)))
-
-
-def block_constant_dimension(model: Model, params: Any, factors: Mapping[str, int]) -> int:
-    """Trace of the block mean: what each entry of each array keeps of itself."""
-    labels, arrays = model.wiring.labels_of(params), jax.tree.leaves(params)
-    shares = 0.0
-    for array, label in zip(arrays, labels, strict=True):
-        for index in np.ndindex(array.shape):
-            unit = np.zeros(array.shape)
-            unit[index] = 1.0
-            shares += block_mean(unit, label, factors)[index]
-    return round(shares)
 
 
 def check_cloning(base: Model, shape: tuple[int, ...], factor: Factor, train: bool) -> None:

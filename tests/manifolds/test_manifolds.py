@@ -1,6 +1,6 @@
 """Projectors against Kronecker products in numpy; gradients tangent at clones and not elsewhere; level sets."""
 
-from functools import cache, reduce
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
+from oracles.projectors import averaging, block_diagonal, kron_pieces, v_point
 
 from lopjax.cloning import clone_variables, uniform_partition
 from lopjax.losses import cross_entropy
@@ -35,47 +36,6 @@ from lopjax.models import ACTIVATIONS, cnn, mlp, vit
 from lopjax.wiring import In, Label, Out, Site, build_wiring
 
 UNEQUAL = {"hidden_0": (0, 1, 0, 2, 1, 1), "hidden_1": (0, 0, 1, 0, 1)}
-
-
-# --- Oracles: averaging matrices and Kronecker products, in numpy float64 ------------------------------------------
-
-
-def averaging(ids):
-    """P[i, j] = 1/|cluster| if i and j share a cluster."""
-    same = np.equal.outer(ids, ids).astype(float)
-    return same / same.sum(axis=1)
-
-
-def kron_pieces(axes, shape, partition):
-    """BC, incoming, outgoing, gauge as dense matrices on the flattened array."""
-    means = {}
-    for side in (In, Out):
-        factors = [
-            averaging(partition[axis.space]) if isinstance(axis, side) and axis.space in partition else np.eye(size)
-            for axis, size in zip(axes, shape)
-        ]
-        means[side] = reduce(np.kron, factors)
-    P, Q, identity = means[In], means[Out], np.eye(int(np.prod(shape)))
-    return P @ Q, P @ (identity - Q), (identity - P) @ Q, (identity - P) @ (identity - Q)
-
-
-def v_point(params, wiring, partition, scale=1.0):
-    """A random point of V by numpy: BC plus gauge of random parameters; `scale` sets the gauge part."""
-
-    def project(label, leaf):
-        bc, _, _, gauge = kron_pieces(label.axes, leaf.shape, partition)
-        return jnp.asarray(((bc + scale * gauge) @ np.asarray(leaf, np.float64).ravel()).reshape(leaf.shape))
-
-    return wiring.map(project, params)
-
-
-def block_diagonal(blocks):
-    total = sum(len(block) for block in blocks)
-    out, at = np.zeros((total, total)), 0
-    for block in blocks:
-        out[at : at + len(block), at : at + len(block)] = block
-        at += len(block)
-    return out
 
 
 def dense(project, params):
