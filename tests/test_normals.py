@@ -99,6 +99,7 @@ def kolmogorov_smirnov(values):
     return scipy.stats.kstest(values, "norm").pvalue
 
 
+@pytest.mark.slow
 def test_a_million_draws_are_standard_normal(draws):
     """Four moments within 4 standard errors and KS; the controls: 0.3 % too wide, cut at 2.5, on a lattice of 1/100."""
     assert abs(draws.mean()) < 4 / np.sqrt(COUNT)

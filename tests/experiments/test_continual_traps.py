@@ -72,7 +72,5 @@ def test_a_unit_that_is_only_just_off_is_not_certified():
 
 def test_behind_a_norm_no_radius_is_claimed():
     variables = jax.jit(NORMED.init)(jax.random.key(0))
-    found = jax.eval_shape(
-        lambda v: trap_distances(NORMED, v, PROBE, NORMED.apply(v, PROBE).taps), variables
-    )
+    found = jax.eval_shape(lambda v: trap_distances(NORMED, v, PROBE, NORMED.apply(v, PROBE).taps), variables)
     assert set(found) == {"clones/nearest/hidden_0", "clones/near/hidden_0"}

@@ -187,6 +187,7 @@ def test_dead_units_wake_and_the_function_stays(x64, network):
     assert np.abs(fed).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_constant_at_the_edge_of_a_map_is_left_alone_and_zeros_are_not(x64):
     """Zero padding cuts a constant map; its unit stays as it is, and one at 0 beside it wakes."""
     model, shape = NETWORKS["cnn"]

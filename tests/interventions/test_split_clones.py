@@ -102,6 +102,7 @@ def test_clones_that_nobody_reads_part_too(x64):
     assert distance(model, step(after), plain) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_push_is_the_outgoing_part_of_the_lowest_eigenvector(x64):
     """Against a dense Hessian on the directions that part the two units, eigenvectors by NumPy."""
     model, variables = twins("tanh", 1.0)

@@ -98,7 +98,11 @@ def test_gradients_are_tangent_at_cloned_networks_and_only_there(x64, activation
     ("build", "shape"),
     [
         (lambda: cnn((4, 4, 2), 3, channels=(2, 3), dense=4, norm="batch", activation="tanh"), (4, 4, 2)),
-        (lambda: vit((4, 4, 1), 3, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.5), (4, 4, 1)),
+        pytest.param(
+            lambda: vit((4, 4, 1), 3, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.5),
+            (4, 4, 1),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["cnn", "vit"],
 )

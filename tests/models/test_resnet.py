@@ -82,7 +82,7 @@ def test_forward_pass_against_a_plain_one(x64, norm):
 @pytest.mark.parametrize(
     ("norm", "train", "factor"),
     [
-        ("batch", True, 2),
+        pytest.param("batch", True, 2, marks=pytest.mark.slow),
         ("none", False, {"stage_0": 2, "stage_1_block_0": 3}),
         pytest.param("batch", False, 3, marks=pytest.mark.slow),
         pytest.param("layer", True, 2, marks=pytest.mark.slow),

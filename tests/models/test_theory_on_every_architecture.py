@@ -10,8 +10,8 @@ from lopjax.certificates import CloneVerdict, FrozenVerdict, certify_cloned, cer
 from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.manifolds import dimension, frozen_manifold, tangency_residual
 
-# The CNN's pooling makes it the dearest to compile; the MLP is what all other tests are about.
-SLOW = every(slow=("mlp", "cnn"))
+# Pooling and attention are the dearest to compile; the MLP is what all other tests are about.
+SLOW = every(slow=("mlp", "cnn", "vit"))
 
 
 def shifted(tree, path, unit, shift):

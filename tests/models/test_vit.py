@@ -88,7 +88,7 @@ def test_forward_pass_against_numpy(x64, norm, depth):
 @pytest.mark.parametrize(
     ("norm", "train", "factor"),
     [
-        ("layer", True, 2),
+        pytest.param("layer", True, 2, marks=pytest.mark.slow),
         ("none", False, {"heads_0": 2, "mlp_0": 3}),
         pytest.param("layer", False, 3, marks=pytest.mark.slow),
         pytest.param("batch", True, 2, marks=pytest.mark.slow),

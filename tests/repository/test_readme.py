@@ -13,6 +13,7 @@ def _block_after(marker: str) -> list[str]:
     return README.split(f"<!-- {marker} -->")[1].split("```")[1].splitlines()[1:]
 
 
+@pytest.mark.slow
 def test_code_runs_and_prints_what_its_comments_say(x64, capsys, monkeypatch):
     import jax
 

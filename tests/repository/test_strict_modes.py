@@ -88,6 +88,7 @@ def test_batches_evaluation_and_spectra(strict):
     assert are_single((scores, density.nodes, density.weights))
 
 
+@pytest.mark.slow
 def test_verdicts_and_times(strict):
     """Whole analyses, run: their own programs keep JAX's default promotion."""
     model = mlp((3,), (2,), 2, activation="tanh")

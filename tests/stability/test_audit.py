@@ -37,6 +37,7 @@ def test_no_verdict_and_no_count_is_false(x64):
     assert sum(tally.unsigned.values()) > 100
 
 
+@pytest.mark.slow
 def test_near_clones_are_told_apart(x64):
     assert audit_near_clones(num_networks=12, seed=3).wrong == []
 

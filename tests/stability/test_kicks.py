@@ -107,6 +107,7 @@ def test_the_kick_aimed_at_escape_is_the_first_to_escape(x64):
     assert abs(directions["escape"] @ directions["next gradient"]) < 0.999
 
 
+@pytest.mark.slow
 def test_rank_ceiling_counts_the_couplings_of_numpy(x64):
     batch, base, wide = critical_clones()
     arguments = WIDE.wiring, PARTITION, "hidden_0"

@@ -84,7 +84,7 @@ def assert_same(blocks, normal, tolerance=1e-12):
 
 NETWORKS = [
     ((3, 2), "tanh", "mse", 2),
-    ((2, 3), "gelu", "cross_entropy", 3),
+    pytest.param((2, 3), "gelu", "cross_entropy", 3, marks=pytest.mark.slow),
     ((3, 2, 2), "sigmoid", "mse", {"hidden_0": 2, "hidden_1": 3, "hidden_2": 1}),
     ((2, 3, 2, 2), "relu", "cross_entropy", {"hidden_0": 1, "hidden_1": 2, "hidden_2": 3, "hidden_3": 2}),
     ((2, 2, 3), "tanh", "cross_entropy", {"hidden_1": 3}),
@@ -285,8 +285,8 @@ WITHOUT_CLOSED_FORM = {
         (2, {"mlp_0": 3}),
     ),
 }
-# Two of these are cheap enough for every day.
-EVERY_DAY = {"cnn, max pooling", "vit"}
+# One of these is cheap enough for every day.
+EVERY_DAY = {"cnn, max pooling"}
 OTHER_NETWORKS = [
     pytest.param(name, factor, marks=() if name in EVERY_DAY else pytest.mark.slow, id=f"{name}, {factor}")
     for name, (_, (factor, *_)) in WITHOUT_CLOSED_FORM.items()
@@ -501,6 +501,7 @@ def test_refusals(unchecked):
         space.per_unit("sign")
 
 
+@pytest.mark.slow
 def test_a_loosened_tolerance_is_never_exact(x64):
     """Blocks of the cluster means say nothing exact about variables that rounding does not explain."""
     model = mlp((3,), (4,), 2, activation="tanh")

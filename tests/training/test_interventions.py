@@ -74,6 +74,7 @@ def test_it_acts_after_the_update_and_keeps_its_state_in_every_lane(cuts):
         assert (heads[1] > 0).all()  # and trained by the next three: the control
 
 
+@pytest.mark.slow
 def test_a_method_of_the_cloning_experiment_may_have_one(monkeypatch):
     """It acts on the clone alone, after every step."""
 
