@@ -5,6 +5,8 @@ from lopjax.certificates.cloned import ClonedCertificate, CloneVerdict, certify_
 from lopjax.certificates.dead_units import interval_bounds, joint_margin, revival_radius
 from lopjax.certificates.frozen import FrozenCertificate, FrozenVerdict, UnitEvidence, certify_frozen
 from lopjax.certificates.parameter_residuals import ArrayResiduals
+from lopjax.certificates.symmetries import leaves_loss_unchanged
+from lopjax.certificates.weighted import WeightedCertificate, WeightedVerdict, certify_weighted
 from lopjax.rounding import parameter_tolerance, signal_tolerance
 
 __all__ = [
@@ -15,10 +17,14 @@ __all__ = [
     "FrozenVerdict",
     "SignalResiduals",
     "UnitEvidence",
+    "WeightedCertificate",
+    "WeightedVerdict",
     "certify_cloned",
     "certify_frozen",
+    "certify_weighted",
     "interval_bounds",
     "joint_margin",
+    "leaves_loss_unchanged",
     "parameter_tolerance",
     "revival_radius",
     "signal_tolerance",

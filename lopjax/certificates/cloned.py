@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -215,7 +216,8 @@ class _Question(NamedTuple):
             return None
         batch = self.batch
         loss = lambda variables: run(self.model, variables, batch, self.loss, self.train).loss  # noqa: E731
-        return is_invisible(change, self.model.wiring, self.variables, loss, tolerance)
+        move = partial(changed, self.model.wiring, change)
+        return is_invisible(move, self.model.wiring, self.variables, loss, tolerance)
 
 
 def _resolve_excluded(exclude: str | Sequence[str], names: Sequence[str]) -> set[str]:

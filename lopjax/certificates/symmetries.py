@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lopjax.certificates.batch_evidence import Loss, run
 from lopjax.cloning import unit_coordinates
-from lopjax.model import Variables
-from lopjax.rounding import CERTAIN_FROM
+from lopjax.losses import Batch, mean_cross_entropy
+from lopjax.model import Model, Params, Variables
+from lopjax.rounding import CERTAIN_FROM, signal_tolerance
 from lopjax.wiring import Label, Wiring, along, tree_paths
 
 DRAWS = 3
@@ -52,12 +54,16 @@ def changed(wiring: Wiring, change: Change, tree: Any) -> Any:
 
 
 def is_invisible(
-    change: Change, wiring: Wiring, variables: Variables, loss: Callable[[Variables], jax.Array], tolerance: float
+    move: Callable[[Variables], Variables],
+    wiring: Wiring,
+    variables: Variables,
+    loss: Callable[[Variables], jax.Array],
+    tolerance: float,
 ) -> bool | None:
     """Whether a change of variables leaves the loss unchanged at random parameters, where noise of its size does not.
 
     Args:
-        change: an affine map of variables.
+        move: an affine map of variables.
         wiring: wiring of the network.
         variables: supply shapes and statistics.
         loss: of variables, on a fixed batch.
@@ -69,7 +75,7 @@ def is_invisible(
     random, answer = np.random.default_rng(0), True
     for _ in range(DRAWS):
         drawn = {**variables, "params": _drawn(wiring, variables["params"], random)}
-        moved = changed(wiring, change, drawn)
+        moved = move(drawn)
         noisy = jax.tree.map(lambda a, b, random=random: _with_noise(a, b, random), drawn, moved)
         here, there, elsewhere = (float(loss(each)) for each in (drawn, moved, noisy))
         scale = max(abs(here), abs(elsewhere - here))
@@ -79,6 +85,41 @@ def is_invisible(
             return False
         answer = answer if abs(there - here) <= tolerance * scale else None
     return answer
+
+
+def leaves_loss_unchanged(
+    model: Model,
+    variables: Variables,
+    batch: Batch,
+    isometry: Callable[[Params], Params],
+    *,
+    loss: Loss = mean_cross_entropy,
+    train: bool = False,
+) -> bool | None:
+    """Whether a map of parameters is a symmetry of the loss: what `isometric_manifold` assumes.
+
+    Asked of the loss itself on this batch, at three draws of random parameters. For an analytic network that settles
+    all parameters with probability one; other batches are covered as far as this one is generic. It is evidence, not a
+    proof: a map that only some inputs would show, a ReLU that no draw reaches, are not seen.
+
+    Args:
+        model: the network.
+        variables: supply shapes and statistics.
+        batch: `(inputs, labels)`.
+        isometry: the map.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
+        train: run the batch in train mode; dropout stays off.
+
+    Returns:
+        `None` if it cannot be said: the loss changes by about as much as rounding, or as little under noise.
+    """
+
+    def move(given: Variables) -> Variables:
+        return {**given, "params": isometry(given["params"])}
+
+    tolerance = signal_tolerance(variables["params"], model.wiring)
+    on_batch = lambda given: run(model, given, batch, loss, train).loss  # noqa: E731
+    return is_invisible(move, model.wiring, variables, on_batch, tolerance)
 
 
 def constants(path: str, seed: int) -> Change:

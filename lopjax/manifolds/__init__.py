@@ -1,4 +1,4 @@
-"""Manifolds that trap training: cloned units, frozen units, level sets; projectors, dimensions, residuals.
+"""Manifolds that trap training: clones, equal or weighted, frozen units, level sets, what symmetries fix.
 
 Whether there is any beyond those known, `functional_codimension` says.
 """
@@ -12,6 +12,7 @@ from lopjax.manifolds.affine import (
     resolve_frozen_units,
 )
 from lopjax.manifolds.clusters import Clusters, check_partition, cluster_mean, make_clusters
+from lopjax.manifolds.isometric import Isometry, fixed_point_manifold, isometric_manifold
 from lopjax.manifolds.level_sets import conserved_drift, homogeneous_conserved, level_set_manifold
 from lopjax.manifolds.lie_rank import FunctionalCodimension, functional_codimension
 from lopjax.manifolds.manifold import (
@@ -30,6 +31,7 @@ from lopjax.manifolds.manifold import (
     tangent_part,
     tree_norm,
 )
+from lopjax.manifolds.weighted import Multiples, weighted_manifold
 
 __all__ = [
     "AffineStructure",
@@ -37,8 +39,10 @@ __all__ = [
     "Clusters",
     "FrozenUnits",
     "FunctionalCodimension",
+    "Isometry",
     "Manifold",
     "ManifoldKind",
+    "Multiples",
     "Subspace",
     "check_partition",
     "cloned_manifold",
@@ -47,10 +51,12 @@ __all__ = [
     "conserved_drift",
     "dimension",
     "distance",
+    "fixed_point_manifold",
     "frozen_manifold",
     "functional_codimension",
     "homogeneous_conserved",
     "intersection",
+    "isometric_manifold",
     "level_set_manifold",
     "make_clusters",
     "normal_basis",
@@ -61,4 +67,5 @@ __all__ = [
     "tangency_residual",
     "tangent_part",
     "tree_norm",
+    "weighted_manifold",
 ]

@@ -6,8 +6,10 @@ nothing in the slices of frozen units. A cloned manifold has no frozen slices, a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from math import prod
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -16,7 +18,7 @@ import numpy as np
 
 from lopjax.cloning import Clusters, Partition, check_partition
 from lopjax.integers import as_integer
-from lopjax.manifolds.clusters import cluster_mean
+from lopjax.manifolds.clusters import has_average, weighted_mean
 from lopjax.manifolds.manifold import CloneNormals, Manifold, ManifoldKind, Params, Subspace
 from lopjax.wiring import Label, Wiring, along
 
@@ -31,22 +33,48 @@ class AffineStructure(NamedTuple):
         wiring: wiring of the network.
         clusters: per space with clones, its clusters.
         frozen: per site with frozen units, their indices in ascending order.
+        multiples: per space, the multiple that each of its units is of one unit of its cluster; equal ones if absent.
     """
 
     wiring: Wiring
     clusters: Mapping[str, Clusters]
     frozen: Mapping[str, tuple[int, ...]]
+    multiples: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+
+
+class Component(IntEnum):
+    """The four orthogonal components of an array: P averages over the clusters of one side, and Q = I - P."""
+
+    BLOCK_CONSTANT = 0
+    """`P_in P_out`."""
+
+    INCOMING = 1
+    """`P_in Q_out`."""
+
+    OUTGOING = 2
+    """`Q_in P_out`."""
+
+    GAUGE = 3
+    """`Q_in Q_out`."""
+
+
+class _AxisOfClones(NamedTuple):
+    """One axis of an array over whose clusters is averaged."""
+
+    index: int
+    clusters: Clusters
+    multiples: tuple[float, ...] | None
 
 
 class _ArrayPlan(NamedTuple):
-    """How one array is projected: clusters along its input and output axes, and which entries may move.
+    """How one array is projected: axes of clones, read and written, and which entries are not frozen.
 
-    `ranks` are the dimensions of BC, incoming, outgoing and gauge in this array.
+    `ranks` are the dimensions of the four components in this array.
     """
 
-    inputs: tuple[tuple[int, Clusters], ...]
-    outputs: tuple[tuple[int, Clusters], ...]
-    movable: np.ndarray | None
+    inputs: tuple[_AxisOfClones, ...]
+    outputs: tuple[_AxisOfClones, ...]
+    is_free: np.ndarray | None
     ranks: tuple[int, int, int, int]
 
 
@@ -82,7 +110,7 @@ def cloned_manifold(params: Params, wiring: Wiring, partition: Partition, space:
     if space not in ("leaf", "V"):
         raise ValueError(f"space={space!r}: must be 'leaf' or 'V'")
     allowed = wiring.permutable if space == "leaf" else wiring.cloneable
-    return _build(params, AffineStructure(wiring, check_partition(wiring, partition, allowed), {}), ManifoldKind(space))
+    return build(params, AffineStructure(wiring, check_partition(wiring, partition, allowed), {}), ManifoldKind(space))
 
 
 def frozen_manifold(params: Params, wiring: Wiring, frozen_units: FrozenUnits) -> Manifold:
@@ -102,14 +130,14 @@ def frozen_manifold(params: Params, wiring: Wiring, frozen_units: FrozenUnits) -
             of range, a site that no parameter belongs to.
     """
     frozen = resolve_frozen_units(wiring, frozen_units)
-    return _build(params, AffineStructure(wiring, {}, frozen), ManifoldKind.FROZEN)
+    return build(params, AffineStructure(wiring, {}, frozen), ManifoldKind.FROZEN)
 
 
 def intersection(first: Manifold, second: Manifold) -> Manifold:
     """The intersection of cloned and frozen manifolds through the same point; its projector is the product of theirs.
 
     Args:
-        first: from `cloned_manifold`, `frozen_manifold` or `intersection`.
+        first: from `cloned_manifold`, `weighted_manifold`, `frozen_manifold` or `intersection`.
         second: likewise; only one of the two may have clusters.
 
     Raises:
@@ -130,10 +158,10 @@ def intersection(first: Manifold, second: Manifold) -> Manifold:
         site: tuple(sorted({*one.frozen.get(site, ()), *two.frozen.get(site, ())}))
         for site in {**one.frozen, **two.frozen}
     }
-    structure = AffineStructure(one.wiring, one.clusters or two.clusters, frozen)
+    structure = AffineStructure(one.wiring, one.clusters or two.clusters, frozen, one.multiples or two.multiples)
     _check_whole_clusters(structure)
     cloned = [manifold.kind for manifold in (first, second) if manifold.kind is not ManifoldKind.FROZEN]
-    return _build(first.origin, structure, cloned[0] if cloned else ManifoldKind.FROZEN)
+    return build(first.origin, structure, cloned[0] if cloned else ManifoldKind.FROZEN)
 
 
 def resolve_frozen_units(wiring: Wiring, frozen_units: FrozenUnits) -> dict[str, tuple[int, ...]]:
@@ -183,27 +211,37 @@ def _check_whole_clusters(structure: AffineStructure) -> None:
                 )
 
 
-def _build(params: Params, structure: AffineStructure, kind: ManifoldKind) -> Manifold:
-    """The manifold whose projector is the leaf's or V's, with nothing left in frozen slices."""
+def build(params: Params, structure: AffineStructure, kind: ManifoldKind) -> Manifold:
+    """The manifold whose projector is the leaf's or V's, with nothing left in frozen slices.
+
+    Args:
+        params: the point.
+        structure: clusters, multiples and frozen units.
+        kind: LEAF or FAMILY for clones, FROZEN without.
+    """
     plans = _plans(params, structure)
 
-    def subspace(pieces: tuple[int, ...]) -> Subspace:
+    def subspace(*components: Component) -> Subspace:
         projector = _Projector(
             structure.wiring,
             tuple(structure.clusters.items()),
             tuple(structure.frozen.items()),
-            pieces,
+            tuple(structure.multiples.items()),
+            components,
         )
-        return Subspace(projector, sum(plan.ranks[piece] for plan in plans for piece in pieces))
+        return Subspace(projector, sum(plan.ranks[component] for plan in plans for component in components))
 
-    tangent = subspace((0, 3) if kind is ManifoldKind.FAMILY else (0,))
+    family = (Component.GAUGE,) if kind is ManifoldKind.FAMILY else ()
+    tangent = subspace(Component.BLOCK_CONSTANT, *family)
+    normals = CloneNormals(*map(subspace, (Component.INCOMING, Component.OUTGOING, Component.GAUGE)))
     is_cloned = kind is not ManifoldKind.FROZEN
+    name = f"weighted {kind.value}" if structure.multiples else kind.value
     return Manifold(
         origin=params,
         project=tangent.project,
         tangent_dimension=tangent.dimension,
-        space=f"{kind.value} & frozen" if is_cloned and structure.frozen else kind.value,
-        normals=CloneNormals(subspace((1,)), subspace((2,)), subspace((3,))) if is_cloned else None,
+        space=f"{name} & frozen" if is_cloned and structure.frozen else name,
+        normals=normals if is_cloned else None,
         structure=structure,
         kind=kind,
         is_affine=True,
@@ -212,15 +250,17 @@ def _build(params: Params, structure: AffineStructure, kind: ManifoldKind) -> Ma
 
 @dataclass(frozen=True)
 class _Projector:
-    """Projector onto some of BC (0), incoming (1), outgoing (2) and gauge (3), hashable: what it compiles to is shared.
+    """Projector onto the sum of some components.
 
-    A projector that is called operation by operation costs seconds of compilation for every new network.
+    Hashable, and compiled as a whole, once for all manifolds of the same structure: called operation by operation it
+    would cost seconds of compilation for every new network.
     """
 
     wiring: Wiring
     clusters: tuple[tuple[str, Clusters], ...]
     frozen: tuple[tuple[str, tuple[int, ...]], ...]
-    pieces: tuple[int, ...]
+    multiples: tuple[tuple[str, tuple[float, ...]], ...]
+    components: tuple[Component, ...]
 
     def __call__(self, vector: Params) -> Params:
         return _project_tree(self, vector)
@@ -228,10 +268,10 @@ class _Projector:
 
 @partial(jax.jit, static_argnums=0)
 def _project_tree(projector: _Projector, vector: Params) -> Params:
-    structure = AffineStructure(projector.wiring, dict(projector.clusters), dict(projector.frozen))
-    plans = _plans(vector, structure, partial=True)
+    clusters, frozen, multiples = (dict(each) for each in (projector.clusters, projector.frozen, projector.multiples))
+    plans = _plans(vector, AffineStructure(projector.wiring, clusters, frozen, multiples), partial=True)
     flat, tree = jax.tree.flatten(vector)
-    return tree.unflatten([_project(plan, leaf, projector.pieces) for plan, leaf in zip(plans, flat, strict=True)])
+    return tree.unflatten([_project(plan, leaf, projector.components) for plan, leaf in zip(plans, flat, strict=True)])
 
 
 def _plans(tree: Params, structure: AffineStructure, partial: bool = False) -> list[_ArrayPlan]:
@@ -242,41 +282,45 @@ def _plans(tree: Params, structure: AffineStructure, partial: bool = False) -> l
 def _plan(label: Label, shape: tuple[int, ...], structure: AffineStructure) -> _ArrayPlan:
     frozen = structure.frozen.get(label.site, ()) if label.site is not None else ()
     frozen_space = structure.wiring.site(label.site).space if frozen and label.site is not None else None
-    clustered: dict[bool, list[tuple[int, Clusters]]] = {True: [], False: []}
-    # Of the axes that read and of those that write: how many entries may move, and how many averages they have.
-    sizes, averages, movable = {True: 1, False: 1}, {True: 1, False: 1}, None
+    axes: dict[bool, list[_AxisOfClones]] = {True: [], False: []}
+    # Of the axes that read and of those that write: how many entries are free, and on how many averages they leave
+    # something. Both are counts of units, multiplied over the axes of one side, because P of a side is the product of
+    # the averages along its axes, and its rank the product of theirs.
+    sizes, averages, is_free = {True: 1, False: 1}, {True: 1, False: 1}, None
     for index, space, is_read in label.unit_axes():
         clusters, is_kept = structure.clusters.get(space), np.ones(shape[index], bool)
         if not is_read and space == frozen_space:
             is_kept[list(frozen)] = False
             mask = along(is_kept, index, len(shape))
-            movable = mask if movable is None else movable & mask
-        if clusters is not None:
-            clustered[is_read].append((index, clusters))
+            is_free = mask if is_free is None else is_free & mask
         sizes[is_read] *= int(is_kept.sum())
-        averages[is_read] *= int((is_kept if clusters is None else is_kept[clusters.leaders]).sum())
-    # With P the averages and Q the rest, the pieces P P, P Q, Q P, Q Q of a kernel have these dimensions per offset.
+        if clusters is not None:
+            multiples = structure.multiples.get(space)
+            axes[is_read].append(_AxisOfClones(index, clusters, multiples))
+            # A frozen unit has taken its whole cluster along, and a cluster that has vanished has no average.
+            is_kept = is_kept[clusters.leaders] & has_average(clusters, multiples)
+        averages[is_read] *= int(is_kept.sum())
+    # With P the averages and Q the rest, P P, P Q, Q P, Q Q of a kernel have these dimensions for each offset.
     offsets = prod(size for index, size in enumerate(shape) if label.axes[index] is None)
-    p_in, p_out, q_in, q_out = (
-        averages[True],
-        averages[False],
-        *(sizes[each] - averages[each] for each in (True, False)),
-    )
+    p_in, p_out = averages[True], averages[False]
+    q_in, q_out = sizes[True] - p_in, sizes[False] - p_out
     ranks = (offsets * p_in * p_out, offsets * p_in * q_out, offsets * q_in * p_out, offsets * q_in * q_out)
-    return _ArrayPlan(tuple(clustered[True]), tuple(clustered[False]), movable, ranks)
+    return _ArrayPlan(tuple(axes[True]), tuple(axes[False]), is_free, ranks)
 
 
-def _project(plan: _ArrayPlan, array: jax.Array, pieces: tuple[int, ...]) -> jax.Array:
-    """Sum of the projections onto some of BC (0), incoming (1), outgoing (2) and gauge (3)."""
-    if plan.movable is not None:
-        array = jnp.where(plan.movable, array, jnp.zeros((), array.dtype))
+def _project(plan: _ArrayPlan, array: jax.Array, components: tuple[Component, ...]) -> jax.Array:
+    """Sum of the projections onto some components."""
+    if plan.is_free is not None:
+        array = jnp.where(plan.is_free, array, jnp.zeros((), array.dtype))
     total = None
-    for piece in pieces:
+    for component in components:
         part = array
-        for axes, is_complement in ((plan.inputs, piece in (2, 3)), (plan.outputs, piece in (1, 3))):
+        is_rest_in = component in (Component.OUTGOING, Component.GAUGE)
+        is_rest_out = component in (Component.INCOMING, Component.GAUGE)
+        for axes, is_rest in ((plan.inputs, is_rest_in), (plan.outputs, is_rest_out)):
             mean = part
-            for axis, clusters in axes:
-                mean = cluster_mean(mean, axis, clusters)
-            part = part - mean if is_complement else mean
+            for axis in axes:
+                mean = weighted_mean(mean, axis.index, axis.clusters, axis.multiples)
+            part = part - mean if is_rest else mean
         total = part if total is None else total + part
     return array if total is None else total

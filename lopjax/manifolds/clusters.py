@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.cloning import Clusters, check_partition, make_clusters
+from lopjax.cloning import Clusters, check_partition, make_clusters, mean_over_clusters
+from lopjax.wiring import along
 
-__all__ = ["Clusters", "check_partition", "cluster_mean", "make_clusters"]
+__all__ = ["Clusters", "check_partition", "cluster_mean", "has_average", "make_clusters", "weighted_mean"]
 
 
 def cluster_mean(array: jax.Array, axis: int, clusters: Clusters) -> jax.Array:
@@ -30,6 +31,35 @@ def cluster_mean(array: jax.Array, axis: int, clusters: Clusters) -> jax.Array:
         position[clusters.ids[units[:, 0]]] = sum(mean.shape[axis] for mean in means) + np.arange(len(units))
         means.append(jnp.mean(jnp.take(difference, units, axis=axis), axis=axis + 1))
     return leader + jnp.take(jnp.concatenate(means, axis=axis), position[clusters.ids], axis=axis)
+
+
+def weighted_mean(
+    array: jax.Array, axis: int, clusters: Clusters, multiples: tuple[float, ...] | None = None
+) -> jax.Array:
+    """The nearest array whose slices in each cluster are `c_t` times one slice: `c_t sum_s c_s a_s / sum_s c_s²`.
+
+    An orthogonal projection, `cluster_mean` for equal multiples. Slices of units with the multiple 0 become 0.
+
+    Args:
+        array: any floating point array.
+        axis: the axis that indexes the units.
+        clusters: clusters of those units.
+        multiples: `c_t`, one for each unit; `None` for ones.
+    """
+    if multiples is None:
+        return cluster_mean(array, axis, clusters)
+    factors = np.asarray(multiples, np.float64)
+    squares = mean_over_clusters(factors**2, 0, clusters)
+    back = np.divide(factors, squares, out=np.zeros_like(factors), where=squares > 0)
+    there, back = (along(jnp.asarray(each, array.dtype), axis, array.ndim) for each in (factors, back))
+    return back * cluster_mean(there * array, axis, clusters)
+
+
+def has_average(clusters: Clusters, multiples: tuple[float, ...] | None) -> np.ndarray:
+    """Which clusters have a unit whose multiple is not 0."""
+    if multiples is None:
+        return np.ones(len(clusters.leaders), bool)
+    return mean_over_clusters(np.asarray(multiples, np.float64) ** 2, 0, clusters)[clusters.leaders] > 0
 
 
 def _mean_of_runs(array: jax.Array, axis: int, run: int) -> jax.Array:

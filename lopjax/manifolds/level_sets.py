@@ -158,8 +158,19 @@ def _obstacle(wiring: Wiring, space: str) -> str:
     if not entry.is_homogeneous:
         known = [name for name, other in ACTIVATIONS.items() if other.is_homogeneous]
         return f"activation {entry.name!r} is not positive-homogeneous (those are {known})"
+    return what_stands_between(wiring, space)
+
+
+def what_stands_between(wiring: Wiring, space: str) -> str:
+    """Why the pre-activations of a space are not linear in its incoming parameters; empty if they are.
+
+    Args:
+        wiring: wiring of the network.
+        space: a unit space with one site.
+    """
+    (site,) = wiring.sites_of(space)
     incoming = [(path, label) for path, label in wiring.labels if space in label.writes()]
-    is_apart = any(path[0] != "params" or label.site != sites[0] for path, label in incoming)
+    is_apart = any(path[0] != "params" or label.site != site for path, label in incoming)
     kernels = [path for path, label in incoming if label.reads()]
     # A norm shows by statistics or a scale, or, where it couples units, by kernels without a site.
     if is_apart or not kernels or any(label.scales for _, label in incoming):

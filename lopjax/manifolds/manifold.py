@@ -44,10 +44,10 @@ class Subspace(NamedTuple):
 
 
 class CloneNormals(NamedTuple):
-    """The three orthogonal pieces of the normal space of a leaf M_D (theory: arXiv 2510.00304, appendix A.2).
+    """The three orthogonal components of the normal space of a leaf M_D (theory: arXiv 2510.00304, appendix A.2).
 
     P averages over clusters along the axes of one side of an array, Q = I - P. Together with the tangent space of the
-    leaf, `P_in P_out`, the pieces span everything (on an intersection with frozen units: everything not frozen).
+    leaf, `P_in P_out`, the components span everything (on an intersection with frozen units: everything not frozen).
 
     Attributes:
         incoming: `P_in Q_out`, clones that get different totals; normal to V. For arrays without an input axis
@@ -70,9 +70,9 @@ class Manifold(NamedTuple):
         origin: the point.
         project: orthogonal projector onto the tangent space at `origin`: linear, idempotent, self-adjoint.
         tangent_dimension: dimension of the tangent space; `None` if it is not known from the structure.
-        space: name for reports: "leaf" or "V" (cloned units), "frozen", "leaf & frozen", "V & frozen", "level set", or
-            the user's own word. Nothing is decided by it.
-        normals: for cloned units, the pieces of the leaf's normal space, whichever `space` is used.
+        space: name for reports: "leaf" or "V" (cloned units), "frozen", "leaf & frozen", "weighted leaf", "level set"
+            and the like, or the user's own word. Nothing is decided by it.
+        normals: for cloned units, the components of the leaf's normal space, whichever `space` is used.
         structure: for cloned and frozen units, the clusters and masks that define the manifold.
         rank_loss: for level sets, the number of constraints whose gradients are not independent of the others; not
             zero means that the level set need not be a manifold at `origin`. `None` elsewhere, or under a trace.
