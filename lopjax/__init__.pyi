@@ -27,8 +27,10 @@ from . import (
 from .certificates import (
     CloneVerdict as CloneVerdict,
     FrozenVerdict as FrozenVerdict,
+    WeightedVerdict as WeightedVerdict,
     certify_cloned as certify_cloned,
     certify_frozen as certify_frozen,
+    certify_weighted as certify_weighted,
 )
 from .cloning import (
     clone_variables as clone_variables,
@@ -44,6 +46,7 @@ from .manifolds import (
     frozen_manifold as frozen_manifold,
     functional_codimension as functional_codimension,
     tangency_residual as tangency_residual,
+    weighted_manifold as weighted_manifold,
 )
 from .model import Model as Model, Output as Output, Tap as Tap
 from .models import (

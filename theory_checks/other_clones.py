@@ -5,8 +5,6 @@ multiples of each other under a positive-homogeneous activation, units that diff
 that have vanished under an activation with f(0) = 0.
 """
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ import optax
 
 from lopjax.curvature import hvp
 from lopjax.losses import cross_entropy
+from lopjax.manifolds import Multiples, weighted_manifold
 from lopjax.model import Model, Params
 from lopjax.models import mlp
 from theory_checks.architectures import NUM_CLASSES, random_batches, random_variables
@@ -22,38 +21,26 @@ from theory_checks.clusters import norm, take
 from theory_checks.confinement import train_path
 
 INPUT, RATE, ROUNDING, SIGNAL = (5,), 0.01, 1e-11, 1e-3
-WEIGHTED = {"hidden_0": (1.0, 2.0, 0.5, 0.0), "hidden_1": (1.0, 0.7, 1.6, 0.0)}
-SIGNED = {"hidden_0": (1.0, -1.0, 1.0, 0.0), "hidden_1": (1.0, 1.0, -1.0, 0.0)}
+TRIPLES = {"hidden_0": (0, 0, 0, 1), "hidden_1": (0, 0, 0, 1)}
+"""Three units make a cluster, one is left out."""
+
+WEIGHTED = {"hidden_0": (1.0, 2.0, 0.5, 1.0), "hidden_1": (1.0, 0.7, 1.6, 1.0)}
+SIGNED = {"hidden_0": (1.0, -1.0, 1.0, 1.0), "hidden_1": (1.0, 1.0, -1.0, 1.0)}
 VANISHED = {"hidden_0": (0.0, 0.0, 0.0, 1.0), "hidden_1": (0.0, 0.0, 0.0, 1.0)}
-"""Multiples of one unit, for the units of a cluster; 0 outside it. In `VANISHED` 1 marks the units that are left."""
+"""Multiples of one unit, for the units of a cluster."""
 
 
 def _network(activation: str) -> Model:
     return mlp(INPUT, (4, 4), NUM_CLASSES, activation=activation)
 
 
-def _projector(multiples: tuple[float, ...]) -> np.ndarray:
-    """Onto `(c_1 u, ..., c_n u)` inside the cluster and anything outside it; a vanished cluster has nothing inside."""
-    c = np.array(multiples)
-    if set(multiples) == {0.0, 1.0}:
-        return np.diag(c)
-    return np.outer(c, c) / (c @ c) + np.diag((c == 0).astype(float))
+def project(model: Model, multiples: Multiples, tree: Params) -> Params:
+    """The nearest parameters whose units are these multiples of one another."""
+    partition = {space: TRIPLES[space] for space in multiples}
+    return weighted_manifold(tree, model.wiring, partition, multiples).project(tree)
 
 
-def project(model: Model, multiples: Mapping[str, tuple[float, ...]], tree: Params) -> Params:
-    """Project parameters onto the clones: along every axis of a space that has multiples."""
-
-    def along(label, leaf):
-        array = np.asarray(leaf)
-        for index, axis in enumerate(label.axes):
-            if axis is not None and axis.space in multiples:
-                array = np.moveaxis(np.tensordot(_projector(multiples[axis.space]), array, (1, index)), 0, index)
-        return jnp.asarray(array)
-
-    return model.wiring.map(along, tree)
-
-
-def distance(activation: str, multiples: Mapping[str, tuple[float, ...]], optimizer: str, size: Size) -> float:
+def distance(activation: str, multiples: Multiples, optimizer: str, size: Size) -> float:
     """How far a run on changing batches ends from the clones it started on."""
     model, steps = _network(activation), 200 if size == "small" else 2_000
     start = project(model, multiples, random_variables(model)["params"])
@@ -97,7 +84,8 @@ def check_vanished(size: Size) -> list[Row]:
     ]
     # One zero unit in the last hidden layer, so that its B is not zero: H pairs incoming with outgoing directions.
     model = _network("tanh")
-    params = project(model, {"hidden_1": (0.0, 1.0, 1.0, 1.0)}, random_variables(model)["params"])
+    start = random_variables(model)["params"]
+    params = weighted_manifold(start, model.wiring, {}, {"hidden_1": (0.0, 1.0, 1.0, 1.0)}).project(start)
     batch = take(random_batches(INPUT, 1), 0)
     noise = jax.tree.map(jnp.zeros_like, params)
     noise["hidden_1"]["kernel"] = noise["hidden_1"]["kernel"].at[:, 0].set(1.0)
