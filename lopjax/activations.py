@@ -43,7 +43,7 @@ class Activation:
         is_monotone: whether it never decreases.
         is_homogeneous: whether f(c z) = c f(z) for every c > 0.
         lower_bound: a number that f never falls below; `-inf` if there is none.
-        flat: the open intervals on which f is constant, so that a unit there has no gradient at all; `()` if none.
+        flat: the open intervals on which f is constant, so that a unit there has no gradient; `()` if none.
         saturates: the ends, `-inf` or `inf`, towards which the slope falls to 0; `()` if neither.
         is_odd: whether f(-z) = -f(z).
 
@@ -95,7 +95,7 @@ class Activation:
 
     @cached_property
     def is_zero_at_zero(self) -> bool:
-        """Whether f(0) = 0, exactly, by evaluation: a unit without weights then says nothing."""
+        """Whether f(0) = 0, exactly, by evaluation: a unit without weights is then silent."""
         with jax.ensure_compile_time_eval():
             return bool(self.function(jnp.zeros(())) == 0)
 

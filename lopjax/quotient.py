@@ -89,7 +89,7 @@ def quotient_optimizer(
         updates: optax.Updates, state: optax.OptState, params: Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         n_in, n_out = multiplicities(updates, base_wiring, factor)
-        # What optax passes by these names speaks of the optimizer's own network, the cloned one; the loss is the same.
+        # What optax passes by these names belongs to the optimizer's own network, the cloned one; the loss is the same.
         if "grad" in extra:
             extra["grad"] = jax.tree.map(_divided, extra["grad"], n_out)
         if (value_fn := extra.get("value_fn")) is not None:

@@ -158,7 +158,7 @@ def _last(records: list[dict[str, Any]], name: str) -> float | None:
 
 
 def table(data: RunData) -> Table:
-    """The table on the terminal: a row a method and point of the grid, means over seeds; also of an incomplete run."""
+    """The table on the terminal: one row per method and grid point, means over seeds; also of an incomplete run."""
     summary, rows = data.summary or summarise(data), []
     axes = [name for name, _ in axes_of(data.config)]
     for method, point, phase in rows_of(data.config):

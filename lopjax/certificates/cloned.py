@@ -131,7 +131,7 @@ def certify_cloned(
     """Certify that the units of each cluster are clones.
 
     The parameters propose a verdict (RE and CE in every array put them on V, arXiv 2510.00304, 4.1), and a batch must
-    bear it out: if activations, backward signals or the gradient contradict the parameters, or, for FORWARD_ONLY and
+    confirm it: if activations, backward signals or the gradient contradict the parameters, or, for FORWARD_ONLY and
     NOT_CLONED, do not show the difference, the verdict is UNDECIDED. With a batch the verdict is also modulo what its
     loss cannot see, as shown by `lopjax.certificates.symmetries`: constants added to outgoing weights (over the classes
     of a softmax, or over a space that only layer norms read), signs of units, rotations inside attention heads.
@@ -317,7 +317,7 @@ def _unless(doubt: str, verdict: CloneVerdict, case: _Case, notes: list[str]) ->
 
 
 def _contradiction(case: _Case, kinds: Sequence[str], multiple: float = CERTAIN_FROM) -> str:
-    """What on the batch speaks against equal signals of these kinds (backward: and gradients); empty if nothing."""
+    """What on the batch contradicts equal signals of these kinds (backward: and gradients); empty if nothing does."""
     data = case.on_batch
     limit = multiple * data.tolerance
     for name, residuals in data.sites.items():
@@ -336,7 +336,7 @@ def _contradiction(case: _Case, kinds: Sequence[str], multiple: float = CERTAIN_
 def _silence(case: _Case, kinds: Sequence[str], multiple: float) -> str:
     """Says so if a batch was given on which no signal of these kinds, nor the gradient, differs by so many tolerances.
 
-    One that differs by less than `CERTAIN_FROM` proves nothing, but does not speak against unequal parameters either.
+    One that differs by less than `CERTAIN_FROM` proves nothing, but does not contradict unequal parameters either.
     """
     if case.on_batch.seen is None or _contradiction(case, kinds, multiple):
         return ""

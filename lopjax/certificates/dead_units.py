@@ -85,7 +85,7 @@ def rounding_level(layer: PlainLayer, eps: float) -> float:
 
 
 def summand_sizes(layer: PlainLayer, sources: jax.Array) -> Float[Array, "batch *positions units"]:
-    """`|W| |h_prev| + |b|`: the size that the rounding of a pre-activation goes by."""
+    """`|W| |h_prev| + |b|`: the size to which the rounding of a pre-activation is proportional."""
     return apply_layer(layer, jnp.abs(layer.kernel), jnp.abs(sources)) + jnp.abs(layer.bias)
 
 

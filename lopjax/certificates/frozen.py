@@ -58,11 +58,11 @@ class UnitEvidence(NamedTuple):
         gradient: norm of the loss gradient on the unit's slices of `arrays`.
         time_scale: norm of these slices over `gradient`: time of gradient flow (steps times learning rate) in which
             they change by their own size. Infinite for a gradient of zero; `None` at a turning point of the activation,
-            where the gradient of the moment says nothing.
+            where the present gradient says nothing about the next step.
         box_upper: upper bound on the pre-activation over the input box.
         by_sign: whether signs alone prove it dead: h_prev >= 0, w <= 0, b <= 0.
         depends_on: what must not change for the verdict to last; empty means trapped, by gradients alone, for good.
-        arrays: paths of the parameters that the verdict speaks of: those whose every path to the output passes the
+        arrays: paths of the parameters that the verdict is about: those whose every path to the output passes the
             unit. Behind layer norm its scale and offset, not the weights in front of it.
     """
 

@@ -256,6 +256,9 @@ def collapse(variables: Variables, wide_wiring: Wiring, partition: Partition, dt
     """
     clusters = check_partition(wide_wiring, partition, wide_wiring.cloneable)
 
+    # An array is repeated along an axis that writes and divided along one that reads. Undone: the mean over a cluster
+    # is the slice that was repeated, and its sum (mean times number of clones) the one that was divided. Where
+    # clones differ on V, these averages are all that activations and backward signals depend on.
     def collapse_array(label: Label, array: Any) -> np.ndarray:
         values = np.asarray(array, np.float64)
         for axis, space, is_read in label.unit_axes(clusters):

@@ -197,6 +197,9 @@ def _cut_and_diagonalise(
     epsilon: float | Float[Array, ""],
 ) -> RitzDecomposition:
     """Find the first break-down, and decompose the tridiagonal matrix before it."""
+    # A Krylov space that is exhausted has a next vector of rounding, normalised to length 1: everything after it is
+    # noise, and one that is no longer orthogonal to the others would count eigenvalues twice. Shapes are static, so the
+    # steps from there on stay in the matrix, uncoupled, and are sorted behind all true Ritz values.
     diagonal, lengths = jnp.diag(hessenberg), jnp.diag(hessenberg, -1)
     finite = jnp.isfinite(diagonal)
     basis = jnp.where(finite[:, None], basis, 0.0)

@@ -32,7 +32,7 @@ def weight_magnitude(
 ) -> Float[Array, "arrays units"]:
     """A number per unit of each weight array with that axis, over its other axes, of the magnitudes.
 
-    Weight arrays are those that read a space: biases, positions and scales of norms are none.
+    Weight arrays are those that read a space: biases, positions and scales of norms do not count.
 
     Args:
         wiring: of the network.

@@ -64,24 +64,24 @@ def continual_backprop(
 
     .. math:: u \leftarrow \eta u + (1-\eta) y, \qquad \hat u = u / (1 - \eta^{age})
 
-    with :math:`y = \overline{|h|} \sum |w_{out}|` (``"contribution"``; equation 1) or
+    with :math:`y = \overline{|h|} \sum |w_{out}|` (`"contribution"`; equation 1) or
     :math:`y = \overline{|h - \hat{\bar h}|}\; \overline{|w_{out}|} / \overline{|w_{in}|}`
-    (``"adaptable_contribution"``, of the published supervised runs), means over samples and entries,
+    (`"adaptable_contribution"`, of the published supervised runs), means over samples and entries,
     :math:`\hat{\bar h}` the corrected trace of the mean activation. Of the :math:`n` units of a space older than the
     maturity, :math:`\rho n` are due; whole ones are replaced, lowest :math:`\hat u` first, and the rest is carried.
     (The paper's pseudo-code replaces at most one a step and space; at its rates that is the same.) The new unit has
     fresh incoming weights, zero outgoing ones, and age and utility 0; a weight between two units that are replaced at
     one step is drawn, as by a loop over layers.
 
-    - ``variant="paper"``: what the unit gave on average is moved into the biases behind it
-      (:func:`move_means_into_biases`); the optimizer forgets its slices, whatever it is.
-    - ``variant="official"``: as the authors' code does. The mean is set to 0 before it is used, so nothing is moved;
+    - `variant="paper"`: what the unit gave on average is moved into the biases behind it
+      (`move_means_into_biases`); the optimizer forgets its slices, whatever it is.
+    - `variant="official"`: as the authors' code does. The mean is set to 0 before it is used, so nothing is moved;
       outgoing magnitudes are means instead of sums (the same order of units); new biases are 0 instead of drawn; Adam's
-      moments are cleared, and step counts per weight (:func:`lopjax.optim.adam_per_weight`), momentum is not.
+      moments are cleared, and step counts per weight (`lopjax.optim.adam_per_weight`), momentum is not.
 
     A fresh unit starts with utility 0 and zero outgoing weights: if it is still the least useful when it is mature, it
-    is replaced again and again (:func:`with_lifetimes` counts that). In a run no longer than the maturity, nothing is
-    ever replaced: ``report.logs["mature"]`` and :func:`describe` say so.
+    is replaced again and again (`with_lifetimes` counts that). In a run no longer than the maturity, nothing is
+    ever replaced: `report.logs["mature"]` and `describe` say so.
 
     In a space with several sites, activations are averaged over them; magnitudes are those of all weight arrays.
 
@@ -94,7 +94,7 @@ def continual_backprop(
         spaces: unit spaces; None for all that can be reset.
 
     Returns:
-        The intervention; its state is a :class:`Utilities`.
+        The intervention; its state is a `Utilities`.
 
     Raises:
         ValueError: a number out of range, an unknown name; on `init`, an unknown or fixed space, or a state of another

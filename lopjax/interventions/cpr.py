@@ -25,7 +25,7 @@ def cpr(
 ) -> Intervention:
     r"""Move the weights of units that learn little towards a fresh draw, every so many steps.
 
-    The utility of a unit is a trace of its gradient score (:func:`gradient_scores`, whose mean over a layer is 1),
+    The utility of a unit is a trace of its gradient score (`gradient_scores`, whose mean over a layer is 1),
     :math:`u \leftarrow \eta u + (1-\eta) s`, from 1. At every :math:`F`-th step
 
     .. math:: w_{in} \leftarrow (1-\rho f) w_{in} + \rho f w_{init}, \qquad w_{out} \leftarrow (1-\rho f) w_{out},

@@ -22,7 +22,7 @@ def redo(threshold: ArrayLike = 0.025, every: ArrayLike = 1000, spaces: Spaces =
     r"""Reset the units that are dormant on the batch of every so many steps.
 
     The score of a unit is its mean magnitude over the mean of the layer
-    (:func:`lopjax.metrics.dormant_scores`); units with :math:`s_j \le \tau` get new incoming weights and zero
+    (`lopjax.metrics.dormant_scores`); units with :math:`s_j \le \tau` get new incoming weights and zero
     outgoing ones, and the optimizer forgets both. A unit that is seen at several sites (a residual stream) has the
     largest of its scores: it is dormant if it is so wherever it is seen.
 

@@ -22,7 +22,7 @@ def regrama(threshold: ArrayLike, every: ArrayLike = 1000, spaces: Spaces = None
     r"""Reset the units whose incoming weights have small gradients, every so many steps.
 
     The score of a unit is the mean magnitude of the gradient of its incoming weights over the mean of the same over the
-    layer (:func:`gradient_scores`); units with a score of at most :math:`\tau` are reset as by :func:`redo`. A layer
+    layer (`gradient_scores`); units with a score of at most :math:`\tau` are reset as by `redo`. A layer
     without any gradient is reset whole, unless the network has none at all: a batch that teaches nothing says nothing.
 
     Args:

@@ -46,7 +46,7 @@ def self_normalized_resets(percentile: ArrayLike = 0.99, longest: int = 128, spa
         spaces: unit spaces; None for all that can be reset.
 
     Returns:
-        The intervention; its state is :class:`Silences`.
+        The intervention; its state is `Silences`.
 
     Raises:
         ValueError: a number out of range; on `init`, an unknown or fixed space, or a state of another optimizer.

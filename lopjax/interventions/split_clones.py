@@ -39,7 +39,7 @@ def split_clones(
 ) -> Intervention:
     r"""Part one pair of clones, leaving the function as it is: the next gradient tells them apart.
 
-    Of every space the nearest pair by activations (:func:`lopjax.detection.clone_distances`) is a candidate if it is
+    Of every space the nearest pair by activations (`lopjax.detection.clone_distances`) is a candidate if it is
     within `tolerance`. Moved to the nearest point at which they are clones, each has a block of second derivatives
     :math:`M_j` for the changes that part them; candidates of different spaces do not couple, so Lanczos finds the
     lowest eigenvector over all of them with one product for each step. The pair it belongs to is moved to its point

@@ -61,7 +61,7 @@ def wake_dead_units(
     units at c = 0 are woken, and if that does not help, none.
 
     "Dead" is dead on this batch; how far a unit is from waking up by itself is the radius of
-    :func:`lopjax.certificates.certify_frozen`.
+    `lopjax.certificates.certify_frozen`.
 
     Args:
         every: steps between two acts.

@@ -67,13 +67,13 @@ def reset_optimizer(every: ArrayLike | None = None) -> Intervention:
     drawn by a key in the state repeats itself; the anchor of an L2 penalty moves to where the parameters are.
 
     Args:
-        every: as in :func:`reset_layer`.
+        every: as in `reset_layer`.
 
     Returns:
         The intervention; without `every` it needs boundaries. It touches no unit.
 
     Raises:
-        ValueError: as :func:`reset_layer`.
+        ValueError: as `reset_layer`.
 
     References:
         Asadi, Fakoor & Sabach, *Resetting the Optimizer in Deep RL*, arXiv 2306.17833.

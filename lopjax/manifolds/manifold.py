@@ -64,7 +64,7 @@ class CloneNormals(NamedTuple):
 class Manifold(NamedTuple):
     """A manifold of parameters, seen from one of its points.
 
-    The first two fields are all that the tools need; the constructors of this package fill in the rest.
+    Only the first two fields are required by the tools; the constructors of this package fill in the rest.
 
     Attributes:
         origin: the point.
@@ -200,7 +200,8 @@ def normal_basis(manifold: Manifold, max_bytes: int = DENSE_LIMIT_BYTES) -> Floa
         max_bytes: refuse a dense projector (parameters squared) larger than this.
 
     Raises:
-        ValueError: the projector would exceed `max_bytes`; or it is none (an eigenvalue far from 0 and 1).
+        ValueError: the projector would exceed `max_bytes`; or `project` is not an
+            orthogonal projector (an eigenvalue far from 0 and 1).
     """
     projector = _dense(manifold.project, manifold.origin, max_bytes)
     normal = jnp.eye(len(projector), dtype=projector.dtype) - (projector + projector.T) / 2

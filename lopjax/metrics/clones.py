@@ -11,20 +11,20 @@ from lopjax.metrics.scaling import Samples, Scalar, as_samples, on_one_scale, sc
 
 
 def cloning_r2(h: Samples, factor: int) -> Scalar:
-    """Share of the variance between units that their clusters of ``factor`` adjacent clones explain.
+    """Share of the variance between units that their clusters of `factor` adjacent clones explain.
 
-    :func:`partition_r2` with clusters ``0, ..., 0, 1, ..., 1, ...``: 1 for perfect clones, about ``1 / factor``
+    `partition_r2` with clusters `0, ..., 0, 1, ..., 1, ...`: 1 for perfect clones, about `1 / factor`
     for independent units. Call it with the backward signal of a layer for the backward R².
 
     Args:
-        h: Activations or backward signals, ``(samples, units)``; the clones of a unit stand side by side.
+        h: Activations or backward signals, `(samples, units)`; the clones of a unit stand side by side.
         factor: Number of clones of each unit.
 
     Returns:
-        R² in [0, 1]; 1 if all units are equal on each sample (an all-zero ``h`` included).
+        R² in [0, 1]; 1 if all units are equal on each sample (an all-zero `h` included).
 
     Raises:
-        ValueError: If ``factor`` is not a positive integer that divides the number of units.
+        ValueError: If `factor` is not a positive integer that divides the number of units.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,17 +49,17 @@ def partition_r2(h: Samples, clusters: Sequence[int] | np.ndarray) -> Scalar:
     with the mean over the cluster of unit u above and the mean over all units of the same sample below: the
     within-cluster and the total variance across units, both with 1/units, pooled over the samples. (The code of
     arXiv 2510.00304 divides standard deviations instead; variances with 1/(n - 1) would double 1 - R² of pairs.)
-    Independent units of equal mean and variance give ``(clusters - 1) / (units - 1)`` on average, not 0.
+    Independent units of equal mean and variance give `(clusters - 1) / (units - 1)` on average, not 0.
 
     Args:
-        h: Activations or backward signals, ``(samples, units)``.
+        h: Activations or backward signals, `(samples, units)`.
         clusters: The cluster id of each unit; static, so a tuple or an array that is not traced.
 
     Returns:
-        R² in [0, 1]; 1 if all units are equal on each sample (an all-zero ``h`` included) or all are singletons.
+        R² in [0, 1]; 1 if all units are equal on each sample (an all-zero `h` included) or all are singletons.
 
     Raises:
-        ValueError: If ``clusters`` does not name one cluster for each unit.
+        ValueError: If `clusters` does not name one cluster for each unit.
     """
     h = as_samples(h)
     if np.shape(clusters) != h.shape[1:]:

@@ -8,7 +8,7 @@ from lopjax.metrics.scaling import Samples, Scalar, as_samples, centred, scaled,
 
 
 def _standardised(h: Float[Array, "samples units"]) -> tuple[Array, Array]:
-    """Zero mean and unit variance (1/N) for each unit, and the standard deviations of ``h``, ``(1, units)``."""
+    """Zero mean and unit variance (1/N) for each unit, and the standard deviations of `h`, `(1, units)`."""
     parts, exponent = centred(h)
     deviation, more = scaled(parts, axis=0)
     variance = (deviation**2).mean(axis=0, keepdims=True)
@@ -44,8 +44,8 @@ def ks_non_gaussianity(h: Samples, constant_tolerance: float = 1e-6) -> Scalar:
     2510.00304).
 
     Args:
-        h: Activations, ``(samples, units)``.
-        constant_tolerance: Units with a standard deviation below this (on the scale of ``h``) count as constant.
+        h: Activations, `(samples, units)`.
+        constant_tolerance: Units with a standard deviation below this (on the scale of `h`) count as constant.
 
     Returns:
         A number in [0, 1]; constant units contribute 1.
@@ -60,16 +60,16 @@ def ks_non_gaussianity(h: Samples, constant_tolerance: float = 1e-6) -> Scalar:
 def excess_kurtosis(h: Samples, constant_tolerance: float = 1e-6, cap: float = 10.0) -> Scalar:
     """Magnitude of the excess kurtosis of each unit, capped, averaged over the units: 0 for Gaussian units.
 
-    For one unit ``min(|m4 / m2**2 - 3|, cap)`` with central moments (1/N). The convention of arXiv 2510.00304:
+    For one unit `min(|m4 / m2**2 - 3|, cap)` with central moments (1/N). The convention of arXiv 2510.00304:
     light and heavy tails do not cancel.
 
     Args:
-        h: Activations, ``(samples, units)``.
-        constant_tolerance: Units with a standard deviation below this (on the scale of ``h``) count as constant.
+        h: Activations, `(samples, units)`.
+        constant_tolerance: Units with a standard deviation below this (on the scale of `h`) count as constant.
         cap: Largest contribution of a unit.
 
     Returns:
-        A number in [0, cap]; constant units contribute ``cap``.
+        A number in [0, cap]; constant units contribute `cap`.
     """
     z, std = _standardised(as_samples(h))
     kurtosis = jnp.abs((z**4).mean(axis=0, keepdims=True) - 3)

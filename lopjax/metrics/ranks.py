@@ -29,26 +29,26 @@ def _deviations(h: Float[Array, "samples units"]) -> Float[Array, "samples units
 
 
 def effective_rank(h: Samples, spectrum: Spectrum = "singular") -> Scalar:
-    r"""Exponential of the Shannon entropy of a normalised spectrum: between 1 and ``min(samples, units)``.
+    r"""Exponential of the Shannon entropy of a normalised spectrum: between 1 and `min(samples, units)`.
 
     .. math:: \exp\Big(-\sum_i p_i \ln p_i\Big), \qquad p_i = w_i / \sum_j w_j
 
-    The gradient is that of the formula where there is one. ``"singular"`` has none at a singular value of 0 (a dead
+    The gradient is that of the formula where there is one. `"singular"` has none at a singular value of 0 (a dead
     unit): the slope grows like :math:`-\ln p`, in a direction that is arbitrary. By convention such values, up to
-    ``max(samples, units)`` times the machine epsilon of the largest, contribute nothing to the gradient. For the other
+    `max(samples, units)` times the machine epsilon of the largest, contribute nothing to the gradient. For the other
     spectra their contribution *is* 0, since :math:`w` is a square.
 
     Args:
-        h: Activations, ``(samples, units)``.
-        spectrum: What the weights ``w`` are. ``"singular"``: singular values of ``h``, uncentred (as in the
-            experiments of arXiv 2510.00304). ``"covariance"``: eigenvalues of the centred covariance.
-            ``"second_moment"``: eigenvalues of ``h.T @ h / samples`` (as in the theory of arXiv 2510.00304).
+        h: Activations, `(samples, units)`.
+        spectrum: What the weights `w` are. `"singular"`: singular values of `h`, uncentred (as in the
+            experiments of arXiv 2510.00304). `"covariance"`: eigenvalues of the centred covariance.
+            `"second_moment"`: eigenvalues of `h.T @ h / samples` (as in the theory of arXiv 2510.00304).
 
     Returns:
-        The effective rank; 0 if the spectrum vanishes (all-zero ``h``; constant units for ``"covariance"``).
+        The effective rank; 0 if the spectrum vanishes (all-zero `h`; constant units for `"covariance"`).
 
     Raises:
-        ValueError: If ``spectrum`` is unknown or ``h`` is not a non-empty real matrix.
+        ValueError: If `spectrum` is unknown or `h` is not a non-empty real matrix.
 
     Example:
         >>> import jax.numpy as jnp
@@ -75,19 +75,19 @@ def effective_rank(h: Samples, spectrum: Spectrum = "singular") -> Scalar:
 
 
 def _rounding(h: Float[Array, "samples units"]) -> float:
-    """Singular values below this share of the largest are rounding, as in ``numpy.linalg.matrix_rank``."""
+    """Singular values below this share of the largest are rounding, as in `numpy.linalg.matrix_rank`."""
     return max(h.shape) * float(jnp.finfo(h.dtype).eps)
 
 
 def renyi2_rank(h: Samples) -> Scalar:
-    r"""Participation ratio ``tr(C)**2 / tr(C @ C)`` of the centred covariance ``C``.
+    r"""Participation ratio `tr(C)**2 / tr(C @ C)` of the centred covariance `C`.
 
-    1: one direction carries all variance; ``units``: the activations are isotropic. It is the exponential of the
+    1: one direction carries all variance; `units`: the activations are isotropic. It is the exponential of the
     Renyi entropy of order 2 of the covariance spectrum; the code of arXiv 2510.00304 calls it "stable rank". Both
     traces are sums of squares, so no digits are lost and no SVD is needed.
 
     Args:
-        h: Activations, ``(samples, units)``.
+        h: Activations, `(samples, units)`.
 
     Returns:
         The participation ratio; 0 if every unit is constant.
@@ -100,28 +100,28 @@ def renyi2_rank(h: Samples) -> Scalar:
 
 
 def stable_rank(h: Samples) -> Scalar:
-    """Stable rank ``||h||_F**2 / ||h||_2**2`` in the textbook sense, uncentred: between 1 and the rank.
+    """Stable rank `||h||_F**2 / ||h||_2**2` in the textbook sense, uncentred: between 1 and the rank.
 
     Args:
-        h: Activations, ``(samples, units)``.
+        h: Activations, `(samples, units)`.
 
     Returns:
-        The stable rank; 0 for an all-zero ``h``.
+        The stable rank; 0 for an all-zero `h`.
     """
     squares = _singular_values(as_samples(h)) ** 2
     return squares.sum() / jnp.where(squares[0] == 0, 1, squares[0])
 
 
 def numerical_rank(h: Samples, tol: float | None = None) -> Scalar:
-    """Number of singular values of ``h`` above ``tol`` times the largest.
+    """Number of singular values of `h` above `tol` times the largest.
 
     Args:
-        h: Activations, ``(samples, units)``.
-        tol: Relative tolerance; by default ``max(samples, units)`` times the machine epsilon, as in
-            ``numpy.linalg.matrix_rank``.
+        h: Activations, `(samples, units)`.
+        tol: Relative tolerance; by default `max(samples, units)` times the machine epsilon, as in
+            `numpy.linalg.matrix_rank`.
 
     Returns:
-        The rank as a floating-point number; 0 for an all-zero ``h``.
+        The rank as a floating-point number; 0 for an all-zero `h`.
     """
     h = as_samples(h)
     values = _singular_values(h)
@@ -130,22 +130,22 @@ def numerical_rank(h: Samples, tol: float | None = None) -> Scalar:
 
 
 def srank(h: Samples, delta: float = 0.01) -> Scalar:
-    r"""Effective dimension of Kumar et al.: how many singular values carry a share ``1 - delta`` of their sum.
+    r"""Effective dimension of Kumar et al.: how many singular values carry a share `1 - delta` of their sum.
 
     .. math:: \min\Big\{k : \sum_{i \le k} \sigma_i \ge (1 - \delta) \sum_i \sigma_i\Big\}
 
     Singular values, not their squares; uncentred. A sum that misses the bound by rounding alone (4 machine epsilons of
-    the total) counts as reaching it: 100 equal singular values give 99 at ``delta=0.01``.
+    the total) counts as reaching it: 100 equal singular values give 99 at `delta=0.01`.
 
     Args:
-        h: Activations, ``(samples, units)``.
+        h: Activations, `(samples, units)`.
         delta: :math:`\delta` in [0, 1).
 
     Returns:
-        The number k as a floating-point number; 0 for an all-zero ``h``.
+        The number k as a floating-point number; 0 for an all-zero `h`.
 
     Raises:
-        ValueError: If ``delta`` is outside [0, 1) or ``h`` is not a non-empty real matrix.
+        ValueError: If `delta` is outside [0, 1) or `h` is not a non-empty real matrix.
 
     References:
         Kumar, Agarwal, Ghosh & Levine, *Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement

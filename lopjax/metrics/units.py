@@ -15,7 +15,7 @@ from lopjax.metrics.scaling import (
 
 
 def dead_units(h: Samples, zero_tolerance: float = 1e-7, threshold: float = 0.95) -> Bool[Array, " units"]:
-    """Which units :func:`dead_fraction` counts; arguments as there."""
+    """Which units `dead_fraction` counts; arguments as there."""
     h = as_samples(h)
     tolerance = jnp.asarray(zero_tolerance, h.dtype)
     is_zero = (magnitude_bits(h) <= magnitude_bits(tolerance)) & (tolerance >= 0)
@@ -23,17 +23,17 @@ def dead_units(h: Samples, zero_tolerance: float = 1e-7, threshold: float = 0.95
 
 
 def dead_fraction(h: Samples, zero_tolerance: float = 1e-7, threshold: float = 0.95) -> Scalar:
-    """Fraction of units with ``|h| <= zero_tolerance`` on more than a fraction ``threshold`` of the samples.
+    """Fraction of units with `|h| <= zero_tolerance` on more than a fraction `threshold` of the samples.
 
-    The convention of arXiv 2510.00304 (its code has ``<``; with ``<=`` a tolerance of 0 counts exact zeros).
+    The convention of arXiv 2510.00304 (its code has `<`; with `<=` a tolerance of 0 counts exact zeros).
 
     Args:
-        h: Activations, ``(samples, units)``.
-        zero_tolerance: Largest magnitude that counts as zero, in the units of ``h``.
+        h: Activations, `(samples, units)`.
+        zero_tolerance: Largest magnitude that counts as zero, in the units of `h`.
         threshold: A unit is dead if it is zero on strictly more than this fraction of the samples.
 
     Returns:
-        A fraction in [0, 1]; 1 for an all-zero ``h``, 0 for a constant of larger magnitude.
+        A fraction in [0, 1]; 1 for an all-zero `h`, 0 for a constant of larger magnitude.
     """
     h = as_samples(h)
     return share_of_units(dead_units(h, zero_tolerance, threshold), h)
@@ -49,10 +49,10 @@ def dormant_scores(h: Samples) -> Float[Array, " units"]:
     this is.
 
     Args:
-        h: Activations, ``(samples, units)``; of a convolution, positions count as samples.
+        h: Activations, `(samples, units)`; of a convolution, positions count as samples.
 
     Returns:
-        The scores, at least 0; all 0 for an all-zero ``h``.
+        The scores, at least 0; all 0 for an all-zero `h`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,17 +69,17 @@ def dormant_scores(h: Samples) -> Float[Array, " units"]:
 
 
 def dormant_fraction(h: Samples, threshold: float = 0.025) -> Scalar:
-    r"""The dormant ratio of ReDo: fraction of units whose :func:`dormant_scores` are at most ``threshold``.
+    r"""The dormant ratio of ReDo: fraction of units whose `dormant_scores` are at most `threshold`.
 
-    Not :func:`dead_fraction`: a dormant unit is weak beside its layer, a dead one is zero.
+    Not `dead_fraction`: a dormant unit is weak beside its layer, a dead one is zero.
 
     Args:
-        h: Activations, ``(samples, units)``.
+        h: Activations, `(samples, units)`.
         threshold: :math:`\tau`, inclusive; 0.025 is the default of the authors' code, their runs use 0.1 as well. 0
             counts units that are exactly zero on every sample.
 
     Returns:
-        A fraction in [0, 1]; 1 for an all-zero ``h``.
+        A fraction in [0, 1]; 1 for an all-zero `h`.
 
     References:
         arXiv 2302.12902, section 3.
@@ -89,12 +89,12 @@ def dormant_fraction(h: Samples, threshold: float = 0.025) -> Scalar:
 
 
 def duplicate_fraction(h: Samples, threshold: float = 0.95, signed: bool = True) -> Scalar:
-    """Fraction of units that a later unit repeats: cosine of the two activation vectors above ``threshold``.
+    """Fraction of units that a later unit repeats: cosine of the two activation vectors above `threshold`.
 
-    The convention of arXiv 2510.00304: cosines are not centred, and of ``c`` equal units ``c - 1`` count.
+    The convention of arXiv 2510.00304: cosines are not centred, and of `c` equal units `c - 1` count.
 
     Args:
-        h: Activations, ``(samples, units)``.
+        h: Activations, `(samples, units)`.
         threshold: Smallest cosine (exclusive) of a duplicate.
         signed: Whether a unit and its negative are different, as in arXiv 2510.00304. False takes the magnitude of the
             cosine: with an odd activation function a unit of opposite sign is as redundant as a copy.
@@ -116,12 +116,12 @@ def saturated_fraction(h: Samples, grad: Samples, threshold: float = 1e-4, fract
     r"""Fraction of units whose backward signal is negligible beside their activation.
 
     Unit j is saturated if :math:`|g_{ij}| < \text{threshold} \cdot \frac1N \sum_k |h_{kj}|` on more than
-    ``fraction`` of the samples i. The convention of arXiv 2510.00304; it is not scale-free: ``grad`` carries the
+    `fraction` of the samples i. The convention of arXiv 2510.00304; it is not scale-free: `grad` carries the
     1/N of a mean loss, so values compare only at equal batch size.
 
     Args:
-        h: Activations, ``(samples, units)``.
-        grad: Gradient of the mean loss with respect to ``h``, same shape.
+        h: Activations, `(samples, units)`.
+        grad: Gradient of the mean loss with respect to `h`, same shape.
         threshold: Largest ratio (exclusive) of the two magnitudes.
         fraction: A unit is saturated if the ratio is small on strictly more than this share of the samples.
 
@@ -130,7 +130,7 @@ def saturated_fraction(h: Samples, grad: Samples, threshold: float = 1e-4, fract
         when its gradient is zero too.
 
     Raises:
-        ValueError: If the shapes differ or are not ``(samples, units)``.
+        ValueError: If the shapes differ or are not `(samples, units)`.
     """
     h, grad = as_samples(h), as_samples(grad, "grad")
     if h.shape != grad.shape:

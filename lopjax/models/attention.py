@@ -15,8 +15,8 @@ from lopjax.wiring import In, Out
 class HeadProjection(nn.Module):
     """Queries, keys or values: `y[..., h, d] = sum over k of x[..., k] W[k, h, d] + b[h, d]`.
 
-    The width of a head is no unit axis: its coordinates are mixed by the products of queries with keys, and scaled by
-    their number, so a head can be cloned as a whole only.
+    The axis along the width of a head does not index units: its coordinates are mixed by the products of queries with
+    keys, and scaled by their number, so a head can only be cloned as a whole.
     """
 
     reads: str

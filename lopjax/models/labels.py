@@ -32,7 +32,7 @@ class Labelled(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
         return self.replace(value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> "Labelled":
-        """A lifted transform (`nn.scan`, `nn.vmap`) stacks the array: the new axis is no unit axis."""
+        """A lifted transform (`nn.scan`, `nn.vmap`) stacks the array: the new axis does not index units."""
         axes = list(self.label.axes)
         axes.insert(index, None)
         return self.replace(label=replace(self.label, axes=tuple(axes)))

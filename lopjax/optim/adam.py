@@ -11,7 +11,7 @@ from lopjax.optim.checks import Params, check, check_real, transformation
 
 
 class AdamPerWeightState(NamedTuple):
-    """State of :func:`adam_per_weight`: steps since each weight was new (int32), and its two moments."""
+    """State of `adam_per_weight`: steps since each weight was new (int32), and its two moments."""
 
     count: Params
     mu: Params
@@ -27,13 +27,13 @@ def adam_per_weight(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam whose bias correction counts the steps of each weight, so that a reset weight starts like a new one.
 
-    With ``optax.adam`` a reset clears the moments of a weight but not the one count of all: its first updates are
+    With `optax.adam` a reset clears the moments of a weight but not the one count of all: its first updates are
     :math:`(1-\beta_1)/\sqrt{1-\beta_2} \approx 3` times the learning rate for a gradient of constant size, instead of
-    1. Here resets clear the counts, too (every reset of :mod:`lopjax.interventions` finds them by their structure).
-    Without resets it is ``optax.adam``.
+    1. Here resets clear the counts, too (every reset of `lopjax.interventions` finds them by their structure).
+    Without resets it is `optax.adam`.
 
-    - ``variant="paper"``: :math:`\hat m / (\sqrt{\hat v} + \epsilon)`, algorithm 1 of Kingma & Ba.
-    - ``variant="official"``: what the code of continual backprop does, :math:`(1-\beta_2^t)\, m/(\sqrt v + \epsilon)`.
+    - `variant="paper"`: :math:`\hat m / (\sqrt{\hat v} + \epsilon)`, algorithm 1 of Kingma & Ba.
+    - `variant="official"`: what the code of continual backprop does, :math:`(1-\beta_2^t)\, m/(\sqrt v + \epsilon)`.
       The correction is not Adam's :math:`\sqrt{1-\beta_2^t}/(1-\beta_1^t)`: a new weight starts with a thousandth of
       it and needs some :math:`1/(1-\beta_2)` steps to move at the full rate. (Read off traces of that code.)
 

@@ -13,7 +13,7 @@ from lopjax.optim.checks import Params, check, check_params, check_real, transfo
 
 
 class L2InitState(NamedTuple):
-    """State of :func:`l2_init`: the parameters it was initialised with."""
+    """State of `l2_init`: the parameters it was initialised with."""
 
     initial: Params
 
@@ -25,20 +25,20 @@ def l2_init(
 
     Adds the gradient of a penalty, a sum over parameters. The paper and its authors' code differ by a factor of 2:
 
-    - ``variant="paper"``: :math:`\lambda \lVert\theta-\theta_0\rVert^2`, so :math:`2\lambda (\theta-\theta_0)`.
-    - ``variant="official"``: :math:`\frac\lambda2 \lVert\theta-\theta_0\rVert^2`, so
+    - `variant="paper"`: :math:`\lambda \lVert\theta-\theta_0\rVert^2`, so :math:`2\lambda (\theta-\theta_0)`.
+    - `variant="official"`: :math:`\frac\lambda2 \lVert\theta-\theta_0\rVert^2`, so
       :math:`\lambda (\theta-\theta_0)`; published strengths are meant for it. The code also spares the parameters of
-      norms, which ``optax.masked`` does here.
+      norms, which `optax.masked` does here.
 
     Args:
         strength: :math:`\lambda`, at least 0.
-        variant: ``"paper"`` or ``"official"``.
+        variant: `"paper"` or `"official"`.
 
     Returns:
-        The transformation; ``update`` needs ``params``. Its state holds a copy of the initial parameters.
+        The transformation; `update` needs `params`. Its state holds a copy of the initial parameters.
 
     Raises:
-        ValueError: If a concrete ``strength`` is negative or not finite, ``variant`` is unknown, or parameters are
+        ValueError: If a concrete `strength` is negative or not finite, `variant` is unknown, or parameters are
             missing or not real.
 
     References:
@@ -74,12 +74,12 @@ def keep_on_manifold(project: Callable[[Params], Params]) -> optax.GradientTrans
     In exact arithmetic most optimizers keep clones equal; in floating point their differences start from rounding
     and then grow like any perturbation of a saddle. Projecting the *update* removes what this step has added.
 
-    Inside ``optax.masked`` and ``optax.multi_transform`` the arrays that are left to this transformation are projected,
+    Inside `optax.masked` and `optax.multi_transform` the arrays that are left to this transformation are projected,
     the others pass: the projectors of cloned and frozen units act array by array. (Those of level sets do not, and
     refuse a part of the parameters.)
 
     Args:
-        project: A linear projector from parameters to parameters, for example ``manifold.project``.
+        project: A linear projector from parameters to parameters, for example `manifold.project`.
 
     Returns:
         The transformation; it has no state.

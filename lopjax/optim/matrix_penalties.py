@@ -15,7 +15,7 @@ from lopjax.wiring import Wiring
 
 
 class SpectralState(NamedTuple):
-    """State of :func:`spectral`: for every kernel its right singular vectors, `(batch, columns)`; others hold None."""
+    """State of `spectral`: for every kernel its right singular vectors, `(batch, columns)`; others hold None."""
 
     right: Params
 
@@ -37,10 +37,10 @@ def spectral(
         num_iterations: of power iteration in each update.
 
     Returns:
-        The transformation; ``update`` needs ``params``.
+        The transformation; `update` needs `params`.
 
     Raises:
-        ValueError: If a concrete ``strength`` is negative or not finite, ``power`` or ``num_iterations`` is no positive
+        ValueError: If a concrete `strength` is negative or not finite, `power` or `num_iterations` is no positive
             integer, or parameters are missing, not real or not the wiring's.
 
     References:
@@ -89,7 +89,7 @@ def parseval(strength: ArrayLike, wiring: Wiring, scale: ArrayLike = 1.0) -> opt
         scale: s, at least 0: squared norm of a unit's incoming weights.
 
     Returns:
-        The transformation; ``update`` needs ``params``. It has no state.
+        The transformation; `update` needs `params`. It has no state.
 
     Raises:
         ValueError: If a concrete number is negative or not finite, or parameters are missing, not real or not the

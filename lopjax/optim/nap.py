@@ -12,7 +12,7 @@ from lopjax.wiring import Label, Wiring
 
 
 class NaPState(NamedTuple):
-    """State of :func:`nap`: Euclidean norm of every array at the start, a tree of scalars."""
+    """State of `nap`: Euclidean norm of every array at the start, a tree of scalars."""
 
     norms: Params
 
@@ -24,14 +24,14 @@ def nap(wiring: Wiring) -> optax.GradientTransformationExtraArgs:
     norms of whole arrays. Where batch or layer norm stands behind a kernel this leaves the function in train mode as it
     is (running statistics, seen in eval mode, follow later), and keeps the effective learning rate from falling as
     weights grow; elsewhere, as in the output layer, it is a constraint. The paper puts a norm
-    before every activation, and pulls its scales and offsets to their start (:func:`l2_init` under ``optax.masked``
+    before every activation, and pulls its scales and offsets to their start (`l2_init` under `optax.masked`
     does); here they, biases, positions and kernels that started at 0 or have become 0 pass.
 
     Args:
         wiring: of the network: says which arrays are kernels.
 
     Returns:
-        The transformation; ``update`` needs ``params``.
+        The transformation; `update` needs `params`.
 
     Raises:
         ValueError: If parameters are missing, not real or not the wiring's.

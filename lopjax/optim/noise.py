@@ -16,7 +16,7 @@ from lopjax.optim.checks import Params, as_key, check, check_real, keep_dtypes, 
 
 
 class RelativeNoiseState(NamedTuple):
-    """State of :func:`add_relative_noise`: steps taken so far, and the key that all steps derive theirs from."""
+    """State of `add_relative_noise`: steps taken so far, and the key that all steps derive theirs from."""
 
     step: Int[Array, ""]
     key: Key[Array, ""]
@@ -41,7 +41,7 @@ def _scaled_norm(array: Array) -> Array:
 
 
 def map_with_noise(function: Callable[..., Array], key: Key[Array, ""], *trees: Params) -> Params:
-    """Map ``function(noise, *leaves)``, all in the noise's dtype, with independent standard normals per leaf."""
+    """Map `function(noise, *leaves)`, all in the noise's dtype, with independent standard normals per leaf."""
     leaves, structure = jax.tree.flatten(trees[0])
 
     def apply(position: int, *values: Array) -> Array:
@@ -67,10 +67,10 @@ def add_relative_noise(
     Args:
         noise_scale: :math:`\sigma_0`, at least 0.
         noise_decay: :math:`\gamma` in [0, 1]; 0 makes a single noisy step, 1 noise that does not decay.
-        seed: An integer or a ``jax.random.key`` (one for each lane under vmap).
+        seed: An integer or a `jax.random.key` (one for each lane under vmap).
 
     Returns:
-        The transformation; its state is a :class:`RelativeNoiseState`.
+        The transformation; its state is a `RelativeNoiseState`.
 
     Raises:
         ValueError: If a concrete argument is out of its range, or parameters are not real.
@@ -109,14 +109,14 @@ def noisy_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Stochastic gradient descent on gradients with relative noise: the way out of a cloned network's manifold.
 
-    With :math:`\tilde g` the noisy gradient of :func:`add_relative_noise`:
+    With :math:`\tilde g` the noisy gradient of `add_relative_noise`:
     :math:`m \leftarrow \tilde g + \mu m`, update :math:`-\eta m`.
 
     Args:
         learning_rate: :math:`\eta`, a number or a schedule.
         noise_scale: :math:`\sigma_0`, at least 0.
         noise_decay: :math:`\gamma` in [0, 1], per step.
-        seed: An integer or a ``jax.random.key`` (one for each lane under vmap).
+        seed: An integer or a `jax.random.key` (one for each lane under vmap).
         momentum: :math:`\mu` in [0, 1]. The Python number 0 keeps no momentum array; a traced one always does.
 
     Returns:

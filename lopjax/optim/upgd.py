@@ -18,7 +18,7 @@ _STREAM = 0x0F6D
 
 
 class UPGDState(NamedTuple):
-    r"""State of :func:`upgd`.
+    r"""State of `upgd`.
 
     Attributes:
         step: updates so far.
@@ -51,9 +51,9 @@ def upgd(
 
     The factor 2 makes a weight without utility learn at the rate :math:`\alpha`: sigmoid(0) is a half.
 
-    - ``variant="paper"``: :math:`\eta = \max \hat u`, so the most useful weight always has the damping
+    - `variant="paper"`: :math:`\eta = \max \hat u`, so the most useful weight always has the damping
       1 - sigmoid(1) = 0.27.
-    - ``variant="official"``: :math:`\eta = \max u_t`, of the average that is not corrected, while the numerator is: the
+    - `variant="official"`: :math:`\eta = \max u_t`, of the average that is not corrected, while the numerator is: the
       ratio is :math:`1/(1-\beta^t)` times as large, 1,000 at the first step with :math:`\beta = 0.999`, and the damping
       of early steps is all or nothing. The first versions of the code also lack the factor 2.
 
@@ -63,16 +63,16 @@ def upgd(
     Args:
         learning_rate: :math:`\alpha`, at least 0.
         noise_std: :math:`\sigma`, at least 0, on the scale of gradients.
-        seed: An integer or a ``jax.random.key`` (one for each lane under vmap).
+        seed: An integer or a `jax.random.key` (one for each lane under vmap).
         utility_decay: :math:`\beta` in [0, 1).
         weight_decay: :math:`\lambda`, at least 0, not damped.
-        variant: ``"paper"`` or ``"official"``.
+        variant: `"paper"` or `"official"`.
 
     Returns:
-        The transformation; ``update`` needs ``params``. Its state is a :class:`UPGDState`.
+        The transformation; `update` needs `params`. Its state is a `UPGDState`.
 
     Raises:
-        ValueError: If a concrete argument is out of its range, ``variant`` is unknown, or parameters are missing or not
+        ValueError: If a concrete argument is out of its range, `variant` is unknown, or parameters are missing or not
             real.
 
     References:

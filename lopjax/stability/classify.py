@@ -146,6 +146,9 @@ def _is_same_point(params: Params, other: Params) -> bool:
 
 
 def _normal_space(params: Params, manifold: Manifold) -> _NormalSpace:
+    # Along the gauge (redistributions among clones that change no activation) the Hessian on V is zero by algebra, so
+    # these directions are counted, not computed: in floating point their eigenvalues would be rounding, of either sign.
+    # Off V the argument does not hold, and they stay in the normal space like any others.
     normals = manifold.normals
     if (
         normals is None

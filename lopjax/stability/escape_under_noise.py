@@ -11,8 +11,10 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from lopjax.promotion import standard_promotion
 
-# Nodes on one half of a contour, their spacing, and the tangent of the angle by which it bends to the left.
-_NODES, _STEP, _BEND = 80, 0.08, 0.5
+# The tail is an integral along a contour in the complex plane, by the trapezoidal rule, which converges exponentially
+# there. Nodes on one half of the contour, their spacing, and the tangent of the angle by which it leaves the vertical
+# to the left, where the integrand decays.
+_NODES, _STEP, _TILT = 80, 0.08, 0.5
 # Steps whose probabilities are computed at once.
 _BLOCK = 512
 
@@ -147,8 +149,8 @@ def _saddle_integral(weights: np.ndarray, counts: np.ndarray, side: np.ndarray) 
     saddle = side * np.exp(low)
     width = 1 / np.sqrt(derivatives(saddle)[1])
     v = _STEP * np.arange(_NODES)
-    nodes = saddle[..., None] + width[..., None] * (1j * np.sinh(v) - _BEND * (np.cosh(v) - 1))
-    speeds = width[..., None] * (1j * np.cosh(v) - _BEND * np.sinh(v))
+    nodes = saddle[..., None] + width[..., None] * (1j * np.sinh(v) - _TILT * (np.cosh(v) - 1))
+    speeds = width[..., None] * (1j * np.cosh(v) - _TILT * np.sinh(v))
     logs = -0.5 * np.sum(counts * np.log(1 + 2 * weights[..., None, :] * nodes[..., None]), axis=-1) + nodes
     # Nodes come in conjugate pairs, of which v >= 0 is one half.
     terms = (np.exp(logs) / nodes * speeds).imag

@@ -1,8 +1,8 @@
 """Lanes: independent runs of one program, one after the other on a CPU, side by side elsewhere, spread over devices.
 
-A lane is one seed of one method. Lanes never speak to each other, so a lane must not notice its company: on a CPU,
-where XLA sums in another order for a batch of matrices than for one, they are run one after the other through the
-program of one lane, and every bit is the same whatever runs beside it. On an accelerator, where company pays, they are
+A lane is one seed of one method. Lanes are independent, so what a lane computes must not depend on which others run
+beside it. On a CPU, where XLA sums in another order for a batch of matrices than for one, they are run one after the
+other through the program of one lane, and every bit is the same. On an accelerator, where batching pays, they are
 batched. Over several devices, and hosts, each device runs its own share of the lanes; the batches of a lane may be cut
 over devices too.
 """

@@ -126,7 +126,7 @@ def unit_blocks_of_clones(
 
     Raises:
         ValueError: variables that are not block constant: on the rest of V units couple, and blocks would be wrong.
-            Also as in `unit_blocks`, and for partitions that are none.
+            Also as in `unit_blocks`, and for invalid partitions.
     """
     clusters = check_partition(model.wiring, partition, model.wiring.cloneable)
     residual = block_constant_residual(variables, model.wiring, clusters)
