@@ -49,7 +49,7 @@ def make_measure(setup: Setup, model: Model) -> Callable[[Trainee, jax.Array, ja
         inputs = probe_inputs(setup)
         targets = target_values(target_network(setup.problem, jax.random.split(key, 3)[0]), inputs)
         for where, batch in (("probe", (inputs, targets)), ("stream", (prepared.inputs, prepared.targets))):
-            table = symptoms(model, variables, *batch, loss=squared_error)
+            table = symptoms(model, variables, batch, loss=squared_error)
             values |= {f"{where}/{name}": table[name]["mean"] for name in SYMPTOMS}
         now, was = dead_on_probe(setup, model, lane), lane.dead
         values |= {

@@ -268,8 +268,9 @@ class _Projector:
 
 @partial(jax.jit, static_argnums=0)
 def _project_tree(projector: _Projector, vector: Params) -> Params:
-    clusters, frozen, multiples = (dict(each) for each in (projector.clusters, projector.frozen, projector.multiples))
-    plans = _plans(vector, AffineStructure(projector.wiring, clusters, frozen, multiples), partial=True)
+    clusters, frozen = dict(projector.clusters), dict(projector.frozen)
+    structure = AffineStructure(projector.wiring, clusters, frozen, dict(projector.multiples))
+    plans = _plans(vector, structure, partial=True)
     flat, tree = jax.tree.flatten(vector)
     return tree.unflatten([_project(plan, leaf, projector.components) for plan, leaf in zip(plans, flat, strict=True)])
 

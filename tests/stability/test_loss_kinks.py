@@ -27,7 +27,7 @@ def blocks(loss, labels, head):
     params = BASE.init(jax.random.key(0))["params"]
     kernel = head * jnp.asarray([[1.0, -0.5, 0.25], [0.75, 2, -1]])
     params = {**params, "classes": {"kernel": kernel, "bias": jnp.zeros(3)}}
-    return unit_blocks(BASE, {"params": params}, loss, (INPUTS, labels), 2).total
+    return unit_blocks(BASE, {"params": params}, (INPUTS, labels), 2, loss=loss).total
 
 
 @pytest.mark.parametrize(("loss", "labels"), [(absolute_error, TARGETS), (hinge, LABELS)])
