@@ -105,17 +105,24 @@ def quotient_optimizer(
 def cloned_norm(gradients: Params, base_wiring: Wiring, factor: Factor) -> jax.Array:
     """Euclidean norm of the cloned network's gradient, from the base network's: `sqrt(sum n_in / n_out |g|²)`.
 
+    Of any size that its type holds; in float32 for 16-bit gradients, whose squares would overflow from 256 on.
+
     Args:
         gradients: gradient of the base network.
         base_wiring: wiring of the base network.
         factor: as in `lopjax.cloning.clone_variables`.
     """
     n_in, n_out = multiplicities(gradients, base_wiring, factor)
+    leaves = jax.tree.leaves(gradients)
+    dtype = jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in leaves]))
+    # Squares of a power of two less neither overflow nor vanish, and no bit is rounded otherwise.
+    exponent = jnp.where(jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
 
     def squares(gradient: jax.Array, reads: ArrayLike, writes: ArrayLike) -> jax.Array:
-        return jnp.sum(jnp.asarray(reads / writes, gradient.dtype) * jnp.square(gradient))
+        return jnp.sum(jnp.asarray(reads / writes, dtype) * jnp.square(jnp.ldexp(gradient.astype(dtype), -exponent)))
 
-    return jnp.sqrt(jax.tree.reduce(jnp.add, jax.tree.map(squares, gradients, n_in, n_out)))
+    return jnp.ldexp(jnp.sqrt(jax.tree.reduce(jnp.add, jax.tree.map(squares, gradients, n_in, n_out))), exponent)
 
 
 def _divided(array: jax.Array, n: ArrayLike) -> jax.Array:

@@ -1,6 +1,6 @@
 """Which units are clones of one another: partitions as users write them, and clusters as the library uses them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,8 @@ def check_partition(
     permitted, found = wiring.permutable if allowed is None else allowed, {}
     for space, ids in partition.items():
         size = wiring.size(space)
+        if getattr(ids, "ndim", int(isinstance(ids, Sized))) != 1:
+            raise ValueError(f"partition of {space!r}: {ids!r}; give one cluster id per unit, {size} in all")
         if len(ids) != size:
             raise ValueError(f"partition of {space!r}: {len(ids)} cluster ids for {size} units; give one per unit")
         refusal = f"partition of {space!r}: cluster id {{!r}}; ids must be integers, one per unit"

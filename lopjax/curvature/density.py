@@ -16,7 +16,8 @@ class SpectralDensity(NamedTuple):
 
     Attributes:
         nodes: Ritz values of each probe; zero where the weight is.
-        weights: Non-negative, summing to 1 over all probes and nodes (to 0 if every start vector vanished).
+        weights: Non-negative, summing to 1 over all probes and nodes (to 0 if every start vector vanished, to
+            NaN if a product with one was not finite).
         num_steps: Lanczos steps believed for each probe.
     """
 
@@ -72,7 +73,9 @@ def spectral_density(
         ritz = ritz_decomposition(
             operator.matvec, operator.project, start, steps, dimension or operator.dimension, operator.epsilon
         )
-        return ritz.values, ritz.coordinates[0] ** 2, ritz.num_steps
+        # Where there is something to start from and no step can be believed, products were not finite.
+        is_broken = (ritz.num_steps == 0) & jnp.any(start != 0)
+        return ritz.values, jnp.where(is_broken, jnp.nan, ritz.coordinates[0] ** 2), ritz.num_steps
 
     nodes, weights, used = jax.lax.map(probe, jax.random.split(key, num_probes))
     return SpectralDensity(nodes, weights / jnp.maximum(jnp.sum(used > 0, dtype=weights.dtype), 1), used)

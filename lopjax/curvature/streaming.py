@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from lopjax.curvature.products import Params, hvp
+from lopjax.integers import as_integer
 
 
 def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_size: int) -> PyTree:
@@ -34,8 +35,7 @@ def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_
     3.0
     """
     num_samples = _num_samples(data)
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be a positive integer")
+    batch_size = as_integer(batch_size, 1, f"batch_size={batch_size}: must be a positive integer")
     batch_size = min(batch_size, num_samples)
     num_full, remainder = divmod(num_samples, batch_size)
 

@@ -71,7 +71,12 @@ def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable
         `lanes` (whose buffers are given back) and `keys` have a leading lane axis; `data` is `stream.data` or another
         tree of the same shapes, shared by all lanes; logs are means over the steps, one a lane, NaN for a frozen one.
         Raises ValueError if `num_steps` is not positive or there is not one key a lane.
+
+    Raises:
+        ValueError: a stream that is none.
     """
+    if not isinstance(stream, Stream):
+        raise ValueError(f"stream={stream!r}: must be a Stream, such as epochs(images, labels, batch_size)")
     block = block_of(stream)
 
     def of_one(lane: Lanes, key: jax.Array, start: Any, num_steps: Any, data: PyTree) -> tuple[Lanes, Logs]:

@@ -1,5 +1,7 @@
 """Types, scales and empty axes: a public function gives the right value, or one sentence."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -9,16 +11,23 @@ import pytest
 from lopjax.activations import ACTIVATIONS, activation
 from lopjax.theory import (
     activation_covariance,
+    activation_moments,
+    alpha,
+    alpha_gradient,
     closed_form_kernel,
     correlation_report,
     equicorrelated_effective_rank,
     exact_rank_gain,
     frozen_fraction,
+    frozen_fraction_bounds,
+    gaussian_expectation,
     hard_rank,
     hermite_coefficients,
+    iterate_map,
     kernel_gap,
     kernel_map,
     kernel_series,
+    kernel_slope,
     rank_gain,
     shifted_relu_alpha,
     split_rule,
@@ -147,3 +156,27 @@ def test_activations_keep_type_and_survive_extreme_values():
             assert np.isnan(np.asarray(f(jnp.array([jnp.nan], dtype)), np.float32)).all(), name
             if f.lower_bound is not None and np.isfinite(f.lower_bound):
                 assert (np.asarray(value[1:], np.float32) >= f.lower_bound - 0.01).all(), name
+
+
+# Of an array of scales that every type holds.
+MOMENTS = {
+    "activation_moments": lambda s: activation_moments(jnp.tanh, s),
+    "alpha": lambda s: alpha(jnp.tanh, s),
+    "alpha_gradient": lambda s: alpha_gradient(jnp.tanh, jnp.ravel(s)[0]),
+    "frozen_fraction_bounds": lambda s: frozen_fraction_bounds(jnp.tanh, s),
+    "kernel_slope": lambda s: kernel_slope(jnp.tanh, s / 4),
+    "iterate_map": lambda s: iterate_map(lambda rho: rho**2, s / 4, 2),
+    "gaussian_expectation": lambda s: gaussian_expectation(lambda z: s[0] * z**2, order=8).value,
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_moments_of_any_type_give_what_their_values_give(x64, unchecked, name):
+    def flat(result):
+        return np.concatenate([np.ravel(np.asarray(leaf)).astype(np.float64) for leaf in jax.tree.leaves(result)])
+
+    expected = flat(MOMENTS[name](jnp.array([1.0, 2.0])))
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(flat(MOMENTS[name](jnp.array([1, 2], jnp.bfloat16))), expected, rtol=1e-6, atol=1e-12)
+    with contextlib.suppress(ValueError):
+        assert not np.isfinite(flat(MOMENTS[name](jnp.array([jnp.nan, 2.0])))).all()
