@@ -53,7 +53,7 @@ NETWORKS = {
     "logs_of": lambda v, b: logs_of(observe(MODEL, v, b), "accuracy", loss=lambda seen: seen.loss),
     "cross_entropy": lambda v, b: losses.cross_entropy(MODEL, v, b)(v["params"]),
     "mse": lambda v, b: losses.mse(MODEL, v, (b[0], jnp.asarray(b[0])[:, :2]))(v["params"]),
-    "of_parameters": lambda v, b: losses.of_parameters(losses.mean_cross_entropy, MODEL, v, b)(v["params"]),
+    "of_parameters": lambda v, b: losses.of_parameters(MODEL, v, b, loss=losses.mean_cross_entropy)(v["params"]),
     "train_step": lambda v, b: train_step(MODEL, optax.sgd(0.5), init_state(v, optax.sgd(0.5)), b)[0].variables,
     "clone_distances": lambda v, b: [d.activations.distance for d in clone_distances(MODEL, v, b[0]).values()],
     "signal_tolerance": lambda v, b: signal_tolerance(v["params"], MODEL.wiring) > 0,
@@ -64,9 +64,9 @@ JUDGES = {
         stability.classify(losses.cross_entropy(MODEL, v, b), v["params"], manifold(v), "dense")
     ),
     "unit_blocks_of_clones": lambda v, b: report(stability.unit_blocks_of_clones(MODEL, v, b, PARTITION).total),
-    "check_batch": lambda v, b: losses.check_batch(losses.mean_cross_entropy, MODEL, v, b) or 0,
+    "check_batch": lambda v, b: losses.check_batch(MODEL, v, b, loss=losses.mean_cross_entropy) or 0,
     "check_mean_over_samples": lambda v, b: (
-        losses.check_mean_over_samples(losses.mean_cross_entropy, MODEL, v, b, 2) or 0
+        losses.check_mean_over_samples(MODEL, v, b, loss=losses.mean_cross_entropy, size=2) or 0
     ),
     "check_wiring": lambda v, b: check_wiring(MODEL, b, v) or 0,
 }
@@ -80,8 +80,10 @@ def test_types_agree_with_double_precision(x64, unchecked, name):
     if name in JUDGES:
         expected = flat(function(variables("float64"), (INPUTS, LABELS)))
     found = flat(function(variables("bfloat16"), (INPUTS.astype(np.float32), LABELS.astype(np.int32))))
-    # What a step leaves is stored in 16 bits again.
-    np.testing.assert_allclose(found, expected, rtol=2e-2 if name in NETWORKS else 0, atol=1e-2 * (name in NETWORKS))
+    if name in JUDGES:  # coarser types leave more undecided, and never say the contrary
+        assert (found <= expected).all()
+    else:  # What a step leaves is stored in 16 bits again.
+        np.testing.assert_allclose(found, expected, rtol=2e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, *JUDGES])
@@ -91,20 +93,20 @@ def test_what_is_not_finite_is_seen(unchecked, name):
     broken = INPUTS.astype(np.float32)
     broken[1, 1] = np.nan
     if name in JUDGES:
-        with pytest.raises(ValueError, match=r"not finite|must be finite|is nan"):
+        with pytest.raises(ValueError, match=r"finite|nan"):
             JUDGES[name](variables(), (broken, LABELS))
     else:
-        assert np.isnan(flat(NETWORKS[name](variables(), (broken, LABELS)))).any()
+        assert not np.isfinite(flat(NETWORKS[name](variables(), (broken, LABELS)))).all()
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, *JUDGES])
 def test_no_samples_give_nothing_finite_or_a_sentence(unchecked, name):
-    if name == "signal_tolerance":
+    if name in ("signal_tolerance", "check_wiring"):
         return
     nothing = np.zeros((0, 3), np.float32), np.zeros(0, np.int32)
     function = {**NETWORKS, **JUDGES}[name]
     with contextlib.suppress(ValueError):
-        assert np.isnan(flat(function(variables(), nothing))).any()
+        assert not np.isfinite(flat(function(variables(), nothing))).all()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])

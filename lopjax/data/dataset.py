@@ -190,12 +190,17 @@ def _as_array(field: str, values: Any) -> np.ndarray:
         raise ValueError(f"{field}: cannot be made an array ({error}); every entry must have the same shape") from error
 
 
+def _looks_channels_first(first: int, second: int, last: int) -> bool:
+    """Few channels before long axes, or square images only if the first axis is that of the channels."""
+    return first <= 4 < last or first != second == last > 3
+
+
 def _to_uint8(field: str, images: Any, channels_first: bool | None) -> UInt8[np.ndarray, "n height width channels"]:
     images = _as_array(field, images)
     _check_image_rank(field, images)
     if channels_first:
         images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-    elif channels_first is None and images.shape[1] <= 4 < images.shape[3]:
+    elif channels_first is None and _looks_channels_first(*images.shape[1:]):
         raise ValueError(
             f"{field}: shape {images.shape} looks like (images, channels, height, width); pass channels_first=True to "
             "have it transposed, or channels_first=False if the last axis is that of the channels"

@@ -1,5 +1,6 @@
 """Continual backprop: the least useful of the mature units are replaced, a few at a time."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -115,35 +116,49 @@ def continual_backprop(
 
     def init(setting: Setting, state: TrainState) -> Utilities:
         check_state(setting, state)
-        wiring, zero = setting.model.wiring, jnp.zeros(())
-        sizes = {space: wiring.size(space) for space in spaces_of(wiring, spaces)}
-        return Utilities(
-            utility={space: jnp.zeros(size) for space, size in sizes.items()},
-            mean={space: jnp.zeros(size) for space, size in sizes.items()},
-            age={space: jnp.zeros(size, jnp.int32) for space, size in sizes.items()},
-            owed=dict.fromkeys(sizes, zero),
-        )
+        wiring = setting.model.wiring
+        return _newborn({space: wiring.size(space) for space in spaces_of(wiring, spaces)})
 
     def apply(
         setting: Setting, own: Utilities, state: TrainState, observed: Observed, key: jax.Array, step: Any
     ) -> tuple[TrainState, Utilities, Report]:
         updated, ranks, means = _observe(settings, setting.model.wiring, own, state.variables["params"], observed)
-        mature = {space: age > maturity for space, age in updated.age.items()}
-        owed = {space: left + rate * jnp.sum(mature[space]) for space, left in updated.owed.items()}
-        whole = {space: jnp.floor(number) for space, number in owed.items()}
-        chosen = {space: lowest(ranks[space], mature[space], whole[space]) for space in ranks}
+        mature, owed, whole, chosen = _due(settings, updated, ranks)
         is_any = jnp.any(jnp.array([jnp.any(units) for units in chosen.values()]))
 
         def replace(state: TrainState) -> TrainState:
             return _replace(settings, setting, state, chosen, means, key)
 
         state = jax.lax.cond(is_any, replace, lambda state: state, state)
-        number = sum(jnp.sum(mask) for mask in mature.values())
-        reason = jnp.where(number > 0, reason_of(jnp.bool_(True), chosen), NONE_MATURE).astype(jnp.int32)
-        logs = {"mature": number, "units": jnp.int32(sum(mask.size for mask in mature.values()))}
-        return state, _renewed(updated, chosen, owed, whole), Report(chosen, reason, logs)
+        return state, _renewed(updated, chosen, owed, whole), _report(mature, chosen)
 
     return Intervention(init, apply)
+
+
+def _newborn(sizes: Mapping[str, int]) -> Utilities:
+    zero = jnp.zeros(())
+    return Utilities(
+        utility={space: jnp.zeros(size) for space, size in sizes.items()},
+        mean={space: jnp.zeros(size) for space, size in sizes.items()},
+        age={space: jnp.zeros(size, jnp.int32) for space, size in sizes.items()},
+        owed=dict.fromkeys(sizes, zero),
+    )
+
+
+def _due(settings: Settings, updated: Utilities, ranks: PerSpace) -> tuple[PerSpace, PerSpace, PerSpace, PerSpace]:
+    """Which units are mature, how many replacements are owed, how many of them are whole, and which units they take."""
+    mature = {space: age > settings.maturity for space, age in updated.age.items()}
+    owed = {space: left + settings.rate * jnp.sum(mature[space]) for space, left in updated.owed.items()}
+    whole = {space: jnp.floor(number) for space, number in owed.items()}
+    chosen = {space: lowest(ranks[space], mature[space], whole[space]) for space in ranks}
+    return mature, owed, whole, chosen
+
+
+def _report(mature: PerSpace, chosen: PerSpace) -> Report:
+    number = sum(jnp.sum(mask) for mask in mature.values())
+    reason = jnp.where(number > 0, reason_of(jnp.bool_(True), chosen), NONE_MATURE).astype(jnp.int32)
+    logs = {"mature": number, "units": jnp.int32(sum(mask.size for mask in mature.values()))}
+    return Report(chosen, reason, logs)
 
 
 def lowest(

@@ -109,36 +109,20 @@ def functional_codimension(
     1
     """
     theta, unravel = _flat_parameters(variables, depth)
-    inputs, labels = (jnp.asarray(array) for array in batch)
     drawn, of_outputs, of_fields = jax.random.split(jax.random.key(0) if key is None else key, 3)
-    if inputs.shape[0] == 0 or not bool(jnp.isfinite(inputs).all()):
-        raise ValueError(f"inputs of shape {inputs.shape}: must be finite, and at least one")
-    low, high = (jnp.asarray(bound, float) for bound in (inputs.min(axis=0), inputs.max(axis=0)))
-    inputs = jax.random.uniform(drawn, inputs.shape, float, low, high)
+    inputs, is_constant = _redrawn(jnp.asarray(batch[0]), drawn)
     statistics = {name: _to_float64(tree) for name, tree in variables.items() if name != "params"}
 
-    def outputs(theta: Array, x: Array) -> Array:
-        return model.apply({**statistics, "params": unravel(theta)}, x, dropout_rate=0.0).logits
+    def outputs(theta: Array) -> Array:
+        return model.apply({**statistics, "params": unravel(theta)}, inputs, dropout_rate=0.0).logits
 
     _require_float64_throughout(model, {**statistics, "params": unravel(theta)}, inputs)
-    present = jax.jit(outputs)(theta, inputs)
-    terms, output_notes = _output_terms(loss, present, labels, of_outputs)
-
-    def potential(theta: Array, weights: Array) -> Array:
-        return jnp.sum(weights * jax.vmap(terms)(outputs(theta, inputs)))
-
+    present = jax.jit(outputs)(theta)
+    terms, output_notes = _output_terms(loss, present, jnp.asarray(batch[1]), of_outputs)
     shape = jax.eval_shape(jax.vmap(terms), present).shape
-    draws = theta.size + 8
-    weights = jax.random.normal(of_fields, (2 * draws, depth, *shape))
-    is_first_half = jnp.arange(shape[0]) < shape[0] // 2
-    vectors = _brackets(potential, theta, weights.at[draws:].multiply(is_first_half[:, None]))
-    if not np.isfinite(vectors).all():
-        raise ValueError("brackets of these parameters are not finite: no rank can be found")
-    found = [_rank(vectors[:draws, : d + 1], theta.size) for d in range(depth)]
+    found, with_half = _ranks(lambda theta: jax.vmap(terms)(outputs(theta)), theta, shape, depth, of_fields)
     rank, gap, tolerance, undecided = found[-1]
-    is_half_enough = _rank(vectors[draws:], theta.size)[0] == rank
-    ranks = tuple(one[0] for one in found)
-    notes = (*output_notes, *_notes(model, variables, low == high, undecided))
+    ranks, is_full = tuple(one[0] for one in found), rank == theta.size
     return FunctionalCodimension(
         codimension=theta.size - rank,
         rank=rank,
@@ -148,10 +132,44 @@ def functional_codimension(
         depth=depth,
         ranks=ranks,
         # Nothing is left to find at full rank.
-        is_saturated_in_depth=rank == theta.size or (depth > 1 and ranks[-1] == ranks[-2]),
-        is_saturated_in_samples=rank == theta.size or is_half_enough,
-        notes=notes,
+        is_saturated_in_depth=is_full or (depth > 1 and ranks[-1] == ranks[-2]),
+        is_saturated_in_samples=is_full or with_half == rank,
+        notes=(*output_notes, *_notes(model, variables, is_constant, undecided)),
     )
+
+
+def _redrawn(inputs: Array, key: jax.Array) -> tuple[Array, Array]:
+    """As many inputs, uniform between the least and the largest value of every entry, and which entries do not vary."""
+    if inputs.shape[0] == 0 or not bool(jnp.isfinite(inputs).all()):
+        raise ValueError(f"inputs of shape {inputs.shape}: must be finite, and at least one")
+    low, high = (jnp.asarray(bound, float) for bound in (inputs.min(axis=0), inputs.max(axis=0)))
+    return jax.random.uniform(key, inputs.shape, float, low, high), low == high
+
+
+def _ranks(
+    values: Callable[[Array], Array], theta: Array, shape: tuple[int, ...], depth: int, key: jax.Array
+) -> tuple[list[tuple[int, float, float, int]], int]:
+    """`_rank` at every depth, and the rank that the first half of the samples has.
+
+    Args:
+        values: of theta, the functions whose gradients are the fields, `(samples, functions)`.
+        theta: the parameters.
+        shape: of `values`.
+        depth: longest brackets.
+        key: of the random combinations.
+    """
+
+    def potential(theta: Array, weights: Array) -> Array:
+        return jnp.sum(weights * values(theta))
+
+    draws = theta.size + 8
+    weights = jax.random.normal(key, (2 * draws, depth, *shape))
+    is_first_half = jnp.arange(shape[0]) < shape[0] // 2
+    vectors = _brackets(potential, theta, weights.at[draws:].multiply(is_first_half[:, None]))
+    if not np.isfinite(vectors).all():
+        raise ValueError("brackets of these parameters are not finite: no rank can be found")
+    found = [_rank(vectors[:draws, : d + 1], theta.size) for d in range(depth)]
+    return found, _rank(vectors[draws:], theta.size)[0]
 
 
 def _flat_parameters(variables: Variables, depth: int) -> tuple[Array, Callable[[Array], Params]]:

@@ -1,6 +1,7 @@
 """How long a kick off a manifold takes to grow, by linear theory at a critical point."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,32 +94,61 @@ def escape_time(
         return jnp.asarray(jnp.inf)
     # A broken-off computation must not pass for a network that stays for ever.
     is_unknown = jnp.any(~jnp.isfinite(values) | jnp.isnan(sizes))
+    modes = _growing_modes(values, sizes, times, learning_rate, momentum, continuous)
+    return jnp.where(is_unknown, jnp.nan, _first_time(modes, jnp.log(radius)))
+
+
+class _Modes(NamedTuple):
+    """Modes of a kick, of which only the growing ones count; each entry `(pairs,)`.
+
+    Attributes:
+        is_growing: which count.
+        starts: `ln(sqrt(m_k) |c_k|)`.
+        per_step: `ln |r1|`.
+        second: `|r2 / r1|`.
+        share: a.
+    """
+
+    is_growing: Array
+    starts: Array
+    per_step: Array
+    second: Array
+    share: Array
+
+    def log_distance(self, t: ArrayLike) -> Array:
+        """Logarithm of the distance after t steps."""
+        growth = t * self.per_step + jnp.log(self.share + (1 - self.share) * self.second**t)
+        return 0.5 * jax.nn.logsumexp(jnp.where(self.is_growing, 2 * (self.starts + growth), -jnp.inf))
+
+
+def _growing_modes(
+    values: Array, sizes: Array, times: Array, learning_rate: float, momentum: float, continuous: bool
+) -> _Modes:
+    """How each mode grows; those that do not are given harmless numbers."""
     excess = _excess(learning_rate * values, momentum, continuous)
     is_growing = (excess > 0) & (sizes > 0) & (times > 0)
     excess = jnp.where(is_growing, excess, 1.0)
     per_step, second, share = _roots(excess, values < 0, momentum)
     per_step = jnp.where(is_growing, excess if continuous else per_step, 1.0)
     starts = jnp.log(jnp.where(is_growing, sizes, 1.0)) + 0.5 * jnp.log(jnp.where(is_growing, times, 1))
+    return _Modes(is_growing, starts, per_step, second, share)
 
-    def log_distance(t: ArrayLike) -> Array:
-        growth = t * per_step + jnp.log(share + (1 - share) * second**t)
-        return 0.5 * jax.nn.logsumexp(jnp.where(is_growing, 2 * (starts + growth), -jnp.inf))
 
+def _first_time(modes: _Modes, log_radius: Array) -> Array:
+    """The smallest t at which the distance has reached the radius, by bisection; infinite without a growing mode."""
     # Alone, each mode is as far out as min(share, 1) |c| r1^t at the least: together they are there no later.
-    alone = (jnp.log(radius) - starts - jnp.log(jnp.minimum(share, 1.0))) / per_step
-    latest = jnp.maximum(jnp.min(jnp.where(is_growing, alone, jnp.inf)), 0.0)
+    alone = (log_radius - modes.starts - jnp.log(jnp.minimum(modes.share, 1.0))) / modes.per_step
+    latest = jnp.maximum(jnp.min(jnp.where(modes.is_growing, alone, jnp.inf)), 0.0)
 
     def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         early, late = bracket
         middle = jnp.asarray(0.5 * (early + late))
-        is_out = log_distance(middle) >= jnp.log(radius)
+        is_out = modes.log_distance(middle) >= log_radius
         return jnp.where(is_out, early, middle), jnp.where(is_out, middle, late)
 
     found = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros_like(latest), latest))[1]
-    found = jnp.where(
-        jnp.isinf(latest), jnp.inf, jnp.where(log_distance(jnp.zeros_like(latest)) >= jnp.log(radius), 0.0, found)
-    )
-    return jnp.where(is_unknown, jnp.nan, found)
+    is_out_at_once = modes.log_distance(jnp.zeros_like(latest)) >= log_radius
+    return jnp.where(jnp.isinf(latest), jnp.inf, jnp.where(is_out_at_once, 0.0, found))
 
 
 def _at_least_single(numbers: ArrayLike | Sequence[float]) -> Array:

@@ -99,6 +99,11 @@ BAD_INPUT = {
         {"images": np.zeros((12, 3, 8, 8), np.uint8)},
         r"images: shape \(12, 3, 8, 8\) looks like .*channels_first=True to have it transposed",
     ),
+    "many channels first": (
+        {"images": np.zeros((12, 12, 8, 8), np.uint8)},
+        r"images: shape \(12, 12, 8, 8\) looks like .*channels_first=True to have it transposed",
+    ),
+    "grey channel first": ({"images": np.zeros((12, 1, 4, 4), np.uint8)}, "channels_first=True to have it transposed"),
     "ragged": ({"images": [np.zeros((2, 2, 1)), np.zeros((3, 2, 1))]}, "images: cannot be made an array"),
     "ragged labels": ({"test_labels": [[0], [0, 1]]}, "test_labels: cannot be made an array"),
     "no array": ({"images": None}, r"images: shape \(\); must be"),
