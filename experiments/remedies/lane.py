@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.remedies.methods import FRESH, remedy_of
+from experiments.remedies.methods import Remedy
 from experiments.remedies.streams import Bench
 from lopjax.model import Variables
 from lopjax.training import Drawn, Logs, Setting, TrainState, init_state, intervene, start_intervention, train_step
@@ -64,16 +64,15 @@ def keys_of(seed: jax.Array) -> Keys:
     return Keys(*jax.random.split(jax.random.key(seed, impl="philox4x32"), 3))
 
 
-def make_program(bench: Bench, method: str) -> Program:
+def make_program(bench: Bench, remedy: Remedy) -> Program:
     """The functions of a method. The number of a setting is in the lane, so that all settings share one program."""
-    model, remedy = bench.model, remedy_of(method)
-    table = _columns(remedy.settings[bench.base])
+    model, table = bench.model, _columns(remedy.settings[bench.base])
     measure = make_measure(bench)
 
     def setting_of(keys: Keys, number: jax.Array) -> tuple[Setting, Any]:
         numbers = {name: column[number] for name, column in table.items()}
         made = None if remedy.intervention is None else remedy.intervention(numbers)
-        return Setting(model, bench.optimizer(method, numbers, keys.own), bench.loss), made
+        return Setting(model, bench.optimizer(remedy, numbers, keys.own), bench.loss), made
 
     def drawn_anew(keys: Keys, number: jax.Array, task: Any) -> TrainState:
         setting, intervention = setting_of(keys, number)
@@ -86,8 +85,8 @@ def make_program(bench: Bench, method: str) -> Program:
     def step(lane: Learner, drawn: Drawn, key: jax.Array, index: jax.Array) -> tuple[Learner, Logs]:
         setting, intervention = setting_of(lane.keys, lane.setting)
         net, task = lane.net, drawn.task
-        if method == FRESH:
-            is_new = jnp.asarray(task.is_start) & (index > 0)
+        if "is_fresh" in table:
+            is_new = jnp.asarray(task.is_start) & (index > 0) & table["is_fresh"][lane.setting]
             net = jax.lax.cond(is_new, lambda: drawn_anew(lane.keys, lane.setting, task.index), lambda: net)
         step_key, own_key = jax.random.split(key)
         batch = bench.inputs(drawn.batch[0]), drawn.batch[1]

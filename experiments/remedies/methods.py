@@ -20,7 +20,8 @@ class Remedy(NamedTuple):
 
     Attributes:
         label: in tables and figures.
-        settings: by plain optimizer, "sgd" or "adam", the settings that are tried; none where it makes no sense.
+        settings: by plain optimizer, "sgd" or "adam", the settings that are tried; none where it makes no sense. One
+            that `is_fresh` has its network drawn anew for every task.
         optimizer: `(base, settings, rate, model, key) -> optax transformation`, with `base(rate)` the plain one.
         intervention: `settings -> lopjax.training.Intervention`, applied after every update; None for none.
         needs_boundaries: whether it looks at where a task starts; tables mark such methods with a star.
@@ -214,7 +215,7 @@ METHODS: dict[str, Remedy] = {
 }
 
 CONTROLS: dict[str, Remedy] = {
-    FRESH: Remedy("fresh network", _both({})),
+    FRESH: Remedy("fresh network", _both({"is_fresh": True})),
     PLAIN: Remedy("plain", _both({})),
 }
 """What the remedies are compared with: not tuned, with the stream's own learning rate."""

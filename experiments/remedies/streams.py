@@ -12,7 +12,7 @@ from experiments.continual.config import MLPConfig
 from experiments.continual.problem import make_problem
 from experiments.kit.experiment import NO_RESOURCES, Resources
 from experiments.remedies.config import Config, StreamConfig
-from experiments.remedies.methods import METHODS, NUM_SETTINGS, remedy_of
+from experiments.remedies.methods import METHODS, NUM_SETTINGS, Remedy
 from lopjax.losses import mean_squared_error
 from lopjax.model import Model
 from lopjax.models import mlp
@@ -51,10 +51,10 @@ class Bench(NamedTuple):
     model: Model
     base: str
 
-    def optimizer(self, method: str, settings: Any, key: jax.Array) -> optax.GradientTransformation:
+    def optimizer(self, remedy: Remedy, settings: Any, key: jax.Array) -> optax.GradientTransformation:
         """That of a method with a setting, whose numbers may be traced."""
         plain = {"sgd": optax.sgd, "adam": optax.adam}[self.base]
-        return remedy_of(method).optimizer(plain, settings, self.sizes.learning_rate, self.model, key)
+        return remedy.optimizer(plain, settings, self.sizes.learning_rate, self.model, key)
 
 
 class Setup(NamedTuple):

@@ -24,6 +24,8 @@ def spaces_of(wiring: Wiring, spaces: Spaces) -> tuple[str, ...]:
     Raises:
         ValueError: an unknown space, one that is fixed (inputs, outputs), one that is never observed, or none at all.
     """
+    if isinstance(spaces, str):
+        raise ValueError(f"spaces={spaces!r}: must be a sequence of names, such as [{spaces!r}]")
     chosen = wiring.cloneable if spaces is None else tuple(spaces)
     for space in chosen:
         wiring.size(space)
@@ -42,7 +44,7 @@ def check_state(setting: Setting, state: TrainState) -> None:
     """Refuse a state of another optimizer: its moments could not be cleared.
 
     Raises:
-        ValueError: structure or shapes are not those of `setting.optimizer.init`.
+        ValueError: structure, shapes or types are not those of `setting.optimizer.init`.
     """
     params = state.variables["params"]
     setting.model.wiring.labels_of(params)
@@ -50,7 +52,7 @@ def check_state(setting: Setting, state: TrainState) -> None:
     trees = [jax.tree.structure(tree) for tree in (expected, state.opt_state)]
     if trees[0] != trees[1] or _shapes(expected) != _shapes(state.opt_state):
         raise ValueError(
-            "opt_state is not a state of this optimizer: its structure or its shapes are others; make it with "
+            "opt_state is not a state of this optimizer: its structure, shapes or types are others; make it with "
             "lopjax.training.init_state(variables, optimizer), one network at a time (vmap over several)"
         )
 
@@ -79,10 +81,11 @@ def is_start(observed: Observed, name: str) -> Bool[Array, ""]:
     if start is None:
         raise ValueError(
             f"{name} acts where a task starts, and this stream hides that: pass task=drawn.task to train_step, or "
-            "give every=, a number of steps"
+            "give every=, a number of steps, as where tasks pass into each other and none has a start"
         )
     return jnp.asarray(start)
 
 
-def _shapes(tree: Any) -> list[tuple[int, ...]]:
-    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+def _shapes(tree: Any) -> list[tuple[tuple[int, ...], Any]]:
+    """Shapes and types: a moment in another precision would end the scan that it is carried through."""
+    return [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)]

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from lopjax.integers import as_integer
 from lopjax.interventions.checks import check_every, check_state, is_due, is_start
-from lopjax.interventions.reasons import CHANGED, NOT_ITS_STEP
+from lopjax.interventions.reasons import AS_IT_WAS, CHANGED, NOT_ITS_STEP
 from lopjax.model import Params, Taps
 from lopjax.optim.checks import check
 from lopjax.optim.matrices import MatrixAxes, as_matrices, matrix_axes
@@ -76,11 +76,15 @@ def fire(
         def act(params: Params) -> Params:
             return isometric(params, wiring, observed.taps, strength, num_iterations, arrays)
 
-        params = jax.lax.cond(due, act, lambda params: params, params)
-        state = state._replace(variables={**state.variables, "params": params})
-        changed = _spaces_of_kernels(wiring, params, arrays)
-        touched = {space: jnp.broadcast_to(due, (wiring.size(space),)) for space in changed}
-        return state, own, Report(touched, jnp.where(due, CHANGED, NOT_ITS_STEP).astype(jnp.int32))
+        new = jax.lax.cond(due, act, lambda params: params, params)
+        pairs = zip(jax.tree.leaves(new), jax.tree.leaves(params), strict=True)
+        # With strength 0, or where all kernels are 0, nothing moves, and the report must not say that it did.
+        has_moved = jax.lax.cond(due, lambda: jnp.any(jnp.stack([jnp.any(a != b) for a, b in pairs])), lambda: due)
+        state = state._replace(variables={**state.variables, "params": new})
+        written = _spaces_of_kernels(wiring, params, arrays)
+        touched = {space: jnp.broadcast_to(has_moved, (wiring.size(space),)) for space in written}
+        reason = jnp.where(due, jnp.where(has_moved, CHANGED, AS_IT_WAS), NOT_ITS_STEP)
+        return state, own, Report(touched, reason.astype(jnp.int32))
 
     return Intervention(init, apply, needs_boundaries=every is None)
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from lopjax.curvature import extreme_eigenvalues, hvp
@@ -11,7 +12,14 @@ from lopjax.detection import activation_rows, multiples_by_parameters, nearest_u
 from lopjax.integers import as_integer
 from lopjax.interventions.checks import Spaces, check_every, check_state, is_due, spaces_of
 from lopjax.interventions.pairs import Pair, Rows, merged, outgoing_part, parting, places_of, push_length, zero_rows
-from lopjax.interventions.reasons import CHANGED, NO_ESCAPE, NO_UNIT_CHOSEN, NOT_ITS_STEP, NOT_PRESERVED
+from lopjax.interventions.reasons import (
+    AS_IT_WAS,
+    CHANGED,
+    NO_ESCAPE,
+    NO_UNIT_CHOSEN,
+    NOT_ITS_STEP,
+    NOT_PRESERVED,
+)
 from lopjax.interventions.slices import no_units
 from lopjax.losses import of_parameters
 from lopjax.model import Model, Variables
@@ -55,8 +63,8 @@ def split_clones(
     Args:
         tolerance: relative distance of activations up to which two units are near; 0 for exact clones alone.
         every: steps between two acts; one pair an act.
-        size: length of the push over the length of one unit's outgoing weights; where these are zero, as after a reset,
-            over that of its incoming ones.
+        size: positive; length of the push over the length of one unit's outgoing weights; where these are zero, as after
+            a reset, over that of its incoming ones.
         loss_tolerance: largest change of the loss, on the batch and in eval mode, that moving to the point of equality
             and the push may cost; 0 allows none, not even of rounding.
         num_steps: Lanczos steps: so many Hessian-vector products of the batch's loss in each act.
@@ -75,6 +83,8 @@ def split_clones(
     """
     for name, value in {"tolerance": tolerance, "size": size, "loss_tolerance": loss_tolerance}.items():
         check(name, value, minimum=0.0)
+    if not isinstance(size, jax.core.Tracer) and not np.all(np.asarray(size) > 0):
+        raise ValueError(f"size={size!r}: must be positive: a push of no length parts nothing")
     check_every(every)
     num_steps = as_integer(num_steps, 1, f"num_steps={num_steps!r}: must be a positive integer")
 
@@ -173,10 +183,11 @@ def _parted(
         return setting.loss(setting.model.apply(variables, batch[0], dropout_rate=0.0)[0], batch[1])
 
     is_any = jnp.any(jnp.stack([pair.is_near for pair in pairs.values()]))
-    is_escape = escape.is_downhill & (scale > 0) & (longest > 0)
+    has_length = (scale > 0) & (longest > 0)
     is_kept = jnp.abs(loss_of(pushed) - loss_of(variables)) <= loss_tolerance
-    acts = is_any & is_escape & is_kept
-    reason = jnp.where(is_escape, jnp.where(is_kept, CHANGED, NOT_PRESERVED), NO_ESCAPE)
+    acts = is_any & escape.is_downhill & has_length & is_kept
+    reason = jnp.where(has_length, jnp.where(is_kept, CHANGED, NOT_PRESERVED), AS_IT_WAS)
+    reason = jnp.where(escape.is_downhill, reason, NO_ESCAPE)
     reason = jnp.where(is_any, reason, NO_UNIT_CHOSEN).astype(jnp.int32)
     touched = {
         space: acts & pair.is_near & ((units == pair.first) | (units == pair.second))

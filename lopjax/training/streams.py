@@ -23,11 +23,11 @@ class Task(NamedTuple):
 
     Attributes:
         index: number of the task, from 0.
-        is_start: whether this is the first step on it.
+        is_start: whether this is the first step on it; None where the stream hides it, as tasks pass into each other.
     """
 
     index: Int32[ArrayLike, ""]
-    is_start: Bool[ArrayLike, ""]
+    is_start: Bool[ArrayLike, ""] | None
 
 
 class Drawn(NamedTuple):

@@ -39,7 +39,7 @@ def task_stream(sequence: TaskSequence, batch_size: int, steps: int, change: int
 
     With `change` tasks pass into each other. Step `s` of a task (from 0) has each of its examples from the task before
     with probability `1 - (s + 1) / (change + 1)`, so the distribution moves on a straight line from one task to the
-    next. There are then no boundaries: `Task.is_start` holds at the first step of all only.
+    next. There are then no boundaries: `Task.is_start` is None, and a method that looks for one refuses the stream.
 
     Args:
         sequence: the tasks.
@@ -71,12 +71,12 @@ def task_stream(sequence: TaskSequence, batch_size: int, steps: int, change: int
         task, within = index // steps, index % steps
         chosen = order[within % epoch]
         batch, *before = [sequence.take(data, view, chosen) for view in views]
-        is_start = within == 0
+        is_start: Any = within == 0
         if before:
             coins = jax.random.uniform(jax.random.fold_in(_keys(key)[1], index), (batch_size,))
             is_new = (coins * (change + 1) < within + 1) | (task == 0)
             batch = jax.tree.map(lambda new, old: jnp.where(_along(is_new, new), new, old), batch, before[0])
-            is_start = index == 0
+            is_start = None
         return Drawn(batch, Task(task, is_start))
 
     def end(index: Any) -> Any:

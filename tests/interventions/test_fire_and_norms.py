@@ -85,14 +85,20 @@ def test_fire_acts_where_a_task_starts_and_says_what_it_needs(x64):
     setting = Setting(model, optax.adam(0.1), mean_cross_entropy)
     state = start_intervention(fire(), setting, init_state(draw(model), setting.optimizer))
     seen = observe(model, state.variables, (inputs_of(shape), jnp.zeros(7, int)), signals=False)
-    step = jax.jit(lambda seen: intervene(fire(), setting, state, seen, jax.random.key(0), 3))
+    step = jax.jit(lambda seen, strength: intervene(fire(strength), setting, state, seen, jax.random.key(0), 3))
+    start = seen._replace(task=Task(jnp.int32(0), jnp.bool_(True)))
+    after, report = step(start, 0.0)
+    assert REASONS[report.reason] == "it has left every parameter as it was"
+    assert not report.touched["hidden_0"].any()
     for is_start in (True, False):
-        after, report = step(seen._replace(task=Task(jnp.int32(0), jnp.bool_(is_start))))
+        after, report = step(seen._replace(task=Task(jnp.int32(0), jnp.bool_(is_start))), 1.0)
         changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), after.variables["params"], state.variables["params"])
         assert changed["hidden_0"] == {"kernel": is_start, "bias": False}
         assert bool(report.touched["hidden_0"].all()) == is_start
-    with pytest.raises(ValueError, match="fire acts where a task starts, and this stream hides that"):
-        intervene(fire(), setting, state, seen, jax.random.key(0), 3)
+    # Without a task, and on a stream whose tasks pass into each other.
+    for task in (None, Task(jnp.int32(0), None)):
+        with pytest.raises(ValueError, match="fire acts where a task starts, and this stream hides that"):
+            intervene(fire(), setting, state, seen._replace(task=task), jax.random.key(0), 3)
     with pytest.raises(ValueError, match=r"arrays=\['query'\]: no kernel has one of these names in its path; kernels"):
         start_intervention(fire(arrays=["query"]), setting, state)
 

@@ -25,6 +25,7 @@ from lopjax.interventions import (
     reset_layer,
     reset_optimizer,
     self_normalized_resets,
+    split_clones,
     start_intervention,
     survival,
     with_lifetimes,
@@ -315,6 +316,7 @@ def test_a_run_shorter_than_the_maturity_says_so():
         (lambda: cpr(1.5), r"strength=1\.5: must be in"),
         (lambda: reset_layer("classes"), r"such as \['classes'\]"),
         (lambda: reset_layer([]), "must name at least one unit space"),
+        (lambda: split_clones(size=0), "size=0: must be positive"),
         (lambda: continual_backprop(decay=1.0), r"decay=1\.0: must be in \[0, 1\)"),
         (lambda: adam_per_weight(0.1, b2=1.0), r"b2=1\.0: must be in \[0, 1\)"),
         (lambda: muon(0.1, STANDARD.model.wiring, adam_learning_rate=-1.0), r"adam_learning_rate=-1\.0: must be"),
@@ -335,12 +337,20 @@ def test_spaces_and_states_are_refused_before_compilation(make):
         (["no"], "unit space 'no': not in this wiring"),
         (["classes"], "unit space 'classes' is fixed"),
         ([], "must name at least one"),
+        ("hidden_0", r"spaces='hidden_0': must be a sequence of names, such as \['hidden_0'\]"),
     ):
         with pytest.raises(ValueError, match=message):
             start_intervention(make(spaces=spaces), STANDARD, state)
     other = STANDARD._replace(optimizer=ADAM)
     with pytest.raises(ValueError, match="opt_state is not a state of this optimizer"):
         start_intervention(make(), other, state)
+
+
+def test_a_moment_in_another_precision_is_not_of_this_optimizer():
+    setting = STANDARD._replace(optimizer=optax.adam(0.1))
+    half = init_state(observed(STANDARD)[0].variables, optax.adam(0.1, mu_dtype=jnp.bfloat16))
+    with pytest.raises(ValueError, match="opt_state is not a state of this optimizer: its structure, shapes or types"):
+        start_intervention(redo(), setting, half)
 
 
 def test_inputs_are_no_layer():
