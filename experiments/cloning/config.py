@@ -1,22 +1,22 @@
 """What the cloning experiment can be asked to do: the config and its presets. Nothing here imports JAX."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiments.kit.configs import ImageConfig, OnCNN, OnMLP, OnResNet18, OnViT
 from experiments.kit.grid import Grid
 from experiments.kit.methods import METHODS
-from experiments.kit.networks import CNN, MLP, Network, ResNet18, ViT
+from experiments.kit.networks import CNN, MLP, ResNet18, ViT
 
 if TYPE_CHECKING:
     MethodName = str
 else:
     MethodName = Literal[tuple(METHODS)]
-ModelName = Literal["mlp", "cnn", "resnet18", "vit"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ImageConfig):
     """Everything that decides the result."""
 
     dataset: str = "cifar10"
@@ -25,9 +25,6 @@ class Config:
     """Fraction of the training labels redrawn at random."""
     augment: bool = True
     """Random crops (4 pixels of padding) and horizontal flips."""
-    model: ModelName = "mlp"
-    """Architecture."""
-    net: Network = field(default_factory=MLP)
     factor: int = 2
     """Clones of every unit."""
     methods: tuple[MethodName, ...] = ("sgd", "noisy_sgd", "dropout", "adam")
@@ -45,22 +42,10 @@ class Config:
     release_at: int = 0
     """How long after cloning SGD's clones, verified to be trapped, are let go on with every method, SGD beside; 0: the
     methods train from the start."""
-    batch_size: int = 128
-    """Examples a step."""
     learning_rate: float = 0.01
     """Of SGD, with and without noise or dropout; no momentum, no weight decay."""
-    adam_learning_rate: float = 0.001
-    """Of Adam."""
-    noise_scale: float = 0.01
-    """Noisy SGD: noise per entry over the norm of the gradient array, at first."""
     noise_decay: float = 0.999
     """Noisy SGD: factor on the noise per step."""
-    dropout: float = 0.1
-    """Rate of the dropout method, in base and clone."""
-    probe_samples: int = 500
-    """Training images on which symptoms are measured."""
-    metrics: tuple[str, ...] = ()
-    """Metrics of your own to record beside the library's: package.module:function, of a lopjax.metrics.SiteActivity."""
     fused: bool = False
     """Compile SGD, noisy SGD and dropout as one program: half the compilation, but everyone pays for drawing noise."""
     grid: Grid = ()
@@ -69,43 +54,23 @@ class Config:
 
 
 @dataclass(frozen=True)
-class MLPConfig(Config):
+class MLPConfig(OnMLP, Config):
     """Cloning of a multilayer perceptron."""
 
-    net: MLP = field(default_factory=MLP)
-    """The base network."""
-
 
 @dataclass(frozen=True)
-class CNNConfig(Config):
+class CNNConfig(OnCNN, Config):
     """Cloning of a convolutional network."""
 
-    model: ModelName = "cnn"
-    """Architecture."""
-    net: CNN = field(default_factory=CNN)
-    """The base network."""
-
 
 @dataclass(frozen=True)
-class ResNet18Config(Config):
+class ResNet18Config(OnResNet18, Config):
     """Cloning of a residual network."""
 
-    model: ModelName = "resnet18"
-    """Architecture."""
-    net: ResNet18 = field(default_factory=ResNet18)
-    """The base network."""
-
 
 @dataclass(frozen=True)
-class ViTConfig(Config):
+class ViTConfig(OnViT, Config):
     """Cloning of a vision transformer."""
-
-    model: ModelName = "vit"
-    """Architecture."""
-    net: ViT = field(default_factory=ViT)
-    """The base network."""
-    adam_learning_rate: float = 0.0001
-    """Of Adam."""
 
 
 _QUICK: dict[str, Any] = {

@@ -1,21 +1,21 @@
 """What the continual-learning experiment can be asked to do: the config and its presets. Nothing here imports JAX."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.continual.methods import METHODS
-from experiments.kit.networks import CNN, MLP, Network, ResNet18, ViT
+from experiments.kit.configs import ImageConfig, OnCNN, OnMLP, OnResNet18, OnViT
+from experiments.kit.networks import CNN, MLP, ResNet18, ViT
 
 if TYPE_CHECKING:
     MethodName = str
 else:
     MethodName = Literal[tuple(METHODS)]
-ModelName = Literal["mlp", "cnn", "resnet18", "vit"]
 Kind = Literal["gaussian_mixtures", "class_incremental", "permuted_pixels", "permuted_labels", "random_labels"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ImageConfig):
     """Everything that decides the result."""
 
     tasks: Kind = "class_incremental"
@@ -36,27 +36,16 @@ class Config:
     """Steps over which a task passes into the next; 0 for a jump."""
     zero_head: bool = False
     """Set the output layer to zero at every task start."""
-    augment: bool = False
-    """Random crops (an eighth of the image's height as padding) and horizontal flips."""
     pixel_mean: tuple[float, ...] = ()
     """Of the normalisation, a number a channel, in units of pixel/255; () for that of the training images."""
     pixel_std: tuple[float, ...] = ()
     """Likewise."""
-    model: ModelName = "mlp"
-    """Architecture."""
-    net: Network = field(default_factory=MLP)
     methods: tuple[MethodName, ...] = ("adam", "l2_init", "weight_decay", "equal_betas")
     """What to train with, side by side."""
     fresh: bool = True
     """Beside them a network drawn anew for every task, one for each plain optimizer: what loss is measured against."""
     seeds: tuple[int, ...] = (0,)
     """One run each: another start, other batches, and other tasks unless their order is given."""
-    batch_size: int = 128
-    """Examples a step."""
-    adam_learning_rate: float = 0.001
-    """Of Adam."""
-    learning_rate: float = 0.1
-    """Of SGD."""
     l2_init: float = 0.01
     """Of L2-init: strength by the authors' code, half the squared distance to the start."""
     weight_decay: float = 0.01
@@ -67,10 +56,6 @@ class Config:
     """Of shrink and perturb: by which parameters shrink a step."""
     perturb: float = 1e-3
     """Of shrink and perturb: deviation of the noise a step."""
-    noise_scale: float = 0.01
-    """Of noise on the gradient: per entry, over the norm of the gradient array, at first."""
-    noise_decay: float = 1.0
-    """Of noise on the gradient: factor a step."""
     replacement_rate: float = 1e-4
     """Of continual backprop: share of the eligible units that are replaced a step."""
     maturity: int = 100
@@ -81,16 +66,12 @@ class Config:
     """Of ReDo, ReGraMa and CPR: steps between two resets."""
     cpr_strength: float = 0.015
     """Of CPR: how far weights move towards a fresh draw at most."""
-    dropout: float = 0.1
-    """Rate of the dropout method; the others have none."""
     record_every: int = 0
     """Steps between two measurements, a divisor of the steps of a task; 0 for the end of each task."""
     probe: Literal["all", "first"] = "all"
     """The fixed batch: from all tasks, or from the first (which needs a class_order)."""
     probe_samples: int = 500
     """Examples on which symptoms are measured, of the fixed probe and of the task at hand."""
-    metrics: tuple[str, ...] = ()
-    """Metrics of your own to record beside the library's: package.module:function, of a lopjax.metrics.SiteActivity."""
     level: float = 0.8
     """Accuracy whose first time in a task is recorded, as a running mean over ten batches."""
     earlier: tuple[int, ...] = (1, 2, 4)
@@ -98,43 +79,23 @@ class Config:
 
 
 @dataclass(frozen=True)
-class MLPConfig(Config):
+class MLPConfig(OnMLP, Config):
     """Continual learning of a multilayer perceptron."""
 
-    net: MLP = field(default_factory=MLP)
-    """The network."""
-
 
 @dataclass(frozen=True)
-class CNNConfig(Config):
+class CNNConfig(OnCNN, Config):
     """Continual learning of a convolutional network."""
 
-    model: ModelName = "cnn"
-    """Architecture."""
-    net: CNN = field(default_factory=CNN)
-    """The network."""
-
 
 @dataclass(frozen=True)
-class ResNet18Config(Config):
+class ResNet18Config(OnResNet18, Config):
     """Continual learning of a residual network."""
 
-    model: ModelName = "resnet18"
-    """Architecture."""
-    net: ResNet18 = field(default_factory=ResNet18)
-    """The network."""
-
 
 @dataclass(frozen=True)
-class ViTConfig(Config):
+class ViTConfig(OnViT, Config):
     """Continual learning of a vision transformer."""
-
-    model: ModelName = "vit"
-    """Architecture."""
-    net: ViT = field(default_factory=ViT)
-    """The network."""
-    adam_learning_rate: float = 1e-4
-    """Of Adam."""
 
 
 _GAUSSIAN: dict[str, Any] = {

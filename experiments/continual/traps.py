@@ -37,11 +37,12 @@ def trap_distances(model: Model, variables: Variables, inputs: jax.Array, taps: 
         `clones/nearest/<space>`: the smallest distance between two living units of a space, by activations up to the
         multiples that clones may have, 0 for clones, infinite where fewer than two units live
         (`lopjax.detection.clone_distances`); `clones/near/<space>`: the share of units within 1 % of another.
-        For every ReLU site whose pre-activation is one layer's output (nothing to say of others): `trapped/dead/<site>`,
-        how many units are certified to be off on every sample: `z <= -b`, b the most that rounding does to z; and of
-        these `trapped/radius/<site>` and `trapped/radius_median/<site>`, the least and the median revival radius,
-        infinite where there are none. While what the unit reads stays as it is, no change of its incoming weights and
-        bias of a smaller norm wakes it on a sample of the probe (`lopjax.certificates.revival_radius`).
+        For every ReLU site whose pre-activation is the output of one layer (of others nothing is claimed):
+        `trapped/dead/<site>`, how many units are certified to be off on every sample, `z < -b` with b the most that
+        rounding does to z; and of these `trapped/radius/<site>` and `trapped/radius_median/<site>`, the least and the
+        median revival radius, infinite where there are none. While what the unit reads stays as it is, no change of its
+        incoming weights and bias of a smaller norm wakes it on a sample of the probe
+        (`lopjax.certificates.revival_radius`).
     """
     return _clones(model, taps) | _dead(model, variables, inputs, taps)
 

@@ -1,0 +1,83 @@
+"""What the configs of experiments on images share: data, architecture, seeds, optimizer. Nothing here imports JAX.
+
+An experiment adds its own fields in a subclass `Config(ImageConfig)`, and has one config an architecture:
+`class CNNConfig(OnCNN, Config)`, whose `--net.*` flags are those of the architecture.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from experiments.kit.networks import CNN, MLP, Network, ResNet18, ViT
+
+ModelName = Literal["mlp", "cnn", "resnet18", "vit"]
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Training networks on images, with and without noise or dropout."""
+
+    dataset: str = "digits"
+    """"digits" or any prepared TFDS image classification set."""
+    augment: bool = False
+    """Random crops (an eighth of the image's height as padding) and horizontal flips."""
+    model: ModelName = "mlp"
+    """Architecture."""
+    net: Network = field(default_factory=MLP)
+    seeds: tuple[int, ...] = (0,)
+    """One run each."""
+    batch_size: int = 128
+    """Examples a step."""
+    learning_rate: float = 0.1
+    """Of SGD; no momentum, no weight decay."""
+    adam_learning_rate: float = 0.001
+    """Of Adam."""
+    noise_scale: float = 0.01
+    """Of noise on the gradient: per entry, over the norm of the gradient array, at first."""
+    noise_decay: float = 1.0
+    """Of noise on the gradient: factor a step."""
+    dropout: float = 0.1
+    """Rate of the dropout method; the others have none."""
+    probe_samples: int = 500
+    """Examples on which symptoms are measured."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of your own to record beside the library's: package.module:function, of a lopjax.metrics.SiteActivity."""
+
+
+@dataclass(frozen=True)
+class OnMLP:
+    """On a multilayer perceptron."""
+
+    net: MLP = field(default_factory=MLP)
+    """The network."""
+
+
+@dataclass(frozen=True)
+class OnCNN:
+    """On a convolutional network."""
+
+    model: ModelName = "cnn"
+    """Architecture."""
+    net: CNN = field(default_factory=CNN)
+    """The network."""
+
+
+@dataclass(frozen=True)
+class OnResNet18:
+    """On a residual network."""
+
+    model: ModelName = "resnet18"
+    """Architecture."""
+    net: ResNet18 = field(default_factory=ResNet18)
+    """The network."""
+
+
+@dataclass(frozen=True)
+class OnViT:
+    """On a vision transformer."""
+
+    model: ModelName = "vit"
+    """Architecture."""
+    net: ViT = field(default_factory=ViT)
+    """The network."""
+    adam_learning_rate: float = 1e-4
+    """Of Adam."""
