@@ -52,7 +52,15 @@ def make_problem(config: Config, data_dir: Any) -> Problem:
     """
     if config.tasks == "gaussian_mixtures":
         return _mixtures(config)
-    dataset = data.load(config.dataset, data_dir)
+    return image_problem(config, data.load(config.dataset, data_dir))
+
+
+def image_problem(config: Config, dataset: data.Dataset) -> Problem:
+    """The problem of a config on images that are there already; `config.dataset` is not read.
+
+    Raises:
+        ValueError: a field that does not go with the data; names it.
+    """
     plain = {"loss": mean_cross_entropy, "accuracy": accuracy, "classes": None}
     shared = {
         "inputs": _preprocess(config, dataset).inputs,

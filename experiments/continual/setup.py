@@ -50,7 +50,15 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
     """
     _check_config(config)
     check_lanes(len(config.seeds), resources.mesh)
-    problem = make_problem(config, resources.data_dir)
+    return setup_of(config, make_problem(config, resources.data_dir), resources.mesh)
+
+
+def setup_of(config: Config, problem: Problem, mesh: Any = None) -> Setup:
+    """The setup of a problem that is there already.
+
+    Raises:
+        ValueError: a field out of range; the message names it, its value and what is allowed.
+    """
     model = build_network(config.model, config.net, problem.input_shape, problem.num_outputs)
     examples = problem.train.num_examples
     _check("probe_samples", config.probe_samples, config.probe_samples <= examples, f"at most the {examples} of a task")
@@ -60,7 +68,7 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
         model=model,
         stream=task_stream(problem.train, config.batch_size, config.steps, config.change),
         record_every=config.record_every or config.steps,
-        mesh=resources.mesh,
+        mesh=mesh,
     )
 
 

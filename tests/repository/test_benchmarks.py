@@ -9,11 +9,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
+from benchmarks import continual
 from benchmarks.harness import markdown, median
 from benchmarks.models import SHAPES, multiply_adds, options_of
 from lopjax import models
+from lopjax.training import init_state, train_step
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -86,6 +89,25 @@ def test_training_is_timed_on_random_images_where_there_is_no_data(tmp_path):
     assert found["measured"]["epoch 5x128"][0]["steps"] == 2
     assert found["values"]["peak memory"] > 0.1
     assert "noisy step / step" in text
+
+
+def test_operations_of_a_continual_step_are_those_of_its_products():
+    """By XLA's count for a network of the same shape: what is left is activations, the loss and Adam, a tenth."""
+    batch, (inputs, *widths, outputs), _ = continual.SHAPES["gaussian"]
+    model, optimizer = models.mlp((inputs,), tuple(widths), outputs, activation="tanh", norm="none"), optax.adam(1e-3)
+    state = jax.eval_shape(lambda key: init_state(model.init(key), optimizer), jax.random.key(0))
+    shapes = jax.ShapeDtypeStruct((batch, inputs), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+    lowered = jax.jit(lambda state, batch: train_step(model, optimizer, state, batch)[0]).lower(state, shapes)
+    flops = lowered.cost_analysis()["flops"]
+    assert 0.85 * flops < continual.step_flops("gaussian") < flops
+
+
+@pytest.mark.slow
+def test_a_continual_step_is_timed_by_clock_and_processor(tmp_path):
+    flags = ("--shapes", "gaussian", "--steps", "2", "--repeats", "1", "--rounds", "1", "--cores", "1")
+    found, text = report(tmp_path, "benchmarks.continual", *flags)
+    assert found["table"]["gaussian"]["lopjax_cpu"] > 0
+    assert "floor ms" in text
 
 
 @pytest.mark.slow
