@@ -9,8 +9,8 @@ import optax
 
 from experiments.continual.lane import Memory, Meter, head_of, mixed_head, with_head
 from experiments.continual.setup import Setup
-from experiments.kit.own_metrics import own_metrics
 from experiments.continual.traps import trap_distances
+from experiments.kit.own_metrics import own_metrics
 from lopjax.metrics import dead_units
 from lopjax.model import Variables, samples_by_units
 from lopjax.probes import symptoms
