@@ -20,11 +20,15 @@ SYMPTOMS = {
     "saturated_fraction": "saturated units",
 }
 
+# With more tasks than these their starts are not marked.
+MOST_STARTS = 50
+
 
 def figures(run: RunData) -> "dict[str, Figure]":
     """All figures of a run, by file name."""
     return {
         "continual": continual_figure(run),
+        "dead_and_duplicate": steps_figure(run),
         "rank_and_symptoms": symptoms_figure(run),
         "layers": layers_figure(run, run.config["methods"][0]),
     }
@@ -54,6 +58,24 @@ def continual_figure(run: RunData) -> "Figure":
                 axes.set_ylim(-0.02, 1.02)
         handles = panels[0, 2].get_legend_handles_labels()[0]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def steps_figure(run: RunData) -> "Figure":
+    """Dead and duplicate units over steps, fixed probe, mean over layers; a grey line where a new task starts."""
+    figure, panels = new_figure(2)
+    for axes, symptom in zip(panels, ("dead_fraction", "duplicate_fraction")):
+        for name in lanes_of(tuple(run.config["methods"]), run.config["fresh"]):
+            curves = [run.select(method=name, seed=seed) for seed in run.config["seeds"]]
+            num = min(map(len, curves))
+            if num:
+                values = [[record[f"probe/{symptom}/mean"] for record in curve[:num]] for curve in curves]
+                steps = np.array([record["step"] for record in curves[0][:num]])
+                band(axes, steps, [np.array(curve, float) for curve in values], color_of(run, name), label_of(name))
+        for task in range(1, run.config["num_tasks"] if run.config["num_tasks"] <= MOST_STARTS else 0):
+            axes.axvline(task * run.config["steps"], color="0.9", linewidth=0.6, zorder=0)
+        axes.set(xlabel="step", ylabel=f"{SYMPTOMS[symptom]}, fixed probe")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 

@@ -236,7 +236,7 @@ def test_what_is_lost_is_the_difference_in_the_last_half(unchecked):
 
 def test_an_incomplete_run_is_drawn(recorded):
     part = recorded._replace(records=recorded.records[:14], summary=None)
-    assert set(figures(part)) == {"continual", "rank_and_symptoms", "layers"}
+    assert set(figures(part)) == {"continual", "dead_and_duplicate", "rank_and_symptoms", "layers"}
     assert len(table(part).rows) == 3
 
 
