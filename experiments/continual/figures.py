@@ -74,7 +74,7 @@ def steps_figure(run: RunData) -> "Figure":
                 band(axes, steps, [np.array(curve, float) for curve in values], color_of(run, name), label_of(name))
         for task in range(1, run.config["num_tasks"] if run.config["num_tasks"] <= MOST_STARTS else 0):
             axes.axvline(task * run.config["steps"], color="0.9", linewidth=0.6, zorder=0)
-        axes.set(xlabel="step", ylabel=f"{SYMPTOMS[symptom]}, fixed probe")
+        axes.set(xlabel="step", ylabel=f"{SYMPTOMS[symptom]}, fixed probe", ylim=(-0.02, 1.02))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 

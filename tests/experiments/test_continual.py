@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from scipy import stats
 
 from experiments.continual.__main__ import main
@@ -26,6 +27,7 @@ from experiments.continual.report import (
     verdict,
 )
 from experiments.continual.setup import build
+from experiments.continual.sharpness import config_of, last_task, sharpness
 from experiments.kit.networks import MLP
 from lopjax.losses import mean_cross_entropy
 from lopjax.runs import RunData, load, open_run
@@ -238,6 +240,25 @@ def test_an_incomplete_run_is_drawn(recorded):
     part = recorded._replace(records=recorded.records[:14], summary=None)
     assert set(figures(part)) == {"continual", "dead_and_duplicate", "rank_and_symptoms", "layers"}
     assert len(table(part).rows) == 3
+
+
+def test_sharpness_is_the_largest_eigenvalue_on_the_examples_of_the_last_task(recorded):
+    """By another road: the dense Hessian of cross-entropies written out."""
+    config = config_of(recorded)
+    assert (config.steps, config.net) == (20, replace(TINY.net, widths=(4, 4)))
+    setup = build(config)
+    model, (inputs, labels) = recorded.model("network"), last_task(config, setup.problem, 1)
+    variables = jax.tree.map(lambda leaf: leaf[1], recorded.variables("adam")["network"])
+    flat, back = ravel_pytree(variables["params"])
+
+    def loss(flat):
+        logits = model.apply({"params": back(flat)}, inputs).logits
+        return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[jnp.arange(len(labels)), labels])
+
+    expected = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(flat)).max()
+    found, value = jax.jit(lambda *given: sharpness(model, setup.problem, *given))(variables, (inputs, labels))
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    np.testing.assert_allclose(value, recorded.column("train_loss", method="adam", seed=1)[-1], rtol=1e-5)
 
 
 def test_methods_with_one_optimizer_share_a_program_and_a_fresh_network():
