@@ -53,7 +53,7 @@ def diagnose(
     variables = at_least_float32(variables)
     batch = jax.tree.map(jnp.asarray, (batch[0], batch[1]))
     check_labels(model, variables, batch[0])
-    check_batch(loss, model, variables, batch)
+    check_batch(model, variables, batch, loss=loss)
     found = jax.device_get(jax.jit(lambda v, b: unit_nearness(model, v, b, loss=loss))(variables, batch))
     status = examine.statuses(found, clone_tolerance)
     patient = examine.Patient(model, variables, batch, loss, found, status, clone_tolerance)

@@ -161,7 +161,7 @@ def monitor(
     def init(params: Params) -> MonitorState:
         variables = _variables(params)
         model.wiring.labels_of(variables["params"])  # raises where they do not match
-        check_batch(loss, model, variables, batch)
+        check_batch(model, variables, batch, loss=loss)
         shapes = jax.eval_shape(lambda v: unit_nearness(model, v, batch, loss=loss), variables)
         status = {space: jnp.zeros(model.wiring.size(space), jnp.int8) for space in shapes}
         lives = start_lives(status)

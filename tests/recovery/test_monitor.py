@@ -62,7 +62,7 @@ def test_a_monitor_reads_the_parameters_of_an_nnx_network():
     watch = lop.monitor(MODEL, PROBE, loss=mean_squared_error)
     _, report = watch.update(watch.init(params), params, 0)
     assert float(report.loss) == pytest.approx(
-        float(mean_squared_error(net(jnp.asarray(PROBE[0])), PROBE[1])), rel=1e-5
+        float(mean_squared_error(net(jnp.asarray(PROBE[0])), jnp.asarray(PROBE[1]))), rel=1e-5
     )
 
 
