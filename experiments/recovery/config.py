@@ -14,17 +14,17 @@ class Config:
 
     tasks: Kind = "gaussian_mixtures"
     """What a task is; labels of the embedded digits in the other two."""
-    num_tasks: int = 12
+    num_tasks: int = 16
     """How many tasks."""
-    steps: int = 250
+    steps: int = 200
     """Steps of each."""
     num_images: int = 400
     """Of the digits."""
-    batch_size: int = 100
+    batch_size: int = 50
     """Examples a step."""
     adam_learning_rate: float = 0.003
     """Of Adam, which trains all lanes."""
-    net: MLP = field(default_factory=lambda: MLP(widths=(32,) * 8, activation="tanh", norm="none", init="lecun"))
+    net: MLP = field(default_factory=lambda: MLP(widths=(32,) * 5, activation="tanh", norm="none", init="lecun"))
     """The network."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """One run each of every method."""

@@ -29,7 +29,7 @@ from lopjax.training import (
 )
 
 METHODS = ("nothing", "fresh", "noise", "shrink_and_perturb", "redo", "controller")
-LADDER = ("split_clones", "wake_dead_units", "redo", "shrink_and_perturb")
+LADDER = ("wake_dead_units", "redo", "shrink_and_perturb")
 
 
 class Cost(NamedTuple):

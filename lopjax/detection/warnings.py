@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lopjax.detection.nearness import UnitNearness
@@ -43,11 +44,11 @@ class Symptoms(NamedTuple):
         dead_fraction: of all units, on a fixed probe.
     """
 
-    train_loss: ArrayLike = np.nan
-    validation_loss: ArrayLike = np.nan
-    effective_rank: ArrayLike = np.nan
-    clone_r2: ArrayLike = np.nan
-    dead_fraction: ArrayLike = np.nan
+    train_loss: Any = np.nan
+    validation_loss: Any = np.nan
+    effective_rank: Any = np.nan
+    clone_r2: Any = np.nan
+    dead_fraction: Any = np.nan
 
 
 class WarningState(NamedTuple):
@@ -102,7 +103,7 @@ def thresholds(on: Mapping[str, ArrayLike] = ON, off: Mapping[str, ArrayLike] = 
         most = np.inf if name == "plateau" else 1.0
         check(f"on[{name!r}]", begin[name], minimum=0.0, maximum=most)
         check(f"off[{name!r}]", end[name], minimum=0.0, maximum=most)
-        if not any(isinstance(each[name], jax.core.Tracer) for each in (begin, end)) and not np.all(
+        if not any(isinstance(each[name], Tracer) for each in (begin, end)) and not np.all(
             np.asarray(end[name]) < np.asarray(begin[name])
         ):
             raise ValueError(

@@ -90,9 +90,9 @@ def _records(patient: examine.Patient, texts: examine.Certificates) -> tuple[Uni
         for unit, number in enumerate(patient.status[space]):
             distance = float(near.activations.distance[unit])
             nearest = "none alive" if np.isinf(distance) else _nearest(near, unit, distance)
-            values = (float(array[unit]) for array in (near.death_radius, near.slope, near.time_scale))
-            text = texts.get((space, unit), "")
-            records.append(UnitRecord(space, unit, Status(int(number)).name, nearest, *values, text))
+            radius, slope, time = (float(array[unit]) for array in (near.death_radius, near.slope, near.time_scale))
+            text, status = texts.get((space, unit), ""), Status(int(number)).name
+            records.append(UnitRecord(space, unit, status, nearest, radius, slope, time, text))
     return tuple(records)
 
 

@@ -102,9 +102,12 @@ def lives_svg(diagnosis: Diagnosis) -> str:
 
 def _line(diagnosis: Diagnosis, one: UnitRecord, y: int) -> str:
     """The stretches of one unit's life, and marks where an intervention touched it."""
+    status, touched = np.array([Status[one.status]]), np.array([], int)
     lives = diagnosis.lives
-    known = lives is not None and one.space in lives.status and one.unit < lives.status[one.space].shape[1]
-    status = lives.status[one.space][:, one.unit] if lives is not None and known else np.array([Status[one.status]])
+    if lives is not None and one.space in lives.status and one.unit < lives.status[one.space].shape[1]:
+        status = lives.status[one.space][:, one.unit]
+        if one.space in lives.touched:
+            touched = np.flatnonzero(lives.touched[one.space][:, one.unit])
     cuts = [0, *(np.flatnonzero(np.diff(status)) + 1), len(status)]
     scale = WIDTH / len(status)
     rects = "".join(
@@ -112,7 +115,6 @@ def _line(diagnosis: Diagnosis, one: UnitRecord, y: int) -> str:
         f"fill='{COLOURS[Status(int(status[a]))]}'/>"
         for a, b in pairwise(cuts)
     )
-    touched = np.flatnonzero(lives.touched[one.space][:, one.unit]) if known and one.space in lives.touched else []
     marks = "".join(f"<rect x={MARGIN + at * scale:.1f} y={y - 1} width=2 height={ROW} fill='#000'/>" for at in touched)
     name = html.escape(f"{one.space}[{one.unit}]")
     number = f"<text x={MARGIN - 6} y={y + 7} text-anchor=end>{one.unit}</text>"

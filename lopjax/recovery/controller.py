@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from lopjax.detection.nearness import Status, unit_nearness, unit_status
@@ -132,7 +133,7 @@ def recovery_controller(
     check_every(budget_every, "budget_every")
     for name, value in {"budget_units": budget_units, "budget_change": budget_change}.items():
         check(name, value, minimum=0.0)
-    if not isinstance(max_jump, jax.core.Tracer) and not np.all(np.asarray(max_jump) >= 0):
+    if not isinstance(max_jump, Tracer) and not np.all(np.asarray(max_jump) >= 0):
         raise ValueError(f"max_jump={max_jump!r}: must be at least 0; infinity for any")
     check("clone_tolerance", clone_tolerance, minimum=0.0)
     options = _Options(
@@ -195,7 +196,7 @@ def _limits(on: Mapping[str, ArrayLike], off: Mapping[str, ArrayLike]) -> tuple[
     for name in SYMPTOMS:
         for word, each in (("on", begin), ("off", end)):
             check(f"{word}[{name!r}]", each[name], minimum=0.0, maximum=1.0)
-        is_traced = any(isinstance(each[name], jax.core.Tracer) for each in (begin, end))
+        is_traced = any(isinstance(each[name], Tracer) for each in (begin, end))
         if not is_traced and not np.all(np.asarray(end[name]) < np.asarray(begin[name])):
             raise ValueError(f"{name}: on={begin[name]}, off={end[name]}: must be off < on, or treatment flickers")
     stacked = [jnp.stack([jnp.asarray(each[name], float) for name in SYMPTOMS]) for each in (begin, end)]

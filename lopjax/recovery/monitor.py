@@ -187,9 +187,9 @@ def life_table(reports: Sequence[MonitorReport]) -> LifeTable:
     """
     if not reports:
         raise ValueError("no report: there are no lives to tell")
-    reports = jax.device_get([(one.step, one.status) for one in reports])
-    steps = np.array([int(step) for step, _ in reports])
-    return LifeTable(steps, {space: np.stack([one[space] for _, one in reports]) for space in reports[0][1]}, {})
+    steps = np.array([int(one.step) for one in reports])
+    rows: list[dict[str, np.ndarray]] = [jax.device_get(one.status) for one in reports]
+    return LifeTable(steps, {space: np.stack([row[space] for row in rows]) for space in rows[0]}, {})
 
 
 def _variables(params: Params) -> Variables:

@@ -66,4 +66,4 @@ def test_fire_keeps_exact_clones_and_magnifies_what_a_free_kick_has_parted(x64):
     assert 0.01 < outgoing["kick"] < 0.2
     assert gradients["kick"] > 1e-4
     assert outgoing["both"] > 4 * outgoing["kick"]
-    assert gradients["both"] > 2 * gradients["kick"]
+    assert gradients["both"] > 1e-2  # and free, as the kick alone would have made them

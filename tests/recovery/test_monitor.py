@@ -28,7 +28,7 @@ def params_at(step):
 def test_a_monitor_sees_deaths_and_forecasts_clones(tmp_path):
     watch = lop.monitor(MODEL, PROBE, loss=mean_squared_error, window=6, on={"dying": 0.2}, off={"dying": 0.1})
     state, reports = watch.init(params_at(0)), []
-    for step in range(0, 241, 20):
+    for step in range(0, 421, 20):
         state, report = watch.update(state, params_at(step), step)
         reports.append(report)
     died = [int(report.step) for report in reports if report.events["died"]]
@@ -44,7 +44,7 @@ def test_a_monitor_sees_deaths_and_forecasts_clones(tmp_path):
     assert np.isinf(forecast.steps[2])
     assert "on the manifold of its clone in about" in str(reports[-1])
     table = load_lives(save_lives(life_table(reports), tmp_path / "lives.npz"))
-    assert table.status["hidden_0"][:, 4].tolist() == [Status.ALIVE] * 3 + [Status.DEAD] * 10
+    assert table.status["hidden_0"][:, 4].tolist() == [Status.ALIVE] * 3 + [Status.DEAD] * 19
 
 
 def test_a_monitor_reads_the_parameters_of_an_nnx_network():
