@@ -108,13 +108,8 @@ def admit_checkpoint(path: Path, data: Path | None, network: str | None) -> Admi
 
 def _traced(made: tuple[Any, Any, Any], arrays: Any, where: str) -> tuple[Model, Variables]:
     """The wiring of any JAX function, by the tracer."""
-    try:
-        from lopjax.tracing import trace_model  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
-    except ImportError as error:
-        raise ValueError(
-            "--network gave (apply, params, inputs), which this version cannot trace; give a function that makes a "
-            "Model, such as lopjax.models.from_linen"
-        ) from error
+    from lopjax.tracing import trace_model
+
     apply, params, inputs = made
     traced = trace_model(apply, params, inputs)
     return traced.model, traced.split(matched(arrays, params, where))

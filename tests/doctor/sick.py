@@ -17,6 +17,12 @@ def make():
     return mlp((4,), (8,), 3, norm="none")
 
 
+def plain():
+    """The same network as any JAX function, with parameters to read shapes from and inputs: to be traced."""
+    model = make()
+    return lambda params, x: model.apply({"params": params}, x).logits, variables()["params"], INPUTS
+
+
 def variables():
     """Unit 1 is a clone of 0, 3 almost one of 2, 5 is dead; 4, 6 and 7 are well."""
     shapes = jax.eval_shape(make().init, jax.random.key(0))

@@ -104,6 +104,15 @@ def test_the_command_examines_a_run_of_ours_on_its_own_probe(quick, tmp_path, ca
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_plain_function_is_traced_and_its_traps_are_found(data, tmp_path, capsys):
+    main(["doctor", str(saved("npz", tmp_path)), "--data", str(data), "--network", "sick:plain"])
+    said = capsys.readouterr().out
+    for kind in ("clones (mild", "near-clones", "dead units"):
+        assert kind in said
+    assert "evidence:   BLOCK_CONSTANT" in said
+
+
 def test_a_checkpoint_that_does_not_match_is_refused_array_by_array():
     shapes = jax.eval_shape(sick.make().init, jax.random.key(0))
     arrays = {
