@@ -105,7 +105,7 @@ def test_the_command_examines_a_run_of_ours_on_its_own_probe(quick, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_a_plain_function_is_traced_and_its_traps_are_found(data, tmp_path, capsys):
+def test_a_plain_function_is_traced_and_its_traps_are_found(data, tmp_path, capsys, unchecked):
     main(["doctor", str(saved("npz", tmp_path)), "--data", str(data), "--network", "sick:plain"])
     said = capsys.readouterr().out
     for kind in ("clones (mild", "near-clones", "dead units"):
