@@ -162,28 +162,14 @@ def test_a_diverged_lane_is_frozen_and_the_others_go_on():
 # --- A whole run --------------------
 
 
-FLAGS = [
-    "--methods",
-    "fresh",
-    "linear",
-    "--steps",
-    "3000",
-    "--record-every",
-    "1000",
-    "--flip-every",
-    "1000",
-    "--seeds",
-    "0",
-    "1",
-    "--widths",
-    "4",
-]
+FLAGS = ["--methods", "fresh", "linear", "--steps", "3000", "--record-every", "1000", "--flip-every", "1000"]
+FLAGS += ["--seeds", "0", "1", "--widths", "4", "--probe-samples", "20"]
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory) -> RunData:
     root = tmp_path_factory.mktemp("root")
-    main(["--root", str(root), "--name", "tiny", *FLAGS, "--probe-samples", "20"])
+    main(["--root", str(root), "--name", "tiny", *FLAGS])
     return load(root / "bit_flipping" / "tiny")
 
 
