@@ -134,11 +134,12 @@ def check_problem(problem: Problem) -> Problem:
     for name in ("num_inputs", "flip_every", "units"):
         value = getattr(problem, name)
         as_integer(value, 1, f"{name}={value!r}: must be a positive integer")
-    least = max(problem.num_inputs - MOST_FAST, 0)
-    if not least <= problem.num_slow <= problem.num_inputs or (problem.flip == "one" and problem.num_slow == 0):
+    # One slow bit at least, if one is to flip.
+    least = max(problem.num_inputs - MOST_FAST, int(problem.flip == "one"))
+    if not least <= problem.num_slow <= problem.num_inputs:
         raise ValueError(
-            f"num_slow={problem.num_slow}: must be in {max(least, problem.flip == 'one')}..{problem.num_inputs}; at "
-            f"most {MOST_FAST} of the num_inputs={problem.num_inputs} bits can be fast: targets are tabulated over them"
+            f"num_slow={problem.num_slow}: must be in {least}..{problem.num_inputs}; at most {MOST_FAST} of the "
+            f"num_inputs={problem.num_inputs} bits can be fast: targets are tabulated over them"
         )
     for name, value, allowed in (("flip", problem.flip, Flip), ("threshold", problem.threshold, Threshold)):
         if value not in get_args(allowed):
