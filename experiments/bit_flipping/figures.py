@@ -20,7 +20,7 @@ TITLES = {
     "probe/duplicate_fraction": "duplicate units",
     "probe/dead_fraction": "dead units",
     "probe/saturated_fraction": "saturated units",
-    "weights": "incoming weights (root mean square)",
+    "weights": "incoming weights, r.m.s.",
 }
 MOST_POINTS = 60
 """Of a curve: bins are averaged down to so many, or tasks hide the trend."""

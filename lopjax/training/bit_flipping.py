@@ -6,7 +6,7 @@ with few units has to track the part of it that the present slow bits show. Noth
 only `2**(num_inputs - num_slow)` different inputs, so they and their targets are a small table, made once a block.
 """
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,7 @@ from jaxtyping import Array, Bool, Float
 from lopjax.integers import as_integer
 from lopjax.training.streams import Block, Drawn, Stream, Task
 
-Flip = Literal["one", "all"]
-Threshold = Literal["official", "textbook"]
+FLIPS, THRESHOLDS = ("one", "all"), ("official", "textbook")
 
 # Steps whose coins are drawn at once; more fast bits than `MOST_FAST` would make the table longer than it is used for.
 BLOCK = 1000
@@ -51,8 +50,8 @@ class Problem(NamedTuple):
     flip_every: int = 10_000
     units: int = 100
     beta: float = 0.7
-    flip: Flip = "one"
-    threshold: Threshold = "official"
+    flip: str = "one"
+    threshold: str = "official"
 
 
 class Prepared(NamedTuple):
@@ -75,8 +74,8 @@ def bit_flipping(
     flip_every: int = 10_000,
     units: int = 100,
     beta: float = 0.7,
-    flip: Flip = "one",
-    threshold: Threshold = "official",
+    flip: str = "one",
+    threshold: str = "official",
 ) -> Stream:
     r"""The stream of the bit-flipping problem: inputs `(1, num_inputs)` of 0 and 1, targets `(1, 1)`, never stored.
 
@@ -141,9 +140,9 @@ def check_problem(problem: Problem) -> Problem:
             f"num_slow={problem.num_slow}: must be in {least}..{problem.num_inputs}; at most {MOST_FAST} of the "
             f"num_inputs={problem.num_inputs} bits can be fast: targets are tabulated over them"
         )
-    for name, value, allowed in (("flip", problem.flip, Flip), ("threshold", problem.threshold, Threshold)):
-        if value not in get_args(allowed):
-            raise ValueError(f"{name}={value!r}: must be one of {get_args(allowed)}")
+    for name, value, allowed in (("flip", problem.flip, FLIPS), ("threshold", problem.threshold, THRESHOLDS)):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}: must be one of {allowed}")
     return problem
 
 
