@@ -89,7 +89,7 @@ def numpy_loop() -> Callable[[], Any]:
 
 def torch_loop() -> Callable[[], Any]:
     """In the style of the official code: modules, `mse_loss`, `optim.SGD`, one example a step."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
     inputs = torch.randint(2, (STEPS // 10, INPUTS)).float()

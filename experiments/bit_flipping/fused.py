@@ -1,8 +1,8 @@
 """The fast path: the step of `lane.plain_step`, written out for one hidden layer and one example, all lanes at once.
 
-A step of a network with 5 units is a hundred multiplications. What bounds it is not arithmetic but the number of
-kernels that a step of a compiled loop starts, some 0.1 to 0.2 us each; the library's own step, which knows no sizes,
-starts about a hundred of them, once for every lane. So here
+A step of a network with 5 units is a few hundred multiplications. What bounds it on a CPU is not arithmetic but the
+kernels that a step of a compiled loop starts, some 0.1 us each, and the library's own step starts them once for every
+lane. So here
 
 - lanes are the *last* axis of every array, and every kernel does all of them at once, in whole vectors;
 - products with one example are written as products and sums over the first axis, which the compiler fuses, where matrix
@@ -47,12 +47,13 @@ def make_fused_chunk(problem: Problem, program: Program, activation_name: str, a
         means over the steps, NaN for a lane that is frozen since its error was not finite.
     """
     method = program.method
-    rule = RULES[method.rule] if method.rule is not None else None
+    rule = None if method.rule is None else RULES[method.rule]
     step = _step_of(program, activation_name)
 
     def replaced(lanes: Trainee, wanted: jax.Array, keys: jax.Array, index: Any) -> tuple[Trainee, jax.Array]:
         """Let the rule replace units in those lanes where it wants to, one after the other."""
         assert rule is not None
+        replace_units = rule.replace
 
         def one(number: Any, carry: tuple[Trainee, jax.Array]) -> tuple[Trainee, jax.Array]:
             def replace(carry: tuple[Trainee, jax.Array]) -> tuple[Trainee, jax.Array]:
@@ -61,7 +62,7 @@ def make_fused_chunk(problem: Problem, program: Program, activation_name: str, a
                 numbers = program.numbers_of(lane.numbers)
                 setting = program.setting(numbers, lane.noise_key)
                 key = jax.random.fold_in(keys[number], index)
-                net, own, touched = rule.replace(numbers, setting, lane.net, lane.net.own, key)
+                net, own, touched = replace_units(numbers, setting, lane.net, lane.net.own, key)
                 net = net._replace(own=own)
                 put = lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, number, -1)  # noqa: E731
                 count = jnp.sum(touched, dtype=jnp.int32)

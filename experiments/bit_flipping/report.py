@@ -92,13 +92,17 @@ def spans_of(values: np.ndarray) -> np.ndarray:
 def rise(spans: np.ndarray) -> np.ndarray:
     """By how much the last tenth is above the best one, a number a seed.
 
-    The best tenth of a seed is the one that is best on average over the *other* seeds: chosen by its own error it would
-    be too good, and noise alone would make every curve rise.
+    The best tenth of every other seed is the one that is best on average over the seeds between, and the other way
+    round. Chosen by its own errors it would be too good, and noise alone would make every curve rise; chosen by all
+    other seeds, which nearly always choose alike, the interval would be too narrow. So, of noise alone, 7 % of all
+    intervals leave zero out, where 5 % should.
     """
-    if len(spans) < 2 or spans.shape[1] < 2:
-        return np.full(len(spans), np.nan)
-    others = (spans.sum(axis=0) - spans) / (len(spans) - 1)
-    return spans[:, -1] - spans[np.arange(len(spans)), np.argmin(others, axis=1)]
+    found, is_even = np.full(len(spans), np.nan), np.arange(len(spans)) % 2 == 0
+    if len(spans) < 4 or spans.shape[1] < 2:
+        return found
+    for own in (is_even, ~is_even):
+        found[own] = spans[own, -1] - spans[own, np.argmin(spans[~own].mean(axis=0))]
+    return found
 
 
 def fall(spans: np.ndarray) -> np.ndarray:
@@ -189,7 +193,7 @@ def _title(data: RunData) -> list[str]:
         f"{config['steps']:,} steps, {seeds} seed{'s' if seeds > 1 else ''}; every {config['flip_every']:,} steps "
         f"{flip.format(config['num_slow'])}; thresholds: {config['threshold']}",
         "squared error before each update, means over the first, the least and the last tenth of the run; differences",
-        "of paired seeds with 95 % intervals, the least tenth of a seed chosen by the other seeds",
+        "of paired seeds with 95 % intervals, the least tenth of every other seed chosen by the seeds between",
         "rank, duplicate, dead, saturated: on a fixed batch of random inputs, first → last tenth. Counts: units a lane",
     ]
     if any(METHODS[name].needs_boundaries for name in config["methods"]):

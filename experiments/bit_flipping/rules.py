@@ -72,8 +72,9 @@ def _continual_backprop(variant: str) -> Rule:
             useful = useful * spread / jnp.maximum(incoming, jnp.finfo(incoming.dtype).tiny)
         utility = (decay * own.utility[SPACE] + (1 - decay) * useful).astype(post.dtype)
         owed = own.owed[SPACE] + numbers["replacement_rate"] * jnp.sum(age > numbers["maturity"])
-        found = ({SPACE: value} for value in (utility, mean, age, owed.astype(own.owed[SPACE].dtype)))
-        return interventions.Utilities(*found), owed >= 1
+        owed = owed.astype(own.owed[SPACE].dtype)
+        found = interventions.Utilities({SPACE: utility}, {SPACE: mean}, {SPACE: age}, {SPACE: owed})
+        return found, owed >= 1
 
     def replace(
         numbers: Numbers, setting: Setting, state: TrainState, own: interventions.Utilities, key: jax.Array
@@ -92,8 +93,10 @@ def _continual_backprop(variant: str) -> Rule:
             params = state.variables["params"]
             params = zero_biases(wiring, params, unit_masks(wiring, params, units).incoming)
             state = state._replace(variables={"params": params})
-        renewed = [{SPACE: jnp.where(chosen, 0, values[SPACE])} for values in (own.utility, own.mean, own.age)]
-        return state, interventions.Utilities(*renewed, {SPACE: own.owed[SPACE] - whole}), chosen
+        utility, mean, age = (
+            {SPACE: jnp.where(chosen, 0, values[SPACE])} for values in (own.utility, own.mean, own.age)
+        )
+        return state, interventions.Utilities(utility, mean, age, {SPACE: own.owed[SPACE] - whole}), chosen
 
     return Rule(intervention, watch, replace)
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from functools import cache
 
 import jax
 import numpy as np
@@ -14,13 +15,14 @@ from experiments.bit_flipping.compare import row_of, rows_of
 from experiments.bit_flipping.config import PRESETS, Config
 from experiments.bit_flipping.figures import figures
 from experiments.bit_flipping.lane import plain_step
-from experiments.bit_flipping.methods import METHODS, curves_of, groups_of
+from experiments.bit_flipping.methods import METHODS, NUMBERS, curves_of, groups_of
 from experiments.bit_flipping.parts import Life, keys_of
 from experiments.bit_flipping.report import fall, interval, rise, summarise, table, verdict
 from experiments.bit_flipping.rules import act
 from experiments.bit_flipping.setup import build
 from lopjax.runs import RunData, load
 from lopjax.training import make_chunk
+from lopjax.training.bit_flipping import prepared_block
 
 STEPS = 400
 # Units are replaced often, and by the thousandth step of a task all has happened that can.
@@ -30,6 +32,7 @@ TINY = Config(
 )  # fmt: skip
 
 
+@cache
 def life_of(method: str, **changes) -> Life:
     config = replace(TINY, methods=(method,), **changes)
     setup = build(config)
@@ -103,24 +106,17 @@ def assert_same_as_the_library(method: str, **changes) -> float:
     return float(np.sum(logs["replaced"]) * STEPS)
 
 
-def test_fast_continual_backprop_is_the_librarys():
-    assert assert_same_as_the_library("continual_backprop_official") >= 8
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "activation"),
-    [
-        ("continual_backprop", "tanh"),
-        ("self_normalized_resets", "relu"),
-        ("upgd", "swish"),
-        ("shrink_and_perturb", "sigmoid"),
-        ("adam", "elu"),
-    ],
+    [("continual_backprop_official", "relu"), ("self_normalized_resets", "tanh"), ("both", "swish")],
 )
-def test_every_fast_method_is_the_librarys(method, activation):
-    replaced = assert_same_as_the_library(method, activations=(activation,), step_sizes=(0.01,))
-    assert (replaced > 0) == (METHODS[method].rule is not None)
+def test_every_kind_of_fast_step_is_the_librarys(method, activation, monkeypatch):
+    """Both variants of continual backprop and self-normalised resets; SGD and an optimizer that draws noise."""
+    both = METHODS["upgd"]._replace(rule="continual_backprop", reads=tuple(NUMBERS))
+    monkeypatch.setitem(METHODS, "both", both)
+    replaced = assert_same_as_the_library(method, activations=(activation,))
+    assert replaced >= 8
 
 
 @pytest.mark.slow
@@ -134,7 +130,7 @@ def test_what_acts_between_blocks_does_so_once_on_the_inputs_of_the_block():
     assert np.sum(logs["replaced"]) > 0
     for lane in range(2):
         order_key, step_key = jax.random.split(plain.data_keys[lane])
-        block = plain.setup.stream.block.prepare((), order_key, 0)
+        block = prepared_block(plain.setup.problem, order_key, 0)
         batch = block.inputs[block.codes], block.targets[block.codes]
         key = jax.random.fold_in(jax.random.fold_in(step_key, 1000), 1)
         setting = plain.program.setting({"step_size": 0.01}, key)
@@ -149,8 +145,10 @@ def test_what_acts_between_blocks_does_so_once_on_the_inputs_of_the_block():
 
 
 def test_a_diverged_lane_is_frozen_and_the_others_go_on():
-    life = life_of("sgd", step_sizes=(0.01, 50.0))
-    lanes, logs = life.chunk(life._started(), life.lanes.of_seeds(life.data_keys), 0, STEPS)
+    life = life_of("sgd")
+    lanes = life._started()
+    lanes = lanes._replace(state=lanes.state._replace(numbers={"step_size": jax.numpy.array([0.01, 0.01, 50, 50])}))
+    lanes, logs = life.chunk(lanes, life.lanes.of_seeds(life.data_keys), 0, STEPS)
     frozen, error = np.asarray(lanes.frozen_at), np.asarray(logs["error"])
     assert np.all(frozen[:2] == -1)
     assert np.all(frozen[2:] > 0)
@@ -191,11 +189,12 @@ def test_a_run_records_tabulates_and_draws(played):
 
 
 def test_noise_does_not_rise_but_its_smallest_tenth_does():
-    """The least tenth of a seed is chosen by the others: chosen by itself noise alone would seem to rise."""
-    noise = np.random.default_rng(0).normal(size=(40, 10))
-    assert interval(rise(noise)).sign == 0
-    assert interval(fall(noise)).sign == 0
-    assert interval(noise[:, -1] - noise.min(axis=1)).sign == 1
+    """The least tenth of a seed is chosen by others: chosen by itself noise alone would seem to rise."""
+    many = np.random.default_rng(0).normal(size=(400, 20, 10))
+    assert np.mean([interval(rise(noise)).sign != 0 for noise in many]) < 0.1
+    assert np.mean([interval(fall(noise)).sign != 0 for noise in many]) < 0.1
+    assert np.mean([interval(noise[:, -1] - noise.min(axis=1)).sign == 1 for noise in many]) > 0.9
+    noise = many[0]
     curve = noise + np.array([9, 5, 1, 0, 0, 0, 1, 2, 3, 4.0])
     assert verdict(interval(fall(curve)), interval(rise(curve))) == "falls, rises"
     assert interval(rise(curve)).mean == pytest.approx(4, abs=1)

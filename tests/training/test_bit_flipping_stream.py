@@ -10,6 +10,7 @@ from scipy import stats
 
 from lopjax.training import bit_flipping
 from lopjax.training.bit_flipping import BLOCK, Problem, slow_bits, target_network
+from lopjax.training.streams import block_of
 
 KEY = jax.random.key(3, impl="philox4x32")
 FAST = 5
@@ -22,11 +23,11 @@ CASES = {"one": Problem(flip="one", threshold="official"), "all": Problem(flip="
 def stream_of(flip: str):
     """Inputs and targets of a long stream, `(steps, 20)` and `(steps,)`, task by task."""
     problem = CASES[flip]._replace(flip_every=EVERY)
-    stream = bit_flipping(*problem)
+    block = block_of(bit_flipping(*problem))
 
     def task(start):
-        prepared = stream.block.prepare((), KEY, start)
-        return jax.vmap(lambda within: stream.block.draw((), prepared, KEY, start + within))(jnp.arange(EVERY))
+        prepared = block.prepare((), KEY, start)
+        return jax.vmap(lambda within: block.draw((), prepared, KEY, start + within))(jnp.arange(EVERY))
 
     drawn = jax.jit(lambda starts: jax.lax.map(task, starts))(EVERY * jnp.arange(TASKS))
     inputs, targets = (np.asarray(array, np.float64) for array in drawn.batch)
@@ -123,7 +124,7 @@ def test_a_step_drawn_alone_is_the_one_of_its_block_and_lanes_have_their_own_pro
     assert np.array_equal(alone[0][:6, 0], inputs[steps[:6]])
     assert np.array_equal(alone[1][:6, 0, 0], targets[steps[:6]])
     assert not np.array_equal(alone[0][6, 0, :15], inputs[12_345, :15])
-    ends = [int(stream.block.end(jnp.int32(index))) for index in (0, 249, 250, 999, 1000)]
+    ends = [int(block_of(stream).end(jnp.int32(index))) for index in (0, 249, 250, 999, 1000)]
     assert ends == [250, 250, 500, 1000, 1250]
 
 
