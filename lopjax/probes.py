@@ -64,7 +64,9 @@ def symptoms(
         >>> model = mlp((2,), (3,), 2)
         >>> batch = jnp.ones((4, 2)), jnp.zeros(4, int)
         >>> own = {"largest": lambda site: jnp.abs(site.post).max()}
-        >>> list(symptoms(model, model.init(jax.random.key(0)), batch, metrics=own)["largest"])
+        >>> variables = model.init(jax.random.key(0))
+        >>> table = jax.jit(lambda v: symptoms(model, v, batch, metrics=own))(variables)
+        >>> sorted(table["largest"])
         ['hidden_0', 'mean']
     """
     _check_names(metrics)
