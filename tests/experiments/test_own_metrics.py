@@ -27,9 +27,8 @@ def test_a_metric_in_a_file_of_its_own_is_measured_in_the_experiment(my_metrics)
     images, labels = setup.dataset.train_images[:40], setup.dataset.train_labels[:40]
     networks = (jax.eval_shape(model.init, jax.random.key(0)) for model in (setup.base, setup.wide))
     record = jax.eval_shape(make_measure(setup), *networks, (images, labels), (images, labels))
-    assert {f"{network}/largest/{site}" for network in ("base", "clone") for site in ("hidden_0", "mean")} <= set(
-        record
-    )
+    names = {f"{network}/largest/{site}" for network in ("base", "clone") for site in ("hidden_0", "mean")}
+    assert names <= set(record)
     assert record["base/largest/hidden_0"].shape == ()
     assert "base/smallest/hidden_0" not in record
 
