@@ -75,7 +75,10 @@ def by_hand(multiples, params, component):
     return out
 
 
-@pytest.mark.parametrize("multiples", [WEIGHTED, VANISHED], ids=["weighted", "vanished"])
+@pytest.mark.parametrize(
+    "multiples",
+    [pytest.param(WEIGHTED, id="weighted"), pytest.param(VANISHED, id="vanished", marks=pytest.mark.slow)],
+)
 def test_projectors_and_dimensions_are_those_of_dense_matrices(x64, multiples):
     params, vector, wiring = random_params(), random_params(3), network().wiring
     leaf = weighted_manifold(params, wiring, PARTITION, multiples)
