@@ -3,8 +3,8 @@
 Every method has the same number of settings, tried on the same tuning seeds; the best by online score is then run on
 other seeds, beside the plain optimizer and a network drawn anew for every task, all on the same batches.
 
-    python -m experiments.remedies                  # two streams, a few methods, cut short: within a minute
-    python -m experiments.remedies --preset full    # the table of docs/remedies.md
+    python -m experiments.remedies                  # one stream, two methods, cut short
+    python -m experiments.remedies --preset full    # three streams, twenty methods: most of an hour; --resume goes on
 """
 
 from experiments.kit.experiment import Experiment, late

@@ -44,7 +44,7 @@ class Config:
     """On which every setting of a method is tried."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     """On which the best setting is run, others than the tuning seeds; as many as lanes are tuned share a program."""
-    upgd: StreamConfig = field(default_factory=lambda: StreamConfig(480, 200, 1, 0.02, (60, 30), 40))
+    upgd: StreamConfig = field(default_factory=lambda: StreamConfig(300, 200, 1, 0.02, (60, 30), 20))
     """Regression whose relevant inputs change (arXiv 2404.00781, appendix H): a linear network, SGD."""
     mixtures: StreamConfig = field(default_factory=lambda: StreamConfig(10, 400, 100, 0.003, (32,) * 10))
     """Pairs of mixtures of Gaussians in the plane: a deep tanh network, Adam."""
@@ -56,14 +56,14 @@ class Config:
 
 _FULL = Config()
 PRESETS = {
+    # As many seeds as settings x tuning seeds: tuning and evaluation then share a compiled program.
     "quick": replace(
         _FULL,
-        streams=("upgd", "mixtures"),
-        methods=("learning_rate", "l2_init", "continual_backprop"),
+        streams=("upgd",),
+        methods=("learning_rate", "nap"),
         tuning_seeds=(100,),
-        seeds=(0, 1),
+        seeds=(0, 1, 2, 3),
         upgd=replace(_FULL.upgd, num_tasks=80, tasks_per_record=8),
-        mixtures=replace(_FULL.mixtures, num_tasks=6, steps=200),
     ),
     "full": _FULL,
 }
