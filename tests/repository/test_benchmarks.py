@@ -16,6 +16,7 @@ from benchmarks import continual
 from benchmarks.harness import markdown, median
 from benchmarks.models import SHAPES, multiply_adds, options_of
 from lopjax import models
+from lopjax.models import mlp
 from lopjax.training import init_state, train_step
 
 
@@ -94,7 +95,7 @@ def test_training_is_timed_on_random_images_where_there_is_no_data(tmp_path):
 def test_operations_of_a_continual_step_are_those_of_its_products():
     """By XLA's count for a network of the same shape: what is left is activations, the loss and Adam, a tenth."""
     batch, (inputs, *widths, outputs), _ = continual.SHAPES["gaussian"]
-    model, optimizer = models.mlp((inputs,), tuple(widths), outputs, activation="tanh", norm="none"), optax.adam(1e-3)
+    model, optimizer = mlp((inputs,), tuple(widths), outputs, activation="tanh", norm="none"), optax.adam(1e-3)
     state = jax.eval_shape(lambda key: init_state(model.init(key), optimizer), jax.random.key(0))
     shapes = jax.ShapeDtypeStruct((batch, inputs), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
     lowered = jax.jit(lambda state, batch: train_step(model, optimizer, state, batch)[0]).lower(state, shapes)
