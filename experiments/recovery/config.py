@@ -14,9 +14,9 @@ class Config:
 
     tasks: Kind = "gaussian_mixtures"
     """What a task is; labels of the embedded digits in the other two."""
-    num_tasks: int = 16
+    num_tasks: int = 12
     """How many tasks."""
-    steps: int = 200
+    steps: int = 150
     """Steps of each."""
     num_images: int = 400
     """Of the digits."""
@@ -24,16 +24,14 @@ class Config:
     """Examples a step."""
     adam_learning_rate: float = 0.003
     """Of Adam, which trains all lanes."""
-    net: MLP = field(default_factory=lambda: MLP(widths=(32,) * 5, activation="tanh", norm="none", init="lecun"))
+    net: MLP = field(default_factory=lambda: MLP(widths=(32,) * 4, activation="tanh", norm="none", init="lecun"))
     """The network."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """One run each of every method."""
-    noise: tuple[float, ...] = (0.001, 0.003)
+    noise: tuple[float, ...] = (0.002,)
     """Constant noise: deviation on every parameter at every step; a lane each."""
     shrink: tuple[float, ...] = (0.5, 0.8)
     """Shrink and perturb, as often as there are tasks but not when they start: share that is kept; a lane each."""
-    redo: tuple[float, ...] = (0.1,)
-    """ReDo, as often: threshold; a lane each."""
     look_every: int = 50
     """Of the controller: steps between two looks."""
     cool_down: int = 100

@@ -9,7 +9,6 @@ import optax
 
 from experiments.recovery.config import Config
 from lopjax.detection import Status, pair_r2, symptoms_of, unit_nearness, unit_status
-from lopjax.interventions import redo
 from lopjax.interventions.reasons import CHANGED, NOT_ITS_STEP
 from lopjax.losses import accuracy, mean_cross_entropy
 from lopjax.model import Model, Variables
@@ -28,8 +27,8 @@ from lopjax.training import (
     train_step,
 )
 
-METHODS = ("nothing", "fresh", "noise", "shrink_and_perturb", "redo", "controller")
-LADDER = ("wake_dead_units", "redo", "shrink_and_perturb")
+METHODS = ("nothing", "fresh", "noise", "shrink_and_perturb", "controller")
+LADDER = ("wake_dead_units", "shrink_and_perturb")
 
 
 class Cost(NamedTuple):
@@ -82,8 +81,8 @@ def make_program(config: Config, model: Model, probe: tuple[Any, Any]) -> Progra
             budget_every=config.steps,
             strengths=Strengths(shrink=config.controller_shrink),
         )
-        single = pull_to_start(lane.strength, every), redo(lane.strength, every)
-        return one_of((still(), fresh(), noise(lane.strength), *single, controller), lane.method)
+        single = pull_to_start(lane.strength, every)
+        return one_of((still(), fresh(), noise(lane.strength), single, controller), lane.method)
 
     def start(variables: Variables, method: jax.Array, strength: jax.Array) -> Trainee:
         nothing = jnp.zeros(())

@@ -52,7 +52,7 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
         raise ValueError(f"adam_learning_rate={config.adam_learning_rate}: must be positive and finite")
     if len(set(config.seeds)) < len(config.seeds) or not config.seeds or min(config.seeds) < 0:
         raise ValueError(f"seeds={config.seeds}: must be distinct, at least one, and not negative")
-    for name, most in (("noise", float("inf")), ("shrink", 1.0), ("redo", float("inf"))):
+    for name, most in (("noise", float("inf")), ("shrink", 1.0)):
         if not all(0 <= value <= most for value in getattr(config, name)):
             raise ValueError(f"{name}={getattr(config, name)}: must be in [0, {most:g}]")
     if not 0 <= config.rank_off < config.rank_on <= 1:
@@ -60,13 +60,31 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
     sequence, shape, classes = _tasks(config)
     if config.probe_samples > sequence.num_examples:
         raise ValueError(f"probe_samples={config.probe_samples}: must be at most {sequence.num_examples}")
-    model = build_network("mlp", config.net, shape, classes)
+    model = drawn_at_once(build_network("mlp", config.net, shape, classes))
     far = jax.random.key(0, impl="philox4x32")
     probe = task_examples(sequence, sequence.data, far, _FAR, config.probe_samples)
-    strengths = {"noise": config.noise, "shrink_and_perturb": config.shrink, "redo": config.redo}
+    strengths = {"noise": config.noise, "shrink_and_perturb": config.shrink}
     lanes = tuple((method, strength) for method in METHODS for strength in strengths.get(method, (0.0,)))
     stream = task_stream(sequence, config.batch_size, config.steps)
     return Setup(model, stream, jax.tree.map(np.asarray, probe), lanes)
+
+
+def drawn_at_once(model: Model) -> Model:
+    """The same network with kernels N(0, 1 / fan in) and biases 0, all from one draw.
+
+    Seven branches of the program draw networks; with a draw for every array they take a minute to compile.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    leaves, structure = jax.tree.flatten(shapes)
+    sizes = [int(np.prod(leaf.shape)) for leaf in leaves]
+    scales = [float(np.prod(leaf.shape[:-1])) ** -0.5 if len(leaf.shape) > 1 else 0.0 for leaf in leaves]
+
+    def init(key: jax.Array) -> Any:
+        pieces = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
+        arrays = [s * piece.reshape(leaf.shape) for s, piece, leaf in zip(scales, pieces, leaves, strict=True)]
+        return structure.unflatten(arrays)
+
+    return model._replace(init=init)
 
 
 def _tasks(config: Config) -> tuple[TaskSequence, tuple[int, ...], int]:

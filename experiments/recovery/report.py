@@ -90,7 +90,7 @@ def best_single(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
     Chosen on the same seeds that it is reported on, which favours it.
     """
-    single = [row for row in rows if row["method"] in ("noise", "shrink_and_perturb", "redo")]
+    single = [row for row in rows if row["method"] in ("noise", "shrink_and_perturb")]
     single = [row for row in single if row.get("less_fresh") is not None]
     return max(single, key=lambda row: row["less_fresh"]) if single else None
 

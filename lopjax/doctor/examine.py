@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.certificates import CloneVerdict, FrozenCertificate, FrozenVerdict, certify_cloned, certify_frozen
+from lopjax.certificates import (
+    CloneVerdict,
+    FrozenCertificate,
+    FrozenVerdict,
+    UnitEvidence,
+    certify_cloned,
+    certify_frozen,
+)
 from lopjax.cloning import find_clones
 from lopjax.detection.nearness import Status, UnitNearness, unit_status
 from lopjax.doctor.findings import Finding
@@ -143,64 +150,99 @@ def near_clones(patient: Patient, exact: Certificates) -> tuple[list[Finding], C
 
 def dead_units(patient: Patient) -> tuple[list[Finding], Certificates, list[str]]:
     """Units that are constant on the batch: certified at every site."""
-    texts, certificates = _frozen(patient, Status.DEAD)
-    if not texts:
+    frozen = _frozen(patient, Status.DEAD)
+    if not frozen.texts:
         return [], {}, []
-    evidence = [unit for one in certificates for unit in one.units]
-    trapped = [u for u in evidence if u.verdict in (FrozenVerdict.FROZEN, FrozenVerdict.FROZEN_EVERYWHERE)]
+    trapped = [u for u in frozen.units if u.verdict in (FrozenVerdict.FROZEN, FrozenVerdict.FROZEN_EVERYWHERE)]
     forever = [u for u in trapped if not u.depends_on]
-    radii = [u.radius for u in evidence if u.radius is not None and np.isfinite(u.radius)]
+    radii = [u.radius for u in frozen.units if u.radius is not None and np.isfinite(u.radius)]
     leaves = f"no for {len(forever)}, which nothing that still moves can wake; "
     leaves += f"{len(trapped) - len(forever)} only if layers below wake them"
     leaves += f"; incoming weights would have to change by {min(radii):.2g} at least" if radii else ""
-    verdict = min((u.verdict for u in evidence), key=list(FrozenVerdict).index)
-    finding = Finding(
-        "dead units", _worst(patient, texts), _spaces(texts), tuple(texts),
-        f"{len(texts)} units are the same on all {len(patient.batch[0])} samples", verdict.name,
-        "\n\n".join(map(str, certificates)), max(one.tolerance for one in certificates), leaves,
-        inf if len(forever) == len(evidence) else None,
-        "lopjax.interventions.wake_dead_units, which changes no output; a norm in front of the activation prevents it",
-    )  # fmt: skip
-    return [finding], texts, []
+    finding = frozen.finding(
+        patient, "dead units", f"{len(frozen.texts)} units are the same on all {len(patient.batch[0])} samples"
+    )._replace(
+        leaves=leaves if frozen.units else "not decided",
+        time=inf if frozen.units and len(forever) == len(frozen.units) else None,
+        remedy="lopjax.interventions.wake_dead_units, which changes no output; a norm in front prevents it",
+    )
+    return [finding], frozen.texts, frozen.notes
 
 
 def saturated_units(patient: Patient) -> tuple[list[Finding], Certificates, list[str]]:
     """Units of flat slope on every sample: how slow they are."""
-    texts, certificates = _frozen(patient, Status.SATURATED)
-    if not texts:
+    frozen = _frozen(patient, Status.SATURATED)
+    if not frozen.texts:
         return [], {}, []
-    times = [float(patient.nearness[space].time_scale[unit]) for space, unit in texts]
-    evidence = [unit for one in certificates for unit in one.units]
-    verdict = min((u.verdict for u in evidence), key=list(FrozenVerdict).index)
-    finding = Finding(
-        "saturated units", _worst(patient, texts), _spaces(texts), tuple(texts),
-        f"{len(texts)} units have a slope below 1e-4 on every sample", verdict.name,
-        "\n\n".join(map(str, certificates)), max(one.tolerance for one in certificates),
-        "slowly, the median of their incoming weights changing by its own size", float(np.median(times)),
-        "lopjax.recovery.pull_to_start (shrink and perturb), or lopjax.interventions.redo; a norm prevents it",
-    )  # fmt: skip
-    return [finding], texts, []
+    times = [float(patient.nearness[space].time_scale[unit]) for space, unit in frozen.texts]
+    finding = frozen.finding(
+        patient, "saturated units", f"{len(frozen.texts)} units have a slope below 1e-4 on every sample"
+    )._replace(
+        leaves="slowly, the median of their incoming weights changing by its own size",
+        time=float(np.median(times)),
+        remedy="lopjax.recovery.pull_to_start (shrink and perturb), or lopjax.interventions.redo; a norm prevents it",
+    )
+    return [finding], frozen.texts, frozen.notes
 
 
-def _frozen(patient: Patient, kind: Status) -> tuple[Certificates, list[FrozenCertificate]]:
-    """Certificates of all units of a kind: text of each, and one a space."""
-    texts: Certificates = {}
-    certificates = []
+class _Frozen(NamedTuple):
+    """Certificates of the units of one kind.
+
+    Attributes:
+        texts: of each unit.
+        certificates: one a space; those that the wiring does not allow are missing.
+        notes: why.
+    """
+
+    texts: Certificates
+    certificates: list[FrozenCertificate]
+    notes: list[str]
+
+    @property
+    def units(self) -> list[UnitEvidence]:
+        """Evidence about every unit that was certified."""
+        return [unit for one in self.certificates for unit in one.units]
+
+    def finding(self, patient: Patient, kind: str, says: str) -> Finding:
+        """What all findings of this sort have in common; what is not certified is a symptom."""
+        verdict, tolerance = "SYMPTOM", None
+        if self.certificates:
+            verdict = min((u.verdict for u in self.units), key=list(FrozenVerdict).index).name
+            tolerance = max(one.tolerance for one in self.certificates)
+        evidence = "\n\n".join(map(str, self.certificates or self.notes))
+        units, share = tuple(self.texts), _worst(patient, self.texts)
+        return Finding(
+            kind, share, _spaces(self.texts), units, says, verdict, evidence, tolerance, "not decided", None, ""
+        )
+
+
+def _frozen(patient: Patient, kind: Status) -> _Frozen:
+    """Certificates of all units of a kind."""
+    frozen = _Frozen({}, [], [])
     for space, status in patient.status.items():
         units = [int(unit) for unit in np.flatnonzero(status == kind)]
         if not units:
             continue
         sites = {site: units for site in patient.model.wiring.sites_of(space)}
-        found = certify_frozen(
-            patient.model, patient.variables, frozen_units=sites, batch=patient.batch, loss=patient.loss
-        )
-        certificates.append(found)
-        for unit in units:
-            own = tuple(one for one in found.units if one.unit == unit)
-            notes = tuple(note for note in found.notes if "[" not in note or f"[{unit}]" in note)
-            weakest = min((one.verdict for one in own), key=list(FrozenVerdict).index)
-            texts[space, unit] = str(FrozenCertificate(weakest, own, found.tolerance, notes))
-    return texts, certificates
+        try:
+            found = certify_frozen(
+                patient.model, patient.variables, frozen_units=sites, batch=patient.batch, loss=patient.loss
+            )
+        except ValueError as error:  # a wiring that does not say which parameters belong to a site alone
+            frozen.notes.append(f"{space}: no certificate of its {kind.name.lower()} units: {error}")
+            frozen.texts.update({(space, unit): f"{space}[{unit}]: no certificate: {error}" for unit in units})
+            continue
+        frozen.certificates.append(found)
+        frozen.texts.update({(space, unit): _unit_text(found, unit) for unit in units})
+    return frozen
+
+
+def _unit_text(found: FrozenCertificate, unit: int) -> str:
+    """The part of a certificate that is about one unit."""
+    own = tuple(one for one in found.units if one.unit == unit)
+    notes = tuple(note for note in found.notes if "[" not in note or f"[{unit}]" in note)
+    weakest = min((one.verdict for one in own), key=list(FrozenVerdict).index)
+    return str(FrozenCertificate(weakest, own, found.tolerance, notes))
 
 
 def low_rank(patient: Patient) -> tuple[list[Finding], Certificates, list[str]]:

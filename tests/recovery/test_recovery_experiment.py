@@ -23,9 +23,10 @@ def run():
                 lost = {"nothing": 0.2 * (task >= 3), "controller": 0.01}.get(method, 0.0) + 0.001 * seed
                 online = 0.9 - (0.0 if method == "fresh" else lost)
                 rank = 20.0 - 12.0 * (method == "nothing" and task >= 1)
-                record = {"method": method, "strength": strength, "seed": seed, "task": task, "step": task * 200 + 200}
+                record = {"method": method, "strength": strength, "seed": seed, "task": task}
                 record |= {"online_accuracy": online, "rank": rank, "actions": 2, "change": 0.5, "jump": 0.1}
                 record |= dict.fromkeys(("dead", "saturated", "near_clones", "within_ten_percent", "pair_r2"), 0.1)
+                record["step"] = (task + 1) * CONFIG.steps
                 records.append({**record, "weight_norm": 1.0, "probe_loss": 1.0, "online_loss": 0.3})
     return RunData(Path("x"), asdict(CONFIG), records, None, "recovery")
 
@@ -42,12 +43,12 @@ def test_differences_are_paired_and_the_best_single_method_is_marked():
 
 
 def test_a_symptom_that_falls_first_leads_and_one_that_says_nothing_finds_nothing():
-    assert report.onsets(run())["nothing", 0.0].tolist() == [800.0] * 3
+    assert report.onsets(run())["nothing", 0.0].tolist() == [4.0 * CONFIG.steps] * 3
     scores = report.warning_scores(run())
     assert scores["fall of the rank"].detected == 1
-    assert scores["fall of the rank"].lead == 400
+    assert scores["fall of the rank"].lead == 2 * CONFIG.steps
     assert scores["weight norm"].detected == 0
-    assert "| fall of the rank | 0 | 0 % | 100 % | 400 |" in report.texts(run())["tables.md"]
+    assert "| fall of the rank | 0 | 0 % | 100 % | 300 |" in report.texts(run())["tables.md"]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_two_tasks_run_and_all_lanes_of_a_seed_see_the_same(tmp_path, monkeypatc
 
     monkeypatch.chdir(tmp_path)
     small = ["--num-tasks", "2", "--steps", "20", "--seeds", "0", "--net.widths", "4", "--noise", "0.01"]
-    main([*small, "--shrink", "0.5", "--redo", "0.1", "--look-every", "5", "--probe-samples", "50", "--name", "small"])
+    main([*small, "--shrink", "0.5", "--look-every", "5", "--probe-samples", "50", "--name", "small"])
     data = load(tmp_path / "runs" / "recovery" / "small")
     assert data.is_complete
     first = {row["method"]: row["online_loss"] for row in data.select(task=0)}
