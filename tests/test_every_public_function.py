@@ -67,6 +67,19 @@ ELSEWHERE = {
         ("cut_batch", "evaluate", "gathered", "make_chunk", "place", "sgd_step", "start_lanes", "task_examples"),
         "runs a step given to it: tests/training",
     ),
+    **dict.fromkeys(
+        (
+            *("dead_on_batch", "death_radius", "describe_units", "describe_warnings", "measured_rate", "pair_r2"),
+            *("save_lives", "score_indicator", "start_lives", "start_warnings", "symptoms_of", "thresholds"),
+            *("trap_forecast", "trend", "unit_nearness", "unit_status", "update_lives", "update_warnings"),
+        ),
+        "networks and curves made by hand: tests/detection",
+    ),
+    **dict.fromkeys(
+        ("critical_noise", "explain", "kick_clones", "life_table", "monitor", "pull_to_start", "recovery_controller"),
+        "acts on or watches a network given to it: tests/recovery",
+    ),
+    **dict.fromkeys(("diagnose", "write_page"), "a network with one of each trap: tests/doctor"),
 }
 """Functions of another kind, and where they are tested."""
 
