@@ -112,7 +112,8 @@ def _draw(axes: "Axes", run: RunData, chosen: list[Curve], table: dict[Curve, np
         values = table[curve]
         if not values.shape[1] or not np.isfinite(values).any():
             continue
-        parts = np.array_split(np.arange(values.shape[1]), min(MOST_POINTS, values.shape[1]))
+        size = -(-values.shape[1] // MOST_POINTS)  # of all points alike, or their spread would tell of it
+        parts = [np.arange(first, first + size) for first in range(0, values.shape[1] - size + 1, size)]
         steps = np.array([(part.mean() + 0.5) * run.config["record_every"] for part in parts])
         means = [interval(values[:, part].mean(axis=1)) for part in parts]
         style = STYLES[points.index(curve.point) % len(STYLES)]

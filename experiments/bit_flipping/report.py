@@ -148,9 +148,9 @@ def _row(data: RunData, curve: Curve, tables: Mapping[str, Mapping[Curve, np.nda
     }
     control = curve._replace(method="sgd", point=curve.point[:1])
     if curve.method != "sgd" and control in tables["error"]:
-        other = spans_of(tables["error"][control])
-        if other.shape == spans.shape:
-            less = interval(spans[:, -1] - other[:, -1])
+        other = tables["error"][control]
+        if other.shape == tables["error"][curve].shape:  # as far as both have come
+            less = interval(spans[:, -1] - spans_of(other)[:, -1])
             row |= {"less_backprop": _plain(less.mean), "less_backprop_half": _plain(less.half)}
     for name in SYMPTOMS:
         ends = spans_of(tables[f"probe/{name}"][curve])
