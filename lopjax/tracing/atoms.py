@@ -61,9 +61,15 @@ def size_of(axis: Axis) -> int:
 
 
 def expand(axis: Axis) -> list[Atom]:
-    """The factors of an axis, products resolved: leaves and sums."""
+    """The factors of an axis, products resolved: leaves and sums.
+
+    A sum whose entries are all pinned, or single, is a pinned leaf.
+    """
     found: list[Atom] = []
     for atom in map(find, axis):
+        if atom.parts is not None and all(is_pinned(part) for _, part in atom.parts):
+            known = [leaf.reason for _, part in atom.parts for leaf in leaves(part)]
+            atom.parts, atom.reason = None, known[0] if known else Position("its entries are taken one by one")
         found += [atom] if atom.product is None else expand(atom.product)
     return found
 

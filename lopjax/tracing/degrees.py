@@ -18,6 +18,10 @@ Unknown = tuple[int, int]
 """Number of a parameter's piece, and which of its leaves."""
 
 
+Place = tuple[int, int]
+"""Number of a parameter, and of its axis."""
+
+
 class Form(NamedTuple):
     """A power of n: a number plus multiples of unknowns, each of which is -1 (`In`) or 0 (`Out`).
 
@@ -53,6 +57,8 @@ class Form(NamedTuple):
         return not self.terms and not self.number
 
 
+Places = frozenset[Place]
+
 Powers = dict[Atom, Form]
 """Powers that do not vanish, per leaf."""
 
@@ -86,6 +92,7 @@ class Ledger:
         coupled: the leaves over which something is summed that is not a parameter's to divide.
         factors: the unknowns of parameters that something was multiplied with, entry by entry.
         forced: the leaves whose `In` are given, and not found; None for all of them found.
+        places: which parameter, and which of its axes, each unknown belongs to.
     """
 
     conditions: dict[Atom, list[Condition]] = field(default_factory=dict)
@@ -95,6 +102,7 @@ class Ledger:
     coupled: set[Atom] = field(default_factory=set)
     factors: set[Unknown] = field(default_factory=set)
     forced: Mapping[Atom, frozenset[Unknown]] | None = None
+    places: dict[Unknown, Place] = field(default_factory=dict)
 
     def copy(self) -> "Ledger":
         """A ledger that can be gone back to."""
@@ -178,9 +186,24 @@ class Ledger:
     # --- What contracts with what --------------------
 
     def contracted(
-        self, one: Powers | None, other: Powers | None, leaves: tuple[Atom, ...], is_data: tuple[bool, bool], node: Node
+        self,
+        one: Powers | None,
+        other: Powers | None,
+        leaves: tuple[Atom, ...],
+        is_data: tuple[bool, bool],
+        summed: tuple[Places, Places],
+        node: Node,
     ) -> Powers | None:
-        """Powers of one term of a contraction over leaves, with the units that it sums over."""
+        """Powers of one term of a contraction over leaves.
+
+        Args:
+            one: powers of the first factor.
+            other: powers of the second.
+            leaves: what is summed over.
+            is_data: whether each factor depends on the network's inputs.
+            summed: which axes of parameters the axes stem from that are summed over, of each factor.
+            node: where.
+        """
         if one is ANY or other is ANY:
             return ANY
         for leaf in leaves:
@@ -191,12 +214,20 @@ class Ledger:
                 if not is_data[0]:
                     self.pairs.append((leaf, a, b))
                 continue
-            parameters = b if is_data[0] else a
-            if self.forced is None:
-                self.read.update(unknown for unknown, _ in parameters.terms)
+            parameters, places = (b, summed[1]) if is_data[0] else (a, summed[0])
+            self._read(parameters, places)
             if not parameters.terms:
                 self.coupled.add(leaf)
         return self.counted(self.product(one, other), leaves, node)
+
+    def _read(self, form: Form, places: Places) -> None:
+        """Parameters are contracted with data: `In`, and of an array with one space on two axes the axis in question."""
+        if self.forced is not None:
+            return
+        for piece in {unknown[0] for unknown, _ in form.terms}:
+            own = [unknown for unknown, _ in form.terms if unknown[0] == piece]
+            here = [unknown for unknown in own if self.places[unknown] in places]
+            self.read.update(here or own[:1])
 
     # --- The end: which choice of unknowns makes everything vanish --------------------
 

@@ -1,6 +1,6 @@
 """The pass that finds how every value scales when units are cloned: one rule per primitive, on pieces of values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.tracing.atoms import Atom, Axis, leaves, size_of
-from lopjax.tracing.degrees import ANY, Condition, Form, Ledger, Powers, Unknown
+from lopjax.tracing.degrees import ANY, Condition, Form, Ledger, Places, Powers, Unknown
 from lopjax.tracing.jaxprs import Block, Node
 from lopjax.tracing.pieces import apply, counts, fit, full, merged, piece_of, pieces, rearranged
 from lopjax.tracing.rules import REDUCTIONS, SCATTERS, Type
@@ -32,6 +32,7 @@ class Scaling:
         powers: per value, the powers of its pieces.
         sums: per value that is a sum over axes, which axes: a division by the number of terms makes it a mean.
         growing: literals that are such a number, `(node, operand)`, with the axes that they count.
+        places: per value without data, which axes of parameters each of its axes stems from.
     """
 
     typing: Typing
@@ -39,6 +40,7 @@ class Scaling:
     powers: dict[int, np.ndarray] = field(default_factory=dict)
     sums: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
     growing: dict[tuple[Node, int], tuple[Axis, ...]] = field(default_factory=dict)
+    places: dict[int, tuple[Places, ...]] = field(default_factory=dict)
 
     def of(self, value: int) -> np.ndarray:
         """Powers of a value; those of a constant are 0, and of zeros and infinities anything."""
@@ -130,14 +132,18 @@ def infer_scaling(
         for place in np.ndindex(made.shape if index < num_parameters else (0,)):
             powers: Powers = {}
             flat = [leaf for axis, each in zip(options, place, strict=True) for leaf in axis[each]]
+            ends = np.cumsum([len(axis[each]) for axis, each in zip(options, place, strict=True)])
             for position, leaf in enumerate(flat):
                 owners[number, position] = leaf
+                scaling.ledger.places[number, position] = index, sum(position >= end for end in ends)
                 if forced is None or leaf in forced:
                     form = Form(0, (((number, position), 1),))
                     powers[leaf] = powers[leaf].plus(form) if leaf in powers else form
             made[place] = {leaf: scaling.ledger.simplified(form) for leaf, form in powers.items()}
             number += 1
         scaling.powers[value] = made
+        if index < num_parameters:
+            scaling.places[value] = tuple(frozenset({(index, axis)}) for axis in range(len(axes)))
     _scale(scaling, program.block)
     for value in program.block.outputs:
         apply(lambda powers: scaling.ledger.none(None, powers), scaling.of(value))
@@ -153,6 +159,8 @@ def _scale(scaling: Scaling, block: Block) -> None:
         for value, powers in zip(node.outputs, made, strict=True):
             shape = counts(scaling.typing.of(value))
             scaling.powers[value] = fit(powers, shape, scaling.same(node))
+            if value not in scaling.typing.data:
+                scaling.places[value] = places_of(scaling, node, value)
 
 
 def _results(scaling: Scaling, node: Node) -> list[np.ndarray]:
@@ -195,6 +203,33 @@ def _all_same(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarr
 
 def _types(scaling: Scaling, node: Node) -> tuple[list[Type], list[Type]]:
     return [scaling.typing.of(value) for value in node.inputs], [scaling.typing.of(value) for value in node.outputs]
+
+
+def _places(scaling: Scaling, value: int) -> tuple[Places, ...]:
+    return scaling.places.get(value) or (frozenset(),) * len(scaling.typing.of(value))
+
+
+def places_of(scaling: Scaling, node: Node, value: int) -> tuple[Places, ...]:
+    """Which axes of parameters each axis of a result stems from: those of the operands with a leaf in common.
+
+    Exact where a space is on one axis of an array; of two axes with one space, an array that keeps its number of axes
+    keeps them apart.
+    """
+    axes = scaling.typing.of(value)
+    found: list[Places] = []
+    for index, axis in enumerate(axes):
+        own = set(leaves(axis))
+        places: Places = frozenset()
+        for each in node.inputs:
+            given, stems = scaling.typing.of(each), _places(scaling, each)
+            if node.name == "transpose":
+                places |= stems[node.params["permutation"][index]]
+            elif len(given) == len(axes) and node.name not in ("dot_general", "gather"):
+                places |= stems[index]
+            else:
+                places |= frozenset().union(*(s for s, other in zip(stems, given) if own & set(leaves(other))))
+        found.append(places)
+    return tuple(found)
 
 
 # --- Elementwise ------------------------------------------
@@ -294,14 +329,26 @@ def _summed(scaling: Scaling, node: Node, powers: Powers | None, piece: tuple[At
 
 
 def _contract(
-    scaling: Scaling, node: Node, left: np.ndarray, right: np.ndarray, summed: list[list[tuple[Atom, ...]]]
+    scaling: Scaling,
+    node: Node,
+    left: np.ndarray,
+    right: np.ndarray,
+    summed: list[list[tuple[Atom, ...]]],
+    axes: tuple[Sequence[int], Sequence[int]],
 ) -> np.ndarray:
-    """Sum over the last axes of two arrays of powers that broadcast; `summed`: leaves of the pieces of each."""
+    """Sum over the last axes of two arrays of powers that broadcast.
+
+    `summed` has the leaves of the pieces of each, `axes` the axes of the operands that they are.
+    """
     places = full(tuple(len(options) for options in summed), ())
     for place in np.ndindex(places.shape):
         places[place] = tuple(leaf for options, each in zip(summed, place, strict=True) for leaf in options[each])
     data = tuple(value in scaling.typing.data for value in node.inputs)
-    made = apply(lambda a, b, piece: scaling.ledger.contracted(a, b, piece, data, node), left, right, places)
+    stems = tuple(
+        frozenset().union(*(_places(scaling, value)[axis] for axis in own)) for value, own in zip(node.inputs, axes)
+    )
+    contracted = scaling.ledger.contracted
+    made = apply(lambda a, b, piece: contracted(a, b, piece, data, stems, node), left, right, places)
     for _ in summed:
         made = merged(made, made.ndim - 1, scaling.same(node)).reshape(made.shape[:-1])
     return made
@@ -317,7 +364,7 @@ def _dot_general(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.nd
     num_batch, num_l = len(batch_l), len(free_l)
     left = np.expand_dims(left, tuple(range(num_batch + num_l, num_batch + num_l + len(free_r))))
     right = np.expand_dims(right, tuple(range(num_batch, num_batch + num_l)))
-    return _contract(scaling, node, left, right, [pieces(left_type[index]) for index in contract_l])
+    return _contract(scaling, node, left, right, [pieces(left_type[index]) for index in contract_l], (contract_l, contract_r))
 
 
 def _convolution(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
@@ -334,7 +381,7 @@ def _convolution(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.nd
     options = pieces(kernel_type[read])
     if groups > 1 and image.shape[1] != len(options):
         image = merged(image, 1, scaling.same(node))
-    made = _contract(scaling, node, image[:, None, :], kernel[None], [options])
+    made = _contract(scaling, node, image[:, None, :], kernel[None], [options], ((channels,), (read,)))
     spread = made.reshape(*made.shape, *[1] * (len(numbers.out_spec) - 2))
     return spread.transpose(np.argsort(numbers.out_spec))
 
@@ -509,6 +556,10 @@ def _scale_blocks(scaling: Scaling, node: Node) -> None:
         num_cond, num_consts = node.params["cond_nconsts"], node.params["body_nconsts"]
         before, consts = given[:num_cond], given[num_cond : num_cond + num_consts]
         carry, xs = given[num_cond + num_consts :], []
+    start = 0 if node.name == "scan" else len(before)
+    for index, (inner, outer) in enumerate(zip(body.inputs, node.inputs[start:], strict=True)):
+        stems = _places(scaling, outer)
+        scaling.places[inner] = stems[1:] if index >= len(consts) + len(carry) else stems
     carry, results = _turns(scaling, node, body, consts, carry, xs)
     if condition is not None:
         scaling.powers |= zip(condition.inputs, (*before, *carry), strict=True)
@@ -542,6 +593,7 @@ def _branches(scaling: Scaling, node: Node, given: list[np.ndarray]) -> None:
     outs = []
     for block in node.blocks:
         scaling.powers |= zip(block.inputs, given[1:], strict=True)
+        scaling.places |= {inner: _places(scaling, outer) for inner, outer in zip(block.inputs, node.inputs[1:])}
         _scale(scaling, block)
         outs.append([scaling.of(value) for value in block.outputs])
     for outer, made in zip(node.outputs, zip(*outs, strict=True), strict=True):
