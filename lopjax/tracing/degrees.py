@@ -18,6 +18,8 @@ Unknown = tuple[int, int]
 """Number of a parameter's piece, and which of its leaves."""
 
 
+Number = float | int
+
 Place = tuple[int, int]
 """Number of a parameter, and of its axis."""
 
@@ -31,11 +33,11 @@ class Form(NamedTuple):
         origin: where the constant first became other than 0.
     """
 
-    number: float
-    terms: tuple[tuple[Unknown, float], ...]
+    number: Number
+    terms: tuple[tuple[Unknown, Number], ...]
     origin: Node | None = None
 
-    def times(self, factor: float) -> "Form":
+    def times(self, factor: Number) -> "Form":
         """A multiple."""
         return Form(self.number * factor, tuple((u, c * factor) for u, c in self.terms), self.origin)
 
@@ -47,7 +49,7 @@ class Form(NamedTuple):
         kept = tuple(sorted((u, c) for u, c in terms.items() if c))
         return Form(self.number + other.number, kept, self.origin or other.origin or node)
 
-    def value(self, read: set[Unknown]) -> float:
+    def value(self, read: set[Unknown]) -> Number:
         """The power if these unknowns are `In`, and all others `Out`."""
         return self.number - sum(c for u, c in self.terms if u in read)
 
@@ -158,7 +160,7 @@ class Ledger:
             self._put(made, leaf, made.get(leaf, _ZERO).plus(form.times(sign)))
         return made
 
-    def power(self, powers: Powers | None, exponent: float) -> Powers | None:
+    def power(self, powers: Powers | None, exponent: Number) -> Powers | None:
         """Powers of a power."""
         return powers if powers is ANY else {leaf: form.times(exponent) for leaf, form in powers.items() if exponent}
 

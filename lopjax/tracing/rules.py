@@ -102,7 +102,7 @@ def top_k(program: Program, node: Node, types: list[Type]) -> list[Type]:
     reason = f"{node.where}: units compete, and are told by number"
     pin(operand[along], reason)
     k = program.shape(node.outputs[0])[along]
-    return [(*operand[:along], fresh(k, reason), *operand[along + 1 :])] * 2
+    return [(*operand[:along], fresh(int(k), reason), *operand[along + 1 :])] * 2
 
 
 def transpose(program: Program, node: Node, types: list[Type]) -> list[Type]:
@@ -166,7 +166,7 @@ def segment(axis: Axis, start: int, stop: int, size: int, reason: str) -> Axis:
 def slice_rule(program: Program, node: Node, types: list[Type]) -> list[Type]:
     """A cut of an axis makes it a direct sum; every second entry is no part of one."""
     shape = program.shape(node.inputs[0])
-    starts, stops = node.params["start_indices"], node.params["limit_indices"]
+    starts, stops = (map(int, node.params[key]) for key in ("start_indices", "limit_indices"))
     strides = node.params["strides"] or (1,) * len(shape)
     out = []
     for axis, size, start, stop, stride in zip(types[0], shape, starts, stops, strides, strict=True):
@@ -205,9 +205,8 @@ def concatenate(program: Program, node: Node, types: list[Type]) -> list[Type]:
 def padded(program: Program, node: Node, types: list[Type]) -> list[tuple[Axis, Axis, Axis]]:
     """What is in front of each axis, the axis, what is behind it. Entries of a padding are all equal."""
     out = []
-    for axis, size, (low, high, interior) in zip(
-        types[0], program.shape(node.inputs[0]), node.params["padding_config"], strict=True
-    ):
+    config = [tuple(map(int, each)) for each in node.params["padding_config"]]
+    for axis, size, (low, high, interior) in zip(types[0], program.shape(node.inputs[0]), config, strict=True):
         if interior and size > 1 or low < 0 or high < 0:
             pin(axis, f"{node.where}: moves the entries apart")
             length = low + high + size + interior * max(size - 1, 0)

@@ -57,7 +57,7 @@ class Scaling:
 
 def _is_ordinary(number: object) -> bool:
     try:
-        return bool(np.isfinite(number)) and number != 0
+        return bool(np.isfinite(number) and number != 0)
     except TypeError:
         return True
 
@@ -132,7 +132,7 @@ def infer_scaling(
         for place in np.ndindex(made.shape if index < num_parameters else (0,)):
             powers: Powers = {}
             flat = [leaf for axis, each in zip(options, place, strict=True) for leaf in axis[each]]
-            ends = np.cumsum([len(axis[each]) for axis, each in zip(options, place, strict=True)])
+            ends = np.cumsum([len(axis[each]) for axis, each in zip(options, place, strict=True)]).tolist()
             for position, leaf in enumerate(flat):
                 owners[number, position] = leaf
                 scaling.ledger.places[number, position] = index, sum(position >= end for end in ends)
@@ -255,7 +255,7 @@ def _div(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
     return apply(lambda one, other: scaling.ledger.product(one, other, -1), *given)
 
 
-def _mean(scaling: Scaling, node: Node, powers: np.ndarray, operand: int, literal: int, number: float) -> np.ndarray:
+def _mean(scaling: Scaling, node: Node, powers: np.ndarray, operand: int, literal: int, number: float | int | np.number) -> np.ndarray:
     """A sum divided by the number of its terms is a mean; the number grows with the units."""
     axes = scaling.sums.get(node.inputs[operand])
     found = () if axes is None else tuple(leaf for axis in axes for leaf in leaves(axis))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.model import Model, Output, Tap, Variables
+from lopjax.tracing.constructed import Constructor, Make, read_constructor
 from lopjax.tracing.interpret import make_setting, run_program
 from lopjax.tracing.jaxprs import walk
 from lopjax.tracing.network import Network, Plan, check_parameters
@@ -57,6 +58,8 @@ def trace_model(
     names: Mapping[str, str] | None = None,
     fixed: Sequence[str] = (),
     init: Callable[[jax.Array], Any] | None = None,
+    make: Make | None = None,
+    sizes: Mapping[str, int] | None = None,
     check: bool = True,
 ) -> Traced:
     """Read the wiring of a network from its program, without labels.
@@ -74,6 +77,9 @@ def trace_model(
         fixed: spaces (by their final names) that must not be cloned.
         init: `key -> params`; without it `model.init` draws generic numbers: normal with variance one over the number
             of terms for arrays that read a space, uniform on [0.5, 1.5] for all others.
+        make: `make(**sizes) -> (apply, params)`, the network with other sizes, for wider networks by your own code.
+            Without it a wider network is the same program at other shapes.
+        sizes: with which `make` makes this network, such as `{"width": 64}`; each must set spaces of its own.
         check: verify the wiring at generic parameters: a permutation and a cloning of all spaces at once, and whether
             gradients are equal at equal units. Compiles two programs.
 
@@ -103,7 +109,10 @@ def trace_model(
             raise ValueError(f"{kind}: no unit space {strays[0]!r}; the spaces are {found}")
     if len(set(found)) < len(found):
         raise ValueError(f"names={dict(names or {})}: two spaces would have one name; the spaces are {found}")
-    models = _Models(network, inputs, init)
+    if (make is None) != (sizes is None):
+        raise ValueError("make and sizes go together: make(**sizes) must be the network that is traced")
+    constructor = None if make is None else read_constructor(make, sizes or {}, plan.diagram)
+    models = _Models(network, inputs, init, constructor)
     model = models.make({})
     verification = verify(network, models.make, params, inputs) if check else None
     return Traced(model, plan.diagram.spaces, verification, _notes(plan))
@@ -130,6 +139,7 @@ class _Models:
     network: Network
     inputs: Any
     init: Callable[[jax.Array], Any] | None
+    constructor: Constructor | None = None
 
     def __post_init__(self) -> None:
         self.made: dict[tuple[tuple[str, int], ...], Model] = {}
@@ -140,8 +150,22 @@ class _Models:
         sizes = {space.name: space.size for space in self.network.diagram.spaces}
         changed = tuple(sorted((name, size) for name, size in units.items() if size != sizes[name]))
         if changed not in self.made:
-            self.made[changed] = self._make(dict(changed))
+            by_make = self.constructor is not None and bool(changed)
+            self.made[changed] = self._constructed(dict(changed)) if by_make else self._make(dict(changed))
         return self.made[changed]
+
+    def _constructed(self, units: dict[str, int]) -> Model:
+        """The model that the user's constructor makes: of the same wiring, or refused."""
+        own = self.network
+        assert self.constructor is not None
+        assert own.diagram is not None
+        apply, shapes = self.constructor.at(units, own.diagram)
+        wide = Network(apply, shapes, own.names, own.fixed)
+        found = wide.plan(self.inputs).diagram
+        if found.labels != own.diagram.labels:
+            raise ValueError(f"make with {units}: the network that it makes has another wiring; widen without make")
+        model = _Models(wide, self.inputs, self.init).make({})
+        return model._replace(resize=lambda changed: self.make({**units, **changed}))
 
     def _make(self, units: dict[str, int]) -> Model:
         network, diagram = self.network, self.network.diagram

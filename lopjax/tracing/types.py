@@ -33,12 +33,13 @@ class Typing:
         return self.types[value]
 
 
-def infer_types(program: Program, num_parameters: int) -> Typing:
+def infer_types(program: Program, num_parameters: int, *, pin_outputs: bool = True) -> Typing:
     """Types of all values. The first inputs are parameters, the others the network's inputs.
 
     Args:
         program: what was traced.
         num_parameters: how many of its inputs are parameters.
+        pin_outputs: whether units of the outputs are told apart, as they are in a network.
     """
     typing = Typing(program)
     for index, value in enumerate(program.block.inputs):
@@ -48,8 +49,8 @@ def infer_types(program: Program, num_parameters: int) -> Typing:
             typing.data.add(value)
     _mark_data(program.block, typing.data)
     _infer(typing, program.block)
-    for value in program.block.outputs:
-        _pin_all(typing, (value,), OUTPUT)
+    if pin_outputs:
+        _pin_all(typing, program.block.outputs, OUTPUT)
     return typing
 
 
@@ -77,7 +78,7 @@ def _pads(typing: Typing, node: Node) -> list[tuple[int, int, int]]:
         node.params["padding_config"],
         strict=True,
     ):
-        lengths.append((0, whole, 0) if (interior and size > 1) or low < 0 or high < 0 else (low, size, high))
+        lengths.append((0, whole, 0) if (interior and size > 1) or low < 0 or high < 0 else (int(low), size, int(high)))
     return lengths
 
 
