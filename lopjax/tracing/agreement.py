@@ -56,10 +56,10 @@ def _compare(labels: Wiring, traced: Traced) -> tuple[list[str], list[str]]:
             is_found = other is not None and other.space not in found.fixed
             if not is_free and not is_found:
                 continue
-            if not is_free:
+            if one is None or not is_free:
                 more.append(f"{where}: {one} by its label, {other} by the program")
                 continue
-            if not is_found or _role(one) != _role(other) and one.space in labels.cloneable:
+            if not is_found or (_role(one) != _role(other) and one.space in labels.cloneable):
                 reason = "" if other is None else f" ({dict(found.reasons).get(other.space, '')})"
                 faults.append(f"{where}: {one} by its label, {other}{reason} by the program")
                 continue

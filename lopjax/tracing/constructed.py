@@ -59,7 +59,9 @@ def shaped(make: Make, sizes: Mapping[str, int]) -> tuple[Callable[[Any, Any], A
     def params() -> Any:
         apply, made = make(**sizes)
         functions.append(apply)
-        return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "aval") else jax.numpy.zeros(leaf.shape, leaf.dtype), made)
+        return jax.tree.map(
+            lambda leaf: leaf if hasattr(leaf, "aval") else jax.numpy.zeros(leaf.shape, leaf.dtype), made
+        )
 
     shapes = jax.eval_shape(params)
     return functions[-1], shapes

@@ -1,9 +1,10 @@
 """Dimensional analysis of cloning: how every value scales when the units of a space are cloned n times.
 
 In the cloned network each value is the base network's, repeated, times a power of n. Parameters have the power 0 where
-they write a space (`Out`) and -1 where they read it (`In`: they are divided). A sum over the space adds 1, products add,
-sums need equal powers, what is not linear and the outputs need 0. Which axes of which parameters are `In` is an unknown
-until something is contracted with them: powers are linear forms in these unknowns, and what has to vanish is collected.
+they write a space (`Out`) and -1 where they read it (`In`: they are divided). A sum over the space adds 1, products
+add, sums need equal powers, what is not linear and the outputs need 0. Which axes of which parameters are `In` is an
+unknown until something is contracted with them: powers are linear forms in these unknowns, and what has to vanish is
+collected.
 A space all of whose conditions hold is cloneable; one that is not names the equation at fault.
 """
 
@@ -65,7 +66,7 @@ Powers = dict[Atom, Form]
 """Powers that do not vanish, per leaf."""
 
 ANY = None
-"""The powers of zeros and infinities, which are what they are times any number."""
+"""The powers of zeros and infinities, which are what they are times any number: `None`."""
 
 
 class Condition(NamedTuple):
@@ -135,8 +136,8 @@ class Ledger:
 
     def same(self, node: Node | None, one: Powers | None, other: Powers | None) -> Powers | None:
         """Two terms of a sum have the same powers."""
-        if one is ANY or other is ANY:
-            return other if one is ANY else one
+        if one is None or other is None:
+            return other if one is None else one
         for leaf in {*one, *other}:
             a, b = one.get(leaf, _ZERO), other.get(leaf, _ZERO)
             if a.number != b.number or a.terms != b.terms:
@@ -151,8 +152,8 @@ class Ledger:
 
     def product(self, one: Powers | None, other: Powers | None, sign: int = 1) -> Powers | None:
         """Powers of a product, or (sign -1) of a quotient."""
-        if one is ANY or (other is ANY and sign > 0):
-            return ANY
+        if one is None or (other is None and sign > 0):
+            return None
         if not other:
             return one
         made = dict(one)
@@ -162,12 +163,12 @@ class Ledger:
 
     def power(self, powers: Powers | None, exponent: Number) -> Powers | None:
         """Powers of a power."""
-        return powers if powers is ANY else {leaf: form.times(exponent) for leaf, form in powers.items() if exponent}
+        return powers if powers is None else {leaf: form.times(exponent) for leaf, form in powers.items() if exponent}
 
     def counted(self, powers: Powers | None, leaves: Iterable[Atom], node: Node, by: int = 1) -> Powers | None:
         """Powers after a sum over leaves (or, by -1, a mean of what was summed)."""
-        if powers is ANY:
-            return ANY
+        if powers is None:
+            return None
         made = dict(powers)
         for leaf in leaves:
             if self.forced is not None and leaf not in self.forced:
@@ -206,8 +207,8 @@ class Ledger:
             summed: which axes of parameters the axes stem from that are summed over, of each factor.
             node: where.
         """
-        if one is ANY or other is ANY:
-            return ANY
+        if one is None or other is None:
+            return None
         for leaf in leaves:
             a, b = one.get(leaf, _ZERO), other.get(leaf, _ZERO)
             if is_data[0] == is_data[1]:
@@ -223,7 +224,7 @@ class Ledger:
         return self.counted(self.product(one, other), leaves, node)
 
     def _read(self, form: Form, places: Places) -> None:
-        """Parameters are contracted with data: `In`, and of an array with one space on two axes the axis in question."""
+        """Parameters are contracted with data: `In`; of an array with one space on two axes, the one in question."""
         if self.forced is not None:
             return
         for piece in {unknown[0] for unknown, _ in form.terms}:

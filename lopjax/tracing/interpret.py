@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lopjax.model import Tap
 from lopjax.tracing.jaxprs import CUSTOM_RULES, REMAT, Block, Node, rebind, walk
-from lopjax.tracing.rules import ELEMENTWISE
+from lopjax.tracing.primitives import ELEMENTWISE
 from lopjax.tracing.sites import FoundSite
 from lopjax.tracing.wide import Sizes
 

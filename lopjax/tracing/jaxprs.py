@@ -14,8 +14,14 @@ import numpy as np
 from jax._src import source_info_util
 from jax.extend import core
 
-CALLS = frozenset(
-    "jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat remat2 checkpoint".split()
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text: names of primitives."""
+    return frozenset(text.split())
+
+
+CALLS = words(
+    "jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat remat2 checkpoint"
 )
 """Primitives whose values inside are those outside."""
 
@@ -161,7 +167,7 @@ def _inner(program: Program, node: Node) -> Iterator[Block]:
     """The blocks inside an equation; none if it is a plain primitive, or a call of a kind that is not known."""
     name, params, given = node.name, node.params, node.inputs
     if name in CALLS:
-        inner = params.get("jaxpr", params.get("call_jaxpr", params.get("fun_jaxpr")))
+        inner: Any = params.get("jaxpr", params.get("call_jaxpr", params.get("fun_jaxpr")))
         jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
         if jaxpr is not None and len(jaxpr.invars) == len(given) and not (jaxpr.constvars and not consts):
             block = Block(given)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.tracing.atoms import Atom, find
+from lopjax.tracing.cloning import Cloning, infer_cloning
 from lopjax.tracing.jaxprs import Program, is_symbolic, read_program
-from lopjax.tracing.scaling import Cloning, infer_cloning
 from lopjax.tracing.sites import FoundSite, find_sites
 from lopjax.tracing.spaces import Diagram, describe
 from lopjax.tracing.types import Typing, infer_types
@@ -97,7 +97,7 @@ class Network:
 
 
 def _precision() -> bool:
-    return bool(jax.config.jax_enable_x64)
+    return jnp.result_type(float) == jnp.float64
 
 
 def _named_sites(typing: Typing, atoms: Mapping[Atom, str], number: int) -> dict[str, FoundSite]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lopjax.tracing.atoms import Atom, Axis, expand, is_pinned, leaves
-from lopjax.tracing.rules import Type
+from lopjax.tracing.primitives import Type
 
 
 def pieces(axis: Axis) -> list[tuple[Atom, ...]]:

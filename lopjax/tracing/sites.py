@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.tracing.atoms import Atom, Axis, expand, find
-from lopjax.tracing.jaxprs import Block, Node, walk
-from lopjax.tracing.rules import ELEMENTWISE
+from lopjax.tracing.jaxprs import Block, Node, walk, words
+from lopjax.tracing.primitives import ELEMENTWISE
 from lopjax.tracing.types import Typing
 
-BENDS = frozenset("tanh logistic erf erfc max min clamp select_n sin cos log1p atan sinh asinh".split())
+BENDS = words("tanh logistic erf erfc max min clamp select_n sin cos log1p atan sinh asinh")
 """Primitives that make a stretch an activation; an exponential or a square alone is a part of a norm or a softmax."""
 
-_OF_NORMS = frozenset("rsqrt sqrt log".split())
+_OF_NORMS = frozenset(["rsqrt", "sqrt", "log"])
 
 
 @dataclass(eq=False)

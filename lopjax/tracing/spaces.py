@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lopjax.tracing.atoms import Atom, Position, find
+from lopjax.tracing.cloning import Cloning
 from lopjax.tracing.degrees import Condition
-from lopjax.tracing.jaxprs import Program, walk
-from lopjax.tracing.scaling import Cloning
+from lopjax.tracing.jaxprs import Program, walk, words
 from lopjax.tracing.types import INPUT, OUTPUT, Typing
 from lopjax.tracing.view import Layout, Run, factors, runs_of_pieces
 from lopjax.wiring import Axis, In, Label, Out, Path
@@ -132,8 +132,9 @@ def _in_order_of_use(program: Program, values: Sequence[int]) -> list[int]:
 
 def _is_place(run: Run) -> bool:
     """Whether the entries are positions, or a single one, not units."""
-    return not run or all(leaf.reason is not None for leaf in run) and (
-        any(isinstance(leaf.reason, Position) for leaf in run) or len({leaf.reason for leaf in run}) > 1
+    return not run or (
+        all(leaf.reason is not None for leaf in run)
+        and (any(isinstance(leaf.reason, Position) for leaf in run) or len({leaf.reason for leaf in run}) > 1)
     )
 
 
@@ -161,7 +162,7 @@ def _name_the_rest(
                     spaces[run] = _unique(spaces, "/".join(_module(paths[index])))
 
 
-_ARRAYS = frozenset("kernel bias scale offset weight w b embedding mean var bias_term".split())
+_ARRAYS = words("kernel bias scale offset weight w b embedding mean var")
 
 
 def _module(path: Path) -> Path:

@@ -123,8 +123,8 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     notes = []
     if len(floats) > 1:
         notes.append(
-            f"values of types {sorted(map(str, floats))} are mixed: what is checked holds to the coarsest of them; give "
-            "parameters, inputs and constants one type"
+            f"values of types {sorted(map(str, floats))} are mixed: what is checked holds to the coarsest of them; "
+            "give parameters, inputs and constants one type"
         )
     loops = [node for node in walk(plan.program.block) if node.name == "while"]
     if loops:
@@ -219,13 +219,10 @@ def _forward(network: Network, units: Mapping[str, int], wiring: Wiring, own: An
     outputs, recorded = run_program(setting, [*flat, *jax.tree.leaves(x)])
     logits = jax.tree.unflatten(plan.program.tree, outputs)
     kinds = dict(wiring.sites)
-    taps = {
-        name: Tap(
-            kinds[name].space, *(site.to_tap(value, sizes.units) for value in recorded[name]), kinds[name].activation
-        )
-        for name, site in plan.sites.items()
-        if name in recorded
-    }
+    taps = {}
+    for name, (pre, post) in recorded.items():
+        seen = plan.sites[name].to_tap(pre, sizes.units), plan.sites[name].to_tap(post, sizes.units)
+        taps[name] = Tap(kinds[name].space, *seen, kinds[name].activation)
     return logits, taps
 
 

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 from lopjax.tracing.atoms import Axis, Position, fresh, is_pinned, leaves, pin, sum_of, unify
 from lopjax.tracing.jaxprs import Block, Node, Program
-from lopjax.tracing.rules import RULES, Type, constant, padded, unknown
+from lopjax.tracing.primitives import Type, unknown
+from lopjax.tracing.rules import RULES, constant
+from lopjax.tracing.rules_sums import padded
 
 INPUT, OUTPUT = "network input", "network output"
 

@@ -1,4 +1,4 @@
-"""Networks as people write them, with the unit spaces that they have: sizes written by hand, not read off the tracer."""
+"""Networks as people write them, with the sizes of their unit spaces: written by hand, not read off the tracer."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -52,7 +52,11 @@ def plain():
         return jnp.tanh(h @ p["w2"] + p["b2"]) @ p["w3"]
 
     return Example(
-        apply, dict(w1=of(4, 6), b1=of(6), w2=of(6, 5), b2=of(5), w3=of(5, 2)), of(3, 4), cloneable=[5, 6], permutable=[]
+        apply,
+        dict(w1=of(4, 6), b1=of(6), w2=of(6, 5), b2=of(5), w3=of(5, 2)),
+        of(3, 4),
+        cloneable=[5, 6],
+        permutable=[],
     )
 
 
@@ -484,7 +488,9 @@ def gpt_tied():
 def gpt_sinusoidal():
     angles = np.arange(5)[:, None] / 10.0 ** (np.arange(8) / 4)
     p = gpt_params() | dict(head=of(8, 11))
-    return Example(lambda p, t: gpt(p, t, np.sin(angles).astype(np.float32), p["head"]), p, tokens(3, 5), [2, 4, 12], [4])
+    return Example(
+        lambda p, t: gpt(p, t, np.sin(angles).astype(np.float32), p["head"]), p, tokens(3, 5), [2, 4, 12], [4]
+    )
 
 
 @example
@@ -496,9 +502,7 @@ def grouped_queries():
         return jnp.einsum("bkgts,bskw->btkgw", weights, v).reshape(*x.shape[:2], 24) @ p["out"]
 
     # Heads of keys, queries of each, width of values; width of queries and keys.
-    return Example(
-        apply, dict(q=of(6, 24), k=of(6, 8), v=of(6, 8), out=of(24, 2)), of(7, 5, 6), [2, 3, 4], [4]
-    )
+    return Example(apply, dict(q=of(6, 24), k=of(6, 8), v=of(6, 8), out=of(24, 2)), of(7, 5, 6), [2, 3, 4], [4])
 
 
 @example

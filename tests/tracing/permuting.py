@@ -53,4 +53,7 @@ class Asked:
         """How far the function of permuted arrays is from the permuted function of the arrays."""
         moved = self.run(*(permuted(a, axes, permutations) for a, axes in zip(self.arrays, self.inputs, strict=True)))
         pairs = zip(moved, (permuted(a, axes, permutations) for a, axes in zip(self.base, self.outputs, strict=True)))
-        return max(float(np.max(np.abs(np.asarray(one, float) - np.asarray(other, float)), initial=0.0)) for one, other in pairs)
+        return max(
+            float(np.max(np.abs(np.asarray(one, float) - np.asarray(other, float)), initial=0.0))
+            for one, other in pairs
+        )

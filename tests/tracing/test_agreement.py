@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lopjax.losses import mean_cross_entropy
-from lopjax.models import cnn, mlp, resnet18, vit
 from lopjax.model import Tap
+from lopjax.models import cnn, mlp, resnet18, vit
 from lopjax.tracing import trace_model, wiring_agrees
 from lopjax.wiring import In, Out
 
@@ -66,13 +66,24 @@ def test_labels_that_say_less_are_told_and_those_that_contradict_are_refused():
     for wrong, message in (
         (relabelled(model, ("hidden_1", "bias"), In("hidden_1")), "hidden_1/bias, axis 0: In.* by its label, Out"),
         (relabelled(model, ("classes", "kernel"), In("hidden_0"), Out("classes")), "another space elsewhere"),
-        (relabelled(model, ("hidden_0", "kernel"), Out("hidden_1"), Out("hidden_0")), "by its label, In.*a network input"),
+        (
+            relabelled(model, ("hidden_0", "kernel"), Out("hidden_1"), Out("hidden_0")),
+            "by its label, In.*a network input",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             wiring_agrees(wrong, inputs(shape))
 
 
-@pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.slow), pytest.param("resnet", marks=pytest.mark.slow), pytest.param("vit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlp",
+        pytest.param("cnn", marks=pytest.mark.slow),
+        pytest.param("resnet", marks=pytest.mark.slow),
+        pytest.param("vit", marks=pytest.mark.slow),
+    ],
+)
 def test_sites_are_those_of_the_models_own_taps(name, x64):
     model, shape = SMALL[name](activation="tanh") if name == "mlp" else SMALL[name]()
     variables = jax.tree.map(lambda a: a + 0.1, model.init(jax.random.key(0)))
@@ -86,7 +97,15 @@ def test_sites_are_those_of_the_models_own_taps(name, x64):
             return mean_cross_entropy(output.logits, y), output
 
         taps = jax.eval_shape(lambda v: apply(v, x), variables).taps
-        zeros = {site: Tap(tap.space, jnp.zeros(tap.pre.shape, tap.pre.dtype), jnp.zeros(tap.post.shape, tap.post.dtype), tap.activation) for site, tap in taps.items()}
+        zeros = {
+            site: Tap(
+                tap.space,
+                jnp.zeros(tap.pre.shape, tap.pre.dtype),
+                jnp.zeros(tap.post.shape, tap.post.dtype),
+                tap.activation,
+            )
+            for site, tap in taps.items()
+        }
         (_, output), signals = jax.value_and_grad(loss, has_aux=True)(zeros)
         return output, signals
 
@@ -108,7 +127,10 @@ def test_sites_are_those_of_the_models_own_taps(name, x64):
         for kind in ("pre", "post"):
             for one, two in ((own.taps, found.taps), (own_signals, signals)):
                 np.testing.assert_allclose(
-                    np.sort(units(getattr(two[other], kind))), np.sort(units(getattr(one[site], kind))), rtol=1e-7, atol=1e-12
+                    np.sort(units(getattr(two[other], kind))),
+                    np.sort(units(getattr(one[site], kind))),
+                    rtol=1e-7,
+                    atol=1e-12,
                 )
         assert traced.model.wiring.site(other).activation == model.wiring.site(site).activation
     # An identity in front of everything leaves no trace in the program.

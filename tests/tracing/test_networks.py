@@ -26,7 +26,9 @@ def test_the_unit_spaces_are_those_written_by_hand(name):
 VERIFIED_AT_ONCE = ("plain", "gated", "layer_norm_over_two_spaces", "lstm")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in VERIFIED_AT_ONCE else pytest.mark.slow) for n in EXAMPLES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in VERIFIED_AT_ONCE else pytest.mark.slow) for n in EXAMPLES]
+)
 def test_no_network_contradicts_its_wiring(name):
     network = EXAMPLES[name]()
     seen = trace_model(network.apply, network.params, network.inputs).verification
@@ -96,7 +98,13 @@ def in_state(diagram, name, state):
 
 @pytest.mark.parametrize(
     ("what", "space"),
-    [("in for out", "w"), ("out for in", "w"), ("forgotten bias", "w"), ("permutable as cloneable", "k"), ("fixed as permutable", "head")],
+    [
+        ("in for out", "w"),
+        ("out for in", "w"),
+        ("forgotten bias", "w"),
+        ("permutable as cloneable", "k"),
+        ("fixed as permutable", "head"),
+    ],
 )
 def test_a_wrong_wiring_is_refuted_and_the_space_named(monkeypatch, what, space):
     from lopjax.wiring import In, Out
@@ -149,7 +157,12 @@ def branches_in_python(p, x):
 @pytest.mark.parametrize(
     ("apply", "params", "inputs", "message"),
     [
-        (branches_in_python, dict(w=of(4, 4)), of(3, 4), "Python control flow looks at the value of an array.*jnp.where"),
+        (
+            branches_in_python,
+            dict(w=of(4, 4)),
+            of(3, 4),
+            "Python control flow looks at the value of an array.*jnp.where",
+        ),
         (tanh, dict(w=np.ones((4, 2), int)), of(3, 4), "parameter params/w is of type int.*floating point"),
         (lambda p, x: "logits", dict(w=of(4, 4)), of(3, 4), "outputs must be arrays.*return arrays only"),
         (tanh, dict(w=of(4, 4)), of(1, 4), "a batch of 1.*pass two inputs"),
@@ -194,11 +207,11 @@ def test_a_network_in_16_bits_is_read_and_not_verified():
 
 
 def test_equations_are_visited_once_whatever_the_depth(monkeypatch):
-    from lopjax.tracing import scaling
+    from lopjax.tracing import cloning
 
     calls = []
-    true = scaling._results
-    monkeypatch.setattr(scaling, "_results", lambda *args: calls.append(1) or true(*args))
+    true = cloning.results
+    monkeypatch.setattr(cloning, "results", lambda *args: calls.append(1) or true(*args))
 
     def count(depth):
         def apply(p, x):

@@ -12,8 +12,9 @@ import pytest
 from jax import lax
 from permuting import Asked
 
-from lopjax.tracing import rules, types
+from lopjax.tracing import primitives, rules, rules_lookups, rules_products, rules_sums, types
 
+MODULES = (primitives, rules, rules_lookups, rules_products, rules_sums, types)
 RNG = np.random.default_rng(0)
 
 
@@ -21,6 +22,7 @@ def draw(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
 
+FLAT = ("NHC", "HIO", "NHC")
 KERNEL = ("NHWC", "HWIO", "NHWC")
 ROW = np.array([1.0, 2.0, 3.0], np.float32)
 
@@ -82,15 +84,15 @@ CASES = {
         [(2, 3, 3, 2), (3, 3, 2, 3)], 3, True,
     ),
     "grouped convolution": (
-        lambda x, k: lax.conv_general_dilated(x, k, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"), feature_group_count=2),
+        lambda x, k: lax.conv_general_dilated(x, k, (1,), "SAME", dimension_numbers=FLAT, feature_group_count=2),
         [(2, 3, 4), (3, 2, 6)], 4, True,
     ),
     "depthwise convolution": (
-        lambda x, k: lax.conv_general_dilated(x, k, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"), feature_group_count=3),
+        lambda x, k: lax.conv_general_dilated(x, k, (1,), "SAME", dimension_numbers=FLAT, feature_group_count=3),
         [(2, 3, 3), (3, 1, 6)], 3, True,
     ),
     "convolution by batches": (
-        lambda x, k: lax.conv_general_dilated(x, k, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"), batch_group_count=2),
+        lambda x, k: lax.conv_general_dilated(x, k, (1,), "SAME", dimension_numbers=FLAT, batch_group_count=2),
         [(2, 3, 3), (3, 3, 4)], 0, True,
     ),
     "max pool": (lambda a: lax.reduce_window(a, -jnp.inf, lax.max, (1, 2), (1, 2), "VALID"), [(3, 4)], 1, True),
@@ -134,7 +136,11 @@ def asked(name, jitted={}):  # noqa: B006 -- compiled once for a rule and its co
 def worst_gap(case):
     gaps = [0.0]
     for leaf in case.free:
-        own = list(permutations(range(leaf.size))) if leaf.size <= 3 else [tuple(np.roll(range(leaf.size), 1)), (1, 0, *range(2, leaf.size))]
+        own = (
+            list(permutations(range(leaf.size)))
+            if leaf.size <= 3
+            else [tuple(np.roll(range(leaf.size), 1)), (1, 0, *range(2, leaf.size))]
+        )
         gaps += [case.gap({leaf: each}) for each in own]
     gaps.append(case.gap({leaf: tuple(np.roll(range(leaf.size), 1)) for leaf in case.free}))
     return max(gaps)
@@ -153,7 +159,7 @@ def forgetful(*args):
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name][3]])
 def test_a_rule_that_forgets_is_found_out(monkeypatch, name):
-    for module in (rules, types):
+    for module in MODULES:
         for function in ("pin", "unify"):
             if hasattr(module, function):
                 monkeypatch.setattr(module, function, forgetful)
@@ -161,8 +167,8 @@ def test_a_rule_that_forgets_is_found_out(monkeypatch, name):
         pytest.skip("pinned inside lopjax.tracing.atoms, whose structure there would be none")
     true = rules.fresh
     free = lambda size, reason=None: true(size, None)  # noqa: E731
-    monkeypatch.setattr(rules, "fresh", free)
-    monkeypatch.setattr(types, "fresh", free)
+    for module in MODULES:
+        monkeypatch.setattr(module, "fresh", free)
     assert worst_gap(asked(name)) > 1e-3
 
 
@@ -171,7 +177,9 @@ def test_every_rule_is_tried():
     true = dict(rules.RULES)
     try:
         for name, rule in true.items():
-            rules.RULES[name] = lambda program, node, types, name=name, rule=rule: seen.add(name) or rule(program, node, types)
+            rules.RULES[name] = lambda program, node, types, name=name, rule=rule: (
+                seen.add(name) or rule(program, node, types)
+            )
         for name in CASES:
             asked(name)
     finally:

@@ -112,7 +112,9 @@ def sinusoidal(p, t):
 @pytest.mark.parametrize(
     ("apply", "extra", "is_trapped"), [(tied, dict(wpe=of(5, 8)), True), (sinusoidal, dict(head=of(8, 11)), False)]
 )
-def test_equal_units_of_a_tied_stream_stay_equal_under_sgd_and_those_of_a_sinusoidal_one_do_not(x64, apply, extra, is_trapped):
+def test_equal_units_of_a_tied_stream_stay_equal_under_sgd_and_those_of_a_sinusoidal_one_do_not(
+    x64, apply, extra, is_trapped
+):
     params = drawn(gpt_params() | extra)
     t = jax.random.randint(jax.random.key(0), (6, 5), 0, 11)
     stream = dict(wte=1, wpe=1, g1=0, g2=0, g3=0, qkv=0, out=1, up=0, down=1, head=0)
@@ -130,7 +132,9 @@ def test_equal_units_of_a_tied_stream_stay_equal_under_sgd_and_those_of_a_sinuso
 
     for _ in range(30):
         params = step(params)
-    apart = max(float(jnp.abs(jnp.diff(jnp.moveaxis(params[n], stream[n], 0)[:2], axis=0)).max()) for n in stream if n in params)
+    apart = max(
+        float(jnp.abs(jnp.diff(jnp.moveaxis(params[n], stream[n], 0)[:2], axis=0)).max()) for n in stream if n in params
+    )
     assert apart < 1e-12 if is_trapped else apart > 1e-3
     traced = trace_model(apply, params, t, check=False)
     (space,) = {s.name for s in traced.spaces if s.size == 8} or {None}
@@ -200,8 +204,8 @@ def test_a_mask_is_no_activation_and_the_variance_of_a_group_norm_no_site():
 
 @pytest.mark.slow
 def test_blocks_of_clones_and_resets_run_on_a_read_network(x64):
-    from lopjax.stability import unit_blocks
     from lopjax.losses import mean_cross_entropy
+    from lopjax.stability import unit_blocks
 
     params, x = drawn(PLAIN), jax.random.normal(jax.random.key(1), (16, 4))
     y = jax.random.randint(jax.random.key(2), (16,), 0, 3)

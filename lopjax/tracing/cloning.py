@@ -1,0 +1,183 @@
+"""The pass that finds how every value scales when units are cloned, and so which units can be."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from lopjax.tracing.atoms import Atom, Axis
+from lopjax.tracing.degrees import Condition, Form, Powers, Unknown
+from lopjax.tracing.jaxprs import Block, Node
+from lopjax.tracing.pieces import apply, counts, fit, full, merged, pieces
+from lopjax.tracing.scaling import Scaling, all_same, places_of, stems_of
+from lopjax.tracing.scaling_rules import results
+from lopjax.tracing.types import Typing
+
+
+class Cloning(NamedTuple):
+    """What cloning the leaves of a program does.
+
+    Attributes:
+        read: the unknowns that are `In`.
+        failures: the condition at fault for each leaf that cannot be cloned.
+        coupled: the leaves over which something averages.
+        growing: literals that count units, with the axes that they count.
+    """
+
+    read: set[Unknown]
+    failures: dict[Atom, Condition]
+    coupled: set[Atom]
+    growing: dict[tuple[Node, int], tuple[Axis, ...]]
+
+
+def infer_cloning(typing: Typing, num_parameters: int) -> Cloning:
+    """Which leaves can be cloned, and what is divided.
+
+    Where the canonical choice fails (what is contracted with data is divided) two others are tried: parameters that
+    are multiplied and then summed are divided; nothing is (a softmax over experts divides by itself).
+    """
+    scaling, owners = infer_scaling(typing, num_parameters)
+    ledger, failures = scaling.ledger, scaling.ledger.settle()
+    read, growing = ledger.read, scaling.growing
+    summed = {leaf: frozenset(ledger.candidates.get(leaf, set()) & ledger.factors) for leaf in failures}
+    is_read = {owners[unknown] for unknown in ledger.read}
+    choices = (
+        {leaf: unknowns for leaf, unknowns in summed.items() if unknowns},
+        {leaf: frozenset() for leaf in failures if leaf in is_read and leaf in ledger.coupled},
+    )
+    for choice in choices:
+        forced = {leaf: unknowns for leaf, unknowns in choice.items() if leaf in failures}
+        if not forced:
+            continue
+        again, _ = infer_scaling(typing, num_parameters, forced)
+        failed = again.ledger.settle()
+        for leaf in (leaf for leaf in forced if leaf not in failed):
+            read = {unknown for unknown in read if owners[unknown] is not leaf} | forced[leaf]
+            del failures[leaf]
+    return Cloning(read, failures, ledger.coupled, growing)
+
+
+def infer_scaling(
+    typing: Typing, num_parameters: int, forced: Mapping[Atom, frozenset[Unknown]] | None = None
+) -> tuple[Scaling, dict[Unknown, Atom]]:
+    """Powers of every value, and of every piece of a parameter an unknown for each of its leaves.
+
+    Pieces are numbered through all parameters, in the order of `lopjax.tracing.view`.
+
+    Args:
+        typing: of the program.
+        num_parameters: how many of its inputs are parameters.
+        forced: look at these leaves only, with the unknowns that are `In`.
+
+    Returns:
+        The pass, and whose unknown each is.
+    """
+    scaling, number = Scaling(typing), 0
+    program, owners = typing.program, {}
+    scaling.ledger.forced = forced
+    if forced is not None:
+        scaling.ledger.read.update(*forced.values())
+    for index, value in enumerate(program.block.inputs):
+        axes = typing.of(value)
+        made = full(counts(axes), {})
+        options = [pieces(axis) for axis in axes]
+        for place in np.ndindex(made.shape if index < num_parameters else (0,)):
+            powers: Powers = {}
+            flat = [leaf for axis, each in zip(options, place, strict=True) for leaf in axis[each]]
+            ends = np.cumsum([len(axis[each]) for axis, each in zip(options, place, strict=True)]).tolist()
+            for position, leaf in enumerate(flat):
+                owners[number, position] = leaf
+                scaling.ledger.places[number, position] = index, sum(position >= end for end in ends)
+                if forced is None or leaf in forced:
+                    form = Form(0, (((number, position), 1),))
+                    powers[leaf] = powers[leaf].plus(form) if leaf in powers else form
+            made[place] = {leaf: scaling.ledger.simplified(form) for leaf, form in powers.items()}
+            number += 1
+        scaling.powers[value] = made
+        if index < num_parameters:
+            scaling.places[value] = tuple(frozenset({(index, axis)}) for axis in range(len(axes)))
+    _scale(scaling, program.block)
+    for value in program.block.outputs:
+        apply(lambda powers: scaling.ledger.none(None, powers), scaling.of(value))
+    return scaling, owners
+
+
+def _scale(scaling: Scaling, block: Block) -> None:
+    for node in block.nodes:
+        if node.blocks:
+            _scale_blocks(scaling, node)
+            continue
+        made = results(scaling, node)
+        for value, powers in zip(node.outputs, made, strict=True):
+            shape = counts(scaling.typing.of(value))
+            scaling.powers[value] = fit(powers, shape, scaling.same(node))
+            if value not in scaling.typing.data:
+                scaling.places[value] = places_of(scaling, node, value)
+
+
+# --- Calls, loops and branches --------------------------------------
+
+
+def _scale_blocks(scaling: Scaling, node: Node) -> None:
+    if node.is_call:
+        _scale(scaling, node.blocks[0])
+        return
+    given = [scaling.of(value) for value in node.inputs]
+    if node.name == "cond":
+        _branches(scaling, node, given)
+        return
+    if node.name == "scan":
+        num_consts, num_carry = node.params["num_consts"], node.params["num_carry"]
+        (body,), condition = node.blocks, None
+        consts, carry = given[:num_consts], given[num_consts : num_consts + num_carry]
+        xs = [merged(each, 0, scaling.same(node))[0] for each in given[num_consts + num_carry :]]
+        before: list[np.ndarray] = []
+    else:
+        condition, body = node.blocks
+        num_cond, num_consts = node.params["cond_nconsts"], node.params["body_nconsts"]
+        before, consts = given[:num_cond], given[num_cond : num_cond + num_consts]
+        carry, xs = given[num_cond + num_consts :], []
+    start = 0 if node.name == "scan" else len(before)
+    for index, (inner, outer) in enumerate(zip(body.inputs, node.inputs[start:], strict=True)):
+        stems = stems_of(scaling, outer)
+        scaling.places[inner] = stems[1:] if index >= len(consts) + len(carry) else stems
+    carry, found = _turns(scaling, node, body, consts, carry, xs)
+    if condition is not None:
+        scaling.powers |= zip(condition.inputs, (*before, *carry), strict=True)
+        _scale(scaling, condition)
+    for index, (outer, made) in enumerate(zip(node.outputs, found, strict=True)):
+        scaling.powers[outer] = made if index < len(carry) else made[None]
+
+
+def _turns(
+    scaling: Scaling, node: Node, body: Block, consts: list[np.ndarray], carry: list[np.ndarray], xs: list[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The body of a loop, until its carry has the powers it starts with; one that starts as zeros has any at first."""
+    for _ in range(4):
+        saved = scaling.ledger.copy()
+        for value, powers in zip(body.inputs, (*consts, *carry, *xs), strict=True):
+            scaling.powers[value] = fit(powers, counts(scaling.typing.of(value)), scaling.same(node))
+        carry = [scaling.powers[value] for value in body.inputs[len(consts) : len(consts) + len(carry)]]
+        _scale(scaling, body)
+        found = [scaling.of(value) for value in body.outputs]
+        filled = [apply(lambda a, b: b if a is None else a, a, b) for a, b in zip(carry, found, strict=False)]
+        if all(
+            (apply(lambda a, b: (a is None) == (b is None), a, b)).all() for a, b in zip(carry, filled, strict=True)
+        ):
+            break
+        carry, scaling.ledger = filled, saved
+    for one, other in zip(carry, found, strict=False):
+        apply(scaling.same(node), one, other)
+    return carry, found
+
+
+def _branches(scaling: Scaling, node: Node, given: list[np.ndarray]) -> None:
+    apply(lambda powers: scaling.ledger.none(node, powers), given[0])
+    outs = []
+    for block in node.blocks:
+        scaling.powers |= zip(block.inputs, given[1:], strict=True)
+        scaling.places |= {inner: stems_of(scaling, outer) for inner, outer in zip(block.inputs, node.inputs[1:])}
+        _scale(scaling, block)
+        outs.append([scaling.of(value) for value in block.outputs])
+    for outer, made in zip(node.outputs, zip(*outs, strict=True), strict=True):
+        scaling.powers[outer] = all_same(scaling, node, list(made))
