@@ -21,6 +21,7 @@ from . import (
     stability as stability,
     testing as testing,
     theory as theory,
+    tracing as tracing,
     training as training,
     wiring as wiring,
 )

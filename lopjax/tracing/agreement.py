@@ -59,7 +59,7 @@ def _compare(labels: Wiring, traced: Traced) -> tuple[list[str], list[str]]:
             if one is None or not is_free:
                 more.append(f"{where}: {one} by its label, {other} by the program")
                 continue
-            if not is_found or (_role(one) != _role(other) and one.space in labels.cloneable):
+            if other is None or not is_found or (_role(one) != _role(other) and one.space in labels.cloneable):
                 reason = "" if other is None else f" ({dict(found.reasons).get(other.space, '')})"
                 faults.append(f"{where}: {one} by its label, {other}{reason} by the program")
                 continue
