@@ -83,8 +83,8 @@ def standardise(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """`y = (x - mean) / sqrt(var + epsilon)`, mean and biased variance over `axes`.
 
-    One sample, or the largest entry, is subtracted first: the mean of equal large numbers is rounded, and would leave differences that the
-    division by sqrt(epsilon) magnifies. So a constant becomes 0 exactly, whatever its size.
+    One sample, or the largest entry, is subtracted first: the mean of equal large numbers is rounded, and would leave
+    differences that the division by sqrt(epsilon) magnifies. So a constant becomes 0 exactly, whatever its size.
 
     The derivative is `dy = (dx - mean(dx) - y mean(y dx)) / sqrt(var + epsilon)` (arXiv 1502.03167, section 3, as one
     formula). Differentiating the value instead adds two sums over memory, one of which is zero.
