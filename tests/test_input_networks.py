@@ -101,7 +101,7 @@ def test_what_is_not_finite_is_seen(unchecked, name):
 
 @pytest.mark.parametrize("name", [*NETWORKS, *JUDGES])
 def test_no_samples_give_nothing_finite_or_a_sentence(unchecked, name):
-    if name in ("signal_tolerance", "check_wiring"):
+    if name in ("signal_tolerance", "check_wiring", "check_mean_over_samples"):  # of shapes; of more than one batch
         return
     nothing = np.zeros((0, 3), np.float32), np.zeros(0, np.int32)
     function = {**NETWORKS, **JUDGES}[name]
@@ -119,7 +119,7 @@ def test_interventions_keep_types(x64, dtype):
         "regrama": interventions.regrama(0.1, 2),
         "cpr": interventions.cpr(0.1, 2),
         "fire": interventions.fire(every=2),
-        "reset_layer": interventions.reset_layer(["classes"]),
+        "reset_layer": interventions.reset_layer(["classes"], every=2),
         "reset_optimizer": interventions.reset_optimizer(2),
         "split_clones": interventions.split_clones(every=2),
         "wake_dead_units": interventions.wake_dead_units(every=2),

@@ -227,6 +227,8 @@ def _search(model: Model, variables: Variables, batch: Batch, factor: Factor, lo
             f"parameters are {dtype}: the sign of a small difference needs float64. Call inside "
             "jax.enable_x64(True), with jax.tree.map(lambda leaf: leaf.astype(float), variables)"
         )
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(variables["params"])):
+        raise ValueError("the parameters are not finite: no stationary point can be found from there")
     return _Search(model, batch, factor, loss, decayed_loss(model, variables, batch, factor, loss))
 
 
