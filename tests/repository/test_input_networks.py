@@ -101,7 +101,7 @@ def test_what_is_not_finite_is_seen(unchecked, name):
 
 @pytest.mark.parametrize("name", [*NETWORKS, *JUDGES])
 def test_no_samples_give_nothing_finite_or_a_sentence(unchecked, name):
-    if name in ("signal_tolerance", "check_wiring", "check_mean_over_samples"):  # of shapes; of more than one batch
+    if name in ("signal_tolerance", "check_wiring", "check_mean_over_samples", "clone_distances"):
         return
     nothing = np.zeros((0, 3), np.float32), np.zeros(0, np.int32)
     function = {**NETWORKS, **JUDGES}[name]
