@@ -13,7 +13,6 @@ from experiments.continual.problem import make_problem
 from experiments.kit.experiment import NO_RESOURCES, Resources
 from experiments.remedies.config import Config, StreamConfig
 from experiments.remedies.methods import METHODS, NUM_SETTINGS, Remedy
-from lopjax.losses import mean_squared_error
 from lopjax.model import Model
 from lopjax.models import mlp
 from lopjax.training import Stream, check_lanes, task_examples, task_stream, upgd_toy
@@ -110,12 +109,17 @@ def _regression(sizes: StreamConfig) -> Bench:
         inputs=lambda stored: stored,
         test=lambda data, key, task: test.draw((), jax.random.fold_in(key, NO_STEP), task * sizes.steps).batch,
         test_data=(),
-        loss=mean_squared_error,
-        score=lambda outputs, targets: -mean_squared_error(outputs, targets),
+        loss=squared_error,
+        score=lambda outputs, targets: -squared_error(outputs, targets),
         is_accuracy=False,
         model=mlp((16,), sizes.widths, 1, activation="identity"),
         base="sgd",
     )
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean over examples and outputs, without the half of `lopjax.losses.mean_squared_error`, as in the paper."""
+    return jnp.mean((outputs - targets) ** 2)
 
 
 def _classification(name: str, sizes: StreamConfig, resources: Resources) -> Bench:
