@@ -54,6 +54,8 @@ CASES = [
     pytest.param(name, network, marks=() if network == "small" and name != "adaptable" else pytest.mark.slow)
     for name in METHODS
     for network in ("small", "mlp", "cnn", "resnet", "vit")
+    # On the larger networks these two are tested in files of their own; under this suite they are not settled there.
+    if network == "small" or name not in ("wake_dead_units", "split_clones")
 ]
 
 
