@@ -3,7 +3,7 @@
 Most input bits stay as they are for thousands of steps; a learner with few units tracks a target that is fixed, but too
 rich for it. Does its error fall and then rise, and what holds it? On two CPU cores:
 
-    python -m experiments.bit_flipping                            # 300,000 steps, 8 seeds, 5 methods: a minute
+    python -m experiments.bit_flipping                            # 300,000 steps, 8 seeds, 4 methods: a minute
     python -m experiments.bit_flipping --preset paper             # 5 million steps, 30 seeds, every method
     python -m experiments.bit_flipping --preset widths            # 5 to 100 units: ranks and duplicates
     python -m experiments.bit_flipping --preset official_figure   # 2 optimizers, 6 activations, 3 step sizes, 100 seeds
