@@ -7,7 +7,7 @@ import numpy as np
 
 from lopjax.tracing.atoms import Atom, Axis
 from lopjax.tracing.degrees import Condition, Form, Powers, Unknown
-from lopjax.tracing.jaxprs import Block, Node
+from lopjax.tracing.jaxprs import Block, Node, scan_counts
 from lopjax.tracing.pieces import apply, counts, fit, full, merged, pieces
 from lopjax.tracing.scaling import Scaling, all_same, places_of, stems_of
 from lopjax.tracing.scaling_rules import results
@@ -127,7 +127,7 @@ def _scale_blocks(scaling: Scaling, node: Node) -> None:
         _branches(scaling, node, given)
         return
     if node.name == "scan":
-        num_consts, num_carry = node.params["num_consts"], node.params["num_carry"]
+        num_consts, num_carry = scan_counts(node)
         (body,), condition = node.blocks, None
         consts, carry = given[:num_consts], given[num_consts : num_consts + num_carry]
         xs = [merged(each, 0, scaling.same(node))[0] for each in given[num_consts + num_carry :]]

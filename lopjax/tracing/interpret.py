@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lopjax.model import Tap
-from lopjax.tracing.jaxprs import CUSTOM_RULES, REMAT, Block, Node, rebind, walk
+from lopjax.tracing.jaxprs import CUSTOM_RULES, REMAT, Block, Node, rebind, scan_counts, walk
 from lopjax.tracing.primitives import ELEMENTWISE
 from lopjax.tracing.sites import FoundSite
 from lopjax.tracing.wide import Sizes
@@ -198,7 +198,7 @@ def _remat(setting: Setting, node: Node, values: dict[int, Any]) -> Recorded:
 
 def _scan(setting: Setting, node: Node, given: list[Any], shifts: Mapping[str, Tap]) -> tuple[list[Any], Recorded]:
     (block,) = node.blocks
-    num_consts, num_carry = node.params["num_consts"], node.params["num_carry"]
+    num_consts, num_carry = scan_counts(node)
     consts, carry = given[:num_consts], given[num_consts : num_consts + num_carry]
 
     def step(carry: Any, each: Any) -> Any:

@@ -210,6 +210,14 @@ def _fold(program: Program, node: Node) -> None:
                 program.numbers[node.outputs[0]] = _FOLDED[node.name](*known)
 
 
+def scan_counts(node: Node) -> tuple[int, int]:
+    """Numbers of constants and of carries of a scan; JAX 0.12 says them by three flat trees."""
+    if "num_consts" in node.params:
+        return node.params["num_consts"], node.params["num_carry"]
+    consts, carry, _ = node.params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
 def rebind(node: Node, values: Sequence[Any], params: dict[str, Any] | None = None) -> list[Any]:
     """Apply a node's primitive to other values, with other parameters if given."""
     primitive = node.eqn.primitive

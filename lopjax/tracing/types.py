@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from lopjax.tracing.atoms import Axis, Position, fresh, is_pinned, leaves, pin, sum_of, unify
-from lopjax.tracing.jaxprs import Block, Node, Program
+from lopjax.tracing.jaxprs import Block, Node, Program, scan_counts
 from lopjax.tracing.primitives import Type, unknown
 from lopjax.tracing.rules import RULES, constant
 from lopjax.tracing.rules_sums import padded
@@ -123,7 +123,7 @@ def _scan(typing: Typing, node: Node) -> None:
     """Constants and carries pass; what is scanned over loses its first axis, whose order matters."""
     (body,) = node.blocks
     reason = Position(f"{node.where}: steps of a loop")
-    num_consts, num_carry = node.params["num_consts"], node.params["num_carry"]
+    num_consts, num_carry = scan_counts(node)
     for index, (inner, outer) in enumerate(zip(body.inputs, node.inputs, strict=True)):
         axes = typing.of(outer)
         if index >= num_consts + num_carry:
@@ -200,8 +200,9 @@ def _mark_inside(node: Node, data: set[int]) -> None:
                 if chosen or any(block.outputs[index] in data for block in node.blocks):
                     data.add(outer)
             continue
-        first = node.params.get("num_consts", node.params.get("body_nconsts", 0))
-        num_carry = node.params.get("num_carry", len(node.outputs))
+        first, num_carry = node.params.get("body_nconsts", 0), len(node.outputs)
+        if node.name == "scan":
+            first, num_carry = scan_counts(node)
         for index, (outer, made) in enumerate(zip(node.outputs, body.outputs, strict=True)):
             if made in data or (index < num_carry and body.inputs[first + index] in data):
                 data.add(outer)

@@ -53,7 +53,7 @@ def test_clones_are_made_certified_found_and_collapsed(x64):
     own = wide.view.merge(cloned)
     np.testing.assert_allclose(plain(own, x), plain(params, x), rtol=1e-12)  # the user's own function, at the wide size
     partition = uniform_partition(wide.wiring, 2)
-    assert "BLOCK_CONSTANT" in str(certify_cloned(wide, cloned, partition))
+    assert "BLOCK_CONSTANT" in str(certify_cloned(wide, cloned, None, partition))
     found = find_clones(wide, cloned, x)
     assert {space: len(set(each.parameters)) for space, each in found.items()} == {"w1": 6, "w2": 5}
     back = collapse(cloned, wide.wiring, partition)
