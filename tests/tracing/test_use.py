@@ -283,7 +283,7 @@ def test_haiku_without_labels():
 
 def test_the_examples_of_the_page_run(capsys):
     page = (Path(__file__).parents[2] / "docs" / "own_networks.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", page.split("## No labels")[1], re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", page.split("## No labels")[1].split("\n## ")[0], re.DOTALL)
     exec(example, {})
     report = capsys.readouterr().out
     assert "cloneable: 1 unit spaces" in report
