@@ -98,6 +98,7 @@ NOT_YET = (
     "start_lives",
     "symptoms_of",
     "thresholds",
+    "trace_model",
     "trap_forecast",
     "trend",
     "unit_nearness",
