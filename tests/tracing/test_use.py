@@ -215,7 +215,7 @@ def test_blocks_of_clones_and_resets_run_on_a_read_network(x64):
     traced = trace_model(plain, params, x)
     model, variables = traced.model, traced.split(params)
     blocks = unit_blocks(model, variables, (x, y), factor=2, loss=mean_cross_entropy)
-    assert set(blocks) == {"w1", "w2"}
+    assert set(blocks.spaces) == {"w1", "w2"}
 
 
 # --- Networks of other libraries, as they come --------------------
