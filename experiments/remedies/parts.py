@@ -67,13 +67,15 @@ class Life:
     def parts(self) -> list[Part]:
         """One part a record; the first of the evaluation takes the best setting from the tuning."""
         every = self.bench.sizes.tasks_per_record * self.bench.sizes.steps
+        num_records = self.bench.sizes.num_tasks // self.bench.sizes.tasks_per_record
         made: list[Part] = []
         for phase in self.phases:
-            for number in range(self.bench.sizes.num_tasks // self.bench.sizes.tasks_per_record):
+            first = len(made)
+            for number in range(num_records):
                 name, like = f"{self.place['stream']}: {phase.name}", partial(self.like, phase)
                 made.append(phase.lanes.part(name, every, partial(self.train, phase, number), like))
             if phase.name == EVALUATE:
-                made[-number - 1] = made[-number - 1]._replace(do=self.first(made[-number - 1].do, phase))
+                made[first] = made[first]._replace(do=self.first(made[first].do, phase))
         if len(self.phases) > 1:
             tuning = self.phases[0]
             do = made[0].do
