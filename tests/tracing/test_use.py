@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import EXAMPLES, gpt, gpt_params, of
+from traced_networks import EXAMPLES, gpt, gpt_params, of
 
 from lopjax.certificates import certify_cloned
 from lopjax.cloning import clone_variables, find_clones, uniform_partition

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import EXAMPLES, Example, of
+from traced_networks import EXAMPLES, Example, of
 
 from lopjax.tracing import trace_model
 from lopjax.tracing import traced as traced_module
@@ -41,10 +41,10 @@ def test_reasons_name_the_line_of_the_users_file():
     traced = trace_model(network.apply, network.params, network.inputs, check=False)
     reasons = {space.size: space.reason for space in traced.spaces if space.state == "permutable"}
     assert "dot_general at " in reasons[4]
-    assert "networks.py" in reasons[4]
+    assert "traced_networks.py" in reasons[4]
     assert "exp at " in reasons[4]
     assert "divided by the number of clones" in reasons[8]
-    assert "networks.py" in reasons[8]
+    assert "traced_networks.py" in reasons[8]
     assert all(reason in traced.report() for reason in reasons.values())
 
 
@@ -55,7 +55,7 @@ def test_a_function_of_jax_that_was_traced_elsewhere_is_told_by_the_line_that_ca
     jax.make_jaxpr(lambda x: jnp.cumsum(x, -1))(of(3, 6))  # fills JAX's cache from this line
     traced = trace_model(apply, dict(w=of(4, 6), head=of(6, 2)), of(3, 4), check=False)
     (reason,) = [space.reason for space in traced.spaces if space.size == 6]
-    assert f"test_networks.py:{apply.__code__.co_firstlineno + 1}" in reason
+    assert f"test_traced_networks.py:{apply.__code__.co_firstlineno + 1}" in reason
 
 
 # --- Corruptions: each must be seen --------------------
