@@ -71,10 +71,15 @@ def clone_distances(model: Model, variables: Variables, batch: Any) -> dict[str,
 
     Returns:
         For every cloneable space with a site, its distances.
+
+    Raises:
+        ValueError: a batch without samples, on which all units would be alike.
     """
-    inputs = batch[0] if isinstance(batch, tuple) else batch
+    inputs = jnp.asarray(batch[0] if isinstance(batch, tuple) else batch)
+    if len(inputs) == 0:
+        raise ValueError(f"a batch of shape {inputs.shape} has no samples: distances need at least one")
     wiring = model.wiring
-    taps = model.apply(variables, jnp.asarray(inputs), dropout_rate=0.0)[2]
+    taps = model.apply(variables, inputs, dropout_rate=0.0)[2]
     found = {}
     for space in wiring.cloneable:
         seen = [taps[site] for site in wiring.sites_of(space)]
