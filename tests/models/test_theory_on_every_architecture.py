@@ -25,14 +25,16 @@ def shifted(tree, path, unit, shift):
 def test_certificates_of_clones_agree_with_their_signals(x64, name):
     """Parameters and data say the same: clones at BC, no longer so with one unit of one cluster moved."""
     base, data = build(name), batch(ARCHITECTURES[name].shape)
-    wide, variables = widen(base, 2), clone_variables(draw(base), base.wiring, 2)
+    site, path = ARCHITECTURES[name].bias
+    drawn = draw(base)
+    drawn = {**drawn, "params": shifted(drawn["params"], path, 0, 10.0)}  # awake, whatever was drawn
+    wide, variables = widen(base, 2), clone_variables(drawn, base.wiring, 2)
     partition = uniform_partition(wide.wiring, 2)
     certificate = certify_cloned(wide, variables, data, partition)
     assert certificate.verdict is CloneVerdict.BLOCK_CONSTANT
     assert certificate.tangency <= 1e-12
     assert set(certificate.sites) == {site for site, _ in wide.wiring.sites}
     assert all(max(site) <= 1e-12 for site in certificate.sites.values())
-    site, path = ARCHITECTURES[name].bias
     moved = {**variables, "params": shifted(variables["params"], path, 0, 0.5)}
     broken = certify_cloned(wide, moved, data, partition)
     assert broken.verdict is CloneVerdict.NOT_CLONED
