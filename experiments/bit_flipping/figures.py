@@ -149,5 +149,8 @@ def _is_coloured(method: str) -> bool:
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
+    """Above all panels, in as many columns as the width of the figure has room for."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, max(1, len(labels))), frameon=False)
+    inches = 0.7 + 0.075 * max(map(len, labels), default=0)  # of the line and of ten points a letter, at most
+    columns = max(1, min(4, len(labels), int(figure.get_figwidth() / inches)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
