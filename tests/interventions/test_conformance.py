@@ -54,8 +54,10 @@ CASES = [
     pytest.param(name, network, marks=() if network == "small" and name != "adaptable" else pytest.mark.slow)
     for name in METHODS
     for network in ("small", "mlp", "cnn", "resnet", "vit")
-    # On the larger networks these two are tested in files of their own; under this suite they are not settled there.
-    if network == "small" or name not in ("wake_dead_units", "split_clones")
+    # On the larger networks these two are tested in files of their own.
+    if network == "small"
+    or name not in ("wake_dead_units", "split_clones")
+    or (name, network) == ("wake_dead_units", "mlp")
 ]
 
 
@@ -67,6 +69,8 @@ def test_a_method_keeps_its_promises(method, network):
     allowed = {Property.FUNCTION, Property.JUST_DIED} if network == "vit" else set()
     # Whether a method comes to touch the unit that has just died, and no other, depends on the network.
     allowed |= set() if network == "small" else {Property.JUST_DIED}
+    # Of the MLP it wakes a unit that is constant, not zero; that claim has a test of its own.
+    allowed |= {Property.FUNCTION} if (method, network) == ("wake_dead_units", "mlp") else set()
     allowed |= {Property.GRADIENT} if method == "regrama" else set()
     allowed |= {Property.STATISTICS} if network in ("cnn", "vit") else set()
     assert set(unseen) <= allowed, unseen
