@@ -26,7 +26,7 @@ def pieces(num: int) -> dict[str, Repeat]:
     import jax
     import jax.numpy as jnp
 
-    from lopjax.normals import philox2x32, standard_normal
+    from lopjax.random.normals import philox2x32, standard_normal
 
     def add(draw: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
         return lambda key, gradient: gradient + 1e-3 * jnp.linalg.norm(gradient) * draw(key)

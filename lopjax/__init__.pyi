@@ -14,7 +14,6 @@ from . import (
     models as models,
     optim as optim,
     probes as probes,
-    quotient as quotient,
     recovery as recovery,
     runs as runs,
     signals as signals,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from lopjax.argument_order import loss_is_first, takes_old_order
+from lopjax.arguments.order import loss_is_first, takes_old_order
 from lopjax.model import Model, Params, Variables
 from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
 

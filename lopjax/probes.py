@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lopjax.argument_order import packed, takes_old_order, third_is
+from lopjax.arguments.order import packed, takes_old_order, third_is
 from lopjax.cloning import Partition
 from lopjax.losses import mean_cross_entropy
 from lopjax.metrics import SITE_METRICS, SiteActivity, SiteMetric, partition_r2

@@ -15,12 +15,12 @@ import optax
 from optax import contrib
 
 from lopjax.cloning import clone_variables, widen
+from lopjax.cloning.quotient import quotient_optimizer
 from lopjax.losses import cross_entropy
 from lopjax.manifolds import cloned_manifold, distance
 from lopjax.model import Model, Params
 from lopjax.models import mlp
 from lopjax.optim import keep_on_manifold, noisy_sgd
-from lopjax.quotient import quotient_optimizer
 from theory_checks.architectures import NUM_CLASSES, Architecture, architectures, random_batches, random_variables
 from theory_checks.check import Check, Row, Size
 from theory_checks.cloning import NUM_BATCHES, gradients_and_signals
@@ -210,7 +210,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "confinement.quotient",
         "The cloned network's run is the base network's run under known learning rates, array by array.",
-        "this library (lopjax.quotient)",
+        "this library (lopjax.cloning.quotient)",
         check_quotient,
         "The whole loss curve of a cloned network is known before it is trained, from a run at a fraction of its cost.",
     ),

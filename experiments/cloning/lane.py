@@ -9,9 +9,9 @@ import optax
 from experiments.cloning.setup import Setup
 from experiments.kit.methods import METHODS, OFF, Group
 from lopjax.cloning import clone_variables
+from lopjax.cloning.quotient import quotient_optimizer
 from lopjax.losses import mean_cross_entropy
 from lopjax.model import Variables
-from lopjax.quotient import quotient_optimizer
 from lopjax.training import (
     Drawn,
     Intervention,

@@ -7,7 +7,7 @@ from lopjax.certificates.frozen import FrozenCertificate, FrozenVerdict, UnitEvi
 from lopjax.certificates.parameter_residuals import ArrayResiduals
 from lopjax.certificates.symmetries import leaves_loss_unchanged
 from lopjax.certificates.weighted import WeightedCertificate, WeightedVerdict, certify_weighted
-from lopjax.rounding import parameter_tolerance, signal_tolerance
+from lopjax.cloning.rounding import parameter_tolerance, signal_tolerance
 
 __all__ = [
     "ArrayResiduals",

@@ -8,17 +8,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lopjax.argument_order import no_batch, takes_old_order, third_is_mapping_or_no_batch
+from lopjax.arguments.order import no_batch, takes_old_order, third_is_mapping_or_no_batch
 from lopjax.certificates.batch_evidence import Loss, Pass, SignalResiduals, gradient_shares, run, signal_residuals
 from lopjax.certificates.parameter_residuals import KINDS, ArrayResiduals, array_residuals
 from lopjax.certificates.symmetries import Change, align, changed, constants, is_invisible
 from lopjax.certificates.tables import number, table
 from lopjax.cloning import Partition
+from lopjax.cloning.rounding import (
+    CERTAIN_FROM,
+    at_least_float32,
+    check_precision,
+    parameter_tolerance,
+    signal_tolerance,
+)
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import Clusters, Manifold, check_partition, cloned_manifold, tangency_residual
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
-from lopjax.rounding import CERTAIN_FROM, at_least_float32, check_precision, parameter_tolerance, signal_tolerance
 from lopjax.wiring import tree_paths
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lopjax.activations import activation
+from lopjax.arguments.promotion import standard_promotion
 from lopjax.model import Params
-from lopjax.promotion import standard_promotion
 from lopjax.wiring import Label, Wiring, at_path, plain_kernel, standard_layout
 
 

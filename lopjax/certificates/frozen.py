@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.activations import activation
-from lopjax.argument_order import no_batch, takes_old_order, third_is_mapping_or_no_batch
+from lopjax.arguments.order import no_batch, takes_old_order, third_is_mapping_or_no_batch
+from lopjax.arguments.promotion import standard_promotion
 from lopjax.certificates.batch_evidence import Loss, run
 from lopjax.certificates.dead_units import PlainLayer, plain_layer
 from lopjax.certificates.frozen_evidence import Observations, SiteEvidence, gather, slice_norms
 from lopjax.certificates.tables import number, table
+from lopjax.cloning.rounding import at_least_float32
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import FrozenUnits, resolve_frozen_units
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
-from lopjax.promotion import standard_promotion
-from lopjax.rounding import at_least_float32
 from lopjax.wiring import Wiring
 
 

@@ -21,9 +21,9 @@ from lopjax.certificates.dead_units import (
     summand_sizes,
 )
 from lopjax.certificates.saturation import Slopes, slopes
+from lopjax.cloning.rounding import CERTAIN_FROM, signal_tolerance
 from lopjax.manifolds import tree_norm
 from lopjax.model import Params, samples_by_units
-from lopjax.rounding import CERTAIN_FROM, signal_tolerance
 from lopjax.wiring import Wiring, tree_paths, unit_rows
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from lopjax.equality import violations
+from lopjax.cloning.equality import violations
 from lopjax.manifolds import Clusters
 from lopjax.model import Variables
 from lopjax.wiring import Label, Wiring, tree_paths
@@ -18,7 +18,8 @@ class ArrayResiduals(NamedTuple):
     """Violations of one array: of its worst block, over that block's own size (0 for blocks of equal entries).
 
     A block holds what one cluster (or single unit) of the sources gives to one of the targets, at one kernel offset or
-    position. Its size is its largest entry, or what its row and column let one expect: `lopjax.equality.block_sizes`.
+    position. Its size is its largest entry, or what its row and column let one expect
+    (`lopjax.cloning.equality.block_sizes`).
 
     Attributes:
         re: row equality: largest difference between what two units of a cluster get from a source cluster (means).

@@ -14,9 +14,9 @@ import numpy as np
 
 from lopjax.certificates.batch_evidence import Loss, run
 from lopjax.cloning import unit_coordinates
+from lopjax.cloning.rounding import CERTAIN_FROM, signal_tolerance
 from lopjax.losses import Batch, mean_cross_entropy
 from lopjax.model import Model, Params, Variables
-from lopjax.rounding import CERTAIN_FROM, signal_tolerance
 from lopjax.wiring import Label, Wiring, along, tree_paths
 
 DRAWS = 3

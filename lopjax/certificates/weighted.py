@@ -12,6 +12,13 @@ from lopjax.activations import activation
 from lopjax.certificates.batch_evidence import Loss, Pass, run
 from lopjax.certificates.tables import number, table
 from lopjax.cloning import Clusters, Partition, mean_over_clusters
+from lopjax.cloning.rounding import (
+    CERTAIN_FROM,
+    at_least_float32,
+    check_precision,
+    parameter_tolerance,
+    signal_tolerance,
+)
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import (
     CloneNormals,
@@ -26,7 +33,6 @@ from lopjax.manifolds.level_sets import what_stands_between
 from lopjax.manifolds.weighted import check_multiples
 from lopjax.model import Model, Params, Variables
 from lopjax.models.check import check_labels
-from lopjax.rounding import CERTAIN_FROM, at_least_float32, check_precision, parameter_tolerance, signal_tolerance
 from lopjax.wiring import Label, Wiring, along, tree_paths, unit_rows
 
 

@@ -16,6 +16,7 @@ from lopjax.cloning.clone import (
 )
 from lopjax.cloning.clusters import Clusters, Partition, check_partition, make_clusters, mean_over_clusters
 from lopjax.cloning.find import ClonesFound, cluster_rows, find_clones, refine_partition, unit_coordinates
+from lopjax.cloning.quotient import clip_by_cloned_norm, cloned_norm, multiplicities, quotient_optimizer
 
 __all__ = [
     "ClonesFound",
@@ -24,14 +25,18 @@ __all__ = [
     "Factor",
     "Partition",
     "check_partition",
+    "clip_by_cloned_norm",
     "clone_factors",
     "clone_variables",
+    "cloned_norm",
     "cluster_rows",
     "collapse",
     "factor_for_widths",
     "find_clones",
     "make_clusters",
     "mean_over_clusters",
+    "multiplicities",
+    "quotient_optimizer",
     "refine_partition",
     "uniform_partition",
     "unit_coordinates",

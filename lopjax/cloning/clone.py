@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.arguments.integers import as_integer
 from lopjax.cloning.clusters import Partition, check_partition, mean_over_clusters
-from lopjax.integers import as_integer
 from lopjax.model import Model, Variables
 from lopjax.wiring import Label, Wiring, along, multiplicity
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lopjax.integers import as_integer
+from lopjax.arguments.integers import as_integer
 from lopjax.wiring import Wiring
 
 Partition = Mapping[str, tuple[int, ...]]

@@ -7,10 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.equality import totals
+from lopjax.cloning.equality import totals
+from lopjax.cloning.rounding import (
+    CERTAIN_FROM,
+    at_least_float32,
+    check_precision,
+    parameter_tolerance,
+    signal_tolerance,
+)
 from lopjax.model import Model, Tap, Variables, samples_by_units
 from lopjax.models.check import check_labels
-from lopjax.rounding import CERTAIN_FROM, at_least_float32, check_precision, parameter_tolerance, signal_tolerance
 from lopjax.wiring import Wiring
 
 
@@ -185,8 +191,8 @@ def refine_partition(tree: Any, wiring: Wiring, tolerance: float) -> dict[str, t
         tree: parameters, or variables: running statistics then count like biases.
         wiring: their wiring.
         tolerance: largest difference of two totals that counts as none, in units of the size of their block (see
-            `lopjax.equality.block_sizes`): totals that cancel are rounding noise and tell nothing apart, and no loud
-            unit hides another.
+            `lopjax.cloning.equality.block_sizes`): totals that cancel are rounding noise and tell nothing apart, and no
+            loud unit hides another.
 
     Returns:
         `{space: cluster id of every unit}` for all spaces; those that are not cloneable have singletons.

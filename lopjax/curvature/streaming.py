@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from lopjax.arguments.integers import as_integer
 from lopjax.curvature.products import Params, hvp
-from lopjax.integers import as_integer
 
 
 def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_size: int) -> PyTree:

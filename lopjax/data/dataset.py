@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int32, Num, UInt8
 
-from lopjax.integers import as_integer
+from lopjax.arguments.integers import as_integer
 
 
 class Dataset(NamedTuple):

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int32
 
-from lopjax.integers import as_integer
+from lopjax.arguments.integers import as_integer
 
 
 def class_table(

@@ -9,9 +9,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from lopjax.arguments.integers import as_integer
 from lopjax.detection.nearness import UnitNearness
 from lopjax.detection.trends import trend
-from lopjax.integers import as_integer
 from lopjax.metrics import effective_rank
 from lopjax.model import Model, Variables, samples_by_units
 from lopjax.optim.checks import check

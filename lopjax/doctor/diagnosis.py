@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.cloning.rounding import at_least_float32
 from lopjax.detection.lives import LifeTable
 from lopjax.detection.nearness import Status, describe_units, unit_nearness
 from lopjax.doctor import examine
@@ -14,7 +15,6 @@ from lopjax.doctor.findings import Diagnosis, Finding, UnitRecord
 from lopjax.losses import check_batch, mean_cross_entropy
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
-from lopjax.rounding import at_least_float32
 
 
 def diagnose(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from lopjax.integers import as_integer
+from lopjax.arguments.integers import as_integer
 from lopjax.interventions.checks import check_every, check_state, is_due, is_start
 from lopjax.interventions.reasons import AS_IT_WAS, CHANGED, NOT_ITS_STEP
 from lopjax.model import Params, Taps

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Int32
 
-from lopjax.integers import as_integer
+from lopjax.arguments.integers import as_integer
 from lopjax.interventions.activity import over_sites
 from lopjax.interventions.checks import Spaces, check_state, spaces_of
 from lopjax.interventions.reasons import reason_of

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from lopjax.arguments.integers import as_integer
 from lopjax.curvature import extreme_eigenvalues, hvp
 from lopjax.detection import activation_rows, multiples_by_parameters, nearest_units
-from lopjax.integers import as_integer
 from lopjax.interventions.checks import Spaces, check_every, check_state, is_due, spaces_of
 from lopjax.interventions.pairs import Pair, Rows, merged, outgoing_part, parting, places_of, push_length, zero_rows
 from lopjax.interventions.reasons import (

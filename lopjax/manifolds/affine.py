@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.arguments.integers import as_integer
 from lopjax.cloning import Clusters, Partition, check_partition
-from lopjax.integers import as_integer
 from lopjax.manifolds.clusters import has_average, weighted_mean
 from lopjax.manifolds.manifold import CloneNormals, Manifold, ManifoldKind, Params, Subspace
 from lopjax.wiring import Label, Wiring, along

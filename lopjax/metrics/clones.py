@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.integers import as_integer
+from lopjax.arguments.integers import as_integer
 from lopjax.metrics.scaling import Samples, Scalar, as_samples, on_one_scale, scaled, times_power_of_two
 
 

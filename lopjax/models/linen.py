@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lopjax.integers import as_integer
+from lopjax.arguments.integers import as_integer
 from lopjax.model import Model, NotResizableError, Output, Tap, Variables
 from lopjax.models.labels import Coupling, Labelled, PermutableOnly, Tapped
 from lopjax.wiring import Path, Site, View, Wiring, build_wiring, make_view, tree_paths

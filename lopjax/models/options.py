@@ -9,7 +9,7 @@ import numpy as np
 from lopjax.activation_checks import check_activation
 from lopjax.activations import ACTIVATIONS as ALL_ACTIVATIONS
 from lopjax.activations import Activation, activation_key
-from lopjax.integers import as_integer
+from lopjax.arguments.integers import as_integer
 from lopjax.models.initialisation import INITIALISATIONS
 from lopjax.models.layers import COMPUTE_DTYPES
 from lopjax.models.norms import NORMS

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
-from lopjax.philox import spell_out_products
+from lopjax.random.philox import spell_out_products
 
 Params = PyTree[Array]
 

@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lopjax.integers import as_integer
+from lopjax.arguments.integers import as_integer
 from lopjax.optim.checks import Params, check, check_params, check_real, transformation
 from lopjax.optim.matrices import MatrixAxes, as_matrices, map_matrices, matrix_axes
 from lopjax.wiring import Wiring

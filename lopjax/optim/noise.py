@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
 from lopjax.metrics.scaling import scaled, times_power_of_two
-from lopjax.normals import standard_normal
 from lopjax.optim.checks import Params, as_key, check, check_real, keep_dtypes, own_copy, transformation
+from lopjax.random.normals import standard_normal
 
 
 class RelativeNoiseState(NamedTuple):

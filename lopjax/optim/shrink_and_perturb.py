@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
-from lopjax.integers import as_integer
+from lopjax.arguments.integers import as_integer
 from lopjax.optim.checks import Params, as_key, check, check_params, check_real, own_copy, transformation
 from lopjax.optim.noise import map_with_noise
 

@@ -10,9 +10,9 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from lopjax.arguments.integers import as_integer
 from lopjax.detection.nearness import Status, unit_nearness, unit_status
 from lopjax.detection.warnings import symptoms_of
-from lopjax.integers import as_integer
 from lopjax.interventions.checks import check_every, check_state, is_due, spaces_of
 from lopjax.interventions.reasons import CHANGED, NO_UNIT_CHOSEN, NOT_ITS_STEP
 from lopjax.interventions.slices import no_units

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopjax.arguments.promotion import standard_promotion
 from lopjax.curvature import check_same_tree
 from lopjax.curvature.products import Loss, Params
 from lopjax.manifolds import Manifold, tree_norm
-from lopjax.promotion import standard_promotion
 
 
 @standard_promotion()

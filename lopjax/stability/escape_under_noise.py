@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from lopjax.promotion import standard_promotion
+from lopjax.arguments.promotion import standard_promotion
 
 # The tail is an integral along a contour in the complex plane, by the trapezoidal rule, which converges exponentially
 # there. Nodes on one half of the contour, their spacing, and the tangent of the angle by which it leaves the vertical

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lopjax.cloning import Partition
+from lopjax.cloning.rounding import parameter_tolerance
 from lopjax.curvature import extreme_eigenvalues, hvp
 from lopjax.curvature.products import Loss, Params
 from lopjax.manifolds import check_partition, tree_norm
-from lopjax.rounding import parameter_tolerance
 from lopjax.stability.blocks.coordinates import block_constant_residual, clone_counts, make_lift, unit_columns
 from lopjax.wiring import Wiring
 

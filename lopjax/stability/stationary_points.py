@@ -10,10 +10,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from lopjax.cloning import Factor
+from lopjax.cloning.quotient import multiplicities
 from lopjax.curvature import extreme_eigenvalues
 from lopjax.losses import Batch, of_parameters
 from lopjax.model import Model, Params, Variables
-from lopjax.quotient import multiplicities
 from lopjax.stability.blocks.matrices import LossOfLogits
 
 # Up to this many parameters Newton's equations are solved, and the base's curvature measured, by a dense Hessian.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lopjax.integers import as_integer
+from lopjax.arguments.integers import as_integer
 from lopjax.training.streams import Block, Drawn, Stream, Task
 
 FLIPS, THRESHOLDS = ("one", "all"), ("official", "textbook")

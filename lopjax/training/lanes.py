@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from lopjax.philox import spell_out_products
+from lopjax.random.philox import spell_out_products
 
 SEED, BATCH = "seed", "batch"
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
-from lopjax.argument_order import packed, takes_old_order, third_is
+from lopjax.arguments.order import packed, takes_old_order, third_is
 from lopjax.data import augment, normalize
 from lopjax.losses import accuracy, mean_cross_entropy
 from lopjax.model import Model, Variables

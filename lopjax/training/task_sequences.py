@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, PyTree
 
+from lopjax.arguments.integers import as_integer
 from lopjax.data.tasks import check_class_order, check_class_split, class_table
-from lopjax.integers import as_integer
 from lopjax.losses import Masked
 from lopjax.training.task_streams import TaskSequence
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from lopjax.arguments.integers import as_integer
 from lopjax.data import epoch_permutation
-from lopjax.integers import as_integer
 from lopjax.training.streams import Block, Drawn, Stream, Task
 
 

@@ -17,10 +17,10 @@ from lopjax.cloning import (
     uniform_partition,
     widen,
 )
+from lopjax.cloning.quotient import clip_by_cloned_norm, multiplicities, quotient_optimizer
 from lopjax.losses import mean_cross_entropy
 from lopjax.manifolds import cloned_manifold, tangency_residual
 from lopjax.models import mlp, vit
-from lopjax.quotient import clip_by_cloned_norm, multiplicities, quotient_optimizer
 from lopjax.wiring import multiplicity
 
 UNEQUAL = {"hidden_0": 3, "hidden_1": 2}

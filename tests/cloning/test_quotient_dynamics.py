@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from lopjax.cloning import clone_variables, widen
+from lopjax.cloning.quotient import clip_by_cloned_norm, cloned_norm, multiplicities, quotient_optimizer
 from lopjax.losses import mean_cross_entropy
 from lopjax.models import mlp
-from lopjax.quotient import clip_by_cloned_norm, cloned_norm, multiplicities, quotient_optimizer
 
 STEPS = 120
 SUBSET = {"hidden_1": 3}

@@ -12,10 +12,10 @@ import optax
 import pytest
 
 from lopjax import optim
+from lopjax.cloning.quotient import quotient_optimizer
 from lopjax.manifolds import cloned_manifold, frozen_manifold, level_set_manifold
 from lopjax.models import mlp
-from lopjax.normals import standard_normal
-from lopjax.quotient import quotient_optimizer
+from lopjax.random.normals import standard_normal
 
 MODEL = mlp((4,), (6,), 2)
 PARAMS = MODEL.init(jax.random.key(0))["params"]

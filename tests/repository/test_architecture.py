@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-OLD_NAMES = {"lanes", "finding", "checkpoints", "writers"}
+OLD_NAMES = {"lanes", "finding", "quotient", "checkpoints", "writers"}
 
 
 def layers() -> dict[str, int]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lopjax
-from lopjax.argument_order import takes_old_order, third_is
+from lopjax.arguments.order import takes_old_order, third_is
 from lopjax.certificates import certify_cloned, certify_frozen
 from lopjax.losses import mean_squared_error, of_parameters
 from lopjax.models import mlp

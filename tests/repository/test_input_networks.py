@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from lopjax import interventions, losses, probes, stability
+from lopjax.cloning.rounding import signal_tolerance
 from lopjax.detection import clone_distances
 from lopjax.manifolds import cloned_manifold
 from lopjax.models import check_wiring, mlp
-from lopjax.rounding import signal_tolerance
 from lopjax.signals import observe
 from lopjax.training import Setting, init_state, intervene, logs_of, start_intervention, train_step
 

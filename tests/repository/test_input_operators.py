@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from lopjax import curvature, detection, manifolds, quotient, stability
+from lopjax import cloning, curvature, detection, manifolds, stability
 from lopjax.cloning import cluster_rows, collapse, make_clusters, mean_over_clusters
 from lopjax.detection import CloneDistances, Multiples
 from lopjax.models import mlp
@@ -67,9 +67,9 @@ FUNCTIONS = {
     "conserved_drift": lambda v: manifolds.conserved_drift(lambda p: p["w"][:1] ** 2, {"w": v}, 0.5),
     "cluster_mean": lambda v: manifolds.cluster_mean(v, 0, CLUSTERS),
     "kick_components": lambda v: stability.kick_components({"w": jnp.eye(2, dtype=v.dtype)}, {"w": v}),
-    "cloned_norm": lambda v: quotient.cloned_norm(tree(v), PAIR.wiring, 2),
-    "clip_by_cloned_norm": lambda v: quotient.clip_by_cloned_norm(1.0, PAIR.wiring, 2).update(tree(v), ())[0],
-    "quotient_optimizer": lambda v: _step(quotient.quotient_optimizer(optax.sgd(0.5), PAIR.wiring, 2), tree(v)),
+    "cloned_norm": lambda v: cloning.cloned_norm(tree(v), PAIR.wiring, 2),
+    "clip_by_cloned_norm": lambda v: cloning.clip_by_cloned_norm(1.0, PAIR.wiring, 2).update(tree(v), ())[0],
+    "quotient_optimizer": lambda v: _step(cloning.quotient_optimizer(optax.sgd(0.5), PAIR.wiring, 2), tree(v)),
     "collapse": lambda v: collapse({"params": tree(v[:1].repeat(2))}, PAIR.wiring, {"hidden_0": (0, 0)}),
     "parameter_rows": lambda v: detection.parameter_rows(PAIR.wiring, {"params": tree(v)}, "hidden_0"),
 }

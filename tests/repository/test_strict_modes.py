@@ -10,11 +10,11 @@ from oracles.architectures import ARCHITECTURES, build
 from lopjax import data, metrics, optim
 from lopjax.certificates import certify_frozen
 from lopjax.cloning import clone_variables
+from lopjax.cloning.quotient import clip_by_cloned_norm, quotient_optimizer
 from lopjax.curvature import spectral_density
 from lopjax.manifolds import Manifold, cloned_manifold
 from lopjax.models import mlp
 from lopjax.probes import symptoms
-from lopjax.quotient import clip_by_cloned_norm, quotient_optimizer
 from lopjax.stability import DecayingNoise, escape_time_along, first_passage_times, unit_blocks
 from lopjax.training import Preprocess, evaluate
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lopjax.philox import high_word
+from lopjax.random.philox import high_word
 from lopjax.training.lanes import check_lanes, cut_batch, gathered, lane_mesh, over_lanes, place
 
 EIGHT = "--xla_force_host_platform_device_count=8"

@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from lopjax.cloning import clone_variables, widen
+from lopjax.cloning.quotient import quotient_optimizer
 from lopjax.losses import cross_entropy, mean_cross_entropy, mean_squared_error
 from lopjax.models import mlp
 from lopjax.optim import noisy_sgd
-from lopjax.quotient import quotient_optimizer
 from lopjax.training import (
     TrainState,
     init_state,

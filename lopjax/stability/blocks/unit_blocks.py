@@ -6,14 +6,14 @@ At a point of BC the Hessian on the normal space of the leaf is `sum_j I_(n_j - 
 import numpy as np
 from jaxtyping import Array, Key
 
-from lopjax.argument_order import renamed, takes_old_order, third_is
+from lopjax.arguments.order import renamed, takes_old_order, third_is
+from lopjax.arguments.promotion import standard_promotion
 from lopjax.cloning import Factor, Partition, clone_variables, collapse, uniform_partition, widen
+from lopjax.cloning.rounding import parameter_tolerance
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import check_partition
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
-from lopjax.promotion import standard_promotion
-from lopjax.rounding import parameter_tolerance
 from lopjax.stability.blocks.closed_form import blocks_by_closed_form
 from lopjax.stability.blocks.coordinates import block_constant_residual
 from lopjax.stability.blocks.matrices import LossOfLogits
@@ -115,8 +115,8 @@ def unit_blocks_of_clones(
         partition: cluster id of every unit, per space with clones.
         loss: as in `unit_blocks`, like the arguments after `bc_tolerance`.
         bc_tolerance: largest `||W - P W|| / ||W||`, on the slices of one cluster, that passes as block constant;
-            default `lopjax.rounding.parameter_tolerance`. Beyond that default the blocks are those of the cluster
-            means: no report is `exact` then, and each says so.
+            default `lopjax.cloning.rounding.parameter_tolerance`. Beyond that default the blocks are those of the
+            cluster means: no report is `exact` then, and each says so.
         method: see `unit_blocks`.
         batch_size: see `unit_blocks`.
         near_critical: see `unit_blocks`.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lopjax import normals
+from lopjax.random import normals
 
 PHILOX, THREEFRY = (jax.random.key(3, impl=impl) for impl in ("philox4x32", "threefry2x32"))
 COUNT = 1_000_000
