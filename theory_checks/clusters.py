@@ -17,8 +17,8 @@ from lopjax.wiring import In, Label, Out, Wiring
 
 
 def unequal_partition(wiring: Wiring) -> dict[str, tuple[int, ...]]:
-    """Clusters of 1, 3, 5, ... adjacent units in every cloneable space."""
-    return {space: tuple(isqrt(unit) for unit in range(wiring.size(space))) for space in wiring.cloneable}
+    """Clusters of 1, 3, 5, ... adjacent units in every space that is cloned by default."""
+    return {space: tuple(isqrt(unit) for unit in range(wiring.size(space))) for space in wiring.cloned_by_default}
 
 
 def averaging_matrix(ids: tuple[int, ...]) -> np.ndarray:

@@ -157,7 +157,7 @@ def align(
         slices = {}
         for name, label, leaf in zip(names, labels, leaves, strict=True):
             for axis, _, is_read in label.unit_axes((space,)):
-                behind = _coordinate_axis(label, leaf.shape, width)
+                behind = _coordinate_axis(wiring, label, leaf.shape, width)
                 if width == 1 or behind is not None:
                     coordinates[name, axis] = behind
                     own = leaf - _mean_over_outputs(label, leaf) if name in blind and is_read else leaf
@@ -189,8 +189,8 @@ def _mean_over_outputs(label: Label, array: np.ndarray) -> np.ndarray:
     return array.mean(axis=label.output_axes, keepdims=True)
 
 
-def _coordinate_axis(label: Label, shape: tuple[int, ...], width: int) -> int | None:
-    axes = [index for index, role in enumerate(label.axes) if role is None and shape[index] == width]
+def _coordinate_axis(wiring: Wiring, label: Label, shape: tuple[int, ...], width: int) -> int | None:
+    axes = [index for index, axis in enumerate(label.axes) if wiring.is_coordinate(axis) and shape[index] == width]
     return axes[0] if width > 1 and len(axes) == 1 else None
 
 

@@ -28,8 +28,9 @@ def clone_factors(wiring: Wiring, factor: Factor) -> dict[str, int | tuple[int, 
 
     Args:
         wiring: wiring of the network.
-        factor: for all cloneable spaces a number, at least 1, whose product with every width is an integer; or for a
-            subset of them `{space: number, or one positive integer for every unit}`.
+        factor: a number, at least 1, whose product with every width is an integer, for all cloneable spaces but those
+            that index the coordinates of larger units (`Wiring.cloned_by_default`); or, for any cloneable spaces,
+            `{space: number, or one positive integer for every unit}`.
 
     Raises:
         ValueError: anything else, an unknown space, a fixed one (inputs, outputs), or unequal numbers in a space over
@@ -78,7 +79,7 @@ def _in_every_space(
     """Number of clones of every base unit of every cloned space, by `count(copies, wiring, space, where)`."""
     is_one_for_all = not isinstance(factor, Mapping)
     counts = {}
-    for space, copies in (dict.fromkeys(wiring.cloneable, factor) if is_one_for_all else factor).items():
+    for space, copies in (dict.fromkeys(wiring.cloned_by_default, factor) if is_one_for_all else factor).items():
         wiring.size(space)  # raises for an unknown one
         if reason := wiring.why_not_cloneable(space):
             raise ValueError(f"unit space {space!r} is {reason}: only {list(wiring.cloneable)} can be cloned")

@@ -17,7 +17,7 @@ from lopjax.cloning.rounding import (
 )
 from lopjax.model import Model, Tap, Variables, samples_by_units
 from lopjax.models.check import check_labels
-from lopjax.wiring import Wiring
+from lopjax.wiring import Out, Wiring
 
 
 class ClonesFound(NamedTuple):
@@ -132,9 +132,10 @@ def _up_to_a_map(taps: list[Tap], width: int, limit: float) -> tuple[int, ...]:
 
 
 def unit_coordinates(tree: Any, wiring: Wiring, space: str) -> int:
-    """How many coordinates a unit has: 1, or the length of the axis behind the units that every kernel writes.
+    """How many coordinates a unit has: 1, or the length of the axis of coordinates behind it in all that writes it.
 
     A head of width d is written by arrays with axes `(..., heads, d)`; nothing is written behind a channel or a unit.
+    Where queries and values differ in width, it is that of the values, which are what a head gives.
 
     Args:
         tree: parameters or variables.
@@ -144,8 +145,10 @@ def unit_coordinates(tree: Any, wiring: Wiring, space: str) -> int:
     widths = set()
     for label, leaf in zip(wiring.labels_of(tree), jax.tree.leaves(tree), strict=True):
         for axis, *_ in label.unit_axes((space,), is_read=False)[:1]:
-            behind = leaf.shape[axis + 1 :]
-            widths.add(behind[0] if len(behind) == 1 and label.axes[-1] is None else 1)
+            behind = label.axes[axis + 1 :]
+            if len(behind) == 1 and isinstance(behind[0], Out) and behind[0].space not in wiring.cloneable:
+                continue  # queries and keys: nothing sees their coordinates but the products of their own head
+            widths.add(leaf.shape[-1] if len(behind) == 1 and wiring.is_coordinate(behind[0]) else 1)
     return widths.pop() if len(widths) == 1 else 1
 
 

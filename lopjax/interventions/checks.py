@@ -26,7 +26,8 @@ def spaces_of(wiring: Wiring, spaces: Spaces) -> tuple[str, ...]:
     """
     if isinstance(spaces, str):
         raise ValueError(f"spaces={spaces!r}: must be a sequence of names, such as [{spaces!r}]")
-    chosen = wiring.cloneable if spaces is None else tuple(spaces)
+    # The width of an attention head is observed nowhere: its units are reset with their head.
+    chosen = wiring.cloned_by_default if spaces is None else tuple(spaces)
     for space in chosen:
         wiring.size(space)
         if space in wiring.fixed:

@@ -151,7 +151,7 @@ def constants_moved(
 def _uncoupled(wiring: Wiring, spaces: Spaces) -> tuple[str, ...]:
     """The spaces that are acted on."""
     if spaces is None:
-        spaces = [s for s in wiring.cloneable if s not in wiring.coupled and wiring.sites_of(s)]
+        spaces = [s for s in wiring.cloned_by_default if s not in wiring.coupled and wiring.sites_of(s)]
     if coupled := [space for space in spaces if space in wiring.coupled]:
         raise ValueError(
             f"spaces={list(spaces)}: a norm averages over the units of {coupled}, so a dead one cannot be redrawn "

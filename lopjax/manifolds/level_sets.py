@@ -111,7 +111,7 @@ def homogeneous_conserved(wiring: Wiring, spaces: Sequence[str] | None = None) -
         if reason := _obstacle(wiring, space):
             raise ValueError(f"unit space {space!r} has no conserved quantity: {reason}")
     if not wanted:
-        reasons = {space: _obstacle(wiring, space) for space in wiring.cloneable}
+        reasons = {space: _obstacle(wiring, space) for space in wiring.cloned_by_default}
         raise ValueError(f"no unit space has a conserved quantity: {reasons}")
 
     def quantities(params: Params) -> Float[Array, "constraints"]:

@@ -5,7 +5,7 @@ from lopjax.models.check import check_labels, check_wiring
 from lopjax.models.cnn import cnn
 from lopjax.models.constructors import recorded
 from lopjax.models.convolution import convolve
-from lopjax.models.labels import couple, labelled, permutable, tap
+from lopjax.models.labels import coordinates, couple, labelled, permutable, tap
 from lopjax.models.linen import from_linen
 from lopjax.models.mlp import mlp
 from lopjax.models.options import ACTIVATIONS
@@ -21,6 +21,7 @@ __all__ = [
     "check_wiring",
     "cnn",
     "convolve",
+    "coordinates",
     "couple",
     "from_linen",
     "labelled",

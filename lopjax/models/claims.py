@@ -110,7 +110,10 @@ def _is_symmetric(probe: Probe, spaces: Sequence[str], arrays: Arrays, but: tupl
     same = not probe.differs(seen.logits, probe.seen.logits)
     for site, (space, _) in probe.wiring.sites:
         expected = np.roll(probe.seen.pre[site], 1, -1) if space in spaces else probe.seen.pre[site]
-        same = same and not probe.differs(seen.pre[site], expected)
+        # What a unit does at a site may have coordinates (a head's values), whose exchange shows there.
+        sizes = {probe.wiring.size(each) for each in spaces if each in probe.wiring.coordinates}
+        others = (np.roll(expected, 1, axis) for axis, size in enumerate(expected.shape[:-1]) if size in sizes)
+        same = same and any(not probe.differs(seen.pre[site], each) for each in (expected, *others))
     return same
 
 

@@ -52,7 +52,7 @@ class CNN(nn.Module):
             x = normalise(x, self.norm, space, space, self.affine, train, f"{space}_norm", num_axes=3)
             x = _pool(tap(self, space, space, self.activation, x), self.pooling)
             reads, source = space, space if self.pooling == "none" else None
-        x = Dense(reads, dense, dense_size, dense, source, self.initialisation, contract=3, name=dense)(x)
+        x = Dense((None, None, reads), dense, dense_size, dense, source, self.initialisation, name=dense)(x)
         x = tap(self, dense, dense, self.activation, x)
         x = dropout(self, x, self.dropout, dropout_rate, train).astype(float_type())
         return Dense(dense, classes, num_classes, classes, dense, self.initialisation, name=classes)(x)

@@ -123,6 +123,26 @@ def permutable(module: nn.Module, space: str, reason: str) -> None:
         module.put_variable("permutable", space, PermutableOnly(space, reason))
 
 
+class Coordinates(struct.PyTreeNode):
+    """Left by `coordinates` at initialisation: the space of the coordinates of larger units."""
+
+    space: str = struct.field(pytree_node=False)
+
+
+def coordinates(module: nn.Module, space: str) -> None:
+    """Say that a space indexes the coordinates of larger units, as the width of an attention head does.
+
+    One factor for all spaces then leaves it alone: `clone_variables(variables, wiring, 2)` clones whole heads, and
+    `{"heads_0_values": 2}` the coordinates of their values.
+
+    Args:
+        module: the calling module (`self`).
+        space: the unit space.
+    """
+    if module.is_initializing():
+        module.put_variable("coordinates", space, Coordinates(space))
+
+
 class Tapped(struct.PyTreeNode):
     """Left by `tap` at initialisation: the tap, and when it was reached.
 

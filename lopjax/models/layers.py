@@ -21,39 +21,40 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 class Dense(nn.Module):
-    """`y = x W + b`, contracting the last `contract` axes of `x`; only the very last one is a unit axis.
+    """`y = x W + b`, summed over the last axis of `x`, or over its last few.
 
-    Flattening a map and multiplying is `contract=3` with a `(height, width, channels, units)` kernel.
+    Flattening a map and multiplying is `reads=(None, None, "channels")`, with a kernel of shape `(height, width,
+    channels, units)`.
 
     Attributes:
-        reads: unit space of the last axis of the input.
+        reads: unit space of the last axis of the input, or one for each of the axes that are summed over; `None` for an
+            axis that indexes no units.
         writes: unit space of the output.
         size: number of units of the output.
         site: site that every path from this layer passes (see `lopjax.wiring.Label`).
         source: site, or input space, read directly, if the output is the pre-activation of `site` (ditto).
         initialisation: its name.
-        contract: number of trailing axes of the input to sum over.
     """
 
-    reads: str
+    reads: str | tuple[str | None, ...]
     writes: str
     size: int
     site: str | None = None
     source: str | None = None
     initialisation: str = "pytorch"
-    contract: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(batch, ..., *contracted)` to `(batch, ..., units)`."""
-        contracted = x.shape[x.ndim - self.contract :]
-        init = INITIALISATIONS[self.initialisation](prod(contracted), self.size)
-        axes = (*[None] * (self.contract - 1), In(self.reads), Out(self.writes))
+        """`(batch, ..., *summed)` to `(batch, ..., units)`."""
+        reads = (self.reads,) if isinstance(self.reads, str) else self.reads
+        summed = x.shape[x.ndim - len(reads) :]
+        init = INITIALISATIONS[self.initialisation](prod(summed), self.size)
+        axes = (*(None if space is None else In(space) for space in reads), Out(self.writes))
         kernel_init = labelled(init.kernel, *axes, site=self.site, source=self.source, scales=False)
         bias_init = labelled(init.bias, Out(self.writes), site=self.site, scales=False)
-        kernel = self.param("kernel", kernel_init, (*contracted, self.size), float_type())
+        kernel = self.param("kernel", kernel_init, (*summed, self.size), float_type())
         bias = self.param("bias", bias_init, (self.size,), float_type())
-        return add_to_units(jnp.tensordot(x, kernel.astype(x.dtype), self.contract), bias)
+        return add_to_units(jnp.tensordot(x, kernel.astype(x.dtype), len(reads)), bias)
 
 
 class Conv(nn.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lopjax.arguments.integers import as_integer
 from lopjax.model import Model, NotResizableError, Output, Tap, Variables
-from lopjax.models.labels import Coupling, Labelled, PermutableOnly, Tapped
+from lopjax.models.labels import Coordinates, Coupling, Labelled, PermutableOnly, Tapped
 from lopjax.wiring import Path, Site, View, Wiring, build_wiring, make_view, tree_paths
 
 STATE_COLLECTIONS = ("params", "batch_stats")
@@ -95,12 +95,16 @@ def _read_wiring(boxed: Mapping[str, Any], scopes: Mapping[str, Path], fixed: tu
     shapes = {path: tuple(nn.meta.unbox(box).shape) for path, box in zip(paths, boxes, strict=True)}
     taps = {site: _follow(boxed["taps"], path).tap for site, path in scopes.items()}
     sites = {name: Site(tap.space, tap.activation) for name, tap in taps.items()}
-    couplings = jax.tree.leaves(boxed.get("couplings", {}), is_leaf=lambda node: isinstance(node, Coupling))
-    symmetric = jax.tree.leaves(boxed.get("permutable", {}), is_leaf=lambda node: isinstance(node, PermutableOnly))
-    permutable = {each.space: each.reason for each in symmetric}
+    coupled = [each.space for each in _notes(boxed, "couplings", Coupling)]
+    permutable = {each.space: each.reason for each in _notes(boxed, "permutable", PermutableOnly)}
+    coordinates = [each.space for each in _notes(boxed, "coordinates", Coordinates)]
     view, labels, shapes = make_view(labels, shapes)
-    wiring = build_wiring(labels, shapes, sites, fixed, [coupling.space for coupling in couplings], permutable)
-    return wiring, view
+    return build_wiring(labels, shapes, sites, fixed, coupled, permutable, coordinates), view
+
+
+def _notes(boxed: Mapping[str, Any], collection: str, kind: type) -> list[Any]:
+    """What the module's author has said of spaces, at initialisation."""
+    return jax.tree.leaves(boxed.get(collection, {}), is_leaf=lambda node: isinstance(node, kind))
 
 
 def _is_box(leaf: Any) -> bool:
@@ -152,6 +156,7 @@ def _resized(module: nn.Module, sizes: Mapping[str, int], wiring: Wiring) -> nn.
     for space, size in sizes.items():
         wiring.size(space)
         if space in wiring.fixed or space not in dict(current):
-            raise ValueError(f"unit space {space!r} is fixed: its size cannot be changed")
+            free = [each for each in dict(current) if each not in wiring.fixed]
+            raise ValueError(f"unit space {space!r} is fixed: its size cannot be changed; those that can are {free}")
         new[space] = as_integer(size, 1, f"size of {space!r} = {size!r}: must be a positive integer")
     return module.clone(sizes=tuple(new.items()))

@@ -35,9 +35,8 @@ class PatchEmbedding(nn.Module):
         batch, height, width, channels = x.shape
         rows, columns = height // self.patch, width // self.patch
         patches = x.reshape(batch, rows, self.patch, columns, self.patch, channels).swapaxes(2, 3)
-        projection = Dense(
-            "input", "width", self.width, "embedding", None, self.initialisation, contract=3, name="patches"
-        )
+        reads = (None, None, "input")
+        projection = Dense(reads, "width", self.width, "embedding", None, self.initialisation, name="patches")
         tokens = projection(patches).reshape(batch, rows * columns, self.width)
         small = truncated_normal(0.02)
         class_init = labelled(small, Out("width"), site="embedding", scales=False)
@@ -103,6 +102,7 @@ class ViT(nn.Module):
             f"heads_{k}",
             sizes[f"heads_{k}"],
             self.head_width,
+            sizes[f"heads_{k}_values"],
             f"attention_{k}",
             self.attention_dropout,
             self.initialisation,
@@ -129,10 +129,12 @@ def vit(
 ) -> Model:
     """Build a vision transformer with class token, learned positions and norms in front of attention and MLP.
 
-    Unit spaces: `width` (the residual stream), `heads_k` and `mlp_k` of each block. The width of a head is `width /
-    heads` and stays what it is when the stream or the heads are cloned. Sites: `heads_k` (`(batch, tokens, head width,
-    heads)`), `mlp_k`, and, of the stream, `embedding`, `attention_k`, `block_k` after each write. The head reads the
-    class token after a last norm.
+    Unit spaces: `width` (the residual stream), `heads_k` and `mlp_k` of each block, and the coordinates of its heads.
+    The width of a head is `width / heads` and stays what it is when the stream or the heads are cloned. Its values'
+    coordinates, `heads_k_values`, are cloned only where a factor names them; those of queries and keys,
+    `heads_k_queries`, can be exchanged but not cloned. Sites: `heads_k` (`(batch, tokens, value width, heads)`),
+    `mlp_k`, and, of the stream, `embedding`, `attention_k`, `block_k` after each write. The last layer reads the class
+    token after a last norm.
 
     Args:
         input_shape: `(height, width, channels)` of one input; multiples of `patch`.
@@ -163,6 +165,8 @@ def vit(
         >>> from lopjax.models import vit
         >>> model = vit((8, 8, 3), 10, patch=4, width=8, depth=1, heads=2)
         >>> model.wiring.cloneable
+        ('width', 'heads_0', 'mlp_0', 'heads_0_values')
+        >>> model.wiring.cloned_by_default
         ('width', 'heads_0', 'mlp_0')
 
     References:
@@ -177,7 +181,11 @@ def vit(
         raise ValueError(f"patch={patch}: must divide the height and width of input_shape={input_shape!r}")
     if width % heads:
         raise ValueError(f"heads={heads}: must divide width={width}")
-    blocks = [(f"{space}_{k}", size) for k in range(depth) for space, size in (("heads", heads), ("mlp", mlp_size))]
+    blocks = [
+        (space, size)
+        for k in range(depth)
+        for space, size in ((f"heads_{k}", heads), (f"heads_{k}_values", width // heads), (f"mlp_{k}", mlp_size))
+    ]
     module = ViT(
         sizes=(("width", int(width)), *((space, int(size)) for space, size in blocks), ("classes", int(num_classes))),
         depth=int(depth),

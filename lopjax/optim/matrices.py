@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from lopjax.optim.checks import Params
-from lopjax.wiring import Label, Out, Wiring
+from lopjax.wiring import In, Label, Out, Wiring
 
 
 class MatrixAxes(NamedTuple):
@@ -92,9 +92,10 @@ def _is_kind(node: object) -> bool:
 
 
 def _spaces_with_coordinates(wiring: Wiring) -> frozenset[str]:
-    """Spaces whose units are written with one axis of coordinates behind them, by some kernel."""
+    """Spaces whose units some kernel writes with one axis of coordinates behind them."""
     return frozenset(
-        label.axes[-2].space
+        units.space
         for _, label in wiring.labels
-        if len(label.axes) > 1 and label.reads() and label.axes[-1] is None and isinstance(label.axes[-2], Out)
+        for units, behind in zip(label.axes[-2:-1], label.axes[-1:], strict=False)
+        if label.reads() and isinstance(units, Out) and not isinstance(behind, In) and wiring.is_coordinate(behind)
     )

@@ -100,7 +100,7 @@ def kick_clones(
     check_every(every)
 
     def init(setting: Setting, state: TrainState) -> tuple[()]:
-        spaces_of(setting.model.wiring, (*(spaces or setting.model.wiring.cloneable), *(scales or ())))
+        spaces_of(setting.model.wiring, (*(spaces or setting.model.wiring.cloned_by_default), *(scales or ())))
         check_state(setting, state)
         return ()
 

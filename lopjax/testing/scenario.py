@@ -95,7 +95,7 @@ def faint(setting: Setting, state: TrainState) -> TrainState:
 
 def _at_one_unit(setting: Setting, state: TrainState, edit: Callable[[Slices, Any], Any]) -> TrainState:
     wiring, params = setting.model.wiring, state.variables["params"]
-    units = {space: np.arange(wiring.size(space)) == wiring.size(space) // 2 for space in wiring.cloneable}
+    units = {space: np.arange(wiring.size(space)) == wiring.size(space) // 2 for space in wiring.cloned_by_default}
     incoming, outgoing = slices_of(wiring, params, units)
     params = jax.tree.map(lambda i, o, a: edit(Slices(i, o), np.asarray(a)), incoming, outgoing, params)
     return state._replace(variables={**state.variables, "params": params})

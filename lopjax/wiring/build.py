@@ -14,12 +14,13 @@ def build_wiring(
     fixed: Collection[str] = (),
     coupled: Collection[str] = (),
     permutable: Mapping[str, str] = MappingProxyType({}),
+    coordinates: Collection[str] = (),
 ) -> Wiring:
     """Build a wiring and refuse one that contradicts itself.
 
-    Spaces that no parameter writes are network inputs, spaces that none reads are outputs: both are fixed, unless they
-    are said to be permutable. Whether the
-    labels describe the network, only the network can tell: `lopjax.models.check_wiring`.
+    Spaces that no parameter writes are network inputs and fixed. Spaces that none reads are outputs and fixed as well,
+    unless they are said to be permutable. Whether the labels describe the network, only the network can tell:
+    `lopjax.models.check_wiring`.
 
     Args:
         labels: label of every array (`None`: the array came without one).
@@ -28,6 +29,7 @@ def build_wiring(
         fixed: further spaces whose units must not be cloned.
         coupled: spaces over whose units something averages.
         permutable: spaces whose units may be exchanged but not cloned, and why not.
+        coordinates: spaces that index the coordinates of larger units (the width of an attention head).
 
     Raises:
         ValueError: arrays without a label (all are listed), labels without an array, a label whose number of axes is
@@ -45,7 +47,12 @@ def build_wiring(
         raise ValueError(f"labels of arrays that do not exist: {strays}")
     known = {path: label for path, label in labels.items() if label is not None}
     sizes = _sizes(known, shapes)
-    for kind, spaces in (("fixed", fixed), ("coupled", coupled), ("permutable", permutable)):
+    for kind, spaces in (
+        ("fixed", fixed),
+        ("coupled", coupled),
+        ("permutable", permutable),
+        ("coordinate", coordinates),
+    ):
         if unknown := [space for space in spaces if space not in sizes]:
             raise ValueError(f"{kind} space {unknown[0]!r}: not in this wiring; its spaces are {list(sizes)}")
     read = {space for label in known.values() for space in label.reads()}
@@ -73,6 +80,7 @@ def build_wiring(
         fixed=frozenset(fixed) | inputs | outputs,
         coupled=frozenset(coupled),
         reasons=tuple(sorted(reasons.items())),
+        coordinates=frozenset(coordinates),
     )
 
 

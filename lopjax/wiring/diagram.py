@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lopjax.wiring.labels import Label, Path, Site, along
+from lopjax.wiring.labels import Axis, Label, Path, Site, along
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Wiring:
         reasons: `(space, why its units cannot be cloned)` of every space that is not cloneable. One that is not fixed
             either is *permutable*: its units may be exchanged, so equal ones stay equal under gradient descent, but
             repeating and dividing them does not keep the function (queries and keys: their products would add up).
+        coordinates: spaces that index the coordinates of larger units, as the width of an attention head does. Their
+            units are cloned only where a factor names them; what treats a unit as a whole takes its coordinates along.
     """
 
     labels: tuple[tuple[Path, Label], ...]
@@ -36,6 +38,7 @@ class Wiring:
     fixed: frozenset[str]
     coupled: frozenset[str] = frozenset()
     reasons: tuple[tuple[str, str], ...] = ()
+    coordinates: frozenset[str] = frozenset()
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -49,6 +52,11 @@ class Wiring:
         return tuple(space for space in self.permutable if space not in without)
 
     @property
+    def cloned_by_default(self) -> tuple[str, ...]:
+        """The cloneable spaces that one factor for all of them means: not the coordinates of larger units."""
+        return tuple(space for space in self.cloneable if space not in self.coordinates)
+
+    @property
     def permutable(self) -> tuple[str, ...]:
         """The spaces whose units may be exchanged: all but the fixed ones."""
         return tuple(space for space in self.spaces if space not in self.fixed)
@@ -60,6 +68,10 @@ class Wiring:
         state = "fixed" if space in self.fixed else "permutable, not cloneable"
         reason = dict(self.reasons).get(space)
         return state if reason is None else f"{state} ({reason})"
+
+    def is_coordinate(self, axis: Axis) -> bool:
+        """Whether an axis of an array indexes no units, or only the coordinates of larger ones."""
+        return axis is None or axis.space in self.coordinates
 
     def size(self, space: str) -> int:
         """Number of units of a space. Raises ValueError that lists the spaces when there is no such space."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 from oracles.projectors import averaging, block_diagonal, kron_pieces, v_point
 
-from lopjax.cloning import clone_variables, uniform_partition
+from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.losses import cross_entropy
 from lopjax.manifolds import (
     Manifold,
@@ -109,7 +109,7 @@ def test_gradients_are_tangent_at_cloned_networks_and_only_there(x64, activation
 def test_gradients_are_tangent_at_cloned_convolutions_and_attention(x64, build, shape):
     base = build()
     variables = clone_variables(initial(base, 0), base.wiring, 2)
-    wide = base.resize({space: 2 * base.wiring.size(space) for space in base.wiring.cloneable})
+    wide = widen(base, 2)
     leaf = cloned_manifold(variables["params"], wide.wiring, uniform_partition(wide.wiring, 2))
     assert tangency_residual(leaf, gradient_of(wide, variables, data(shape, 3))) <= 1e-14
     fresh = initial(wide, 1)

@@ -16,6 +16,7 @@ from oracles.architectures import (
 )
 from scipy import special, stats
 
+from lopjax.cloning import clone_factors
 from lopjax.models import vit
 from lopjax.models.initialisation import truncated_normal
 
@@ -89,13 +90,13 @@ def test_forward_pass_against_numpy(x64, norm, depth):
     ("norm", "train", "factor"),
     [
         pytest.param("layer", True, 2, marks=pytest.mark.slow),
-        ("none", False, {"heads_0": 2, "mlp_0": 3}),
+        ("none", False, {"heads_0": 2, "mlp_0": 3, "heads_0_values": 2}),
         pytest.param("layer", False, 3, marks=pytest.mark.slow),
         pytest.param("batch", True, 2, marks=pytest.mark.slow),
     ],
 )
 def test_cloning_keeps_the_function_and_its_clones(x64, norm, train, factor):
-    """Width of the stream, heads and MLP; or heads and MLP alone."""
+    """Width of the stream, heads and MLP; or heads, MLP and the coordinates of values."""
     check_cloning(small(norm=norm), SHAPE, factor, train)
 
 
@@ -129,6 +130,16 @@ def test_the_head_width_survives_cloning():
     wide = base.resize({"width": 16, "heads_0": 4})
     shape = jax.eval_shape(wide.init, jax.random.key(0))["params"]["heads_0"]["query"]["kernel"].shape
     assert shape == (16, 4, 4)
+
+
+def test_what_a_factor_means():
+    """One number clones whole heads; coordinates of values are named; those of queries and keys meet in a product."""
+    wiring = small().wiring
+    assert clone_factors(wiring, 2) == {"width": 2, "heads_0": 2, "mlp_0": 2}
+    assert clone_factors(wiring, {"heads_0_values": 3}) == {"heads_0_values": 3}
+    assert "heads_0_queries" in wiring.permutable
+    with pytest.raises(ValueError, match=r"'heads_0_queries' is permutable, not cloneable \(queries meet keys"):
+        clone_factors(wiring, {"heads_0_queries": 2})
 
 
 def test_truncated_normal_has_the_deviation_it_names():

@@ -37,7 +37,7 @@ class StridedConvolutions(nn.Module):
         x = tap(self, first, first, self.activation, x)
         x = Conv(first, second, second_size, stride=2, site=second, source=first, name=second)(x)
         x = tap(self, second, second, self.activation, x)
-        return Dense(second, classes, num_classes, classes, second, contract=3, name=classes)(x)
+        return Dense((None, None, second), classes, num_classes, classes, second, name=classes)(x)
 
 
 def random_variables(model, seed=0, dtype=float, scale=1.0):

@@ -44,10 +44,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_labels_and_program_agree(name, options):
     model, shape = SMALL[name](**options)
-    more = wiring_agrees(model, inputs(shape))
-    # All that the program tells more is the width of a transformer's heads.
-    assert all("heads" in sentence for sentence in more)
-    assert name == "vit" or not more
+    assert wiring_agrees(model, inputs(shape)) == ()
 
 
 def relabelled(model, array, *axes):
