@@ -160,8 +160,8 @@ def _far_slope(entry: Activation, end: float) -> float:
 
 
 def _refuse_missed_kinks(entry: Activation, given: Sequence[float]) -> None:
-    found = find_kinks(entry.function) or ()
-    missed = [kink for kink in found if not np.isclose(kink, given, rtol=0, atol=1e-3).any()]
+    kinks = find_kinks(entry.function) or ()
+    missed = [kink for kink in kinks if not np.isclose(kink, given, rtol=0, atol=1e-3).any()]
     if missed:
         _refuse(entry, f"kinks={given}", f"it also jumps, or its slope or curvature does, at {missed[0]:.6g}")
 

@@ -101,7 +101,7 @@ def gradient_shares(leaf: Manifold, clusters: Mapping[str, Clusters], gradient: 
     leaves = [np.asarray(each, np.float64) for each in jax.tree.leaves(gradient)]
     largest = max(float(np.abs(each).max(initial=0)) for each in leaves) or 1.0
     normals = [np.asarray(each, np.float64) / largest for each in jax.tree.leaves(normal_part(leaf, gradient))]
-    squares = {space: np.zeros(len(found.leaders)) for space, found in clusters.items()}
+    squares = {space: np.zeros(len(own.leaders)) for space, own in clusters.items()}
     parts: list[dict[str, np.ndarray]] = []
     for label, array, normal in zip(labels, leaves, normals, strict=True):
         parts.append({})

@@ -264,7 +264,10 @@ def _judge_unequal(
     """Not RE: clones up to a symmetry, or no clones, or neither shown."""
     wiring, variables, tolerance = question.model.wiring, question.variables, case.tolerance
     hidden = {*blind, *maybe}
-    alignment = align(wiring, variables, {space: found.ids for space, found in question.clusters.items()}, hidden)
+    ids = {space: own.ids for space, own in question.clusters.items()}
+    # Before units are called unequal, each is mapped onto the first of its cluster by the best sign or rotation. If
+    # that makes them clones, it only says so of parameters; whether the loss sees the map is asked of the loss.
+    alignment = align(wiring, variables, ids, hidden)
     mapped = question._replace(variables=changed(wiring, alignment, variables))
     arrays = array_residuals(mapped.variables, wiring, question.clusters, question.excluded, {}, hidden)
     if case._replace(arrays=arrays).is_zero("re", "ce", *(("bc",) if question.stiff else ())):

@@ -59,16 +59,16 @@ def array_residuals(
         gradients: `ArrayResiduals.gradient` by path.
         blind: paths whose constants along the output axes do not matter.
     """
-    ids = {space: found.ids for space, found in clusters.items()}
+    ids = {space: own.ids for space, own in clusters.items()}
     residuals = {}
     leaves = jax.tree.leaves(variables)
     for path, label, leaf in zip(tree_paths(variables), wiring.labels_of(variables), leaves, strict=True):
         name = "/".join(path)
         if any(space in clusters for space in (*label.reads(), *label.writes())):
-            found = violations(np.asarray(leaf, np.float64), label, ids, name in blind)
-            re, ce, bc = (float(np.max(blocks)) for blocks in found)
+            by_kind = violations(np.asarray(leaf, np.float64), label, ids, name in blind)
+            re, ce, bc = (float(np.max(blocks)) for blocks in by_kind)
             worst = tuple(
-                (kind, *_where(label, blocks, kind, clusters)) for kind, blocks in zip(KINDS, found) if np.max(blocks)
+                (kind, *_where(label, blocks, kind, clusters)) for kind, blocks in zip(KINDS, by_kind) if np.max(blocks)
             )
             residuals[name] = ArrayResiduals(
                 re, ce, bc, gradients.get(name), name not in excluded, worst, name in blind

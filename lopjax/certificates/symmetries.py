@@ -163,9 +163,9 @@ def align(
                     own = leaf - _mean_over_outputs(label, leaf) if name in blind and is_read else leaf
                     slices[name, axis] = _units_first(own, axis, behind)
         _, leaders = np.unique(ids, return_index=True)
-        found = [_maps_of_unit(list(slices.values()), int(leaders[ids[u]]), u, width) for u in range(len(ids))]
+        by_unit = [_maps_of_unit(list(slices.values()), int(leaders[ids[u]]), u, width) for u in range(len(ids))]
         for index, key in enumerate(slices):
-            maps[key] = np.stack([of_unit[index] for of_unit in found])
+            maps[key] = np.stack([of_unit[index] for of_unit in by_unit])
     return Alignment(maps, coordinates)
 
 

@@ -197,10 +197,10 @@ def fitted_multiples(params: Params, wiring: Wiring, clusters: Mapping[str, Clus
     Returns:
         Per space one factor for each unit: 1 for the largest, 0 for one whose incoming weights are all zero.
     """
-    found: dict[str, tuple[float, ...]] = {}
+    multiples: dict[str, tuple[float, ...]] = {}
     for space in (space for space in wiring.spaces if space in clusters):
         rows = np.concatenate([
-            unit_rows(_totals(label, np.asarray(leaf, np.float64), clusters, found), axis)
+            unit_rows(_totals(label, np.asarray(leaf, np.float64), clusters, multiples), axis)
             for label, leaf in zip(wiring.labels_of(params), jax.tree.leaves(params), strict=True)
             for axis, *_ in label.unit_axes((space,), is_read=False)
         ], axis=1)  # fmt: skip
@@ -211,8 +211,8 @@ def fitted_multiples(params: Params, wiring: Wiring, clusters: Mapping[str, Clus
         # Factors of rounding's size away from 0 and ±1 are these: signs and vanished units are exact.
         factors = np.divide(products, squares, out=np.zeros(len(ids)), where=squares > 0)
         nearest = np.round(factors)
-        found[space] = tuple(np.where(np.abs(factors - nearest) <= parameter_tolerance(params), nearest, factors))
-    return found
+        multiples[space] = tuple(np.where(np.abs(factors - nearest) <= parameter_tolerance(params), nearest, factors))
+    return multiples
 
 
 def _relative(factors: tuple[float, ...], ids: np.ndarray) -> tuple[float, ...]:
@@ -223,11 +223,11 @@ def _relative(factors: tuple[float, ...], ids: np.ndarray) -> tuple[float, ...]:
 
 
 def _totals(
-    label: Label, array: np.ndarray, clusters: Mapping[str, Clusters], found: Mapping[str, tuple[float, ...]]
+    label: Label, array: np.ndarray, clusters: Mapping[str, Clusters], multiples: Mapping[str, tuple[float, ...]]
 ) -> np.ndarray:
     """What an array adds up to for its writers where it reads clusters whose factors are known: the rest is free."""
-    for axis, space, _ in label.unit_axes(found, is_read=True):
-        factors = along(np.asarray(found[space]), axis, array.ndim)
+    for axis, space, _ in label.unit_axes(multiples, is_read=True):
+        factors = along(np.asarray(multiples[space]), axis, array.ndim)
         squares = mean_over_clusters(np.square(factors), axis, clusters[space])
         mean = mean_over_clusters(factors * array, axis, clusters[space])
         array = factors * mean / np.where(squares > 0, squares, 1.0)

@@ -263,10 +263,10 @@ def collapse(variables: Variables, wide_wiring: Wiring, partition: Partition, dt
     def collapse_array(label: Label, array: Any) -> np.ndarray:
         values = np.asarray(array, np.float64)
         for axis, space, is_read in label.unit_axes(clusters):
-            found = clusters[space]
-            values = np.take(mean_over_clusters(values, axis, found), found.leaders, axis=axis)
+            own = clusters[space]
+            values = np.take(mean_over_clusters(values, axis, own), own.leaders, axis=axis)
             if is_read:
-                values = values * along(np.bincount(found.ids), axis, values.ndim)
+                values = values * along(np.bincount(own.ids), axis, values.ndim)
         return values.astype(np.asarray(array).dtype if dtype is None else dtype)
 
     return wide_wiring.map(collapse_array, variables)

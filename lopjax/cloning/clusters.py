@@ -66,7 +66,7 @@ def check_partition(
     Raises:
         ValueError: an unknown space, not one integer per unit, or a cluster in a space where none is allowed.
     """
-    permitted, found = wiring.permutable if allowed is None else allowed, {}
+    permitted, clusters = wiring.permutable if allowed is None else allowed, {}
     for space, ids in partition.items():
         size = wiring.size(space)
         if getattr(ids, "ndim", int(isinstance(ids, Sized))) != 1:
@@ -75,16 +75,16 @@ def check_partition(
             raise ValueError(f"partition of {space!r}: {len(ids)} cluster ids for {size} units; give one per unit")
         refusal = f"partition of {space!r}: cluster id {{!r}}; ids must be integers, one per unit"
         lowest = np.iinfo(int).min
-        clusters = make_clusters(tuple(as_integer(entry, lowest, refusal.format(entry)) for entry in ids))
-        if len(clusters.leaders) == size:
+        own = make_clusters(tuple(as_integer(entry, lowest, refusal.format(entry)) for entry in ids))
+        if len(own.leaders) == size:
             continue
         if space not in permitted:
             raise ValueError(
                 f"partition of {space!r}: it is {wiring.why_not_cloneable(space)}, so its units are no clones: give it "
                 f"singletons or leave it out; cloneable spaces are {list(wiring.cloneable)}"
             )
-        found[space] = clusters
-    return found
+        clusters[space] = own
+    return clusters
 
 
 def mean_over_clusters(array: np.ndarray, axis: int, clusters: Clusters) -> np.ndarray:

@@ -48,12 +48,12 @@ def violations(array: np.ndarray, label: Label, ids: Ids, modulo_constants: bool
             given = given - given.mean(axis=writes, keepdims=True)
             entries = np.maximum(np.abs(received), np.abs(given))
         sizes = block_sizes(array, label, ids)
-        found = [
+        by_kind = [
             _shrink(np.maximum, np.abs(_means(received, label, sources, ids)), label, targets, ids),
             _shrink(np.maximum, np.abs(_means(given, label, targets, ids)), label, sources, ids),
             _shrink(np.maximum, np.abs(entries), label, (*sources, *targets), ids),
         ]
-        return Violations(*(np.where(each == 0, 0.0, each / np.where(sizes == 0, 1.0, sizes)) for each in found))
+        return Violations(*(np.where(each == 0, 0.0, each / np.where(sizes == 0, 1.0, sizes)) for each in by_kind))
 
 
 def block_sizes(array: np.ndarray, label: Label, ids: Ids) -> np.ndarray:

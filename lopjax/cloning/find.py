@@ -61,8 +61,9 @@ def find_clones(
             as in `refine_partition`.
 
     Returns:
-        A `ClonesFound` for every cloneable space. Where `agree` is false, units act alike on this batch without equal
-        totals (or the tolerance is too tight); whether they are trapped is for `certify_cloned` to say.
+        A `ClonesFound` for every cloneable space that is observed at some site. Where `agree` is false, units act alike
+        on this batch without equal totals (or the tolerance is too tight); whether they are trapped is for
+        `certify_cloned` to say.
 
     Raises:
         ValueError: parameters or activations that are not finite; a network that computes in 16 bits; see also
@@ -82,20 +83,20 @@ def find_clones(
     )
     limits = shared if tolerance is None else (tolerance, tolerance)
     from_parameters = refine_partition(variables, wiring, limits[0])
-    found = {}
+    clones = {}
     for space in wiring.cloneable:
         seen = [taps[site] for site in wiring.sites_of(space)]
         if not seen:
             continue
         by_activation = _by_activation(seen, limits[1])
-        found[space] = ClonesFound(
+        clones[space] = ClonesFound(
             activations=by_activation,
             parameters=from_parameters[space],
             proportional=_up_to_a_map(seen, unit_coordinates(params, wiring, space), limits[1]),
             silent=int(np.all([np.all(_rows(tap.post) == 0, axis=1) for tap in seen], axis=0).sum()),
             agree=by_activation == from_parameters[space],
         )
-    return found
+    return clones
 
 
 def _rows(signal: jax.Array) -> np.ndarray:
@@ -153,7 +154,11 @@ def unit_coordinates(tree: Any, wiring: Wiring, space: str) -> int:
 
 
 def _cluster_spans(units: np.ndarray, limit: float, within: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Clusters of units `(units, samples, coordinates)` whose columns span the same space."""
+    """Clusters of units `(units, samples, coordinates)` whose columns span the same space.
+
+    Two heads give the same outputs up to a linear map of their coordinates if and only if their columns span the same
+    space, so each is projected onto the other's: what is left over, relative to its size, is their distance.
+    """
     if units.shape[1] <= units.shape[2]:  # Too few samples: everything spans everything.
         return within or tuple(range(len(units)))
     bases = []
@@ -204,6 +209,10 @@ def refine_partition(tree: Any, wiring: Wiring, tolerance: float) -> dict[str, t
     arrays = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
     may = wiring.cloneable
     partition = {space: (0,) * size if space in may else tuple(range(size)) for space, size in wiring.sizes}
+    # Each round splits every cluster by what the present clusters tell apart, and never merges, so it ends: at the
+    # latest when all units are alone. A round that changes nothing has reached clusters that no total distinguishes.
+    # Comparisons have a tolerance, so clusters are split by distance to their first unit, not sorted by exact totals
+    # as in partition refinement of graphs; with few units that costs nothing.
     while True:
         ids = {space: np.asarray(clusters) for space, clusters in partition.items() if space in may}
         refined = {

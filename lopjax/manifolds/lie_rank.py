@@ -120,9 +120,9 @@ def functional_codimension(
     present = jax.jit(outputs)(theta)
     terms, output_notes = _output_terms(loss, present, jnp.asarray(batch[1]), of_outputs)
     shape = jax.eval_shape(jax.vmap(terms), present).shape
-    found, with_half = _ranks(lambda theta: jax.vmap(terms)(outputs(theta)), theta, shape, depth, of_fields)
-    rank, gap, tolerance, undecided = found[-1]
-    ranks, is_full = tuple(one[0] for one in found), rank == theta.size
+    by_depth, with_half = _ranks(lambda theta: jax.vmap(terms)(outputs(theta)), theta, shape, depth, of_fields)
+    rank, gap, tolerance, undecided = by_depth[-1]
+    ranks, is_full = tuple(one[0] for one in by_depth), rank == theta.size
     return FunctionalCodimension(
         codimension=theta.size - rank,
         rank=rank,
@@ -168,8 +168,8 @@ def _ranks(
     vectors = _brackets(potential, theta, weights.at[draws:].multiply(is_first_half[:, None]))
     if not np.isfinite(vectors).all():
         raise ValueError("brackets of these parameters are not finite: no rank can be found")
-    found = [_rank(vectors[:draws, : d + 1], theta.size) for d in range(depth)]
-    return found, _rank(vectors[draws:], theta.size)[0]
+    by_depth = [_rank(vectors[:draws, : d + 1], theta.size) for d in range(depth)]
+    return by_depth, _rank(vectors[draws:], theta.size)[0]
 
 
 def _flat_parameters(variables: Variables, depth: int) -> tuple[Array, Callable[[Array], Params]]:

@@ -17,7 +17,7 @@ from lopjax.model import Model, NotResizableError, Tap, Variables
 from lopjax.models import claims, site_claims
 from lopjax.models.claims import Arrays, Probe, Seen, Shifts
 from lopjax.models.constructors import is_recorded
-from lopjax.wiring import Path, tree_paths
+from lopjax.wiring import Path, tree_from_paths, tree_paths
 
 CLAIMS: tuple[Callable[[Probe], list[str]], ...] = (
     claims.shape_faults,
@@ -175,7 +175,7 @@ def _drawn(model: Model, shapes: Mapping[Path, tuple[int, ...]], is_positive: bo
 def _runner(model: Model, arrays: Arrays, inputs: np.ndarray) -> tuple[Callable[[Arrays, Shifts], Seen], list[Any]]:
     """Forward passes of one compiled program, and the types that they carry."""
     with jax.enable_x64(True):
-        shapes = jax.eval_shape(partial(_forward, model), _nested(arrays), jnp.asarray(inputs), None)
+        shapes = jax.eval_shape(partial(_forward, model), tree_from_paths(arrays), jnp.asarray(inputs), None)
     zero = {site: np.zeros(tap.pre.shape) for site, tap in shapes[1].items()}
 
     def run(arrays: Arrays, shifts: Shifts) -> Seen:
@@ -185,7 +185,7 @@ def _runner(model: Model, arrays: Arrays, inputs: np.ndarray) -> tuple[Callable[
             pre, post = (zero[site] if each is None else each for each in (pre, post))
             taps[site] = Tap(tap.space, pre, post, tap.activation)
         with jax.enable_x64(True):
-            logits, seen = _jitted(model, _nested(arrays), jnp.asarray(inputs), taps)
+            logits, seen = _jitted(model, tree_from_paths(arrays), jnp.asarray(inputs), taps)
         pre, post = (
             {site: np.asarray(getattr(tap, kind), np.float64) for site, tap in seen.items()} for kind in ("pre", "post")
         )
@@ -200,16 +200,6 @@ def _forward(model: Model, variables: Variables, inputs: jax.Array, shifts: Mapp
 
 
 _jitted = partial(jax.jit, static_argnums=0)(_forward)
-
-
-def _nested(arrays: Arrays) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        branch = tree
-        for key in path[:-1]:
-            branch = branch.setdefault(key, {})
-        branch[path[-1]] = array
-    return tree
 
 
 def _widening_faults(model: Model, probe: Probe) -> list[str]:

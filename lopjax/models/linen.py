@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lopjax.arguments.integers import as_integer
 from lopjax.model import Model, NotResizableError, Output, Tap, Variables
 from lopjax.models.labels import Coordinates, Coupling, Labelled, PermutableOnly, Tapped
-from lopjax.wiring import Path, Site, View, Wiring, build_wiring, make_view, tree_paths
+from lopjax.wiring import Path, Site, View, Wiring, build_wiring, make_view, tree_from_paths, tree_paths
 
 STATE_COLLECTIONS = ("params", "batch_stats")
 
@@ -136,13 +136,7 @@ def _nest(perturbations: Mapping[str, Tap], scopes: Mapping[str, Path]) -> dict[
     unknown = [site for site in perturbations if site not in scopes]
     if unknown:
         raise ValueError(f"perturbations of unknown sites {unknown}; the sites are {list(scopes)}")
-    nested: dict[str, Any] = {}
-    for site, shift in perturbations.items():
-        scope = nested
-        for key in scopes[site][:-1]:
-            scope = scope.setdefault(key, {})
-        scope[site] = shift
-    return nested
+    return tree_from_paths({scopes[site]: shift for site, shift in perturbations.items()})
 
 
 def _resized(module: nn.Module, sizes: Mapping[str, int], wiring: Wiring) -> nn.Module:

@@ -117,9 +117,9 @@ def forgotten_sites(probe: Probe) -> list[str]:
             sites = [
                 site for site in probe.wiring.sites_of(space) if probe.differs(changed.pre[site], probe.seen.pre[site])
             ]
-            if found := [site for site in sites if passes(probe, site, [path]) and _others_matter(probe, site)]:
+            if passed := [site for site in sites if passes(probe, site, [path]) and _others_matter(probe, site)]:
                 faults.append(
-                    f"{name(path)}: names no site, but all that it does passes {found[0]!r}: site={found[0]!r}"
+                    f"{name(path)}: names no site, but all that it does passes {passed[0]!r}: site={passed[0]!r}"
                 )
     return faults
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lopjax.model import Model
 from lopjax.tracing.network import Network, generic
-from lopjax.wiring import Path, Wiring
+from lopjax.wiring import Path, Wiring, tree_from_paths
 
 Arrays = dict[Path, np.ndarray]
 
@@ -116,16 +116,6 @@ def _drawn(network: Network, wiring: Wiring, params: Any, is_positive: bool) -> 
     return arrays
 
 
-def _nested(arrays: Arrays) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        branch = tree
-        for key in path[:-1]:
-            branch = branch.setdefault(key, {})
-        branch[path[-1]] = array
-    return tree
-
-
 def _flat(tree: Any) -> jax.Array:
     leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)]
     return jnp.concatenate([jnp.asarray(leaf, jnp.float64) for leaf in leaves])
@@ -149,9 +139,9 @@ def _ask(network: Network, model: Model, arrays: Arrays, x: Any) -> _Asked:
 
     def run(arrays: Arrays) -> tuple[np.ndarray, Arrays]:
         try:
-            output, gradient = both(_nested(arrays))
+            output, gradient = both(tree_from_paths(arrays))
         except ValueError:  # a loop of unknown length has no gradient
-            output, gradient = forward(_nested(arrays))
+            output, gradient = forward(tree_from_paths(arrays))
         return np.asarray(output), {path: np.asarray(_at(gradient, path)) for path in arrays}
 
     return _Asked(model.wiring, run, arrays, run(arrays)[0])
@@ -193,7 +183,7 @@ def _cloning(asked: _Asked, make: Callable[[Mapping[str, int]], Model], x: Any, 
     def gap(chosen: Sequence[str]) -> float:
         copies = {space: 2 + index % 2 for index, space in enumerate(chosen)}
         wide = make({space: n * asked.wiring.size(space) for space, n in copies.items()})
-        variables = _nested(_cloned(asked, copies))
+        variables = tree_from_paths(_cloned(asked, copies))
         output = _flat(jax.jit(lambda tree: wide.apply(tree, x).logits)(variables))
         return _gap(np.asarray(output), asked.output)
 

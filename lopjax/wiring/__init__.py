@@ -7,7 +7,7 @@ resets need to know about an architecture. No other module derives any of it fro
 """
 
 from lopjax.wiring.build import build_wiring
-from lopjax.wiring.diagram import Wiring, multiplicity, tree_paths
+from lopjax.wiring.diagram import Wiring, multiplicity, tree_from_paths, tree_paths
 from lopjax.wiring.labels import (
     Axis,
     CompoundLabel,
@@ -54,6 +54,7 @@ __all__ = [
     "standard_layout",
     "standard_order",
     "sum_per_unit",
+    "tree_from_paths",
     "tree_paths",
     "unit_masks",
     "unit_norms",

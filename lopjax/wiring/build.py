@@ -64,8 +64,7 @@ def build_wiring(
         raise ValueError(f"permutable spaces {strays} are written by no array: they are network inputs")
     _check_sites(sites, sizes, written)
     for path, label in known.items():
-        _check_site_label(path, label, sites, outputs)
-        _check_source_label(path, label, sites, inputs)
+        _check_ends(path, label, sites, inputs, outputs)
     forward = [site.space for site in sites.values()]
     rank = {space: forward.index(space) if space in forward else len(forward) for space in sizes}
     rank |= dict.fromkeys(outputs, len(forward) + 1)
@@ -117,31 +116,25 @@ def _check_sites(sites: Mapping[str, Site], sizes: Mapping[str, int], written: s
             )
 
 
-def _check_site_label(path: Path, label: Label, sites: Mapping[str, Site], outputs: set[str]) -> None:
-    """A site named in a label is on a space that the array writes; an output space stands for its own site."""
-    if label.site is None:
-        return
-    if label.site not in sites and label.site not in outputs:
-        raise ValueError(f"{'/'.join(path)}: unknown site {label.site!r}; sites are {list(sites)}")
-    space = sites[label.site].space if label.site in sites else label.site
-    if space not in label.writes():
-        raise ValueError(
-            f"{'/'.join(path)}: site {label.site!r} is on the space {space!r}, which this array does not write; it "
-            f"writes {list(label.writes())}: name a site of such a space, or none"
-        )
+def _check_ends(path: Path, label: Label, sites: Mapping[str, Site], inputs: set[str], outputs: set[str]) -> None:
+    """A label's `site` is on a space that its array writes, its `source` on one that it reads.
 
-
-def _check_source_label(path: Path, label: Label, sites: Mapping[str, Site], inputs: set[str]) -> None:
-    """A source named in a label is a site on a space that the array reads, or an input space that it reads."""
-    if label.source is None:
-        return
-    if label.source not in sites and label.source not in inputs:
-        raise ValueError(
-            f"{'/'.join(path)}: unknown source {label.source!r}; sites are {list(sites)}, inputs {sorted(inputs)}"
-        )
-    space = sites[label.source].space if label.source in sites else label.source
-    if space not in label.reads():
-        raise ValueError(
-            f"{'/'.join(path)}: source {label.source!r} is on the space {space!r}, which this array does not read; it "
-            f"reads {list(label.reads())}: name a site of such a space, or none"
-        )
+    What makes the logits has no site: the output space stands for it, as an input space does for a source.
+    """
+    for kind, given, at_the_end, verb, spaces in (
+        ("site", label.site, outputs, "write", label.writes()),
+        ("source", label.source, inputs, "read", label.reads()),
+    ):
+        if given is None:
+            continue
+        if given not in sites and given not in at_the_end:
+            ends = "outputs" if kind == "site" else "inputs"
+            raise ValueError(
+                f"{'/'.join(path)}: unknown {kind} {given!r}; sites are {list(sites)}, {ends} {sorted(at_the_end)}"
+            )
+        space = sites[given].space if given in sites else given
+        if space not in spaces:
+            raise ValueError(
+                f"{'/'.join(path)}: {kind} {given!r} is on the space {space!r}, which this array does not {verb}; it "
+                f"{verb}s {list(spaces)}: name a site of such a space, or none"
+            )

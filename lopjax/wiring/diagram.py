@@ -185,6 +185,17 @@ def tree_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[
     return [tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path) for path, _ in keyed]
 
 
+def tree_from_paths(leaves: Mapping[Path, Any]) -> dict[str, Any]:
+    """The nested dict with these leaves: the way back from `tree_paths`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        branch = tree
+        for key in path[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[path[-1]] = leaf
+    return tree
+
+
 def _left_out(tree: Any) -> list[Path]:
     """Where a tree has nothing although it has a place: `None` and empty tuples, `optax.MaskedNode` among them."""
 

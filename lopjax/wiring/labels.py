@@ -129,14 +129,14 @@ class Label:
             spaces: only those of these spaces.
             is_read: only input axes (True), or only output axes (False).
         """
-        found = (
+        every = (
             UnitAxis(index, axis.space, isinstance(axis, In))
             for index, axis in enumerate(self.axes)
             if axis is not None
         )
         return tuple(
             axis
-            for axis in found
+            for axis in every
             if (spaces is None or axis.space in spaces) and (is_read is None or axis.is_read == is_read)
         )
 

@@ -89,7 +89,7 @@ def test_every_preset_builds(model, preset, monkeypatch):
     setup = build(PRESETS[model][preset])
     config = setup.config
     assert config.model == model
-    for space in setup.base.wiring.cloneable:
+    for space in setup.base.wiring.cloned_by_default:
         assert setup.base.wiring.size(space) * 2 == setup.wide.wiring.size(space)
     assert setup.steps_per_unit == (1 if config.unit == "steps" else 600 // config.batch_size)
     assert (setup.preprocess.crop_padding, setup.preprocess.flip) == ((4, True) if config.augment else (0, False))

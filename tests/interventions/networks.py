@@ -1,14 +1,13 @@
 """Tiny networks of every architecture, with batches; all initial weights come from one draw, which compiles fast."""
 
-from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from oracles.architectures import ARCHITECTURES, IMAGE, build
 
-from lopjax import models
 from lopjax.model import Model
 
 
@@ -19,22 +18,23 @@ class Case(NamedTuple):
     batch: tuple[np.ndarray, np.ndarray]
 
 
-IMAGE = (4, 4, 1)
-MAKERS: dict[str, tuple[Callable[[], Model], tuple[int, ...]]] = {
-    "mlp": (lambda: models.mlp((3,), (4, 5), 2, norm="batch"), (3,)),
-    "plain": (lambda: models.mlp((3,), (4,), 2), (3,)),
-    "small": (lambda: models.mlp((3,), (4,), 2, norm="batch"), (3,)),
-    "cnn": (lambda: models.cnn(IMAGE, 2, channels=(3,), dense=4), IMAGE),
-    "resnet": (lambda: models.resnet18(IMAGE, 2, width=3, blocks=(1, 1)), IMAGE),
-    "vit": (lambda: models.vit(IMAGE, 2, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0, activation="relu"), IMAGE),
+# The architectures of the library, for two classes, and smaller ones whose programs compile faster.
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in ARCHITECTURES},
+    "plain": ("mlp", {"widths": (4,), "norm": "none"}),
+    "small": ("mlp", {"widths": (4,)}),
+    "cnn": ("cnn", {"channels": (3,), "norm": "none"}),
+    "resnet": ("resnet", {"width": 3, "blocks": (1, 1)}),
 }
 
 
 @cache
 def case(name: str) -> Case:
-    make, shape = MAKERS[name]
+    architecture, options = OPTIONS[name]
+    shape = (4, 4, 1) if ARCHITECTURES[architecture].shape == IMAGE else ARCHITECTURES[architecture].shape
+    model = build(architecture, input_shape=shape, num_classes=2, **options)
     random = np.random.default_rng(0)
-    return Case(drawn_at_once(make()), (random.normal(size=(6, *shape)), random.integers(2, size=6)))
+    return Case(drawn_at_once(model), (random.normal(size=(6, *shape)), random.integers(2, size=6)))
 
 
 def drawn_at_once(model: Model) -> Model:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from networks import case
+from oracles.architectures import ARCHITECTURES
 
 from lopjax import interventions
 from lopjax.interventions import (
@@ -53,7 +54,7 @@ METHODS = {
 CASES = [
     pytest.param(name, network, marks=() if network == "small" and name != "adaptable" else pytest.mark.slow)
     for name in METHODS
-    for network in ("small", "mlp", "cnn", "resnet", "vit")
+    for network in ("small", *ARCHITECTURES)
     # On the larger networks these two are tested in files of their own.
     if network == "small"
     or name not in ("wake_dead_units", "split_clones")

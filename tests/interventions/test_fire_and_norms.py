@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from networks import case
-from oracles.architectures import ARCHITECTURES, build, every
+from oracles.architectures import ARCHITECTURES, build, every, normal_variables
 
 from lopjax.interventions import REASONS, Setting, fire, insert_norm, intervene, start_intervention, wake_dead_units
 from lopjax.interventions.fire import isometric
@@ -23,13 +23,6 @@ OPTIONS = {
     "vit": {"norm": "none"},
 }
 NETWORKS = {name: (build(name, **OPTIONS.get(name, {})), row.shape) for name, row in ARCHITECTURES.items()}
-
-
-def draw(model, seed=0):
-    """Variables from NumPy: nothing is compiled."""
-    random = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: jnp.asarray(0.7 * random.normal(size=leaf.shape)), shapes)
 
 
 def inputs_of(shape, size=7):
@@ -51,7 +44,7 @@ def polar(matrix):
 def test_fire_turns_kernels_into_isometries(x64):
     """Convolutions position by position, a dense layer behind a flattened map as one matrix; by hand in NumPy."""
     model, shape = NETWORKS["cnn"]
-    params = draw(model)["params"]
+    params = normal_variables(model)["params"]
     taps = jax.eval_shape(model.apply, {"params": params}, inputs_of(shape))[2]
     found = isometric(params, model.wiring, taps)
     kernel = np.asarray(params["conv_1"]["kernel"])  # (3, 3, 2, 3)
@@ -68,7 +61,7 @@ def test_fire_turns_kernels_into_isometries(x64):
 
 def test_fire_of_a_transformer_takes_queries_and_keys(x64):
     model, shape = NETWORKS["vit"]
-    params = draw(model)["params"]
+    params = normal_variables(model)["params"]
     taps = jax.eval_shape(model.apply, {"params": params}, inputs_of(shape))[2]
     found = isometric(params, model.wiring, taps)
     moved = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: bool(np.any(a != b)), params, found))
@@ -83,7 +76,7 @@ def test_fire_of_a_transformer_takes_queries_and_keys(x64):
 def test_fire_acts_where_a_task_starts_and_says_what_it_needs(x64):
     model, shape = NETWORKS["mlp"]
     setting = Setting(model, optax.adam(0.1), mean_cross_entropy)
-    state = start_intervention(fire(), setting, init_state(draw(model), setting.optimizer))
+    state = start_intervention(fire(), setting, init_state(normal_variables(model), setting.optimizer))
     seen = observe(model, state.variables, (inputs_of(shape), jnp.zeros(7, int)), signals=False)
     step = jax.jit(lambda seen, strength: intervene(fire(strength), setting, state, seen, jax.random.key(0), 3))
     start = seen._replace(task=Task(jnp.int32(0), jnp.bool_(True)))
@@ -110,7 +103,7 @@ def test_fire_acts_where_a_task_starts_and_says_what_it_needs(x64):
 def test_a_batch_norm_is_put_in_without_a_change_of_the_function(x64, name):
     """On inputs that it has not seen; the statistics are those of the batch; a norm as it starts changes much."""
     model, shape = NETWORKS[name]
-    variables, batch, others = draw(model), inputs_of(shape), inputs_of(shape, 5) + 1
+    variables, batch, others = normal_variables(model), inputs_of(shape), inputs_of(shape, 5) + 1
     new_model, new = insert_norm(model, variables, (batch, None))
     expected, _, taps = jax.jit(model.apply)(variables, jnp.concatenate([batch, others]))
     found = jax.jit(new_model.apply)(new, jnp.concatenate([batch, others]))[0]
@@ -138,7 +131,7 @@ def test_a_batch_norm_is_put_in_without_a_change_of_the_function(x64, name):
 
 def test_what_cannot_take_a_norm_is_refused(unchecked):
     model, shape = NETWORKS["mlp"]
-    variables = draw(model)
+    variables = normal_variables(model)
     with pytest.raises(ValueError, match="norm='layer': it divides every sample by a spread of its own"):
         insert_norm(model, variables, inputs_of(shape), norm="layer")
     with pytest.raises(ValueError, match="norm='group': must be 'batch'"):
@@ -147,7 +140,7 @@ def test_what_cannot_take_a_norm_is_refused(unchecked):
         insert_norm(model._replace(constructor=None), variables, inputs_of(shape))
     normed = mlp((3,), (4, 5), 2, norm="batch")
     with pytest.raises(ValueError, match="the network was made with norm='batch': must be 'none'"):
-        insert_norm(normed, draw(normed), inputs_of(shape))
+        insert_norm(normed, normal_variables(normed), inputs_of(shape))
 
 
 # --- Waking dead units ----------------------------------------------------------------------------
@@ -176,7 +169,7 @@ def test_dead_units_wake_and_the_function_stays(x64, network):
     """A unit constant at c is a bias of what it feeds: moved, by hand in NumPy; a live one is left alone."""
     model, shape = NETWORKS[network]
     layer, reader, constant = ("hidden_0", "hidden_1", 0.7) if network == "mlp" else ("conv_1", "dense", 0.7)
-    variables = kill(draw(model), layer, 1, constant)
+    variables = kill(normal_variables(model), layer, 1, constant)
     after, report, before, now = act(wake_dead_units(1), model, variables, inputs_of(shape))
     np.testing.assert_allclose(now, before, rtol=0, atol=1e-12 * float(np.abs(before).max()))
     assert list(np.flatnonzero(report.touched[layer])) == [1]
@@ -197,12 +190,12 @@ def test_dead_units_wake_and_the_function_stays(x64, network):
 def test_a_constant_at_the_edge_of_a_map_is_left_alone_and_zeros_are_not(x64):
     """Zero padding cuts a constant map; its unit stays as it is, and one at 0 beside it wakes."""
     model, shape = NETWORKS["cnn"]
-    variables = kill(kill(draw(model), "conv_0", 1, 0.7), "conv_1", 0, -1.0)
+    variables = kill(kill(normal_variables(model), "conv_0", 1, 0.7), "conv_1", 0, -1.0)
     after, report, before, now = act(wake_dead_units(1), model, variables, inputs_of(shape))
     assert not np.any(report.touched["conv_0"])
     assert list(np.flatnonzero(report.touched["conv_1"])) == [0]
     np.testing.assert_allclose(now, before, rtol=0, atol=1e-12 * float(np.abs(before).max()))
-    only = kill(draw(model), "conv_0", 1, 0.7)
+    only = kill(normal_variables(model), "conv_0", 1, 0.7)
     after, report, *_ = act(wake_dead_units(1, spaces=("conv_0",)), model, only, inputs_of(shape))
     assert REASONS[int(report.reason)] == "it would have changed the function by more than its tolerance"
     np.testing.assert_array_equal(after.variables["params"]["conv_0"]["kernel"], only["params"]["conv_0"]["kernel"])
@@ -211,7 +204,7 @@ def test_a_constant_at_the_edge_of_a_map_is_left_alone_and_zeros_are_not(x64):
 def test_waking_refuses_what_a_norm_couples():
     model = mlp((3,), (4,), 2, norm="layer")
     setting = Setting(model, optax.sgd(0.1), mean_cross_entropy)
-    state = init_state(draw(model), setting.optimizer)
+    state = init_state(normal_variables(model), setting.optimizer)
     with pytest.raises(ValueError, match=r"a norm averages over the units of .*hidden_0.*reset them with redo"):
         start_intervention(wake_dead_units(spaces=("hidden_0",)), setting, state)
 

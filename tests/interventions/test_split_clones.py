@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from oracles.architectures import normal_variables
 
 from lopjax.cloning import clone_variables, widen
 from lopjax.detection import Multiples, activation_rows, nearest_units
@@ -21,17 +22,10 @@ SGD = optax.sgd(0.1)
 BATCH = jnp.asarray(RANDOM.normal(size=(12, 3))), jnp.asarray(RANDOM.integers(0, 3, 12))
 
 
-def draw(model, seed=0):
-    """Variables from NumPy: nothing is compiled."""
-    random = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: jnp.asarray(0.7 * random.normal(size=leaf.shape)), shapes)
-
-
 def twins(activation, multiple, off=0.0):
     """Three units, of which 2 is `multiple` times 1 in all that it reads and writes, up to a change of size `off`."""
     model = mlp((3,), (3,), 3, activation=activation)
-    variables = jax.tree.map(np.array, draw(model))
+    variables = jax.tree.map(np.array, normal_variables(model))
     random, hidden, classes = np.random.default_rng(9), *(variables["params"][k] for k in ("hidden_0", "classes"))
     hidden["kernel"][:, 2] = multiple * hidden["kernel"][:, 1] + off * random.normal(size=3)
     hidden["bias"][2] = multiple * hidden["bias"][1]
@@ -174,7 +168,7 @@ def test_nothing_is_done_where_no_direction_leads_down(x64):
 def test_streams_and_heads_of_a_transformer_split(x64):
     """A network cloned everywhere; pairs of every space are candidates, layer norm or not."""
     base = vit((4, 4, 1), 3, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0)
-    variables = clone_variables(draw(base), base.wiring, 2)
+    variables = clone_variables(normal_variables(base), base.wiring, 2)
     images = jnp.asarray(RANDOM.normal(size=(5, 4, 4, 1)))
     _, state, after, report = run(widen(base, 2), variables, (images, jnp.array([0, 1, 2, 0, 1])))
     touched = {space: int(mask.sum()) for space, mask in report.touched.items()}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from oracles.architectures import normal_variables
 
 from lopjax.cloning import clone_variables, widen
 from lopjax.losses import mean_cross_entropy, mean_squared_error
@@ -17,11 +18,8 @@ CLASSES = jnp.zeros(48, int)
 TARGETS = jnp.zeros((48, 2))
 
 
-def draw(model, seed=0):
-    """Every parameter from a standard normal distribution."""
-    leaves, structure = jax.tree.flatten(model.init(jax.random.key(seed))["params"])
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return {"params": structure.unflatten([jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)])}
+def draw(model):
+    return normal_variables(model, 1.0)
 
 
 def inputs(model, samples=48):

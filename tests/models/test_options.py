@@ -44,8 +44,8 @@ def test_options_decide_which_arrays_there_are(architecture):
         wide = shapes_of(widen(model, 3))
         for path, label in model.wiring.labels:
             before, after = (tree_at(tree, path).shape for tree in (shapes, wide))
-            factors = [3 if axis is not None and axis.space in model.wiring.cloneable else 1 for axis in label.axes]
-            assert after == tuple(size * factor for size, factor in zip(before, factors, strict=True))
+            cloned = [axis.index for axis in label.unit_axes(model.wiring.cloned_by_default)]
+            assert after == tuple(3 * size if index in cloned else size for index, size in enumerate(before))
 
 
 def tree_at(tree, path):

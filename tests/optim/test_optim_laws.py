@@ -7,6 +7,7 @@ import optax
 import pytest
 import scipy.special
 from optax.contrib import muon as plain_muon
+from oracles.architectures import normal_variables
 
 from lopjax import optim
 from lopjax.models import cnn, mlp, resnet18, vit
@@ -16,10 +17,7 @@ MODEL = mlp((4,), (3,), 2)
 
 
 def draw(model, seed=0, size=1.0):
-    """Parameters from NumPy, in double precision under x64; nothing is compiled."""
-    random = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))["params"]
-    return jax.tree.map(lambda leaf: jnp.asarray(size * random.normal(size=leaf.shape)), shapes)
+    return normal_variables(model, size, seed)["params"]
 
 
 def flat(tree):

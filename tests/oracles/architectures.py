@@ -19,6 +19,7 @@ from oracles.projectors import block_constant_dimension, normal_fraction
 
 NUM_CLASSES = 3
 IMAGE = (4, 4, 2)
+IMAGES: dict[str, Any] = {"input_shape": IMAGE, "num_classes": NUM_CLASSES}
 
 
 class Architecture(NamedTuple):
@@ -41,26 +42,26 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES = {
     "mlp": Architecture(
-        partial(mlp, (3,), (4, 5), NUM_CLASSES, norm="batch"),
+        partial(mlp, input_shape=(3,), widths=(4, 5), num_classes=NUM_CLASSES, norm="batch"),
         (3,),
         {"widths": (16, 24)},
         ("hidden_1", ("hidden_1_norm", "offset")),
     ),
     "cnn": Architecture(
-        partial(cnn, IMAGE, NUM_CLASSES, channels=(2, 3), dense=4, norm="batch"),
+        partial(cnn, **IMAGES, channels=(2, 3), dense=4, norm="batch"),
         IMAGE,
         {"channels": (16, 24), "dense": 20},
         ("conv_1", ("conv_1_norm", "offset")),
     ),
     "resnet": Architecture(
-        partial(resnet18, IMAGE, NUM_CLASSES, width=2, blocks=(1,)),
+        partial(resnet18, **IMAGES, width=2, blocks=(1,)),
         IMAGE,
         {"width": 16, "blocks": (1, 1)},
         ("stage_0_block_0_output", ("stage_0_block_0_conv_1", "norm", "offset")),
         is_dear=True,
     ),
     "vit": Architecture(
-        partial(vit, IMAGE, NUM_CLASSES, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0, activation="relu"),
+        partial(vit, **IMAGES, patch=2, width=4, depth=1, heads=2, mlp_ratio=1.0, activation="relu"),
         IMAGE,
         {"width": 16, "heads": 4, "mlp_ratio": 2.0},
         ("mlp_0", ("mlp_0", "bias")),
@@ -70,7 +71,7 @@ ARCHITECTURES = {
 
 
 def build(name: str, **options: Any) -> Model:
-    """An architecture with other options than its own."""
+    """An architecture with other arguments than its own, all of them by name."""
     return ARCHITECTURES[name].make(**options)
 
 
@@ -97,6 +98,13 @@ def draw(model: Model, seed: int = 0) -> Variables:
         return jnp.asarray(values, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(array, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def normal_variables(model: Model, size: float = 0.7, seed: int = 0) -> Variables:
+    """Every entry of every array from one normal distribution, from NumPy: for tests to which no scale matters."""
+    random = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.asarray(size * random.normal(size=leaf.shape)), shapes)
 
 
 def batch(shape: tuple[int, ...], size: int = 5, seed: int = 0) -> tuple[jax.Array, jax.Array]:
