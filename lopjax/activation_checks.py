@@ -27,8 +27,8 @@ def _value_and_derivatives(f: Callable, z: Float[Array, " points"]) -> Float[Arr
     def with_slope(z: Float[Array, " points"]) -> tuple[Array, Array]:
         return jax.jvp(lambda x: f(x), (z,), (jnp.ones_like(z),))
 
-    (value, slope), (_, bend) = jax.jvp(with_slope, (z,), (jnp.ones_like(z),))
-    return jnp.stack([value, slope, bend])
+    (value, slope), (_, curvature) = jax.jvp(with_slope, (z,), (jnp.ones_like(z),))
+    return jnp.stack([value, slope, curvature])
 
 
 @partial(jax.jit, static_argnums=0)

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lopjax.cloning import Partition
+from lopjax.manifolds import cloned_manifold, distance
 from lopjax.model import Model, Params
 from lopjax.models import mlp, vit
 from theory_checks.architectures import NUM_CLASSES, random_batches, random_variables
 from theory_checks.check import Check, Row, Size
-from theory_checks.clusters import cloned_points, norm, take
+from theory_checks.clusters import cloned_points, take
 from theory_checks.confinement import train_path
 
 IMAGE, INPUT, WIDTH = (4, 4, 2), (5,), 8
@@ -65,24 +67,21 @@ def shift_first(params: Params, layer: str, shift: Any) -> Params:
     return {**params, layer: {**params[layer], "kernel": kernel.at[0].add(shift)}}
 
 
-def gaps(params: Params) -> tuple[np.ndarray, np.ndarray]:
-    """Differences inside the pair of heads, and inside the pair of units of the MLP."""
-    head, first, second = params["heads_0"], params["mlp_0"], params["mlp_0_out"]["kernel"]
-    units = {name: (head[name]["kernel"].swapaxes(0, 1), head[name]["bias"]) for name in ("query", "key", "value")}
-    arrays = [*(array for pair in units.values() for array in pair), head["out"]["kernel"].swapaxes(0, 1)]
-    of_heads = np.concatenate([np.ravel(array[0] - array[1]) for array in arrays])
-    return of_heads, np.concatenate([*(np.ravel(a[..., 0] - a[..., 1]) for a in first.values()), second[0] - second[1]])
-
-
 def departures(optimizer: str, maps: tuple[Any, ...], inverses: tuple[Any, ...], size: Size) -> tuple[float, float]:
-    """How far a run takes a pair of mapped heads apart (mapped back), and a pair of units with shifted outputs."""
+    """How far a run leaves the leaf of a pair of mapped heads (mapped back), and that of units with shifted outputs."""
     model, steps = transformer(), 150 if size == "small" else 1_000
     clones = cloned_points(model.wiring, PAIRS, random_variables(model)).bc["params"]
     start = shift_first(map_second_head(clones, *maps), "mlp_0_out", 0.9)
     path, _ = train_path(model, OPTIMIZERS[optimizer], jnp.asarray(RATE), start, random_batches(IMAGE, steps))
     end = take(path, -1)
-    of_heads = gaps(map_second_head(end, *inverses))[0]
-    return norm(of_heads), norm(gaps(end)[1] - gaps(start)[1])
+    mapped_back = (map_second_head(params, *inverses) for params in (start, end))
+    of_heads = departure(model, {"heads_0": PAIRS["heads_0"]}, *mapped_back)
+    return of_heads, departure(model, {"mlp_0": PAIRS["mlp_0"]}, start, end)
+
+
+def departure(model: Model, partition: Partition, start: Params, end: Params) -> float:
+    """Distance of the end of a run from the leaf through its start."""
+    return float(distance(cloned_manifold(start, model.wiring, partition), end))
 
 
 def check_heads(size: Size) -> list[Row]:
@@ -106,21 +105,20 @@ def check_heads(size: Size) -> list[Row]:
 def check_softmax(size: Size) -> list[Row]:
     """Units whose outgoing weights differ by a constant over the classes, after a run on changing batches."""
     model, steps = mlp(INPUT, (4,), NUM_CLASSES, activation="tanh"), 150 if size == "small" else 1_000
-    clones = cloned_points(model.wiring, {"hidden_0": (0, 0, 1, 2)}, random_variables(model)).bc["params"]
+    partition: Partition = {"hidden_0": (0, 0, 1, 2)}
+    clones = cloned_points(model.wiring, partition, random_variables(model)).bc["params"]
     stream = random_batches(INPUT, steps)
 
-    def departure(optimizer: str, shift: Any) -> float:
+    def after_a_run(optimizer: str, shift: Any) -> float:
         start = shift_first(clones, "classes", shift)
         end = take(train_path(model, OPTIMIZERS[optimizer], jnp.asarray(RATE), start, stream)[0], -1)
-        moved = jax.tree.map(lambda a, b: np.asarray(a - b), end, start)
-        first, last = moved["hidden_0"], moved["classes"]["kernel"]
-        return norm(*(array[..., 0] - array[..., 1] for array in first.values()), last[0] - last[1])
+        return departure(model, partition, start, end)
 
     unequal = jnp.arange(float(NUM_CLASSES))
     return [
-        *(Row(f"{name}: constant over the classes", departure(name, 0.9), ROUNDING) for name in OPTIMIZERS),
+        *(Row(f"{name}: constant over the classes", after_a_run(name, 0.9), ROUNDING) for name in OPTIMIZERS),
         *(
-            Row(f"{name}: another number for each class", departure(name, unequal), SIGNAL, control=True)
+            Row(f"{name}: another number for each class", after_a_run(name, unequal), SIGNAL, control=True)
             for name in OPTIMIZERS
         ),
     ]

@@ -10,7 +10,8 @@ import numpy as np
 
 from lopjax.losses import Batch
 from lopjax.manifolds import Clusters, Manifold, normal_part
-from lopjax.model import Model, Output, Params, Tap, Taps, Variables, samples_by_units
+from lopjax.model import Model, Params, Taps, Variables, samples_by_units
+from lopjax.signals import observe
 from lopjax.wiring import tree_paths, unit_rows
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -39,23 +40,14 @@ class Pass(NamedTuple):
 
 def run(model: Model, variables: Variables, batch: Batch, loss: Loss, train: bool) -> Pass:
     """Loss, gradients and signals on a batch, without dropout; compiled once per model, not once per certificate."""
-    return _run(model.apply, loss, train, variables, (jnp.asarray(batch[0]), batch[1]))
+    return _run(model, variables, (jnp.asarray(batch[0]), batch[1]), loss, train)
 
 
-@partial(jax.jit, static_argnames=("apply", "loss", "train"))
-def _run(apply: Callable[..., Output], loss: Loss, train: bool, variables: Variables, batch: Batch) -> Pass:
-    inputs, labels = batch
-
-    def objective(params: Params, shifts: Mapping[str, Tap]) -> tuple[jax.Array, Taps]:
-        state = {**variables, "params": params}
-        logits, _, taps = apply(state, inputs, train=train, perturbations=shifts, dropout_rate=0.0)
-        return loss(logits, labels), taps
-
-    shapes = jax.eval_shape(lambda: apply(variables, inputs, train=train, dropout_rate=0.0).taps)
-    shifts = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    grad = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
-    (value, taps), (gradient, backward) = grad(variables["params"], shifts)
-    return Pass(value, gradient, backward, taps)
+@partial(jax.jit, static_argnames=("model", "loss", "train"))
+def _run(model: Model, variables: Variables, batch: Batch, loss: Loss, train: bool) -> Pass:
+    seen = observe(model, variables, batch, loss=loss, train=train, dropout_rate=0.0)
+    assert seen.signals is not None
+    return Pass(seen.loss, seen.gradient, seen.signals, seen.taps)
 
 
 def signal_residuals(clusters: Mapping[str, Clusters], seen: Pass) -> dict[str, SignalResiduals]:

@@ -4,7 +4,14 @@ Each is made by a function of numbers, which may be traced, so that lanes with o
 
 state = start_intervention(redo(threshold=0.1, every=1000), setting, state)
 state, report = intervene(redo(threshold=0.1, every=1000), setting, state, observed, key, step)
+
+A new one is a module, its name here, and its row in `EXAMPLES`: with that the conformance suite holds it to its
+promises on every architecture.
 """
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from lopjax.interventions.compensation import move_means_into_biases
 from lopjax.interventions.continual_backprop import Utilities, continual_backprop
@@ -22,10 +29,13 @@ from lopjax.interventions.slices import draw_units, reset_units
 from lopjax.interventions.split_clones import split_clones
 from lopjax.interventions.wake_dead_units import wake_dead_units
 from lopjax.interventions.whole import reset_layer, reset_optimizer
+from lopjax.optim import shrink_and_perturb
 from lopjax.training.interventions import Intervention, Report, Setting, intervene, start_intervention
 
 __all__ = [
+    "EXAMPLES",
     "REASONS",
+    "Example",
     "Intervention",
     "Lifetimes",
     "Report",
@@ -56,3 +66,43 @@ __all__ = [
     "wake_dead_units",
     "with_lifetimes",
 ]
+
+
+class Example(NamedTuple):
+    """An intervention at numbers with which it acts within a few steps where a unit of every space is silent.
+
+    Attributes:
+        make: makes it.
+        promises: the names of the promises of `lopjax.testing.Property` that it makes; empty for all.
+        without: those that it does not make, of all.
+    """
+
+    make: Callable[[], Intervention]
+    promises: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+EXAMPLES: Mapping[str, Example] = MappingProxyType(
+    {
+        "redo": Example(lambda: redo(0.0, 3), without=("UTILITIES",)),
+        # What it moves into biases is a running mean: of a unit that has just died that is not what it gives now.
+        "continual_backprop": Example(lambda: continual_backprop(0.05, 0.99, 2), without=("JUST_DIED",)),
+        "self_normalized_resets": Example(lambda: self_normalized_resets(0.9, 3), without=("UTILITIES",)),
+        "regrama": Example(lambda: regrama(0.05, 3), without=("UTILITIES",)),
+        "cpr": Example(lambda: cpr(0.1, 3), ("SLICES", "AGEING", "NOTHING_ELSE", "KEYS")),
+        # What touches no unit by choice: the promises that any step can keep.
+        "reset_optimizer": Example(lambda: reset_optimizer(3), ("AGEING", "KEYS")),
+        "from_optax": Example(lambda: from_optax(shrink_and_perturb(0.9, 0.1, seed=0, every=3)), ("AGEING",)),
+        "fire": Example(lambda: fire(every=3), ("AGEING", "NOTHING_ELSE", "KEYS")),
+        "reset_layer": Example(
+            lambda: reset_layer(["classes"]),
+            without=("FUNCTION", "JUST_DIED", "OUTGOING", "STATISTICS", "UTILITIES"),
+        ),
+        "wake_dead_units": Example(lambda: wake_dead_units(3), without=("UTILITIES",)),
+        # Any pair is near enough, and any price is paid: what it promises of clones is tested with clones.
+        "split_clones": Example(
+            lambda: split_clones(10.0, every=3, loss_tolerance=1e9), ("AGEING", "NOTHING_ELSE", "KEYS")
+        ),
+    }
+)
+"""One row for each intervention."""

@@ -136,15 +136,15 @@ def _departures(isometry: Isometry, params: Params, vector: Params) -> tuple[jax
     """`|U'U v - v|` and `|g(theta + v) - g(theta) - U v|`."""
     there, (back,) = _linear(isometry, vector), jax.vjp(isometry, params)[1](_linear(isometry, vector))
     far = isometry(jax.tree.map(jnp.add, params, vector))
-    bend = jax.tree.map(lambda a, b, c: a - b - c, far, isometry(params), there)
-    return tree_norm(jax.tree.map(jnp.subtract, back, vector)), tree_norm(bend)
+    not_affine = jax.tree.map(lambda a, b, c: a - b - c, far, isometry(params), there)
+    return tree_norm(jax.tree.map(jnp.subtract, back, vector)), tree_norm(not_affine)
 
 
 def _check_isometry(isometry: Isometry, params: Params) -> None:
     vector = _random(params)
-    stretched, bent = (float(each) for each in _departures(isometry, params, vector))
+    stretching, nonlinearity = (float(each) for each in _departures(isometry, params, vector))
     size = float(tree_norm(vector)) + float(tree_norm(params))
-    for departure, what in ((bent, "affine"), (stretched, "orthogonal")):
+    for departure, what in ((nonlinearity, "affine"), (stretching, "orthogonal")):
         if not departure <= _allowed(params) * size:
             raise ValueError(
                 f"the map is not {what}: off by {departure:.3g} on a random vector of length {size:.3g}; only maps "

@@ -1,5 +1,7 @@
 """Every method on every architecture: the conformance suite."""
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -7,48 +9,13 @@ from networks import case
 from oracles.architectures import ARCHITECTURES
 
 from lopjax import interventions
-from lopjax.interventions import (
-    continual_backprop,
-    cpr,
-    fire,
-    from_optax,
-    redo,
-    regrama,
-    reset_layer,
-    reset_optimizer,
-    self_normalized_resets,
-    split_clones,
-    wake_dead_units,
-)
-from lopjax.optim import shrink_and_perturb
+from lopjax.interventions import EXAMPLES, Example, continual_backprop
 from lopjax.testing import Property, check_intervention
 
-ALL = set(Property)
-# With these numbers each acts within a few steps on the networks of the suite, in which one unit of every space sleeps.
 METHODS = {
-    "redo": (lambda: redo(0.0, 3), ALL - {Property.UTILITIES}),
-    # What it moves into biases is a running mean: of a unit that has just died that is not what it gives now.
-    "continual_backprop": (lambda: continual_backprop(0.05, 0.99, 2), ALL - {Property.JUST_DIED}),
-    "adaptable": (
-        lambda: continual_backprop(0.05, 0.99, 2, utility="adaptable_contribution"),
-        ALL - {Property.JUST_DIED},
-    ),
-    "self_normalized_resets": (lambda: self_normalized_resets(0.9, 3), ALL - {Property.UTILITIES}),
-    "regrama": (lambda: regrama(0.05, 3), ALL - {Property.UTILITIES}),
-    "cpr": (lambda: cpr(0.1, 3), {Property.SLICES, Property.AGEING, Property.NOTHING_ELSE, Property.KEYS}),
-    # What touches no unit by choice: the promises that any step can keep.
-    "reset_optimizer": (lambda: reset_optimizer(3), {Property.AGEING, Property.KEYS}),
-    "from_optax": (lambda: from_optax(shrink_and_perturb(0.9, 0.1, seed=0, every=3)), {Property.AGEING}),
-    "fire": (lambda: fire(every=3), {Property.AGEING, Property.NOTHING_ELSE, Property.KEYS}),
-    "reset_layer": (
-        lambda: reset_layer(["classes"]),
-        ALL - {Property.FUNCTION, Property.JUST_DIED, Property.OUTGOING, Property.STATISTICS, Property.UTILITIES},
-    ),
-    "wake_dead_units": (lambda: wake_dead_units(3), ALL - {Property.UTILITIES}),
-    # Any pair is near enough, and any price is paid: what it promises of clones is tested with clones.
-    "split_clones": (
-        lambda: split_clones(10.0, every=3, loss_tolerance=1e9),
-        {Property.AGEING, Property.NOTHING_ELSE, Property.KEYS},
+    **EXAMPLES,
+    "adaptable": Example(
+        lambda: continual_backprop(0.05, 0.99, 2, utility="adaptable_contribution"), without=("JUST_DIED",)
     ),
 }
 CASES = [
@@ -64,8 +31,9 @@ CASES = [
 
 @pytest.mark.parametrize(("method", "network"), CASES)
 def test_a_method_keeps_its_promises(method, network):
-    make, promises = METHODS[method]
-    findings = check_intervention(make, *case(network), promises=[one for one in Property if one in promises])
+    make, promises, without = METHODS[method]
+    names = [name for name in promises or Property.__members__ if name not in without]
+    findings = check_intervention(make, *case(network), promises=[Property[name] for name in names])
     unseen = {one.property: one.evidence for one in findings if one.holds is None}
     allowed = {Property.FUNCTION, Property.JUST_DIED} if network == "vit" else set()
     # Whether a method comes to touch the unit that has just died, and no other, depends on the network.
@@ -77,8 +45,16 @@ def test_a_method_keeps_its_promises(method, network):
     assert set(unseen) <= allowed, unseen
 
 
-def test_the_page_names_every_property_and_every_method():
+def test_every_intervention_has_its_row_and_the_page_names_what_there_is():
     page = (Path(__file__).parents[2] / "docs" / "interventions.md").read_text()
     assert all(f"| `{one.name}` |" in page for one in Property)
-    methods = {name for name in METHODS if name != "adaptable"} | {"reset_optimizer", "from_optax", "with_lifetimes"}
-    assert all(hasattr(interventions, name) and f"`{name}" in page for name in methods)
+    assert all(hasattr(interventions, name) for name in EXAMPLES)
+    makers = {name for name in interventions.__all__ if _makes_an_intervention(getattr(interventions, name))}
+    assert makers - {"with_lifetimes"} == set(EXAMPLES)  # that one wraps another
+    methods = set(re.findall(r"^\| `([a-z_]+)(?:\(transform\))?` \| (?:every|task)", page, flags=re.M))
+    assert len(methods) >= 10
+    assert methods <= makers
+
+
+def _makes_an_intervention(value: object) -> bool:
+    return inspect.isfunction(value) and inspect.signature(value).return_annotation is interventions.Intervention

@@ -6,45 +6,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles.architectures import ARCHITECTURES, build, every
 
-from lopjax.losses import mean_cross_entropy
-from lopjax.model import Tap
-from lopjax.models import cnn, mlp, resnet18, vit
+from lopjax.signals import observe
 from lopjax.tracing import trace_model, wiring_agrees
 from lopjax.wiring import In, Out
-
-IMAGE = (4, 4, 2)
 
 
 def inputs(shape):
     return jax.ShapeDtypeStruct((3, *shape), jnp.float32)
 
 
-SMALL = {
-    "mlp": lambda **options: (mlp((4,), (6, 5), 3, **options), (4,)),
-    "cnn": lambda **options: (cnn(IMAGE, 3, channels=(4, 5), dense=6, **options), IMAGE),
-    "resnet": lambda **options: (resnet18(IMAGE, 3, width=3, blocks=(1, 1), **options), IMAGE),
-    "vit": lambda **options: (vit(IMAGE, 3, patch=2, width=8, depth=2, heads=2, mlp_ratio=1.5, **options), IMAGE),
-}
+# Every architecture as it is in the table, and with options that the labels depend on.
 OPTIONS = [
-    ("mlp", {}),
-    ("mlp", dict(norm="batch", activation="gelu")),
+    *((name, {}) for name in ARCHITECTURES),
+    ("mlp", dict(norm="none", activation="gelu")),
     ("mlp", dict(norm="layer", activation="silu")),
-    ("cnn", {}),
-    ("cnn", dict(norm="batch", activation="leaky_relu")),
+    ("cnn", dict(norm="none", activation="leaky_relu")),
     ("cnn", dict(norm="layer")),
-    ("resnet", {}),
-    ("resnet", dict(norm="layer")),
-    ("vit", {}),
-    ("vit", dict(norm="batch")),
+    ("resnet", dict(norm="layer", blocks=(1, 1))),
+    ("vit", dict(norm="batch", depth=2)),
     ("vit", dict(norm="none", affine=False)),
 ]
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_labels_and_program_agree(name, options):
-    model, shape = SMALL[name](**options)
-    assert wiring_agrees(model, inputs(shape)) == ()
+    assert wiring_agrees(build(name, **options), inputs(ARCHITECTURES[name].shape)) == ()
 
 
 def relabelled(model, array, *axes):
@@ -55,7 +43,7 @@ def relabelled(model, array, *axes):
 
 
 def test_labels_that_say_less_are_told_and_those_that_contradict_are_refused():
-    model, shape = SMALL["mlp"]()
+    model, shape = build("mlp", norm="none"), ARCHITECTURES["mlp"].shape
     less = relabelled(model, ("hidden_1", "kernel"), In("hidden_0"), None)
     assert wiring_agrees(less, inputs(shape)) == (
         "params/hidden_1/kernel, axis 1: None by its label, Out(space='hidden_1') by the program",
@@ -72,42 +60,16 @@ def test_labels_that_say_less_are_told_and_those_that_contradict_are_refused():
             wiring_agrees(wrong, inputs(shape))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mlp",
-        pytest.param("cnn", marks=pytest.mark.slow),
-        pytest.param("resnet", marks=pytest.mark.slow),
-        pytest.param("vit", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("name", every(slow=[name for name in ARCHITECTURES if name != "mlp"]))
 def test_sites_are_those_of_the_models_own_taps(name, x64):
-    model, shape = SMALL[name](activation="tanh") if name == "mlp" else SMALL[name]()
+    model = build(name, activation="tanh")
     variables = jax.tree.map(lambda a: a + 0.1, model.init(jax.random.key(0)))
-    x = jax.random.normal(jax.random.key(1), (3, *shape))
+    x = jax.random.normal(jax.random.key(1), (3, *ARCHITECTURES[name].shape))
     y = jnp.array([0, 1, 2])
     traced = trace_model(lambda v, x: model.apply(v, x).logits, variables, x, check=False)
-
-    def seen(apply, variables):
-        def loss(shifts):
-            output = apply(variables, x, perturbations=shifts)
-            return mean_cross_entropy(output.logits, y), output
-
-        taps = jax.eval_shape(lambda v: apply(v, x), variables).taps
-        zeros = {
-            site: Tap(
-                tap.space,
-                jnp.zeros(tap.pre.shape, tap.pre.dtype),
-                jnp.zeros(tap.post.shape, tap.post.dtype),
-                tap.activation,
-            )
-            for site, tap in taps.items()
-        }
-        (_, output), signals = jax.value_and_grad(loss, has_aux=True)(zeros)
-        return output, signals
-
-    own, own_signals = jax.jit(lambda v: seen(model.apply, v))(variables)
-    found, signals = jax.jit(lambda v: seen(traced.model.apply, v))(traced.split(variables))
+    own = jax.jit(lambda v: observe(model, v, (x, y)))(variables)
+    found = jax.jit(lambda v: observe(traced.model, v, (x, y)))(traced.split(variables))
+    own_signals, signals = own.signals, found.signals
     np.testing.assert_allclose(found.logits, own.logits, rtol=1e-12)
     units = lambda a: np.moveaxis(np.asarray(a), -1, 0).reshape(a.shape[-1], -1)  # noqa: E731
     missing = []

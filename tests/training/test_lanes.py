@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles.training_step import STEP
 
 from lopjax.random.philox import high_word
 from lopjax.training.lanes import check_lanes, cut_batch, gathered, lane_mesh, over_lanes, place
@@ -68,20 +69,11 @@ from lopjax.training import Preprocess, epochs, init_state, logs_of, make_chunk,
 generator = np.random.default_rng(0)
 images, labels = generator.integers(0, 256, (96, 4, 4, 1), np.uint8), np.arange(96, dtype=np.int32) % 5
 model = mlp((4, 4, 1), (6, 6), 5, norm="batch", dropout=0.2)
-preprocess = Preprocess((0.3,), (0.3,), crop_padding=1, flip=True)
 optimizer = lambda key: noisy_sgd(0.1, 0.05, 0.999, seed=key)
-
-def step(state, drawn, key, index):
-    state, noise_key = state
-    images, labels = drawn.batch
-    augment_key, dropout_key = jax.random.split(key)
-    inputs = preprocess.inputs(images, augment_key)
-    state, seen = train_step(model, optimizer(noise_key), state, (inputs, labels), dropout_key)
-    return (state, noise_key), logs_of(seen, "loss", "accuracy")
-
+STEP
 def train(mesh):
     keys = jax.vmap(lambda seed: jax.random.key(seed, impl="philox4x32"))(jnp.arange(8))
-    lanes = start_lanes(over_lanes(lambda key: (init_state(model.init(key), optimizer(key)), key), 1)(keys))
+    lanes = lanes_of(keys)
     lanes, keys = place((lanes, keys), mesh, is_per_lane=True)
     data = place((jnp.asarray(images), jnp.asarray(labels)), mesh, is_per_lane=False)
     chunk = make_chunk(step, epochs(*data, 16), mesh)
@@ -104,7 +96,7 @@ except ValueError as error:
 else:
     raise AssertionError
 print("equal")
-"""
+""".replace("STEP", STEP)
 
 
 def python(*arguments: str, **environment: str) -> subprocess.Popen:
