@@ -34,6 +34,7 @@ from .certificates import (
 )
 from .cloning import (
     clone_variables as clone_variables,
+    collapse as collapse,
     find_clones as find_clones,
     uniform_partition as uniform_partition,
     widen as widen,

@@ -1,4 +1,4 @@
-"""What every architecture is to the rest of the library: three pure things and a way to change its sizes."""
+"""What a network is to the rest of the library: pure functions, its wiring, and a way to change its sizes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,17 +75,16 @@ class Model(NamedTuple):
     Attributes:
         init: `key -> variables`, `{"params": ..., "batch_stats": ...}`; vmap over keys gives seeds. Floating point
             type: JAX's default (float64 under x64).
-        apply: `apply(variables, x, train=False, key=None, perturbations=None, dropout_rate=None) -> Output`,
-            with logits, variables and taps. Pure. `x`: `(batch, *input_shape)`. `key` is needed when dropout draws.
-            `perturbations`: taps (of any subset of the sites) added to the pre- and post-activations. `dropout_rate`:
-            overrides the model's own and may be traced. The variables returned are the given ones with batch statistics
-            updated in train mode.
+        apply: `apply(variables, x, train=False, key=None, perturbations=None, dropout_rate=None) -> Output`. Pure. `x`
+            has the shape `(batch, *input_shape)`. `key` is needed where dropout draws. `perturbations` are taps, of any
+            of the sites, that are added to the pre- and post-activations. `dropout_rate` overrides the model's own and
+            may be traced. The variables returned are those given, in train mode with updated batch statistics.
         wiring: the labelled axes; static and hashable.
         resize: `{space: size} -> Model`: the same architecture with other numbers of units.
         constructor: how it was made, up to those numbers; None if it does not say (`lopjax.models.recorded`).
         input_shape: shape of one input, without the batch axis; None if it is not known.
-        view: `(split, merge)`, where arrays of the author's have axes that index several things: `init` and `apply`
-            speak of the pieces, `view.merge(params)` are the author's arrays (`lopjax.wiring.view`).
+        view: `(split, merge)`, for networks whose author's arrays have axes that index several spaces: `init` and
+            `apply` work with the pieces, and `view.merge(params)` gives the author's arrays (`lopjax.wiring.view`).
     """
 
     init: Callable[[jax.Array], Variables]

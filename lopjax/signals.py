@@ -1,7 +1,7 @@
 """What flows through a network on one batch: loss, logits, activations, backward signals and the gradient.
 
-`observe` is the only place that makes it. A training step returns it, the symptoms of lost plasticity are read from it,
-and interventions decide by it.
+`observe` is the only place where this is computed. Training steps return it, symptoms of lost plasticity and
+certificates are read from it, and interventions decide by it.
 """
 
 from collections.abc import Callable
@@ -81,11 +81,11 @@ def observe(
         )
         return loss(logits, labels), (logits, updated, taps)
 
-    nothing = None
+    zeros = None
     if signals:
         shapes = jax.eval_shape(forward, variables["params"], None)[1][2]
-        nothing = jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), shapes)
+        zeros = jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), shapes)
     (value, (logits, updated, taps)), (gradient, backward) = jax.value_and_grad(forward, argnums=(0, 1), has_aux=True)(
-        variables["params"], nothing
+        variables["params"], zeros
     )
     return Observed(value, logits, taps, backward, gradient, batch, task, updated)

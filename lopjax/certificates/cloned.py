@@ -189,7 +189,7 @@ class _Question(NamedTuple):
     excluded: frozenset[str]
 
     @property
-    def stiff(self) -> tuple[str, ...]:
+    def only_permutable(self) -> tuple[str, ...]:
         """Spaces with clusters whose units cannot be cloned: there only equal units are known to stay equal."""
         return tuple(space for space in self.clusters if space not in self.model.wiring.cloneable)
 
@@ -235,7 +235,12 @@ def _resolve_excluded(exclude: str | Sequence[str], names: Sequence[str]) -> set
 
 
 def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, list[str]]:
-    """Verdict, the residuals it rests on, and notes."""
+    """Verdict, the residuals it rests on, and notes.
+
+    The parameters propose. First what the loss cannot see is taken out of them (constants added to outgoing weights);
+    then the strongest claim whose residuals are all zero is made, or, where one is beyond doubt, its denial; then the
+    batch may object. What lies between zero and beyond doubt stays undecided.
+    """
     case = question.case(tolerance)
     if not any(each.counted for each in case.arrays.values()):
         return CloneVerdict.UNDECIDED, case, ["every array with a cloned axis is excluded"]
@@ -245,8 +250,9 @@ def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, 
     notes = [*_largest(case), *notes]
     if case.is_zero("re", "ce"):
         is_equal = case.is_zero("bc") and not blind
-        if question.stiff and not is_equal:
-            why = f"units of {list(question.stiff)} are permutable, not cloneable: only equal ones (BC) are trapped"
+        if question.only_permutable and not is_equal:
+            spaces = list(question.only_permutable)
+            why = f"units of {spaces} are permutable, not cloneable: only equal ones (BC) are trapped"
             return CloneVerdict.UNDECIDED, case, [*notes, why]
         verdict = CloneVerdict.BLOCK_CONSTANT if is_equal else CloneVerdict.ON_V
         return _unless(_contradiction(case, ("forward", "backward")), verdict, case, notes)
@@ -270,7 +276,7 @@ def _judge_unequal(
     alignment = align(wiring, variables, ids, hidden)
     mapped = question._replace(variables=changed(wiring, alignment, variables))
     arrays = array_residuals(mapped.variables, wiring, question.clusters, question.excluded, {}, hidden)
-    if case._replace(arrays=arrays).is_zero("re", "ce", *(("bc",) if question.stiff else ())):
+    if case._replace(arrays=arrays).is_zero("re", "ce", *(("bc",) if question.only_permutable else ())):
         answer = question.is_invisible(alignment, tolerance)
         if answer and not maybe:
             there = mapped.case(tolerance, blind)

@@ -108,12 +108,12 @@ class FrozenCertificate(NamedTuple):
             )
             for u in self.units
         ]
-        spoken = dict.fromkeys((u.site, u.arrays) for u in self.units)
+        parameters = dict.fromkeys((u.site, u.arrays) for u in self.units)
         lines = [
             f"Frozen units: {self.verdict.name}",
             f"  {self.verdict.value}",
             f"  tolerance {self.tolerance:.1e}",
-            *(f"  parameters at {site}: {', '.join(arrays)}" for site, arrays in spoken),
+            *(f"  parameters at {site}: {', '.join(arrays)}" for site, arrays in parameters),
         ]
         return "\n".join([*lines, *table(header, rows), *(f"  note: {note}" for note in self.notes)])
 
@@ -251,6 +251,8 @@ def _judge(wiring: Wiring, site: str, unit: int, evidence: SiteEvidence, depends
     entry = activation(wiring.site(site).activation)
     is_relu = bool(entry.is_zero_below_zero)
     by_sign = is_relu and bool(evidence.by_sign[unit])
+    # Flat pieces first: there the gradient is exactly zero. Only where they leave it open, and never for a ReLU, whose
+    # slope is 0 or 1, does a small slope count, and then as slow, not as frozen.
     verdict = _judge_flat(evidence, unit, is_relu, by_sign) if entry.flat else FrozenVerdict.UNDECIDED
     if verdict is FrozenVerdict.UNDECIDED and not is_relu:
         verdict = _judge_slope(evidence, unit, entry.flat is not None)

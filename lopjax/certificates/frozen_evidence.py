@@ -230,6 +230,9 @@ def _trapped(observations: Observations, site: str) -> np.ndarray:
     entry = activation(wiring.site(site).activation)
     if layer is None or observations.seen is None or not entry.is_zero_below_zero:
         return np.zeros(size, bool)
+    # Dead is not yet trapped: what the unit reads may change and wake it. Data do not change; nor do units that are
+    # dead and trapped themselves, which is asked of the layer below. The recursion ends at the input, or at a site that
+    # no plain layer makes, of which nothing is claimed.
     gradient = slice_norms(observations.seen.gradient, wiring, site, incoming_arrays(wiring, site)[0])
     is_dead = _flatness(observations, site, layer, ((-np.inf, 0.0),))[1] & (gradient == 0)
     if layer.label.source not in dict(wiring.sites):

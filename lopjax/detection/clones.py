@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lopjax.activations import Activation, activation
 from lopjax.model import Model, Tap, Variables, samples_by_units
-from lopjax.wiring import In, Out, Wiring
+from lopjax.wiring import Wiring, unit_rows
 
 
 class Multiples(NamedTuple):
@@ -119,10 +119,9 @@ def parameter_rows(wiring: Wiring, variables: Variables, space: str) -> Float[Ar
     """Incoming parameters of every unit side by side; running statistics are not among them."""
     labels, leaves = wiring.labels_of(variables["params"]), jax.tree.leaves(variables["params"])
     slices = [
-        jnp.moveaxis(leaf, axis, 0).reshape(leaf.shape[axis], -1)
+        unit_rows(leaf, axis)
         for label, leaf in zip(labels, leaves, strict=True)
-        for axis, role in enumerate(label.axes)
-        if role == Out(space)
+        for axis, *_ in label.unit_axes((space,), is_read=False)
     ]
     rows = jnp.concatenate(slices, axis=1)
     return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
@@ -173,7 +172,7 @@ def multiples_by_parameters(wiring: Wiring, space: str) -> Multiples:
     labels = dict(wiring.labels)
     own = [(path, labels[path]) for path, _ in wiring.incoming(space)]
     is_normed = any(path[0] != "params" for path, _ in own)
-    num_biases = sum(not any(isinstance(axis, In) for axis in label.axes) for _, label in own)
+    num_biases = sum(not label.reads() for _, label in own)
     if is_normed or num_biases > len(wiring.sites_of(space)):
         return Multiples(False, False)
     return multiples_by_activations(wiring, space)

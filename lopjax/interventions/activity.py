@@ -43,8 +43,8 @@ def weight_magnitude(
     found = [
         reduce(jnp.abs(array), axis=tuple(other for other in range(array.ndim) if other != index))
         for label, array in zip(wiring.labels_of(tree), jax.tree.leaves(tree), strict=True)
-        for index, axis in enumerate(label.axes)
-        if axis == wanted and label.reads()
+        for index, *_ in label.unit_axes((wanted.space,), is_read=isinstance(wanted, In))
+        if label.reads()
     ]
     return jnp.stack(found) if found else jnp.zeros((0, wiring.size(wanted.space)))
 

@@ -15,7 +15,7 @@ from lopjax.optim.checks import check
 from lopjax.signals import Observed
 from lopjax.training.interventions import Intervention, Report, Setting
 from lopjax.training.steps import TrainState
-from lopjax.wiring import In, Label, Out
+from lopjax.wiring import Label, along
 
 STEEPNESS = 16.0
 
@@ -96,9 +96,8 @@ def _moved(share: Mapping[str, Any], label: Label, leaf: jax.Array, fresh: jax.A
     if not label.reads():
         return leaf
     moved = leaf
-    for side in (Out, In):
-        for index, axis in enumerate(label.axes):
-            if isinstance(axis, side) and axis.space in share:
-                part = jnp.expand_dims(share[axis.space], [i for i in range(leaf.ndim) if i != index])
-                moved = moved + part * (fresh - moved) if side is Out else (1 - part) * moved
+    for is_read in (False, True):
+        for index, space, _ in label.unit_axes(share, is_read=is_read):
+            part = along(share[space], index, leaf.ndim)
+            moved = (1 - part) * moved if is_read else moved + part * (fresh - moved)
     return moved.astype(leaf.dtype)

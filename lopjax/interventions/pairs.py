@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lopjax.model import Params
-from lopjax.wiring import In, Wiring
+from lopjax.wiring import Wiring
 
 
 class Pair(NamedTuple):
@@ -56,10 +56,9 @@ def places_of(wiring: Wiring, tree: PyTree, space: str) -> list[Place]:
         ValueError: an array that both reads and writes the space: its two slices would overlap.
     """
     places = [
-        Place(index, axis, isinstance(role, In))
+        Place(index, axis, is_read)
         for index, label in enumerate(wiring.labels_of(tree))
-        for axis, role in enumerate(label.axes)
-        if role is not None and role.space == space
+        for axis, _, is_read in label.unit_axes((space,))
     ]
     if len({place.leaf for place in places}) != len(places):
         raise ValueError(f"unit space {space!r}: an array reads and writes it at once; leave it out with spaces=")

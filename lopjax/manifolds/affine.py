@@ -310,7 +310,13 @@ def _plan(label: Label, shape: tuple[int, ...], structure: AffineStructure) -> _
 
 
 def _project(plan: _ArrayPlan, array: jax.Array, components: tuple[Component, ...]) -> jax.Array:
-    """Sum of the projections onto some components."""
+    """Sum of the projections onto some components.
+
+    P of one side averages over the clusters along all of its axes, one after the other; Q is what an average takes
+    away. The two sides act on different axes, so they commute, and each component takes two averages: no matrix of
+    units by units is formed. A component that keeps what the average takes away subtracts it, so what is equal inside
+    clusters leaves exactly zero.
+    """
     if plan.is_free is not None:
         array = jnp.where(plan.is_free, array, jnp.zeros((), array.dtype))
     total = None

@@ -30,7 +30,7 @@ CLAIMS: tuple[Callable[[Probe], list[str]], ...] = (
     site_claims.order_faults,
     site_claims.sum_faults,
 )
-_SAMPLES = 8  # so that no ReLU is asleep on all of them, but for one in hundreds
+_SAMPLES = 8  # few enough to be cheap, many enough that hardly any ReLU (one in 2^8) is zero on all of them
 
 
 class _Description(NamedTuple):

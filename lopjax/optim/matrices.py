@@ -44,10 +44,10 @@ def matrix_axes(wiring: Wiring, params: PyTree, by_head: bool = True) -> PyTree[
     def axes(label: Label, array: Any) -> MatrixAxes | None:
         if not label.reads():
             return None
-        written = {index for index, axis in enumerate(label.axes) if isinstance(axis, Out)}
+        written = set(label.output_axes)
         # What lies behind a head that is written are its coordinates.
         written |= {index + 1 for index in written if label.axes[index] in {Out(space) for space in heads}}
-        of_heads = {index for index, axis in enumerate(label.axes) if axis is not None and axis.space in heads}
+        of_heads = {axis.index for axis in label.unit_axes(heads)}
         batch = tuple(sorted(of_heads)) if by_head else ()
         columns = tuple(index for index in sorted(written) if index not in batch)
         rows = tuple(index for index in range(len(label.axes)) if index not in written and index not in batch)

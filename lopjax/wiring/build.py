@@ -37,31 +37,13 @@ def build_wiring(
             that no array knows, a site whose space no array writes, an array labelled with a site of a space that it
             does not write, or with a source that it does not read.
     """
-    unlabelled = [path for path in shapes if labels.get(path) is None]
-    if unlabelled:
-        raise ValueError(
-            f"arrays without axis labels: {['/'.join(path) for path in unlabelled]}; "
-            "create each with lopjax.models.labelled(init, *axes)"
-        )
-    if strays := ["/".join(path) for path in labels if path not in shapes]:
-        raise ValueError(f"labels of arrays that do not exist: {strays}")
-    known = {path: label for path, label in labels.items() if label is not None}
+    known = _known_labels(labels, shapes)
     sizes = _sizes(known, shapes)
-    for kind, spaces in (
-        ("fixed", fixed),
-        ("coupled", coupled),
-        ("permutable", permutable),
-        ("coordinate", coordinates),
-    ):
-        if unknown := [space for space in spaces if space not in sizes]:
-            raise ValueError(f"{kind} space {unknown[0]!r}: not in this wiring; its spaces are {list(sizes)}")
     read = {space for label in known.values() for space in label.reads()}
     written = {space for label in known.values() for space in label.writes()}
-    if both := sorted(set(fixed) & set(permutable)):
-        raise ValueError(f"spaces {both} are said to be fixed and to be permutable: choose one")
     inputs, outputs = read - written, written - read - set(permutable)
-    if strays := sorted(inputs & set(permutable)):
-        raise ValueError(f"permutable spaces {strays} are written by no array: they are network inputs")
+    said = {"fixed": fixed, "coupled": coupled, "permutable": permutable, "coordinate": coordinates}
+    _check_what_is_said(said, sizes, inputs)
     _check_sites(sites, sizes, written)
     for path, label in known.items():
         _check_ends(path, label, sites, inputs, outputs)
@@ -81,6 +63,29 @@ def build_wiring(
         reasons=tuple(sorted(reasons.items())),
         coordinates=frozenset(coordinates),
     )
+
+
+def _known_labels(labels: Mapping[Path, Label | None], shapes: Mapping[Path, tuple[int, ...]]) -> dict[Path, Label]:
+    unlabelled = [path for path in shapes if labels.get(path) is None]
+    if unlabelled:
+        raise ValueError(
+            f"arrays without axis labels: {['/'.join(path) for path in unlabelled]}; "
+            "create each with lopjax.models.labelled(init, *axes)"
+        )
+    if strays := ["/".join(path) for path in labels if path not in shapes]:
+        raise ValueError(f"labels of arrays that do not exist: {strays}")
+    return {path: label for path, label in labels.items() if label is not None}
+
+
+def _check_what_is_said(said: Mapping[str, Collection[str]], sizes: Mapping[str, int], inputs: set[str]) -> None:
+    """The spaces of which the author says something exist, and what is said of them agrees."""
+    for kind, spaces in said.items():
+        if unknown := [space for space in spaces if space not in sizes]:
+            raise ValueError(f"{kind} space {unknown[0]!r}: not in this wiring; its spaces are {list(sizes)}")
+    if both := sorted(set(said["fixed"]) & set(said["permutable"])):
+        raise ValueError(f"spaces {both} are said to be fixed and to be permutable: choose one")
+    if strays := sorted(inputs & set(said["permutable"])):
+        raise ValueError(f"permutable spaces {strays} are written by no array: they are network inputs")
 
 
 def _sizes(labels: Mapping[Path, Label], shapes: Mapping[Path, tuple[int, ...]]) -> dict[str, int]:

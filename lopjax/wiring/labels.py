@@ -39,7 +39,7 @@ class Product(_Composable):
 
 @dataclass(frozen=True)
 class Sum(_Composable):
-    """An axis of several stretches: `Out("q") + Out("k") + Out("v")`, or `In("a") + 1` where the last entry is none.
+    """An axis of several stretches: `Out("q") + Out("k") + Out("v")`, or `In("a") + 1` with one entry of no unit.
 
     Attributes:
         parts: `In`, `Out`, `Product`, or a number of entries that index no units.

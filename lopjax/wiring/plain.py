@@ -8,7 +8,7 @@ Formulas are written for one layout, `(*offsets or positions, units in, units ou
 from typing import Any, NamedTuple
 
 from lopjax.wiring.diagram import Wiring
-from lopjax.wiring.labels import In, Label, Out, Path
+from lopjax.wiring.labels import Label, Path
 
 
 class PlainKernel(NamedTuple):
@@ -27,8 +27,7 @@ class PlainKernel(NamedTuple):
 
 def standard_order(label: Label) -> tuple[int, ...] | None:
     """The axes of a kernel in the order `(*others, units in, units out)`; `None` if it has not just one of each."""
-    reads = [index for index, axis in enumerate(label.axes) if isinstance(axis, In)]
-    writes = [index for index, axis in enumerate(label.axes) if isinstance(axis, Out)]
+    reads, writes = label.input_axes, label.output_axes
     if len(reads) != 1 or len(writes) != 1:
         return None
     others = [index for index, axis in enumerate(label.axes) if axis is None]

@@ -159,6 +159,9 @@ def _sizes(labels: Mapping[Path, Any], shapes: Mapping[Path, tuple[int, ...]]) -
         if axis is not None
     ]
     sizes = {axis.space: size for _, axis, size in axes if isinstance(axis, In | Out)}
+    # What is left of an axis when the known parts are taken off belongs to the unknown ones, and a size that one array
+    # gives may be what another one lacks: so the axes are read again until nothing new is learnt. A part with two
+    # unknown spaces cannot be told, nor can a length that the unknown parts do not share evenly.
     before = -1
     while len(sizes) != before:
         before = len(sizes)

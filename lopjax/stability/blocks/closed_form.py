@@ -134,6 +134,9 @@ def _judge_unit(
         scale=scale,
         radius=float(scales.radius[unit]),
     )
+    # A kink of the unit's own makes the block itself one-sided, and a slope of 0 then does not mean a dead unit: only
+    # the zeros that follow from the block's shape are left. A kink behind the unit, or of the loss, changes what the
+    # block is made of, but nothing where every eigenvalue is zero by structure.
     if scales.kinks[unit]:
         return at_a_kink(report._replace(structural=by_shape), "a pre-activation of the unit, on some row")
     if scales.later_kinks and structural < len(spectrum):
