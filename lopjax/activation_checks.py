@@ -72,9 +72,10 @@ def find_kinks(function: Callable) -> tuple[float, ...] | None:
     Returns:
         The places in ascending order, to about 1e-12 (float64); `None` if the function depends on traced values.
 
-    >>> with jax.enable_x64(True):
-    ...     [round(kink, 9) for kink in find_kinks(lambda z: abs(z - 0.3) + jax.nn.relu6(z) ** 2)]
-    [0.0, 0.3, 6.0]
+    Example:
+        >>> with jax.enable_x64(True):
+        ...     [round(kink, 9) for kink in find_kinks(lambda z: abs(z - 0.3) + jax.nn.relu6(z) ** 2)]
+        [0.0, 0.3, 6.0]
     """
     with jax.ensure_compile_time_eval():
         changes = _largest_changes(function)
@@ -113,7 +114,8 @@ def check_activation(entry: Activation) -> None:
         ValueError: the function is not elementwise or changes the type, or a fact is wrong; the fact, the place and
             what was found there are named.
 
-    >>> check_activation(Activation("cube", lambda z: z**3, is_monotone=True))
+    Example:
+        >>> check_activation(Activation("cube", lambda z: z**3, is_monotone=True))
     """
     with jax.ensure_compile_time_eval():
         z = jnp.linspace(-8.0, 8.0, 641) + 0.0037

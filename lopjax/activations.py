@@ -1,4 +1,4 @@
-"""Elementwise activation functions, and the one place of the facts about them that certificates and theory rely on."""
+"""Elementwise activation functions, and the only place for the facts that certificates and theory rely on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,10 +179,11 @@ def activation(given: str | Callable) -> Activation:
     Raises:
         ValueError: if there is no activation of that name, or the function cannot be hashed.
 
-    >>> activation("relu")(jnp.array([-1.0, 2.0])).tolist()
-    [0.0, 2.0]
-    >>> activation("relu").kinks, activation(jax.nn.relu).kinks, activation(lambda z: z * (z > 0)).kinks
-    ((0.0,), (0.0,), None)
+    Example:
+        >>> activation("relu")(jnp.array([-1.0, 2.0])).tolist()
+        [0.0, 2.0]
+        >>> activation("relu").kinks, activation(jax.nn.relu).kinks, activation(lambda z: z * (z > 0)).kinks
+        ((0.0,), (0.0,), None)
     """
     if isinstance(given, Activation):
         return given
@@ -205,8 +206,9 @@ def activation_key(given: str | Callable) -> str | Activation:
     Args:
         given: as for `activation`, whose errors it raises.
 
-    >>> activation_key(jnp.tanh)
-    'tanh'
+    Example:
+        >>> activation_key(jnp.tanh)
+        'tanh'
     """
     entry = activation(given)
     return entry.name if ACTIVATIONS.get(entry.name) == entry else entry

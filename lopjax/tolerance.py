@@ -35,8 +35,9 @@ def rounding_unit(dtype: DTypeLike) -> float:
 def relative_tolerance(dtype: DTypeLike, length: int = 1) -> float:
     """`64 eps sqrt(N)`: tau of a sum of N terms, as a share of the terms' size.
 
-    >>> relative_tolerance(jnp.float32, 4) == 2 * 64 * 2.0**-23
-    True
+    Example:
+        >>> relative_tolerance(jnp.float32, 4) == 2 * 64 * 2.0**-23
+        True
     """
     return rounding_unit(dtype) * length**0.5
 

@@ -1,4 +1,4 @@
-"""Numerical checks of the theory, one file a theorem: `python -m theory_checks`.
+"""Numerical checks of the theory, one file per theorem: `python -m theory_checks`.
 
 To add a theorem: write `theory_checks/<theorem>.py` with a tuple `CHECKS` of `theory_checks.check.Check`, and add its
 name to `THEOREMS`. The runner, its figure and `tests/repository/test_theory_checks.py` pick it up from there; its page

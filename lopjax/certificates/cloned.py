@@ -349,7 +349,7 @@ def _contradiction(case: _Case, kinds: Sequence[str], multiple: float = CERTAIN_
 
 
 def _silence(case: _Case, kinds: Sequence[str], multiple: float) -> str:
-    """Says so if a batch was given on which no signal of these kinds, nor the gradient, differs by so many tolerances.
+    """A sentence if no signal of these kinds, nor the gradient, differs by so many tolerances on the batch; else empty.
 
     One that differs by less than `CERTAIN_FROM` proves nothing, but does not contradict unequal parameters either.
     """

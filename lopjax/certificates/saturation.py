@@ -1,4 +1,4 @@
-"""Saturated, or only at a turning point? The slope of an activation from where a unit stands out to infinity."""
+"""Saturated, or only at a turning point? The slope of an activation from a pre-activation out to infinity."""
 
 from typing import NamedTuple
 

@@ -40,7 +40,7 @@ def clone_factors(wiring: Wiring, factor: Factor) -> dict[str, int | tuple[int, 
 
 
 def factor_for_widths(wiring: Wiring, widths: Mapping[str, int], seed: int | None = None) -> dict[str, tuple[int, ...]]:
-    """The factor under which spaces come to have given widths, whatever they are: Net2WiderNet's.
+    """The factor that widens spaces to given widths, as Net2WiderNet does.
 
     Args:
         wiring: wiring of the base network.

@@ -1,4 +1,4 @@
-"""Decoded arrays on disk: one file a data set, written once, safe against crashes and concurrent writers."""
+"""Decoded arrays on disk: one file per data set, written once, safe against crashes and concurrent writers."""
 
 import os
 import tempfile

@@ -50,8 +50,9 @@ def trap_forecast(
     Raises:
         ValueError: a tolerance that is not positive.
 
-    >>> [round(float(n)) for n in trap_forecast(0.1, -0.01, 0.001, tolerance=0.01)[:3]]
-    [230, 192, 288]
+    Example:
+        >>> [round(float(n)) for n in trap_forecast(0.1, -0.01, 0.001, tolerance=0.01)[:3]]
+        [230, 192, 288]
     """
     check("tolerance", tolerance, minimum=1e-38)
     away = jnp.maximum(jnp.log(jnp.asarray(distance) / tolerance), 0)

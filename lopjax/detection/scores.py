@@ -41,9 +41,10 @@ def score_indicator(
     Raises:
         ValueError: shapes that do not go together, a rate out of range, no healthy run or none that loses plasticity.
 
-    >>> curves = [[0, 1, 2], [0, 5, 9], [0, 0, 9]]
-    >>> score_indicator(curves, [10, 20, 30], [np.inf, 30, 20]).leads.tolist()
-    [10.0, nan]
+    Example:
+        >>> curves = [[0, 1, 2], [0, 5, 9], [0, 0, 9]]
+        >>> score_indicator(curves, [10, 20, 30], [np.inf, 30, 20]).leads.tolist()
+        [10.0, nan]
     """
     values, at, starts = (np.asarray(each, np.float64) for each in (curves, steps, onset))
     if values.shape != (len(starts), len(at)):

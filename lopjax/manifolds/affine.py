@@ -59,7 +59,7 @@ class Component(IntEnum):
 
 
 class _AxisOfClones(NamedTuple):
-    """One axis of an array over whose clusters is averaged."""
+    """An axis of an array along which clusters are averaged."""
 
     index: int
     clusters: Clusters

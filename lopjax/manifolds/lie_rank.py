@@ -99,14 +99,15 @@ def functional_codimension(
         Sussmann, Orbits of families of vector fields and integrability of distributions (1973); for conservation laws
         of gradient flow: Marcotte, Gribonval, Peyré, arXiv 2307.00144.
 
-    >>> from lopjax.losses import mean_squared_error
-    >>> from lopjax.models import mlp
-    >>> with jax.enable_x64(True):
-    ...     model = mlp((1,), (1,), 1)
-    ...     variables = {"params": jax.tree.map(jnp.ones_like, model.init(jax.random.key(0))["params"])}
-    ...     batch = jnp.linspace(0, 1, 8)[:, None], jnp.zeros((8, 1))
-    ...     functional_codimension(model, variables, batch, loss=mean_squared_error).codimension  # w² + b² - a²
-    1
+    Example:
+        >>> from lopjax.losses import mean_squared_error
+        >>> from lopjax.models import mlp
+        >>> with jax.enable_x64(True):
+        ...     model = mlp((1,), (1,), 1)
+        ...     variables = {"params": jax.tree.map(jnp.ones_like, model.init(jax.random.key(0))["params"])}
+        ...     batch = jnp.linspace(0, 1, 8)[:, None], jnp.zeros((8, 1))
+        ...     functional_codimension(model, variables, batch, loss=mean_squared_error).codimension  # w² + b² - a²
+        1
     """
     theta, unravel = _flat_parameters(variables, depth)
     drawn, of_outputs, of_fields = jax.random.split(jax.random.key(0) if key is None else key, 3)
@@ -276,7 +277,7 @@ def _one_deeper(tower: Tower, field: Field) -> Tower:
 
 
 def _by_kept_digits(terms: tuple[tuple[Array, Array], ...]) -> list[Array]:
-    """The brackets as vectors of the length 1 over the factor by which cancellation has amplified rounding in them."""
+    """The brackets as vectors of length 1/a, where a is how much cancellation has amplified the rounding in them."""
     vectors, amplified = [], jnp.ones(())
     for first, second in terms:
         bracket = first - second

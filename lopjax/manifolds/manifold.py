@@ -191,7 +191,7 @@ def _residual(project: Projector, vector: Params) -> Float[Array, ""]:
 
 
 def normal_basis(manifold: Manifold, max_bytes: int = DENSE_LIMIT_BYTES) -> Float[Array, "codimension parameters"]:
-    """Orthonormal basis of the normal space of a small network, one vector a row.
+    """Orthonormal basis of the normal space of a small network, one vector per row.
 
     Coordinates are those of `jax.flatten_util.ravel_pytree(params)`.
 

@@ -5,7 +5,7 @@
     <folder>/checkpoints/     state of the newest records (`lopjax.runs.checkpoints`), while the run is not complete
     <folder>/networks/        how each network is made (`RunData.model`)
     <folder>/probe.npz        the batch that measurements are taken on (`RunData.probe`)
-    <folder>/variables/       what training ended with, one file a name (`RunData.variables`)
+    <folder>/variables/       what training ended with, one file per name (`RunData.variables`)
     <folder>/summary.json     written last: its presence says that the run is complete
     <folder>/run.lock         who writes there now (`lopjax.runs.locks`); readers need not ask
 

@@ -52,10 +52,11 @@ def correlation_report(
     References:
         arXiv 2510.00304, section 5 (tension between generalisation and plasticity).
 
-    >>> copies = jnp.array([[0.0, 0.0, 5.0], [1.0, -2.0, 5.0], [2.0, -4.0, 5.0]])
-    >>> report = correlation_report(copies)  # two copies (one negated), one constant unit
-    >>> float(report.near_one), float(report.num_pairs), round(float(report.constant_fraction), 3)
-    (1.0, 1.0, 0.333)
+    Example:
+        >>> copies = jnp.array([[0.0, 0.0, 5.0], [1.0, -2.0, 5.0], [2.0, -4.0, 5.0]])
+        >>> report = correlation_report(copies)  # two copies (one negated), one constant unit
+        >>> float(report.near_one), float(report.num_pairs), round(float(report.constant_fraction), 3)
+        (1.0, 1.0, 0.333)
     """
     if not 0 < margin < 0.5:
         raise ValueError(f"margin={margin}: must lie between 0 and 1/2")

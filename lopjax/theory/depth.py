@@ -47,8 +47,9 @@ def iterate_map(
     Raises:
         ValueError: if `depth` is negative, or the kernel refuses `rho`.
 
-    >>> [round(float(r), 4) for r in iterate_map(lambda rho: rho**2, 0.5, depth=2)]
-    [0.5, 0.25, 0.0625]
+    Example:
+        >>> [round(float(r), 4) for r in iterate_map(lambda rho: rho**2, 0.5, depth=2)]
+        [0.5, 0.25, 0.0625]
     """
     if depth < 0:
         raise ValueError(f"depth={depth}: must not be negative")
@@ -79,10 +80,11 @@ def fixed_points(f: Function, centred: bool = False) -> tuple[FixedPoint, ...]:
             resolved or constant.
         RuntimeError: if double precision is off.
 
-    >>> import jax
-    >>> with jax.enable_x64(True):
-    ...     [(round(p.rho, 6), round(p.multiplier, 6), p.kind) for p in fixed_points(jnp.exp)]
-    [(1.0, 1.0, 'marginal')]
+    Example:
+        >>> import jax
+        >>> with jax.enable_x64(True):
+        ...     [(round(p.rho, 6), round(p.multiplier, 6), p.kind) for p in fixed_points(jnp.exp)]
+        [(1.0, 1.0, 'marginal')]
     """
     if abs(kernel_map(f, 0.5, centred) - 0.5) < 1e-12 and abs(kernel_map(f, -0.5, centred) + 0.5) < 1e-12:
         raise ValueError("the activation is linear: every correlation is a fixed point, of multiplier 1")

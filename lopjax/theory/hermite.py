@@ -161,10 +161,11 @@ def gaussian_expectation(
     References:
         Gauss-Hermite: Golub & Welsch, Calculation of Gauss quadrature rules (1969).
 
-    >>> with jax.enable_x64(True):
-    ...     value, error = gaussian_expectation(lambda z: z**4)
-    >>> abs(float(value) - 3) < 1e-12, float(error) < 1e-12
-    (True, True)
+    Example:
+        >>> with jax.enable_x64(True):
+        ...     value, error = gaussian_expectation(lambda z: z**4)
+        >>> abs(float(value) - 3) < 1e-12, float(error) < 1e-12
+        (True, True)
     """
     require_float64()
     kinks = kinks_of(integrand) if kinks is None else kinks
@@ -208,10 +209,11 @@ def hermite_coefficients(f: Function, degree: int, order: int = 64) -> Float[Arr
         ValueError: if `degree` is negative, or f is not finite somewhere.
         RuntimeError: if double precision is off.
 
-    >>> with jax.enable_x64(True):
-    ...     coefficients = hermite_coefficients(lambda z: z**2, degree=3)
-    >>> [round(float(a), 6) + 0.0 for a in coefficients]  # z² = 1 + sqrt(2) h_2
-    [1.0, 0.0, 1.414214, 0.0]
+    Example:
+        >>> with jax.enable_x64(True):
+        ...     coefficients = hermite_coefficients(lambda z: z**2, degree=3)
+        >>> [round(float(a), 6) + 0.0 for a in coefficients]  # z² = 1 + sqrt(2) h_2
+        [1.0, 0.0, 1.414214, 0.0]
     """
     if degree < 0:
         raise ValueError(f"degree={degree}: must not be negative")

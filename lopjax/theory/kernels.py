@@ -99,11 +99,12 @@ def kernel_map(
     References:
         arXiv 2510.00304, section 4; arXiv 1606.05340.
 
-    >>> from lopjax.activations import activation
-    >>> with jax.enable_x64(True):
-    ...     generic, closed = (kernel_map(activation("relu"), 0.3), closed_form_kernel("relu", 0.3))
-    >>> abs(float(generic - closed)) < 1e-12
-    True
+    Example:
+        >>> from lopjax.activations import activation
+        >>> with jax.enable_x64(True):
+        ...     generic, closed = (kernel_map(activation("relu"), 0.3), closed_form_kernel("relu", 0.3))
+        >>> abs(float(generic - closed)) < 1e-12
+        True
     """
     rho = _correlations(rho)
     moments = _usable_moments(f, centred)

@@ -144,10 +144,11 @@ def activation_moments(
             resolved to 1e-9; if a scale is 0.
         RuntimeError: if double precision is off.
 
-    >>> with jax.enable_x64(True):
-    ...     moments = activation_moments(jax.numpy.exp)
-    >>> round(float(moments.mean**2), 9) == round(float(np.e), 9)  # (E exp(z))² = e
-    True
+    Example:
+        >>> with jax.enable_x64(True):
+        ...     moments = activation_moments(jax.numpy.exp)
+        >>> round(float(moments.mean**2), 9) == round(float(np.e), 9)  # (E exp(z))² = e
+        True
     """
     require_float64()
     scale, shift = jnp.asarray(scale, float), jnp.asarray(shift, float)

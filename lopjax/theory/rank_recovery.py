@@ -34,9 +34,10 @@ def equicorrelated_effective_rank(num_units: int, eps: Float[Array, "..."] | flo
     References:
         Roy & Vetterli, The effective rank (2007); arXiv 2510.00304, section 4.
 
-    >>> with jax.enable_x64(True):
-    ...     [round(float(equicorrelated_effective_rank(10, eps)), 6) for eps in (0.0, 1.0)]
-    [1.0, 10.0]
+    Example:
+        >>> with jax.enable_x64(True):
+        ...     [round(float(equicorrelated_effective_rank(10, eps)), 6) for eps in (0.0, 1.0)]
+        [1.0, 10.0]
     """
     require_float64()
     if num_units < 2:

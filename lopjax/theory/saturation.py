@@ -56,10 +56,11 @@ def alpha(
         arXiv 2510.00304, Definition of alpha_f in section 4. The values printed there (ReLU 0.5, tanh 0.6667,
         GELU 0.5449) are not those of this definition, centred or not.
 
-    >>> from lopjax.activations import activation
-    >>> with jax.enable_x64(True):
-    ...     [round(float(alpha(activation("relu"), centred=c)), 6) + 0.0 for c in (False, True)]
-    [0.0, 0.466942]
+    Example:
+        >>> from lopjax.activations import activation
+        >>> with jax.enable_x64(True):
+        ...     [round(float(alpha(activation("relu"), centred=c)), 6) + 0.0 for c in (False, True)]
+        [0.0, 0.466942]
     """
     moments = activation_moments(f, scale, shift, order)
     return moments.derivative_second_moment / spread_of(f, moments, centred) - 1
@@ -156,10 +157,11 @@ def frozen_fraction(
             1e-9 apart. Under `jit` nothing can be raised: there look at the bounds.
         RuntimeError: if double precision is off.
 
-    >>> from lopjax.activations import activation
-    >>> with jax.enable_x64(True):
-    ...     round(float(frozen_fraction(activation("relu"), shift=-1.0)), 6)  # Phi(1)
-    0.841345
+    Example:
+        >>> from lopjax.activations import activation
+        >>> with jax.enable_x64(True):
+        ...     round(float(frozen_fraction(activation("relu"), shift=-1.0)), 6)  # Phi(1)
+        0.841345
     """
     lower, upper, resolution = frozen_fraction_bounds(f, scale, shift, threshold)
     if not is_traced(lower) and bool(jnp.any(upper - lower > _WIDTH)):
@@ -202,10 +204,11 @@ def frozen_fraction_bounds(
         ValueError: if the threshold is not positive, or f is not integrable or not resolved.
         RuntimeError: if double precision is off.
 
-    >>> with jax.enable_x64(True):
-    ...     snake = frozen_fraction_bounds(lambda z: z + jnp.sin(3 * z) ** 2 / 3)  # touches slope 0 at (3/4 + k) pi / 3
-    >>> round(float(snake.lower), 6), round(float(snake.upper), 6)
-    (0.004502, 0.004502)
+    Example:
+        >>> with jax.enable_x64(True):
+        ...     snake = frozen_fraction_bounds(lambda z: z + jnp.sin(3 * z) ** 2 / 3)  # slope 0 at (3/4 + k) pi / 3
+        >>> round(float(snake.lower), 6), round(float(snake.upper), 6)
+        (0.004502, 0.004502)
     """
     require_float64()
     if not 0 < threshold < float("inf"):

@@ -78,7 +78,7 @@ def _known_labels(labels: Mapping[Path, Label | None], shapes: Mapping[Path, tup
 
 
 def _check_what_is_said(said: Mapping[str, Collection[str]], sizes: Mapping[str, int], inputs: set[str]) -> None:
-    """The spaces of which the author says something exist, and what is said of them agrees."""
+    """Refuse statements about spaces that do not exist, and statements that contradict each other."""
     for kind, spaces in said.items():
         if unknown := [space for space in spaces if space not in sizes]:
             raise ValueError(f"{kind} space {unknown[0]!r}: not in this wiring; its spaces are {list(sizes)}")

@@ -1,4 +1,4 @@
-"""The wiring diagram as a whole: what it is asked, and how it is applied to the arrays of a network."""
+"""The wiring diagram as a whole: the questions it answers, and how it is applied to the arrays of a network."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -197,7 +197,7 @@ def tree_from_paths(leaves: Mapping[Path, Any]) -> dict[str, Any]:
 
 
 def _left_out(tree: Any) -> list[Path]:
-    """Where a tree has nothing although it has a place: `None` and empty tuples, `optax.MaskedNode` among them."""
+    """The places of a tree that hold nothing: `None` and empty tuples, `optax.MaskedNode` among them."""
 
     def is_empty(node: Any) -> bool:
         return node is None or (isinstance(node, tuple) and not node)

@@ -39,7 +39,7 @@ class Product(_Composable):
 
 @dataclass(frozen=True)
 class Sum(_Composable):
-    """An axis of several stretches: `Out("q") + Out("k") + Out("v")`, or `In("a") + 1` with one entry of no unit.
+    """An axis of several stretches: `Out("q") + Out("k") + Out("v")`, or `In("a") + 1`, whose last entry is no unit.
 
     Attributes:
         parts: `In`, `Out`, `Product`, or a number of entries that index no units.
@@ -165,7 +165,7 @@ class Label:
 
 @dataclass(frozen=True)
 class CompoundLabel:
-    """What an array is of which some axis is a sum or a product; `lopjax.wiring.make_view` cuts it into pieces.
+    """The label of an array with an axis that is a sum or a product; `lopjax.wiring.make_view` cuts it into pieces.
 
     Attributes:
         axes: one entry per array axis, pure or not.

@@ -48,7 +48,7 @@ def unit_masks(wiring: Wiring, tree: PyTree, units: Mapping[str, Bool[ArrayLike,
         if jnp.shape(chosen) != (wiring.size(space),):
             raise ValueError(
                 f"mask of unit space {space!r} has shape {jnp.shape(chosen)}: must be ({wiring.size(space)},), one "
-                "entry a unit"
+                "entry per unit"
             )
 
     def mask(is_read: bool) -> Callable[[Label, Any], jax.Array]:

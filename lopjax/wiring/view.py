@@ -140,7 +140,7 @@ def _changed(tree: Any, cuts: Mapping[Path, Cut], change: Callable[[Cut, Any], A
 
 
 def _pure(label: CompoundLabel, segments: tuple[Segment, ...]) -> Label:
-    """The label of a piece: of the array's sites and sources, the one on a space of its own."""
+    """The label of a piece, with the site and the source of its array that are on spaces of the piece."""
     axes = tuple(axis for segment in segments for axis in segment.axes)
     writes = [axis.space for axis in axes if isinstance(axis, Out)]
     reads = [axis.space for axis in axes if isinstance(axis, In)]
@@ -150,7 +150,7 @@ def _pure(label: CompoundLabel, segments: tuple[Segment, ...]) -> Label:
 
 
 def _sizes(labels: Mapping[Path, Any], shapes: Mapping[Path, tuple[int, ...]]) -> dict[str, int]:
-    """Sizes of all unit spaces: from pure axes, then from axes of which only one thing is not known."""
+    """Sizes of all unit spaces: from pure axes, then from axes with one unknown size."""
     axes = [
         (path, axis, size)
         for path, label in labels.items()
