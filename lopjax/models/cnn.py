@@ -6,7 +6,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
 from lopjax.models.constructors import recorded
 from lopjax.models.convolution import average_pool, max_pool
@@ -14,23 +13,17 @@ from lopjax.models.initialisation import float_type
 from lopjax.models.labels import tap
 from lopjax.models.layers import Conv, Dense, dropout, to_compute_type
 from lopjax.models.linen import from_linen
+from lopjax.models.network import Network, common_fields
 from lopjax.models.norms import kernel_site, normalise
 from lopjax.models.options import check_choice, check_image_shape, check_options
 
 POOLINGS = ("max", "average", "none")
 
 
-class CNN(nn.Module):
+class CNN(Network):
     """Convolution k writes `conv_k`; the dense layer reads all positions of the last map, unit by unit."""
 
-    sizes: tuple[tuple[str, int], ...]
-    activation: str | Activation
-    norm: str
-    affine: bool
-    dropout: float
-    initialisation: str
     pooling: str
-    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: Any = None) -> jax.Array:
@@ -126,12 +119,7 @@ def cnn(
     convolutions = tuple((f"conv_{index}", int(size)) for index, size in enumerate(channels))
     module = CNN(
         sizes=(*convolutions, ("dense", int(dense)), ("classes", int(num_classes))),
-        activation=activation_key(activation),
-        norm=norm,
-        affine=bool(affine),
-        dropout=float(dropout),
-        initialisation=init,
         pooling=pooling,
-        compute_dtype=compute_dtype,
+        **common_fields(activation, norm, affine, dropout, init, compute_dtype),
     )
     return from_linen(module, tuple(int(size) for size in input_shape))

@@ -6,27 +6,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
 from lopjax.models.constructors import recorded
 from lopjax.models.initialisation import float_type
 from lopjax.models.labels import tap
 from lopjax.models.layers import Dense, dropout, to_compute_type
 from lopjax.models.linen import from_linen
+from lopjax.models.network import Network, common_fields
 from lopjax.models.norms import kernel_site, normalise
 from lopjax.models.options import check_options
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """Hidden layer k reads `hidden_{k-1}` and writes `hidden_k`; the first reads `input`, the last writes `classes`."""
-
-    sizes: tuple[tuple[str, int], ...]
-    activation: str | Activation
-    norm: str
-    affine: bool
-    dropout: float
-    initialisation: str
-    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: Any = None) -> jax.Array:
@@ -91,11 +83,6 @@ def mlp(
     sizes = tuple((f"hidden_{index}", int(width)) for index, width in enumerate(widths))
     module = MLP(
         sizes=(*sizes, ("classes", int(num_classes))),
-        activation=activation_key(activation),
-        norm=norm,
-        affine=bool(affine),
-        dropout=float(dropout),
-        initialisation=init,
-        compute_dtype=compute_dtype,
+        **common_fields(activation, norm, affine, dropout, init, compute_dtype),
     )
     return from_linen(module, tuple(int(size) for size in input_shape))

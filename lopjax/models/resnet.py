@@ -7,13 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
 from lopjax.models.constructors import recorded
 from lopjax.models.initialisation import float_type
 from lopjax.models.labels import tap
 from lopjax.models.layers import Conv, Dense, dropout, to_compute_type
 from lopjax.models.linen import from_linen
+from lopjax.models.network import Network, common_fields
 from lopjax.models.norms import kernel_site, normalise
 from lopjax.models.options import check_image_shape, check_options
 
@@ -51,7 +51,7 @@ class NormedConv(nn.Module):
         return normalise(x, self.norm, self.writes, self.site, self.affine, train, "norm", num_axes=3)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Stage s has the residual space `stage_s`; its block b has the inner space `stage_s_block_b`.
 
     `stage_s` is written by the stem (s = 0) or the projection shortcut of its first block (s > 0), and by the second
@@ -59,14 +59,7 @@ class ResNet(nn.Module):
     `stage_s_block_b_output`. A unit dead at one of them freezes what was written there, not the earlier writers.
     """
 
-    sizes: tuple[tuple[str, int], ...]
     blocks: tuple[int, ...]
-    activation: str | Activation
-    norm: str
-    affine: bool
-    dropout: float
-    initialisation: str
-    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: Any = None) -> jax.Array:
@@ -179,11 +172,6 @@ def resnet18(
     module = ResNet(
         sizes=(*sizes.items(), ("classes", int(num_classes))),
         blocks=tuple(int(number) for number in blocks),
-        activation=activation_key(activation),
-        norm=norm,
-        affine=bool(affine),
-        dropout=float(dropout),
-        initialisation=init,
-        compute_dtype=compute_dtype,
+        **common_fields(activation, norm, affine, dropout, init, compute_dtype),
     )
     return from_linen(module, tuple(int(size) for size in input_shape))

@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lopjax.activations import Activation, activation_key
 from lopjax.model import Model
 from lopjax.models.attention import SelfAttention
 from lopjax.models.constructors import recorded
@@ -17,6 +16,7 @@ from lopjax.models.initialisation import float_type, truncated_normal
 from lopjax.models.labels import labelled, tap
 from lopjax.models.layers import Dense, dropout, to_compute_type
 from lopjax.models.linen import from_linen
+from lopjax.models.network import Network, common_fields
 from lopjax.models.norms import normalise
 from lopjax.models.options import check_image_shape, check_options, check_rate
 from lopjax.wiring import Out
@@ -47,7 +47,7 @@ class PatchEmbedding(nn.Module):
         return jnp.concatenate([class_tokens, tokens], axis=1) + positions.astype(x.dtype)[None]
 
 
-class ViT(nn.Module):
+class ViT(Network):
     """Block k adds attention with heads `heads_k`, then an MLP `mlp_k`, to the stream `width`; norms come first.
 
     Every write to the stream is observed: sites `embedding`, `attention_0`, `block_0`, `attention_1`, ... of the space
@@ -55,17 +55,10 @@ class ViT(nn.Module):
     too, but also went through the attention or MLP on its way.
     """
 
-    sizes: tuple[tuple[str, int], ...]
     depth: int
     patch: int
     head_width: int
-    activation: str | Activation
-    norm: str
-    affine: bool
-    dropout: float
     attention_dropout: float
-    initialisation: str
-    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: Any = None) -> jax.Array:
@@ -191,13 +184,8 @@ def vit(
         depth=int(depth),
         patch=int(patch),
         head_width=int(width) // int(heads),
-        activation=activation_key(activation),
-        norm=norm,
-        affine=bool(affine),
-        dropout=float(dropout),
         attention_dropout=float(dropout if attention_dropout is None else attention_dropout),
-        initialisation=init,
-        compute_dtype=compute_dtype,
+        **common_fields(activation, norm, affine, dropout, init, compute_dtype),
     )
     return from_linen(module, tuple(int(size) for size in input_shape))
 

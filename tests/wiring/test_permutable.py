@@ -76,6 +76,10 @@ def test_what_is_said_of_a_space_must_not_contradict_itself():
     ):
         with pytest.raises(ValueError, match=message):
             build_wiring(labels, shapes, {}, fixed, permutable=symmetric)
+    with pytest.raises(ValueError, match="coordinate space 'z': not in this wiring"):
+        build_wiring(labels, shapes, {}, coordinates=("z",))
+    wiring = build_wiring(labels, shapes, {}, coordinates=("h",))
+    assert (wiring.cloneable, wiring.cloned_by_default, clone_factors(wiring, 2)) == (("h",), (), {})
 
 
 def test_equal_units_of_a_permutable_space_are_trapped(x64):
