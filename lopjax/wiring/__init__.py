@@ -1,7 +1,7 @@
 """The wiring diagram of a network: which unit space every axis of every array indexes.
 
 A network is a set of *unit spaces* joined by arrays. An axis of an array either reads a space (`In`: it is summed
-over), writes one (`Out`), or does neither (`None`: a kernel offset, a position, the width of a head).
+over), writes one (`Out`), or does neither (`None`: a kernel offset, a position in a sequence).
 Written once, beside each array in the model code, this is all that cloning, manifolds, certificates, stability and
 resets need to know about an architecture. No other module derives any of it from layer order, shapes or names.
 """
