@@ -1,40 +1,19 @@
 """Which way does the loss curve off a manifold? Any manifold, any loss: by dense eigenvalues or by Lanczos."""
 
-import math
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 
-from lopjax.curvature import check_loss, check_same_tree, check_size, dense_hessian, extreme_eigenvalues, hvp
+from lopjax.curvature import check_loss, check_same_tree, check_size
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES
 from lopjax.curvature.products import Loss, Params
-from lopjax.manifolds import (
-    CloneNormals,
-    Manifold,
-    ManifoldKind,
-    Subspace,
-    distance,
-    normal_basis,
-    num_parameters,
-    random_normal_vector,
-    tangency_residual,
-    tree_norm,
-)
+from lopjax.manifolds import Manifold, distance, num_parameters, random_normal_vector, tangency_residual, tree_norm
 from lopjax.stability.kinks import Jumps, find_jumps
-from lopjax.stability.verdicts import (
-    SignCounts,
-    Stability,
-    StabilityReport,
-    count_signs,
-    counted_report,
-    precision_note,
-    witnessed_report,
-)
-from lopjax.tolerance import ROUNDINGS, default_zero_level, drift_tolerance, relative_tolerance, rounding_tolerance
+from lopjax.stability.normal_hessian import by_eigenvalues, by_lanczos, random_like
+from lopjax.stability.normal_spaces import normal_space
+from lopjax.stability.verdicts import Stability, StabilityReport, at_a_kink
+from lopjax.tolerance import drift_tolerance
 
 METHODS = ("dense", "lanczos")
 
@@ -94,26 +73,15 @@ def classify(
     _check_request(params, manifold, method, num_steps, max_bytes)
     params, manifold = _at_least_single(params), manifold._replace(origin=_at_least_single(manifold.origin))
     check_loss(loss, params)
-    normal = _normal_space(params, manifold)
+    normal = normal_space(params, manifold)
     if method == "dense":
-        report = _by_eigenvalues(loss, params, manifold, normal, max_bytes)
+        report = by_eigenvalues(loss, params, manifold, normal, max_bytes)
     else:
-        report = _by_lanczos(loss, params, manifold, normal, num_steps, key)
-    jumps = find_jumps(loss, params, random_normal_vector(jax.random.key(1), normal.deflated), report.scale)
-    report = _qualified(report, jumps.gradient, params, manifold)
-    return _beside_a_kink(report, jumps) if jumps.in_gradient or jumps.in_curvature else report
-
-
-class _NormalSpace(NamedTuple):
-    """A manifold with its tangent space, the same one with the gauge added, and the gauge where it is normal on V."""
-
-    whole: Manifold
-    deflated: Manifold
-    gauge: Subspace | None
-
-    def choose(self, is_flat: bool) -> tuple[Manifold, int]:
-        """The manifold whose normal space is left to look at, and how many structural zeros that leaves out."""
-        return (self.deflated, self.gauge.dimension) if self.gauge is not None and is_flat else (self.whole, 0)
+        report = by_lanczos(loss, params, manifold, normal, num_steps, key)
+    jumps = find_jumps(loss, params, _generic_direction(params, normal.deflated), report.scale)
+    if jumps.in_gradient or jumps.in_curvature:
+        report = _beside_a_kink(report, jumps)
+    return _qualified(report, jumps.gradient, params, manifold)
 
 
 def _check_request(params: Params, manifold: Manifold, method: str, num_steps: int, max_bytes: int) -> None:
@@ -145,170 +113,6 @@ def _is_same_point(params: Params, other: Params) -> bool:
     return all(bool(jnp.all(mine == its)) for mine, its in pairs)
 
 
-def _normal_space(params: Params, manifold: Manifold) -> _NormalSpace:
-    # Along the gauge (redistributions among clones that change no activation) the Hessian on V is zero by algebra, so
-    # these directions are counted, not computed: in floating point their eigenvalues would be rounding, of either sign.
-    # Off V the argument does not hold, and they stay in the normal space like any others.
-    normals = manifold.normals
-    if (
-        normals is None
-        or manifold.kind is not ManifoldKind.LEAF
-        or not normals.gauge.dimension
-        or not _is_on_family(params, normals)
-    ):
-        return _NormalSpace(manifold, manifold, None)
-
-    def project(vector: Params) -> Params:
-        return jax.tree.map(jnp.add, manifold.project(vector), normals.gauge.project(vector))
-
-    known = manifold.tangent_dimension
-    deflated = manifold._replace(
-        project=project, tangent_dimension=None if known is None else known + normals.gauge.dimension
-    )
-    return _NormalSpace(manifold, deflated, normals.gauge)
-
-
-def _is_on_family(params: Params, normals: CloneNormals) -> bool:
-    """Whether RE and CE hold: no array has an incoming or outgoing part beyond rounding."""
-    incoming, outgoing = normals.incoming.project(params), normals.outgoing.project(params)
-    off = jax.tree.map(lambda one, other: float(jnp.linalg.norm(jnp.ravel(one + other))), incoming, outgoing)
-    triples = zip(jax.tree.leaves(off), jax.tree.leaves(params), strict=True)
-    return all(part <= relative_tolerance(leaf.dtype) * float(jnp.linalg.norm(leaf.ravel())) for part, leaf in triples)
-
-
-def _by_eigenvalues(
-    loss: Loss, params: Params, manifold: Manifold, normal: _NormalSpace, max_bytes: int
-) -> StabilityReport:
-    dtype, size = jnp.result_type(*jax.tree.leaves(params)), num_parameters(manifold)
-    value, raw = jax.jit(lambda params: (loss(params), dense_hessian(loss, params, max_bytes)))(params)
-    epsilon, raw_values = float(jnp.finfo(dtype).eps), np.asarray(raw, np.float64)
-    hessian, scale, residual = _symmetric(
-        raw_values, epsilon, _curvature_floor(value, params), _cancellation(value, params, epsilon)
-    )
-    tolerance = float(rounding_tolerance(dtype, size, scale))
-    remaining, structural = normal.choose(_is_flat_along(raw, params, normal.gauge, tolerance))
-    basis = np.asarray(normal_basis(remaining, max_bytes), np.float64)
-    if not len(basis):
-        raise ValueError("the manifold fills the parameter space: it has no normal directions to classify")
-    eigenvalues = np.linalg.eigvalsh(basis @ hessian @ basis.T)
-    ends = [0.0] if structural else []
-    level = default_zero_level(dtype)
-    counts = count_signs(eigenvalues, tolerance, residual, level * scale).plus_counts(SignCounts(0, 0, structural))
-    return counted_report(
-        counts,
-        (min([float(eigenvalues[0]), *ends]), max([float(eigenvalues[-1]), *ends])),
-        tolerance=tolerance,
-        residual=residual,
-        structural=structural,
-        method="dense",
-        space=manifold.space,
-        note="" if counts.undecided == 0 else precision_note(dtype),
-        zero_level=level,
-        scale=scale,
-        radius=math.nan,
-    )
-
-
-def _curvature_floor(value: Array, params: Params) -> float:
-    """`|L| / max(1, |theta|²)`: a Hessian smaller than this is measured against it.
-
-    Derivatives of a saturated function are differences, such as 1 - tanh², and vanish or stop being symmetric at eps of
-    what cancels in them. A Hessian made of nothing else is small against the loss itself.
-    """
-    return float(jnp.abs(value)) / max(1.0, float(tree_norm(params)) ** 2)
-
-
-def _cancellation(value: Array, params: Params, epsilon: float) -> float:
-    """What cancelling terms may leave in a Hessian: `64 eps max(1, |L|) max(1, |theta|²)`.
-
-    Once a cross-entropy is fitted to the last bit, the loss is 0 and probabilities less labels are the rounding of 1;
-    times features and weights they make up the whole Hessian, which then is symmetric by luck only.
-    """
-    return ROUNDINGS * epsilon * max(1.0, float(jnp.abs(value))) * max(1.0, float(tree_norm(params)) ** 2)
-
-
-def _symmetric(
-    hessian: np.ndarray, epsilon: float, floor: float, cancellation: float
-) -> tuple[np.ndarray, float, float]:
-    """Symmetric part, its largest |eigenvalue| (at least the floor), and a bound on how far it is from the truth.
-
-    The bound is the length of what it leaves out; where that is too much for a derivative but no more than cancellation
-    explains, it is the cancellation, and smaller eigenvalues have no sign.
-    """
-    if not np.isfinite(hessian).all():
-        raise ValueError("the Hessian of the loss is not finite at these parameters")
-    symmetric = (hessian + hessian.T) / 2
-    scale = max(float(np.abs(np.linalg.eigvalsh(symmetric)).max()), floor)
-    defect = float(np.linalg.norm(hessian - symmetric))
-    if defect <= epsilon**0.5 * max(scale, defect):
-        return symmetric, scale, defect
-    if defect > cancellation:
-        raise ValueError(
-            f"the Hessian of the loss is not symmetric ({defect:.3g} against {scale:.3g}): a stop_gradient or custom "
-            "derivative makes its gradient the gradient of nothing, remove it"
-        )
-    return symmetric, scale, cancellation
-
-
-def _is_flat_along(hessian: Array, params: Params, gauge: Subspace | None, tolerance: float) -> bool:
-    """Whether the Hessian vanishes along the gauge, as it does unless the loss reads the parameters themselves."""
-    if gauge is None:
-        return False
-    _, unravel = ravel_pytree(params)
-    along = jax.vmap(lambda row: ravel_pytree(gauge.project(unravel(row)))[0])(hessian)
-    return bool(jnp.linalg.norm(along) <= tolerance)
-
-
-def _by_lanczos(
-    loss: Loss,
-    params: Params,
-    manifold: Manifold,
-    normal: _NormalSpace,
-    num_steps: int,
-    key: Key[Array, ""] | None,
-) -> StabilityReport:
-    dtype, size = jnp.result_type(*jax.tree.leaves(params)), num_parameters(manifold)
-    keys = jax.random.split(jax.random.key(0) if key is None else key, 4)
-
-    @jax.jit
-    def product(vector: Params) -> Params:
-        return hvp(loss, params, vector)
-
-    value, everywhere = jax.jit(lambda key: (loss(params), extreme_eigenvalues(product, params, num_steps, key)))(
-        keys[0]
-    )
-    if not bool(jnp.isfinite(everywhere.eigenvalues).all()):
-        raise ValueError("the Hessian of the loss is not finite at these parameters")
-    scale = max(float(jnp.abs(everywhere.eigenvalues).max()), _curvature_floor(value, params))
-    tolerance = float(rounding_tolerance(dtype, size, scale))
-    is_flat = False
-    if normal.gauge is not None:
-        inside = normal.gauge.project(_noise(keys[1], params))
-        is_flat = bool(tree_norm(product(inside)) <= tolerance * tree_norm(inside))
-    remaining, structural = normal.choose(is_flat)
-
-    def leave(vector: Params) -> Params:
-        return jax.tree.map(jnp.subtract, vector, remaining.project(vector))
-
-    codimension = None if remaining.tangent_dimension is None else size - remaining.tangent_dimension
-    pairs = jax.jit(
-        lambda key: extreme_eigenvalues(product, params, num_steps, key, project=leave, dimension=codimension)
-    )(keys[2])
-    probe = leave(product(random_normal_vector(keys[3], remaining)))
-    report = witnessed_report(
-        (float(pairs.eigenvalues[0]), float(pairs.eigenvalues[-1])),
-        tolerance=tolerance,
-        residual=float(pairs.residuals.max()),
-        method="lanczos",
-        space=manifold.space,
-        is_zero=all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves(probe)),
-        zero_level=default_zero_level(dtype),
-        scale=scale,
-        radius=math.nan,
-    )
-    return report._replace(structural=structural or -1)
-
-
 def _at_least_single(params: Params) -> Params:
     """Leaves of 16 bits in float32: eigen-solvers have no such kernels, and their eps decides nothing."""
 
@@ -319,30 +123,24 @@ def _at_least_single(params: Params) -> Params:
     return jax.tree.map(widen, params)
 
 
+def _generic_direction(params: Params, manifold: Manifold) -> Params:
+    """A unit vector that leaves the manifold and moves along it.
+
+    Off clones the outputs of the network move at second order only: a corner of the loss itself, as a function of the
+    logits, is met along the manifold, and decides the curvature off it all the same.
+    """
+    leaving, anywhere = random_normal_vector(jax.random.key(1), manifold), random_like(params, jax.random.key(2))
+    flat, unravel = ravel_pytree(leaving)
+    other = ravel_pytree(anywhere)[0]
+    both = flat + other / jnp.linalg.norm(other)
+    return unravel(both / jnp.linalg.norm(both))
+
+
 def _beside_a_kink(report: StabilityReport, jumps: Jumps) -> StabilityReport:
-    """Curvature on one side may be seen; what was called zero is undecided, and a verdict of flatness withdrawn."""
-    guessed = max(report.n_zero - max(report.structural, 0), 0) if report.n_zero >= 0 else 0
-    what, consequence = "gradient", "the loss may fall linearly along directions that they call flat"
-    if not jumps.in_gradient:
-        what, consequence = "second derivative", "those of the other side may have other signs"
-    note = (
-        f"the {what} jumps within {jumps.distance:.1g} of this point (a kink, as of a ReLU or ELU at 0): the "
-        f"eigenvalues are those of one side, and {consequence}"
-    )
-    is_saddle = report.verdict is Stability.SADDLE
-    return report._replace(
-        verdict=report.verdict if is_saddle else Stability.UNDECIDED,
-        n_zero=report.n_zero - guessed,
-        n_undecided=report.n_undecided + guessed,
-        exact=False,
-        note="; ".join(filter(None, (report.note, note))),
-        radius=0.0,
-    )
-
-
-def _noise(key: Key[Array, ""], params: Params) -> Params:
-    flat, unravel = ravel_pytree(params)
-    return unravel(jax.random.normal(key, flat.shape, flat.dtype))
+    """Nothing is left: not even along the gauge, if the loss reads the parameters by their absolute values."""
+    what = "gradient" if jumps.in_gradient else "second derivative"
+    where = f"the {what} jumps within {jumps.distance:.1g} of this point, as at z = 0 of a ReLU or ELU or at a hinge"
+    return at_a_kink(report._replace(structural=min(report.structural, 0)), where)
 
 
 def _qualified(report: StabilityReport, gradient: Params, params: Params, manifold: Manifold) -> StabilityReport:

@@ -257,7 +257,7 @@ def at_a_kink(report: StabilityReport, where: str) -> StabilityReport:
 
     Args:
         report: what the derivatives of one side say.
-        where: which pre-activations sit at a kink, for the note.
+        where: what sits at a kink, for the note.
     """
     note = (
         f"at a kink: {where}. The loss has no second derivative there and may fall linearly along directions that the "
@@ -291,5 +291,5 @@ def kinks_unknown(report: StabilityReport, sites: Sequence[str]) -> StabilityRep
         n_undecided=report.n_undecided + guessed,
         exact=False,
         note="; ".join(filter(None, (report.note, note))),
-        radius=nan,
+        radius=nan if report.radius else 0.0,
     )

@@ -28,6 +28,9 @@ LossOfLogits = Callable[[Array, Array], Array]
 # Functions and derivatives are evaluated to a few eps: this share of 64.
 _EVALUATION = 1 / 16
 _NOISE_LENGTH = 8191
+THE_LOSS = "the loss itself, by some logit"
+"""Names its corners among the places at kinks."""
+
 # A derivative of the loss that changes by this share of its terms within rounding jumps.
 _LOSS_JUMP = 1e-3
 _GRID = np.concatenate([np.linspace(-45.3, 45.1, 453), np.linspace(-1.03, 1.01, 103)])
@@ -169,40 +172,42 @@ def derivative_error(z: Array, move: RoundingDraw, salt: int) -> Array:
     return _EVALUATION * move.unit.astype(z.dtype) * (1 + jnp.abs(z)) * _noise(move.noise, salt, z)
 
 
-def sites_at_kinks(
-    model: Model, variables: Variables, batch: Batch, size: int, train: bool, dtype: DTypeLike
+def places_at_kinks(
+    model: Model,
+    variables: Variables,
+    batch: Batch,
+    loss: LossOfLogits,
+    *,
+    size: int,
+    train: bool,
+    dtype: DTypeLike,
 ) -> tuple[str, ...]:
-    """Sites at which rounding cannot tell some pre-activation from a kink.
+    """Sites at which rounding cannot tell some pre-activation from a kink, and "the loss" where its derivative jumps.
 
     Args:
         model: the network.
         variables: its variables.
         batch: inputs and labels.
+        loss: `(logits, labels) -> scalar`.
         size: samples per pass.
         train: whether batch norm uses the statistics of the batch.
         dtype: the coarsest type computed in.
     """
-    kinky = {name: kinks_of(site.activation) for name, site in model.wiring.sites if kinks_of(site.activation)}
-    if not kinky:
-        return ()
-    moved = {
-        **variables,
-        "params": _moved_tree(
-            draw_roundings(dtype, 1).noise[0], variables["params"], CERTAIN_FROM * rounding_unit(dtype)
-        ),
-    }
+    move = jax.tree.map(lambda leaf: leaf[0], draw_roundings(dtype, 1))
     found: set[str] = set()
     for start in range(0, len(batch[0]), size):
-        inputs = jnp.asarray(batch[0][start : start + size])
-        found |= {site for site, near in _near_kinks(model, train, variables, moved, inputs).items() if bool(near)}
-    return tuple(site for site in kinky if site in found)
+        part = tuple(jnp.asarray(each[start : start + size]) for each in batch)
+        found |= {place for place, near in _near_kinks(model, loss, train, variables, part, move).items() if bool(near)}
+    return tuple(place for place in (*(name for name, _ in model.wiring.sites), THE_LOSS) if place in found)
 
 
-@partial(jax.jit, static_argnames=("model", "train"))
-def _near_kinks(model, train, variables, moved, inputs):
-    here, there = (model.apply(each, inputs, train=train, dropout_rate=0.0).taps for each in (variables, moved))
-    near = {}
-    for site, tap in here.items():
+@partial(jax.jit, static_argnames=("model", "loss", "train"))
+def _near_kinks(model, loss, train, variables, batch, move):
+    moved = _moved_tree(move.noise, variables["params"], CERTAIN_FROM * move.unit)
+    here = model.apply(variables, batch[0], train=train, dropout_rate=0.0)
+    there = model.apply({**variables, "params": moved}, batch[0], train=train, dropout_rate=0.0).taps
+    near = {THE_LOSS: is_at_loss_kink(loss, here.logits, batch[1], move)}
+    for site, tap in here.taps.items():
         for kink in kinks_of(tap.activation):
             reach = jnp.abs(there[site].pre - tap.pre)
             near[site] = near.get(site, False) | jnp.any(jnp.abs(tap.pre - kink) <= reach)

@@ -25,8 +25,21 @@ from lopjax.stability.blocks.results import (
     at_least,
     repeated_reports,
 )
-from lopjax.stability.blocks.signals import has_unknown_kinks, kinks_of, sites_at_kinks
-from lopjax.stability.verdicts import Stability, StabilityReport, kinks_unknown, precision_note, witnessed_report
+from lopjax.stability.blocks.signals import (
+    THE_LOSS,
+    downstream_sites,
+    has_unknown_kinks,
+    kinks_of,
+    places_at_kinks,
+)
+from lopjax.stability.verdicts import (
+    Stability,
+    StabilityReport,
+    at_a_kink,
+    kinks_unknown,
+    precision_note,
+    witnessed_report,
+)
 from lopjax.tolerance import default_zero_level, rounding_tolerance
 from lopjax.wiring import Wiring
 
@@ -52,13 +65,18 @@ def blocks_by_products(network: ClonedNetwork, batch: Batch, options: BlockOptio
         tolerance=float(rounding_tolerance(compute_type, samples, scale)),
         scale=scale,
         dtype=compute_type,
-        kinks=sites_at_kinks(network.base_model, base, batch, size, options.train, compute_type),
     )
-    spaces = {}
+    kinks = places_at_kinks(
+        network.base_model, base, batch, options.loss, size=size, train=options.train, dtype=compute_type
+    )
+    spaces, wiring = {}, network.base_model.wiring
     for space, ends in unit_extremes(product, wide, batch, network.clusters, options.num_steps, key_start).items():
-        judge_unit = partial(judge, ends, space=space, radius=_radius(network.base_model.wiring, space))
+        met = [
+            place for place in kinks if place in (*wiring.sites_of(space), *downstream_sites(wiring, space), THE_LOSS)
+        ]
+        judge_unit = partial(judge, ends, space=space, radius=_radius(wiring, space), kinks=met)
         reports = tuple(judge_unit(unit=unit) for unit in range(len(ends.extremes)))
-        reports = _with_unknown_kinks(reports, network.base_model.wiring)
+        reports = _with_unknown_kinks(reports, wiring)
         spaces[space] = SpaceBlocks(
             space=space,
             multiplicity=clone_counts(network.clusters)[space] - 1,
@@ -100,25 +118,23 @@ def _judge_unit(
         residual=float(ends.residuals[unit].max()),
         method="batched hvp",
         space=space,
-        is_zero=bool(ends.is_zero[unit]) and not kinks,
+        is_zero=bool(ends.is_zero[unit]),
         zero_level=default_zero_level(dtype),
         scale=scale,
         radius=radius,
     )
-    remarks = [report.note, precision_note(dtype)]
     if kinks:
-        remarks.append(
-            f"some pre-activations at {', '.join(kinks)} lie at a kink, up to rounding: derivatives of one side"
-        )
-    return report._replace(note="; ".join(filter(None, remarks)))
+        return at_a_kink(report, f"up to rounding, {', '.join(kinks)}")
+    return report._replace(note="; ".join(filter(None, (report.note, precision_note(dtype)))))
 
 
 def _total(spaces: Mapping[str, SpaceBlocks]) -> StabilityReport:
-    """The ends over all blocks."""
+    """The ends over all blocks; those at a kink are no witnesses, and leave no room for a verdict about all of them."""
     blocks = [report for report, _ in repeated_reports(spaces)]
+    smooth = [report for report in blocks if report.radius != 0]
     # A block of no dimension has no eigenvalues: NaN.
-    lowest = min(blocks, key=lambda report: np.nan_to_num(report.min_eigenvalue, nan=np.inf))
-    highest = max(blocks, key=lambda report: np.nan_to_num(report.max_eigenvalue, nan=-np.inf))
+    lowest = min(smooth or blocks, key=lambda report: np.nan_to_num(report.min_eigenvalue, nan=np.inf))
+    highest = max(smooth or blocks, key=lambda report: np.nan_to_num(report.max_eigenvalue, nan=-np.inf))
     total = witnessed_report(
         (lowest.min_eigenvalue, highest.max_eigenvalue),
         tolerance=lowest.tolerance,
@@ -128,7 +144,9 @@ def _total(spaces: Mapping[str, SpaceBlocks]) -> StabilityReport:
         is_zero=all(report.verdict is Stability.NEUTRAL for report in blocks),
         zero_level=lowest.zero_level,
         scale=lowest.scale,
-        radius=float(np.min([report.radius for report in blocks])),
+        radius=float(np.min([report.radius for report in blocks])) if len(smooth) == len(blocks) else 0.0,
     )
+    if not smooth:
+        return blocks[0]._replace(min_eigenvalue=total.min_eigenvalue, max_eigenvalue=total.max_eigenvalue)
     remarks = [total.note, *(report.note for report in blocks if report.verdict is total.verdict)]
     return total._replace(note="; ".join(dict.fromkeys(filter(None, remarks))))
