@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lopjax.activations import Activation, activation
+from lopjax.metrics.scaling import scaled, times_power_of_two
 from lopjax.model import Model, Tap, Variables, samples_by_units
 from lopjax.wiring import Wiring, unit_rows
 
@@ -30,8 +31,9 @@ class Nearest(NamedTuple):
 
     Attributes:
         distance: `|h_j - c h_k| / max(|h_j|, |c h_k|)`, Euclidean: 0 for a clone, at most 2; infinite for a unit that
-            is 0 throughout (a dead unit equals others for a trivial reason), and where no other unit is alive.
-        unit: k, the nearest unit; the unit's own number where the distance is infinite.
+            is 0 throughout (a dead unit equals others for a trivial reason), and where no other unit is alive; NaN for
+            a unit with a number that is not finite, which is nobody else's nearest.
+        unit: k, the nearest unit; the unit's own number where the distance is infinite or NaN.
         multiple: c.
     """
 
@@ -109,8 +111,10 @@ def activation_rows(taps: Sequence[Tap]) -> Float[Array, "units samples"]:
     def rows(tap: Tap) -> jax.Array:
         values = samples_by_units(tap.post).T
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        is_finite = jnp.isfinite(values)
+        values, _ = scaled(jnp.where(is_finite, values, 0))  # or squares overflow and vanish
         size = jnp.sqrt(jnp.mean(jnp.square(values)))
-        return values / jnp.where(size > 0, size, 1)
+        return jnp.where(is_finite, values / jnp.where(size > 0, size, 1), jnp.nan)
 
     return jnp.concatenate([rows(tap) for tap in taps], axis=1)
 
@@ -134,21 +138,42 @@ def nearest_units(rows: Float[Array, "units n"], multiples: Multiples) -> Neares
         rows: one for each unit.
         multiples: which c count.
     """
+    rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+    is_known = jnp.all(jnp.isfinite(rows), axis=1)
+    # Each row is a power of two times one of size 1, so that no square overflows or vanishes.
+    rows, exponents = scaled(jnp.where(is_known[:, None], rows, 0), axis=1)
+    exponents = exponents[:, 0]
     lengths = jnp.linalg.norm(rows, axis=1)
     safe = jnp.where(lengths > 0, lengths, 1)
-    products = jnp.matmul(rows / safe[:, None], (rows / safe[:, None]).T, precision=jax.lax.Precision.HIGHEST)
+    directions = rows / safe[:, None]
+    products = jnp.matmul(directions, directions.T, precision=jax.lax.Precision.HIGHEST)
     sign = jnp.where(products < 0, -1, 1) if multiples.mirrored else jnp.ones_like(products)
-    ratio = safe[:, None] / safe[None] if multiples.positive else jnp.ones_like(products)
-    longest = jnp.maximum(safe[:, None], ratio * safe[None])
-    squares = safe[:, None] ** 2 + (ratio * safe[None]) ** 2 - 2 * safe[:, None] * ratio * safe[None] * sign * products
+    ratio = times_power_of_two(safe[:, None] / safe[None], exponents[:, None] - exponents[None])
+    # The shorter over the longer, or 1 where multiples make them equally long.
+    share = jnp.ones_like(ratio) if multiples.positive else jnp.minimum(ratio, 1 / ratio)
     is_pair = (lengths > 0)[:, None] & (lengths > 0)[None] & ~jnp.eye(len(rows), dtype=bool)
-    rough = jnp.where(is_pair, squares / longest**2, jnp.inf)
+    rough = jnp.where(is_pair, 1 + share**2 - 2 * share * sign * products, jnp.inf)
     units = jnp.arange(len(rows))
     unit = jnp.where(jnp.any(is_pair, axis=1), jnp.argmin(rough, axis=1), units)
-    multiple = (sign * ratio)[units, unit]
-    difference = jnp.linalg.norm(rows - multiple[:, None] * rows[unit], axis=1)
-    distance = jnp.where(is_pair[units, unit], difference / longest[units, unit], jnp.inf)
-    return Nearest(distance, unit, multiple)
+    sign = sign[units, unit]
+    if multiples.positive:
+        multiple, distance = (
+            sign * ratio[units, unit],
+            jnp.linalg.norm(directions - sign[:, None] * directions[unit], axis=1),
+        )
+    else:
+        multiple, distance = sign, _relative_distance(rows, exponents, sign, unit)
+    distance = jnp.where(is_pair[units, unit], distance, jnp.inf)
+    return Nearest(jnp.where(is_known, distance, jnp.nan), unit, multiple)
+
+
+def _relative_distance(rows: Array, exponents: Array, sign: Array, unit: Array) -> Float[Array, " units"]:
+    """`|h_j - c h_k| / max(|h_j|, |h_k|)`, c = ±1, with both rows on the scale of the larger."""
+    common = jnp.maximum(exponents, exponents[unit])
+    mine = times_power_of_two(rows, (exponents - common)[:, None])
+    other = times_power_of_two(rows[unit], (exponents[unit] - common)[:, None])
+    longest = jnp.maximum(jnp.linalg.norm(mine, axis=1), jnp.linalg.norm(other, axis=1))
+    return jnp.linalg.norm(mine - sign[:, None] * other, axis=1) / jnp.where(longest > 0, longest, 1)
 
 
 def multiples_by_activations(wiring: Wiring, space: str) -> Multiples:

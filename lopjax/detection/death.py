@@ -52,7 +52,7 @@ def dead_on_batch(taps: Sequence[Tap]) -> Bool[Array, " units"]:
     """Which units carry nothing on a batch: one and the same activation at every sample, 0 where there are more sites.
 
     A ReLU that never fires, or a unit so saturated that its activation does not change in this precision: what it
-    feeds is a second bias. Positions, tokens and the width of a head count as samples.
+    feeds is a second bias. Positions, tokens and the width of a head count as samples; of a single one only 0 counts.
 
     Args:
         taps: of all sites of one space.
@@ -61,6 +61,6 @@ def dead_on_batch(taps: Sequence[Tap]) -> Bool[Array, " units"]:
     def constant(tap: Tap) -> jax.Array:
         posts = samples_by_units(tap.post)
         lowest = jnp.min(posts, axis=0)
-        return (jnp.max(posts, axis=0) == lowest) & ((lowest == 0) | (len(taps) == 1))
+        return (jnp.max(posts, axis=0) == lowest) & ((lowest == 0) | (len(taps) == 1 and len(posts) > 1))
 
     return jnp.all(jnp.stack([constant(tap) for tap in taps]), axis=0)

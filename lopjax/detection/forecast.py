@@ -10,7 +10,7 @@ from lopjax.optim.checks import check
 
 
 class Forecast(NamedTuple):
-    """Steps until a distance has fallen to a tolerance; infinite if it does not fall.
+    """Steps until a distance has fallen to a tolerance; infinite if it does not fall, NaN if nothing is known of it.
 
     Attributes:
         steps: at the rate itself.
@@ -55,13 +55,19 @@ def trap_forecast(
         [230, 192, 288]
     """
     check("tolerance", tolerance, minimum=1e-38)
-    away = jnp.maximum(jnp.log(jnp.asarray(distance) / tolerance), 0)
+    distance, tolerance, exponent, standard_error = (
+        jnp.asarray(each, jnp.promote_types(jnp.result_type(each), jnp.float32))
+        for each in (distance, tolerance, exponent, standard_error)
+    )
+    away = jnp.maximum(jnp.log(distance) - jnp.log(tolerance), 0)
 
     def time(rate: Array) -> Array:
-        return jnp.where(away == 0, 0.0, jnp.where(rate < 0, away / jnp.where(rate < 0, -rate, 1), jnp.inf))
+        falls = jnp.where(rate < 0, away / jnp.where(rate < 0, -rate, 1), jnp.inf)
+        return jnp.where(away == 0, 0.0, jnp.where(jnp.isnan(away) | jnp.isnan(rate), jnp.nan, falls))
 
-    low, high = jnp.asarray(exponent) - 2 * standard_error, jnp.asarray(exponent) + 2 * standard_error
-    return Forecast(time(jnp.asarray(exponent)), time(low), time(high), (low > 0) | (high < 0) | (away == 0))
+    low, high = exponent - 2 * standard_error, exponent + 2 * standard_error
+    is_decided = ((low > 0) | (high < 0)) & ~jnp.isnan(away) | (away == 0)
+    return Forecast(time(exponent), time(low), time(high), is_decided)
 
 
 def measured_rate(distances: Float[Array, " records"], spacing: ArrayLike = 1.0) -> Rate:
@@ -73,9 +79,11 @@ def measured_rate(distances: Float[Array, " records"], spacing: ArrayLike = 1.0)
         distances: of one pair, positive; NaN or infinite ones are left out.
         spacing: steps between two measurements.
     """
+    distances = jnp.asarray(distances)
+    distances = distances.astype(jnp.promote_types(distances.dtype, jnp.float32))
     is_there = jnp.isfinite(distances) & (distances > 0)
     n = jnp.sum(is_there)
-    x = jnp.arange(distances.shape[0]) * spacing
+    x = jnp.arange(distances.shape[0], dtype=distances.dtype)
     y = jnp.where(is_there, jnp.log(jnp.where(is_there, distances, 1)), 0)
     x_mean, y_mean = jnp.sum(jnp.where(is_there, x, 0)) / n, jnp.sum(y) / n
     from_mean = jnp.where(is_there, x - x_mean, 0)
@@ -83,4 +91,4 @@ def measured_rate(distances: Float[Array, " records"], spacing: ArrayLike = 1.0)
     slope = jnp.sum(from_mean * y) / spread
     rest = jnp.where(is_there, y - y_mean - slope * from_mean, 0)
     error = jnp.sqrt(jnp.sum(jnp.square(rest)) / (jnp.maximum(n - 2, 1) * spread))
-    return Rate(jnp.where(n >= 3, slope, jnp.nan), jnp.where(n >= 3, error, jnp.nan))
+    return Rate(jnp.where(n >= 3, slope, jnp.nan) / spacing, jnp.where(n >= 3, error, jnp.nan) / spacing)

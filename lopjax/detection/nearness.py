@@ -26,12 +26,16 @@ from lopjax.wiring import unit_norms
 
 
 class Status(IntEnum):
-    """What a unit is at one moment; the larger number wins where two hold."""
+    """What a unit is at one moment; the larger number wins where two hold.
+
+    Nothing is said of a unit with a number that is not finite, alive least of all: UNKNOWN.
+    """
 
     ALIVE = 0
     SATURATED = 1
     NEAR_CLONE = 2
     DEAD = 3
+    UNKNOWN = -1
 
 
 class UnitNearness(NamedTuple):
@@ -78,8 +82,13 @@ def unit_nearness(
 
     Returns:
         For every cloneable space with a site.
+
+    Raises:
+        ValueError: a batch without samples.
     """
     wiring, params, batch = model.wiring, variables["params"], jax.tree.map(jnp.asarray, batch)
+    if len(batch[0]) == 0:
+        raise ValueError(f"a batch of shape {batch[0].shape} has no samples: nearness needs at least one")
     seen = observe(model, variables, batch, loss=loss, dropout_rate=0.0, signals=False)
     found = {}
     for space in (space for space in wiring.cloneable if wiring.sites_of(space)):
@@ -99,7 +108,10 @@ def unit_nearness(
 
 def _largest_slope(tap: Tap) -> Float[Array, " units"]:
     pre = samples_by_units(tap.pre)
-    return jnp.max(jnp.abs(jax.jvp(activation(tap.activation).function, (pre,), (jnp.ones_like(pre),))[1]), axis=0)
+    pre = pre.astype(jnp.promote_types(pre.dtype, jnp.float32))
+    slopes = jax.jvp(activation(tap.activation).function, (pre,), (jnp.ones_like(pre),))[1]
+    # The derivative of a ReLU at NaN is 0.
+    return jnp.max(jnp.where(jnp.isnan(pre), jnp.nan, jnp.abs(slopes)), axis=0)
 
 
 def unit_status(
@@ -114,7 +126,9 @@ def unit_status(
     """
     status = jnp.where(nearness.slope <= slope_threshold, Status.SATURATED, Status.ALIVE)
     status = jnp.where(nearness.activations.distance <= clone_tolerance, Status.NEAR_CLONE, status)
-    return jnp.where(nearness.is_dead, Status.DEAD, status).astype(jnp.int8)
+    status = jnp.where(nearness.is_dead, Status.DEAD, status)
+    is_known = ~jnp.isnan(nearness.slope) & ~jnp.isnan(nearness.activations.distance)
+    return jnp.where(is_known, status, Status.UNKNOWN).astype(jnp.int8)
 
 
 def describe_units(
@@ -134,6 +148,7 @@ def describe_units(
     lines = [
         f"{_units(counts[Status.NEAR_CLONE])} within {100 * clone_tolerance:g} % of a clone, "
         f"{counts[Status.DEAD]} dead, {counts[Status.SATURATED]} saturated, of {sum(counts.values())}"
+        + (f", of which {counts[Status.UNKNOWN]} unknown: not finite" if counts[Status.UNKNOWN] else "")
     ]
     for space, found in status.items():
         parts = [_named(space, nearness[space], found, kind, most) for kind in list(Status)[:0:-1]]
@@ -161,6 +176,8 @@ def _detail(nearness: UnitNearness, unit: int, kind: Status) -> str:
         near = nearness.activations
         multiple = "" if near.multiple[unit] == 1 else f"{near.multiple[unit]:.3g} x "
         return f" (= {multiple}unit {near.unit[unit]} to {100 * near.distance[unit]:.2g} %)"
+    if kind is Status.UNKNOWN:
+        return ""
     if kind is Status.DEAD:
         radius = nearness.death_radius[unit]
         return f" (wakes beyond {radius:.2g})" if np.isfinite(radius) else ""

@@ -39,7 +39,8 @@ def score_indicator(
         false_alarm_rate: in [0, 1).
 
     Raises:
-        ValueError: shapes that do not go together, a rate out of range, no healthy run or none that loses plasticity.
+        ValueError: shapes that do not go together, a rate out of range, no healthy run or none that loses plasticity;
+            steps that do not rise, an onset that is NaN or minus infinity, a healthy run of which nothing is known.
 
     Example:
         >>> curves = [[0, 1, 2], [0, 5, 9], [0, 0, 9]]
@@ -51,14 +52,23 @@ def score_indicator(
         raise ValueError(f"curves {values.shape}: must be (runs, records) = ({len(starts)}, {len(at)})")
     if not 0 <= false_alarm_rate < 1:
         raise ValueError(f"false_alarm_rate={false_alarm_rate}: must be in [0, 1)")
+    if not (np.isfinite(at).all() and (np.diff(at) > 0).all()):
+        raise ValueError(f"steps={at}: must be finite and rise from record to record")
+    if np.isnan(starts).any() or np.isneginf(starts).any():
+        raise ValueError(f"onset={starts}: must be a step for each run, or infinity for a healthy one")
     is_healthy = np.isinf(starts)
     if is_healthy.all() or not is_healthy.any():
         raise ValueError(
             f"{is_healthy.sum()} of {len(starts)} runs are healthy: a threshold needs healthy runs, a lead time others"
         )
+    if np.isnan(values[is_healthy]).all(axis=1).any():
+        raise ValueError(
+            "a healthy run has no value that is known: nothing shows when it would have rung; leave it out"
+        )
     values = np.where(np.isnan(values), -np.inf, values)
     highest = np.sort(values[is_healthy].max(axis=1))[::-1]
-    threshold = float(highest[int(false_alarm_rate * len(highest))])
+    num_allowed = np.count_nonzero(np.arange(1, len(highest)) / len(highest) <= false_alarm_rate)
+    threshold = float(highest[num_allowed])
     is_alarm = values > threshold
     first = np.where(is_alarm.any(axis=1), at[is_alarm.argmax(axis=1)], np.inf)
     leads = (starts - np.where(np.isinf(first), 0, first))[~is_healthy]

@@ -28,18 +28,21 @@ def trend(values: Float[Array, " records"]) -> Trend:
     threshold is worth is for `lopjax.detection.scores` to say.
 
     Args:
-        values: one a measurement, NaN where there is none.
+        values: one a measurement, NaN where there is none; infinity is larger than any number.
 
     References:
         Mann, Econometrica 13 (1945) 245; Sen, JASA 63 (1968) 1379.
     """
-    num = values.shape[0]
+    values = jnp.asarray(values)
+    values, num = values.astype(jnp.promote_types(values.dtype, jnp.float32)), values.shape[0]
     later = jnp.arange(num)[None] > jnp.arange(num)[:, None]
-    differences = values[None] - values[:, None]
-    is_pair = later & jnp.isfinite(differences)
-    s = jnp.sum(jnp.where(is_pair, jnp.sign(differences), 0))
-    n = jnp.sum(jnp.isfinite(values))
+    # Comparisons, not signs of differences: those of infinities are NaN, those of subnormal numbers may vanish.
+    is_larger, is_smaller = values[None] > values[:, None], values[None] < values[:, None]
+    s = jnp.sum(jnp.where(later, is_larger.astype(jnp.int32) - is_smaller.astype(jnp.int32), 0)).astype(values.dtype)
+    is_there = ~jnp.isnan(values)
+    n = jnp.sum(is_there).astype(values.dtype)
     variance = n * (n - 1) * (2 * n + 5) / 18
     z = jnp.where(n >= 4, (s - jnp.sign(s)) / jnp.sqrt(jnp.maximum(variance, 1)), 0)
     gaps = jnp.where(later, jnp.arange(num)[None] - jnp.arange(num)[:, None], 1)
-    return Trend(z, jnp.nanmedian(jnp.where(is_pair, differences / gaps, jnp.nan)))
+    slopes = values[None] / gaps - values[:, None] / gaps
+    return Trend(z, jnp.nanmedian(jnp.where(later & is_there[None] & is_there[:, None], slopes, jnp.nan)))

@@ -71,8 +71,8 @@ class Warnings(NamedTuple):
     """What the detectors say at one measurement, `(4,)` each, in the order of `SIGNATURES`.
 
     Attributes:
-        scores: comparable with the thresholds of the same detector.
-        is_on: score at or beyond ON, or on before and not below OFF.
+        scores: comparable with the thresholds of the same detector; NaN where nothing is known.
+        is_on: score at or beyond ON, or on before and not below OFF; an unknown score leaves it what it was.
         since: step at which the warning began; -1 where it is off.
     """
 
@@ -136,9 +136,12 @@ def update_warnings(
 
     - plateau: z of the trend of the validation loss over the window, 0 while the training loss falls (z below -1.645);
     - rank_collapse: smallest of `1 - rank / largest rank so far` over the last window: how far the rank has fallen and
-      stayed; 0 until the window is full;
+      stayed; NaN until the window is full, and where a rank in it is;
     - cloning: R² of clones, as measured;
     - dying: share of dead units, as measured.
+
+    What was not measured, or is not finite, gives NaN and changes no warning: a network that has diverged has not
+    recovered.
 
     Args:
         state: of the detectors.
@@ -156,9 +159,8 @@ def update_warnings(
     best = jnp.fmax(state.best_rank, history.effective_rank[-1])
     fallen = 1 - history.effective_rank / best
     plateau = jnp.where(trend(history.train_loss).z > _FALLING, jnp.maximum(trend(history.validation_loss).z, 0), 0.0)
-    measured = [jnp.nan_to_num(history.clone_r2[-1]), jnp.nan_to_num(history.dead_fraction[-1])]
-    scores = jnp.stack([plateau, jnp.maximum(jnp.nan_to_num(jnp.min(fallen)), 0), *measured])
-    is_on = (scores >= limits.on) | (state.is_on & (scores >= limits.off))
+    scores = jnp.stack([plateau, jnp.maximum(jnp.min(fallen), 0), history.clone_r2[-1], history.dead_fraction[-1]])
+    is_on = (scores >= limits.on) | (state.is_on & ~(scores < limits.off))
     since = jnp.where(is_on, jnp.where(state.is_on, state.since, step), -1).astype(jnp.int32)
     return WarningState(history, best, is_on, since), Warnings(scores, is_on, since)
 
@@ -190,21 +192,31 @@ def symptoms_of(
         inputs: of the probe.
         train_loss: of the stream.
         validation_loss: of data that are not trained on; that of the probe will do.
+
+    Returns:
+        Symptoms; NaN of activations that are not finite, and of a network without units.
     """
+    if not nearness:
+        return Symptoms(train_loss, validation_loss)
     taps = model.apply(variables, jnp.asarray(inputs), dropout_rate=0.0).taps
     sites = [site for space in nearness for site in model.wiring.sites_of(space)]
     ranks = jnp.stack([effective_rank(samples_by_units(taps[site].post)) for site in sites])
     is_dead = jnp.concatenate([one.is_dead for one in nearness.values()])
-    return Symptoms(train_loss, validation_loss, jnp.mean(ranks), pair_r2(nearness), jnp.mean(is_dead))
+    is_unknown = jnp.concatenate([jnp.isnan(one.activations.distance) for one in nearness.values()])
+    dead_fraction = jnp.where(jnp.any(is_unknown), jnp.nan, jnp.mean(is_dead, dtype=float))
+    return Symptoms(train_loss, validation_loss, jnp.mean(ranks), pair_r2(nearness), dead_fraction)
 
 
 def pair_r2(nearness: Mapping[str, UnitNearness]) -> Float[Array, ""]:
     """R² of living units and their nearest, mean over units: `1 - d²/2`, at least 0; clusters need not be known.
 
     For two units of one length d² is `2 (1 - cosine)`, so this is the cosine: 1 for clones, near 0 for units that have
-    nothing in common. NaN if no unit is alive.
+    nothing in common. NaN if no unit is alive, or one is not finite.
     """
+    if not nearness:
+        return jnp.asarray(jnp.nan)
     distance = jnp.concatenate([one.activations.distance for one in nearness.values()])
     is_alive = jnp.isfinite(distance) & ~jnp.concatenate([one.is_dead for one in nearness.values()])
     explained = jnp.maximum(1 - jnp.square(jnp.where(is_alive, distance, 0)) / 2, 0)
-    return jnp.sum(explained * is_alive) / jnp.where(jnp.any(is_alive), jnp.sum(is_alive), jnp.nan)
+    is_known = jnp.any(is_alive) & ~jnp.any(jnp.isnan(distance))
+    return jnp.sum(explained * is_alive) / jnp.where(is_known, jnp.sum(is_alive), jnp.nan)

@@ -15,6 +15,7 @@ COLOURS = {
     Status.SATURATED: "#d9a441",
     Status.NEAR_CLONE: "#6a51a3",
     Status.DEAD: "#b2182b",
+    Status.UNKNOWN: "#737373",
 }
 ROW, WIDTH, MARGIN = 9, 640, 90
 """Height of a unit's line, width of the time axis, space for names; in pixels."""

@@ -180,12 +180,13 @@ def recovery_controller(
 def symptom_scores(
     setting: Setting, variables: Variables, batch: tuple[Any, Any], clone_tolerance: ArrayLike
 ) -> tuple[Float[Array, "3"], Float[Array, ""]]:
-    """Shares of units that are near a clone, dead, saturated; and the effective rank. Pure."""
+    """Shares of units that are near a clone, dead, saturated; and the effective rank. Pure; NaN if not finite."""
     found = unit_nearness(setting.model, variables, batch, loss=setting.loss)
     status = jnp.concatenate([unit_status(one, clone_tolerance) for one in found.values()])
     kinds = (Status.NEAR_CLONE, Status.DEAD, Status.SATURATED)
     rank = symptoms_of(setting.model, variables, found, batch[0]).effective_rank
-    return jnp.stack([jnp.mean(status == kind, dtype=float) for kind in kinds]), jnp.asarray(rank)
+    shares = jnp.stack([jnp.mean(status == kind, dtype=float) for kind in kinds])
+    return jnp.where(jnp.any(status == Status.UNKNOWN), jnp.nan, shares), jnp.asarray(rank)
 
 
 def _limits(on: Mapping[str, ArrayLike], off: Mapping[str, ArrayLike]) -> tuple[Array, Array]:
@@ -217,7 +218,8 @@ def _look(
     shares, rank = symptom_scores(setting, state.variables, batch, options.clone_tolerance)
     best = jnp.fmax(own.best_rank, rank)
     scores = jnp.append(shares, jnp.maximum(1 - rank / best, 0))
-    is_on = (scores >= options.on) | (own.is_on & (scores >= options.off))
+    # What is unknown has not gone: a network that an action has blown up is not cured.
+    is_on = (scores >= options.on) | (own.is_on & ~(scores < options.off))
     own = _judged(options, own._replace(best_rank=best, is_on=is_on), scores, step)
     period = (step // options.budget_every).astype(jnp.int32)
     own = own._replace(period=period, spent=jnp.where(period == own.period, own.spent, 0.0))

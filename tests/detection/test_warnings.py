@@ -74,7 +74,14 @@ def test_missing_measurements_say_nothing():
     nothing = np.full(RECORDS, np.nan)
     found = run(**dict.fromkeys(Symptoms._fields, nothing))
     assert not found.is_on.any()
-    assert np.all(found.scores == 0)
+    assert np.all(found.scores[:, 0] == 0)
+    assert np.isnan(found.scores[:, 1:]).all()
+    # Nor do they end a warning: the network of which nothing is known any more has not recovered.
+    share, rank = np.where(TIME < 20, 0.4, np.nan), np.where(TIME < 5, 30.0, np.where(TIME < 20, 5.0, np.nan))
+    found = run(dead_fraction=share, effective_rank=rank)
+    assert found.is_on[19, [1, 3]].all()
+    assert found.is_on[20:, [1, 3]].all()
+    assert np.isnan(found.scores[20:, [1, 3]]).all()
 
 
 def test_the_trend_test_is_kendalls(x64):
