@@ -131,8 +131,8 @@ def certify_weighted(
     limit = parameter_tolerance(params) if tolerance is None else tolerance
     signal_limit, seen = max(limit, signal_tolerance(params, wiring)), None
     if batch is not None:
-        check_precision(jax.eval_shape(lambda: model.apply(variables, jnp.asarray(batch[0])).taps))
         check_batch(model, variables, batch, loss=loss)
+        check_precision(jax.eval_shape(lambda: model.apply(variables, jnp.asarray(batch[0])).taps))
         seen = _on_batch(leaf, run(model, variables, batch, loss, False), batch)
     missing = [each for space in clusters if (each := _missing(wiring, space, factors.get(space, (1.0,))))]
     verdict, notes = _judge(residuals, limit, seen, signal_limit, missing)

@@ -45,4 +45,5 @@ def trend(values: Float[Array, " records"]) -> Trend:
     z = jnp.where(n >= 4, (s - jnp.sign(s)) / jnp.sqrt(jnp.maximum(variance, 1)), 0)
     gaps = jnp.where(later, jnp.arange(num)[None] - jnp.arange(num)[:, None], 1)
     slopes = values[None] / gaps - values[:, None] / gaps
-    return Trend(z, jnp.nanmedian(jnp.where(later & is_there[None] & is_there[:, None], slopes, jnp.nan)))
+    slopes = jnp.where(later & is_there[None] & is_there[:, None], slopes, jnp.nan)
+    return Trend(z, jnp.nanmedian(slopes) if num else jnp.full((), jnp.nan, values.dtype))
