@@ -48,19 +48,23 @@ def death_radius(
     return revival_radius(samples_by_units(taps[sites[0]].pre), source_norms(layer, read))
 
 
-def dead_on_batch(taps: Sequence[Tap]) -> Bool[Array, " units"]:
+def dead_on_batch(taps: Sequence[Tap], inputs: Any = None) -> Bool[Array, " units"]:
     """Which units carry nothing on a batch: one and the same activation at every sample, 0 where there are more sites.
 
     A ReLU that never fires, or a unit so saturated that its activation does not change in this precision: what it
-    feeds is a second bias. Positions, tokens and the width of a head count as samples; of a single one only 0 counts.
+    feeds is a second bias. Positions, tokens and the width of a head count as samples. Of a single one, and where all
+    inputs are the same, any unit is constant: there only 0 counts.
 
     Args:
         taps: of all sites of one space.
+        inputs: of the batch; taken to differ if None.
     """
+    varies = True if inputs is None else jnp.any(jnp.asarray(inputs) != jnp.asarray(inputs)[:1])
 
     def constant(tap: Tap) -> jax.Array:
         posts = samples_by_units(tap.post)
         lowest = jnp.min(posts, axis=0)
-        return (jnp.max(posts, axis=0) == lowest) & ((lowest == 0) | (len(taps) == 1 and len(posts) > 1))
+        may_be_bias = jnp.logical_and(varies, len(taps) == 1 and len(posts) > 1)
+        return (jnp.max(posts, axis=0) == lowest) & ((lowest == 0) | may_be_bias)
 
     return jnp.all(jnp.stack([constant(tap) for tap in taps]), axis=0)

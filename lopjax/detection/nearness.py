@@ -97,7 +97,7 @@ def unit_nearness(
         found[space] = UnitNearness(
             activations=nearest_units(activation_rows(taps), multiples_by_activations(wiring, space)),
             parameters=nearest_units(parameter_rows(wiring, variables, space), multiples_by_parameters(wiring, space)),
-            is_dead=dead_on_batch(taps),
+            is_dead=dead_on_batch(taps, batch[0]),
             death_radius=radius,
             death_steps=radius / unit_norms(wiring, step, space)[0] if step is not None else radius * jnp.nan,
             slope=jnp.max(jnp.stack([_largest_slope(tap) for tap in taps]), axis=0),

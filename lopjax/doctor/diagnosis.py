@@ -45,7 +45,8 @@ def diagnose(
         The diagnosis: `print` it, or `lopjax.doctor.write_page` it.
 
     Raises:
-        ValueError: variables of another network, labels that do not fit, numbers that are not finite or out of range.
+        ValueError: variables of another network, labels that do not fit, numbers that are not finite or out of range;
+            inputs that are all the same, on which every unit is constant and a multiple of any other.
     """
     for name, value in {"learning_rate": learning_rate, "clone_tolerance": clone_tolerance}.items():
         if value is not None and not 0 < value < float("inf"):
@@ -54,6 +55,8 @@ def diagnose(
     batch = jax.tree.map(jnp.asarray, (batch[0], batch[1]))
     check_labels(model, variables, batch[0])
     check_batch(model, variables, batch, loss=loss)
+    if not bool(jnp.any(batch[0] != batch[0][:1])):
+        raise ValueError(f"batch: its {len(batch[0])} inputs are the same; give samples that differ, a few hundred")
     found = jax.device_get(jax.jit(lambda v, b: unit_nearness(model, v, b, loss=loss))(variables, batch))
     status = examine.statuses(found, clone_tolerance)
     patient = examine.Patient(model, variables, batch, loss, found, status, clone_tolerance)

@@ -32,7 +32,8 @@ def critical_noise(
     One Gaussian kick of deviation sigma on every normal coordinate, then gradient descent: the components grow by
     `1 - eta lambda_k` a step, so the distance is beyond R with probability
     `P(sum_k sigma² (1 - eta lambda_k)^(2T) chi²_(m_k) >= R²)` (`lopjax.stability.escape_probability`), which rises with
-    sigma. Where no eigenvalue is negative the kick must do it alone. Linear theory at a critical point of the base.
+    sigma. Where no eigenvalue is negative the kick must do it alone. Linear theory at a critical point of the base. Of
+    blocks found by products, which know some eigenvalues only, the noise is enough, and less may do.
 
     Args:
         blocks: spectra of the units, of `unit_blocks` or `unit_blocks_of_clones`.
@@ -49,8 +50,10 @@ def critical_noise(
     """
     if not 0 < probability < 1:
         raise ValueError(f"probability={probability}: must be between 0 and 1, both excluded")
-    if num_steps < 1 or not radius > 0:
-        raise ValueError(f"radius={radius}, num_steps={num_steps}: must be positive")
+    if num_steps < 1 or not 0 < radius < np.inf or not 0 < learning_rate < np.inf:
+        raise ValueError(
+            f"radius={radius}, num_steps={num_steps}, learning_rate={learning_rate}: must be positive and finite"
+        )
     found = {}
     for space, one in blocks.spaces.items():
         values, times = one.eigenvalues, np.broadcast_to(one.multiplicity[:, None], one.eigenvalues.shape)

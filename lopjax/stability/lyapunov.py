@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from lopjax.arguments.integers import as_integer
 from lopjax.curvature.products import Params
 from lopjax.manifolds import tree_norm
 
@@ -62,8 +63,7 @@ def noise_exponent(p: int, q: int) -> float:
     (-0.5, 0.0, 0.1418, 1.0)
     """
     for name, value in (("p", p), ("q", q)):
-        if isinstance(value, bool) or value != int(value) or value < 1:
-            raise ValueError(f"{name}={value!r}: must be a positive integer, a number of parameters")
+        as_integer(value, 1, f"{name}={value!r}: must be a positive integer, a number of parameters")
     more, less = max(p, q), min(p, q)
     if more == less or (more, less) == (2, 1):
         return more / 2 - 1

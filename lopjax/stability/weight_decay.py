@@ -189,8 +189,9 @@ def weight_decay_threshold(
         ValueError: parameters that are not float64; decays that do not ascend from above 0; see also `unit_blocks`.
     """
     values = np.asarray(decays, np.float64)
-    if values.ndim != 1 or not values.size or not (values[0] > 0 and (np.diff(values) > 0).all()):
-        raise ValueError(f"decays={decays}: must ascend from above 0")
+    is_ascending = values.ndim == 1 and values.size and values[0] > 0 and (np.diff(values) > 0).all()
+    if not (is_ascending and np.isfinite(values).all()):
+        raise ValueError(f"decays={decays}: must be finite and ascend from above 0")
 
     search = _search(model, variables, batch, factor, loss)
     upward = _follow(search, values, variables)
@@ -234,8 +235,8 @@ def _search(model: Model, variables: Variables, batch: Batch, factor: Factor, lo
 
 def _judge(search: _Search, start: Variables, weight_decay: float) -> DecayedClones:
     """Find the stationary point near `start`, and the rate of the clones there."""
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay}: must be at least 0")
+    if not 0 <= weight_decay < np.inf:
+        raise ValueError(f"weight_decay={weight_decay}: must be at least 0, and finite")
     point = stationary_point(search.decayed, start, weight_decay)
     total = unit_blocks(search.model, point.variables, search.batch, search.factor, loss=search.loss).total
     rate = weight_decay + total.min_eigenvalue

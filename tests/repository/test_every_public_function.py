@@ -35,52 +35,35 @@ NO_NUMBERS = {
 """Packages without arithmetic of their own."""
 
 ELSEWHERE = {
-    "clone_factors": "integers: tests/cloning",
-    "uniform_partition": "integers",
-    "widen": "integers",
-    "adam_per_weight": "tests/optim",
-    "dead_units": "what dead_fraction counts",
-    "masked_accuracy": "accuracy among the classes of a mask",
-    "masked_cross_entropy": "mean_cross_entropy among the classes of a mask",
-    "epoch_permutation": "a key and integers",
-    "multiplicities": "shapes alone",
-    "matrix_axes": "shapes alone",
-    "muon_dimension_numbers": "shapes alone",
-    "check_labels": "shapes alone",
-    "labelled": "names of axes",
-    "tap": "an activation by name, in every model",
+    **dict.fromkeys(("clone_factors", "uniform_partition", "widen"), "tests/cloning, of integers"),
+    **dict.fromkeys(("muon_dimension_numbers", "matrix_axes"), "tests/optim, of shapes alone"),
+    "multiplicities": "tests/cloning, of shapes alone",
+    "adam_per_weight": "tests/interventions, against published traces",
+    "masked_accuracy": "tests/training, `accuracy` among the classes of a mask",
+    "masked_cross_entropy": "tests/training, `mean_cross_entropy` among the classes of a mask",
+    "epoch_permutation": "tests/data, of a key and integers",
+    "check_labels": "tests/models, of shapes alone",
+    "labelled": "tests/models, of names of axes",
+    "tap": "tests/models, the activation of every labelled model",
     "level_set_manifold": "tests/manifolds",
-    "random_normal_vector": "a key and shapes",
-    "transverse_lyapunov": "tests/stability/test_noise.py",
-    "escape_time_along": "tests/stability/test_escape.py",
+    "random_normal_vector": "tests/manifolds, of a key and shapes",
     "interval_bounds": "tests/certificates",
-    "fixed_points": "a function alone",
-    "insert_norm": "parameters of a norm alone",
-    "forget": "masks: tests/interventions",
-    "draw_units": "masks and shapes",
-    "reset_units": "masks and shapes",
+    "fixed_points": "tests/theory, of a function alone",
+    "insert_norm": "tests/interventions, parameters of a norm alone",
     "move_means_into_biases": "tests/interventions",
+    **dict.fromkeys(("forget", "draw_units"), "tests/interventions, of masks and shapes"),
     **dict.fromkeys(
         ("class_incremental", "epochs", "online", "permuted_labels", "permuted_pixels", "random_labels", "windows"),
-        "data are drawn and moved, not computed with: tests/training",
+        "tests/training, where data are drawn and moved, not computed with",
     ),
     **dict.fromkeys(
         ("cut_batch", "evaluate", "gathered", "make_chunk", "place", "sgd_step", "start_lanes", "task_examples"),
-        "runs a step given to it: tests/training",
+        "tests/training, where a step that is given is run",
     ),
-    **dict.fromkeys(
-        (
-            *("dead_on_batch", "death_radius", "describe_units", "describe_warnings", "measured_rate", "pair_r2"),
-            *("save_lives", "score_indicator", "start_lives", "start_warnings", "symptoms_of", "thresholds"),
-            *("trap_forecast", "trend", "unit_nearness", "unit_status", "update_lives", "update_warnings"),
-        ),
-        "networks and curves made by hand: tests/detection",
-    ),
-    **dict.fromkeys(
-        ("critical_noise", "explain", "kick_clones", "life_table", "monitor", "pull_to_start", "recovery_controller"),
-        "acts on or watches a network given to it: tests/recovery",
-    ),
-    **dict.fromkeys(("diagnose", "write_page"), "a network with one of each trap: tests/doctor"),
+    "death_radius": "tests/detection, a part of `unit_nearness`",
+    **dict.fromkeys(("describe_units", "describe_warnings", "save_lives"), "tests/detection, words and files"),
+    **dict.fromkeys(("explain", "life_table"), "tests/recovery, words and tables"),
+    "write_page": "tests/doctor, words",
 }
 """Functions of another kind, and where they are tested."""
 
@@ -132,6 +115,15 @@ def test_a_function_without_a_row_is_seen():
     assert not takes_arrays(lopjax.mlp)
     assert "escape_time" in names_in(TESTS / "repository" / "test_input_arrays.py")
     assert "Types" not in names_in(TESTS / "repository" / "test_input_arrays.py")
+
+
+def test_what_is_said_to_be_tested_elsewhere_is():
+    """The place that is named, a folder or a file, has a test that uses the function."""
+    places = {name: TESTS.parent / reason.split(",")[0] for name, reason in ELSEWHERE.items()}
+    files = {place: [place] if place.suffix else sorted(place.glob("test_*.py")) for place in set(places.values())}
+    used = {place: set().union(*map(names_in, each)) for place, each in files.items()}
+    assert not [(name, ELSEWHERE[name]) for name, place in places.items() if name not in used[place]]
+    assert "widen" not in used[TESTS / "doctor"]  # the control
 
 
 def test_nothing_is_excused_that_does_not_exist():

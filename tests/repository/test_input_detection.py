@@ -11,10 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from lopjax import certificates, manifolds, recovery
+from lopjax import certificates, manifolds, recovery, stability
 from lopjax.detection import (
     Status,
+    dead_on_batch,
     measured_rate,
+    pair_r2,
     score_indicator,
     start_lives,
     start_warnings,
@@ -28,10 +30,14 @@ from lopjax.detection import (
     update_warnings,
 )
 from lopjax.doctor import diagnose
+from lopjax.interventions import reset_units
 from lopjax.losses import mean_cross_entropy
+from lopjax.metrics import dead_units
+from lopjax.model import Tap
 from lopjax.models import mlp
 from lopjax.recovery.controller import symptom_scores
 from lopjax.signals import observe
+from lopjax.stability import UnitBlocks
 from lopjax.tracing import trace_model
 from lopjax.training import Setting, init_state, intervene, start_intervention
 
@@ -120,10 +126,60 @@ def test_single_samples_and_none(unchecked):
     )
     np.testing.assert_array_equal(np.asarray(status) == Status.DEAD, posts[0] == 0)
     assert not (posts == 0).all()
+    np.testing.assert_array_equal(watched(variables(), (BATCH[0][3:].repeat(4, axis=0), BATCH[1]))[1], status)
     nothing = BATCH[0][:0], BATCH[1][:0]
     with pytest.raises(ValueError, match="no samples"):
         unit_nearness(MODEL, variables(), nothing)
     assert np.isnan(symptoms_of(MODEL, variables(), {}, BATCH[0]).dead_fraction)  # a network without units
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64", "int32"])
+def test_units_that_carry_nothing_in_every_type(x64, unchecked, dtype):
+    posts = jnp.asarray([[0, 1, 2, 0], [0, 1, 3, 0], [0, 1, 1, 0]], dtype)
+    taps = [Tap("hidden", posts, posts, "relu")]
+    assert dead_on_batch(taps).tolist() == [True, True, False, True]
+    assert dead_on_batch(taps * 2).tolist() == [True, False, False, True]
+    assert dead_units(posts).tolist() == [True, False, False, True]
+    if dtype != "int32":
+        broken = posts.at[1, 0].set(np.nan)
+        assert not dead_on_batch([Tap("hidden", posts, broken, "relu")])[0]
+        assert not dead_units(broken)[0]
+    for nothing in (posts[:0], posts[:, :0]):
+        with pytest.raises(ValueError, match="at least 1"):
+            dead_units(nothing)
+
+
+def test_pairs_explain_nothing_where_nothing_lives_or_is_known():
+    nearness = watched(variables(), BATCH)[0]
+    distance = np.asarray(nearness.activations.distance)
+    living = np.isfinite(distance)
+    expected = np.mean(np.maximum(1 - distance[living] ** 2 / 2, 0))
+    assert float(pair_r2({"h": nearness})) == pytest.approx(expected)
+
+    def with_distance(value):
+        changed = nearness.activations._replace(distance=nearness.activations.distance.at[3].set(value))
+        return float(pair_r2({"h": nearness._replace(activations=changed)}))
+
+    assert np.isnan(with_distance(np.nan))
+    assert with_distance(np.inf) != pytest.approx(expected)  # a dead unit is left out
+    assert np.isnan(pair_r2({}))
+    assert np.isnan(pair_r2({"h": nearness._replace(is_dead=jnp.ones(5, bool))}))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_fresh_units_are_finite_whatever_they_were(x64, dtype):
+    setting, given = Setting(MODEL, optax.sgd(0.1), mean_cross_entropy), variables(dtype)
+    broken = jax.tree.map(lambda leaf: leaf, given)
+    broken["params"]["hidden_0"]["kernel"] = given["params"]["hidden_0"]["kernel"].at[:, 3].set(np.nan)
+    broken["params"]["classes"]["kernel"] = given["params"]["classes"]["kernel"].at[3].set(np.inf)
+    state, chosen = init_state(broken, setting.optimizer), {"hidden_0": jnp.arange(5) == 3}
+    params = reset_units(setting, state, chosen, jax.random.key(0)).variables["params"]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
+    assert np.isfinite(flat(params)).all()
+    assert not np.asarray(params["classes"]["kernel"][3]).any()
+    for name in ("kernel", "bias"):
+        kept = [np.delete(np.asarray(each["hidden_0"][name], float), 3, axis=-1) for each in (params, given["params"])]
+        np.testing.assert_array_equal(*kept)
 
 
 # --- Curves ----------------------------------------------------------------------------------------------------------
@@ -258,6 +314,9 @@ def test_the_doctor_refuses_what_is_not_finite_and_nobody(unchecked):
     ):
         with pytest.raises(ValueError, match=r"at least one|finite"):
             diagnose(MODEL, given, batch)
+    for copies in (1, 4):  # of one sample: every unit is constant on them, and none is dead for it
+        with pytest.raises(ValueError, match="inputs are the same"):
+            diagnose(MODEL, variables(), (BATCH[0][3:].repeat(copies, axis=0), BATCH[1][3:].repeat(copies)))
     for number in (np.nan, np.inf, 0.0):
         with pytest.raises(ValueError, match="learning_rate"):
             diagnose(MODEL, variables(), BATCH, learning_rate=number)
@@ -281,6 +340,30 @@ def test_tracing_reads_shapes_and_types_alone(x64, unchecked, dtype):
     ):
         with pytest.raises(ValueError, match=r"floating|batch|two or more|no arrays|params"):
             trace(wrong, inputs)
+
+
+def test_numbers_that_are_not_finite_have_no_rates_and_no_noise(x64, unchecked):
+    for wrong in (np.nan, np.inf, 0, 1.5, True, "3"):
+        with pytest.raises(ValueError, match="q="):
+            stability.noise_exponent(3, wrong)
+    assert stability.noise_exponent(np.int64(4), 4) == 1
+    for wrong in (np.nan, np.inf, -1.0):
+        with pytest.raises(ValueError, match="weight_decay"):
+            stability.decayed_clones(MODEL, variables("float64"), BATCH, 2, wrong)
+    for wrong in ([0.1, np.nan], [0.1, np.inf], []):
+        with pytest.raises(ValueError, match="decays"):
+            stability.weight_decay_threshold(MODEL, variables("float64"), BATCH, 2, decays=wrong)
+    broken = jnp.zeros((6, 2, 2)).at[3].set(jnp.nan)
+    estimate = stability.transverse_lyapunov(jnp.matmul, jnp.zeros(2), broken, 0.5, jax.random.key(0))
+    assert np.isnan(estimate.exponent)
+    line = manifolds.Manifold(jnp.zeros(2), lambda v: v * jnp.array([1.0, 0]), is_affine=True)
+    along = partial(stability.escape_time_along, lambda p: p[0] - 0.5 * p[1] ** 2, jnp.zeros(2), line)
+    for kick, radius, rate in (([0.0, np.nan], 0.1, 0.1), ([0.0, 0.1], np.nan, 0.1), ([0.0, 0.1], 0.1, np.nan)):
+        with pytest.raises(ValueError, match=r"normal|positive"):
+            along(jnp.array(kick), radius, rate, 10)
+    for rate in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="learning_rate"):
+            recovery.critical_noise(UnitBlocks({}, None), 0.1, 10, rate)
 
 
 # --- Manifolds of multiples and symmetries ----------------------------------------------------------------------------
