@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from lopjax.runs import RunData
 
 AGENTS = {"bp": "sgd", "cbp": "continual_backprop_official", "linear": "linear"}
+# What the reference was measured with.
+PROBLEM = {
+    **{"num_inputs": 20, "num_slow": 15, "flip_every": 10_000, "target_units": 100, "beta": 0.7},
+    **{"threshold": "official", "widths": [5], "step_sizes": [0.01], "activations": ["relu"], "grid": []},
+    **{"replacement_rate": 1e-4, "utility_decay": 0.99, "maturity": 10},
+}
 WINDOWS = {"first eighth": (0, 1 / 8), "first half": (0, 1 / 2), "second half": (1 / 2, 1), "last eighth": (7 / 8, 1)}
 
 
@@ -48,12 +54,14 @@ def rows_of(run: "RunData", reference: Sequence[dict[str, Any]]) -> list[Row]:
     """Every agent of the reference with the run's flip law, over every window.
 
     Raises:
-        ValueError: no such agent, or the run and the reference are of different length.
+        ValueError: no such agent, the run is of another problem or length or is not complete, it has fewer than
+            three seeds, or one that diverged.
     """
     import numpy as np
 
     from experiments.bit_flipping.report import bins_of, curves
 
+    _check_run(run)
     by_method, errors, rows = {curve.method: curve for curve in curves(run)}, bins_of(run, "error"), []
     for entry in reference:
         if entry["law"] != run.config["flip"] or AGENTS[entry["agent"]] not in by_method:
@@ -62,12 +70,23 @@ def rows_of(run: "RunData", reference: Sequence[dict[str, Any]]) -> list[Row]:
         if steps != run.config["steps"]:
             raise ValueError(f"steps={run.config['steps']}: the reference has {steps}")
         ours = errors[by_method[AGENTS[entry["agent"]]]]
+        if ours.shape[1] != run.config["steps"] // run.config["record_every"] or not np.isfinite(ours).all():
+            raise ValueError(f"{AGENTS[entry['agent']]}: the run is not complete, or a seed has diverged")
         for name, window in WINDOWS.items():
             measured = np.array([_mean_over(values, window) for values in ours])
             rows.append(row_of(entry["agent"], name, measured, _mean_over(entry["mse"], window)))
     if not rows:
         raise ValueError(f"flip={run.config['flip']}: the reference has no agent of the run with this law")
     return rows
+
+
+def _check_run(run: "RunData") -> None:
+    """Refuse a run of other settings than the reference, or with too few seeds."""
+    for name, value in PROBLEM.items():
+        if run.config[name] != value:
+            raise ValueError(f"{name}={run.config[name]}: must be {value}, as in the reference")
+    if len(run.config["seeds"]) < 3:
+        raise ValueError(f"seeds={run.config['seeds']}: must be at least 3, or there is no spread to speak of")
 
 
 def row_of(agent: str, window: str, measured: Any, expected: float) -> Row:

@@ -47,6 +47,7 @@ def error_figure(run: RunData) -> "Figure":
             _draw(panel, run, [curve for curve in chosen if curve.activation in (activation, "identity")], table)
             unit = "unit" if hidden == 1 else "units"
             panel.set(title=f"{activation.replace('_', ' ')}, {hidden} {unit}", ylabel=TITLES["error"])
+            _limit(panel)
         for panel in axes[len(panels) :]:
             panel.set_visible(False)
         _legend(figure, axes[0])
@@ -123,6 +124,14 @@ def _draw(axes: "Axes", run: RunData, chosen: list[Curve], table: dict[Curve, np
         axes.fill_between(steps, centre - half, centre + half, color=color, alpha=0.2, linewidth=0)
     axes.set(xlabel="step")
     axes.ticklabel_format(axis="x", scilimits=(0, 3), useMathText=True)
+
+
+def _limit(axes: "Axes") -> None:
+    """From 0 to what shows nearly all means: a spike of one seed would press all other curves flat."""
+    means = np.concatenate([line.get_ydata() for line in axes.lines] or [np.zeros(0)])
+    means = means[np.isfinite(means)]
+    if means.size:
+        axes.set_ylim(0, min(axes.get_ylim()[1], 1.5 * np.quantile(means, 0.98)))
 
 
 def _label(run: RunData, curve: Curve) -> str:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.bit_flipping.lane import Program, Trainee
-from experiments.bit_flipping.rules import RULES, SPACE, act
+from experiments.bit_flipping.rules import RULES, SPACE, Rule, act
 from lopjax.activations import activation
 from lopjax.training import Lanes, Logs
 from lopjax.training.bit_flipping import BLOCK, Prepared, Problem, prepared_block
@@ -46,85 +46,7 @@ def make_fused_chunk(problem: Problem, program: Program, activation_name: str, a
         `chunk(lanes, keys, start, num_steps) -> (lanes, logs)`, with leading lane axes, buffers given back. Logs are
         means over the steps, NaN for a lane that is frozen since its error was not finite.
     """
-    method = program.method
-    rule = None if method.rule is None else RULES[method.rule]
-    step = _step_of(program, activation_name)
-
-    def replaced(lanes: Trainee, wanted: jax.Array, keys: jax.Array, index: Any) -> tuple[Trainee, jax.Array]:
-        """Let the rule replace units in those lanes where it wants to, one after the other."""
-        assert rule is not None
-        replace_units = rule.replace
-
-        def one(number: Any, carry: tuple[Trainee, jax.Array]) -> tuple[Trainee, jax.Array]:
-            def replace(carry: tuple[Trainee, jax.Array]) -> tuple[Trainee, jax.Array]:
-                lanes, counts = carry
-                lane = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, -1, False), lanes)
-                numbers = program.numbers_of(lane.numbers)
-                setting = program.setting(numbers, lane.noise_key)
-                key = jax.random.fold_in(keys[number], index)
-                net, own, touched = replace_units(numbers, setting, lane.net, lane.net.own, key)
-                net = net._replace(own=own)
-                put = lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, number, -1)  # noqa: E731
-                count = jnp.sum(touched, dtype=jnp.int32)
-                return lanes._replace(net=jax.tree.map(put, lanes.net, net)), counts.at[number].set(count)
-
-            return jax.lax.cond(wanted[number], replace, lambda carry: carry, carry)
-
-        return jax.lax.fori_loop(0, wanted.size, one, (lanes, jnp.zeros(wanted.size, jnp.int32)))
-
-    def one_step(index: Any, block: Any, keys: jax.Array, carry: Any) -> Any:
-        (lanes, frozen_at), sums = carry
-        x, y = (jax.lax.dynamic_index_in_dim(array, index % BLOCK, 0, False) for array in block)
-        found, error, wanted = jax.vmap(step, in_axes=-1, out_axes=-1)(lanes, x, y)
-        frozen_at = jnp.where((frozen_at < 0) & ~jnp.isfinite(error), index, frozen_at)
-        is_running = frozen_at < 0
-        # Trees of arrays alone: the numbers and keys of a lane never change.
-        net = jax.tree.map(lambda new, old: jnp.where(is_running, new, old), found.net, lanes.net)
-        lanes, counts = lanes._replace(net=net), jnp.zeros_like(frozen_at)
-        if rule is not None:
-            wanted = wanted & is_running
-            nothing = lambda lanes: (lanes, jnp.zeros_like(frozen_at))  # noqa: E731
-            lanes, counts = jax.lax.cond(
-                jnp.any(wanted), lambda lanes: replaced(lanes, wanted, keys, index), nothing, lanes
-            )
-        return Lanes(lanes, frozen_at), (sums[0] + error, sums[1] + counts)
-
-    def acted(lanes: Trainee, is_running: jax.Array, block: Any, keys: jax.Array, index: Any) -> Any:
-        """What acts between blocks, before step `index`: one lane after the other, on all inputs of the block."""
-
-        def one(args: Any) -> Any:
-            lane, runs, x, y, key = args
-            numbers = program.numbers_of(lane.numbers)
-            setting = program.setting(numbers, lane.noise_key)
-            key = jax.random.fold_in(jax.random.fold_in(key, index), _ACT)
-            net, count = act(method.act, numbers, setting, lane.net, (x, y), key)
-            net = jax.tree.map(lambda new, old: jnp.where(runs, new, old), net, lane.net)
-            return lane._replace(net=net), jnp.where(runs, count, 0)
-
-        x, y = (jnp.moveaxis(array, -1, 0) for array in block)
-        lanes, counts = jax.lax.map(one, (_lanes_first(lanes), is_running, x, y, keys))
-        return _lanes_last(lanes), counts
-
-    def whole_block(stop: Any, order_keys: jax.Array, step_keys: jax.Array, carry: Any) -> Any:
-        index, inner = carry
-        block = _block_of(problem, order_keys, index)
-        end = jnp.minimum((index // BLOCK + 1) * BLOCK, (index // problem.flip_every + 1) * problem.flip_every)
-        last = jnp.minimum(end, stop)
-
-        def act_at(step: Any, is_due: Any, inner: Any) -> Any:
-            (lanes, frozen_at), (errors, counts) = inner
-            nothing = lambda lanes: (lanes, jnp.zeros_like(counts))  # noqa: E731
-            lanes, touched = jax.lax.cond(
-                is_due, lambda lanes: acted(lanes, frozen_at < 0, block, step_keys, step), nothing, lanes
-            )
-            return Lanes(lanes, frozen_at), (errors, counts + touched)
-
-        if method.act == "fresh":
-            inner = act_at(index, (index > 0) & (index % problem.flip_every == 0), inner)
-        inner = jax.lax.fori_loop(index, last, lambda i, carry: one_step(i, block, step_keys, carry), inner)
-        if method.act not in (None, "fresh"):
-            inner = act_at(last, (last == end) & (last % act_every == 0), inner)
-        return last, inner
+    whole_block = _whole_block(problem, program, activation_name, act_every)
 
     def run(lanes: Lanes, keys: jax.Array, start: Any, num_steps: Any) -> tuple[Lanes, Logs]:
         pairs = jax.vmap(jax.random.split)(keys)
@@ -150,9 +72,126 @@ def make_fused_chunk(problem: Problem, program: Program, activation_name: str, a
     return chunk
 
 
-def _step_of(program: Program, activation_name: str) -> Callable[..., tuple[Trainee, jax.Array, jax.Array]]:
+# --- A block and its steps --------------------
+
+
+def _whole_block(problem: Problem, program: Program, activation_name: str, act_every: int) -> Callable[..., Any]:
+    """`(stop, order_keys, step_keys, (index, inner)) -> (last, inner)`: steps up to the end of the block or `stop`.
+
+    `inner` is what all lanes carry, and the sums of what they log.
+    """
+    one_step, acted, when = _one_step(program, activation_name), _acted(program), program.method.act
+
+    def whole_block(stop: Any, order_keys: jax.Array, step_keys: jax.Array, carry: Any) -> Any:
+        index, inner = carry
+        block = _block_of(problem, order_keys, index)
+        end = jnp.minimum((index // BLOCK + 1) * BLOCK, (index // problem.flip_every + 1) * problem.flip_every)
+        last = jnp.minimum(end, stop)
+
+        def act_at(step: Any, is_due: Any, inner: Any) -> Any:
+            (lanes, frozen_at), (errors, counts) = inner
+            lanes, touched = _where_due(
+                is_due, lambda lanes: acted(lanes, frozen_at < 0, block, step_keys, step), lanes, counts
+            )
+            return Lanes(lanes, frozen_at), (errors, counts + touched)
+
+        if when == "fresh":
+            inner = act_at(index, (index > 0) & (index % problem.flip_every == 0), inner)
+        inner = jax.lax.fori_loop(index, last, lambda i, carry: one_step(i, block, step_keys, carry), inner)
+        if when not in (None, "fresh"):
+            inner = act_at(last, (last == end) & (last % act_every == 0), inner)
+        return last, inner
+
+    return whole_block
+
+
+def _one_step(program: Program, activation_name: str) -> Callable[..., Any]:
+    """`(index, block, keys, inner) -> inner` after one step of all lanes that are not frozen."""
+    rule = None if program.method.rule is None else RULES[program.method.rule]
+    step, replaced = _step_of(program, rule, activation_name), _replaced(program, rule)
+
+    def one_step(index: Any, block: Any, keys: jax.Array, carry: Any) -> Any:
+        (lanes, frozen_at), sums = carry
+        x, y = (jax.lax.dynamic_index_in_dim(array, index % BLOCK, 0, False) for array in block)
+        found, error, wanted = jax.vmap(step, in_axes=-1, out_axes=-1)(lanes, x, y)
+        frozen_at = jnp.where((frozen_at < 0) & ~jnp.isfinite(error), index, frozen_at)
+        is_running = frozen_at < 0
+        # Trees of arrays alone: the numbers and keys of a lane never change.
+        net = jax.tree.map(lambda new, old: jnp.where(is_running, new, old), found.net, lanes.net)
+        lanes, counts = lanes._replace(net=net), jnp.zeros_like(frozen_at)
+        if rule is not None:
+            wanted = wanted & is_running
+            lanes, counts = _where_due(
+                jnp.any(wanted), lambda lanes: replaced(lanes, wanted, keys, index), lanes, counts
+            )
+        return Lanes(lanes, frozen_at), (sums[0] + error, sums[1] + counts)
+
+    return one_step
+
+
+def _where_due(is_due: Any, do: Callable[[Trainee], Any], lanes: Trainee, counts: jax.Array) -> Any:
+    """`do(lanes)` where it is due; otherwise the lanes as they are, and that no unit of any was touched."""
+    return jax.lax.cond(is_due, do, lambda lanes: (lanes, jnp.zeros_like(counts)), lanes)
+
+
+def _replaced(program: Program, rule: Rule | None) -> Callable[..., tuple[Trainee, jax.Array]]:
+    """`(lanes, wanted, keys, index) -> (lanes, counts)`: the rule replaces units in those lanes where it wants to."""
+
+    def one_lane(lanes: Trainee, number: Any, keys: jax.Array, index: Any) -> tuple[Trainee, jax.Array]:
+        assert rule is not None
+        lane = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, -1, False), lanes)
+        numbers = program.numbers_of(lane.numbers)
+        setting = program.setting(numbers, lane.noise_key)
+        net, own, touched = rule.replace(
+            numbers, setting, lane.net, lane.net.own, jax.random.fold_in(keys[number], index)
+        )
+        put = lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, number, -1)  # noqa: E731
+        net = jax.tree.map(put, lanes.net, net._replace(own=own))
+        return lanes._replace(net=net), jnp.sum(touched, dtype=jnp.int32)
+
+    def replaced(lanes: Trainee, wanted: jax.Array, keys: jax.Array, index: Any) -> tuple[Trainee, jax.Array]:
+        def one(number: Any, carry: tuple[Trainee, jax.Array]) -> tuple[Trainee, jax.Array]:
+            def replace(carry: tuple[Trainee, jax.Array]) -> tuple[Trainee, jax.Array]:
+                lanes, count = one_lane(carry[0], number, keys, index)
+                return lanes, carry[1].at[number].set(count)
+
+            return jax.lax.cond(wanted[number], replace, lambda carry: carry, carry)
+
+        return jax.lax.fori_loop(0, wanted.size, one, (lanes, jnp.zeros(wanted.size, jnp.int32)))
+
+    return replaced
+
+
+def _acted(program: Program) -> Callable[..., tuple[Trainee, jax.Array]]:
+    """`(lanes, is_running, block, keys, index) -> (lanes, counts)`: what acts between blocks, before step `index`.
+
+    One lane after the other, on all inputs of the block.
+    """
+    name = program.method.act
+
+    def one(args: Any, index: Any) -> Any:
+        assert name is not None
+        lane, runs, x, y, key = args
+        numbers = program.numbers_of(lane.numbers)
+        setting = program.setting(numbers, lane.noise_key)
+        key = jax.random.fold_in(jax.random.fold_in(key, index), _ACT)
+        net, count = act(name, numbers, setting, lane.net, (x, y), key)
+        net = jax.tree.map(lambda new, old: jnp.where(runs, new, old), net, lane.net)
+        return lane._replace(net=net), jnp.where(runs, count, 0)
+
+    def acted(lanes: Trainee, is_running: jax.Array, block: Any, keys: jax.Array, index: Any) -> Any:
+        x, y = (jnp.moveaxis(array, -1, 0) for array in block)
+        args = _lanes_first(lanes), is_running, x, y, keys
+        lanes, counts = jax.lax.map(lambda args: one(args, index), args)
+        return _lanes_last(lanes), counts
+
+    return acted
+
+
+def _step_of(
+    program: Program, rule: Rule | None, activation_name: str
+) -> Callable[..., tuple[Trainee, jax.Array, jax.Array]]:
     """`(lane, x, y) -> (lane, error, is_wanted)` of one lane; x `(num_inputs,)`, y `(1,)`."""
-    rule = RULES[program.method.rule] if program.method.rule is not None else None
 
     def step(lane: Trainee, x: jax.Array, y: jax.Array) -> tuple[Trainee, jax.Array, jax.Array]:
         numbers, net = program.numbers_of(lane.numbers), lane.net

@@ -6,17 +6,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.bit_flipping.checks import check_config
 from experiments.bit_flipping.config import Config
-from experiments.bit_flipping.methods import METHODS, NUMBERS, Curve, curves_of, groups_of
+from experiments.bit_flipping.methods import NUMBERS, Curve, curves_of, groups_of
 from experiments.kit.experiment import NO_RESOURCES, Resources
-from experiments.kit.grid import axes_of, check_grid
+from experiments.kit.grid import axes_of
 from experiments.kit.methods import Group
 from lopjax.model import Model, Variables
 from lopjax.models import mlp, recorded
 from lopjax.models.linen import from_linen
 from lopjax.models.mlp import MLP
 from lopjax.training import Stream, bit_flipping
-from lopjax.training.bit_flipping import BLOCK, Problem
+from lopjax.training.bit_flipping import Problem
 
 # Gains of PyTorch's `kaiming_uniform_`; the official code takes that of ReLU for ELU and swish.
 GAINS = {"sigmoid": 1.0, "tanh": 5 / 3, "elu": 2**0.5, "relu": 2**0.5, "leaky_relu": 2**0.5, "swish": 2**0.5}
@@ -84,39 +85,9 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
     Raises:
         ValueError: a field out of range; the message names it, its value and what is allowed.
     """
-    _check_config(config)
+    check_config(config)
     numbers = (config.num_inputs, config.num_slow, config.flip_every, config.target_units, config.beta)
     problem = Problem(*numbers, config.flip, config.threshold)
     curves = curves_of(config.methods, config.activations, config.widths, config.step_sizes, axes_of(config))
     groups = groups_of(curves, config.seeds, {name: getattr(config, name) for name in NUMBERS})
     return Setup(config, problem, bit_flipping(*problem), curves, groups)
-
-
-def _check_config(config: Config) -> None:
-    for name in ("methods", "activations", "widths", "step_sizes", "seeds"):
-        values = getattr(config, name)
-        _check(name, values, len(set(values)) == len(values) > 0, "distinct, at least one")
-    _check("seeds", config.seeds, all(0 <= seed < 2**31 for seed in config.seeds), "in 0..2147483647")
-    _check("widths", config.widths, all(width >= 1 for width in config.widths), "at least 1 each")
-    is_positive = all(0 < size < math.inf for size in config.step_sizes)
-    _check("step_sizes", config.step_sizes, is_positive, "positive and finite")
-    is_divisor = config.record_every >= 1 and config.steps >= 1 and config.steps % config.record_every == 0
-    _check("record_every", config.record_every, is_divisor, f"a positive divisor of steps={config.steps}")
-    is_multiple = config.act_every >= 1 and config.act_every % BLOCK == 0
-    _check("act_every", config.act_every, is_multiple, f"a positive multiple of {BLOCK}")
-    _check("probe_samples", config.probe_samples, config.probe_samples >= 2, "at least 2")
-    for name in NUMBERS:
-        _check(name, getattr(config, name), 0 <= getattr(config, name) < math.inf, "non-negative and finite")
-    for name in ("shrink", "upgd_decay", "utility_decay"):
-        _check(name, getattr(config, name), getattr(config, name) < 1, "in [0, 1)")
-    for name in ("replacement_rate", "percentile"):
-        _check(name, getattr(config, name), getattr(config, name) <= 1, "in [0, 1]")
-    check_grid(config.grid, NUMBERS)
-    for axis in config.grid:
-        readers = [name for name in config.methods if axis.name in METHODS[name].reads]
-        _check(f"grid {axis}", config.methods, bool(readers), "methods of which one reads it")
-
-
-def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
-    if not is_allowed:
-        raise ValueError(f"{name}={value}: must be {allowed}")

@@ -6,6 +6,7 @@ with few units has to track the part of it that the present slow bits show. Noth
 only `2**(num_inputs - num_slow)` different inputs, so they and their targets are a small table, made once a block.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -133,6 +134,8 @@ def check_problem(problem: Problem) -> Problem:
     for name in ("num_inputs", "flip_every", "units"):
         value = getattr(problem, name)
         as_integer(value, 1, f"{name}={value!r}: must be a positive integer")
+    if not math.isfinite(problem.beta):
+        raise ValueError(f"beta={problem.beta}: must be finite")
     # One slow bit at least, if one is to flip.
     least = max(problem.num_inputs - MOST_FAST, int(problem.flip == "one"))
     if not least <= problem.num_slow <= problem.num_inputs:

@@ -7,6 +7,7 @@ from functools import cache
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from experiments.bit_flipping.__main__ import main
@@ -18,16 +19,17 @@ from experiments.bit_flipping.lane import plain_step
 from experiments.bit_flipping.methods import METHODS, NUMBERS, curves_of, groups_of
 from experiments.bit_flipping.parts import Life, keys_of
 from experiments.bit_flipping.report import fall, interval, rise, summarise, table, verdict
-from experiments.bit_flipping.rules import act
 from experiments.bit_flipping.setup import build
-from lopjax.runs import RunData, load
+from experiments.kit.grid import Axis
+from lopjax.runs import RunData, load, open_run
+from lopjax.runs.schedule import play
 from lopjax.training import make_chunk
 from lopjax.training.bit_flipping import prepared_block
 
 STEPS = 400
 # Units are replaced often, and by the thousandth step of a task all has happened that can.
 TINY = Config(
-    steps=STEPS, record_every=200, seeds=(0, 1), step_sizes=(0.01, 0.003), flip_every=150, widths=(4,),
+    steps=STEPS, record_every=100, seeds=(0, 1), step_sizes=(0.01, 0.003), flip_every=150, widths=(4,),
     maturity=10, replacement_rate=0.01, percentile=0.9,
 )  # fmt: skip
 
@@ -91,57 +93,146 @@ def test_the_fast_step_is_gradient_descent_in_numpy_and_cuts_change_no_bit():
     jax.tree.map(np.testing.assert_array_equal, net, cut)
 
 
-def assert_same_as_the_library(method: str, **changes) -> float:
-    life = life_of(method, **changes)
+def assert_close(found, wanted) -> None:
+    for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+        if not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.fixture
+def combined(monkeypatch):
+    """Methods that are two at once, so that one program shows both."""
+    rows = {
+        "upgd_and_paper": METHODS["upgd"]._replace(rule="continual_backprop", reads=tuple(NUMBERS)),
+        "adam_l2_and_official": METHODS["continual_backprop_official"]._replace(
+            optimizer=lambda numbers, key: optax.chain(
+                optax.add_decayed_weights(numbers["l2"]), optax.adam(numbers["step_size"])
+            ),
+            reads=tuple(NUMBERS),
+        ),
+    }
+    for name, method in rows.items():
+        monkeypatch.setitem(METHODS, name, method)
+
+
+LANES = {
+    # Two points each: lanes that differ in this alone must be told apart.
+    "adam_l2_and_official": {"activations": ("relu",), "step_sizes": (0.01,), "grid": (Axis("l2", (0.0, 0.05)),)},
+    "self_normalized_resets": {"activations": ("tanh",)},
+    "upgd_and_paper": {"activations": ("swish",)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", LANES)
+@pytest.mark.usefixtures("combined")
+def test_every_kind_of_fast_step_is_the_librarys(method):
+    """SGD, Adam with L2 and UPGD, which draws noise; both variants of continual backprop and self-normalised resets."""
+    life = life_of(method, **LANES[method])
     net, logs = fused(life)
     chunk = make_chunk(plain_step(life.program), life.setup.stream)
     lanes, expected = chunk(life._started(), life.lanes.of_seeds(life.data_keys), 0, STEPS, ())
     plain = jax.device_get(lanes.state.net)
-    for (path, found), wanted in zip(jax.tree_util.tree_leaves_with_path(net), jax.tree.leaves(plain), strict=True):
-        if jax.numpy.issubdtype(found.dtype, jax.dtypes.prng_key):
-            continue
-        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
+    assert_close(net, plain)
     np.testing.assert_allclose(logs["error"], expected["error"], rtol=1e-4)
     np.testing.assert_allclose(logs["replaced"], expected["replaced"], rtol=1e-6)
-    return float(np.sum(logs["replaced"]) * STEPS)
+    assert float(np.sum(logs["replaced"]) * STEPS) >= 8
+    # Control: the same seeds at the other point, without L2 or at the other step size, are no match.
+    with pytest.raises(AssertionError):
+        assert_close(net.variables, jax.tree.map(lambda leaf: np.roll(leaf, 2, axis=0), plain.variables))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "activation"),
-    [("continual_backprop_official", "relu"), ("self_normalized_resets", "tanh"), ("both", "swish")],
-)
-def test_every_kind_of_fast_step_is_the_librarys(method, activation, monkeypatch):
-    """Both variants of continual backprop and self-normalised resets; SGD and an optimizer that draws noise."""
-    both = METHODS["upgd"]._replace(rule="continual_backprop", reads=tuple(NUMBERS))
-    monkeypatch.setitem(METHODS, "both", both)
-    replaced = assert_same_as_the_library(method, activations=(activation,))
-    assert replaced >= 8
+@pytest.mark.usefixtures("combined")
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+    """Killed twice, between records: traces, noise, ages and the units that were dead all go on."""
+    life = life_of("upgd_and_paper", **LANES["upgd_and_paper"])
+    life.measure = lambda lanes, keys, step: {"dead": lanes.dead.sum(axis=1), "weights": lanes.net.opt_state.step}
+    parts = life.parts()
+
+    class Killed(BaseException):
+        """Ends a run from inside."""
+
+    def kill(lanes):
+        raise Killed
+
+    def left_by(name: str, deaths=()) -> list[bytes]:
+        for part in deaths:
+            broken = [*parts[:part], parts[part]._replace(do=kill), *parts[part + 1 :]]
+            with pytest.raises(Killed):
+                play(broken, None, open_run(tmp_path / name, life.setup.config, resume=True))
+        folder = open_run(tmp_path / name, life.setup.config, resume=True)
+        done = []
+        play(parts, None, folder, progress=lambda part, steps: done.append(part))
+        assert any("resumed" in part for part in done) == bool(deaths)
+        kept = sorted((folder.folder / "variables").iterdir())
+        return [path.read_bytes() for path in (folder.metrics_path, *kept)]
+
+    whole = left_by("whole")
+    assert len(parts) == 4
+    assert len(whole) == 1 + 2  # records, and the networks of both points
+    assert left_by("broken", (1, 3)) == whole
+
+
+# --- What acts between blocks --------------------
+
+
+def acted(method: str, axis: Axis):
+    """Parameters after a thousand steps and what acts then, the inputs of each seed, and how many units were touched.
+
+    At the first point of the grid nothing acts, so its lanes are what the others were before.
+    """
+    life = life_of(method, flip_every=10_000, act_every=1000, step_sizes=(0.01,), activations=("tanh",), grid=(axis,))
+    lanes, keys, logs = life._started(), life.lanes.of_seeds(life.data_keys), {}
+    lanes = lanes._replace(state=lanes.state._replace(net=with_near_clones(lanes.state.net)))
+    for start, steps in ((0, 700), (700, 300)):
+        lanes, logs = life.chunk(lanes, keys, start, steps)
+    params = jax.device_get(lanes.state.net.variables["params"])
+    orders = jax.vmap(jax.random.split)(life.data_keys)[:, 0]
+    blocks = [prepared_block(life.setup.problem, key, 0) for key in orders]
+    inputs = [np.asarray(block.inputs)[np.asarray(block.codes)] for block in blocks]
+    return params, inputs, np.round(np.asarray(logs["replaced"]) * 300).astype(int)
+
+
+def with_near_clones(net):
+    """Units 0 and 1 of every lane almost equal."""
+    kernel, outgoing = (np.array(net.variables["params"][name]["kernel"]) for name in ("hidden_0", "classes"))
+    kernel[:, :, 1], outgoing[:, 1] = kernel[:, :, 0] * 1.001, outgoing[:, 0]
+    params = {"hidden_0": {**net.variables["params"]["hidden_0"], "kernel": kernel}}
+    params["classes"] = {**net.variables["params"]["classes"], "kernel": outgoing}
+    return net._replace(variables={"params": jax.tree.map(jax.numpy.asarray, params)})
+
+
+def forward(params, lane: int, inputs):
+    hidden, out = params["hidden_0"], params["classes"]
+    post = np.tanh(inputs @ hidden["kernel"][lane] + hidden["bias"][lane])
+    return post, post @ out["kernel"][lane] + out["bias"][lane]
 
 
 @pytest.mark.slow
-def test_what_acts_between_blocks_does_so_once_on_the_inputs_of_the_block():
-    """A thousand steps and ReDo are a thousand steps of plain descent, and the library's ReDo by hand."""
-    numbers = {"redo_threshold": 0.8, "flip_every": 10_000, "act_every": 1000, "step_sizes": (0.01,)}
-    life, plain = life_of("redo", **numbers), life_of("sgd", **numbers)
-    net, logs = fused(life, (0, 700, 1000))
-    lanes, keys = plain._started(), plain.lanes.of_seeds(plain.data_keys)
-    state = plain.chunk(lanes, keys, 0, 1000)[0].state.net
-    assert np.sum(logs["replaced"]) > 0
-    for lane in range(2):
-        order_key, step_key = jax.random.split(plain.data_keys[lane])
-        block = prepared_block(plain.setup.problem, order_key, 0)
-        batch = block.inputs[block.codes], block.targets[block.codes]
-        key = jax.random.fold_in(jax.random.fold_in(step_key, 1000), 1)
-        setting = plain.program.setting({"step_size": 0.01}, key)
-        one = jax.tree.map(lambda leaf, lane=lane: leaf[lane], state)
-        expected, touched = act("redo", {"redo_threshold": 0.8}, setting, one, batch, key)
-        assert int(touched) > 0
-        jax.tree.map(
-            lambda found, wanted, lane=lane: np.testing.assert_allclose(found[lane], wanted, atol=1e-5),
-            net.variables,
-            expected.variables,
-        )
+def test_redo_acts_once_on_the_inputs_of_the_block():
+    """The scores by hand: what is at most 0.8 of the mean is reset, nothing else is."""
+    params, blocks, counts = acted("redo", Axis("redo_threshold", (0.0, 0.8)))
+    kernel, outgoing = params["hidden_0"]["kernel"], params["classes"]["kernel"][:, :, 0]
+    low = []
+    for seed, inputs in enumerate(blocks):
+        size = np.abs(forward(params, seed, inputs)[0]).mean(axis=0)
+        low.append(size / size.mean() <= 0.8)
+    assert np.array_equal(outgoing == 0, [[False] * 4] * 2 + low)
+    assert np.array_equal((kernel[2:] != kernel[:2]).all(axis=1), low)
+    assert np.array_equal(counts, [0, 0, *np.sum(low, axis=1)])
+    assert 0 < counts.sum() < 8
+
+
+@pytest.mark.slow
+def test_clone_splitting_parts_near_clones_and_keeps_the_function():
+    params, blocks, counts = acted("split_clones", Axis("clone_tolerance", (0.0, 0.05)))
+    apart = np.abs(np.diff(params["classes"]["kernel"][:, :2, 0], axis=1))[:, 0]
+    assert list(counts) == [0, 0, 2, 2]
+    assert np.all(apart[2:] > 10 * apart[:2])
+    for seed, inputs in enumerate(blocks):
+        (_, before), (_, after) = forward(params, seed, inputs), forward(params, 2 + seed, inputs)
+        assert np.abs(after - before).max() < 1e-3 * before.std()
 
 
 def test_a_diverged_lane_is_frozen_and_the_others_go_on():
@@ -226,7 +317,7 @@ def test_the_reference_lies_among_our_seeds_or_not(tmp_path, capsys):
     assert outside.p < 0.01
     half = 2.0452296 * logs.std(ddof=1) * np.sqrt(31 / 30)  # Student's law with 29 degrees of freedom
     assert np.log(inside.most / inside.least) == pytest.approx(2 * half, rel=1e-6)
-    config = replace(TINY, methods=("linear",), seeds=(0, 1, 2), step_sizes=(0.01,), steps=800, record_every=100)
+    config = replace(PRESETS["reference_one"], methods=("linear",), seeds=(0, 1, 2), steps=800, record_every=100)
     fields = curves_of(("linear",), ("relu",), (4,), (0.01,))[0].fields()
     records = [{**fields, "seed": seed, "error": 1.0 + seed} for seed in range(3) for _ in range(8)]
     run = RunData(None, json.loads(json.dumps(vars(config))), records, None, "bit_flipping")  # pyright: ignore
@@ -236,6 +327,16 @@ def test_the_reference_lies_among_our_seeds_or_not(tmp_path, capsys):
         rows_of(run, [{**reference[0], "mse": [2.0] * 7}])
     with pytest.raises(ValueError, match="no agent of the run"):
         rows_of(run, [{**reference[0], "law": "all"}])
+    for changes, message in (
+        ({"step_sizes": [0.01, 0.003]}, r"step_sizes=.*: must be \[0.01\], as in the reference"),
+        ({"seeds": [0, 1]}, "must be at least 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rows_of(run._replace(config=run.config | changes), reference)
+    # Half a run is no run: its first half would be compared with the whole first half of the reference.
+    for records in (run.records[:-1], [*run.records[:-1], {**run.records[-1], "error": None}]):
+        with pytest.raises(ValueError, match="not complete, or a seed has diverged"):
+            rows_of(run._replace(records=records), reference)
     with pytest.raises(SystemExit):
         compare(["--help"])
     assert "--output" in capsys.readouterr().out
@@ -265,6 +366,13 @@ def test_programs_and_presets():
         ({"num_slow": 3}, "num_slow=3"),
         ({"step_sizes": (0.1, 0.1)}, "step_sizes"),
         ({"replacement_rate": 2.0}, "replacement_rate"),
+        ({"methods": ("l2",), "grid": (Axis("l2", (0.1, -1.0)),)}, "l2=-1.0: must be non-negative"),
+        ({"methods": ("l2",), "grid": (Axis("maturity", (10.0,)),)}, "none of methods=.* would"),
+        ({"maturity": 10.5}, "maturity=10.5: must be an integer"),
+        ({"beta": float("nan")}, "beta=nan: must be finite"),
+        ({"steps": 2**31, "record_every": 2**31}, "steps=2147483648: must be in 1..2147483647"),
+        ({"step_sizes": (1e-60,)}, "at least 1.2e-38"),
+        ({"activations": ("gelu",)}, "activations=.*must be among"),
     ],
 )
 def test_a_wrong_config_is_refused_before_anything_is_compiled(changes, message):
