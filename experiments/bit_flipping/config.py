@@ -72,8 +72,8 @@ class Config:
     clone_tolerance: float = 0.05
     """Of clone splitting: relative distance of activations up to which two units are near."""
     act_every: int = 10_000
-    """Of ReDo and clone splitting: steps between two acts, a multiple of 1,000; they see the inputs of the block of 1,000
-    steps that ends, all with the present slow bits."""
+    """Of ReDo and clone splitting: steps between two acts, a multiple of 1,000. They see the inputs of the block of
+    1,000 steps that ends, all with the present slow bits."""
     probe_samples: int = 256
     """Random inputs of the fixed batch on which symptoms are measured."""
 

@@ -161,9 +161,9 @@ def _row(data: RunData, curve: Curve, tables: Mapping[str, Mapping[Curve, np.nda
 
 
 def _frozen_at(data: RunData, curve: Curve) -> list[int]:
-    """Of every seed that has diverged, when."""
-    records = data.select(**curve.fields(), step=max((record["step"] for record in data.records), default=0))
-    return [record["frozen_at"] for record in records if "frozen_at" in record]
+    """Of every seed that has diverged, when; once all of a program have, its records end early."""
+    records = data.select(**curve.fields())
+    return list({record["seed"]: record["frozen_at"] for record in records if "frozen_at" in record}.values())
 
 
 def table(data: RunData) -> Table:

@@ -309,6 +309,21 @@ def test_pairs_are_compared_seed_by_seed():
     assert row["effective_rank_last"] is None
 
 
+def test_a_program_that_ends_early_has_diverged():
+    """All lanes of one method are frozen in the first bin, so it has no more records; of the other one seed is."""
+    config = replace(TINY, methods=("sgd", "l2"), seeds=tuple(range(5)), step_sizes=(0.01,))
+    early, late = (curve.fields() for curve in curves_of(("sgd", "l2"), ("relu",), (4,), (0.01,)))
+    records = [{**early, "seed": seed, "step": 100, "error": None, "frozen_at": 7 + seed} for seed in range(5)]
+    for step in (100, 200, 300, 400):
+        records += [{**late, "seed": seed, "step": step, "error": 1.0 + seed} for seed in range(5)]
+    records[-1] |= {"error": None, "frozen_at": 350}
+    run = RunData(None, json.loads(json.dumps(vars(config))), records, None, "bit_flipping")  # pyright: ignore
+    rows = summarise(run)
+    assert [row["verdict"] for row in rows] == ["diverged", "diverged"]
+    assert [(row["frozen"], row["frozen_at"]) for row in rows] == [(5, 7), (1, None)]
+    assert rows[1]["last"] is None
+
+
 def test_the_reference_lies_among_our_seeds_or_not(tmp_path, capsys):
     ours = np.exp(np.random.default_rng(1).normal(size=30))
     logs = np.log(ours)
