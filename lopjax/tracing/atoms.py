@@ -171,7 +171,11 @@ def unify(left: Axis, right: Axis, reason: str) -> None:
     """Say that two axes of one length are permuted alike; where their structures do not fit, both are pinned."""
     one, other = expand(left), expand(right)
     while one and other:
-        a, b = one.pop(0), other.pop(0)
+        # An atom that is on an axis twice may have been united, or refined, since its first place was seen.
+        a, b = find(one.pop(0)), find(other.pop(0))
+        if a.product is not None or b.product is not None:
+            one[:0], other[:0] = expand((a,)), expand((b,))
+            continue
         if a is b:
             continue
         if a.size == b.size:
