@@ -1,4 +1,4 @@
-"""Run a traced program in NumPy, in float64 and at any numbers of units: nothing is compiled, so thousands can be run."""
+"""Run a traced program in NumPy, in float64 and at any numbers of units: nothing is compiled."""
 
 import math
 from itertools import product

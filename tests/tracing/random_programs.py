@@ -133,7 +133,8 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "cond": (
         lambda s: (row(s),) * 2, lambda h, a, b: lax.cond(h.sum() > 0, lambda: h * a, lambda: h[..., ::1] + b),
     ),
-    "exchange": (lambda s: ((s[-1], s[-1]),), lambda h, w: lax.cond(h.sum() > 0, lambda: h, lambda: h @ w)),
+    "other branch": (square, lambda h, w: lax.cond(h.sum() > -99, lambda: h, lambda: h @ w)),
+    "exchange": (square, lambda h, w: lax.scan(lambda c, _: ((c[1], c[0]), None), (h, h @ w), None, 1)[0][0]),
 }  # fmt: skip
 PLAIN = ("dense", "tanh", "bias", "scale", "transpose", "merge", "centre", "softmax", "concatenate", "split and join")
 
