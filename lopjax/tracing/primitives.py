@@ -31,7 +31,7 @@ WINDOWS = words(
 )
 SCATTERS = words(
     """
-    scatter scatter_add scatter-add scatter_mul scatter_min scatter_max
+    scatter scatter_add scatter-add scatter-sub scatter-mul scatter-min scatter-max scatter_mul scatter_min scatter_max
     """
 )
 

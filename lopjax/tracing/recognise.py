@@ -16,27 +16,48 @@ from lopjax.tracing.types import Typing
 _POINTS = np.linspace(-6.0, 6.0, 49)
 
 
-def recognised(typing: Typing, site: FoundSite) -> str | Activation:
-    """Name of the library's activation that agrees with a site on a grid, to rounding; else one without facts."""
+def recognised(typing: Typing, site: FoundSite, names: dict[str, str | None]) -> str | Activation:
+    """Name of the library's activation that agrees with a site on a grid, to rounding; else one without facts.
+
+    Args:
+        typing: of the program.
+        site: of which the activation is asked.
+        names: of what has been recognised, by how it is written; grows, so that what is alike is evaluated once.
+    """
     if not site.nodes:
         return "identity"
-    function = entrywise(typing, site)
+    text = _written(typing, site)
+    if text not in names:
+        names[text] = _name_of(entrywise(typing, site))
+    return names[text] or Activation("unnamed", entrywise(typing, site))
+
+
+def _written(typing: Typing, site: FoundSite) -> str:
+    """The nodes of a site in order, with parameters, and operands by place or by value."""
+    order = _order(site, {value: node for node in site.nodes for value in node.outputs})
+    places = {site.pre: "z"} | {node.outputs[0]: f"v{index}" for index, node in enumerate(order)}
+    lines = []
+    for node in order:
+        given = [places.get(value) or str(typing.program.scalar(value)) for value in node.inputs]
+        lines.append(f"{node.name} {given} {sorted(node.params.items(), key=lambda item: item[0])}")
+    return "; ".join([*lines, places[site.post]])
+
+
+def _name_of(function: Callable[[Any], Any]) -> str | None:
     try:
         with jax.enable_x64(False):
             values = np.asarray(function(jnp.asarray(_POINTS, jnp.float32)))
     except (TypeError, ValueError, KeyError):
-        return Activation("unnamed", function)
-    for name, known in _known().items():
-        if np.allclose(values, known, rtol=2e-6, atol=2e-6):
-            return name
-    return Activation("unnamed", function)
+        return None
+    matches = (name for name, known in _known().items() if np.allclose(values, known, rtol=2e-6, atol=2e-6))
+    return next(matches, None)
 
 
 @cache
 def _known() -> dict[str, np.ndarray]:
     with jax.enable_x64(False):
-        points = jnp.asarray(_POINTS, jnp.float32)
-        return {name: np.asarray(entry(points)) for name, entry in ACTIVATIONS.items()}
+        every = jax.jit(lambda points: {name: entry(points) for name, entry in ACTIVATIONS.items()})
+        return {name: np.asarray(values) for name, values in every(_POINTS.astype(np.float32)).items()}
 
 
 def entrywise(typing: Typing, site: FoundSite) -> Callable[[Any], Any]:

@@ -127,7 +127,7 @@ def dynamic_update_slice_powers(scaling: Scaling, node: Node, given: list[np.nda
 def scatter_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
     """Everything that is written has one power."""
     apply(lambda powers: scaling.ledger.none(node, powers), given[1])
-    if node.name == "scatter_mul":
+    if node.name in ("scatter-mul", "scatter_mul"):
         return apply(lambda powers: scaling.ledger.none(node, powers), given[0])
     powers, updates = given[0], given[2]
     for axis in range(updates.ndim):

@@ -172,7 +172,8 @@ class _Models:
         assert diagram is not None
         plan = network.plan(self.inputs)
         view = make_view(network, diagram, units)
-        activations = {name: recognised(plan.typing, site) for name, site in plan.sites.items()}
+        known: dict[str, str | None] = {}
+        activations = {name: recognised(plan.typing, site, known) for name, site in plan.sites.items()}
         spaces = {name: plan.atoms[site.leaf] for name, site in plan.sites.items()}
         wiring = make_wiring(diagram, units, {name: Site(spaces[name], activations[name]) for name in plan.sites})
         jitted = jax.jit(partial(_forward, network, units, wiring))

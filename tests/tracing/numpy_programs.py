@@ -1,6 +1,7 @@
 """Run a traced program in NumPy, in float64 and at any numbers of units: nothing is compiled."""
 
 import math
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -134,7 +135,7 @@ def gather(params, array, indices):
     return np.moveaxis(made, range(len(places), made.ndim), numbers.offset_dims)
 
 
-def scatter_add(params, array, indices, updates):
+def scatter(put, params, array, indices, updates):
     numbers, made = params["dimension_numbers"], array.copy()
     windows = numbers.update_window_dims
     moved = np.moveaxis(updates, windows, range(updates.ndim - len(windows), updates.ndim))
@@ -142,7 +143,7 @@ def scatter_add(params, array, indices, updates):
         at = [slice(None)] * array.ndim
         for index, axis in zip(indices[place], numbers.scatter_dims_to_operand_dims, strict=True):
             at[axis] = int(index)
-        made[tuple(at)] += moved[place]
+        made[tuple(at)] = put(made[tuple(at)], moved[place])
     return made
 
 
@@ -244,7 +245,8 @@ PRIMITIVES = {
     "concatenate": lambda params, *arrays: np.concatenate(arrays, params["dimension"]),
     "pad": pad,
     "gather": gather,
-    "scatter-add": scatter_add,
+    "scatter-add": partial(scatter, np.add),
+    "scatter-mul": partial(scatter, np.multiply),
     "dynamic_slice": lambda params, array, *at: array[window_of(at, params["slice_sizes"], array.shape)],
     "dynamic_update_slice": update,
     "sort": sort,

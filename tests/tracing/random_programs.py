@@ -122,6 +122,7 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "constant": (none, lambda h: h * np.arange(1, h.shape[-1] + 1, dtype=np.float32)),
     "look up": (none, lambda h: h[..., np.array([1, 0])]),
     "add at": (lambda s: ((),), lambda h, b: h.at[..., np.array([1, 0])].add(b)),
+    "multiply at": (lambda s: ((),), lambda h, b: h.at[..., np.array([1, 0])].multiply(b)),
     "moving slice": (none, lambda h: lax.dynamic_slice_in_dim(h, 1, h.shape[-1] - 1, h.ndim - 1)),
     "write": (none, lambda h: lax.dynamic_update_slice_in_dim(h, 2 * h[..., :1], 1, h.ndim - 1)),
     "maximum of neighbours": (none, pooled(lax.max, -jnp.inf)),

@@ -171,7 +171,7 @@ AXES = {
     rules.convolution: ("convolution", "grouped convolution"),
     rules.window: ("maximum of neighbours", "sum of neighbours"),
     rules.gather: ("look up",),
-    rules.scatter: ("add at",),
+    rules.scatter: ("add at", "multiply at"),
     rules.dynamic_slice: ("moving slice",),
     rules.dynamic_update_slice: ("write",),
 }
@@ -213,6 +213,7 @@ POWERS = {
     "pad": ("pad",),
     "gather": ("look up",),
     "scatter-add": ("add at",),
+    "scatter-mul": ("multiply at",),
     "dynamic_slice": ("moving slice",),
     "dynamic_update_slice": ("write",),
     "rev": ("reverse",),
