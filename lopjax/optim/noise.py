@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, Key
 
 from lopjax.metrics.scaling import scaled, times_power_of_two
 from lopjax.optim.checks import Params, as_key, check, check_real, keep_dtypes, own_copy, transformation
-from lopjax.random.normals import standard_normal
+from lopjax.random.normals import standard_normals
 
 
 class RelativeNoiseState(NamedTuple):
@@ -43,13 +43,13 @@ def _scaled_norm(array: Array) -> Array:
 def map_with_noise(function: Callable[..., Array], key: Key[Array, ""], *trees: Params) -> Params:
     """Map `function(noise, *leaves)`, all in the noise's dtype, with independent standard normals per leaf."""
     leaves, structure = jax.tree.flatten(trees[0])
+    dtypes = [jnp.promote_types(jnp.result_type(leaf), jnp.float32) for leaf in leaves]
+    noises = standard_normals(key, [jnp.shape(leaf) for leaf in leaves], dtypes)
 
-    def apply(position: int, *values: Array) -> Array:
-        dtype = jnp.promote_types(jnp.result_type(values[0]), jnp.float32)
-        noise = standard_normal(jax.random.fold_in(key, position), jnp.shape(values[0]), dtype)
-        return function(noise, *(jnp.asarray(value, dtype) for value in values)).astype(values[0].dtype)
+    def apply(noise: Array, *values: Array) -> Array:
+        return function(noise, *(jnp.asarray(value, noise.dtype) for value in values)).astype(values[0].dtype)
 
-    return jax.tree.map(apply, structure.unflatten(range(len(leaves))), *trees)
+    return jax.tree.map(apply, structure.unflatten(noises), *trees)
 
 
 def add_relative_noise(

@@ -75,6 +75,17 @@ def test_float64_comes_from_jax(x64):
     np.testing.assert_array_equal(normals.standard_normal(PHILOX, (3, 4), jnp.float64), expected)
 
 
+def test_many_arrays_are_drawn_like_one_after_the_other(x64):
+    """One derivation of all keys, and the bits of a derivation each; the control: positions matter."""
+    shapes, dtypes = [(2, 3), (), (0,), (5,), (2, 3)], [jnp.float32, jnp.float32, jnp.float32, jnp.float64, jnp.float32]
+    found = normals.standard_normals(PHILOX, shapes, dtypes)
+    for position, (draw, shape, dtype) in enumerate(zip(found, shapes, dtypes, strict=True)):
+        alone = normals.standard_normal(jax.random.fold_in(PHILOX, position), shape, dtype)
+        np.testing.assert_array_equal(draw, alone, strict=True)
+    assert not np.any(found[0] == found[-1])
+    assert normals.standard_normals(PHILOX, [], []) == []
+
+
 def test_company_and_compilation_change_nothing():
     """One lane eagerly, compiled, in a scan over lanes, and beside other lanes: the same to the last bit but two."""
     keys = jax.random.split(PHILOX, 3)
