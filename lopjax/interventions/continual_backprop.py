@@ -1,6 +1,7 @@
 """Continual backprop: the least useful of the mature units are replaced, a few at a time."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -119,20 +120,7 @@ def continual_backprop(
         wiring = setting.model.wiring
         return _newborn({space: wiring.size(space) for space in spaces_of(wiring, spaces)})
 
-    def apply(
-        setting: Setting, own: Utilities, state: TrainState, observed: Observed, key: jax.Array, step: Any
-    ) -> tuple[TrainState, Utilities, Report]:
-        updated, ranks, means = _observe(settings, setting.model.wiring, own, state.variables["params"], observed)
-        mature, owed, whole, chosen = _due(settings, updated, ranks)
-        is_any = jnp.any(jnp.array([jnp.any(units) for units in chosen.values()]))
-
-        def replace(state: TrainState) -> TrainState:
-            return _replace(settings, setting, state, chosen, means, key)
-
-        state = jax.lax.cond(is_any, replace, lambda state: state, state)
-        return state, _renewed(updated, chosen, owed, whole), _report(mature, chosen)
-
-    return Intervention(init, apply)
+    return Intervention(init, partial(_act, settings))
 
 
 def _newborn(sizes: Mapping[str, int]) -> Utilities:
@@ -143,6 +131,27 @@ def _newborn(sizes: Mapping[str, int]) -> Utilities:
         age={space: jnp.zeros(size, jnp.int32) for space, size in sizes.items()},
         owed=dict.fromkeys(sizes, zero),
     )
+
+
+def _act(
+    settings: Settings,
+    setting: Setting,
+    own: Utilities,
+    state: TrainState,
+    observed: Observed,
+    key: jax.Array,
+    step: Any,
+) -> tuple[TrainState, Utilities, Report]:
+    """One step: everything is observed, and what is due is replaced."""
+    updated, ranks, means = _observe(settings, setting.model.wiring, own, state.variables["params"], observed)
+    mature, owed, whole, chosen = _due(settings, updated, ranks)
+    is_any = jnp.any(jnp.array([jnp.any(units) for units in chosen.values()]))
+
+    def replace(state: TrainState) -> TrainState:
+        return _replace(settings, setting, state, chosen, means, key)
+
+    state = jax.lax.cond(is_any, replace, lambda state: state, state)
+    return state, _renewed(updated, chosen, owed, whole), _report(mature, chosen)
 
 
 def _due(settings: Settings, updated: Utilities, ranks: PerSpace) -> tuple[PerSpace, PerSpace, PerSpace, PerSpace]:

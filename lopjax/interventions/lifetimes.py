@@ -54,7 +54,12 @@ def with_lifetimes(intervention: Intervention) -> Intervention:
 
     Returns:
         The intervention; its state is `(own, Lifetimes)`.
+
+    Raises:
+        ValueError: no intervention.
     """
+    if not isinstance(intervention, Intervention):
+        raise ValueError(f"intervention={intervention!r}: must be an Intervention, such as redo()")
 
     def init(setting: Setting, state: TrainState) -> tuple[Any, Lifetimes]:
         sizes = dict(setting.model.wiring.sizes)

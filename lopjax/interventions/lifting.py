@@ -27,13 +27,15 @@ def from_optax(
         The intervention; its state is that of the transform. It touches no unit in particular.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or no transform.
 
     Example:
         >>> import optax
         >>> from lopjax.optim import l2_init
         >>> pull = from_optax(optax.chain(l2_init(1e-3), optax.scale(-0.1)))
     """
+    if not isinstance(transform, optax.GradientTransformation):
+        raise ValueError(f"transform={transform!r}: must be an optax.GradientTransformation")
     if sees not in ("nothing", "gradient"):
         raise ValueError(f"sees={sees!r}: must be 'nothing' or 'gradient'")
 

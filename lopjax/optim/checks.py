@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Key, PyTree
 
 from lopjax.random.philox import spell_out_products
+from lopjax.wiring import Wiring
 
 Params = PyTree[Array]
 
@@ -48,6 +49,12 @@ def as_key(seed: ArrayLike) -> Key[Array, ""]:
 def own_copy(key: Key[Array, ""]) -> Key[Array, ""]:
     """The same key in a buffer of its own: donated, it takes no other with it."""
     return jax.random.wrap_key_data(jnp.array(jax.random.key_data(key)), impl=jax.random.key_impl(key))
+
+
+def check_is_wiring(wiring: Any) -> None:
+    """Refuse what says nothing of rows and columns, such as the model itself."""
+    if not isinstance(wiring, Wiring):
+        raise ValueError(f"wiring is a {type(wiring).__name__}: must be a Wiring; a model's own is model.wiring")
 
 
 def transformation(

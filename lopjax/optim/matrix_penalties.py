@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from lopjax.arguments.integers import as_integer
-from lopjax.optim.checks import Params, check, check_params, check_real, transformation
+from lopjax.optim.checks import Params, check, check_is_wiring, check_params, check_real, transformation
 from lopjax.optim.matrices import MatrixAxes, as_matrices, map_matrices, matrix_axes
 from lopjax.wiring import Wiring
 
@@ -47,6 +47,7 @@ def spectral(
         Lewandowski et al., *Learning Continually by Spectral Regularization*, arXiv 2406.06811.
     """
     check("strength", strength, minimum=0.0)
+    check_is_wiring(wiring)
     power = as_integer(power, 1, f"power={power!r}: must be a positive integer")
     refusal = f"num_iterations={num_iterations!r}: must be a positive integer"
     num_iterations = as_integer(num_iterations, 1, refusal)
@@ -100,6 +101,7 @@ def parseval(strength: ArrayLike, wiring: Wiring, scale: ArrayLike = 1.0) -> opt
         arXiv 1704.08847.
     """
     check("strength", strength, minimum=0.0)
+    check_is_wiring(wiring)
     check("scale", scale, minimum=0.0)
 
     def init(params: Params) -> optax.EmptyState:

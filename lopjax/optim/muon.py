@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 from optax.contrib import MuonDimensionNumbers
 from optax.contrib import muon as optax_muon
 
-from lopjax.optim.checks import check, keep_dtypes
+from lopjax.optim.checks import check, check_is_wiring, keep_dtypes
 from lopjax.optim.matrices import MatrixAxes, matrix_axes
 from lopjax.wiring import Wiring
 
@@ -79,6 +79,7 @@ def muon(
     References:
         Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024; `optax.contrib.muon`.
     """
+    check_is_wiring(wiring)
     if not callable(learning_rate):
         check("learning_rate", learning_rate, minimum=0.0)
     if adam_learning_rate is not None and not callable(adam_learning_rate):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from lopjax.optim.checks import Params, check_params, check_real, transformation
+from lopjax.optim.checks import Params, check_is_wiring, check_params, check_real, transformation
 from lopjax.wiring import Label, Wiring
 
 
@@ -34,11 +34,12 @@ def nap(wiring: Wiring) -> optax.GradientTransformationExtraArgs:
         The transformation; `update` needs `params`.
 
     Raises:
-        ValueError: If parameters are missing, not real or not the wiring's.
+        ValueError: If `wiring` is none, or parameters are missing, not real or not the wiring's.
 
     References:
         Lyle et al., *Normalization and effective learning rates in reinforcement learning*, arXiv 2407.01800.
     """
+    check_is_wiring(wiring)
 
     def init(params: Params) -> NaPState:
         check_real(params)

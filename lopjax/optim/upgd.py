@@ -79,11 +79,7 @@ def upgd(
         Elsayed & Mahmood, *Addressing Loss of Plasticity and Catastrophic Forgetting in Continual Learning*, arXiv
         2404.00781, algorithm 1 (global utility).
     """
-    for name, value in {"learning_rate": learning_rate, "noise_std": noise_std, "weight_decay": weight_decay}.items():
-        check(name, value, minimum=0.0)
-    check("utility_decay", utility_decay, minimum=0.0, maximum=1.0)
-    if not isinstance(utility_decay, Tracer) and np.any(np.asarray(utility_decay) == 1):
-        raise ValueError(f"utility_decay={utility_decay!r}: must be below 1, or no utility is ever seen")
+    _check_numbers(learning_rate, noise_std, utility_decay, weight_decay)
     if variant not in ("paper", "official"):
         raise ValueError(f"variant={variant!r}: must be 'paper' or 'official'")
     key = as_key(seed)
@@ -96,21 +92,30 @@ def upgd(
         check_params("upgd", params)
         step = jnp.asarray(optax.safe_increment(state.step))
         utility = jax.tree.map(lambda u, g, p: _average(u, g, p, utility_decay), state.utility, updates, params)
-        corrected = jax.tree.map(
-            lambda u: u / (1 - jnp.asarray(utility_decay, u.dtype) ** step.astype(u.dtype)), utility
-        )
+        corrected = jax.tree.map(lambda u: _corrected(u, utility_decay, step), utility)
         largest = _largest(corrected if variant == "paper" else utility)
 
         def damped(noise: Array, gradient: Array, param: Array, useful: Array) -> Array:
-            rate, std, decay = (jnp.asarray(x, noise.dtype) for x in (learning_rate, noise_std, weight_decay))
-            scale = largest.astype(noise.dtype)
-            share = jnp.where(scale == 0, 0, useful / jnp.where(scale == 0, 1, scale))
+            rate, std, decay, eta = (
+                jnp.asarray(x, noise.dtype) for x in (learning_rate, noise_std, weight_decay, largest)
+            )
+            share = jnp.where(eta == 0, 0, useful / jnp.where(eta == 0, 1, eta))
             return -2 * rate * (gradient + std * noise) * jax.nn.sigmoid(-share) - rate * decay * param
 
         own = jax.random.fold_in(jax.random.fold_in(state.key, _STREAM), state.step)
         return map_with_noise(damped, own, updates, params, corrected), UPGDState(step, state.key, utility)
 
     return transformation(init, update)
+
+
+def _check_numbers(
+    learning_rate: ArrayLike, noise_std: ArrayLike, utility_decay: ArrayLike, weight_decay: ArrayLike
+) -> None:
+    for name, value in {"learning_rate": learning_rate, "noise_std": noise_std, "weight_decay": weight_decay}.items():
+        check(name, value, minimum=0.0)
+    check("utility_decay", utility_decay, minimum=0.0, maximum=1.0)
+    if not isinstance(utility_decay, Tracer) and np.any(np.asarray(utility_decay) == 1):
+        raise ValueError(f"utility_decay={utility_decay!r}: must be below 1, or no utility is ever seen")
 
 
 def _zeros(param: Array) -> Array:
@@ -120,6 +125,10 @@ def _zeros(param: Array) -> Array:
 def _average(utility: Array, gradient: Array, param: Array, decay: ArrayLike) -> Array:
     beta = jnp.asarray(decay, utility.dtype)
     return beta * utility - (1 - beta) * jnp.asarray(gradient, utility.dtype) * jnp.asarray(param, utility.dtype)
+
+
+def _corrected(utility: Array, decay: ArrayLike, step: Int[Array, ""]) -> Array:
+    return utility / (1 - jnp.asarray(decay, utility.dtype) ** step.astype(utility.dtype))
 
 
 def _largest(tree: Params) -> Float[Array, ""]:

@@ -62,7 +62,12 @@ class Intervention(NamedTuple):
 
 
 def start_intervention(intervention: Intervention, setting: Setting, state: TrainState) -> TrainState:
-    """A network at the start of training, with the intervention's own state in `state.own`."""
+    """A network at the start of training, with the intervention's own state in `state.own`.
+
+    Raises:
+        ValueError: no state of a network in training.
+    """
+    _check_state(state)
     return state._replace(own=intervention.init(setting, state))
 
 
@@ -86,6 +91,32 @@ def intervene(
 
     Returns:
         The state after it, and what it has done.
+
+    Raises:
+        ValueError: no state of a network in training, one that has not been started, or no key.
     """
+    _check_state(state)
+    if not isinstance(key, jax.Array):
+        raise ValueError(f"key={key!r}: must be a key, such as jax.random.key(0)")
+    if type(state.own) is tuple and not state.own:
+        _check_started(intervention, setting, state)
     state, own, report = intervention.apply(setting, state.own, state, observed, key, step)
     return state._replace(own=own), report
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, TrainState):
+        raise ValueError(
+            f"state is a {type(state).__name__}: must be a TrainState; make one with "
+            "lopjax.training.init_state(variables, optimizer)"
+        )
+
+
+def _check_started(intervention: Intervention, setting: Setting, state: TrainState) -> None:
+    """Refuse a state without the intervention's own; those that have none of their own pass."""
+    own = jax.eval_shape(lambda state: intervention.init(setting, state), state)
+    if jax.tree.structure(own) != jax.tree.structure(()):
+        raise ValueError(
+            "state.own is empty, and this intervention keeps a state of its own: begin with "
+            "start_intervention(intervention, setting, state)"
+        )

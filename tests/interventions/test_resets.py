@@ -1,5 +1,7 @@
 """What the conformance suite does not see: chains of optimizers, means moved into biases, reports, refusals."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ from lopjax.interventions import (
     with_lifetimes,
 )
 from lopjax.losses import mean_cross_entropy
-from lopjax.optim import adam_per_weight, l2_init, muon, shrink_and_perturb
+from lopjax.optim import adam_per_weight, l2_init, muon, nap, parseval, shrink_and_perturb, spectral
 from lopjax.training import Task, epochs, init_state, logs_of, make_chunk, start_lanes, train_step
 
 PARAMS = {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
@@ -321,6 +323,12 @@ def test_a_run_shorter_than_the_maturity_says_so():
         (lambda: adam_per_weight(0.1, b2=1.0), r"b2=1\.0: must be in \[0, 1\)"),
         (lambda: muon(0.1, STANDARD.model.wiring, adam_learning_rate=-1.0), r"adam_learning_rate=-1\.0: must be"),
         (lambda: from_optax(optax.sgd(0.1), "loss"), "sees='loss': must be"),
+        (lambda: from_optax(None), "transform=None: must be an optax.GradientTransformation"),
+        (lambda: with_lifetimes(None), "intervention=None: must be an Intervention"),
+        *(
+            (partial(make, wiring=STANDARD.model), "wiring is a Model: must be a Wiring; a model's own is model.wiring")
+            for make in (nap, partial(muon, 0.1), partial(parseval, 0.1), partial(spectral, 0.1))
+        ),
         (lambda: adam_per_weight(0.1, b1=1.5), r"b1=1\.5: must be in"),
         (lambda: adam_per_weight(0.1, variant="no"), "variant='no': must be"),
     ],
@@ -344,6 +352,22 @@ def test_spaces_and_states_are_refused_before_compilation(make):
     other = STANDARD._replace(optimizer=ADAM)
     with pytest.raises(ValueError, match="opt_state is not a state of this optimizer"):
         start_intervention(make(), other, state)
+
+
+@pytest.mark.parametrize("make", [redo, continual_backprop, lambda: with_lifetimes(redo()), lambda: from_optax(ADAM)])
+def test_what_was_not_started_is_told_so(make, unchecked):
+    """Each would else end in an error of Python's, deep inside; the control is ReDo, which has no state of its own."""
+    state, seen = observed(STANDARD)
+    method = make()
+    with pytest.raises(ValueError, match="state is a tuple: must be a TrainState"):
+        start_intervention(method, STANDARD, (state.variables, state.opt_state))
+    with pytest.raises(ValueError, match="key=0: must be a key"):
+        intervene(method, STANDARD, state, seen, 0, 0)
+    if make is redo:
+        assert jax.eval_shape(lambda s: intervene(method, STANDARD, s, seen, jax.random.key(0), 0)[0], state).own == ()
+        return
+    with pytest.raises(ValueError, match=r"state\.own is empty.*: begin with start_intervention"):
+        intervene(method, STANDARD, state, seen, jax.random.key(0), 0)
 
 
 def test_a_moment_in_another_precision_is_not_of_this_optimizer():
