@@ -31,11 +31,12 @@ METHODS: dict[str, Callable[[jax.Array], Any]] = {
     "upgd, noise 1e-3": lambda key: optim.upgd(RATE, 1e-3, key, utility_decay=0.9),
     "spectral 1e-3": lambda key: optax.chain(optim.spectral(1e-3, MODEL.wiring), optax.sgd(RATE)),
     "l2 towards the start 1e-3": lambda key: optax.chain(optim.l2_init(1e-3), optax.sgd(RATE)),
+    "l2 towards the start 5e-2": lambda key: optax.chain(optim.l2_init(5e-2), optax.sgd(RATE)),
 }
 
 
-@partial(jax.jit, static_argnums=0)
-def errors(method: str, key: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 2))
+def errors(method: str, key: jax.Array, tasks: int = TASKS) -> jax.Array:
     """Mean squared error of every task, online, `(tasks,)`."""
     stream, optimizer = upgd_toy(steps=STEPS), METHODS[method](jax.random.fold_in(key, 1))
 
@@ -44,8 +45,8 @@ def errors(method: str, key: jax.Array) -> jax.Array:
         state, seen = train_step(MODEL, optimizer, state, drawn.batch, loss=lambda y, t: jnp.mean((y - t) ** 2))
         return state, seen.loss
 
-    found = jax.lax.scan(step, init_state(MODEL.init(key), optimizer), jnp.arange(TASKS * STEPS))[1]
-    return jnp.mean(found.reshape(TASKS, STEPS), axis=1)
+    found = jax.lax.scan(step, init_state(MODEL.init(key), optimizer), jnp.arange(tasks * STEPS))[1]
+    return jnp.mean(found.reshape(tasks, STEPS), axis=1)
 
 
 def interval(numbers: np.ndarray) -> str:

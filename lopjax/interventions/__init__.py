@@ -101,7 +101,7 @@ EXAMPLES: Mapping[str, Example] = MappingProxyType(
         "wake_dead_units": Example(lambda: wake_dead_units(3), without=("UTILITIES",)),
         # Any pair is near enough, and any price is paid: what it promises of clones is tested with clones.
         "split_clones": Example(
-            lambda: split_clones(10.0, every=3, loss_tolerance=1e9), ("AGEING", "NOTHING_ELSE", "KEYS")
+            lambda: split_clones(10.0, every=3, loss_tolerance=1e9, num_steps=4), ("AGEING", "NOTHING_ELSE", "KEYS")
         ),
     }
 )
