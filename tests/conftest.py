@@ -6,16 +6,14 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+from theory_checks import QUICK_COMPILATION
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # LAPACK's own threads would fight XLA's and the other xdist workers over the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Nearly all of the suite's time is compilation, and what it checks does not depend on how well XLA optimises. The newer
-# emitters of fused loops take two to three times as long to compile as the older ones; xdist already uses all cores.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+# Nearly all of the suite's time is compilation, and what it checks does not depend on how well XLA optimises.
+os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
 
 # What another test, worker or session has compiled is not compiled again, however small: writing an entry costs nothing
 # that can be measured, and one that is found saves two fifths of what a program costs from trace to result.
