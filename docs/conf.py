@@ -17,6 +17,7 @@ import public_names
 import reference_pages
 
 import lopjax
+from theory_checks import paper
 
 project = "lopjax"
 author = "The lopjax authors"
@@ -57,7 +58,8 @@ autodoc_default_options = {"members": True, "undoc-members": True}
 
 
 def write_pages(app) -> None:
-    """The pages of the API reference and of the notebooks."""
+    """The pages of the API reference, of the notebooks, and of the paper's claims."""
+    paper.write(HERE)
     api, tutorials = HERE / "api", HERE / "tutorials"
     for folder in (api, tutorials):
         shutil.rmtree(folder, ignore_errors=True)

@@ -73,10 +73,10 @@ def entry(module: str, name: str, value: Any, told: dict[int, str]) -> str:
     home = told[id(value)]
     if kind == VALUE:
         text, source = assignment(module, name)
-        return directive("py:data", full, [f"value: {source}"], text or "A value of the library.")
+        return directive("py:data", name, [f"module: {module}", f"value: {source}"], text)
     if home != full:
         text = f"The same as :py:obj:`{home}`."
-        return directive("py:class" if kind == CLASS else "py:function", full, [], text)
+        return directive("py:class" if kind == CLASS else "py:function", name, [f"module: {module}"], text)
     return directive("autoclass" if kind == CLASS else "autofunction", full, [])
 
 
@@ -133,7 +133,7 @@ def escaped(lines: list[str]) -> list[str]:
 
 
 def marked_blocks(lines: list[str]) -> list[str]:
-    """Put `::` in front of what Markdown takes for a block of code: indented by four after a paragraph and a blank line."""
+    """Put `::` in front of what Markdown takes for code: indented by four after a paragraph and a blank line."""
     found, last = [], ""
     for line in lines:
         is_indented = line.startswith("    ") and not line.lstrip().startswith(">>>")

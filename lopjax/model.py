@@ -12,6 +12,7 @@ from lopjax.wiring import IDENTITY, View, Wiring
 
 Params = Any
 Variables = Mapping[str, Any]
+"""A network's arrays: `{"params": ...}`, with `"batch_stats"` where it keeps statistics."""
 
 
 @jax.tree_util.register_dataclass

@@ -17,6 +17,7 @@ Copies = int | float | Sequence[int] | np.ndarray
 """For one space: a number at least 1, by which its width is multiplied, or the number of clones of every unit."""
 
 Factor = Copies | Mapping[str, Copies]
+"""The same for every cloneable space, or by space; a space that is not named keeps its units."""
 
 
 def clone_factors(wiring: Wiring, factor: Factor) -> dict[str, int | tuple[int, ...]]:

@@ -13,6 +13,7 @@ from lopjax.model import Model, Variables
 from lopjax.signals import Observed, observe
 
 Logs = dict[str, jax.Array]
+"""What a step reports, by name."""
 
 
 class TrainState(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from lopjax.activations import Activation
 
 Path = tuple[str, ...]
+"""Where an array is in a tree: the keys from the top."""
 
 
 class _Composable:
@@ -75,6 +76,7 @@ class Out(_Composable):
 
 
 Axis = In | Out | None
+"""The label of one axis; `None` where it is no unit axis."""
 
 
 class UnitAxis(NamedTuple):

@@ -36,6 +36,7 @@ def _same(tree: Any) -> Any:
 
 
 IDENTITY = View(_same, _same)
+"""Of a network whose arrays are its own."""
 
 
 class Segment(NamedTuple):
