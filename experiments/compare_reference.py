@@ -144,7 +144,7 @@ def main() -> None:
     table = table_of(rows_of(runs.load(arguments.run), reference))
     print(table)
     if arguments.output is not None:
-        arguments.output.write_text(table, encoding="utf-8")
+        arguments.output.write_text(f"# Cloning on CIFAR-10, beside other code\n\n{table}", encoding="utf-8")
 
 
 if __name__ == "__main__":

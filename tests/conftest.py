@@ -1,4 +1,9 @@
-"""Shared fixtures. Annotations are enforced while the tests run: shapes and dtypes by jaxtyping, types by beartype."""
+"""Shared fixtures, quick compilation, and one cache of compiled programs for all workers and sessions.
+
+With `LOPJAX_CHECK_TYPES=1` annotations are enforced while the tests run: shapes and dtypes by jaxtyping, types by
+beartype. That costs four seconds a process and a seventh of all tracing, so CI does it in one of its runs only, the one on
+the newest Python; `tests/repository/test_every_public_function.py`, which is part of it, calls every public function.
+"""
 
 import os
 import platform
@@ -31,7 +36,8 @@ import jax
 import jaxtyping
 import pytest
 
-jaxtyping.install_import_hook("lopjax", "beartype.beartype")
+if os.environ.get("LOPJAX_CHECK_TYPES"):
+    jaxtyping.install_import_hook("lopjax", "beartype.beartype")
 
 
 MAX_CACHE_BYTES = 2**30
