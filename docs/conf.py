@@ -29,7 +29,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
-    "sphinx.ext.viewcode",
     "sphinxcontrib.mermaid",
 ]
 exclude_patterns = ["**.ipynb_checkpoints"]

@@ -145,4 +145,6 @@ def marked_blocks(lines: list[str]) -> list[str]:
 
 
 def _escape(found: re.Match[str]) -> str:
-    return found[0] if found[0][0] in "`\\" else "\\" + found[0]
+    if found[0].startswith("`"):
+        return f"``{found[0].strip('`')}``"  # a colon in single backticks would end the type of what is returned
+    return found[0] if found[0].startswith("\\") else "\\" + found[0]

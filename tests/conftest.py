@@ -1,7 +1,7 @@
 """Shared fixtures, quick compilation, and one cache of compiled programs for all workers and sessions.
 
 With `LOPJAX_CHECK_TYPES=1` annotations are enforced while the tests run: shapes and dtypes by jaxtyping, types by
-beartype. That costs four seconds a process and a seventh of all tracing, so CI does it in one of its runs only, the one on
+beartype. That costs four seconds a process and a seventh of all tracing, so CI does it in one of its runs only, that on
 the newest Python; `tests/repository/test_every_public_function.py`, which is part of it, calls every public function.
 """
 
