@@ -6,6 +6,7 @@ their output where `LOPJAX_NOTEBOOKS` names a folder of executed ones, as in `.c
 """
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -59,6 +60,7 @@ autodoc_default_options = {"members": True, "undoc-members": True}
 def write_pages(app) -> None:
     """The pages of the API reference, of the notebooks, and of the paper's claims."""
     paper.write(HERE)
+    shutil.copy(HERE.parent / "CHANGELOG.md", HERE / "changelog.md")
     api, tutorials = HERE / "api", HERE / "tutorials"
     for folder in (api, tutorials):
         shutil.rmtree(folder, ignore_errors=True)
@@ -67,6 +69,11 @@ def write_pages(app) -> None:
     notebooks = os.environ.get("LOPJAX_NOTEBOOKS", HERE.parent / "notebooks")
     for notebook in Path(notebooks).glob("*.ipynb"):
         shutil.copy(notebook, tutorials)
+
+
+def keep_links_inside(app, name: str, source: list[str]) -> None:
+    """The changelog lies beside this folder; on the site it is a page like the others."""
+    source[0] = re.sub(r"\]\((?:\.\./)+CHANGELOG\.md", f"]({'../' * name.count('/')}changelog.md", source[0])
 
 
 def escape_plain_text(app, what, name, obj, options, lines: list[str]) -> None:
@@ -94,6 +101,7 @@ def require_every_name(app, env) -> None:
 def setup(app) -> dict[str, bool]:
     """Connect the above."""
     app.connect("builder-inited", write_pages)
+    app.connect("source-read", keep_links_inside)
     # Before napoleon turns sections into markup.
     app.connect("autodoc-process-docstring", escape_plain_text, priority=400)
     app.connect("autodoc-skip-member", skip_fields_said_above)

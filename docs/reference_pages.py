@@ -15,7 +15,7 @@ from typing import Any
 
 import public_names
 
-PLAIN = re.compile(r"``[^`]+``|`[^`]+`|\\.|[*|]|_(?=\W|$)")
+PLAIN = re.compile(r":[a-z:]+:`[^`]+`|``[^`]+``|`[^`]+`|\\.|[*|]|_(?=\W|$)")
 CLASS, FUNCTION, VALUE = "Classes", "Functions", "Types and constants"
 
 
@@ -147,4 +147,4 @@ def marked_blocks(lines: list[str]) -> list[str]:
 def _escape(found: re.Match[str]) -> str:
     if found[0].startswith("`"):
         return f"``{found[0].strip('`')}``"  # a colon in single backticks would end the type of what is returned
-    return found[0] if found[0].startswith("\\") else "\\" + found[0]
+    return found[0] if found[0][0] in "\\:" else "\\" + found[0]

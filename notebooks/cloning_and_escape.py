@@ -102,9 +102,9 @@ methods = {
 figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
 left = {}
 for name, optimizer in methods.items():
-    _, activations = train(wide, cloned["params"], optimizer, steps=4000)
+    _, activations = train(wide, cloned["params"], optimizer, steps=2000)
     left[name] = 1 - np.array([cloning_r2(h, 2) for h in activations])
-    axes.semilogy(np.linspace(0, 4000, len(activations)), left[name].clip(1e-17), label=name)
+    axes.semilogy(np.linspace(0, 2000, len(activations)), left[name].clip(1e-17), label=name)
     print(f"{name:10} 1 - R² at the end: {left[name][-1]:.1e}")
 axes.set(xlabel="step", ylabel="1 - R² of the second layer")
 axes.legend(frameon=False)
