@@ -60,7 +60,8 @@ autodoc_default_options = {"members": True, "undoc-members": True}
 def write_pages(app) -> None:
     """The pages of the API reference, of the notebooks, and of the paper's claims."""
     paper.write(HERE)
-    shutil.copy(HERE.parent / "CHANGELOG.md", HERE / "changelog.md")
+    changes = (HERE.parent / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    (HERE / "changelog.md").write_text(changes, encoding="utf-8")
     api, tutorials = HERE / "api", HERE / "tutorials"
     for folder in (api, tutorials):
         shutil.rmtree(folder, ignore_errors=True)
