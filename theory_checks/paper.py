@@ -31,7 +31,8 @@ def worst_of(record: Record) -> Row:
     kept = [row for row in kept if row.sense == "<="] or kept
 
     def share(row: Row) -> float:
-        small, large = (row.value, row.bound) if row.sense == "<=" else (row.bound, row.value)
+        bound = row.bound or 0.0
+        small, large = (row.value, bound) if row.sense == "<=" else (bound, row.value)
         return small / large if large else 0.0
 
     return max(kept, key=share)
