@@ -14,6 +14,7 @@ from lopjax.stability.escape_under_noise import (
     weighted_chi_square_tail,
 )
 from lopjax.stability.kicks import FreeKick, RankCeiling, free_kick, rank_ceiling
+from lopjax.stability.linearised import Split, linearised, linearised_gradient, split
 from lopjax.stability.lyapunov import LyapunovEstimate, noise_exponent, transverse_lyapunov
 from lopjax.stability.verdicts import Stability, StabilityReport
 from lopjax.stability.weight_decay import (
@@ -34,6 +35,7 @@ __all__ = [
     "LyapunovEstimate",
     "RankCeiling",
     "SpaceBlocks",
+    "Split",
     "Stability",
     "StabilityReport",
     "UnitBlocks",
@@ -47,10 +49,13 @@ __all__ = [
     "first_passage_times",
     "free_kick",
     "kick_components",
+    "linearised",
+    "linearised_gradient",
     "noise_exponent",
     "noise_variances",
     "propagated_covariance",
     "rank_ceiling",
+    "split",
     "transverse_lyapunov",
     "unit_blocks",
     "unit_blocks_of_clones",

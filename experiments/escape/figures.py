@@ -1,0 +1,158 @@
+"""Figures of an escape run: the grid as heat maps, and survival curves along every axis."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.escape.config import AXES, values_of
+from experiments.escape.prediction import calibration
+from experiments.escape.report import summarise
+from experiments.escape.setup import CLONE, LINEAR
+from experiments.escape.survival import escapes_at, kaplan_meier
+from lopjax.plotting import PALETTE, drawing, new_figure
+from lopjax.runs import RunData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+_COLUMNS, _ROWS = ("learning_rate", "momentum"), ("dropout", "weight_decay")
+
+
+def figures(run: RunData) -> "dict[str, Figure]":
+    """All figures of a run, by file name; none before there are records of clones."""
+    rows = run.summary or summarise(run)
+    summary = [row for row in rows if row["kind"] == CLONE]
+    if not summary:
+        return {}
+    drawn = {"escape_probability": heat_maps(run.config, summary), "survival": survival_curves(run.config, summary)}
+    return drawn | ({"calibration": calibration_figure(rows)} if any(row["kind"] == LINEAR for row in rows) else {})
+
+
+# --- Heat maps --------------------
+
+
+def heat_maps(config: Mapping[str, Any], summary: Rows) -> "Figure":
+    """Escape probability as colour, median step as number: noise scale by noise decay in every panel."""
+    across, down = (_combinations(config, names) for names in (_COLUMNS, _ROWS))
+    with drawing(1.1 + 2.1 * len(across), 0.9 + 1.75 * len(down)) as figure:
+        panels = figure.subplots(len(down), len(across), squeeze=False, sharex=True, sharey=True)
+        image = None
+        for (i, row), (j, column) in itertools.product(enumerate(down), enumerate(across)):
+            image = _heat_map(
+                panels[i][j], config, [each for each in summary if {**row, **column}.items() <= each.items()]
+            )
+            if i == 0:
+                panels[i][j].set_title(_title(config, column).replace(", ", "\n"), fontsize=9)
+            if j == 0:
+                panels[i][j].set_ylabel(f"{_title(config, row)}\nnoise scale")
+        for axes in panels[-1]:
+            axes.set_xlabel("noise decay per step")
+        assert image is not None
+        figure.colorbar(image, ax=panels, label="share of seeds that escape", shrink=0.8)
+        figure.suptitle("Numbers: median step of escape; - where less than half escape", fontsize=9)
+    return figure
+
+
+def _heat_map(axes: "Axes", config: Mapping[str, Any], rows: Rows) -> Any:
+    scales, decays = values_of(config, "noise_scale"), values_of(config, "noise_decay")
+    share = np.full((len(scales), len(decays)), np.nan)
+    for row in rows:
+        i = scales.index(row["noise_scale"])
+        # Without noise its decay makes no difference: the one lane stands for all.
+        for j in range(len(decays)) if row["noise_scale"] == 0 else [decays.index(row["noise_decay"])]:
+            share[i, j], median = row["probability"][0], row["median"][0]
+            color = "white" if share[i, j] < 0.6 else "black"
+            axes.text(
+                j, i, "-" if median is None else f"{median:,.0f}", ha="center", va="center", color=color, fontsize=8
+            )
+    image = axes.imshow(share, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
+    axes.set_xticks(range(len(decays)), [f"{value:g}" for value in decays])
+    axes.set_yticks(range(len(scales)), [f"{value:g}" for value in scales])
+    axes.grid(False)
+    return image
+
+
+def _combinations(config: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, float]]:
+    """Every combination of the values of some axes."""
+    return [dict(zip(names, found)) for found in itertools.product(*(values_of(config, name) for name in names))]
+
+
+def _title(config: Mapping[str, Any], numbers: Mapping[str, float]) -> str:
+    """The numbers that vary in this run, in words."""
+    said = [
+        f"{name.replace('_', ' ')} {value:g}" for name, value in numbers.items() if len(values_of(config, name)) > 1
+    ]
+    return ", ".join(said)
+
+
+# --- Survival curves --------------------
+
+
+def survival_curves(config: Mapping[str, Any], summary: Rows) -> "Figure":
+    """Share of clones not yet escaped against steps: a panel an axis, the other numbers being those of `reference`."""
+    axes_names = [name for name in AXES if len(values_of(config, name)) > 1] or ["noise_scale"]
+    fixed = reference(config)
+    figure, panels = new_figure(len(axes_names), width=2.7, height=3.1)
+    for axes, name in zip(panels, axes_names):
+        rest = {key: value for key, value in fixed.items() if key != name}
+        rows = [row for row in summary if _agrees(row, rest)]
+        for color, row in zip(PALETTE, sorted(rows, key=lambda row: row[name])):
+            _survival_curve(axes, config["clone_steps"], row, color, f"{row[name]:g}")
+        axes.set(xlabel="steps since cloning", ylim=(-0.03, 1.05), xlim=(0, config["clone_steps"]))
+        axes.legend(title=name.replace("_", " "), fontsize=8, title_fontsize=8, loc="best")
+    panels[0].set_ylabel("share not escaped")
+    said = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in fixed.items())
+    figure.suptitle(f"One number changed at a time from: {said}", fontsize=9)
+    return figure
+
+
+def reference(config: Mapping[str, Any]) -> dict[str, float]:
+    """The point of the grid from which survival curves change one number: strong lasting noise and nothing else."""
+    first = {name: values_of(config, name)[0] for name in AXES}
+    return first | {name: values_of(config, name)[-1] for name in ("noise_scale", "noise_decay", "learning_rate")}
+
+
+def _agrees(row: Mapping[str, Any], rest: Mapping[str, float]) -> bool:
+    """Whether a row has these numbers; the decay of noise that is not there does not count."""
+    return all(
+        row[name] == value for name, value in rest.items() if not (name == "noise_decay" and not row["noise_scale"])
+    )
+
+
+def _survival_curve(axes: "Axes", end: int, row: Mapping[str, Any], color: str, label: str) -> None:
+    escapes = escapes_at(row)
+    curve = kaplan_meier(escapes.steps, escapes.is_escaped)
+    x, *shares = (np.append(values, values[-1]) for values in curve)
+    x[-1] = end
+    axes.step(x, shares[0], where="post", color=color, label=label)
+    axes.fill_between(x, shares[1], shares[2], step="post", color=color, alpha=0.12, linewidth=0)
+    censored = escapes.steps[~escapes.is_escaped]
+    if len(censored):
+        axes.plot(censored, np.interp(censored, x, shares[0]), "|", color=color, markersize=7)
+
+
+# --- Calibration --------------------
+
+
+def calibration_figure(rows: Rows) -> "Figure":
+    """Escape times by linear theory against those of the networks: quartiles of every setting, and their shares."""
+    figure, (times, shares) = new_figure(2, width=3.4, height=3.4)
+    pairs = calibration(rows)
+    end = max(max(row["steps"]) for row in rows)
+    for color, (name, place) in zip(PALETTE, (("first quartile", 0), ("median", 1), ("third quartile", 2))):
+        known = [pair for pair in pairs if np.isfinite([pair.measured[place], pair.predicted[place]]).all()]
+        x, y = ([getattr(pair, kind)[place] for pair in known] for kind in ("measured", "predicted"))
+        times.loglog(x, y, "o", color=color, markersize=4, alpha=0.8, label=name)
+    times.plot([10, end], [10, end], color="0.6", linewidth=0.8, zorder=0)
+    times.set(xlabel="steps to escape, measured", ylabel="by linear theory")
+    times.legend(fontsize=8)
+    x, y = ([getattr(pair, f"{kind}_share") for pair in pairs] for kind in ("measured", "predicted"))
+    shares.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    shares.plot(x, y, "o", color=PALETTE[0], markersize=5, alpha=0.5)
+    shares.set(xlabel="share of seeds that escape, measured", ylabel="by linear theory")
+    figure.suptitle("Every setting of the grid is a point", fontsize=9)
+    return figure
