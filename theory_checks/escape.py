@@ -5,6 +5,7 @@ gradient descent says when they do.
 """
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import erfcinv
@@ -12,13 +13,17 @@ from scipy.special import erfcinv
 from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.losses import mean_squared_error, of_parameters
 from lopjax.manifolds import cloned_manifold
-from lopjax.model import Model, Variables
+from lopjax.model import Model, Params, Variables
 from lopjax.stability import (
     DecayingNoise,
+    HeavyBall,
+    departure_probability,
+    escape_law,
     escape_quantiles,
     escape_time,
     noise_variances,
     rank_ceiling,
+    simulated_departures,
     unit_blocks,
 )
 from theory_checks.architectures import random_variables
@@ -112,6 +117,78 @@ def check_decaying_noise(size: Size) -> list[Row]:
     return rows
 
 
+# --- The law of R² ---------------------------------------------------------------------------------------------------
+
+
+def _losses_of_r2(noise: HeavyBall, scales: Params, runs: int, steps: int) -> np.ndarray:
+    """1 - R² of the clones along runs of gradient descent with noise and momentum, `(steps, runs)`, by numpy's sums."""
+    point = critical(2)
+    per_entry = jax.flatten_util.ravel_pytree(jax.tree.map(jnp.ones_like, point.cloned["params"]))[0]
+    per_entry = (
+        noise.noise_scale
+        * jax.flatten_util.ravel_pytree(
+            jax.tree.map(lambda leaf, scale: leaf * scale, point.unravel(per_entry), scales)
+        )[0]
+    )
+
+    def activations(place: jax.Array) -> jax.Array:
+        variables = {**point.cloned, "params": point.unravel(place)}
+        return point.wide.apply(variables, point.batch[0]).taps["hidden_0"].post
+
+    @jax.jit
+    def run() -> jax.Array:
+        def step(state: tuple[jax.Array, jax.Array], t: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+            places, momenta = state
+            draw = jax.random.normal(jax.random.fold_in(jax.random.key(2), t), places.shape)
+            gradients = jax.vmap(jax.grad(point.loss))(places) + per_entry * noise.noise_decay**t * draw
+            momenta = noise.momentum * momenta + gradients
+            places = places - noise.learning_rate * momenta
+            return (places, momenta), jax.vmap(activations)(places)
+
+        starts = jnp.broadcast_to(point.flat, (runs, len(point.flat)))
+        return jax.lax.scan(step, (starts, jnp.zeros_like(starts)), jnp.arange(steps))[1]
+
+    h = np.asarray(run())
+    pairs = h.reshape(*h.shape[:3], -1, 2)
+    within = ((pairs - pairs.mean(axis=-1, keepdims=True)) ** 2).sum(axis=(2, 3, 4))
+    return within / ((h - h.mean(axis=-1, keepdims=True)) ** 2).sum(axis=(2, 3))
+
+
+def check_law_of_r2(size: Size) -> list[Row]:
+    """Shares of runs whose R² is below a level at a step, and ever: momentum, and noise unequal and dying away."""
+    runs, steps, every = (200, 60, 20) if size == "small" else (2_000, 200, 20)
+    descent = HeavyBall(0.1, 2e-4, noise_decay=0.99, momentum=0.5)
+    base, variables, batch = critical_base(2)
+    point, rows = critical(2), []
+    scales = jax.tree.map(lambda leaf: float(leaf.size), point.cloned["params"])
+    law = escape_law(base, variables, batch, 2, loss=mean_squared_error, gradient_norms=scales)
+    measured = _losses_of_r2(descent, scales, runs, steps)
+    simulated = np.asarray(simulated_departures(law, descent, jax.random.key(0), every, steps // every, 4 * runs))
+    recorded = measured[every - 1 :: every]
+    for level in (0.2, 0.5, 0.8):
+        threshold = float(np.quantile(simulated[:, -1], 1 - level))
+        predicted = departure_probability(law, threshold, steps, descent)
+        error = (predicted * (1 - predicted) / runs) ** 0.5
+        outside = float((measured[-1] >= threshold).mean())
+        rows.append(
+            Row(
+                f"outside at step {steps}: minus {predicted:.1%}, in standard errors",
+                abs(outside - predicted) / error,
+                4.0,
+            )
+        )
+        ever = float((simulated >= threshold).any(axis=1).mean())
+        seen = float((recorded >= threshold).any(axis=0).mean())
+        rows.append(Row(f"outside at a record: minus {ever:.1%}, in standard errors", abs(seen - ever) / error, 4.0))
+    # The noise of the bias on all arrays.
+    equal = {space: each._replace(noise=jnp.full_like(each.noise, each.noise[0])) for space, each in law.items()}
+    threshold = float(np.quantile(simulated[:, -1], 0.5))
+    wrong = departure_probability(equal, threshold, steps, descent)
+    error = abs(float((measured[-1] >= threshold).mean()) - wrong) / (0.25 / runs) ** 0.5
+    rows.append(Row("the same noise on all arrays, in standard errors", error, 4.0, control=True))
+    return rows
+
+
 # --- Free kicks ------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +251,17 @@ CHECKS: tuple[Check, ...] = (
         check_decaying_noise,
         "Whether a schedule of noise is enough to free clones by the end of a task can be computed beforehand. It is a "
         "statement about each step, not about ever having left, and about noise of the same size on all parameters.",
+    ),
+    Check(
+        "escape.law_of_r2",
+        "With momentum, and noise that has its own size on every array and dies away, 1 - R² of the clones of a "
+        "critical base is a quadratic form of a Gaussian whose covariance the modes of M_j propagate: "
+        "P(1 - R² >= q) = P(sum mu_k chi² >= q), mu_k the eigenvalues of F^(1/2) C F^(1/2); a first passage is that of "
+        "the simulated linear process.",
+        OURS,
+        check_law_of_r2,
+        "How surely clones have escaped by a step can be computed from the curvature, the gradients' norms and the "
+        "activations at cloning, in the units in which escape is measured.",
     ),
     Check(
         "escape.rank_ceiling",

@@ -1,4 +1,4 @@
-"""Figures of an escape run: the grid as heat maps, and survival curves along every axis."""
+"""Figures of an escape run: the grid as heat maps, survival curves along every axis, linear theory beside both."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.escape.config import AXES, values_of
-from experiments.escape.prediction import calibration
+from experiments.escape.prediction import LEVELS, SIGNIFICANT, calibration
 from experiments.escape.report import summarise
 from experiments.escape.setup import CLONE, LINEAR
 from experiments.escape.survival import escapes_at, kaplan_meier
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
+# The left end of the axes of the calibration, in steps.
+CLOSE = 20
 _COLUMNS, _ROWS = ("learning_rate", "momentum"), ("dropout", "weight_decay")
 
 
@@ -139,20 +141,24 @@ def _survival_curve(axes: "Axes", end: int, row: Mapping[str, Any], color: str, 
 
 
 def calibration_figure(rows: Rows) -> "Figure":
-    """Escape times by linear theory against those of the networks: quartiles of every setting, and their shares."""
-    figure, (times, shares) = new_figure(2, width=3.4, height=3.4)
-    pairs = calibration(rows)
+    """Steps until 1 - R² reaches a level, by linear theory against the networks: quartiles of every setting."""
+    figure, panels = new_figure(len(LEVELS), width=2.9, height=3.2)
     end = max(max(row["steps"]) for row in rows)
-    for color, (name, place) in zip(PALETTE, (("first quartile", 0), ("median", 1), ("third quartile", 2))):
-        known = [pair for pair in pairs if np.isfinite([pair.measured[place], pair.predicted[place]]).all()]
-        x, y = ([getattr(pair, kind)[place] for pair in known] for kind in ("measured", "predicted"))
-        times.loglog(x, y, "o", color=color, markersize=4, alpha=0.8, label=name)
-    times.plot([10, end], [10, end], color="0.6", linewidth=0.8, zorder=0)
-    times.set(xlabel="steps to escape, measured", ylabel="by linear theory")
-    times.legend(fontsize=8)
-    x, y = ([getattr(pair, f"{kind}_share") for pair in pairs] for kind in ("measured", "predicted"))
-    shares.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
-    shares.plot(x, y, "o", color=PALETTE[0], markersize=5, alpha=0.5)
-    shares.set(xlabel="share of seeds that escape, measured", ylabel="by linear theory")
-    figure.suptitle("Every setting of the grid is a point", fontsize=9)
+    for axes, level in zip(panels, LEVELS):
+        pairs = calibration(rows, level)
+        for color, (place, name) in zip(PALETTE, enumerate(("first quartile", "median", "third quartile"))):
+            # What is not reached lies beyond the end.
+            x, y = (
+                [min(getattr(pair, kind)[place], 1.5 * end) for pair in pairs] for kind in ("measured", "predicted")
+            )
+            axes.loglog(x, y, "o", color=color, markersize=4, alpha=0.7, label=name)
+        axes.plot([0.6 * CLOSE, 2 * end], [0.6 * CLOSE, 2 * end], color="0.6", linewidth=0.8, zorder=0)
+        for line in (axes.axhline, axes.axvline):
+            line(1.2 * end, color="0.6", linestyle=":", linewidth=0.8)
+        differ = sum(pair.p < SIGNIFICANT for pair in pairs)
+        title = f"1 - R² reaches {level:g}\n{differ} of {len(pairs)} settings differ"
+        axes.set_title(title, fontsize=9)
+        axes.set(xlabel="steps, measured", xlim=(0.6 * CLOSE, 2 * end), ylim=(0.6 * CLOSE, 2 * end))
+    panels[0].set_ylabel("steps, by linear theory")
+    panels[0].legend(fontsize=8, loc="upper left")
     return figure

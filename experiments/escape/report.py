@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 
 from experiments.escape.config import AXES, Point, points_of, values_of
-from experiments.escape.prediction import said_of_linear
+from experiments.escape.prediction import LEVELS, SIGNIFICANT, passages, said_of_linear
 from experiments.escape.setup import CLONE, LINEAR
 from experiments.escape.survival import escapes_at, escapes_of, kaplan_meier, log_rank, probability, quantile
 from experiments.kit.terminal import Table
 from lopjax.runs import RunData
 
-SIGNIFICANT = 0.01
 _AT_END = ("loss", "effective_rank", "test_loss", "test_accuracy")
 
 
 def summarise(data: RunData) -> list[dict[str, Any]]:
     """One row a kind (clones; their linear theory) and point of the grid that has records: what became of its seeds.
 
-    `steps` and `is_escaped` are the survival data of every seed (`survival.Escapes`), `num_left` and `num_frozen` count
-    seeds. `probability` of escape within the run and `median` step of escape are `[value, low, high]`, 95 %; steps
-    that are not reached are None. `frozen_at` is the last step at which a seed was frozen, if all were. The rest are
-    means over seeds at the last record.
+    `steps` and `is_escaped` are the survival data of every seed (`survival.Escapes`), `passages` the same of the first
+    record at which 1 - R² has reached a level; `num_left` and `num_frozen` count seeds. `probability` of escape within
+    the run and `median` step of escape are `[value, low, high]`, 95 %; steps that are not reached are None.
+    `frozen_at` is the last step at which a seed was frozen, if all were. The rest are means over seeds at the last
+    record.
     """
     kinds = [CLONE, *([LINEAR] if data.config.get("linear") else [])]
     return [row for kind in kinds for row in _rows(data, kind)]
@@ -36,19 +36,22 @@ def _rows(data: RunData, kind: str) -> list[dict[str, Any]]:
         point = tuple((name, record[name]) for name in AXES)
         lanes.setdefault(point, {}).setdefault(record["seed"], []).append(record)
     points = [point for point in points_of(data.config) if point in lanes]
-    return [{"kind": kind, **dict(point), **_row(list(lanes[point].values()))} for point in points]
+    return [{"kind": kind, **dict(point), **_row(kind, list(lanes[point].values()))} for point in points]
 
 
-def _row(seeds: list[list[dict[str, Any]]]) -> dict[str, Any]:
+def _row(kind: str, seeds: list[list[dict[str, Any]]]) -> dict[str, Any]:
     frozen = [next((record["frozen_at"] for record in seed if "frozen_at" in record), None) for seed in seeds]
-    alive = [[record for record in seed if "frozen_at" not in record] or seed[:1] for seed in seeds]
-    escapes = escapes_of([_column(seed, "step") for seed in alive], [_column(seed, "r2") for seed in alive])
+    # What of a network has diverged is censored. Linear theory that has grown beyond all numbers has left for good.
+    alive = [[row for row in seed if kind == LINEAR or "frozen_at" not in row] or seed[:1] for seed in seeds]
+    steps, r2 = ([_column(seed, name) for seed in alive] for name in ("step", "r2"))
+    escapes, first = escapes_of(steps, r2), {f"{level:g}": passages(steps, r2, level) for level in LEVELS}
     median = quantile(kaplan_meier(escapes.steps, escapes.is_escaped))
     last = [seed[-1] for seed in seeds]
     is_over = all(step is not None for step in frozen)
     return {
         "steps": escapes.steps.tolist(),
         "is_escaped": escapes.is_escaped.tolist(),
+        "passages": {name: [found.steps.tolist(), found.is_escaped.tolist()] for name, found in first.items()},
         "num_left": int(escapes.has_left.sum()),
         "num_frozen": sum(step is not None for step in frozen),
         "frozen_at": max(step for step in frozen if step is not None) if is_over else None,
@@ -119,7 +122,7 @@ def table(data: RunData) -> Table:
     title = [
         f"Share of {len(data.config['seeds'])} seeds whose clones have R² < 0.95 for good within "
         f"{data.config['clone_steps']:,} steps, with its 95 % interval; median step of that, with its own",
-        "In log-rank tests at p < 0.01 between neighbouring settings, clones escape",
+        f"In log-rank tests at p < {SIGNIFICANT} between neighbouring settings, clones escape",
         *(f"  {line}" for line in _effects(summary)),
     ]
     frozen = sum(row["num_frozen"] for row in summary)

@@ -4,6 +4,16 @@ from lopjax.stability.blocks import SpaceBlocks, UnitBlocks, unit_blocks, unit_b
 from lopjax.stability.classify import classify
 from lopjax.stability.escape import escape_time, kick_components
 from lopjax.stability.escape_along import escape_time_along
+from lopjax.stability.escape_law import (
+    HeavyBall,
+    Law,
+    UnitLaw,
+    departure_probability,
+    deviation_covariance,
+    escape_law,
+    responses,
+    simulated_departures,
+)
 from lopjax.stability.escape_under_noise import (
     DecayingNoise,
     escape_probability,
@@ -32,6 +42,8 @@ __all__ = [
     "DecayedClones",
     "DecayingNoise",
     "FreeKick",
+    "HeavyBall",
+    "Law",
     "LyapunovEstimate",
     "RankCeiling",
     "SpaceBlocks",
@@ -39,9 +51,13 @@ __all__ = [
     "Stability",
     "StabilityReport",
     "UnitBlocks",
+    "UnitLaw",
     "classify",
     "critical_weight_decay",
     "decayed_clones",
+    "departure_probability",
+    "deviation_covariance",
+    "escape_law",
     "escape_probability",
     "escape_quantiles",
     "escape_time",
@@ -55,6 +71,8 @@ __all__ = [
     "noise_variances",
     "propagated_covariance",
     "rank_ceiling",
+    "responses",
+    "simulated_departures",
     "split",
     "transverse_lyapunov",
     "unit_blocks",

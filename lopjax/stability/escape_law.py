@@ -1,0 +1,276 @@
+"""The law of 1 - R² of clones under noisy heavy-ball descent, from the curvature and gradients at one point."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from lopjax.arguments.promotion import standard_promotion
+from lopjax.cloning import Factor, clone_variables, uniform_partition, widen
+from lopjax.losses import Batch, mean_cross_entropy
+from lopjax.manifolds import check_partition
+from lopjax.model import Model, Params, Variables, samples_by_units
+from lopjax.stability.blocks.coordinates import clone_counts, make_lift, unit_columns
+from lopjax.stability.blocks.signals import LossOfLogits
+from lopjax.stability.escape_under_noise import weighted_chi_square_tail
+
+
+class HeavyBall(NamedTuple):
+    """`m <- beta m + g + kappa theta + sigma_A gamma^t xi_t,  theta <- theta - eta m`: noisy descent with momentum.
+
+    The noise xi is standard normal; sigma_A, on the entries of array A, is `noise_scale` times `UnitLaw.noise`.
+
+    Attributes:
+        learning_rate: eta.
+        noise_scale: over the norm of the gradient of an array, as in `lopjax.optim.noisy_sgd`, if that is `noise`.
+        noise_decay: gamma in [0, 1], per step.
+        momentum: beta in [0, 1).
+        weight_decay: kappa.
+    """
+
+    learning_rate: float
+    noise_scale: float
+    noise_decay: float = 1.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+
+class UnitLaw(NamedTuple):
+    """What decides the clones of every unit of one space; a pattern over the n clones has coordinates v in R^d.
+
+    Attributes:
+        hessian: M_j, `(units, d, d)`.
+        form: F_j, `(units, d, d)`: to first order the space's share of 1 - R² is `sum_j sum_patterns v' F_j v`.
+        noise: `(d,)`: standard deviation of the noise on the gradient along every coordinate, for `noise_scale` 1.
+        multiplicity: n_j - 1 patterns, `(units,)`.
+    """
+
+    hessian: Float[Array, "units d d"]
+    form: Float[Array, "units d d"]
+    noise: Float[Array, "d"]
+    multiplicity: np.ndarray
+
+
+Law = Mapping[str, UnitLaw]
+"""By unit space."""
+
+
+@standard_promotion()
+def escape_law(
+    model: Model,
+    variables: Variables,
+    batch: Batch,
+    factor: Factor,
+    *,
+    loss: LossOfLogits = mean_cross_entropy,
+    gradient_norms: Params | None = None,
+) -> dict[str, UnitLaw]:
+    """Curvature, noise and the form of 1 - R² for the clones of a base network, in eval mode. Any architecture.
+
+    Units do not couple at a point of block-constant weights, so that one Hessian product gives a column of every M_j,
+    and one derivative of the activations a column of every root of F_j. With y_j(x) the change of unit j's activation,
+    `F_j = sum_x y_j y_j' / sum_x sum_u (h_u - mean h)²`, averaged over the sites of clones: 1 - R² as in
+    `metrics.partition_r2`, its mean over sites, where R² is near 1. Patterns of outgoing weights change no activation.
+
+    Args:
+        model: the *base* network.
+        variables: its variables.
+        batch: inputs and labels.
+        factor: number of clones of every unit, or `{space: number}`.
+        loss: `(logits, labels) -> scalar`, a mean over samples.
+        gradient_norms: norm of the gradient of every array of the cloned network, a tree like its parameters; by
+            default on this batch. Of minibatches, whose gradients are larger: the root of the mean square.
+
+    Returns:
+        By unit space.
+
+    Raises:
+        ValueError: as in `unit_blocks`.
+    """
+    wide_model, wide = widen(model, factor), clone_variables(variables, model.wiring, factor)
+    clusters = check_partition(wide_model.wiring, uniform_partition(wide_model.wiring, factor))
+    columns, counts = unit_columns(wide["params"], wide_model.wiring, clusters), clone_counts(clusters)
+    leaders = {space: np.unique(np.asarray(found.ids), return_index=True)[1] for space, found in clusters.items()}
+    gradient, hessians, forms = _columns(wide_model, wide, batch, loss, clusters, leaders)
+    norms = jax.tree.map(jnp.linalg.norm, gradient) if gradient_norms is None else gradient_norms
+    sizes = [jnp.asarray(size) for size in jax.tree.leaves(norms)]
+    return {
+        space: UnitLaw(
+            0.5 * (hessians[space] + jnp.swapaxes(hessians[space], 1, 2)),
+            forms[space],
+            jnp.concatenate([jnp.full(place.stop - place.start, sizes[place.leaf]) for place in columns[space]]),
+            counts[space] - 1,
+        )
+        for space in clusters
+    }
+
+
+def _columns(
+    model: Model, wide: Variables, batch: Batch, loss: LossOfLogits, clusters: Any, leaders: Mapping[str, np.ndarray]
+) -> tuple[Params, dict[str, Array], dict[str, Array]]:
+    """The gradient, and by space M_j and F_j."""
+    lift, zero = make_lift(wide["params"], model.wiring, clusters)
+    lower = jax.linear_transpose(lift, zero)
+
+    def with_params(params: Params) -> Variables:
+        return {**wide, "params": params}
+
+    def activations(params: Params) -> dict[str, Array]:
+        taps = model.apply(with_params(params), batch[0]).taps
+        return {site: samples_by_units(tap.post) for site, tap in taps.items() if tap.space in clusters}
+
+    gradient = jax.grad(lambda params: loss(model.apply(with_params(params), batch[0]).logits, batch[1]))
+    space_of = {site: tap.space for site, tap in model.apply(wide, batch[0]).taps.items() if tap.space in clusters}
+    # Over the pattern, which has entries 1/sqrt(2) and -1/sqrt(2) on the first two clones.
+    firsts = {site: jnp.asarray(leaders[space]) for site, space in space_of.items()}
+
+    def column(index: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        rows = {space: jnp.zeros_like(each).at[:, index].set(1.0, mode="drop") for space, each in zero.items()}
+        change = lift(rows)
+        product = jax.jvp(gradient, (wide["params"],), (change,))[1]
+        moved = jax.jvp(activations, (wide["params"],), (change,))[1]
+        return lower(product)[0], {site: 2**0.5 * moved[site][:, first] for site, first in firsts.items()}
+
+    @jax.jit
+    def all_columns() -> tuple[Params, dict[str, Array], dict[str, Array]]:
+        products, moved = jax.vmap(column)(jnp.arange(max(each.shape[1] for each in zero.values())))
+        h = activations(wide["params"])
+        forms = {space: jnp.zeros((each.shape[0], each.shape[1], each.shape[1])) for space, each in zero.items()}
+        for site, space in space_of.items():
+            dimension = zero[space].shape[1]
+            total = jnp.sum(jnp.square(h[site] - h[site].mean(axis=1, keepdims=True)))
+            y = moved[site][:dimension]
+            forms[space] += jnp.einsum("axj,bxj->jab", y, y) / (total * len(space_of))
+        hessians = {space: jnp.moveaxis(products[space][: each.shape[1]], 0, 2) for space, each in zero.items()}
+        return gradient(wide["params"]), hessians, forms
+
+    return all_columns()
+
+
+def responses(eigenvalues: Float[np.ndarray, "..."], num_steps: int, descent: HeavyBall) -> np.ndarray:
+    """What one unit of noise on the gradient has made of a mode after 1, 2, ... steps: `(num_steps, ...)`.
+
+    `g(1) = -eta, g(2) = c g(1), g(s + 1) = c g(s) - beta g(s - 1)` with `c = 1 + beta - eta (lambda + kappa)`.
+
+    >>> responses(np.array(-1.0), 3, HeavyBall(0.5, 1.0)).tolist()
+    [-0.5, -0.75, -1.125]
+    """
+    rates = 1 + descent.momentum - descent.learning_rate * (np.asarray(eigenvalues, np.float64) + descent.weight_decay)
+    found = [np.full_like(rates, -descent.learning_rate)]
+    before = np.zeros_like(rates)
+    for _ in range(num_steps - 1):
+        found.append(rates * found[-1] - descent.momentum * before)
+        before = found[-2]
+    return np.array(found)
+
+
+def deviation_covariance(law: UnitLaw, num_steps: int, descent: HeavyBall) -> np.ndarray:
+    """Covariance of the coordinates of a pattern after some steps from the manifold: `(units, d, d)`, float64.
+
+    Modes decouple, their noise does not: in the eigenbasis V of M_j
+
+        C_kl = (V' S² V)_kl sum_(t<T) gamma^(2t) g_k(T - t) g_l(T - t),    S = noise_scale diag(noise).
+
+    Raises:
+        ValueError: a number of steps below 1.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps}: must be at least 1")
+    values, vectors = np.linalg.eigh(np.asarray(law.hessian, np.float64))
+    scale = descent.noise_scale * np.asarray(law.noise, np.float64)
+    among_modes = np.einsum("jak,a,jal->jkl", vectors, scale**2, vectors)
+    weights = descent.noise_decay ** (num_steps - np.arange(1, num_steps + 1.0))
+    weighted = weights[:, None, None] * responses(values, num_steps, descent)
+    covariance = among_modes * np.einsum("tjk,tjl->jkl", weighted, weighted)
+    return np.einsum("jak,jkl,jbl->jab", vectors, covariance, vectors)
+
+
+def departure_probability(law: Law, threshold: float, num_steps: int, descent: HeavyBall) -> float:
+    """`P(1 - R² >= threshold)` after some steps, 1 - R² being the quadratic form of a Gaussian.
+
+    The weights of its chi-squares are the eigenvalues of `F^(1/2) C F^(1/2)`, each n_j - 1 times. Exact for a
+    quadratic loss and constant noise: near a critical point of the base. About the state at step T; whether it has
+    *ever* been so needs `simulated_departures`.
+
+    Args:
+        law: from `escape_law`.
+        threshold: 0.05 for escape, say.
+        num_steps: T.
+        descent: how training goes.
+
+    Raises:
+        ValueError: a threshold that is not positive; as in `deviation_covariance`.
+    """
+    weights, degrees = [], []
+    for each in law.values():
+        root = _square_root(np.asarray(each.form, np.float64))
+        found = np.linalg.eigvalsh(root @ deviation_covariance(each, num_steps, descent) @ root)
+        weights.append(np.maximum(found, 0).ravel())
+        degrees.append(np.repeat(each.multiplicity, found.shape[-1]))
+    return float(weighted_chi_square_tail(np.concatenate(weights), threshold, np.concatenate(degrees)))
+
+
+def _square_root(matrices: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(matrices)
+    return (vectors * np.sqrt(np.maximum(values, 0))[..., None, :]) @ np.swapaxes(vectors, -1, -2)
+
+
+def simulated_departures(
+    law: Law, descent: HeavyBall, key: Key[Array, ""], every: int, num_records: int, num_runs: int
+) -> Float[Array, "runs records"]:
+    """1 - R² along runs of the linear process, simulated: what a first passage needs.
+
+    Args:
+        law: from `escape_law`.
+        descent: how training goes.
+        key: random key.
+        every: steps between two records.
+        num_records: records of each run; the first is at step `every`.
+        num_runs: independent runs.
+    """
+    patterns = tuple((space, tuple(map(int, each.multiplicity))) for space, each in law.items())
+    arrays = {space: each[:3] for space, each in law.items()}
+    numbers = HeavyBall(*map(jnp.asarray, map(float, descent)))
+    return _departures(arrays, numbers, key, patterns, every, num_records, num_runs)
+
+
+@partial(jax.jit, static_argnames=("patterns", "every", "num_records", "num_runs"))
+def _departures(
+    arrays: Mapping[str, tuple[Array, Array, Array]],
+    descent: HeavyBall,
+    key: Key[Array, ""],
+    patterns: tuple[tuple[str, tuple[int, ...]], ...],
+    every: int,
+    num_records: int,
+    num_runs: int,
+) -> Array:
+    eta, scale, gamma, beta, kappa = descent
+
+    def step(index: Array, state: dict[str, Any]) -> dict[str, Any]:
+        moved = {}
+        for number, (space, (place, momentum)) in enumerate(state.items()):
+            hessian, _, noise = arrays[space]
+            draw = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, index), number), place.shape)
+            pull = jnp.einsum("jab,rcjb->rcja", hessian, place) + kappa * place
+            momentum = beta * momentum + pull + scale * gamma**index * noise * draw
+            moved[space] = place - eta * momentum, momentum
+        return moved
+
+    def record(state: dict[str, Any], first: Array) -> tuple[dict[str, Any], Array]:
+        state = jax.lax.fori_loop(first, first + every, step, state)
+        total = jnp.zeros(num_runs)
+        for space, multiplicity in patterns:
+            place, form = state[space][0], arrays[space][1]
+            is_pattern = np.arange(place.shape[1])[:, None] < np.array(multiplicity)
+            total += jnp.sum(jnp.einsum("rcja,jab,rcjb->rcj", place, form, place) * is_pattern, axis=(1, 2))
+        return state, total
+
+    starts = {}
+    for space, multiplicity in patterns:
+        shape = (num_runs, max(multiplicity), *arrays[space][0].shape[:2])
+        starts[space] = jnp.zeros(shape), jnp.zeros(shape)
+    return jax.lax.scan(record, starts, every * jnp.arange(num_records))[1].T
