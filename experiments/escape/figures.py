@@ -158,6 +158,10 @@ def calibration_figure(rows: Rows) -> "Figure":
         differ = sum(pair.p < SIGNIFICANT for pair in pairs)
         title = f"1 - R² reaches {level:g}\n{differ} of {len(pairs)} settings differ"
         axes.set_title(title, fontsize=9)
+        ticks = [step for step in (25, 50, 100, 200, 400, 800, 1600) if step <= end]
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks([*ticks, 1.5 * end], [*map(str, ticks), "never"])
+            axis.set_ticks([], minor=True)
         axes.set(xlabel="steps, measured", xlim=(0.6 * CLOSE, 2 * end), ylim=(0.6 * CLOSE, 2 * end))
     panels[0].set_ylabel("steps, by linear theory")
     panels[0].legend(fontsize=8, loc="upper left")

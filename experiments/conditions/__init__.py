@@ -1,0 +1,23 @@
+"""Conditions: which architectures, losses and data make the manifold of clones stable (arXiv 2510.00304, section 5).
+
+Over twenty random networks a condition, at random points, at critical points of the base, where the task is fitted,
+after its labels have changed and under weight decay: the verdict on the clones that the network would have, beside what
+a theorem says of it. Where theory is silent nothing is predicted.
+
+    python -m experiments.conditions            # a few minutes on two CPU cores
+"""
+
+from experiments.conditions.config import PRESETS
+from experiments.kit.experiment import Experiment, late
+
+EXPERIMENT = Experiment(
+    name="conditions",
+    description=str(__doc__),
+    presets=PRESETS,
+    build=late("experiments.conditions.networks:build"),
+    parts=late("experiments.conditions.parts:parts"),
+    summary=late("experiments.conditions.report:summarise"),
+    table=late("experiments.conditions.report:table"),
+    figures=late("experiments.conditions.report:figures"),
+    texts=late("experiments.conditions.report:texts"),
+)

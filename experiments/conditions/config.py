@@ -1,0 +1,77 @@
+"""What the conditions experiment can be asked to do, and the conditions themselves. Nothing here imports JAX."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Point = Literal["random", "critical", "fitted", "relabelled", "dead"]
+
+
+class Condition(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        network: key of `networks.NETWORKS`, with an activation: `mlp tanh`.
+        loss: of the outputs.
+        outputs: how many; of cross-entropy, classes.
+        point: where on the loss surface: see `networks.place`.
+        predicted: verdict that a theorem gives for it; empty where theory is silent.
+        theorem: which, in words.
+        weight_decay: on all parameters of the clones; the point is then stationary under it.
+    """
+
+    network: str
+    loss: Literal["cross-entropy", "squared error"]
+    outputs: int
+    point: Point
+    predicted: str = ""
+    theorem: str = ""
+    weight_decay: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """In records and tables."""
+        decay = f", decay {self.weight_decay:g}" if self.weight_decay else ""
+        return f"{self.network}, {self.loss}, {self.outputs} outputs, {self.point}{decay}"
+
+
+_COUPLED = "B_j is not 0, and the outgoing block is"
+_WIDE = "at a critical point rank B_j <= {}: generically not 0"
+_NARROW = "B_j = 0 at a critical point; the sign of A_j decides, which no theorem gives"
+_FITTED = "no residual: every term of M_j is 0"
+_DECAY = "attraction iff decay > -min lambda_min(M_j), a number of the data"
+
+CONDITIONS: tuple[Condition, ...] = (
+    Condition("mlp tanh", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
+    Condition("mlp gelu", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
+    Condition("mlp relu", "cross-entropy", 3, "random", "SADDLE", f"{_COUPLED}; A_j = 0: pairs of signs"),
+    Condition("mlp tanh", "squared error", 3, "random", "SADDLE", _COUPLED),
+    Condition("mlp tanh", "squared error", 1, "random", "SADDLE", f"{_COUPLED}, off critical points, too"),
+    Condition("mlp tanh", "squared error", 1, "critical", "", _NARROW),
+    Condition("mlp tanh", "squared error", 2, "critical", "SADDLE", _WIDE.format("outputs - 1 = 1")),
+    Condition("mlp tanh", "cross-entropy", 2, "critical", "", _NARROW),
+    Condition("mlp tanh", "cross-entropy", 3, "critical", "SADDLE", _WIDE.format("classes - 2 = 1")),
+    Condition("mlp tanh", "squared error", 3, "fitted", "NEUTRAL", _FITTED),
+    Condition("mlp tanh", "squared error", 3, "relabelled", "SADDLE", f"{_COUPLED}: residuals are back"),
+    Condition("mlp relu", "squared error", 3, "dead", "NEUTRAL", "dead units have no gradient and no curvature"),
+    Condition("mlp tanh", "squared error", 2, "critical", "", _DECAY, 0.01),
+    Condition("mlp tanh", "squared error", 2, "critical", "", _DECAY, 0.1),
+    Condition("mlp tanh batch norm", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
+    Condition("mlp tanh layer norm", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
+    Condition("residual relu", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
+    Condition("attention gelu", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the result."""
+
+    seeds: tuple[int, ...] = tuple(range(20))
+    """One random network and data set each."""
+    factor: int = 2
+    """Clones of every unit."""
+    samples: int = 24
+    """Examples of a data set."""
+
+
+PRESETS = {"quick": Config()}

@@ -1,0 +1,104 @@
+"""Random networks, data and points of a condition."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.conditions.config import CONDITIONS, Condition, Config
+from experiments.kit.experiment import NO_RESOURCES, Resources
+from lopjax.losses import mean_cross_entropy, mean_squared_error
+from lopjax.model import Model, Variables
+from lopjax.models import mlp, resnet18, vit
+from lopjax.stability import decayed_clones
+
+LOSSES = {"cross-entropy": mean_cross_entropy, "squared error": mean_squared_error}
+Batch = tuple[jax.Array, jax.Array]
+
+
+class Setup(NamedTuple):
+    """The config, and the network of every condition."""
+
+    config: Config
+    models: dict[str, Model]
+
+
+def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
+    """Check the config and make the networks; nothing is compiled.
+
+    Raises:
+        ValueError: a field out of range.
+    """
+    del resources
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
+        raise ValueError(f"seeds={config.seeds}: must be distinct, at least 0, at least one")
+    for name, least in (("factor", 2), ("samples", 4)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}={getattr(config, name)}: must be at least {least}")
+    return Setup(config, {condition.name: _network(condition) for condition in CONDITIONS})
+
+
+def _network(condition: Condition) -> Model:
+    kind, activation, *norm = condition.network.split(" ", 2)
+    if kind == "residual":
+        return resnet18((4, 4, 1), condition.outputs, width=2, blocks=(1,), norm="none", activation=activation)
+    if kind == "attention":
+        sizes = {"patch": 2, "width": 4, "depth": 1, "heads": 2, "mlp_ratio": 1.0}
+        return vit((4, 4, 1), num_classes=condition.outputs, norm="layer", activation=activation, dropout=0.0, **sizes)
+    chosen = norm[0].split()[0] if norm else "none"
+    inputs = 2 if condition.point == "critical" else 4
+    return mlp((inputs,), (3,), condition.outputs, activation=activation, norm=chosen)
+
+
+def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Batch]:
+    """A random network of a condition, moved to its point, and the data there; float64 must be on.
+
+    Normal weights and inputs; random labels or normal targets. "critical": the stationary point, under the weight
+    decay, to which a search from a teacher falls whose outputs, with noise, are the targets. "fitted": the targets are
+    the network's own outputs; "relabelled": those of another network. "dead": biases so low that no hidden unit is
+    active.
+    """
+    model, rng = setup.models[condition.name], np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+
+    def draw() -> Variables:
+        params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes["params"])
+        rest = {
+            name: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes[name]) for name in shapes if name != "params"
+        }
+        if "batch_stats" in rest:
+            rest["batch_stats"] = jax.tree.map_with_path(_statistic, rest["batch_stats"])
+        return {**rest, "params": params}
+
+    variables, inputs = draw(), jnp.asarray(rng.normal(size=(_samples(setup, condition), *_input_shape(condition))))
+    if condition.point == "dead":
+        variables["params"]["hidden_0"]["bias"] -= 50.0
+    other = variables if condition.point in ("fitted", "critical") else draw()
+    outputs = model.apply(other, inputs).logits
+    if condition.point == "critical":
+        outputs = outputs + 0.3 * rng.normal(size=outputs.shape)
+    targets = jnp.argmax(outputs, axis=-1) if condition.loss == "cross-entropy" else outputs
+    if condition.loss == "cross-entropy":  # some at random, so that no network fits them
+        is_random = rng.random(len(targets)) < 0.4
+        targets = jnp.where(is_random, rng.integers(0, condition.outputs, len(targets)), targets)
+    batch = inputs, targets
+    if condition.point != "critical":
+        return variables, batch
+    loss = LOSSES[condition.loss]
+    found = decayed_clones(model, variables, batch, setup.config.factor, condition.weight_decay, loss=loss)
+    return found.variables, batch
+
+
+def _samples(setup: Setup, condition: Condition) -> int:
+    return setup.config.samples * (3 if condition.point == "critical" else 1)
+
+
+def _input_shape(condition: Condition) -> tuple[int, ...]:
+    if not condition.network.startswith("mlp"):
+        return (4, 4, 1)
+    return (2,) if condition.point == "critical" else (4,)
+
+
+def _statistic(path: Any, leaf: jax.Array) -> jax.Array:
+    return jnp.ones_like(leaf) if "var" in jax.tree_util.keystr(path) else leaf

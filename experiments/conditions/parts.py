@@ -1,0 +1,40 @@
+"""The conditions experiment as a list of parts: one a condition, with a record a network."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.conditions.config import CONDITIONS, Condition, Config
+from experiments.conditions.networks import LOSSES, Setup, place
+from lopjax.runs.schedule import Part
+from lopjax.stability import decayed_clones, unit_blocks
+
+
+def parts(config: Config, setup: Setup) -> list[Part]:
+    """All parts of a run."""
+    return [
+        Part(condition.name, 1, partial(_measure_all, setup, condition), lambda: jnp.zeros(()), len(config.seeds))
+        for condition in CONDITIONS
+    ]
+
+
+def _measure_all(setup: Setup, condition: Condition, nothing: Any) -> tuple[Any, list[dict[str, Any]]]:
+    del nothing
+    with jax.enable_x64(True):
+        records = [measure(setup, condition, seed) for seed in setup.config.seeds]
+    return jnp.zeros(()), records
+
+
+def measure(setup: Setup, condition: Condition, seed: int) -> dict[str, Any]:
+    """The verdict on the clones of one network: of their curvature, or under weight decay whether they attract."""
+    model, loss, factor = setup.models[condition.name], LOSSES[condition.loss], setup.config.factor
+    variables, batch = place(setup, condition, seed)
+    record: dict[str, Any] = {"condition": condition.name, "seed": seed}
+    if condition.weight_decay:
+        found = decayed_clones(model, variables, batch, factor, condition.weight_decay, loss=loss)
+        return {**record, "verdict": found.verdict.name, "extremes": [found.rate, found.rate]}
+    is_critical = condition.point == "critical"
+    total = unit_blocks(model, variables, batch, factor, loss=loss, near_critical=is_critical).total
+    return {**record, "verdict": total.verdict.name, "extremes": [total.min_eigenvalue, total.max_eigenvalue]}
