@@ -10,7 +10,7 @@ class Condition(NamedTuple):
     """One row of the table.
 
     Attributes:
-        network: key of `networks.NETWORKS`, with an activation: `mlp tanh`.
+        network: its activation, and its norm if it has one: `mlp tanh layer norm`.
         loss: of the outputs.
         outputs: how many; of cross-entropy, classes.
         point: where on the loss surface: see `networks.place`.
@@ -57,8 +57,6 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("mlp tanh", "squared error", 2, "critical", "", _DECAY, 0.1),
     Condition("mlp tanh batch norm", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
     Condition("mlp tanh layer norm", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
-    Condition("residual relu", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
-    Condition("attention gelu", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
 )  # fmt: skip
 
 

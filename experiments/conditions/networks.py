@@ -1,17 +1,19 @@
 """Random networks, data and points of a condition."""
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from experiments.conditions.config import CONDITIONS, Condition, Config
 from experiments.kit.experiment import NO_RESOURCES, Resources
+from lopjax.cloning.quotient import multiplicities
 from lopjax.losses import mean_cross_entropy, mean_squared_error
 from lopjax.model import Model, Variables
-from lopjax.models import mlp, resnet18, vit
-from lopjax.stability import decayed_clones
+from lopjax.models import mlp
 
 LOSSES = {"cross-entropy": mean_cross_entropy, "squared error": mean_squared_error}
 Batch = tuple[jax.Array, jax.Array]
@@ -40,15 +42,9 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
 
 
 def _network(condition: Condition) -> Model:
-    kind, activation, *norm = condition.network.split(" ", 2)
-    if kind == "residual":
-        return resnet18((4, 4, 1), condition.outputs, width=2, blocks=(1,), norm="none", activation=activation)
-    if kind == "attention":
-        sizes = {"patch": 2, "width": 4, "depth": 1, "heads": 2, "mlp_ratio": 1.0}
-        return vit((4, 4, 1), num_classes=condition.outputs, norm="layer", activation=activation, dropout=0.0, **sizes)
+    _, activation, *norm = condition.network.split(" ", 2)
     chosen = norm[0].split()[0] if norm else "none"
-    inputs = 2 if condition.point == "critical" else 4
-    return mlp((inputs,), (3,), condition.outputs, activation=activation, norm=chosen)
+    return mlp((_inputs(condition),), (3,), condition.outputs, activation=activation, norm=chosen)
 
 
 def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Batch]:
@@ -71,7 +67,7 @@ def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Bat
             rest["batch_stats"] = jax.tree.map_with_path(_statistic, rest["batch_stats"])
         return {**rest, "params": params}
 
-    variables, inputs = draw(), jnp.asarray(rng.normal(size=(_samples(setup, condition), *_input_shape(condition))))
+    variables, inputs = draw(), jnp.asarray(rng.normal(size=(_samples(setup, condition), _inputs(condition))))
     if condition.point == "dead":
         variables["params"]["hidden_0"]["bias"] -= 50.0
     other = variables if condition.point in ("fitted", "critical") else draw()
@@ -85,19 +81,50 @@ def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Bat
     batch = inputs, targets
     if condition.point != "critical":
         return variables, batch
-    loss = LOSSES[condition.loss]
-    found = decayed_clones(model, variables, batch, setup.config.factor, condition.weight_decay, loss=loss)
-    return found.variables, batch
+    return stationary(
+        model, LOSSES[condition.loss], setup.config.factor, condition.weight_decay, variables, batch
+    ), batch
+
+
+def stationary(model: Model, loss: Any, factor: int, weight_decay: float, start: Variables, batch: Batch) -> Variables:
+    """The stationary point of a base to which BFGS and Newton steps fall, under the weight decay of its clones.
+
+    Decay lambda of the clones is decay `lambda n_out / n_in` of every array of the base (`lopjax.cloning.quotient`).
+    """
+    from scipy.optimize import minimize
+
+    value, gradient, hessian, unravel = _decayed(model, loss, factor)
+    place = np.asarray(ravel_pytree(start["params"])[0])
+    place = minimize(value, place, (batch, weight_decay), "BFGS", gradient, options={"gtol": 1e-6}).x
+    for _ in range(6):
+        slope, curvature = gradient(place, batch, weight_decay), hessian(place, batch, weight_decay)
+        place = place - np.linalg.lstsq(np.asarray(curvature), np.asarray(slope), rcond=1e-10)[0]
+    return {**start, "params": unravel(jnp.asarray(place))}
+
+
+@cache
+def _decayed(model: Model, loss: Any, factor: int) -> tuple[Any, Any, Any, Any]:
+    """Decayed loss of a flat point, a batch and a decay, its gradient and Hessian, compiled; flat to parameters."""
+    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
+    n_in, n_out = multiplicities(zeros, model.wiring, factor)
+    ratios = jax.tree.map(lambda leaf, i, o: jnp.broadcast_to(o / i, leaf.shape), zeros, n_in, n_out)
+    unravel, weights = ravel_pytree(zeros)[1], ravel_pytree(ratios)[0]
+
+    def value(place: jax.Array, batch: Batch, decay: float) -> jax.Array:
+        penalty = 0.5 * decay * jnp.sum(weights * place**2)
+        return loss(model.apply({"params": unravel(place)}, batch[0]).logits, batch[1]) + penalty
+
+    return jax.jit(value), jax.jit(jax.grad(value)), jax.jit(jax.hessian(value)), unravel
 
 
 def _samples(setup: Setup, condition: Condition) -> int:
     return setup.config.samples * (3 if condition.point == "critical" else 1)
 
 
-def _input_shape(condition: Condition) -> tuple[int, ...]:
-    if not condition.network.startswith("mlp"):
-        return (4, 4, 1)
-    return (2,) if condition.point == "critical" else (4,)
+def _inputs(condition: Condition) -> int:
+    """Inputs of the network; two where its stationary points are searched for."""
+    return 2 if condition.point == "critical" else 4
 
 
 def _statistic(path: Any, leaf: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from experiments.conditions.config import CONDITIONS, Condition, Config
 from experiments.conditions.networks import LOSSES, Setup, place
 from lopjax.runs.schedule import Part
-from lopjax.stability import decayed_clones, unit_blocks
+from lopjax.stability import unit_blocks
 
 
 def parts(config: Config, setup: Setup) -> list[Part]:
@@ -32,9 +32,12 @@ def measure(setup: Setup, condition: Condition, seed: int) -> dict[str, Any]:
     model, loss, factor = setup.models[condition.name], LOSSES[condition.loss], setup.config.factor
     variables, batch = place(setup, condition, seed)
     record: dict[str, Any] = {"condition": condition.name, "seed": seed}
-    if condition.weight_decay:
-        found = decayed_clones(model, variables, batch, factor, condition.weight_decay, loss=loss)
-        return {**record, "verdict": found.verdict.name, "extremes": [found.rate, found.rate]}
     is_critical = condition.point == "critical"
     total = unit_blocks(model, variables, batch, factor, loss=loss, near_critical=is_critical).total
+    if condition.weight_decay:
+        # Of the decayed loss the normal Hessian is M_j + decay, and decay along the gauge.
+        rate = condition.weight_decay + total.min_eigenvalue
+        bound = 10 * total.tolerance + total.residual
+        verdict = "UNDECIDED" if abs(rate) <= bound else "ATTRACTING" if rate > 0 else "REPELLING"
+        return {**record, "verdict": verdict, "extremes": [rate, condition.weight_decay + total.max_eigenvalue]}
     return {**record, "verdict": total.verdict.name, "extremes": [total.min_eigenvalue, total.max_eigenvalue]}
