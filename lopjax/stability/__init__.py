@@ -11,7 +11,6 @@ from lopjax.stability.escape_law import (
     departure_probability,
     deviation_covariance,
     escape_law,
-    responses,
     simulated_departures,
 )
 from lopjax.stability.escape_under_noise import (
@@ -24,7 +23,7 @@ from lopjax.stability.escape_under_noise import (
     weighted_chi_square_tail,
 )
 from lopjax.stability.kicks import FreeKick, RankCeiling, free_kick, rank_ceiling
-from lopjax.stability.linearised import Split, linearised, linearised_gradient, split
+from lopjax.stability.linearised import linearised, linearised_gradient, split
 from lopjax.stability.lyapunov import LyapunovEstimate, noise_exponent, transverse_lyapunov
 from lopjax.stability.verdicts import Stability, StabilityReport
 from lopjax.stability.weight_decay import (
@@ -47,7 +46,6 @@ __all__ = [
     "LyapunovEstimate",
     "RankCeiling",
     "SpaceBlocks",
-    "Split",
     "Stability",
     "StabilityReport",
     "UnitBlocks",
@@ -71,7 +69,6 @@ __all__ = [
     "noise_variances",
     "propagated_covariance",
     "rank_ceiling",
-    "responses",
     "simulated_departures",
     "split",
     "transverse_lyapunov",

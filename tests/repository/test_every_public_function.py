@@ -47,6 +47,13 @@ ELSEWHERE = {
     "tap": "tests/models, the activation of every labelled model",
     "level_set_manifold": "tests/manifolds",
     "random_normal_vector": "tests/manifolds, of a key and shapes",
+    **dict.fromkeys(
+        (
+            *("departure_probability", "deviation_covariance", "escape_law", "simulated_departures"),
+            *("linearised", "linearised_gradient", "split"),
+        ),
+        "tests/stability, the law of R²",
+    ),
     "interval_bounds": "tests/certificates",
     "fixed_points": "tests/theory, of a function alone",
     "insert_norm": "tests/interventions, parameters of a norm alone",
