@@ -91,10 +91,11 @@ def make_program(bench: Bench, remedy: Remedy) -> Program:
         step_key, own_key = jax.random.split(key)
         batch = bench.inputs(drawn.batch[0]), drawn.batch[1]
         net, seen = train_step(model, setting.optimizer, net, batch, step_key, loss=bench.loss, task=task)
-        touched = jnp.zeros(())
+        touched, own = jnp.zeros(()), {}
         if intervention is not None:
             net, report = intervene(intervention, setting, net, seen, own_key, index)
             touched = touched + sum(jnp.sum(units) for units in report.touched.values())
+            own = {f"own/{name}": value * jnp.ones(()) for name, value in report.logs.items()}
         is_end = (index + 1) % bench.sizes.steps == 0
         key = jax.random.split(lane.keys.lane)[0]  # that of the stream, in `make_chunk`
         own_scores, logs = jax.lax.cond(
@@ -102,7 +103,7 @@ def make_program(bench: Bench, remedy: Remedy) -> Program:
             lambda: measure(net.variables, lane.own_scores, key, task.index),
             lambda: (lane.own_scores, nothing_measured()),
         )
-        logs = {"online": bench.score(seen.logits, drawn.batch[1]), "touched": touched, **logs}
+        logs = {"online": bench.score(seen.logits, drawn.batch[1]), "touched": touched, **own, **logs}
         return lane._replace(net=net, own_scores=own_scores), logs
 
     return Program(start, step)

@@ -149,6 +149,15 @@ def _wake_dead_units(settings: Settings) -> Any:
     return wake_dead_units(settings["reset_every"], settings["tolerance"])
 
 
+def _recovery(settings: Settings) -> Any:
+    """The controller with its default ladder, which looks at the batch of the step: a stream has no fixed probe."""
+    from lopjax.recovery import ON, recovery_controller
+
+    on = {name: settings["threshold"] * value for name, value in ON.items()}
+    off = {name: value / 2 for name, value in on.items()}
+    return recovery_controller(every=100, cool_down=settings["cool_down"], on=on, off=off)
+
+
 _RATES = _both(*_each("times_rate", 0.1, 0.3, 1.0, 3.0))
 _PERIODS = _both(*_each("reset_every", 50, 200, 400, 2000))
 
@@ -208,6 +217,11 @@ METHODS: dict[str, Remedy] = {
         "waking dead units",
         _both(*({"tolerance": t, "reset_every": f} for t in (0.0, 1e-3) for f in (100, 400))),
         intervention=_wake_dead_units,
+    ),
+    "recovery": Remedy(
+        "recovery controller",
+        _both(*({"threshold": t, "cool_down": c} for t in (0.5, 1.0) for c in (100, 400))),
+        intervention=_recovery,
     ),
     "reset_head": Remedy("reset of the head", _PERIODS, intervention=_reset_head),
     "reset_optimizer": Remedy("reset of the optimizer", _PERIODS, intervention=_reset_optimizer),

@@ -98,6 +98,7 @@ def _row(data: RunData, stream: str, method: str) -> dict[str, Any]:
         **{name: [_plain(bound) for bound in one] for name, one in found.items()},
         "useful": useful(data, stream, method),
         "touched": _plain(float(np.mean(curves(data, stream, method, "touched")))),
+        "treatment": treatment(data, stream, method),
         "cost": cost(data, stream, method),
     }
 
@@ -136,6 +137,23 @@ def useful(data: RunData, stream: str, method: str) -> int | None:
     return int(sum(score > plain for score in scores))
 
 
+def treatment(data: RunData, stream: str, method: str) -> dict[str, float | None] | None:
+    """What a recovery controller did to a network, means over seeds; null for other methods.
+
+    `kept`: actions; `undone`: those undone, as they would have let the loss jump or cost more than the budget;
+    `change`: the sum over actions of |change of the parameters| / |parameters|; `rise`: of the batch's loss, a mean
+    over the actions kept; null without any.
+    """
+    counted = {name: curves(data, stream, method, f"own/{name}") for name in ("kept", "undone", "change", "rise")}
+    if not np.isfinite(counted["kept"]).all():
+        return None
+    sizes = data.config[stream]
+    steps = sizes["steps"] * sizes["tasks_per_record"]  # records are means over steps
+    totals = {name: float(each.sum(axis=1).mean()) * steps for name, each in counted.items()}
+    rise = totals.pop("rise") / totals["kept"] if totals["kept"] else math.nan
+    return {name: _plain(total) for name, total in {**totals, "rise": rise}.items()}
+
+
 def cost(data: RunData, stream: str, method: str) -> float | None:
     """Processor time of a step over a plain one's: median over records, without the first, which compiles."""
     own, plain = (curves(data, stream, name, "cpu_ms_per_step")[:, 1:] for name in (method, PLAIN))
@@ -156,6 +174,7 @@ def texts(data: RunData) -> dict[str, str]:
     for stream in data.config["streams"]:
         lines += ["", f"**{stream}**", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
         lines += [_line(cells(row)) for row in _rows(data) if row["stream"] == stream]
+        lines += [said for row in _rows(data) if row["stream"] == stream for said in _treated(row)]
     return {"table.md": "\n".join([*title(data), *lines]) + "\n"}
 
 
@@ -193,6 +212,17 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         "-" if row["useful"] is None else f"{row['useful']} of {NUM_SETTINGS}",
         "-" if row["cost"] is None else f"{row['cost']:.2f}",
     )
+
+
+def _treated(row: dict[str, Any]) -> list[str]:
+    """A sentence under the table about what a controller did."""
+    if not row.get("treatment"):
+        return []
+    kept, undone, change, rise = (math.nan if value is None else value for value in row["treatment"].values())
+    said = (
+        f"{kept:.1f} actions kept and {undone:.1f} undone a seed; in all they changed the parameters by {change:.2g} "
+    )
+    return ["", f"{label_of(row['method'])}: {said}of their length, and each let the batch's loss rise by {rise:.2g}."]
 
 
 def _rows(data: RunData) -> list[dict[str, Any]]:

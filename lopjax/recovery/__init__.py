@@ -7,13 +7,15 @@ log.py          what it did, why, and whether the symptom went
 monitor.py      symptoms and warnings in a loop that is not ours
 """
 
-from lopjax.recovery.controller import ControllerState, recovery_controller
+from lopjax.recovery.controller import OFF, ON, ControllerState, recovery_controller
 from lopjax.recovery.log import Log, Outcome, explain
 from lopjax.recovery.monitor import Monitor, MonitorReport, MonitorState, life_table, monitor
 from lopjax.recovery.noise import critical_noise, kick_clones
 from lopjax.recovery.rungs import RUNGS, SYMPTOMS, Rung, Strengths, pull_to_start
 
 __all__ = [
+    "OFF",
+    "ON",
     "RUNGS",
     "SYMPTOMS",
     "ControllerState",

@@ -100,7 +100,9 @@ def recovery_controller(
     let the loss jump by more than is allowed, is undone.
 
     It is an intervention like any other: pure, for scan and vmapped lanes; its numbers may be traced. Needs no
-    boundaries. `explain(state.own.log)` says what was done, why, at what cost, and whether it helped.
+    boundaries. `explain(state.own.log)` says what was done, why, at what cost, and whether it helped. A report's logs
+    hold `actions` so far, symptoms being `treating`, and of this step, 0 if nothing was done: whether an action was
+    `kept` or `undone`, its `change` of the parameters relative to their length, and the `rise` of the batch's loss.
 
     Args:
         ladder: names of `RUNGS`, the gentlest first.
@@ -171,7 +173,7 @@ def recovery_controller(
 
         bare = state._replace(own=())  # the state of the controller itself is passed beside it
         found, own, touched, reason = jax.lax.cond(is_due(step, every), look, rest, bare, own)
-        logs = {"actions": own.actions, "treating": jnp.sum(own.is_on)}
+        logs = {"actions": own.actions, "treating": jnp.sum(own.is_on), **_done(own, step)}
         return found._replace(own=state.own), own, Report(touched, reason, logs)
 
     return Intervention(init, apply)
@@ -335,6 +337,16 @@ def _apply_rung(
         return run
 
     return jax.lax.switch(rung, [branch(number) for number in range(len(options.rungs))])
+
+
+def _done(own: ControllerState, step: Any) -> dict[str, Array]:
+    """What an action of this step came to, 0 without one: to be summed or averaged over steps."""
+    entry = jax.tree.map(lambda field: field[jnp.maximum(own.actions - 1, 0) % len(field)], own.log)
+    kept = (entry.step == step) & (entry.outcome == Outcome.PENDING)
+    undone = (entry.step == step) & ((entry.outcome == Outcome.LOSS_JUMP) | (entry.outcome == Outcome.OVER_BUDGET))
+    zero = jnp.zeros_like(entry.loss)
+    rise = jnp.where(kept, entry.loss_after - entry.loss, zero)
+    return {"kept": kept, "undone": undone, "change": jnp.where(kept, entry.change, zero), "rise": rise}
 
 
 def _loss(setting: Setting, state: TrainState, observed: Observed) -> Float[Array, ""]:

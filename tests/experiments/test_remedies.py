@@ -55,6 +55,19 @@ def test_the_report_names_what_was_lost_kept_and_gained():
     assert rows["cpr"]["setting"] == 2
 
 
+def test_what_a_controller_did_is_counted_from_means_over_steps():
+    """Two actions kept, one undone in each of ten records of 400 steps; the other methods have no such row."""
+    did = {"own/kept": 2 / 400, "own/undone": 1 / 400, "own/change": 0.1 / 400, "own/rise": 0.5 / 400}
+    run = run_of()
+    records = [{**record, **did} if record["method"] == "cpr" else record for record in run.records]
+    config = {**run.config, "mixtures": {"steps": 400, "tasks_per_record": 1}}
+    run = run._replace(records=records, config=config)
+    rows = {row["method"]: row["treatment"] for row in summarise(run)}
+    assert rows["cpr"] == pytest.approx({"kept": 20, "undone": 10, "change": 1.0, "rise": 0.25})
+    assert rows["nap"] is None
+    assert "CPR: 20.0 actions kept and 10.0 undone a seed; in all they changed" in texts(run)["table.md"]
+
+
 def test_noise_makes_it_undecided_and_a_diverged_seed_is_named():
     """With noise as large as what is lost nothing is said; a lane that is frozen is no mean over the others."""
     rows = {row["method"]: row for row in summarise(run_of(noise=3.0))}
@@ -120,7 +133,7 @@ def test_transfer_is_the_change_since_a_task_ended():
         np.testing.assert_allclose(found, [score(task), *own[:3]], rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["fresh", "redo", "muon", "upgd"])
+@pytest.mark.parametrize("method", ["fresh", "redo", "muon", "upgd", "recovery"])
 def test_a_step_keeps_the_structure_of_its_lane(method):
     """Traced, not run: what is carried has the same shapes and types after a step, with traced settings."""
     bench = make_bench("upgd", StreamConfig(8, 5, 1, 0.1, (3,)))

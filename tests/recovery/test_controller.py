@@ -38,7 +38,7 @@ def start(lane):
 
 
 @cache
-def played():
+def played(ladder=LADDER, lanes=LANES):
     """The last state and the reports of every lane, all lanes in one vmapped scan."""
     optimizer = optax.sgd(0.01)
     setting = Setting(MODEL, optimizer, mean_squared_error)
@@ -46,7 +46,7 @@ def played():
 
     def lane(variables, budget, jump, key):
         controller = recovery_controller(
-            LADDER,
+            ladder,
             probe=batch,
             every=EVERY,
             cool_down=COOL_DOWN,
@@ -61,15 +61,15 @@ def played():
             before = mean_squared_error(MODEL.apply(state.variables, batch[0]).logits, batch[1])
             state, report = intervene(controller, setting, state, seen, jax.random.fold_in(key, t), t)
             after = mean_squared_error(MODEL.apply(state.variables, batch[0]).logits, batch[1])
-            return state, (report.touched["hidden_0"], report.reason, after - before)
+            return state, (report.touched["hidden_0"], report.reason, after - before, report.logs)
 
         state = start_intervention(controller, setting, init_state(variables, optimizer))
         return jax.lax.scan(step, state, jnp.arange(STEPS, dtype=jnp.int32))
 
-    variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(start(name) for name in LANES))
-    budget = jnp.array([0.0 if name == "poor" else 5.0 for name in LANES])
-    jump = jnp.array([0.0 if name == "careful" else np.inf for name in LANES])
-    state, reports = jax.jit(jax.vmap(lane))(variables, budget, jump, jax.random.split(jax.random.key(1), len(LANES)))
+    variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(start(name) for name in lanes))
+    budget = jnp.array([0.0 if name == "poor" else 5.0 for name in lanes])
+    jump = jnp.array([0.0 if name == "careful" else np.inf for name in lanes])
+    state, reports = jax.jit(jax.vmap(lane))(variables, budget, jump, jax.random.split(jax.random.key(1), len(lanes)))
     return jax.device_get((state, reports))
 
 
@@ -87,10 +87,13 @@ def entries(name):
 
 
 def test_dead_units_are_woken_without_a_jump_of_the_loss_and_the_log_says_so(x64):
-    state, (touched, _, jumps) = lane_of("dead")
+    state, (touched, _, jumps, logs) = lane_of("dead")
     assert entries("dead") == [(EVERY - 1, "wake_dead_units", "GONE")]
     np.testing.assert_array_equal(touched[EVERY - 1], [False, True, True, True, True, False])
     assert touched.sum() == 4
+    assert np.flatnonzero(logs["kept"]).tolist() == [EVERY - 1]
+    assert not logs["undone"].any()
+    assert np.flatnonzero(logs["change"]).tolist() == [EVERY - 1]
     assert np.max(np.abs(jumps)) < 1e-12
     (said,) = explain(state.own.log, LADDER)
     assert said.startswith("step 3: dying at 0.667 -> wake_dead_units (dead units drawn anew")
@@ -101,14 +104,14 @@ def test_what_does_not_help_is_followed_by_a_higher_rung(x64):
     """A kick of 0 leaves clones where they are: judged after the cool-down; the pull to a fresh draw parts them."""
     first, second = EVERY - 1, EVERY - 1 + COOL_DOWN
     assert entries("clones") == [(first, "noise", "STAYED"), (second, "shrink_and_perturb", "GONE")]
-    state, (_, _, jumps) = lane_of("clones")
+    state, (_, _, jumps, _) = lane_of("clones")
     assert state.own.rung.tolist() == [0, 0, 0, 0]
     assert abs(jumps[second]) > 1e-3  # this one is no free lunch
     assert "loss" in explain(state.own.log, LADDER)[1]
 
 
 def test_a_healthy_network_is_left_alone(x64):
-    state, (touched, reasons, jumps) = lane_of("healthy")
+    state, (touched, reasons, jumps, _) = lane_of("healthy")
     assert entries("healthy") == []
     assert not touched.any()
     assert not jumps.any()
@@ -125,6 +128,25 @@ def test_what_is_over_the_budget_or_lets_the_loss_jump_is_undone(x64):
     assert careful[1][1:] == ("shrink_and_perturb", "LOSS_JUMP")
     for name in ("poor", "careful"):
         assert not lane_of(name)[1][2].any()  # no parameter that matters has moved
+        assert lane_of(name)[1][3]["undone"].any()
+    assert not lane_of("poor")[1][3]["kept"].any()
+
+
+def test_the_other_rungs_reset_the_dead_and_part_a_pair_of_clones(x64):
+    """ReDo wakes all; a kick and FIRE free one pair of five clones, so that the share of near-clones stays."""
+    ladder, lanes = ("redo", "kick_and_fire"), ("dead", "clones")
+    state, (touched, _, _, logs) = played(ladder, lanes)
+    log = state.own.log
+    assert [ladder[rung] for rung in log.rung[:, 0]] == ["redo", "kick_and_fire"]
+    assert [Outcome(int(one)).name for one in log.outcome[:, 0]] == ["GONE", "STAYED"]
+    np.testing.assert_array_equal(touched[0, EVERY - 1], [False, True, True, True, True, False])
+    incoming, outgoing = (state.variables["params"][name]["kernel"][1] for name in ("hidden_0", "classes"))
+    assert np.ptp(outgoing[:2], axis=0).max() > 1e-3
+    assert np.ptp(incoming[:, :2], axis=1).max() > 1e-4  # and gradient descent then parts what comes in
+    assert np.ptp(outgoing[2:5], axis=0).max() < 1e-12
+    assert np.ptp(incoming[:, 2:5], axis=1).max() < 1e-12
+    assert logs["kept"].sum(axis=1).tolist() == [1, 1]
+    assert logs["undone"][1].sum() > 0  # the budget of a period allows one such change
 
 
 @pytest.mark.parametrize(
