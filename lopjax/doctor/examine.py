@@ -156,13 +156,18 @@ def dead_units(patient: Patient) -> tuple[list[Finding], Certificates, list[str]
     trapped = [u for u in frozen.units if u.verdict in (FrozenVerdict.FROZEN, FrozenVerdict.FROZEN_EVERYWHERE)]
     forever = [u for u in trapped if not u.depends_on]
     radii = [u.radius for u in frozen.units if u.radius is not None and np.isfinite(u.radius)]
-    leaves = f"no for {len(forever)}, which nothing that still moves can wake; "
-    leaves += f"{len(trapped) - len(forever)} only if layers below wake them"
+    said = {
+        "{} that nothing which still moves can wake": len(forever),
+        "{} that only layers below can wake": len(trapped) - len(forever),
+    }
+    leaves = f"no: {'; '.join(text.format(number) for text, number in said.items() if number)}"
     leaves += f"; incoming weights would have to change by {min(radii):.2g} at least" if radii else ""
+    number = len(frozen.texts)
+    units = "1 unit is" if number == 1 else f"{number} units are"
     finding = frozen.finding(
-        patient, "dead units", f"{len(frozen.texts)} units are the same on all {len(patient.batch[0])} samples"
+        patient, "dead units", f"{units} the same on all {len(patient.batch[0])} samples"
     )._replace(
-        leaves=leaves if frozen.units else "not decided",
+        leaves=leaves if trapped else "not decided",
         time=inf if frozen.units and len(forever) == len(frozen.units) else None,
         remedy="lopjax.interventions.wake_dead_units, which changes no output; a norm in front prevents it",
     )

@@ -31,6 +31,8 @@ def test_each_trap_is_found_with_its_certificate_and_its_remedy():
     assert dead.units == (("hidden_0", 5),)
     assert dead.verdict == "FROZEN"
     assert dead.time == np.inf  # the first layer on fixed data: nothing that moves can wake it
+    assert dead.says == f"1 unit is the same on all {len(INPUTS)} samples"
+    assert dead.leaves.startswith("no: 1 that nothing which still moves can wake; incoming weights")
     assert "wake_dead_units" in dead.remedy
     assert dead.tolerance is not None
     text = str(diagnosis())
