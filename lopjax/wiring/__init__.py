@@ -8,6 +8,15 @@ resets need to know about an architecture. No other module derives any of it fro
 
 from lopjax.wiring.build import build_wiring
 from lopjax.wiring.diagram import Wiring, multiplicity, tree_from_paths, tree_paths
+from lopjax.wiring.exports import (
+    GroupMember,
+    PermutationSpec,
+    keep_units,
+    permutation_spec,
+    pruning_groups,
+    sharding_rules,
+    unf_spec,
+)
 from lopjax.wiring.labels import (
     Axis,
     CompoundLabel,
@@ -32,10 +41,12 @@ __all__ = [
     "IDENTITY",
     "Axis",
     "CompoundLabel",
+    "GroupMember",
     "In",
     "Label",
     "Out",
     "Path",
+    "PermutationSpec",
     "PlainKernel",
     "Product",
     "Site",
@@ -48,14 +59,19 @@ __all__ = [
     "along",
     "at_path",
     "build_wiring",
+    "keep_units",
     "make_view",
     "multiplicity",
+    "permutation_spec",
     "plain_kernel",
+    "pruning_groups",
+    "sharding_rules",
     "standard_layout",
     "standard_order",
     "sum_per_unit",
     "tree_from_paths",
     "tree_paths",
+    "unf_spec",
     "unit_masks",
     "unit_norms",
     "unit_rows",
