@@ -1,5 +1,7 @@
 """The wiring in other tools' formats: against specifications that their authors wrote by hand, and by use."""
 
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -191,6 +193,16 @@ def test_sharded_networks_compute_what_whole_ones_do():
     mesh = Mesh(np.array(jax.devices()[:2]), ("units",))
     placed = jax.tree.map(lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec)), variables, rules)
     np.testing.assert_allclose(MODEL.apply(placed, inputs).logits, MODEL.apply(variables, inputs).logits, rtol=1e-5)
+
+
+def test_the_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "own_networks.md").read_text(encoding="utf-8")
+    code = page.split("## Into other tools")[1].split("```python\n")[1].split("```")[0]
+    found: dict = {}
+    exec(code, found)
+    assert found["permutation_spec"](found["model"].wiring).axes_to_perm["hidden_1/kernel"] == ("hidden_0", "hidden_1")
+    model, variables = found["small"]
+    model.apply(variables, jnp.ones((2, 8)))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
