@@ -34,10 +34,16 @@ def curves_of(run: "RunData", name: str) -> list[np.ndarray]:
 
 
 def norms_figure(found: "Sequence[RunData]") -> "Figure":
-    """Curves above, and below them bars of the mean over the last half of the tasks with 95 % intervals over seeds."""
+    """Curves above, and below them bars of the mean over the last half of the tasks with 95 % intervals over seeds.
+
+    Online accuracy less that of the fresh networks if all runs have them; else accuracy and training loss themselves.
+    """
     from lopjax.plotting import PALETTE, band, drawing
 
-    names = {"less_fresh": "online accuracy\nminus fresh network"} if all(r.config["fresh"] for r in found) else {}
+    if all(run.config["fresh"] for run in found):
+        names = {"less_fresh": "online accuracy\nminus fresh network"}
+    else:
+        names = {"online_accuracy": "online accuracy", "train_loss": "training loss\nafter the task"}
     names |= {f"probe/{symptom}/mean": label for symptom, label in SYMPTOMS.items()}
     with drawing(2.9 * len(names), 5.2) as figure:
         panels = figure.subplots(2, len(names), height_ratios=(3, 2))
@@ -50,7 +56,7 @@ def norms_figure(found: "Sequence[RunData]") -> "Figure":
                 bar = interval([curve[len(curve) // 2 :].mean() for curve in curves])
                 error = bar.half if np.isfinite(bar.half) else None
                 lower.bar(place, bar.mean, yerr=error, color=color, width=0.7, capsize=3)
-            upper.set(xlabel="task", ylabel=label if name == "less_fresh" else f"{label}, fixed probe")
+            upper.set(xlabel="task", ylabel=f"{label}, fixed probe" if name.startswith("probe/") else label)
             lower.set_xticks(range(len(found)), [run.folder.name for run in found], rotation=20)
             lower.set_ylabel("last half of the tasks")
         handles = panels[0, 0].get_legend_handles_labels()

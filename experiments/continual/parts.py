@@ -12,11 +12,18 @@ from experiments.continual.lane import Trainee, make_program
 from experiments.continual.measurements import make_measure
 from experiments.continual.methods import is_fresh
 from experiments.continual.setup import Setup
+from experiments.kit.ahead import compiled_ahead
 from experiments.kit.group_lanes import GroupLanes
 from lopjax.runs.schedule import Part
 from lopjax.training import Lanes, Logs, make_chunk, over_lanes, place, start_lanes
 
 Records = list[dict[str, Any]]
+
+
+@jax.jit
+def _joined(rows: list[Any]) -> Any:
+    """Trees of rows of lanes as one tree of all lanes."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
 
 
 @jax.jit
@@ -53,7 +60,7 @@ def share(setup: Setup) -> Shared:
     def of_seed(seed: jax.Array) -> jax.Array:
         return jax.random.split(jax.random.key(seed, impl="philox4x32"), 3)
 
-    init_keys, noise_keys, data_keys = jax.vmap(of_seed, out_axes=1)(jnp.array(setup.config.seeds))
+    init_keys, noise_keys, data_keys = jax.jit(jax.vmap(of_seed, out_axes=1))(jnp.array(setup.config.seeds))
 
     def drawn(init_key: jax.Array, task: jax.Array) -> Any:
         return setup.model.init(jax.random.fold_in(init_key, task))
@@ -71,6 +78,10 @@ def parts(config: Config, setup: Setup) -> list[Part]:
     """All parts of a run, group after group."""
     shared = share(setup)
     lives = [Life(setup, shared, GroupLanes(group, config.seeds, setup.mesh)) for group in setup.groups]
+    if setup.mesh is None:
+        measure = compiled_ahead(shared.measure, *lives[0].measured_shapes())
+        for life in lives:
+            life.shared = shared._replace(measure=measure)
     return [part for life in lives for part in life.parts()]
 
 
@@ -139,12 +150,14 @@ class Life:
         is_end = rest == config.steps - 1
         where = {"task": task, "step": step, "step_in_task": rest + 1, "is_end": is_end}
         keys = self.lanes.placed(self.shared.data_keys)
-        logs, frozen_at, memories, records = self.lanes.read(logs), self.lanes.read(lanes.frozen_at), [], []
-        for row, names in self.lanes.rows():
-            own = (state.net.variables, state.meter, state.memory)
-            own = self.lanes.placed(jax.tree.map(lambda leaf, row=row: leaf[row], own))
-            memory, values = self.shared.measure(*own, keys, jnp.int32(task), jnp.bool_(is_end), *self.shared.data)
-            memories.append(memory)
+        where_now = jnp.int32(task), jnp.bool_(is_end)
+        # All rows are sent off before anything is read: reading waits for the steps, which go on while this compiles.
+        found = [
+            self.shared.measure(*self.measured_of(self.lanes.row(state, row)), keys, *where_now, *self.shared.data)
+            for row, _ in self.lanes.rows()
+        ]
+        logs, frozen_at, records = self.lanes.read(logs), self.lanes.read(lanes.frozen_at), []
+        for (row, names), (_, values) in zip(self.lanes.rows(), found, strict=True):
             values = self.lanes.read(values)
             for index, lane in enumerate(names):
                 place = row.start + index
@@ -152,8 +165,19 @@ class Life:
                 numbers = {name: float(array[place]) for name, array in logs.items()}
                 numbers |= {name: float(array[index]) for name, array in values.items()}
                 records.append({**lane.fields(), **where, **frozen, **numbers})
-        memory = jax.tree.map(lambda *rows: jnp.concatenate(rows), *memories)
+        memory = _joined([memory for memory, _ in found])
         return lanes._replace(state=state._replace(memory=self.lanes.placed(memory))), records
+
+    @staticmethod
+    def measured_of(trainee: Trainee) -> tuple[Any, ...]:
+        """What of a row of lanes is measured."""
+        return trainee.net.variables, trainee.meter, trainee.memory
+
+    def measured_shapes(self) -> tuple[Any, ...]:
+        """Shapes of all that `measure` is called with."""
+        row, _ = self.lanes.rows()[0]
+        own = jax.eval_shape(lambda: self.measured_of(self.lanes.row(self.started(0), row)))
+        return *own, self.shared.data_keys, jnp.int32(0), jnp.bool_(True), *self.shared.data
 
     def kept(self, lanes: Lanes) -> dict[str, Any]:
         """What training ended with, a file a method: `{"network"}`, seeds along the leading axes."""

@@ -27,8 +27,7 @@ class GroupLanes(NamedTuple):
 
     def of_seeds(self, tree: Any) -> Any:
         """Arrays with a leading axis of seeds, repeated for every row: a leading axis of lanes."""
-        index = jnp.tile(jnp.arange(len(self.seeds)), len(self.group.lanes) // len(self.seeds))
-        return jax.tree.map(lambda leaf: leaf[index], tree)
+        return _repeated(tree, len(self.group.lanes) // len(self.seeds))
 
     def numbers(self) -> dict[str, jax.Array]:
         """The numbers that differ from lane to lane."""
@@ -47,6 +46,10 @@ class GroupLanes(NamedTuple):
         size = len(self.seeds)
         firsts = range(0, len(self.group.lanes), size)
         return [(slice(first, first + size), self.group.lanes[first : first + size]) for first in firsts]
+
+    def row(self, tree: Any, row: slice) -> Any:
+        """Arrays of the lanes of one row, placed like those of all."""
+        return self.placed(_row(tree, row.start, row.stop - row.start))
 
     def part(self, phase: str, steps: int, do: Callable[[Any], Any], like: Callable[[], Any]) -> Part:
         """A part of `steps` steps of every lane, after which there is a record of each."""
@@ -67,7 +70,7 @@ class GroupLanes(NamedTuple):
         """
         logs, frozen_at, records = self.read(logs), self.read(lanes.frozen_at), []
         for row, names in self.rows():
-            state = self.placed(_row(lanes.state, row.start, len(names)))
+            state = self.row(lanes.state, row)
             values = {name: array[row] for name, array in logs.items()} | self.read(measure(state))
             for index, lane in enumerate(names):
                 frozen = int(frozen_at[row.start + index])
@@ -76,6 +79,10 @@ class GroupLanes(NamedTuple):
         return records
 
 
+# Of a whole tree in one program: array by array, every shape would be compiled for itself.
+_repeated = jax.jit(
+    lambda tree, num: jax.tree.map(lambda leaf: leaf[jnp.tile(jnp.arange(leaf.shape[0]), num)], tree), static_argnums=1
+)
 _row = jax.jit(
     lambda tree, first, size: jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size), tree),
     static_argnums=2,
