@@ -80,3 +80,12 @@ def test_several_runs_are_drawn_as_curves_and_bars(tmp_path):
     np.testing.assert_allclose(upper.lines[0].get_ydata(), 0, atol=1e-12)  # as good as the fresh network
     dead = figure.axes[7]
     np.testing.assert_allclose([bar.get_height() for bar in dead.patches], 0.25)  # tasks 3 and 4: 0.2, 0.3
+
+
+def test_without_fresh_networks_accuracy_and_loss_are_drawn_themselves(tmp_path):
+    run = run_of(tmp_path / "none")
+    bare = run._replace(config={**run.config, "fresh": False})
+    figure = norms_figure([run, bare])  # one without is enough
+    accuracy, loss = figure.axes[:2]
+    assert [axes.get_ylabel() for axes in (accuracy, loss)] == ["online accuracy", "training loss\nafter the task"]
+    np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [0.5, 0.6, 0.7, 0.8])
