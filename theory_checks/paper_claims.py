@@ -199,6 +199,7 @@ CLAIMS: tuple[Claim, ...] = (
         "In the linear regime at a critical base: distribution and rate are exact. How far that carries in training "
         "of real networks is an experiment of its own.",
         ("stability.escape_rate", "escape.momentum", "escape.decaying_noise", "escape.rank_ceiling"),
+        page="escape.md",
     ),
     Claim(
         "section 3, figure 3.1",
@@ -239,8 +240,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "section 3, figure 3.4",
         "Normalisation prevents it.",
-        "open",
-        "The grid of norms takes an hour a norm and was not run.",
+        "reproduced",
+        "With batch norm. Layer norm was not run.",
         cells=tuple(Cell(CONTINUAL, "normalisation prevents it", column) for column in (1, 2)),
         page=CONTINUAL,
         command="python -m experiments.continual --preset tiny_imagenet --net.norm batch --name batch",
