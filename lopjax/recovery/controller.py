@@ -25,8 +25,9 @@ from lopjax.training.interventions import Intervention, Report, Setting
 from lopjax.training.steps import TrainState
 
 ON: Mapping[str, float] = {"cloning": 0.1, "dying": 0.3, "saturation": 0.3, "rank_collapse": 0.3}
+"""The score from which on treatment begins, by symptom."""
 OFF: Mapping[str, float] = {"cloning": 0.02, "dying": 0.2, "saturation": 0.2, "rank_collapse": 0.15}
-"""Default thresholds: treatment begins at ON, a symptom has gone below OFF."""
+"""The score below which a symptom has gone."""
 
 
 class ControllerState(NamedTuple):
