@@ -16,7 +16,6 @@ class Condition(NamedTuple):
         point: where on the loss surface: see `networks.place`.
         predicted: verdict that a theorem gives for it; empty where theory is silent.
         theorem: which, in words.
-        weight_decay: on all parameters of the clones; the point is then stationary under it.
     """
 
     network: str
@@ -25,20 +24,17 @@ class Condition(NamedTuple):
     point: Point
     predicted: str = ""
     theorem: str = ""
-    weight_decay: float = 0.0
 
     @property
     def name(self) -> str:
         """In records and tables."""
-        decay = f", decay {self.weight_decay:g}" if self.weight_decay else ""
-        return f"{self.network}, {self.loss}, {self.outputs} outputs, {self.point}{decay}"
+        return f"{self.network}, {self.loss}, {self.outputs} outputs, {self.point}"
 
 
 _COUPLED = "B_j is not 0, and the outgoing block is"
 _WIDE = "at a critical point rank B_j <= {}: generically not 0"
 _NARROW = "B_j = 0 at a critical point; the sign of A_j decides, which no theorem gives"
 _FITTED = "no residual: every term of M_j is 0"
-_DECAY = "attraction iff decay > -min lambda_min(M_j), a number of the data"
 
 CONDITIONS: tuple[Condition, ...] = (
     Condition("mlp tanh", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
@@ -53,8 +49,6 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("mlp tanh", "squared error", 3, "fitted", "NEUTRAL", _FITTED),
     Condition("mlp tanh", "squared error", 3, "relabelled", "SADDLE", f"{_COUPLED}: residuals are back"),
     Condition("mlp relu", "squared error", 3, "dead", "NEUTRAL", "dead units have no gradient and no curvature"),
-    Condition("mlp tanh", "squared error", 2, "critical", "", _DECAY, 0.01),
-    Condition("mlp tanh", "squared error", 2, "critical", "", _DECAY, 0.1),
     Condition("mlp tanh batch norm", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
     Condition("mlp tanh layer norm", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
 )  # fmt: skip

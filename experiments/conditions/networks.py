@@ -10,7 +10,6 @@ from jax.flatten_util import ravel_pytree
 
 from experiments.conditions.config import CONDITIONS, Condition, Config
 from experiments.kit.experiment import NO_RESOURCES, Resources
-from lopjax.cloning.quotient import multiplicities
 from lopjax.losses import mean_cross_entropy, mean_squared_error
 from lopjax.model import Model, Variables
 from lopjax.models import mlp
@@ -50,8 +49,8 @@ def _network(condition: Condition) -> Model:
 def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Batch]:
     """A random network of a condition, moved to its point, and the data there; float64 must be on.
 
-    Normal weights and inputs; random labels or normal targets. "critical": the stationary point, under the weight
-    decay, to which a search from a teacher falls whose outputs, with noise, are the targets. "fitted": the targets are
+    Normal weights and inputs; random labels or normal targets. "critical": the stationary point to which a
+    search from a teacher falls whose outputs, with noise, are the targets. "fitted": the targets are
     the network's own outputs; "relabelled": those of another network. "dead": biases so low that no hidden unit is
     active.
     """
@@ -81,39 +80,30 @@ def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Bat
     batch = inputs, targets
     if condition.point != "critical":
         return variables, batch
-    return stationary(
-        model, LOSSES[condition.loss], setup.config.factor, condition.weight_decay, variables, batch
-    ), batch
+    return stationary(model, LOSSES[condition.loss], variables, batch), batch
 
 
-def stationary(model: Model, loss: Any, factor: int, weight_decay: float, start: Variables, batch: Batch) -> Variables:
-    """The stationary point of a base to which BFGS and Newton steps fall, under the weight decay of its clones.
-
-    Decay lambda of the clones is decay `lambda n_out / n_in` of every array of the base (`lopjax.cloning.quotient`).
-    """
+def stationary(model: Model, loss: Any, start: Variables, batch: Batch) -> Variables:
+    """The stationary point to which BFGS and Newton steps fall, if they do."""
     from scipy.optimize import minimize
 
-    value, gradient, hessian, unravel = _decayed(model, loss, factor)
+    value, gradient, hessian, unravel = _derivatives(model, loss)
     place = np.asarray(ravel_pytree(start["params"])[0])
-    place = minimize(value, place, (batch, weight_decay), "BFGS", gradient, options={"gtol": 1e-6}).x
+    place = minimize(value, place, (batch,), "BFGS", gradient, options={"gtol": 1e-6}).x
     for _ in range(6):
-        slope, curvature = gradient(place, batch, weight_decay), hessian(place, batch, weight_decay)
+        slope, curvature = gradient(place, batch), hessian(place, batch)
         place = place - np.linalg.lstsq(np.asarray(curvature), np.asarray(slope), rcond=1e-10)[0]
     return {**start, "params": unravel(jnp.asarray(place))}
 
 
 @cache
-def _decayed(model: Model, loss: Any, factor: int) -> tuple[Any, Any, Any, Any]:
-    """Decayed loss of a flat point, a batch and a decay, its gradient and Hessian, compiled; flat to parameters."""
+def _derivatives(model: Model, loss: Any) -> tuple[Any, Any, Any, Any]:
+    """The loss of a flat point and a batch, its gradient and Hessian, compiled; flat to parameters."""
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
-    n_in, n_out = multiplicities(zeros, model.wiring, factor)
-    ratios = jax.tree.map(lambda leaf, i, o: jnp.broadcast_to(o / i, leaf.shape), zeros, n_in, n_out)
-    unravel, weights = ravel_pytree(zeros)[1], ravel_pytree(ratios)[0]
+    unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params))[1]
 
-    def value(place: jax.Array, batch: Batch, decay: float) -> jax.Array:
-        penalty = 0.5 * decay * jnp.sum(weights * place**2)
-        return loss(model.apply({"params": unravel(place)}, batch[0]).logits, batch[1]) + penalty
+    def value(place: jax.Array, batch: Batch) -> jax.Array:
+        return loss(model.apply({"params": unravel(place)}, batch[0]).logits, batch[1])
 
     return jax.jit(value), jax.jit(jax.grad(value)), jax.jit(jax.hessian(value)), unravel
 

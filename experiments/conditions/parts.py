@@ -5,11 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.conditions.config import CONDITIONS, Condition, Config
 from experiments.conditions.networks import LOSSES, Setup, place
 from lopjax.runs.schedule import Part
 from lopjax.stability import unit_blocks
+
+# A search that ends with a larger `SpaceBlocks.gradient_residual` has not found its stationary point.
+STATIONARY = 1e-8
 
 
 def parts(config: Config, setup: Setup) -> list[Part]:
@@ -28,16 +32,14 @@ def _measure_all(setup: Setup, condition: Condition, nothing: Any) -> tuple[Any,
 
 
 def measure(setup: Setup, condition: Condition, seed: int) -> dict[str, Any]:
-    """The verdict on the clones of one network: of their curvature, or under weight decay whether they attract."""
+    """The verdict on the clones of one network: of their curvature."""
     model, loss, factor = setup.models[condition.name], LOSSES[condition.loss], setup.config.factor
     variables, batch = place(setup, condition, seed)
     record: dict[str, Any] = {"condition": condition.name, "seed": seed}
     is_critical = condition.point == "critical"
-    total = unit_blocks(model, variables, batch, factor, loss=loss, near_critical=is_critical).total
-    if condition.weight_decay:
-        # Of the decayed loss the normal Hessian is M_j + decay, and decay along the gauge.
-        rate = condition.weight_decay + total.min_eigenvalue
-        bound = 10 * total.tolerance + total.residual
-        verdict = "UNDECIDED" if abs(rate) <= bound else "ATTRACTING" if rate > 0 else "REPELLING"
-        return {**record, "verdict": verdict, "extremes": [rate, condition.weight_decay + total.max_eigenvalue]}
+    blocks = unit_blocks(model, variables, batch, factor, loss=loss, near_critical=is_critical)
+    total = blocks.total
+    residual = max(float(np.max(each.gradient_residual)) for each in blocks.spaces.values())
+    if is_critical and not residual <= STATIONARY:
+        return {**record, "verdict": "NOT_REACHED", "extremes": [total.min_eigenvalue, total.max_eigenvalue]}
     return {**record, "verdict": total.verdict.name, "extremes": [total.min_eigenvalue, total.max_eigenvalue]}
