@@ -36,10 +36,11 @@ class Clone(NamedTuple):
 
 def optimizer_of(numbers: Numbers, noise_key: jax.Array) -> optax.GradientTransformation:
     """SGD with noise on the gradient of the loss, then weight decay, then momentum; every number may be traced."""
+    traced: dict[str, Any] = dict(numbers)  # optax's annotations know no traced number
     return optax.chain(
-        add_relative_noise(numbers["noise_scale"], numbers["noise_decay"], noise_key),
-        optax.add_decayed_weights(numbers["weight_decay"]),
-        optax.sgd(numbers["learning_rate"], numbers["momentum"]),
+        add_relative_noise(traced["noise_scale"], traced["noise_decay"], noise_key),
+        optax.add_decayed_weights(traced["weight_decay"]),
+        optax.sgd(traced["learning_rate"], traced["momentum"]),
     )
 
 

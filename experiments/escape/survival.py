@@ -112,11 +112,11 @@ def log_rank(first: Escapes, second: Escapes) -> tuple[float, float]:
 
     Groups none of which escapes, or all of which escape at one record, cannot be told apart: (0, 1).
     """
-    groups = [_censored(group.steps, group.is_escaped) for group in (first, second)]
+    x, y = (_censored(group.steps, group.is_escaped) for group in (first, second))
     if not (first.is_escaped.any() or second.is_escaped.any()):
         return 0.0, 1.0
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = scipy.stats.logrank(*groups)
+        found = scipy.stats.logrank(x, y)
     statistic, p = float(-found.statistic), float(found.pvalue)
     return (statistic, p) if np.isfinite(statistic) else (0.0, 1.0)
 

@@ -234,7 +234,7 @@ def simulated_departures(
     """
     patterns = tuple((space, tuple(map(int, each.multiplicity))) for space, each in law.items())
     arrays = {space: each[:3] for space, each in law.items()}
-    numbers = HeavyBall(*map(jnp.asarray, map(float, descent)))
+    numbers = jax.tree.map(lambda number: jnp.asarray(float(number)), descent)  # traced: one program for all
     return _departures(arrays, numbers, key, patterns, every, num_records, num_runs)
 
 
