@@ -35,8 +35,8 @@ METHODS: dict[str, Callable[[jax.Array], Any]] = {
 }
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def errors(method: str, key: jax.Array, tasks: int = TASKS) -> jax.Array:
+@partial(jax.jit, static_argnums=0)
+def errors(method: str, key: jax.Array) -> jax.Array:
     """Mean squared error of every task, online, `(tasks,)`."""
     stream, optimizer = upgd_toy(steps=STEPS), METHODS[method](jax.random.fold_in(key, 1))
 
@@ -45,8 +45,8 @@ def errors(method: str, key: jax.Array, tasks: int = TASKS) -> jax.Array:
         state, seen = train_step(MODEL, optimizer, state, drawn.batch, loss=lambda y, t: jnp.mean((y - t) ** 2))
         return state, seen.loss
 
-    found = jax.lax.scan(step, init_state(MODEL.init(key), optimizer), jnp.arange(tasks * STEPS))[1]
-    return jnp.mean(found.reshape(tasks, STEPS), axis=1)
+    found = jax.lax.scan(step, init_state(MODEL.init(key), optimizer), jnp.arange(TASKS * STEPS))[1]
+    return jnp.mean(found.reshape(TASKS, STEPS), axis=1)
 
 
 def interval(numbers: np.ndarray) -> str:
