@@ -13,6 +13,7 @@ from lopjax.stability import (
     departure_probability,
     deviation_covariance,
     escape_law,
+    linearised,
     linearised_gradient,
     simulated_departures,
     split,
@@ -113,3 +114,15 @@ def test_the_linearised_gradient_is_the_gradient_on_the_leaf_plus_a_hessian_prod
     assert np.abs(found - gradient(flat + 0.3 * draw)).max() > 1e-3, "control: it is not the gradient itself"
     with pytest.raises(ValueError, match="curved"):
         split(Manifold(params, lambda tree: tree, is_affine=False), params)
+
+
+def test_a_linearised_function_is_its_tangent_at_the_foot(x64):
+    """By hand: at the foot (3, 0) of (3, 0.1), f = (sin x + y^2, x y) has the tangent (sin 3 + 0 y, 3 y)."""
+    axis = Manifold(jnp.zeros(2), lambda v: v * jnp.array([1.0, 0.0]), is_affine=True)
+
+    def function(p):
+        return jnp.sin(p[0]) + p[1] ** 2, p[0] * p[1]
+
+    point = jnp.array([3.0, 0.1])
+    np.testing.assert_allclose(linearised(function, axis, point), (np.sin(3.0), 0.3), rtol=0, atol=1e-15)
+    assert abs(float(function(point)[0]) - np.sin(3.0)) > 1e-3  # the function itself has the second order
