@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles.critical_clones import BASE, PARTITION, WIDE, critical_clones, flat_loss, normal_modes
 
 from lopjax.losses import mean_squared_error
 from lopjax.manifolds import Manifold, check_partition, cloned_manifold
@@ -19,7 +20,6 @@ from lopjax.stability import (
     split,
 )
 from lopjax.stability.blocks.coordinates import make_lift
-from tests.oracles.critical_clones import BASE, PARTITION, WIDE, critical_clones, flat_loss, normal_modes
 
 DESCENT = HeavyBall(0.1, 0.02, noise_decay=0.97, momentum=0.6, weight_decay=0.05)
 
