@@ -213,8 +213,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "section 3, figures 3.2 and 3.3",
         "The rank falls before the accuracy does.",
-        "refuted",
-        "On both streams.",
+        "corrected",
+        "Under weight decay and layer norm; not under Adam alone, on either stream.",
         cells=tuple(Cell(CONTINUAL, "rank falls before accuracy", column) for column in (1, 2)),
         page=CONTINUAL,
         command=GAUSSIAN,
