@@ -79,7 +79,12 @@ def steps(width: int, num: int) -> dict[str, Repeat]:
 
     noisy = noisy_sgd(0.01, 0.01, 0.999, seed=key)
     calls = {"plain step": repeat(optax.sgd(0.01)), "noisy step": repeat(noisy)}
-    with mock.patch("lopjax.optim.noise.standard_normal", jax.random.normal):
+
+    def drawn_by_jax(key: Any, shapes: Any, dtypes: Any) -> list[Any]:
+        keys = jax.random.split(key, len(shapes))
+        return [jax.random.normal(*one) for one in zip(keys, shapes, dtypes, strict=True)]
+
+    with mock.patch("lopjax.optim.noise.standard_normals", drawn_by_jax):
         calls["noisy step, jax.random.normal"] = repeat(noisy)
     return calls
 
