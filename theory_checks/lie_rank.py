@@ -56,7 +56,29 @@ def check_conserved(size: Size) -> list[Row]:
         known, found = _num_independent(laws, variables["params"]), _found(model, variables)
         rows.append(Row(f"{activation}: codimension {found} minus the {known} laws known", abs(found - known), 0))
     # The last network is the linear one, whose laws are more than those of its units.
-    return [*rows, Row("identity: codimension minus its 4 units' own laws", abs(found - UNITS), 0, control=True)]
+    rows.append(Row("identity: codimension minus its 4 units' own laws", abs(found - UNITS), 0, control=True))
+    return rows if size == "small" else [*rows, *_beside_laws()]
+
+
+def _beside_laws() -> list[Row]:
+    """ReLU units with a second reason to stay: one that is dead, and clones, who share one law on their leaf."""
+    model, variables = _network("relu")
+    dead, expected = _found(model, _with_dead_unit(variables)), UNITS - 1 + INPUTS + 1 + OUTPUTS
+    base, narrow = _network("relu", UNITS // 2)
+    wide, copies = widen(base, 2), clone_variables(narrow, base.wiring, 2)
+    leaf = codimension(cloned_manifold(copies["params"], wide.wiring, {"hidden_0": (0, 0, 1, 1)}))
+    cloned = _found(wide, copies)
+    return [
+        Row(f"relu, one unit dead: codimension {dead} minus 3 laws and its 6 parameters", abs(dead - expected), 0),
+        Row(f"relu, clones: codimension {cloned} minus the leaf's {leaf} and 2 laws", abs(cloned - leaf - 2), 0),
+    ]
+
+
+def _with_dead_unit(variables: Variables) -> Variables:
+    """The first unit below its kink on every input that is drawn."""
+    first = variables["params"]["hidden_0"]
+    dead = {"kernel": first["kernel"].at[:, 0].set(0.1), "bias": first["bias"].at[0].set(-50.0)}
+    return {"params": {**variables["params"], "hidden_0": dead}}
 
 
 def check_generic(size: Size) -> list[Row]:
