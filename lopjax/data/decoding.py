@@ -61,36 +61,8 @@ def _decoded(encoded: bytes, channels: int, what: str) -> UInt8[np.ndarray, "hei
         return decode_image(encoded, channels)
     except UnidentifiedImageError as error:
         # Its own message names an object at an address, which says nothing to a reader.
-        unknown = f"{len(encoded)} bytes that are no image Pillow knows"
-        raise ValueError(f"{what}: the image cannot be decoded ({unknown}); prepare the set again") from error
-    except Exception as error:
-            # array_record and protobuf have exceptions of their own for damaged files.
-            raise ValueError(f"{what}: records {start}..{stop - 1} cannot be read ({error})") from error
-        for index, record in enumerate(records, start):
-            image = _decoded(record[image_key], channels, f"{what}, record {index}")
-            if images is None:
-                images = np.empty((len(source), *image.shape), np.uint8)
-            if image.shape != images.shape[1:]:
-                raise ValueError(
-                    f"{what}, record {index}: sizes differ, {images.shape[1:]} and {image.shape}; only sets of images "
-                    "of one size are supported"
-                )
-            images[index] = image
-            labels[index] = record[label_key]
-    assert images is not None
-    return images, labels
-
-
-def _decoded(encoded: bytes, channels: int, what: str) -> UInt8[np.ndarray, "height width channels"]:
-    from PIL import UnidentifiedImageError
-
-    try:
-        return decode_image(encoded, channels)
-    except UnidentifiedImageError as error:
-        # Its own message names an object at an address, which says nothing to a reader.
-        raise ValueError(
-            f"{what}: no image ({len(encoded)} bytes that Pillow does not know); prepare the set again"
-        ) from error
+        reason = f"{len(encoded)} bytes that are no image Pillow knows"
+        raise ValueError(f"{what}: the image cannot be decoded ({reason}); prepare the set again") from error
     except Exception as error:
         # Pillow ends on damaged files with OSError, SyntaxError, ValueError, struct.error and others.
         raise ValueError(f"{what}: the image cannot be decoded ({error}); prepare the set again") from error

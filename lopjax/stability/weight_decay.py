@@ -68,8 +68,9 @@ class DecayThreshold(NamedTuple):
     """Result of `weight_decay_threshold`.
 
     Attributes:
-        threshold: from here on, up to the largest decay looked at, clones attract. Infinite if they do not at the
-            largest; 0 if they do at all; NaN if an undecided point lies in between.
+        threshold: from here on, up to the largest decay looked at, clones attract: the middle of the last crossing, to
+            within its width. Infinite if they do not at the largest; 0 if they do at all; NaN if an undecided point
+            lies in between.
         crossings: `(low, high)` around every change between repelling and attracting on the way up, ascending. There
             may be several: the rate is not monotone in the decay.
         upward: the points of the path with growing decay, each started from the one before.
@@ -179,7 +180,8 @@ def weight_decay_threshold(
         factor: number of clones of every unit, or `{space: number}`.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         decays: where to look, ascending and positive.
-        relative_width: of the bracket around a change, over its upper end.
+        relative_width: of the bracket around a change, over its upper end. Where its middle has no verdict it
+            stays wider, and the note says so.
         both_ways: follow the path back as well, to find other branches.
 
     Returns:
@@ -203,11 +205,13 @@ def weight_decay_threshold(
         notes.append(
             "positive-homogeneous units are never attracted strictly: where the verdict says so, they vanished"
         )
-    crossings = tuple(
+    brackets = [
         _crossing(search, low, high, relative_width)
         for low, high in pairwise(upward)
         if {low.verdict, high.verdict} == {Attraction.REPELS, Attraction.ATTRACTS}
-    )
+    ]
+    crossings = tuple(crossing for crossing, _ in brackets)
+    notes += [reason for _, reason in brackets if reason]
     return DecayThreshold(_threshold(upward, crossings), crossings, upward, downward, agree, "; ".join(notes))
 
 
@@ -283,14 +287,20 @@ def _shaken(variables: Variables, key: Key[Array, ""]) -> Variables:
     return {**variables, "params": unravel(flat + _SHAKE * draw)}
 
 
-def _crossing(search: _Search, low: DecayedClones, high: DecayedClones, relative_width: float) -> tuple[float, float]:
-    """Halve the step between two points of opposite verdicts, as far as the points in between have one."""
+def _crossing(
+    search: _Search, low: DecayedClones, high: DecayedClones, relative_width: float
+) -> tuple[tuple[float, float], str]:
+    """Halve the step between two points of opposite verdicts; why it stayed wider than asked for, or nothing."""
+    key = jax.random.key(0)
     while high.weight_decay * (1 - relative_width) > low.weight_decay:
-        middle = _judge(search, low.variables, 0.5 * (low.weight_decay + high.weight_decay))
-        if middle.verdict is Attraction.UNDECIDED:
-            break
-        low, high = (middle, high) if middle.verdict is low.verdict else (low, middle)
-    return low.weight_decay, high.weight_decay
+        middle = 0.5 * (low.weight_decay + high.weight_decay)
+        # From beside the last point: a minimum that has turned into a saddle still attracts what starts right on it.
+        point = _judge(search, _shaken(low.variables, key), middle)
+        if point.verdict is Attraction.UNDECIDED:
+            between = f"between {low.weight_decay:.4g} and {high.weight_decay:.4g}"
+            return (low.weight_decay, high.weight_decay), f"no verdict {between}: {point.reason}"
+        low, high = (point, high) if point.verdict is low.verdict else (low, point)
+    return (low.weight_decay, high.weight_decay), ""
 
 
 def _threshold(path: Sequence[DecayedClones], crossings: Sequence[tuple[float, float]]) -> float:

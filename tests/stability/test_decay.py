@@ -77,6 +77,28 @@ def test_clones_attract_where_the_blocks_at_the_decayed_point_say_so(x64):
     assert high - low < 0.02 * high
 
 
+@pytest.mark.slow
+def test_the_threshold_is_narrow_where_the_base_merges_its_own_units(x64):
+    # Near the threshold two units of this base merge: from right on the old branch the search ends at a saddle, has no
+    # verdict, and used to leave the first bracket, 22 % wide, with its middle as the threshold.
+    model, data = mlp((2,), (3,), 2, activation="tanh"), np.random.default_rng(0)
+    batch = jnp.asarray(data.normal(size=(16, 2))), jnp.asarray(0.7 * data.normal(size=(16, 2)))
+    shapes = model.init(jax.random.key(0))["params"]
+    draws = {
+        name: {kind: jnp.asarray(np.random.default_rng(7).normal(size=leaf.shape)) for kind, leaf in layer.items()}
+        for name, layer in shapes.items()
+    }
+    result = weight_decay_threshold(
+        model, {"params": draws}, batch, 2, loss=mean_squared_error, decays=[0.04, 0.056], both_ways=False
+    )
+    ((low, high),) = result.crossings
+    assert low > (1 - 1e-3) * high
+    assert result.note == ""
+    for share, verdict in ((0.97, Attraction.REPELS), (1.03, Attraction.ATTRACTS)):
+        point = decayed_clones(model, {"params": draws}, batch, 2, share * result.threshold, loss=mean_squared_error)
+        assert point.verdict is verdict
+
+
 def test_the_decayed_point_is_stationary_for_the_clones(x64):
     # A decay of the clones is another one of the base: plain decay of the base would leave a gradient.
     batch, base, _ = critical_clones()
