@@ -87,7 +87,7 @@ _MLP = MLPConfig(net=MLP(widths=(10, 10), activation="tanh", norm="none"))
 
 PRESETS: dict[str, dict[str, Config]] = {
     "mlp": {
-        "quick": _MLP,
+        "quick": replace(_MLP, clone_steps=350),
         "full": replace(_MLP, noise_decays=(0.95, 0.99, 1.0), clone_steps=800),
         "linear": replace(_MLP, linear=True),
     },
