@@ -80,9 +80,9 @@ def first_layer(name: str, options: dict[str, Any]) -> int:
     return 27 * 32**2 * (options["channels"][0] if kind == "cnn" else options["width"])
 
 
-def step_flops(name: str, options: dict[str, Any]) -> int:
+def step_flops(name: str, options: dict[str, Any], batch: int = BATCH) -> int:
     """Operations of the matrix products of a step: forward, gradients of the kernels, gradients of the inputs."""
-    return 2 * BATCH * (3 * multiply_adds(name, options) - first_layer(name, options))
+    return 2 * batch * (3 * multiply_adds(name, options) - first_layer(name, options))
 
 
 def by_lopjax(name: str, steps: int, repeats: int, seeds: int, dtype: str, is_small: bool) -> dict[str, float]:

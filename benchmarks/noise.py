@@ -55,18 +55,24 @@ def pieces(num: int) -> dict[str, Repeat]:
 
 
 def steps(width: int, num: int) -> dict[str, Repeat]:
-    """Calls of `num` training steps each."""
+    """Calls of `num` training steps each, of the MLP of five layers of a width."""
+    from lopjax.models import mlp
+
+    return steps_of(mlp((32, 32, 3), (width,) * 5, 10, norm="batch"), num)
+
+
+def steps_of(model: Any, num: int, batch_size: int = BATCH) -> dict[str, Repeat]:
+    """Calls of `num` training steps each of a network on 32 x 32 images."""
     import jax
     import numpy as np
     import optax
 
-    from lopjax.models import mlp
     from lopjax.optim import noisy_sgd
     from lopjax.training import init_state, train_step
 
-    model, random = mlp((32, 32, 3), (width,) * 5, 10, norm="batch"), np.random.default_rng(0)
+    random = np.random.default_rng(0)
     key = jax.random.key(0, impl="philox4x32")
-    batch = random.normal(size=(BATCH, 32, 32, 3)).astype(np.float32), random.integers(10, size=BATCH)
+    batch = random.normal(size=(batch_size, 32, 32, 3)).astype(np.float32), random.integers(10, size=batch_size)
     variables = model.init(key)
 
     def repeat(optimizer: Any) -> Repeat:
