@@ -52,7 +52,7 @@ SECTIONS = {
     "steps:resnet18": Section("Training step: lopjax", 110),
     "torch:resnet18": Section("Training step: PyTorch", 70),
 }
-SMOKE = ("rates", "checks", "steps:mlp 5x256", "steps:cnn 64-128-256", "noise", "hvp", "bits", "clones")
+SMOKE = ("rates", "checks", "steps:mlp 5x256", "torch:mlp 5x256", "noise", "hvp", "bits", "clones")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Stability of the cloned 5x128 network, about a million parameters, over 10,000 random images: `benchmarks.stability`."""
+"""Stability of the cloned 5x128 network, a million parameters, over 10,000 random images: `benchmarks.stability`."""
 
 from typing import Any
 

@@ -68,5 +68,3 @@ def _size(params: Any) -> int:
     import jax
 
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-

@@ -1,4 +1,4 @@
-"""What noise costs: the generators alone, and a noisy step against a plain one. The random numbers must not dominate."""
+"""What noise costs: the generators alone, and a noisy step against a plain one. Random numbers must not dominate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ def run(task: Task) -> None:
     networks: dict[str, Callable[[], Any]] = {
         "5x256": lambda: models.mlp((32, 32, 3), (4 if task.is_small else 256,) * 5, 10, norm="batch"),
         "5x2048": lambda: models.mlp((32, 32, 3), (2048,) * 5, 10, norm="batch"),
-        "vit": lambda: models.vit((32, 32, 3), 8, 384, 6, 6, 10, mlp_ratio=4.0),
+        "vit": lambda: models.vit((32, 32, 3), 10),
     }
     for name in ("5x256",) if task.is_small else networks:
         if task.left() < 10:

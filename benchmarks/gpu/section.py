@@ -37,16 +37,17 @@ class Task(NamedTuple):
         """Seconds until the process is stopped."""
         return self.stop - time.monotonic()
 
-    def attempt(self, case: str, measure: Callable[[], dict[str, Any]]) -> None:
-        """Emit what `measure` returns; what it raises is a row too, and the section goes on."""
+    def attempt(self, case: str, measure: Callable[[], dict[str, Any]], **columns: Any) -> None:
+        """Emit `columns` and what `measure` returns; what it raises is a row too, and the section goes on."""
         if self.left() < 3:
-            self.emit(case, note="left out: out of time")
+            self.emit(case, **columns, note="left out: out of time")
             return
         try:
-            self.emit(case, **measure())
+            found = measure()
         except Exception as error:
             traceback.print_exc()
-            self.emit(case, note=reason(error))
+            found = {"note": reason(error)}
+        self.emit(case, **columns, **found)
 
 
 def reason(error: Exception) -> str:
@@ -64,14 +65,17 @@ def seconds_a_step(run: Callable[[int], Any], ready: Callable[[], None] | None =
         ready: waits for the device.
         budget: seconds for all repeats.
     """
-    import jax
-
-    from benchmarks import harness
+    from statistics import median
 
     def once(number: int) -> float:
         start = time.perf_counter()
         result = run(number)
-        jax.block_until_ready(result) if ready is None else ready()
+        if ready is None:
+            import jax
+
+            jax.block_until_ready(result)
+        else:
+            ready()
         return time.perf_counter() - start
 
     once(2)
@@ -82,7 +86,7 @@ def seconds_a_step(run: Callable[[int], Any], ready: Callable[[], None] | None =
         spent = once(number)
     if spent > budget:
         return spent / number
-    return harness.median([once(number) / number for _ in range(3)])
+    return median([once(number) / number for _ in range(3)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

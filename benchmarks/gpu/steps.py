@@ -130,7 +130,7 @@ def model_of(name: str, dtype: str, is_small: bool) -> Any:
 
 
 def by_patches(x: Any, kernel: Any, window: Any) -> Any:
-    """A convolution as one product of all patches, which lanes make a batched product instead of a grouped convolution."""
+    """A convolution as one product of all patches: lanes make it a batched product, not a grouped convolution."""
     import jax.numpy as jnp
 
     from lopjax.models import convolution
@@ -161,7 +161,6 @@ def _measure(task: Task, case: Case, program: Any, alone: dict[str, float]) -> N
 
 def timed(program: Any, name: str, case: Case, is_small: bool) -> float:
     """Seconds of one step of all lanes together."""
-    import jax
     import jax.numpy as jnp
     import numpy as np
 
@@ -227,7 +226,8 @@ def gigabytes(program: Any) -> float | None:
 
 def kernels(text: str) -> int:
     """Fusions, library calls and other kernels that a step starts: those of the loop's body, about all of a program."""
-    return len(re.findall(r" = [^=]*? (?:fusion|custom-call|dot|convolution|reduce|sort|scatter|copy)\(", _bodies(text)))
+    names = "fusion|custom-call|dot|convolution|reduce|sort|scatter|copy"
+    return len(re.findall(rf" = [^=]*? (?:{names})\(", _bodies(text)))
 
 
 def _bodies(text: str) -> str:

@@ -6,6 +6,7 @@ compiled with a CUDA graph of the whole step, and with `mode="reduce-overhead"`.
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from benchmarks import models as shapes
@@ -20,23 +21,18 @@ def run(task: Task) -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    for dtype in ("bfloat16", "float32"):
+    types, name = ("bfloat16", "float32"), task.subject
+    for dtype in types:
         step = made(task, dtype, None)
-        row = {"type": dtype, "road": "as it is"}
-        task.attempt(task.subject, lambda step=step, row=row: {**row, **timed(task, row["type"], step)})
-        if task.is_small and not torch.cuda.is_available():
+        task.attempt(name, partial(timed, task, dtype, step), type=dtype, road="as it is")
+        if not torch.cuda.is_available():
             continue
-        compiled = made(task, dtype, "default")
-        row = {"type": dtype, "road": "torch.compile"}
-        task.attempt(task.subject, lambda step=compiled, row=row: {**row, **timed(task, row["type"], step)})
-        row = {"type": dtype, "road": "torch.compile, step as one CUDA graph"}
-        task.attempt(task.subject, lambda step=compiled, row=row: {**row, **timed(task, row["type"], captured(step))})
-    for dtype in () if task.is_small else ("bfloat16", "float32"):
-        row = {"type": dtype, "road": "torch.compile, reduce-overhead"}
-        task.attempt(
-            task.subject,
-            lambda dtype=dtype, row=row: {**row, **timed(task, dtype, made(task, dtype, "reduce-overhead"))},
-        )
+        step = made(task, dtype, "default")
+        task.attempt(name, partial(timed, task, dtype, step), type=dtype, road="compiled")
+        task.attempt(name, partial(timed_graph, task, dtype, step), type=dtype, road="compiled, step as one CUDA graph")
+    for dtype in types if torch.cuda.is_available() else ():
+        step = made(task, dtype, "reduce-overhead")
+        task.attempt(name, partial(timed, task, dtype, step), type=dtype, road="compiled, reduce-overhead")
 
 
 def made(task: Task, dtype: str, mode: str | None) -> Step:
@@ -59,7 +55,10 @@ def made(task: Task, dtype: str, mode: str | None) -> Step:
     images = torch.randn(8 if task.is_small else shapes.BATCH, 3, 32, 32, device=device)
     labels = torch.randint(10, (len(images),), device=device)
     if kind in ("cnn", "resnet18"):
-        model, images = model.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
+        model, images = (
+            model.to(memory_format=torch.channels_last),
+            images.contiguous(memory_format=torch.channels_last),
+        )
     optimizer = torch.optim.SGD(model.parameters(), 0.01, fused=device == "cuda")
 
     def loss_of(images: Any, labels: Any) -> Any:
@@ -96,6 +95,11 @@ def captured(step: Step) -> Step:
     return graph.replay
 
 
+def timed_graph(task: Task, dtype: str, step: Step) -> dict[str, Any]:
+    """The same of a step that is captured first."""
+    return timed(task, dtype, captured(step))
+
+
 def timed(task: Task, dtype: str, step: Step) -> dict[str, Any]:
     """Milliseconds a step, images a second, fraction of the measured product's rate, and memory."""
     import torch
@@ -112,6 +116,9 @@ def timed(task: Task, dtype: str, step: Step) -> dict[str, Any]:
     seconds = seconds_a_step(advance, wait, budget=0.1 if task.is_small else 1.0)
     batch = 8 if task.is_small else shapes.BATCH
     row: dict[str, Any] = {"batch": batch, "ms": 1e3 * seconds, "images/s": batch / seconds}
-    flops, rate = shapes.step_flops(task.subject, shapes.options_of(task.subject, task.is_small), batch), task.rates.get(dtype)
+    flops, rate = (
+        shapes.step_flops(task.subject, shapes.options_of(task.subject, task.is_small), batch),
+        task.rates.get(dtype),
+    )
     row["of peak"] = None if rate is None else flops / rate / seconds
     return {**row, "GB": torch.cuda.max_memory_allocated() / 1e9 if is_cuda else None}
