@@ -65,10 +65,19 @@ def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def heading(columns: Sequence[str]) -> str:
+    """The first two lines of a table whose first column is text and the others numbers."""
+    return f"{line(columns)}\n{line(['---', *['---:'] * (len(columns) - 1)])}"
+
+
+def line(cells: Sequence[str]) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and the others numbers."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """A whole table."""
+    return "\n".join([heading(columns), *map(line, rows)])
 
 
 def described(machine: dict[str, Any]) -> str:

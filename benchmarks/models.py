@@ -190,13 +190,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Every shape by every road; one table."""
+    """Every shape by every road; one table, each row printed and written when it is measured."""
     common = [f"--repeats={args.repeats}", f"--steps={args.steps}", f"--dtype={args.dtype}"]
     common += ["--small"] if args.small else []
     machine = harness.in_own_process("benchmarks.models", "--road", "machine", f"--dtype={args.dtype}")
-    rate, rows, table = machine["matmul_gflops"] * 1e9, [], {}
+    rate, table = machine["matmul_gflops"] * 1e9, {}
     is_beside_torch = machine["platform"] == "cpu" and harness.has_torch()
-    print(harness.described(machine), flush=True)
+    columns = ("training step", "parameters", "ms", "of peak", "GB", "PyTorch ms", "PyTorch GB", "speed-up (aim)")
+    print(harness.described(machine), harness.heading(columns), sep="\n", flush=True)
     for name, seeds in product(args.models, args.seeds):
         roads = ("lopjax", "torch") if is_beside_torch and seeds == 1 else ("lopjax",)
         arguments = ("--models", name, "--seeds", str(seeds), *common)
@@ -215,11 +216,9 @@ def compare(args: argparse.Namespace) -> None:
             cells += [f"{1e3 * theirs['seconds']:.1f}", f"{theirs['peak_gb']:.2f}"]
             cells += [f"{row['speedup']:.2f} ({row['aim']})"]
         table[title] = row
-        rows.append(cells + [""] * (8 - len(cells)))
-        print(f"  {title}: {cells[2]} ms", flush=True)
-    columns = ("training step", "parameters", "ms", "of peak", "GB", "PyTorch ms", "PyTorch GB", "speed-up (aim)")
-    print(harness.markdown(columns, rows))
-    harness.write(args.output, {"machine": machine, "batch": BATCH, "dtype": args.dtype, "table": table})
+        # What is measured is shown and on disk at once: a run of many minutes may be stopped.
+        print(harness.line(cells + [""] * (len(columns) - len(cells))), flush=True)
+        harness.write(args.output, {"machine": machine, "batch": BATCH, "dtype": args.dtype, "table": table})
 
 
 def in_turns(roads: Sequence[str], rounds: int, arguments: Sequence[str]) -> dict[str, dict[str, Any]]:

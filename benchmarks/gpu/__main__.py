@@ -7,9 +7,11 @@ beyond its share is stopped; what it has measured stays.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -43,10 +45,10 @@ SECTIONS = {
     "torch:mlp 5x256": Section("Training step: PyTorch", 35),
     "steps:vit": Section("Training step: lopjax", 60),
     "torch:vit": Section("Training step: PyTorch", 45),
-    "noise": Section("Noisy step against plain", 35),
+    "noise": Section("Noisy step against plain", 50),
     "hvp": Section("Products with the Hessian, in gradients", 40),
-    "bits": Section("Bit flipping", 35),
-    "clones": Section("Stability of the cloned 5x128 network", 50),
+    "bits": Section("Bit flipping", 45),
+    "clones": Section("Stability of the cloned 5x128 network", 60),
     "steps:cnn 64-128-256": Section("Training step: lopjax", 60),
     "torch:cnn 64-128-256": Section("Training step: PyTorch", 45),
     "steps:resnet18": Section("Training step: lopjax", 110),
@@ -80,17 +82,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(names: list[str], seconds: float, report: Report, folder: Path, is_small: bool) -> None:
-    """Run sections in one process; add its rows to the report while it runs, and stop it when its time is over."""
+    """Run sections in one process, as far as there is time for it."""
     if seconds < 8:
         report.add(names[0], {"case": _subject(names[0]), "note": "left out: out of time"})
         return
-    began, command = time.monotonic(), [sys.executable, "-m", "benchmarks.gpu.section", *names]
+    command = [sys.executable, "-m", "benchmarks.gpu.section", *names]
     command += [f"--seconds={seconds}", f"--rates={json.dumps(report.rates())}", *(["--small"] if is_small else [])]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"} if is_small else None
+    run_process(command, names, seconds, report, folder, {**os.environ, "JAX_PLATFORMS": "cpu"} if is_small else None)
+
+
+def run_process(
+    command: list[str],
+    names: list[str],
+    seconds: float,
+    report: Report,
+    folder: Path,
+    environment: dict[str, str] | None = None,
+) -> None:
+    """Run a process that prints rows of some sections; add them to the report, and kill it when its time is over."""
+    began = time.monotonic()
     with (folder / "log.txt").open("a") as log:
         log.write(f"# {', '.join(names)}\n")
         log.flush()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        # A session of its own: compilers that it starts end with it.
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, start_new_session=True
+        )
         last = names[0]
         for line in _lines(process, began + seconds):
             if line.startswith(MARK):
@@ -101,8 +118,8 @@ def measure(names: list[str], seconds: float, report: Report, folder: Path, is_s
             else:
                 log.write(line)
         is_late = process.poll() is None
-        if is_late:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
     took = time.monotonic() - began
     if is_late:
@@ -133,8 +150,9 @@ def _lines(process: "subprocess.Popen[str]", deadline: float) -> Iterator[str]:
 
 
 def _read(stream: IO[str], lines: "queue.Queue[Any]") -> None:
-    for line in stream:
-        lines.put(line)
+    with stream:
+        for line in stream:
+            lines.put(line)
     lines.put(None)
 
 

@@ -40,7 +40,7 @@ def measured(task: Task, method: str, seeds: int, found: dict[str, float]) -> di
     (group,) = setup.groups
     life = Life(setup, group, keys_of(config), None)
     lanes, keys, start = life.start(), life.lanes.of_seeds(life.data_keys), 0
-    steps, repeats = (1000, 1) if task.is_small else (10_000, 2)
+    steps, repeats = (1000, 1) if task.is_small else (5000, 2)
 
     def advance() -> Any:
         nonlocal lanes, start

@@ -16,7 +16,7 @@ def run(task: Task) -> None:
     pieces = noise_on_cpu.pieces(num)
     _race(task, "786,432 normals: ", pieces, num, turns)
     networks: dict[str, Callable[[], Any]] = {
-        "5x256": lambda: models.mlp((32, 32, 3), (4 if task.is_small else 256,) * 5, 10, norm="batch"),
+        "5x256": lambda: models.mlp((32, 32, 3), (4, 4) if task.is_small else (256,) * 5, 10, norm="batch"),
         "5x2048": lambda: models.mlp((32, 32, 3), (2048,) * 5, 10, norm="batch"),
         "vit": lambda: models.vit((32, 32, 3), 10),
     }

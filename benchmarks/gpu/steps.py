@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from benchmarks import models as shapes
-from benchmarks.gpu.section import Task, reason, seconds_a_step
+from benchmarks.gpu.section import Task, seconds_a_step
 
 # lanes x batch at most, so that the activations of all lanes fit into 80 GB.
 MOST_IMAGES = {"mlp": 2**14, "vit": 8192, "cnn": 4096, "resnet18": 1024}
@@ -59,26 +59,12 @@ def run(task: Task) -> None:
     for wave in cases(shapes.SHAPES[name][0], task.is_small):
         with ThreadPoolExecutor(len(wave)) as pool:
             begin = time.monotonic()
-            compiled = [(case, pool.submit(_compiled, lowered(name, case, task.is_small))) for case in wave]
-            compiled = [(case, _result(future)) for case, future in compiled]
-            took = time.monotonic() - begin
-        for case, program in compiled:
-            if isinstance(program, Exception):
-                task.emit(name, type=case.name(), lanes=case.lanes, note=reason(program))
-                continue
-            _measure(task, case, program, alone)
-        task.emit(name, type="", note=f"{len(wave)} programs traced and compiled in {took:.0f} s")
-
-
-def _compiled(lowered: Any) -> Any:
-    return lowered.compile()
-
-
-def _result(future: Any) -> Any:
-    try:
-        return future.result()
-    except Exception as error:
-        return error
+            futures = [pool.submit(compiled, name, case, task.is_small) for case in wave]
+        task.emit(name, note=f"{len(wave)} programs traced and compiled in {time.monotonic() - begin:.0f} s")
+        for case, future in zip(wave, futures):
+            batch = batch_of(shapes.SHAPES[name][0], case.lanes, task.is_small)
+            measure = partial(measured, task, case, future, alone)
+            task.attempt(name, measure, type=case.name(), lanes=case.lanes, batch=batch)
 
 
 def batch_of(kind: str, lanes: int, is_small: bool) -> int:
@@ -86,8 +72,13 @@ def batch_of(kind: str, lanes: int, is_small: bool) -> int:
     return 8 if is_small else min(shapes.BATCH, MOST_IMAGES[kind] // lanes)
 
 
+def compiled(name: str, case: Case, is_small: bool) -> Any:
+    """The program of `steps` steps of all lanes."""
+    return lowered(name, case, is_small).compile()
+
+
 def lowered(name: str, case: Case, is_small: bool) -> Any:
-    """The program of `steps` steps of all lanes, not yet compiled."""
+    """The same, not yet compiled."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -139,24 +130,19 @@ def by_patches(x: Any, kernel: Any, window: Any) -> Any:
     return jnp.einsum("nijp,pu->niju", patches, kernel.reshape(-1, kernel.shape[-1]))
 
 
-def _measure(task: Task, case: Case, program: Any, alone: dict[str, float]) -> None:
-    name, lanes = task.subject, case.lanes
+def measured(task: Task, case: Case, future: Any, alone: dict[str, float]) -> dict[str, Any]:
+    """The columns of a case whose program another thread has compiled; `alone` keeps the rates of single lanes."""
+    name, lanes, program = task.subject, case.lanes, future.result()
     batch = batch_of(shapes.SHAPES[name][0], lanes, task.is_small)
-    row: dict[str, Any] = {"type": case.name(), "lanes": lanes, "batch": batch}
-    try:
-        seconds = timed(program, name, case, task.is_small)
-    except Exception as error:
-        task.emit(name, **row, note=reason(error))
-        return
+    seconds = timed(program, name, case, task.is_small)
     images = lanes * batch / seconds
     if lanes == 1:
         alone[case.dtype] = max(images, alone.get(case.dtype, 0.0))
     gain = images / alone[case.dtype] if lanes > 1 and case.dtype in alone else None
-    row |= {"ms": 1e3 * seconds, "images/s": images, "times the images/s of one lane": gain}
+    row: dict[str, Any] = {"ms": 1e3 * seconds, "images/s": images, "times the images/s of one lane": gain}
     flops = shapes.step_flops(name, shapes.options_of(name, task.is_small), batch) * lanes
     row |= fractions(task.rates, case, flops, program, seconds)
-    row |= {"GB": gigabytes(program), "kernels": kernels(program.as_text())}
-    task.emit(name, **row)
+    return row | {"GB": gigabytes(program), "kernels": kernels(program.as_text())}
 
 
 def timed(program: Any, name: str, case: Case, is_small: bool) -> float:
@@ -203,7 +189,8 @@ def start(name: str, case: Case, is_small: bool) -> Any:
 def fractions(rates: dict[str, float], case: Case, flops: float, program: Any, seconds: float) -> dict[str, Any]:
     """Both floors in milliseconds, and the larger as a fraction of what was measured."""
     rate = rates.get(case.dtype if case.precision is None else f"{case.dtype}, {case.precision}")
-    moved = (program.cost_analysis() or {}).get("bytes accessed")
+    counted = program.cost_analysis() or {}
+    moved = (counted[0] if isinstance(counted, list) else counted).get("bytes accessed")
     bandwidth = rates.get("copy")
     by_flops = None if rate is None else 1e3 * flops / rate
     by_bytes = None if bandwidth is None or moved is None else 1e3 * moved / bandwidth

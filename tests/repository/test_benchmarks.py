@@ -5,19 +5,27 @@ import math
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from benchmarks import continual
+from benchmarks.gpu.__main__ import SECTIONS, SMOKE, run_process
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.steps import by_patches
 from benchmarks.harness import markdown, median
 from benchmarks.models import SHAPES, multiply_adds, options_of
 from lopjax import models
 from lopjax.models import mlp
+from lopjax.models.convolution import convolve
 from lopjax.training import init_state, train_step
+from lopjax.wiring import Window
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -117,3 +125,54 @@ def test_noise_is_timed_piece_by_piece(tmp_path):
     assert list(found["steps"]) == ["plain step", "noisy step", "noisy step, jax.random.normal"]
     assert all(len(turns) == 2 for title in ("pieces", "steps") for turns in found[title].values())
     assert "with standard_normal" in text
+
+
+@pytest.mark.slow
+def test_a_row_is_on_disk_when_it_is_printed(tmp_path):
+    """A run that is stopped after its first row has left that row."""
+    path, flags = tmp_path / "report.json", ("--small", "--steps", "1", "--repeats", "1", "--rounds", "1")
+    command = [sys.executable, "-m", "benchmarks.models", "--models", "mlp 5x256", "vit", *flags, "--output", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("| mlp 5x256, 1 seed |"))
+        # The file follows the line at once, and long before the next network is compiled.
+        deadline = time.monotonic() + 5
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+    assert list(json.loads(path.read_text())["table"]) == ["mlp 5x256, 1 seed"]
+
+
+def test_patches_in_one_product_are_the_convolution():
+    """With lanes, too: the road that `benchmarks/gpu.sh` measures beside grouped convolutions."""
+    random, window = np.random.default_rng(0), Window((2, 1), ((1, 1), (0, 1)))
+    x, kernel = random.normal(size=(2, 3, 9, 8, 4)), random.normal(size=(2, 3, 2, 4, 5))
+    ours = jax.vmap(partial(by_patches, window=window))(x, kernel)
+    assert np.allclose(ours, jax.vmap(partial(convolve, window=window))(x, kernel), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_asked_runs_small_on_a_cpu(tmp_path):
+    """Every row of every section, checks that hold, and no row that says what went wrong (but PyTorch's)."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(
+        [str(root / "benchmarks" / "gpu.sh"), str(tmp_path), "--smoke"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert set(found) == set(SMOKE)
+    assert all(row["holds"] for row in found["checks"])
+    notes = [row.get("note", "") for name, rows in found.items() if not name.startswith("torch") for row in rows]
+    assert not [note for note in notes if "Error" in note or "left out" in note]
+    assert all(title in (tmp_path / "gpu.md").read_text() for title in {SECTIONS[name].title for name in SMOKE})
+
+
+def test_a_section_beyond_its_time_is_stopped_and_keeps_its_rows(tmp_path):
+    """A process that prints a row and then sleeps; its row stays, and a second one says what happened."""
+    report, row = Report(tmp_path, {"rates": "Rates"}), {"section": "rates", "case": "float32", "rate": 2e12}
+    script = f"import time; print('ROW ' + {json.dumps(row)!r}, flush=True); time.sleep(60)"
+    run_process([sys.executable, "-c", script], ["rates"], 2, report, tmp_path)
+    assert [one.get("note", "") for one in report.rows["rates"]] == ["", "the rest left out: out of time after 2 s"]
+    assert report.rates() == {"float32": 2e12}
+    assert "| float32 | 2,000,000,000,000 |" in (tmp_path / "gpu.md").read_text()
