@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lopjax.arguments.order import no_batch, takes_old_order, third_is_mapping_or_no_batch
+from lopjax.arguments.precision import all_digits
 from lopjax.certificates.batch_evidence import Loss, Pass, SignalResiduals, gradient_shares, run, signal_residuals
 from lopjax.certificates.parameter_residuals import KINDS, ArrayResiduals, array_residuals
 from lopjax.certificates.symmetries import Change, align, changed, constants, is_invisible
@@ -123,6 +124,7 @@ class _Case(NamedTuple):
 
 
 @takes_old_order("model variables partition batch loss", third_is_mapping_or_no_batch, no_batch)
+@all_digits()
 def certify_cloned(
     model: Model,
     variables: Variables,

@@ -9,6 +9,7 @@ import numpy as np
 
 from lopjax.activations import activation
 from lopjax.arguments.order import no_batch, takes_old_order, third_is_mapping_or_no_batch
+from lopjax.arguments.precision import all_digits
 from lopjax.arguments.promotion import standard_promotion
 from lopjax.certificates.batch_evidence import Loss, run
 from lopjax.certificates.dead_units import PlainLayer, plain_layer
@@ -126,6 +127,7 @@ def _lasts(unit: UnitEvidence) -> str:
 
 @takes_old_order("model variables frozen_units batch input_box loss", third_is_mapping_or_no_batch, no_batch)
 @standard_promotion()
+@all_digits()
 def certify_frozen(
     model: Model,
     variables: Variables,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lopjax.arguments.precision import all_digits
 from lopjax.certificates.batch_evidence import Loss, run
 from lopjax.cloning import unit_coordinates
 from lopjax.cloning.rounding import CERTAIN_FROM, signal_tolerance
@@ -87,6 +88,7 @@ def is_invisible(
     return answer
 
 
+@all_digits()
 def leaves_loss_unchanged(
     model: Model,
     variables: Variables,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.activations import activation
+from lopjax.arguments.precision import all_digits
 from lopjax.certificates.batch_evidence import Loss, Pass, run
 from lopjax.certificates.tables import number, table
 from lopjax.cloning import Clusters, Partition, mean_over_clusters
@@ -82,6 +83,7 @@ class WeightedCertificate(NamedTuple):
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
+@all_digits()
 def certify_weighted(
     model: Model,
     variables: Variables,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.arguments.precision import all_digits
 from lopjax.cloning.equality import totals
 from lopjax.cloning.rounding import (
     CERTAIN_FROM,
@@ -42,6 +43,7 @@ class ClonesFound(NamedTuple):
     agree: bool
 
 
+@all_digits()
 def find_clones(
     model: Model,
     variables: Variables,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from lopjax.arguments.precision import all_digits
 from lopjax.curvature.lanczos import (
     confirm_pairs,
     limit_steps,
@@ -41,6 +42,7 @@ class BlockSpectra(NamedTuple):
     num_steps: Int[Array, "blocks"]
 
 
+@all_digits()
 def block_eigenvalues(
     matvec: Callable[[Float[Array, "blocks dim"]], Float[Array, "blocks dim"]],
     num_blocks: int,

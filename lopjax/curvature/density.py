@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from lopjax.arguments.precision import all_digits
 from lopjax.curvature.lanczos import flatten, limit_steps, ritz_decomposition, subspace_start
 from lopjax.curvature.products import Matvec, Params
 
@@ -26,6 +27,7 @@ class SpectralDensity(NamedTuple):
     num_steps: Int[Array, "probes"]
 
 
+@all_digits()
 def spectral_density(
     matvec: Matvec,
     example: Params,

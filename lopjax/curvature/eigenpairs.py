@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from lopjax.arguments.precision import all_digits
 from lopjax.curvature.lanczos import (
     confirm_pairs,
     flatten,
@@ -37,6 +38,7 @@ class Eigenpairs(NamedTuple):
     num_steps: Int[Array, ""]
 
 
+@all_digits()
 def extreme_eigenvalues(
     matvec: Matvec,
     example: Params,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from lopjax.arguments.precision import all_digits
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES, check_same_tree, check_size
 
 Params = PyTree[Float[Array, "..."]]
@@ -97,6 +98,7 @@ def restrict(matvec: Matvec, project: Callable[[Params], Params]) -> Matvec:
     return lambda vector: project(matvec(project(vector)))
 
 
+@all_digits()
 def dense_hessian(
     loss: Loss, params: Params, max_bytes: int = DENSE_LIMIT_BYTES
 ) -> Float[Array, "parameters parameters"]:

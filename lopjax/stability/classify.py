@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 
+from lopjax.arguments.precision import all_digits
 from lopjax.curvature import check_loss, check_same_tree, check_size
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES
 from lopjax.curvature.products import Loss, Params
@@ -18,6 +19,7 @@ from lopjax.tolerance import drift_tolerance
 METHODS = ("dense", "lanczos")
 
 
+@all_digits()
 def classify(
     loss: Loss,
     params: Params,

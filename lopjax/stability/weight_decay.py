@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Key
 
 from lopjax.activations import activation
+from lopjax.arguments.precision import all_digits
 from lopjax.cloning import Factor
 from lopjax.losses import Batch, mean_cross_entropy
 from lopjax.model import Model, Variables
@@ -115,6 +116,7 @@ def critical_weight_decay(smallest: UnitBlocks | ArrayLike | Sequence[float]) ->
     return float(np.maximum(-values.min(), 0.0))
 
 
+@all_digits()
 def decayed_clones(
     model: Model,
     variables: Variables,
@@ -152,6 +154,7 @@ def decayed_clones(
     return _judge(_search(model, variables, batch, factor, loss), variables, weight_decay)
 
 
+@all_digits()
 def weight_decay_threshold(
     model: Model,
     variables: Variables,

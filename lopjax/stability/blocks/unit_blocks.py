@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from lopjax.arguments.order import renamed, takes_old_order, third_is
+from lopjax.arguments.precision import all_digits
 from lopjax.arguments.promotion import standard_promotion
 from lopjax.cloning import Factor, Partition, clone_variables, collapse, uniform_partition, widen
 from lopjax.cloning.rounding import parameter_tolerance
@@ -27,6 +28,7 @@ METHODS = ("auto", "closed form", "batched hvp")
 
 
 @takes_old_order("model variables loss batch factor", third_is(callable))
+@all_digits()
 def unit_blocks(
     model: Model,
     variables: Variables,
@@ -89,6 +91,7 @@ def unit_blocks(
     third_is(callable),
     renamed(wide_model="model", wide_variables="variables"),
 )
+@all_digits()
 def unit_blocks_of_clones(
     model: Model,
     variables: Variables,
