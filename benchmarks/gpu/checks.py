@@ -1,6 +1,7 @@
 """What must hold on any machine, tried on this one with tiny networks: a row each, yes or no, and the number behind it.
 
-Rows that say "default" compute with JAX's default precision of products, which on recent GPUs is TF32 for float32.
+Rows that say "default" leave the precision of products to JAX: on recent GPUs that is TF32 for float32. Verdicts
+take all digits themselves (`lopjax.arguments.precision`), so that theirs must hold like those of "highest".
 """
 
 from collections.abc import Callable
