@@ -63,7 +63,7 @@ class Config:
     """Examples a step."""
     base_steps: int = 500
     """Training of the small network before it is cloned."""
-    clone_steps: int = 1500
+    clone_steps: int = 1000
     """Steps from there on the same task."""
     next_steps: int = 500
     """Steps on the next task, by plain SGD: the same images, classes permuted."""

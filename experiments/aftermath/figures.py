@@ -36,14 +36,11 @@ def aftermath_figure(run: RunData) -> "Figure":
     values = {arm: values_of(run, arm) for arm in arms}
     with drawing(2.3 * len(PANELS) + 2.2, 6.4) as figure:
         grid = figure.add_gridspec(2, len(PANELS), height_ratios=(1.1, 1))
-        first = None
-        for column, (name, label) in enumerate(PANELS.items()):
-            axes = figure.add_subplot(grid[0, column], sharey=first)
-            first = first or axes
+        panels = [figure.add_subplot(grid[0, column]) for column in range(len(PANELS))]
+        for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
             _intervals(axes, {arm: values[arm][name] for arm in arms}, label)
-            axes.tick_params(labelleft=column == 0)
-        first.set_yticks(range(len(arms)), [LABELS[arm] for arm in arms])
-        first.invert_yaxis()
+            axes.set_yticks(range(len(arms)), [LABELS[arm] if axes is panels[0] else "" for arm in arms])
+            axes.invert_yaxis()
         _curves(figure.add_subplot(grid[1, :]), run)
     return figure
 

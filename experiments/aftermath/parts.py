@@ -202,8 +202,7 @@ class Life:
         start = self.config.base_steps + number * steps
         narrow, logs = self.chunks["narrow"](state.narrow, self._data_keys(self.narrow), start, steps, data)
         wide, wide_logs = self.chunks["freeing"](state.wide, self._data_keys(self.wide), start, steps, data)
-        where = {"phase": SAME, "step": (number + 1) * steps}
-        return self._recorded(State(narrow, wide), (logs, wide_logs), where, 0)
+        return self._recorded(State(narrow, wide), (logs, wide_logs), SAME, number)
 
     def train_next(self, number: int, state: State) -> tuple[State, Records]:
         """A chunk on the next task; before the first, all arms become networks under plain SGD."""
@@ -214,7 +213,7 @@ class Life:
         start = self.config.base_steps + self.config.clone_steps + number * steps
         narrow, logs = self.chunks["narrow"](state.narrow, self._data_keys(self.narrow), start, steps, data)
         wide, wide_logs = self.chunks["wide"](state.wide, self._data_keys(self.wide), start, steps, data)
-        return self._recorded(State(narrow, wide), (logs, wide_logs), {"phase": NEXT, "step": (number + 1) * steps}, 1)
+        return self._recorded(State(narrow, wide), (logs, wide_logs), NEXT, number)
 
     def next_like(self) -> State:
         """Structure of the state on the next task."""
@@ -222,9 +221,15 @@ class Life:
         quiet = jax.eval_shape(partial(_quietened, self.setup), shapes.wide.state.network.variables)
         return State(shapes.narrow, shapes.wide._replace(state=quiet))
 
-    def _recorded(self, state: State, logs: tuple[Logs, Logs], where: dict[str, Any], task: int) -> Any:
-        records = self.narrow.records(state.narrow, logs[0], where, self._measure("narrow", task))
-        return state, records + self.wide.records(state.wide, logs[1], where, self._measure("wide", task))
+    def _recorded(self, state: State, logs: tuple[Logs, Logs], phase: str, number: int) -> tuple[State, Records]:
+        """A record of every lane: what it logged and, at the end of a phase, what is measured."""
+        steps = {SAME: self.config.clone_steps, NEXT: self.config.next_steps}[phase] // self.config.chunks
+        where, is_end = {"phase": phase, "step": (number + 1) * steps}, number == self.config.chunks - 1
+        narrow, wide = (
+            self._measure(size, int(phase == NEXT)) if is_end else lambda state: {} for size in ("narrow", "wide")
+        )
+        records = self.narrow.records(state.narrow, logs[0], where, narrow)
+        return state, records + self.wide.records(state.wide, logs[1], where, wide)
 
     def _measure(self, size: str, task: int) -> Callable[[Any], Logs]:
         """`state of a row -> what is measured of it` on a task."""

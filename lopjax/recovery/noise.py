@@ -22,6 +22,8 @@ from lopjax.training.steps import TrainState
 from lopjax.wiring import unit_masks
 
 _BISECTIONS = 60
+# Squares of such numbers are doubles still.
+_LARGEST_LOG = 300.0
 
 
 def critical_noise(
@@ -65,8 +67,21 @@ def critical_noise(
 def _scale(
     values: np.ndarray, times: np.ndarray, radius: float, num_steps: int, learning_rate: float, probability: float
 ) -> float:
-    """Halve the logarithm of sigma; at decay 0 the first step alone is noisy."""
-    low, high = np.log(radius) - 700.0, np.log(radius) + 700.0
+    """Halve the logarithm of sigma; at decay 0 the first step alone is noisy.
+
+    The mode that grows most bounds the answer from both sides: alone it must reach R at the latest, and R is not
+    reached before it would be if every mode grew as much.
+    """
+    from scipy.stats import chi2
+
+    if not values.size:  # nothing is known to grow: the kick itself must be long
+        values, times = np.zeros(1), np.ones(1)
+    growth = np.maximum(np.abs(1 - learning_rate * values), np.finfo(float).tiny)
+    largest = np.log(growth).max() * num_steps
+    counts = np.array([1.0, times.sum()])
+    high, low = np.log(radius) - largest - 0.5 * np.log(chi2.isf(probability, counts))
+    # A little beyond, for rounding; never beyond the doubles.
+    low, high = max(low - 0.1, -_LARGEST_LOG), min(high + 0.1, _LARGEST_LOG)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         noise = DecayingNoise(learning_rate, float(np.exp(middle)), decay=0.0)
