@@ -3,7 +3,7 @@
     python -m benchmarks.bit_flipping --output bit_flipping.json   # about two minutes on 2 idle cores
 
 Twenty bits, five ReLU units, SGD, one example a step. Processor time, so that other work on the machine counts little;
-what is compared takes turns in one process. Aims: 2 us a step for one seed, 0.8 us a step and seed for 30; continual
+what is compared takes turns in one process. Aims: 2 us per step for one seed, 0.8 us per step and seed for 30; continual
 backprop at most 3 times plain. The loops in PyTorch and NumPy are written in the style of the official code: stored
 inputs, a Python step an example.
 """

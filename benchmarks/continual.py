@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import harness
 
-# name -> (examples a batch, units of every layer from the input on, the aim: how many times faster than PyTorch)
+# name -> (examples per batch, units of every layer from the input on, the aim: how many times faster than PyTorch)
 SHAPES: dict[str, tuple[int, tuple[int, ...], float]] = {
     "tiny_imagenet": (128, (12288, *(128,) * 5, 200), 1.3),
     "gaussian": (100, (2, *(100,) * 10, 2), 1.0),

@@ -108,7 +108,7 @@ def trainer(timed: Timed, width: int, steps: int) -> Callable[[], Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=64, help="steps a turn (default 64)")
+    parser.add_argument("--steps", type=int, default=64, help="steps per turn (default 64)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of every method; medians count (default 7)")
     parser.add_argument("--width", type=int, default=256, help="units of a layer (default 256)")
     parser.add_argument("--output", type=Path, help="JSON file to write")

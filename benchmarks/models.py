@@ -5,7 +5,7 @@
 
 Forward and backward pass and the SGD update, float32, batch norm (ViT: layer norm), inputs on the device. Steps of
 lopjax run inside one compiled loop, as in training. Every road runs in a process of its own, one after the other. The
-fraction of the peak is the operations of the step's matrix products a second, over the measured rate of a large one.
+fraction of the peak is the operations of the step's matrix products per second, over the measured rate of a large one.
 """
 
 import argparse

@@ -123,7 +123,7 @@ def rows(measured: dict[str, list[tuple[float, float]]]) -> list[list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=256, help="hidden units a layer (default 256)")
+    parser.add_argument("--width", type=int, default=256, help="hidden units per layer (default 256)")
     parser.add_argument("--steps", type=int, default=10, help="steps or repetitions a turn (default 10)")
     parser.add_argument("--turns", type=int, default=31, help="turns of everything; medians count (default 31)")
     parser.add_argument("--output", type=Path, help="JSON file to write")

@@ -4,7 +4,7 @@
     python -m experiments.compare_reference runs/cloning/reference REFERENCE.json --output docs/cloning_reference.md
 
 The reference is a list of runs, `{"kind", "seed", "base", "at_cloning", "clone", "base_continued"}`, the curves with a
-row an epoch. Prints (and writes) one Markdown table.
+row per epoch. Prints (and writes) one Markdown table.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class Row(NamedTuple):
         expected: mean of the reference's.
         noise: standard error of the difference of the two means, from the standard deviations (1/(n-1)) of both sets of
             seeds pooled.
-        freedom: degrees of freedom of that estimate, seeds minus two; 3 for 3 + 2 seeds.
+        freedom: degrees of freedom of that estimate, the number of seeds minus two; 3 for 3 + 2 seeds.
     """
 
     method: str
@@ -74,7 +74,7 @@ class Row(NamedTuple):
 
     @property
     def p(self) -> float:
-        """How often chance alone makes so large a |t|: Student's law, two-sided; 1 for rows without noise."""
+        """Probability that chance alone makes |t| so large: Student's law, two-sided; 1 for rows without noise."""
         from scipy.special import stdtr
 
         return float(2 * stdtr(self.freedom, -abs(self.t)))
@@ -86,12 +86,12 @@ def rows_of(run: "RunData", reference: list[dict[str, Any]]) -> list[Row]:
 
     rows = []
     for method in run.config["methods"]:
-        theirs = [entry for entry in reference if entry["kind"] == method]
+        of_method = [entry for entry in reference if entry["kind"] == method]
         for quantity in QUANTITIES:
             seeds = run.config["seeds"]
             where = {"method": method, "phase": quantity.phase}
             measured = np.array([run.column(quantity.column, seed=seed, **where)[-1] for seed in seeds])
-            expected = np.array([quantity.reference(entry) for entry in theirs])
+            expected = np.array([quantity.reference(entry) for entry in of_method])
             deviations = [*(measured - measured.mean()), *(expected - expected.mean())]
             freedom = len(deviations) - 2
             pooled = np.sum(np.square(deviations)) / freedom
@@ -101,7 +101,7 @@ def rows_of(run: "RunData", reference: list[dict[str, Any]]) -> list[Row]:
 
 
 def table_of(rows: list[Row]) -> str:
-    """A Markdown table, and what all its rows together say."""
+    """A Markdown table, and what its rows say together."""
     lines = [
         "| method | at the last epoch | lopjax | reference | difference | seed noise | t |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -121,11 +121,11 @@ def conclusion(rows: list[Row]) -> str:
     if not noisy:
         return "No row has seed noise."
     extreme = min(noisy, key=lambda row: row.p)
-    together = min(1.0, len(noisy) * extreme.p)
+    corrected_p = min(1.0, len(noisy) * extreme.p)
     return (
         f"The largest |t|: {extreme.method}, {extreme.quantity}: {extreme.t:+.1f}. Chance alone exceeds it with "
         f"probability {extreme.p:.2g} in one row ({extreme.freedom} degrees of freedom), and with at most "
-        f"{together:.2g} in the largest of {len(noisy)}. Rows share networks and batches: they are not independent."
+        f"{corrected_p:.2g} in the largest of {len(noisy)}. Rows share networks and batches: they are not independent."
     )
 
 

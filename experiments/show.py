@@ -1,11 +1,11 @@
-"""Show runs: the table and the figures of a finished, interrupted or running one; or which runs a folder holds.
+"""Show runs: the table and figures of a finished, interrupted or running one, or which runs a folder holds.
 
     python -m experiments.show runs/cloning/quick             # prints its table, redraws its figures
     python -m experiments.show runs/cloning/quick --every 30  # again every 30 seconds, until it is complete
     python -m experiments.show runs/cloning/widths            # the grid of experiments.sweep, all points in one table
-    python -m experiments.show runs                           # what runs there are, and how far they are
+    python -m experiments.show runs                           # which runs there are, and how far they have come
 
-Nothing but figures and tables is written, so a run may go on meanwhile.
+Only figures and tables are written, so a run may go on meanwhile.
 """
 
 import sys
@@ -56,18 +56,18 @@ def show(folder: Path) -> bool:
     """Show a run, a grid of runs, or list the runs below a folder; whether all of them are complete.
 
     Raises:
-        FileNotFoundError: there is no run in the folder nor below it.
-        ValueError: the run is that of no experiment here.
+        FileNotFoundError: there is no run in the folder or below it.
+        ValueError: the run belongs to no experiment here.
     """
     from lopjax import runs
 
     if (folder / "config.json").exists():
-        found = runs.load(folder)
-        experiment = find(found.experiment)
-        print(f"{folder}: {progress(found)}")
-        if found.records:
-            present(experiment, found)
-        return found.is_complete
+        run = runs.load(folder)
+        experiment = find(run.experiment)
+        print(f"{folder}: {progress(run)}")
+        if run.records:
+            present(experiment, run)
+        return run.is_complete
     below, damaged = runs.load_all(folder)
     for where, reason in damaged.items():
         say(f"{where}: {reason}")
@@ -80,7 +80,7 @@ def show(folder: Path) -> bool:
         print_results(grid_table(folder, below), ())
     else:
         list_runs(folder, below)
-    return bool(below) and all(found.is_complete for found in below)
+    return bool(below) and all(run.is_complete for run in below)
 
 
 def _records(number: int) -> str:
@@ -88,7 +88,7 @@ def _records(number: int) -> str:
 
 
 def progress(run: "RunData") -> str:
-    """How far a run is, in words."""
+    """How far a run has come, in words."""
     from lopjax.runs.schedule import expected_records
 
     if run.is_complete:

@@ -1,9 +1,9 @@
-"""Run an experiment at every point of a grid over any of its flags, one job a point.
+"""Run an experiment at every point of a grid over any of its flags, one job per point.
 
     python -m experiments.sweep cloning --grid "net.widths=16 16,32 32" --grid factor=2,3
     python -m experiments.sweep cloning --grid seeds=0,1,2 --executor slurm --partition gpu -- --preset paper
 
-A grid over numbers that one program can take as lanes is faster with the experiment's own --grid. Here each point is
+A grid over numbers that one program can take as lanes runs faster with the experiment's own --grid. Here each point is
 a process of its own: `python -m experiments.<name> --resume` with the flags of the point and those after `--`. Jobs
 share nothing but the folder runs/<experiment>/<name>, where a point has a folder; a sweep that is started again
 goes on with the points that are not complete. `python -m experiments.show runs/<experiment>/<name>` prints the grid.
@@ -36,7 +36,7 @@ class Arguments:
     """What to run, and where."""
 
     experiment: Annotated[str, tyro.conf.Positional]
-    """Name of the experiment: cloning."""
+    """Name of the experiment, such as cloning."""
     grid: tyro.conf.UseAppendAction[tuple[str, ...]] = field(default=())
     """An axis, FLAG=VALUE,VALUE: a flag without its dashes, values with several words as "net.widths=16 16,32 32"."""
     name: str = "sweep"
@@ -48,13 +48,13 @@ class Arguments:
     jobs: int = 1
     """How many jobs run at once."""
     minutes: int = 60
-    """Time of a job."""
+    """Time limit of a job."""
     cpus: int = 2
-    """Processors of a job, on Slurm."""
+    """Processors per job, on Slurm."""
     gpus: int = 0
-    """Accelerators of a job, on Slurm."""
+    """Accelerators per job, on Slurm."""
     memory_gb: int = 8
-    """Memory of a job, on Slurm."""
+    """Memory per job, on Slurm."""
     partition: str = ""
     """Slurm partition."""
 
@@ -71,7 +71,7 @@ class Job:
         return subprocess.run(self.command, check=False).returncode
 
     def checkpoint(self) -> Any:
-        """What Slurm starts instead when it has taken the node away: the same, which resumes."""
+        """What Slurm starts instead after preemption: the same command, which resumes."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -79,9 +79,9 @@ class Job:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, submit every point, wait for local ones; exit status 1 if one of them failed."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    own, flags = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
-    arguments = tyro.cli(Arguments, prog="python -m experiments.sweep", description=__doc__, args=own)
+    words = list(sys.argv[1:] if argv is None else argv)
+    of_sweep, flags = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    arguments = tyro.cli(Arguments, prog="python -m experiments.sweep", description=__doc__, args=of_sweep)
     try:
         find(arguments.experiment)
         if arguments.jobs < 1:
@@ -106,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def points_of(grid: Sequence[str]) -> list[dict[str, str]]:
     """Every point of a grid: `{flag: words}`.
 
-    >>> points_of(["factor=2,3", "net.widths=16 16"])
-    [{'factor': '2', 'net.widths': '16 16'}, {'factor': '3', 'net.widths': '16 16'}]
+    Example:
+        >>> points_of(["factor=2,3", "net.widths=16 16"])
+        [{'factor': '2', 'net.widths': '16 16'}, {'factor': '3', 'net.widths': '16 16'}]
 
     Raises:
         ValueError: no axis, an axis twice, or one that is not FLAG=VALUE,VALUE.
@@ -135,12 +136,12 @@ def name_of(point: Mapping[str, str]) -> str:
 def command_of(arguments: Arguments, point: Mapping[str, str], flags: Sequence[str]) -> list[str]:
     """The command line of a point."""
     where = ["--root", str(arguments.root), "--name", f"{arguments.name}/{name_of(point)}", "--resume"]
-    own = [word for flag, value in point.items() for word in (f"--{flag}", *value.split())]
-    return [sys.executable, "-m", f"experiments.{arguments.experiment}", *flags, *own, *where]
+    of_point = [word for flag, value in point.items() for word in (f"--{flag}", *value.split())]
+    return [sys.executable, "-m", f"experiments.{arguments.experiment}", *flags, *of_point, *where]
 
 
 def check_flags(arguments: Arguments, point: Mapping[str, str], flags: Sequence[str]) -> None:
-    """Read the flags of a point, so that a mistake in them is answered now and not once a job.
+    """Read the flags of a point, so that a mistake in them is reported now and not once per job.
 
     Raises:
         SystemExit: with status 2, after a message.
@@ -149,7 +150,7 @@ def check_flags(arguments: Arguments, point: Mapping[str, str], flags: Sequence[
 
 
 def write_plan(folder: Path, arguments: Arguments, points: Sequence[Mapping[str, str]], flags: Sequence[str]) -> None:
-    """Write `sweep.json`, by which `experiments.show` knows the folder.
+    """Write `sweep.json`, by which `experiments.show` recognises the folder.
 
     Raises:
         ValueError: the folder holds another sweep, or a run.
@@ -200,12 +201,12 @@ class _Limited:
         self.executor, self.jobs = executor, jobs
 
     def map_array(self, function: Any, given: Sequence[Any]) -> list[Any]:
-        """Submit each as soon as there is room."""
+        """Submit each command as soon as there is room."""
         submitted: list[Any] = []
-        for one in given:
+        for command in given:
             while sum(not job.done() for job in submitted) >= self.jobs:
                 submitted[-1].wait() if self.jobs == 1 else next(j for j in submitted if not j.done()).wait()
-            submitted.append(self.executor.submit(one))
+            submitted.append(self.executor.submit(command))
         return submitted
 
 
@@ -219,7 +220,7 @@ def submit(executor: Any, commands: Sequence[Sequence[str]]) -> list[Any]:
 
 
 def grid_table(folder: Path, found: "Sequence[RunData]") -> Table:
-    """The rows of every point's own table, behind the values of the grid there."""
+    """The rows of every point's own table, preceded by the point's values."""
     plan = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     experiment, by_name = find(plan["experiment"]), {run.folder.name: run for run in found}
     flags = [name for name in plan["points"][0] if name != "name"]

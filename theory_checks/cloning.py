@@ -142,7 +142,7 @@ def check_same_function(size: Size) -> list[Row]:
         def error(state: Variables, apply=wide_apply, inputs=inputs, logits=logits) -> float:
             return float(jnp.linalg.norm(apply(state, inputs).logits - logits) / jnp.linalg.norm(logits))
 
-        rows.append(Row(f"{name}, 3 clones a unit", error(clones), ROUNDING))
+        rows.append(Row(f"{name}, 3 clones per unit", error(clones), ROUNDING))
         undivided.append(error(repeated))
     return [*rows, Row("repeated without dividing: least of all", min(undivided), SIGNAL, control=True)]
 

@@ -228,7 +228,7 @@ def check_rank_ceiling(size: Size) -> list[Row]:
             rows.append(Row(f"{name}: rank gained, minus the ceiling of {ceiling}", abs(gained - ceiling), 0))
             at_most = 3 * (outputs - 1)
             rows.append(
-                Row(f"{name}: rank gained, one less than outputs a unit", gained, at_most, "<=", chosen is moved)
+                Row(f"{name}: rank gained, one less than outputs per unit", gained, at_most, "<=", chosen is moved)
             )
     return rows
 

@@ -56,7 +56,7 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
 
 
 def write_pages(folder: Path, records: Sequence[Record]) -> list[Path]:
-    """Write results.json, one page a theorem, and the index; return their paths."""
+    """Write results.json, one page per theorem, and the index; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     write_records(folder / "results.json", records)
     written = [folder / "results.json"]

@@ -19,6 +19,6 @@ EXPERIMENT = Experiment(
     table=late("experiments.activation_theory.report:table"),
     figures=late("experiments.activation_theory.figures:figures"),
     texts=late("experiments.activation_theory.report:texts"),
-    # Most of the time is compilation of small programs, which optimises nothing that matters here.
+    # Most of the time goes into compiling small programs, whose optimisation gains nothing here.
     environment={"XLA_FLAGS": "--xla_backend_optimization_level=0"},
 )

@@ -22,7 +22,7 @@ class Config:
     train_steps: int = 2_000
     """SGD steps of the MLP on the digits."""
     seed: int = 0
-    """Of samples, initialisation and batches."""
+    """Seed of the samples, the initialisation and the batches."""
 
 
 PRESETS = {"quick": Config()}

@@ -34,10 +34,10 @@ def display(name: str) -> str:
 
 
 def figures(data: RunData) -> "dict[str, Figure]":
-    """All figures of a run, by file name; those of samples and of training once they are recorded."""
+    """All figures of a run, by file name; those of the samples and of training only once these are recorded."""
     spectra, trained = data.select(what="spectra"), data.select(what="training")
     with jax.enable_x64(True):
-        drawn = {
+        drawings = {
             "a2_effective_rank": effective_rank(data.config["num_equicorrelated"]),
             "a3_frozen_fraction": frozen_against_alpha(),
             "a4_heat_maps": heat_maps(data.config["grid"]),
@@ -45,14 +45,14 @@ def figures(data: RunData) -> "dict[str, Figure]":
         }
     for found in spectra:
         eigenvalues = {name: np.array(values) for name, values in found["eigenvalues"].items()}
-        drawn["a1_hard_rank"] = hard_rank(eigenvalues, found["ranks"], data.config["rank"])
+        drawings["a1_hard_rank"] = hard_rank(eigenvalues, found["ranks"], data.config["rank"])
     for found in trained:
-        drawn["correlations_in_training"] = correlations_in_training(found)
-    return drawn
+        drawings["correlations_in_training"] = correlations_in_training(found)
+    return drawings
 
 
 def hard_rank(eigenvalues: dict[str, Any], ranks: dict[str, int], rank: int) -> "Figure":
-    """A.1: spectra of rank-deficient Gaussian samples, before and behind each activation."""
+    """A.1: spectra of rank-deficient Gaussian samples, before and after each activation."""
     with drawing(5.2, 3.4, DPI) as figure:
         axes = figure.subplots()
         for (name, values), color in zip(eigenvalues.items(), ("0.25", *COLORS), strict=False):
@@ -98,7 +98,7 @@ def effective_rank(num_units: int) -> "Figure":
 
 
 def frozen_against_alpha() -> "Figure":
-    """A.3: frozen fraction against alpha along one-parameter families, with the two that do not freeze."""
+    """A.3: frozen fraction against alpha along one-parameter families, two of which do not freeze."""
     scales, shifts = jnp.geomspace(0.3, 1e4, 40), jnp.linspace(2.0, -8.0, 40)
     ones = jnp.ones_like(shifts)
     families = (
@@ -175,7 +175,7 @@ def kernel_maps(depth: int) -> "Figure":
 
 
 def correlations_in_training(trained: dict[str, Any]) -> "Figure":
-    """Correlation probe of every hidden layer of an MLP along training."""
+    """Correlations in every hidden layer of an MLP over the course of training."""
     fields = (
         ("polarisation", "polarisation, mean |2r - 1|"),
         ("near_zero", "pairs with r < 0.1"),

@@ -31,7 +31,7 @@ FORMULAS = {"corrected": "corrected", "leading_log": "appendix, leading log", "l
 
 
 def parts(config: Config, setup: None) -> list[Part]:
-    """A record of each measurement; nothing passes from one to the next. In double precision."""
+    """One record per measurement, in double precision; no state passes from one to the next."""
 
     def part(what: str, measure: Callable[[], dict[str, Any]]) -> Part:
         def do(state: Any) -> tuple[tuple[()], list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ from lopjax.runs import RunData
 
 
 def summarise(data: RunData) -> dict[str, Any]:
-    """The numbers: tables, ranks, and of the trained network the first and the last measurement of a layer."""
+    """The numbers: tables, ranks, and the first and last measurement of every layer of the trained network."""
     (measured,), (spectra,), (trained,) = (data.select(what=what) for what in ("tables", "spectra", "training"))
     ends = {name: [trained[name][index] for index in (0, -1)] for name in ("polarisation", "near_zero", "near_one")}
     return {

@@ -1,7 +1,7 @@
-"""Bit flipping (arXiv 2108.06325; Nature 632, 2024): regression online, a task every 10,000 steps, on small networks.
+"""Bit flipping (arXiv 2108.06325; Nature 632, 2024): online regression by small networks, a task every 10,000 steps.
 
 Most input bits stay as they are for thousands of steps; a learner with few units tracks a target that is fixed, but too
-rich for it. Does its error fall and then rise, and what holds it? On two CPU cores:
+rich for it. Does its error fall and then rise, and what keeps it down? On two CPU cores:
 
     python -m experiments.bit_flipping                            # 300,000 steps, 8 seeds, 4 methods: a minute
     python -m experiments.bit_flipping --preset paper             # 5 million steps, 30 seeds, every method

@@ -1,4 +1,4 @@
-"""What a config may hold: every field, and every value that a grid gives to one, is checked before compilation."""
+"""What a config may hold: every field, and every value that a grid gives it, is checked before compilation."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,13 +9,13 @@ from experiments.bit_flipping.methods import METHODS, NUMBERS
 from experiments.kit.grid import check_grid
 from lopjax.training.bit_flipping import BLOCK
 
-# Steps are counted in int32, and numbers of methods are float32: what is smaller is 0 there.
+# Steps are counted in int32; the numbers of methods are float32, in which smaller ones would be 0.
 MOST_STEPS = 2**31 - 1
 LEAST_FLOAT = 2.0**-126
 
 
 class Range(NamedTuple):
-    """What a number may be, and how that is said."""
+    """What a number may be, as a test and in words."""
 
     allows: Callable[[float], bool]
     text: str
@@ -31,11 +31,11 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("replacement_rate", "percentile"), _UP_TO_ONE),
     "maturity": _STEPS,
 }
-"""Of every number that a grid may vary."""
+"""The range of every number that a grid may vary."""
 
 
 def check_config(config: Config) -> None:
-    """Refuse what is out of range; the stream checks its own numbers.
+    """Refuse whatever is out of range; the stream checks its own numbers.
 
     Raises:
         ValueError: the message names the field, its value and what is allowed.

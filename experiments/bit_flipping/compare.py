@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lopjax.runs import RunData
 
 AGENTS = {"bp": "sgd", "cbp": "continual_backprop_official", "linear": "linear"}
-# What the reference was measured with.
+# The settings that the reference was measured with.
 PROBLEM = {
     **{"num_inputs": 20, "num_slow": 15, "flip_every": 10_000, "target_units": 100, "beta": 0.7},
     **{"threshold": "official", "widths": [5], "step_sizes": [0.01], "activations": ["relu"], "grid": []},
@@ -32,8 +32,8 @@ class Row(NamedTuple):
     """One agent over one window.
 
     Attributes:
-        agent: of the reference.
-        window: of the run.
+        agent: its name in the reference.
+        window: part of the run, in words.
         measured: mean error of our seeds.
         least: the lower end of where 95 % of further seeds lie.
         most: the upper end.
@@ -51,11 +51,11 @@ class Row(NamedTuple):
 
 
 def rows_of(run: "RunData", reference: Sequence[dict[str, Any]]) -> list[Row]:
-    """Every agent of the reference with the run's flip law, over every window.
+    """One row per window and agent of the reference that has the run's flip law.
 
     Raises:
-        ValueError: no such agent, the run is of another problem or length or is not complete, it has fewer than
-            three seeds, or one that diverged.
+        ValueError: there is no such agent; the run has another problem or length, or is not complete; it has fewer
+            than three seeds, or one that diverged.
     """
     import numpy as np
 
@@ -81,7 +81,7 @@ def rows_of(run: "RunData", reference: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def _check_run(run: "RunData") -> None:
-    """Refuse a run of other settings than the reference, or with too few seeds."""
+    """Refuse a run whose settings are not those of the reference, or with too few seeds."""
     for name, value in PROBLEM.items():
         if run.config[name] != value:
             raise ValueError(f"{name}={run.config[name]}: must be {value}, as in the reference")
@@ -96,10 +96,10 @@ def row_of(agent: str, window: str, measured: Any, expected: float) -> Row:
 
     logs, freedom = np.log(measured), len(measured) - 1
     centre, spread = logs.mean(), logs.std(ddof=1) * math.sqrt(1 + 1 / len(measured))
-    half = stdtrit(freedom, 0.975) * spread
+    half_width = stdtrit(freedom, 0.975) * spread
     p = float(2 * stdtr(freedom, -abs((math.log(expected) - centre) / spread)))
-    least, most = math.exp(centre - half), math.exp(centre + half)
-    return Row(agent, window, float(measured.mean()), least, most, expected, p)
+    low, high = math.exp(centre - half_width), math.exp(centre + half_width)
+    return Row(agent, window, float(measured.mean()), low, high, expected, p)
 
 
 def _mean_over(values: Any, window: tuple[float, float]) -> float:
@@ -117,12 +117,12 @@ def table_of(rows: Sequence[Row]) -> str:
         interval = f"{row.least:.3f} to {row.most:.3f}"
         cells = (row.agent, row.window, f"{row.measured:.3f}", interval, f"{row.expected:.3f}", f"{row.p:.2g}")
         lines.append(f"| {' | '.join(cells)} |")
-    least = min(rows, key=lambda row: row.p)
-    together = min(1.0, len(rows) * least.p)
+    extreme = min(rows, key=lambda row: row.p)
+    corrected_p = min(1.0, len(rows) * extreme.p)
     lines += [
         "",
-        f"The least likely row: {least.agent}, {least.window}, p = {least.p:.2g}; at most {together:.2g} for the least "
-        f"of {len(rows)} (Bonferroni). Windows overlap and share a seed: rows are not independent.",
+        f"The least likely row: {extreme.agent}, {extreme.window}, p = {extreme.p:.2g}; at most {corrected_p:.2g} for "
+        f"the least of {len(rows)} (Bonferroni). Windows overlap and share a seed: rows are not independent.",
     ]
     return "\n".join(lines) + "\n"
 

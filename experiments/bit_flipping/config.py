@@ -15,7 +15,7 @@ ActivationName = Literal["sigmoid", "tanh", "elu", "relu", "leaky_relu", "swish"
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides the result. The defaults are the published problem."""
+    """Everything that decides the result. The defaults are those of the published problem."""
 
     steps: int = 1_000_000
     """Online steps of every lane."""
@@ -24,21 +24,21 @@ class Config:
     methods: tuple[MethodName, ...] = ("sgd", "continual_backprop_official", "linear")
     """What to train with, side by side."""
     activations: tuple[ActivationName, ...] = ("relu",)
-    """Of the hidden layer; every method with each."""
+    """Activations of the hidden layer; every method is run with each."""
     widths: tuple[int, ...] = (5,)
-    """Hidden units; every method with each."""
+    """Numbers of hidden units; every method is run with each."""
     step_sizes: tuple[float, ...] = (0.01,)
-    """Of SGD or Adam; every method with each."""
+    """Step sizes of SGD or Adam; every method is run with each."""
     seeds: tuple[int, ...] = (0,)
-    """One run each: another target, other inputs, another start. All methods of a seed see the same."""
+    """One run each, with its own target, inputs and initial weights, the same for all methods."""
     flip: Literal["one", "all"] = "one"
     """What happens every flip_every steps: one slow bit flips (the paper), or all are drawn anew (its code)."""
     threshold: Literal["official", "textbook"] = "official"
-    """Of the target's units: with S = (m - sum of weights + bias) / 2, or the number of negative weights."""
+    """Threshold of the target's units: from S = (m - sum of weights + bias) / 2, or the number of negative weights."""
     num_inputs: int = 20
     """Bits of an input."""
     num_slow: int = 15
-    """How many of them are slow."""
+    """How many of the bits are slow."""
     flip_every: int = 10_000
     """Steps between flips."""
     target_units: int = 100
@@ -48,31 +48,31 @@ class Config:
     grid: Grid = ()
     """Axis of a grid over a number below, each point a lane of the same program: --grid replacement_rate=1e-5,1e-4."""
     l2: float = 1e-3
-    """Of L2: weight decay of the official code, added to the gradient."""
+    """L2: weight decay as in the official code, added to the gradient."""
     l2_init: float = 1e-3
-    """Of L2-init: strength by its authors' code, half the squared distance to the start."""
+    """L2-init: strength as in its authors' code, a factor on half the squared distance to the initial weights."""
     shrink: float = 1e-4
-    """Of shrink and perturb: by which parameters shrink a step."""
+    """Shrink and perturb: share by which parameters shrink per step."""
     perturb: float = 1e-4
-    """Of shrink and perturb: deviation of the noise a step."""
+    """Shrink and perturb: standard deviation of the noise per step."""
     upgd_noise: float = 1e-3
-    """Of UPGD: deviation of the noise on the gradient."""
+    """UPGD: standard deviation of the noise on the gradient."""
     upgd_decay: float = 0.999
-    """Of UPGD: decay of its utility."""
+    """UPGD: decay of its utility."""
     replacement_rate: float = 1e-4
-    """Of continual backprop: share of the eligible units that are replaced a step."""
+    """Continual backprop: share of the eligible units that are replaced per step."""
     maturity: int = 100
-    """Of continual backprop: steps until a unit is eligible."""
+    """Continual backprop: steps until a unit is eligible."""
     utility_decay: float = 0.99
-    """Of continual backprop: decay of its traces."""
+    """Continual backprop: decay of its traces."""
     percentile: float = 0.99
-    """Of self-normalised resets: share of a unit's own silences that a longer one exceeds."""
+    """Self-normalised resets: share of a unit's own past silences that a silence must exceed for a reset."""
     redo_threshold: float = 0.1
-    """Of ReDo: largest score of a unit that is reset."""
+    """ReDo: largest score of a unit that is reset."""
     clone_tolerance: float = 0.05
-    """Of clone splitting: relative distance of activations up to which two units are near."""
+    """Clone splitting: relative distance of activations up to which two units count as near."""
     act_every: int = 10_000
-    """Of ReDo and clone splitting: steps between two acts, a multiple of 1,000. They see the inputs of the block of
+    """ReDo and clone splitting: steps between two acts, a multiple of 1,000. They see the inputs of the block of
     1,000 steps that ends, all with the present slow bits."""
     probe_samples: int = 256
     """Random inputs of the fixed batch on which symptoms are measured."""
@@ -103,4 +103,4 @@ PRESETS: dict[str, Config] = {
     "reference_one": _REFERENCE,
     "reference_all": Config(**{**_REFERENCE.__dict__, "flip": "all"}),
 }  # fmt: skip
-"""The first is the default."""
+"""By name; the first is the default."""

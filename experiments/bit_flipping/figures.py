@@ -23,19 +23,19 @@ TITLES = {
     "weights": "incoming weights, r.m.s.",
 }
 MOST_POINTS = 60
-"""Of a curve: bins are averaged down to so many, or tasks hide the trend."""
+"""Points of a curve: bins are averaged down to so many, because the tasks would hide the trend."""
 
 
 def figures(run: RunData) -> "dict[str, Figure]":
     """All figures of a run, by file name."""
-    found = {"error": error_figure(run), "symptoms": symptoms_figure(run)}
+    drawings = {"error": error_figure(run), "symptoms": symptoms_figure(run)}
     if len(run.config["widths"]) > 1:
-        found["widths"] = widths_figure(run)
-    return found
+        drawings["widths"] = widths_figure(run)
+    return drawings
 
 
 def error_figure(run: RunData) -> "Figure":
-    """Error over time: a panel an activation and width, a colour a method, a line style a step size or grid point."""
+    """Error over time: a panel per activation and width, a colour per method, a line style per step size."""
     panels = [(a, w) for a in run.config["activations"] for w in run.config["widths"]]
     columns, table = min(3, len(panels)), bins_of(run, "error")
     rows = -(-len(panels) // columns)
@@ -43,8 +43,8 @@ def error_figure(run: RunData) -> "Figure":
     with drawing(width, 2.7 * rows + 0.5) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, (activation, hidden) in zip(axes, panels):
-            chosen = [curve for curve in curves(run) if curve.width in (0, hidden)]
-            _draw(panel, run, [curve for curve in chosen if curve.activation in (activation, "identity")], table)
+            of_width = [curve for curve in curves(run) if curve.width in (0, hidden)]
+            _draw(panel, run, [curve for curve in of_width if curve.activation in (activation, "identity")], table)
             unit = "unit" if hidden == 1 else "units"
             panel.set(title=f"{activation.replace('_', ' ')}, {hidden} {unit}", ylabel=TITLES["error"])
             _limit(panel)
@@ -55,9 +55,9 @@ def error_figure(run: RunData) -> "Figure":
 
 
 def symptoms_figure(run: RunData) -> "Figure":
-    """Symptoms over time on the fixed batch: the first activation, width and step size, a colour a method."""
+    """Symptoms over time on the fixed batch: the first activation, width and step size, a colour per method."""
     config = run.config
-    chosen = [
+    shown = [
         curve
         for curve in curves(run)
         if curve.width == config["widths"][0]
@@ -67,17 +67,17 @@ def symptoms_figure(run: RunData) -> "Figure":
     with drawing(10.8, 5.6) as figure:
         axes = figure.subplots(2, 3).ravel()
         for panel, (name, title) in zip(axes, TITLES.items()):
-            _draw(panel, run, chosen, bins_of(run, name))
+            _draw(panel, run, shown, bins_of(run, name))
             panel.set(ylabel=title)
             if "fraction" in name:
                 panel.set_ylim(-0.02, 1.02)
-        if chosen:
+        if shown:
             _legend(figure, axes[0])
     return figure
 
 
 def widths_figure(run: RunData) -> "Figure":
-    """What width does, in the last tenth of the run: bars over width with 95 % intervals, a colour a method."""
+    """What width does, in the last tenth of the run: bars over width with 95 % intervals, a colour per method."""
     widths = run.config["widths"]
     names = ("error", "probe/effective_rank", "probe/duplicate_fraction", "probe/dead_fraction")
     base = [c for c in curves(run) if c.width and c.activation == run.config["activations"][0]]
@@ -86,16 +86,16 @@ def widths_figure(run: RunData) -> "Figure":
         axes = figure.subplots(1, len(names))
         for panel, name in zip(axes, names):
             table = bins_of(run, name)
-            for place, (method, point) in enumerate(points):
+            for index, (method, point) in enumerate(points):
                 group = {curve.width: curve for curve in base if (curve.method, curve.point) == (method, point)}
                 means, halves = [], []
                 for width in widths:
                     spans = spans_of(table[group[width]])
                     of_unit = width if name.endswith("rank") else 1
-                    found = interval(spans[:, -1] / of_unit if spans.shape[1] else [])
-                    means.append(found.mean)
-                    halves.append(found.half)
-                x = np.arange(len(widths)) + (place - (len(points) - 1) / 2) * 0.8 / len(points)
+                    last = interval(spans[:, -1] / of_unit if spans.shape[1] else [])
+                    means.append(last.mean)
+                    halves.append(last.half)
+                x = np.arange(len(widths)) + (index - (len(points) - 1) / 2) * 0.8 / len(points)
                 label = _label(run, group[widths[0]])
                 style = {"color": _color(run, method), "label": label, "alpha": 0.9}
                 panel.bar(x, means, 0.8 / len(points), yerr=np.nan_to_num(halves), **style)
@@ -113,7 +113,7 @@ def _draw(axes: "Axes", run: RunData, chosen: list[Curve], table: dict[Curve, np
         values = table[curve]
         if not values.shape[1] or not np.isfinite(values).any():
             continue
-        size = -(-values.shape[1] // MOST_POINTS)  # of all points alike, or their spread would tell of it
+        size = -(-values.shape[1] // MOST_POINTS)  # the same for all points, or their spread would differ
         parts = [np.arange(first, first + size) for first in range(0, values.shape[1] - size + 1, size)]
         steps = np.array([(part.mean() + 0.5) * run.config["record_every"] for part in parts])
         means = [interval(values[:, part].mean(axis=1)) for part in parts]
@@ -127,7 +127,7 @@ def _draw(axes: "Axes", run: RunData, chosen: list[Curve], table: dict[Curve, np
 
 
 def _limit(axes: "Axes") -> None:
-    """From 0 to what shows nearly all means: a spike of one seed would press all other curves flat."""
+    """Limits from 0 to what shows nearly all means: a spike of one seed would flatten all other curves."""
     means = np.concatenate([line.get_ydata() for line in axes.lines] or [np.zeros(0)])
     means = means[np.isfinite(means)]
     if means.size:
@@ -135,7 +135,7 @@ def _limit(axes: "Axes") -> None:
 
 
 def _label(run: RunData, curve: Curve) -> str:
-    """The method, and what tells its curves apart."""
+    """The method, and the numbers that distinguish its curves."""
     varied = dict(curve.point[1:])
     if len(run.config["step_sizes"]) > 1:
         varied = {"step size": dict(curve.point)["step_size"], **varied}
@@ -145,7 +145,7 @@ def _label(run: RunData, curve: Curve) -> str:
 
 
 def _color(run: RunData, method: str) -> str:
-    """A colour a method; the linear baseline and fresh networks are black and grey."""
+    """A colour per method; the linear baseline and fresh networks are black and grey."""
     if METHODS[method].is_linear or METHODS[method].act == "fresh":
         return "black" if METHODS[method].is_linear else "0.55"
     colors = [*PALETTE[:-1], "#7F7F00", "#882255", "#44AA99", "#332288", "#AA4499"]
@@ -158,8 +158,8 @@ def _is_coloured(method: str) -> bool:
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
-    """Above all panels, in as many columns as the width of the figure has room for."""
+    """A legend above all panels, in as many columns as the width of the figure has room for."""
     handles, labels = axes.get_legend_handles_labels()
-    inches = 0.7 + 0.075 * max(map(len, labels), default=0)  # of the line and of ten points a letter, at most
+    inches = 0.7 + 0.075 * max(map(len, labels), default=0)  # the line, and letters of ten points at most
     columns = max(1, min(4, len(labels), int(figure.get_figwidth() / inches)))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)

@@ -1,14 +1,14 @@
 """The fast path: the step of `lane.plain_step`, written out for one hidden layer and one example, all lanes at once.
 
-A step of a network with 5 units is a few hundred multiplications. What bounds it on a CPU is not arithmetic but the
-kernels that a step of a compiled loop starts, some 0.1 us each, and the library's own step starts them once for every
-lane. So here
+A step of a network with 5 units is a few hundred multiplications. What limits it on a CPU is not arithmetic but the
+number of kernels that a step of a compiled loop launches, some 0.1 us each, and the library's own step launches them
+once for every lane. So here
 
 - lanes are the *last* axis of every array, and every kernel does all of them at once, in whole vectors;
 - products with one example are written as products and sums over the first axis, which the compiler fuses, where matrix
   products would be calls;
 - the 1,000 inputs and targets of a block are gathered once, for all lanes;
-- what replaces units is skipped at every step at which no lane wants to.
+- the replacement of units is skipped at every step at which no lane asks for it.
 
 The same keys draw the same numbers, so it equals the library's step up to the rounding of sums of `num_inputs` and
 `width` terms, taken in another order (the tests compare them); lanes do not notice what runs beside them, up to the
@@ -29,22 +29,22 @@ from lopjax.training import Lanes, Logs
 from lopjax.training.bit_flipping import BLOCK, Prepared, Problem, prepared_block
 
 Chunk = Callable[[Lanes, jax.Array, int, int], tuple[Lanes, Logs]]
-# Of a key of a step: what acts after it draws by another.
+# Folded into the key of a step: what acts after the step draws from a key of its own.
 _ACT = 1
 
 
 def make_fused_chunk(problem: Problem, program: Program, activation_name: str, act_every: int) -> Chunk:
-    """Compile steps for many lanes, as `lopjax.training.make_chunk` does, with what acts between blocks.
+    """Compile steps for many lanes, as `lopjax.training.make_chunk` does, together with what acts between blocks.
 
     Args:
-        problem: numbers of the stream.
-        program: of the lanes.
-        activation_name: of the hidden layer.
+        problem: the numbers of the stream.
+        program: what the lanes have in common.
+        activation_name: activation of the hidden layer.
         act_every: steps between two acts of a method that has one, a multiple of `BLOCK`.
 
     Returns:
         `chunk(lanes, keys, start, num_steps) -> (lanes, logs)`, with leading lane axes, buffers given back. Logs are
-        means over the steps, NaN for a lane that is frozen since its error was not finite.
+        means over the steps, NaN for a lane that is frozen because its error was not finite.
     """
     whole_block = _whole_block(problem, program, activation_name, act_every)
 
@@ -113,16 +113,16 @@ def _one_step(program: Program, activation_name: str) -> Callable[..., Any]:
     def one_step(index: Any, block: Any, keys: jax.Array, carry: Any) -> Any:
         (lanes, frozen_at), sums = carry
         x, y = (jax.lax.dynamic_index_in_dim(array, index % BLOCK, 0, False) for array in block)
-        found, error, wanted = jax.vmap(step, in_axes=-1, out_axes=-1)(lanes, x, y)
+        trained, error, is_wanted = jax.vmap(step, in_axes=-1, out_axes=-1)(lanes, x, y)
         frozen_at = jnp.where((frozen_at < 0) & ~jnp.isfinite(error), index, frozen_at)
         is_running = frozen_at < 0
         # Trees of arrays alone: the numbers and keys of a lane never change.
-        net = jax.tree.map(lambda new, old: jnp.where(is_running, new, old), found.net, lanes.net)
+        net = jax.tree.map(lambda new, old: jnp.where(is_running, new, old), trained.net, lanes.net)
         lanes, counts = lanes._replace(net=net), jnp.zeros_like(frozen_at)
         if rule is not None:
-            wanted = wanted & is_running
+            is_wanted = is_wanted & is_running
             lanes, counts = _where_due(
-                jnp.any(wanted), lambda lanes: replaced(lanes, wanted, keys, index), lanes, counts
+                jnp.any(is_wanted), lambda lanes: replaced(lanes, is_wanted, keys, index), lanes, counts
             )
         return Lanes(lanes, frozen_at), (sums[0] + error, sums[1] + counts)
 
@@ -130,12 +130,12 @@ def _one_step(program: Program, activation_name: str) -> Callable[..., Any]:
 
 
 def _where_due(is_due: Any, do: Callable[[Trainee], Any], lanes: Trainee, counts: jax.Array) -> Any:
-    """`do(lanes)` where it is due; otherwise the lanes as they are, and that no unit of any was touched."""
+    """`do(lanes)` where it is due; otherwise the lanes as they are, and zero counts of touched units."""
     return jax.lax.cond(is_due, do, lambda lanes: (lanes, jnp.zeros_like(counts)), lanes)
 
 
 def _replaced(program: Program, rule: Rule | None) -> Callable[..., tuple[Trainee, jax.Array]]:
-    """`(lanes, wanted, keys, index) -> (lanes, counts)`: the rule replaces units in those lanes where it wants to."""
+    """`(lanes, wanted, keys, index) -> (lanes, counts)`: the rule replaces units in the lanes where it is due."""
 
     def one_lane(lanes: Trainee, number: Any, keys: jax.Array, index: Any) -> tuple[Trainee, jax.Array]:
         assert rule is not None

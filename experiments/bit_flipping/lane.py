@@ -1,4 +1,4 @@
-"""One lane: its state, how it starts, and a step of the library's own on it, which `fused` has to equal."""
+"""One lane: its state, how it starts, and the library's own step on it, which `fused` has to reproduce."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -29,8 +29,8 @@ class Trainee(NamedTuple):
     Attributes:
         net: its variables, those of its optimizer and of its rule.
         dead: which units were dead on the probe at the last record; `(0,)` without units.
-        noise_key: of what the optimizer draws.
-        numbers: those of the method that differ between the lanes of its program.
+        noise_key: key for what the optimizer draws.
+        numbers: the numbers of the method that differ between the lanes of its program.
     """
 
     net: TrainState
@@ -46,7 +46,7 @@ class Program(NamedTuple):
         model: the network.
         setting: `(numbers, noise_key) -> Setting`.
         numbers_of: `lane's numbers -> all numbers of its method`.
-        method: of `METHODS`.
+        method: its row of `METHODS`.
     """
 
     model: Model
@@ -77,7 +77,7 @@ def start(program: Program, init_key: jax.Array, noise_key: jax.Array, own: Mapp
 
 
 def plain_step(program: Program) -> Callable[[Trainee, Drawn, jax.Array, jax.Array], tuple[Trainee, Logs]]:
-    """A step for `lopjax.training.make_chunk` of methods that do not act between blocks: any network, any optimizer.
+    """A step for `lopjax.training.make_chunk`, for methods that do not act between blocks: any network, any optimizer.
 
     It is what `fused.make_fused_chunk` does faster, and logs the same: `error`, and `replaced` units.
     """
@@ -87,14 +87,14 @@ def plain_step(program: Program) -> Callable[[Trainee, Drawn, jax.Array, jax.Arr
     def step(lane: Trainee, drawn: Drawn, key: jax.Array, index: jax.Array) -> tuple[Trainee, Logs]:
         numbers = program.numbers_of(lane.numbers)
         setting = program.setting(numbers, lane.noise_key)
-        net, seen = train_step(
+        net, observed = train_step(
             program.model, setting.optimizer, lane.net, drawn.batch, loss=setting.loss, task=drawn.task
         )
         replaced = jnp.int32(0)
         if program.method.rule is not None:
             intervention = RULES[program.method.rule].intervention(numbers)
-            net, report = intervene(intervention, setting, net, seen, key, index)
+            net, report = intervene(intervention, setting, net, observed, key, index)
             replaced = jnp.sum(report.touched[SPACE], dtype=jnp.int32)
-        return lane._replace(net=net), {"error": seen.loss, "replaced": replaced}
+        return lane._replace(net=net), {"error": observed.loss, "replaced": replaced}
 
     return step

@@ -18,7 +18,7 @@ SYMPTOMS = ("effective_rank", "dead_fraction", "duplicate_fraction", "saturated_
 
 
 def probe_inputs(setup: Setup) -> jax.Array:
-    """The fixed batch: all bits fair coins, the same for every lane; so it is of no task in particular."""
+    """The fixed batch: every bit a fair coin, the same for every lane, so that it belongs to no task in particular."""
     key = jax.random.key(0, impl="philox4x32")
     shape = (setup.config.probe_samples, setup.config.num_inputs)
     return jax.random.bernoulli(key, shape=shape).astype(jnp.zeros(()).dtype)
@@ -51,11 +51,11 @@ def make_measure(setup: Setup, model: Model) -> Callable[[Trainee, jax.Array, ja
         for where, batch in (("probe", (inputs, targets)), ("stream", (prepared.inputs, prepared.targets))):
             table = symptoms(model, variables, batch, loss=squared_error)
             values |= {f"{where}/{name}": table[name]["mean"] for name in SYMPTOMS}
-        now, was = dead_on_probe(setup, model, lane), lane.dead
+        is_dead, was_dead = dead_on_probe(setup, model, lane), lane.dead
         values |= {
-            "units/dead": jnp.sum(now),
-            "units/died": jnp.sum(now & ~was),
-            "units/revived": jnp.sum(was & ~now),
+            "units/dead": jnp.sum(is_dead),
+            "units/died": jnp.sum(is_dead & ~was_dead),
+            "units/revived": jnp.sum(was_dead & ~is_dead),
             "weights": jnp.sqrt(jnp.mean(jnp.square(variables["params"][SPACE]["kernel"]))),
         }
         return values

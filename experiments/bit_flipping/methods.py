@@ -1,4 +1,4 @@
-"""Ways to train online, a row each, and the programs of a run. Nothing here imports JAX before it is used."""
+"""Ways to train online, one row each, and the programs of a run. Nothing here imports JAX before it is used."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ class Method(NamedTuple):
     """One way of training.
 
     Attributes:
-        label: in tables and figures.
+        label: its name in tables and figures.
         optimizer: `(settings, key) -> optax transformation`; the key is for what it draws.
         reads: numbers of the config that it depends on, besides the step size.
         rule: what looks at the units at every step, a name of `rules.RULES`; None for nothing.
@@ -68,8 +68,8 @@ def _shrink_and_perturb(settings: Settings, key: "jax.Array | None") -> "optax.G
     from lopjax.optim import shrink_and_perturb
 
     seed = 0 if key is None else key
-    last = shrink_and_perturb(1 - settings["shrink"], settings["perturb"], seed, every=1, law="dohare")
-    return optax.chain(optax.sgd(settings["step_size"]), last)
+    shrink = shrink_and_perturb(1 - settings["shrink"], settings["perturb"], seed, every=1, law="dohare")
+    return optax.chain(optax.sgd(settings["step_size"]), shrink)
 
 
 def _upgd(settings: Settings, key: "jax.Array | None") -> "optax.GradientTransformation":
@@ -97,7 +97,7 @@ METHODS: dict[str, Method] = {
     "redo": Method("ReDo", _sgd, ("redo_threshold",), act="redo"),
     "split_clones": Method("clone splitting", _sgd, ("clone_tolerance",), act="split_clones"),
     "linear": Method("linear", _sgd, is_linear=True),
-    "fresh": Method("fresh network a task", _sgd, act="fresh", needs_boundaries=True),
+    "fresh": Method("fresh network per task", _sgd, act="fresh", needs_boundaries=True),
 }  # fmt: skip
 NUMBERS = (
     *("l2", "l2_init", "shrink", "perturb", "upgd_noise", "upgd_decay", *_REPLACING),
@@ -111,7 +111,7 @@ class Curve(NamedTuple):
 
     Attributes:
         method: key of `METHODS`.
-        activation: of the hidden layer; "identity" where there is none.
+        activation: activation of the hidden layer; "identity" where there is none.
         width: hidden units; 0 where there is none.
         point: further numbers: the step size, then those of the grid that the method reads.
     """
@@ -127,7 +127,7 @@ class Curve(NamedTuple):
 
 
 def label_of(name: str) -> str:
-    """Of a method in tables and figures; methods that look at boundaries have a star."""
+    """Name of a method in tables and figures; methods that look at boundaries have a star."""
     return METHODS[name].label + ("*" if METHODS[name].needs_boundaries else "")
 
 
@@ -139,13 +139,13 @@ def curves_of(
     axes: Sequence[tuple[str, Sequence[float]]] = (),
 ) -> list[Curve]:
     """Every method with every activation, width and point; linear networks have no activation and no width."""
-    found = []
+    all_curves = []
     for method in methods:
-        own = [[(name, value) for value in values] for name, values in axes if name in METHODS[method].reads]
-        points = list(itertools.product([("step_size", value) for value in step_sizes], *own))
+        varied = [[(name, value) for value in values] for name, values in axes if name in METHODS[method].reads]
+        points = list(itertools.product([("step_size", value) for value in step_sizes], *varied))
         hidden = [("identity", 0)] if METHODS[method].is_linear else list(itertools.product(activations, widths))
-        found += [Curve(method, activation, width, point) for activation, width in hidden for point in points]
-    return found
+        all_curves += [Curve(method, activation, width, point) for activation, width in hidden for point in points]
+    return all_curves
 
 
 def groups_of(curves: Sequence[Curve], seeds: Sequence[int], numbers: Mapping[str, float]) -> list[Group]:
@@ -153,11 +153,11 @@ def groups_of(curves: Sequence[Curve], seeds: Sequence[int], numbers: Mapping[st
     programs: dict[tuple[str, str, int], list[Curve]] = {}
     for curve in curves:
         programs.setdefault(curve[:3], []).append(curve)
-    return [_group(found, seeds, numbers) for found in programs.values()]
+    return [_group(of_program, seeds, numbers) for of_program in programs.values()]
 
 
 def _group(curves: Sequence[Curve], seeds: Sequence[int], numbers: Mapping[str, float]) -> Group:
-    # Of every lane the curve's fields tell the network, too: they are in its records.
+    # The fields of its curve are in the records of every lane, so these name its network, too.
     lanes = tuple(
         Lane(curve.method, tuple(list(curve.fields().items())[1:]), seed) for curve in curves for seed in seeds
     )

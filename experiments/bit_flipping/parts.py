@@ -20,7 +20,7 @@ Records = list[dict[str, Any]]
 
 
 def keys_of(config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of starts, of what optimizers draw and of streams, one a seed: all methods of a seed have the same."""
+    """Keys of the initial networks, the optimizers' draws and the streams: one per seed, the same for all methods."""
 
     def of_seed(seed: jax.Array) -> jax.Array:
         return jax.random.split(jax.random.key(seed, impl="philox4x32"), 3)
@@ -32,14 +32,14 @@ def keys_of(config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
 def parts(config: Config, setup: Setup) -> list[Part]:
     """All parts of a run, group after group."""
     keys, measures = keys_of(config), {}
-    made = []
+    all_parts = []
     for group in setup.groups:
         # Methods on one network share what measures it: compiling that is a large part of a short run.
         network = tuple(dict(group.lanes[0].point)[name] for name in ("activation", "width"))
         if network not in measures:
             measures[network] = over_lanes(make_measure(setup, setup.model_of(group)), 2)
-        made += Life(setup, group, keys, measures[network]).parts()
-    return made
+        all_parts += Life(setup, group, keys, measures[network]).parts()
+    return all_parts
 
 
 class Life:
@@ -57,20 +57,20 @@ class Life:
         self.dead = over_lanes(partial(dead_on_probe, setup, self.program.model), 1)
 
     def parts(self) -> list[Part]:
-        """One part a record; the last keeps the networks."""
+        """One part per record; the last keeps the networks."""
         config = self.setup.config
         point = dict(self.lanes.group.lanes[0].point)
-        made = []
+        bins = []
         for number in range(config.steps // config.record_every):
             name = "no hidden units" if self.program.method.is_linear else f"{point['width']} {point['activation']}"
-            made.append(self.lanes.part(name, config.record_every, partial(self.train, number), self.like))
-        first = made[0].do
-        made[0] = made[0]._replace(is_start=True, do=lambda nothing: first(self.start()))
-        made[-1] = made[-1]._replace(keep=self.kept)
-        return made
+            bins.append(self.lanes.part(name, config.record_every, partial(self.train, number), self.like))
+        first = bins[0].do
+        bins[0] = bins[0]._replace(is_start=True, do=lambda nothing: first(self.start()))
+        bins[-1] = bins[-1]._replace(keep=self.kept)
+        return bins
 
     def start(self) -> Lanes:
-        """Initialised networks; units that are born dead are known as such."""
+        """Initialised networks, with a record of which units are dead from the start."""
         lanes = self._started()
         return lanes._replace(state=lanes.state._replace(dead=self.dead(lanes.state)))
 
@@ -95,7 +95,7 @@ class Life:
         return lanes._replace(state=lanes.state._replace(dead=self.dead(lanes.state))), records
 
     def kept(self, lanes: Lanes) -> dict[str, Any]:
-        """What training ended with, a file a curve: `{"network"}`, seeds along the leading axes."""
+        """What training ended with, a file per curve: `{"network"}`, seeds along the leading axes."""
         variables = jax.device_get(lanes.state.net.variables)
         return {
             "-".join([names[0].method, *(str(value) for _, value in names[0].point)]): {

@@ -1,4 +1,4 @@
-"""What became of the networks: does the error fall and then rise, what holds it, with intervals over paired seeds."""
+"""What became of the networks: does the error fall and then rise, what keeps it down; intervals over paired seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,21 +25,22 @@ class Interval(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval is on one side of zero, otherwise 0: undecided."""
+        """1 or -1 if the interval lies on one side of zero, otherwise 0: undecided."""
         return int(np.sign(self.mean)) if abs(self.mean) > self.half else 0
 
     def __str__(self) -> str:
-        """With a sign."""
+        """The number with its sign."""
         if math.isnan(self.mean):
             return "-"
         return f"{self.mean:+.3f}" + ("" if math.isnan(self.half) else f" ± {self.half:.3f}")
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """Mean of one number a seed; numbers that are not finite make it NaN, so that no diverged seed is left out.
+    """Mean of one number per seed; numbers that are not finite make it NaN, so that no diverged seed is left out.
 
-    >>> interval([1.0, 3.0]).mean
-    2.0
+    Example:
+        >>> interval([1.0, 3.0]).mean
+        2.0
     """
     from scipy.special import stdtrit
 
@@ -48,8 +49,8 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
         return Interval(math.nan, math.nan)
     if array.size == 1:
         return Interval(float(array[0]), math.nan)
-    half = stdtrit(array.size - 1, (1 + LEVEL) / 2) * array.std(ddof=1) / math.sqrt(array.size)
-    return Interval(float(array.mean()), float(half))
+    half_width = stdtrit(array.size - 1, (1 + LEVEL) / 2) * array.std(ddof=1) / math.sqrt(array.size)
+    return Interval(float(array.mean()), float(half_width))
 
 
 # --- Curves over bins --------------------
@@ -71,16 +72,16 @@ def bins_of(data: RunData, name: str) -> dict[Curve, np.ndarray]:
     columns: dict[Curve, dict[int, list[float]]] = {curve: {} for curve in by_fields.values()}
     names = {curve: tuple(sorted(curve.fields())) for curve in by_fields.values()}
     for record in data.records:
-        for wanted in set(names.values()):
-            curve = by_fields.get(tuple((field, record.get(field)) for field in wanted))
+        for fields in set(names.values()):
+            curve = by_fields.get(tuple((field, record.get(field)) for field in fields))
             if curve is not None:
                 columns[curve].setdefault(record["seed"], []).append(_number(record.get(name)))
-    found = {}
+    tables = {}
     for curve, seeds in columns.items():
         rows = [seeds.get(seed, []) for seed in data.config["seeds"]]
         num = min(map(len, rows))
-        found[curve] = np.array([row[:num] for row in rows]).reshape(len(rows), num)
-    return found
+        tables[curve] = np.array([row[:num] for row in rows]).reshape(len(rows), num)
+    return tables
 
 
 def spans_of(values: np.ndarray) -> np.ndarray:
@@ -90,19 +91,19 @@ def spans_of(values: np.ndarray) -> np.ndarray:
 
 
 def rise(spans: np.ndarray) -> np.ndarray:
-    """By how much the last tenth is above the best one, a number a seed.
+    """By how much the last tenth is above the best one, a number per seed.
 
     The best tenth of every other seed is the one that is best on average over the seeds between, and the other way
     round. Chosen by its own errors it would be too good, and noise alone would make every curve rise; chosen by all
-    other seeds, which nearly always choose alike, the interval would be too narrow. So, of noise alone, 7 % of all
-    intervals leave zero out, where 5 % should.
+    other seeds, which nearly always choose alike, the interval would be too narrow. This way 7 % of all intervals
+    exclude zero where there is nothing but noise; 5 % should.
     """
-    found, is_even = np.full(len(spans), np.nan), np.arange(len(spans)) % 2 == 0
+    rises, is_even = np.full(len(spans), np.nan), np.arange(len(spans)) % 2 == 0
     if len(spans) < 4 or spans.shape[1] < 2:
-        return found
-    for own in (is_even, ~is_even):
-        found[own] = spans[own, -1] - spans[own, np.argmin(spans[~own].mean(axis=0))]
-    return found
+        return rises
+    for half in (is_even, ~is_even):
+        rises[half] = spans[half, -1] - spans[half, np.argmin(spans[~half].mean(axis=0))]
+    return rises
 
 
 def fall(spans: np.ndarray) -> np.ndarray:
@@ -111,7 +112,7 @@ def fall(spans: np.ndarray) -> np.ndarray:
 
 
 def verdict(fell: Interval, rose: Interval) -> str:
-    """In words; what the interval does not decide is said to be undecided."""
+    """In words; "undecided" where the interval decides nothing."""
     if math.isnan(rose.half):
         return "-"
     words = {1: "rises", 0: "holds or undecided", -1: "holds"}
@@ -122,7 +123,7 @@ def verdict(fell: Interval, rose: Interval) -> str:
 
 
 def summarise(data: RunData) -> list[dict[str, Any]]:
-    """One row a curve, means over seeds. `*_half`: of the 95 % interval. `less_backprop`: paired, in the last tenth."""
+    """One row per curve, means over seeds; `*_half` of the 95 % interval, `less_backprop` paired, in the last tenth."""
     names = ("error", "replaced", "units/died", "units/revived", *(f"probe/{name}" for name in SYMPTOMS))
     tables = {name: bins_of(data, name) for name in names}
     return [_row(data, curve, tables) for curve in curves(data) if tables["error"][curve].shape[1]]
@@ -148,26 +149,26 @@ def _row(data: RunData, curve: Curve, tables: Mapping[str, Mapping[Curve, np.nda
     }
     control = curve._replace(method="sgd", point=curve.point[:1])
     if curve.method != "sgd" and control in tables["error"]:
-        other = tables["error"][control]
-        if other.shape == tables["error"][curve].shape:  # as far as both have come
-            less = interval(spans[:, -1] - spans_of(other)[:, -1])
-            row |= {"less_backprop": _plain(less.mean), "less_backprop_half": _plain(less.half)}
+        baseline = tables["error"][control]
+        if baseline.shape == tables["error"][curve].shape:  # both have come equally far
+            difference = interval(spans[:, -1] - spans_of(baseline)[:, -1])
+            row |= {"less_backprop": _plain(difference.mean), "less_backprop_half": _plain(difference.half)}
     for name in SYMPTOMS:
-        ends = spans_of(tables[f"probe/{name}"][curve])
-        row |= {f"{name}_first": _plain(ends[:, 0].mean()), f"{name}_last": _plain(ends[:, -1].mean())}
+        tenths = spans_of(tables[f"probe/{name}"][curve])
+        row |= {f"{name}_first": _plain(tenths[:, 0].mean()), f"{name}_last": _plain(tenths[:, -1].mean())}
     for name in ("replaced", "units/died", "units/revived"):
         row[name.removeprefix("units/")] = _plain(tables[name][curve].sum(axis=1).mean())
     return row
 
 
 def _frozen_at(data: RunData, curve: Curve) -> list[int]:
-    """Of every seed that has diverged, when; once all of a program have, its records end early."""
+    """The step at which each diverged seed was frozen; once all lanes of a program are, its records end early."""
     records = data.select(**curve.fields())
     return list({record["seed"]: record["frozen_at"] for record in records if "frozen_at" in record}.values())
 
 
 def table(data: RunData) -> Table:
-    """The table on the terminal: a row a curve, means over seeds; also of an incomplete run."""
+    """The table on the terminal: a row per curve, means over seeds; works for an incomplete run, too."""
     config, rows = data.config, []
     for row in data.summary or summarise(data):
         name = [label_of(row["method"])]
@@ -193,8 +194,8 @@ def _title(data: RunData) -> list[str]:
         f"{config['steps']:,} steps, {seeds} seed{'s' if seeds > 1 else ''}; every {config['flip_every']:,} steps "
         f"{flip.format(config['num_slow'])}; thresholds: {config['threshold']}",
         "squared error before each update, means over the first, the least and the last tenth of the run; differences",
-        "of paired seeds with 95 % intervals, the least tenth of every other seed chosen by the seeds between",
-        "rank, duplicate, dead, saturated: on a fixed batch of random inputs, first → last tenth. Counts: units a lane",
+        "between paired seeds with 95 % intervals, the least tenth of every other seed chosen by the seeds between",
+        "rank, duplicate, dead, saturated: on a fixed random batch, first → last tenth; then counts of units per lane",
     ]
     if any(METHODS[name].needs_boundaries for name in config["methods"]):
         lines.append("* looks at where a task starts")

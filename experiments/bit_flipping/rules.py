@@ -1,4 +1,4 @@
-"""What looks at the units of one lane: a cheap part at every step, and a rare one that replaces units.
+"""Rules that watch the units of one lane: a cheap part at every step, and a rare part that replaces units.
 
 The library's interventions are whole: a step of theirs has a branch that draws a new network, which is skipped unless
 a unit is replaced. Side by side in one vector of lanes a branch can be skipped only if no lane takes it, so here the
@@ -46,7 +46,7 @@ class Rule(NamedTuple):
 
 
 def _continual_backprop(variant: str) -> Rule:
-    """Paper: contribution, means moved into the bias. Official: adaptable contribution, nothing moved."""
+    """Paper: contribution, means moved into the bias. Official code: adaptable contribution, nothing moved."""
     is_paper = variant == "paper"
 
     def intervention(numbers: Numbers) -> Intervention:
@@ -73,15 +73,15 @@ def _continual_backprop(variant: str) -> Rule:
         utility = (decay * own.utility[SPACE] + (1 - decay) * useful).astype(post.dtype)
         owed = own.owed[SPACE] + numbers["replacement_rate"] * jnp.sum(age > numbers["maturity"])
         owed = owed.astype(own.owed[SPACE].dtype)
-        found = interventions.Utilities({SPACE: utility}, {SPACE: mean}, {SPACE: age}, {SPACE: owed})
-        return found, owed >= 1
+        utilities = interventions.Utilities({SPACE: utility}, {SPACE: mean}, {SPACE: age}, {SPACE: owed})
+        return utilities, owed >= 1
 
     def replace(
         numbers: Numbers, setting: Setting, state: TrainState, own: interventions.Utilities, key: jax.Array
     ) -> tuple[TrainState, interventions.Utilities, Touched]:
-        decay, age, whole = numbers["utility_decay"], own.age[SPACE], jnp.floor(own.owed[SPACE])
-        chosen = lowest(corrected(own.utility[SPACE], decay, age), age > numbers["maturity"], whole)
-        units, wiring, params = {SPACE: chosen}, setting.model.wiring, state.variables["params"]
+        decay, age, num_due = numbers["utility_decay"], own.age[SPACE], jnp.floor(own.owed[SPACE])
+        replaced = lowest(corrected(own.utility[SPACE], decay, age), age > numbers["maturity"], num_due)
+        units, wiring, params = {SPACE: replaced}, setting.model.wiring, state.variables["params"]
         if is_paper:
             means = {SPACE: corrected(own.mean[SPACE], decay, age)}
             params = interventions.move_means_into_biases(wiring, params, units, means)
@@ -94,9 +94,9 @@ def _continual_backprop(variant: str) -> Rule:
             params = zero_biases(wiring, params, unit_masks(wiring, params, units).incoming)
             state = state._replace(variables={"params": params})
         utility, mean, age = (
-            {SPACE: jnp.where(chosen, 0, values[SPACE])} for values in (own.utility, own.mean, own.age)
+            {SPACE: jnp.where(replaced, 0, values[SPACE])} for values in (own.utility, own.mean, own.age)
         )
-        return state, interventions.Utilities(utility, mean, age, {SPACE: own.owed[SPACE] - whole}), chosen
+        return state, interventions.Utilities(utility, mean, age, {SPACE: own.owed[SPACE] - num_due}), replaced
 
     return Rule(intervention, watch, replace)
 
@@ -107,19 +107,19 @@ def _continual_backprop(variant: str) -> Rule:
 def _watch_silences(
     numbers: Numbers, own: interventions.Silences, params: Any, pre: Float[Array, " units"], post: jax.Array
 ) -> tuple[interventions.Silences, jax.Array]:
-    now, record = listen(own.now[SPACE], own.record[SPACE], pre > 0)
-    overdue = is_overdue(now, record, numbers["percentile"])
-    return interventions.Silences({SPACE: now}, {SPACE: record}), jnp.any(overdue)
+    silence, record = listen(own.now[SPACE], own.record[SPACE], pre > 0)
+    overdue = is_overdue(silence, record, numbers["percentile"])
+    return interventions.Silences({SPACE: silence}, {SPACE: record}), jnp.any(overdue)
 
 
 def _replace_silent(
     numbers: Numbers, setting: Setting, state: TrainState, own: interventions.Silences, key: jax.Array
 ) -> tuple[TrainState, interventions.Silences, Touched]:
-    now, record = own.now[SPACE], own.record[SPACE]
-    silent = is_overdue(now, record, numbers["percentile"])
+    silence, record = own.now[SPACE], own.record[SPACE]
+    silent = is_overdue(silence, record, numbers["percentile"])
     state = interventions.reset_units(setting, state, {SPACE: silent}, key)
-    kept = {SPACE: jnp.where(silent, 0, now)}, {SPACE: jnp.where(silent[:, None], 0, record)}
-    return state, interventions.Silences(*kept), silent
+    cleared = {SPACE: jnp.where(silent, 0, silence)}, {SPACE: jnp.where(silent[:, None], 0, record)}
+    return state, interventions.Silences(*cleared), silent
 
 
 RULES: dict[str, Rule] = {
@@ -150,6 +150,6 @@ def act(
         method = interventions.redo(numbers["redo_threshold"], every=1)
     else:
         method = interventions.split_clones(numbers["clone_tolerance"], every=1)
-    seen = observe(setting.model, state.variables, batch, loss=setting.loss, train=True, signals=False)
-    state, _, report = method.apply(setting, (), state, seen, key, 0)
+    observed = observe(setting.model, state.variables, batch, loss=setting.loss, train=True, signals=False)
+    state, _, report = method.apply(setting, (), state, observed, key, 0)
     return state, jnp.sum(report.touched[SPACE], dtype=jnp.int32)

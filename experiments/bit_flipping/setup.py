@@ -28,7 +28,7 @@ class Setup(NamedTuple):
 
     Attributes:
         config: as given.
-        problem: numbers of the stream.
+        problem: the numbers of the stream.
         stream: inputs and targets.
         curves: rows of the table.
         groups: programs.
@@ -53,30 +53,30 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
 @recorded
 def network(num_inputs: int, width: int, activation: str) -> Model:
-    """One hidden layer, or none for width 0, with the official start.
+    """One hidden layer, or none for width 0, initialised as in the official code.
 
-    Weights are uniform with deviation `gain / sqrt(fan_in)`, gain that of the activation, 1 at the output; biases 0.
+    Weights are uniform with standard deviation `gain / sqrt(fan_in)`, the gain 1 at the output; biases are 0.
     """
     name = {"swish": "silu"}.get(activation, activation)
     model = mlp((num_inputs,), (width,), 1, activation=name) if width else _linear(num_inputs)
 
     def init(key: jax.Array) -> Variables:
         params = model.init(key)["params"]
-        drawn = {}
+        layers = {}
         for index, layer in enumerate(sorted(params, key=lambda layer: layer == "classes")):
             shape, dtype = params[layer]["kernel"].shape, params[layer]["kernel"].dtype
             bound = (1.0 if layer == "classes" else GAINS[activation]) * math.sqrt(3 / shape[0])
             kernel = jax.random.uniform(jax.random.fold_in(key, index), shape, dtype, -bound, bound)
-            drawn[layer] = {"kernel": kernel, "bias": jnp.zeros_like(params[layer]["bias"])}
-        return {"params": drawn}
+            layers[layer] = {"kernel": kernel, "bias": jnp.zeros_like(params[layer]["bias"])}
+        return {"params": layers}
 
     return model._replace(init=init)
 
 
 def _linear(num_inputs: int) -> Model:
     """One dense layer, which `lopjax.models.mlp` does not make."""
-    sizes, plain = (("classes", 1),), ("identity", "none", False, 0.0, "pytorch", "float32")
-    return from_linen(MLP(sizes, *plain), (num_inputs,))
+    sizes, options = (("classes", 1),), ("identity", "none", False, 0.0, "pytorch", "float32")
+    return from_linen(MLP(sizes, *options), (num_inputs,))
 
 
 def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:

@@ -1,4 +1,4 @@
-"""What can be said for certain of a lane's clones: whether they are trapped, and whether their manifold is stable."""
+"""What is certain about a lane's clones: whether they are trapped, and whether their manifold is stable."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ def certificate_of(setup: Setup, variables: Any, probe: Any) -> str:
 
 
 def stability_of(setup: Setup, variables: Any, probe: Any) -> dict[str, Any] | None:
-    """Stability of the manifold that clones with equal weights are on, in double precision.
+    """Stability of the manifold on which clones with equal weights lie, in double precision.
 
     Returns:
-        The fields of a `StabilityReport`, its verdict by name; None for units whose weights are not equal, so that
-        there is no such manifold, and where nothing was cloned.
+        The fields of a `StabilityReport`, its verdict by name; None where the weights are not equal, so that there
+        is no such manifold, and where nothing was cloned.
     """
     if setup.config.factor == 1:
         return None

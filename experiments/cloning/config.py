@@ -30,9 +30,9 @@ class Config(ImageConfig):
     methods: tuple[MethodName, ...] = ("sgd", "noisy_sgd", "dropout", "adam")
     """What to train with, side by side."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """One run each."""
+    """Seeds, one run each."""
     unit: Literal["epochs", "steps"] = "epochs"
-    """Unit of the three lengths below."""
+    """Unit of the lengths below."""
     base_length: int = 20
     """Training of the base before cloning."""
     clone_length: int = 500
@@ -40,17 +40,17 @@ class Config(ImageConfig):
     record_every: int = 1
     """How often symptoms are measured."""
     release_at: int = 0
-    """How long after cloning SGD's clones, verified to be trapped, are let go on with every method, SGD beside; 0: the
+    """How long after cloning SGD's clones, verified to be trapped, go on by every method, SGD among them; 0: the
     methods train from the start."""
     learning_rate: float = 0.01
-    """Of SGD, with and without noise or dropout; no momentum, no weight decay."""
+    """Learning rate of SGD, with and without noise or dropout; there is no momentum and no weight decay."""
     noise_decay: float = 0.999
     """Noisy SGD: factor on the noise per step."""
     fused: bool = False
-    """Compile SGD, noisy SGD and dropout as one program: half the compilation, but everyone pays for drawing noise."""
+    """Compile SGD, noisy SGD and dropout as one program: half the compilation, but all three pay for drawing noise."""
     grid: Grid = ()
     """Axis of a grid over learning_rate, adam_learning_rate, noise_scale, noise_decay or dropout, run as lanes of one
-    program; once an axis: noise_scale=0.01,0.02."""
+    program; once per axis: noise_scale=0.01,0.02."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,11 @@ PRESETS: dict[str, dict[str, Config]] = {
 
 
 def methods_of(methods: Sequence[str], release_at: int) -> tuple[str, ...]:
-    """The methods of a run. Clones that SGD has trapped go on by methods of its own kind: Adam's have other states.
+    """The methods of a run. Clones that SGD has trapped go on by methods of its kind; Adam's state is a different one.
 
-    >>> methods_of(("sgd", "dropout", "adam"), release_at=100)
-    ('sgd', 'dropout')
+    Example:
+        >>> methods_of(("sgd", "dropout", "adam"), release_at=100)
+        ('sgd', 'dropout')
     """
     kind = METHODS["sgd"].optimizer
     return tuple(method for method in methods if not release_at or METHODS[method].optimizer is kind)

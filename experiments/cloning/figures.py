@@ -1,4 +1,4 @@
-"""The figure of a cloning run: how alike the clones are, whether they help, how much of the added width is used."""
+"""The figure of a cloning run: how similar the clones are, whether they help, how much of the added width is used."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,21 +22,21 @@ def figures(run: RunData) -> "dict[str, Figure]":
 
 
 def cloning_figure(run: RunData) -> "Figure":
-    """R², training loss and effective rank of base and clone after cloning, a colour a method and point of the grid.
+    """R², training loss and effective rank of base and clone after cloning, a colour per method and point of the grid.
 
-    The arrangement of arXiv 2510.00304, figure 2.1. Of a run that is not complete, what there is: methods without
-    clones yet are left out. Clones that are released have their trapped life in black, with the loss that the quotient
-    dynamics predict for it.
+    Arranged as in arXiv 2510.00304, figure 2.1. An incomplete run is drawn as far as it has come: methods that have no
+    clones yet are left out. Where clones are released, their trapped life is drawn in black, with the loss that the
+    quotient dynamics predict for it.
     """
     figure, panels = new_figure(3)
     unit, release_at = run.config["unit"], run.config.get("release_at", 0)
-    found = curves(methods_of(run.config["methods"], release_at), axes_of(run.config))
+    lines = curves(methods_of(run.config["methods"], release_at), axes_of(run.config))
     if release_at:
         _draw(panels, run, {"method": "sgd", "phase": "clone"}, "black", "SGD, trapped", 0)
-    for index, (method, point) in enumerate(found):
+    for index, (method, point) in enumerate(lines):
         where = {"method": method, **dict(point), "phase": "release" if release_at else "clone"}
-        # Methods that keep the clones lie on one line: let each show through the gaps of the next.
-        gaps = (0, (4, len(found) * 2)) if index else "-"
+        # The curves of methods that keep the clones coincide: let each show through the gaps of the next.
+        gaps = (0, (4, len(lines) * 2)) if index else "-"
         color = PALETTE[index % len(PALETTE)]
         _draw(panels, run, where, color, label_of(method, point), release_at, gaps)
     for style, name in (("-", "clone"), ("--", "base"), *([(":", "predicted")] if release_at else [])):
@@ -46,7 +46,7 @@ def cloning_figure(run: RunData) -> "Figure":
         axes.set(xlabel=f"{unit} since cloning", ylabel=label)
         if release_at:
             axes.axvline(release_at, color="0.6", linewidth=0.8)
-    figure.legend(loc="outside upper center", ncols=min(len(found) + 2, 7), frameon=False)
+    figure.legend(loc="outside upper center", ncols=min(len(lines) + 2, 7), frameon=False)
     return figure
 
 
@@ -67,7 +67,7 @@ def _draw(
         return
 
     def seeds(name: str) -> list[np.ndarray]:
-        # A run is read while it writes: a seed may be a record ahead.
+        # The run may still be writing: one seed may be a record ahead of the others.
         columns = [run.column(name, **lane) for lane in lanes]
         return [column[: min(map(len, columns))] for column in columns]
 

@@ -32,10 +32,10 @@ class Pair(NamedTuple):
     Attributes:
         base: the base network.
         clone: None before cloning.
-        quotient: the base from cloning on, trained by the quotient dynamics of the trapped clone: the same loss curve,
-            computed on the small network. None unless the clone is to be released.
-        noise_key: of what the method draws.
-        numbers: those of the method that differ between the lanes of its program.
+        quotient: from cloning on, the base trained by the quotient dynamics of the trapped clone: the same loss
+            curve, computed on the small network. None unless the clone is to be released.
+        noise_key: key for what the method draws.
+        numbers: the numbers of the method that differ between the lanes of its program.
     """
 
     base: TrainState
@@ -51,7 +51,7 @@ class Program(NamedTuple):
     Attributes:
         start: `(variables, noise_key, numbers) -> Pair`, from an initialised base network.
         clone: `Pair -> Pair`, the base cloned.
-        release: `(Pair, noise_key, numbers) -> Pair`: the networks of another program go on in this one.
+        release: `(Pair, noise_key, numbers) -> Pair`: lets the networks of another program go on in this one.
         step: `(Pair, drawn, key, index) -> (Pair, logs)`.
     """
 
@@ -64,13 +64,13 @@ class Program(NamedTuple):
 def make_program(setup: Setup, group: Group) -> Program:
     """The functions of a group; numbers that all its lanes have in common are constants of the program."""
     config = setup.config
-    method = METHODS[group.methods[0]]  # of a fused group all have the same optimizer
+    method = METHODS[group.methods[0]]  # all methods of a fused group have the same optimizer
 
     def numbers_of(pair: Pair) -> dict[str, Any]:
         return {**group.constants, **pair.numbers}
 
     def quiet(pair: Pair) -> optax.GradientTransformation:
-        """The method without noise: how bases train, and clones that are to stay."""
+        """The method without noise, which trains the bases and the quotient."""
         return method.optimizer({**numbers_of(pair), "noise_scale": OFF["noise_scale"]}, None)
 
     def loud(pair: Pair) -> optax.GradientTransformation:
@@ -110,24 +110,26 @@ def make_program(setup: Setup, group: Group) -> Program:
         augment_key, base_key, clone_key = jax.random.split(key, 3)
         batch = setup.preprocess.inputs(images, augment_key if config.augment else None), labels
         rate = numbers_of(pair)["dropout"]
-        base, seen = train_step(setup.base, quiet(pair), pair.base, batch, base_key, dropout_rate=rate)
-        logs = _named("base", seen)
+        base, observed = train_step(setup.base, quiet(pair), pair.base, batch, base_key, dropout_rate=rate)
+        logs = _named("base", observed)
         if pair.clone is None:
             return pair._replace(base=base), logs
         task, intervention = drawn.task, intervention_of(pair)
-        cloned, seen = train_step(setup.wide, loud(pair), pair.clone, batch, clone_key, dropout_rate=rate, task=task)
+        cloned, observed = train_step(
+            setup.wide, loud(pair), pair.clone, batch, clone_key, dropout_rate=rate, task=task
+        )
         if intervention is not None:
             own_key = jax.random.fold_in(clone_key, 1)
-            cloned, _ = intervene(intervention, setting(pair), cloned, seen, own_key, index)
-        pair, logs = pair._replace(base=base, clone=cloned), logs | _named("clone", seen)
+            cloned, _ = intervene(intervention, setting(pair), cloned, observed, own_key, index)
+        pair, logs = pair._replace(base=base, clone=cloned), logs | _named("clone", observed)
         if pair.quotient is None:
             return pair, logs
-        # What the clone would do if it were still trapped: no noise and no dropout.
-        quotient, seen = train_step(setup.base, quotient_of(pair), pair.quotient, batch, dropout_rate=0.0)
-        return pair._replace(quotient=quotient), logs | _named("quotient", seen)
+        # What the clone would do if it were still trapped: neither noise nor dropout.
+        quotient, observed = train_step(setup.base, quotient_of(pair), pair.quotient, batch, dropout_rate=0.0)
+        return pair._replace(quotient=quotient), logs | _named("quotient", observed)
 
     return Program(start, clone, release, step)
 
 
-def _named(network: str, seen: Any) -> Logs:
-    return {f"{network}/train_{name}": value for name, value in logs_of(seen, "loss", "accuracy").items()}
+def _named(network: str, observed: Any) -> Logs:
+    return {f"{network}/train_{name}": value for name, value in logs_of(observed, "loss", "accuracy").items()}

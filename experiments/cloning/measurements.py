@@ -23,7 +23,7 @@ def make_measure(setup: Setup) -> Callable[[Any, Any, Any, Any], Measurements]:
         `measure(base, clone, probe, test)`: variables of the base and of the clone (None before cloning: then only the
         test set is used), images and labels of the probe batch and of the test set.
     """
-    partition, own = uniform_partition(setup.wide.wiring, setup.config.factor), own_metrics(setup.config.metrics)
+    partition, metrics = uniform_partition(setup.wide.wiring, setup.config.factor), own_metrics(setup.config.metrics)
 
     def measure(base: Any, clone: Any, probe: Any, test: Any) -> Measurements:
         inputs, labels = setup.preprocess.inputs(probe[0]), probe[1]
@@ -35,7 +35,7 @@ def make_measure(setup: Setup) -> Callable[[Any, Any, Any, Any], Measurements]:
             measured |= {f"{name}/test_{key}": value for key, value in values.items()}
             if clone is None:
                 continue
-            table = symptoms(model, variables, (inputs, labels), partition=clusters, metrics=own)
+            table = symptoms(model, variables, (inputs, labels), partition=clusters, metrics=metrics)
             for metric, sites in table.items():
                 measured |= {f"{name}/{metric}/{site}": value for site, value in sites.items()}
         if clone is not None:

@@ -25,9 +25,9 @@ class Shared(NamedTuple):
 
     Attributes:
         networks: the initialised base network of every seed.
-        noise_keys: of what a method draws, one a seed.
-        data_keys: of the order of the examples and of all else that is random in a step, one a seed.
-        measure: `make_measure`, for all seeds of one method; compiling it is a large part of a short run.
+        noise_keys: keys for what a method draws, one per seed.
+        data_keys: keys for the order of the examples and all else that is random in a step, one per seed.
+        measure: `make_measure`, for all seeds of one method; compiling it takes a large part of a short run.
         train: images and labels.
         probe: the first of them, on which symptoms are measured.
         test: images and labels.
@@ -63,7 +63,7 @@ def share(setup: Setup) -> Shared:
 def parts(config: Config, setup: Setup) -> list[Part]:
     """All parts of a run, group after group.
 
-    Clones that are to be released are those of plain SGD, one a seed. At their release each goes on as one lane of
+    Clones that are to be released are those of plain SGD, one per seed. At their release each goes on as one lane of
     every method and point of the grid.
     """
     shared = share(setup)
@@ -121,12 +121,12 @@ class Stretch:
         return [*before, last._replace(do=end, keep=self.kept)]
 
     def training(self, phase: str, first: int, number: int, is_cloned: bool) -> Part:
-        """Chunk `number` of the whole stretch of a lane's life; `first` is that of its phase."""
+        """Chunk `number`, counted over the whole life of a lane; `first` is the first chunk of its phase."""
         do = partial(self.train, phase, first, number)
         return self.lanes.part(phase, self.chunk_steps, do, partial(self.like, is_cloned))
 
     def train(self, phase: str, first: int, number: int, lanes: Lanes) -> tuple[Lanes, Records]:
-        """Play such a chunk."""
+        """Run such a chunk."""
         keys = self.lanes.placed(self.lanes.of_seeds(self.shared.data_keys))
         lanes, logs = self.chunk(lanes, keys, number * self.chunk_steps, self.chunk_steps, self.shared.train)
         return lanes, self.records(phase, (number + 1 - first) * self.chunk_steps, logs, lanes)
@@ -169,7 +169,7 @@ class Stretch:
         return self.lanes.records(lanes, logs, where, measure)
 
     def concluded(self, records: Records, lanes: Lanes, is_end: bool) -> Records:
-        """The records of all lanes with the certificates of their clones, at the end with the manifold's stability."""
+        """The records of all lanes with their clones' certificates and, at the end, the stability of the manifold."""
         clones = self.lanes.read(lanes.state.clone.variables)
         for lane, record in enumerate(records):
             if "frozen_at" in record:
@@ -180,7 +180,7 @@ class Stretch:
         return records
 
     def kept(self, lanes: Lanes) -> dict[str, Any]:
-        """What training ended with, a file a method and point: `{"base", "clone"}`, seeds along the leading axes."""
+        """What training ended with, a file per method and point: `{"base", "clone"}`, seeds along the leading axes."""
         pair = lanes.state
         networks = {"base": pair.base, **({} if pair.clone is None else {"clone": pair.clone})}
         variables = self.lanes.read({name: state.variables for name, state in networks.items()})
@@ -188,5 +188,5 @@ class Stretch:
 
 
 def file_of(lane: Lane) -> str:
-    """Under which name a lane's variables are kept."""
+    """The name under which a lane's variables are kept."""
     return "_".join([lane.method, *(f"{name}={value!r}" for name, value in lane.point)])

@@ -25,9 +25,9 @@ class Fate(NamedTuple):
     Attributes:
         verdict: "stayed", "left", "escaped"; "diverged" if the lane was frozen or its last R² is not finite; "not
             cloned yet" while the base is trained.
-        left: first step from which 1 - R² > 1e-3 to the end, at two records at least; None if there is none.
+        left: first step from which 1 - R² > 1e-3 to the end, for at least two records; None if there is none.
         escaped: first step from which R² < 0.95 to the end; None if there is none.
-        rounding: largest finite 1 - R² seen: what rounding alone has done to clones that stayed.
+        rounding: largest finite 1 - R² recorded: what rounding alone has done to clones that stayed.
     """
 
     verdict: str
@@ -43,8 +43,8 @@ _NOT_CLONED = Fate("not cloned yet", None, None, 0.0)
 def fate(steps: Any, r2: Any) -> Fate:
     """Decide what became of a clone from its R² at the recorded steps (the words are those of the documentation)."""
     steps, r2 = np.asarray(steps), np.asarray(r2)
-    lost = 1 - r2
-    rounding = float(np.max(lost, where=np.isfinite(lost), initial=0.0))
+    departures = 1 - r2
+    rounding = float(np.max(departures, where=np.isfinite(departures), initial=0.0))
     if not np.isfinite(r2[-1]):
         return _DIVERGED._replace(rounding=rounding)
 
@@ -52,7 +52,7 @@ def fate(steps: Any, r2: Any) -> Fate:
         length = len(holds) if holds.all() else int(holds[::-1].argmin())
         return int(steps[len(steps) - length]) if length >= at_least else None
 
-    left = start_of_final_run(lost > LEFT, 2)
+    left = start_of_final_run(departures > LEFT, 2)
     escaped = start_of_final_run(r2 < ESCAPED, 1)
     verdict = "escaped" if escaped is not None else "left" if left is not None else "stayed"
     return Fate(verdict, left, escaped, rounding)
@@ -62,22 +62,22 @@ def fate(steps: Any, r2: Any) -> Fate:
 
 
 def rows_of(config: Mapping[str, Any]) -> list[tuple[str, Point, str]]:
-    """The rows of the table: method, point of the grid, and the phase that its clones live in.
+    """The rows of the table: method, point of the grid, and the phase in which its clones live.
 
-    Of a run that releases its clones the first row is their life before, under SGD.
+    If a run releases its clones, the first row is their life before that, under SGD.
     """
     release_at = config.get("release_at", 0)
     trapped: list[tuple[str, Point, str]] = [("sgd", (), "clone")] if release_at else []
     phase = "release" if release_at else "clone"
-    found = curves(methods_of(config["methods"], release_at), axes_of(config))
-    return trapped + [(*curve, phase) for curve in found]
+    released = curves(methods_of(config["methods"], release_at), axes_of(config))
+    return trapped + [(*curve, phase) for curve in released]
 
 
 def summarise(data: RunData) -> list[dict[str, Any]]:
-    """One row a lane that has records: what became of the clones, how losses, R² and rank moved.
+    """One row per lane that has records: what became of the clones, and how losses, R² and rank moved.
 
     `frozen_at` is the step, counted from the first of the base, at which the lane was frozen because a loss was not
-    finite. A lane frozen before it was cloned has None for all that is said of its clone. `certificate_at_start` and
+    finite. A lane frozen before it was cloned has None for everything about its clone. `certificate_at_start` and
     `certificate` are names of verdicts at the first and the last record of the phase, `stability` is that of the
     manifold that the clones are on at the end. `trapped_*`, in runs that release clones: see `_trapped`.
     """
@@ -100,28 +100,36 @@ def _numbers(data: RunData, frozen_at: int | None, **where: Any) -> dict[str, An
     """Fate, numbers and certificates of one lane; None for each number of a lane without a clone."""
     records = data.select(**where)
     if not records or where["phase"] not in ("clone", "release"):
-        found = _DIVERGED if frozen_at is not None else _NOT_CLONED
+        outcome = _DIVERGED if frozen_at is not None else _NOT_CLONED
         nothing = dict.fromkeys((*_NUMBERS, "certificate_at_start", "certificate", "stability"))
-        return {**found._asdict(), **nothing}
+        return {**outcome._asdict(), **nothing}
 
     def column(name: str) -> Any:
         return data.column(name, **where)
 
     r2, rank = column("clone/r2_forward/mean"), column("clone/effective_rank/mean")
-    found = fate(column("step"), r2)
-    found = found if frozen_at is None else _DIVERGED._replace(rounding=found.rounding)
+    outcome = fate(column("step"), r2)
+    outcome = outcome if frozen_at is None else _DIVERGED._replace(rounding=outcome.rounding)
     numbers = (
         *(r2[0], r2[-1], rank[0], rank[-1]),
         *(column("logit_difference")[0], column("clone/bc_residual").max()),
         *(_last(records, f"{name}/train_loss") for name in ("base", "clone")),
         *(column(f"{name}/test_accuracy")[-1] for name in ("base", "clone")),
     )
-    said = {"certificate_at_start": records[0].get("certificate"), "certificate": records[-1].get("certificate")}
-    return {**found._asdict(), **dict(zip(_NUMBERS, numbers)), **said, "stability": records[-1].get("stability")}
+    certificates = {
+        "certificate_at_start": records[0].get("certificate"),
+        "certificate": records[-1].get("certificate"),
+    }
+    return {
+        **outcome._asdict(),
+        **dict(zip(_NUMBERS, numbers)),
+        **certificates,
+        "stability": records[-1].get("stability"),
+    }
 
 
 def _trapped(data: RunData, lane: dict[str, Any], phase: str) -> dict[str, Any]:
-    """Of clones that are to be released, before that: does their loss stay above the base's, and was it predicted?
+    """Before clones are released: does their loss stay above the base's, and was it predicted?
 
     `trapped_gap`: training loss of the clone minus that of the base, mean over the last quarter of the records;
     `trapped_gap_before`: over the quarter before. `trapped_prediction`: largest difference, at any record, between the
@@ -133,11 +141,11 @@ def _trapped(data: RunData, lane: dict[str, Any], phase: str) -> dict[str, Any]:
         return {}
     losses = {name: _losses(records, name) for name in ("base", "clone", "quotient")}
     gap, quarter = losses["clone"] - losses["base"], max(len(records) // 4, 1)
-    error, before = np.abs(losses["clone"] - losses["quotient"]), gap[-2 * quarter : -quarter]
+    error, earlier = np.abs(losses["clone"] - losses["quotient"]), gap[-2 * quarter : -quarter]
     exact = int(np.argmax(error > 0)) if (error > 0).any() else len(error)
     return {
         "trapped_gap": float(gap[-quarter:].mean()),
-        "trapped_gap_before": float(before.mean()) if len(before) else None,
+        "trapped_gap_before": float(earlier.mean()) if len(earlier) else None,
         "trapped_prediction": float(error.max()),
         "trapped_exact_until": records[exact - 1]["step"] if exact else 0,
     }
@@ -149,7 +157,7 @@ def _losses(records: list[dict[str, Any]], network: str) -> np.ndarray:
 
 
 def _last(records: list[dict[str, Any]], name: str) -> float | None:
-    """The last value there is: at cloning itself there is no training loss yet."""
+    """The last value recorded: at cloning itself there is no training loss yet."""
     values = [record[name] for record in records if name in record]
     return values[-1] if values else None
 
@@ -158,7 +166,7 @@ def _last(records: list[dict[str, Any]], name: str) -> float | None:
 
 
 def table(data: RunData) -> Table:
-    """The table on the terminal: one row per method and grid point, means over seeds; also of an incomplete run."""
+    """The table on the terminal, also of an incomplete run: one row per method and grid point, means over seeds."""
     summary, rows = data.summary or summarise(data), []
     axes = [name for name, _ in axes_of(data.config)]
     for method, point, phase in rows_of(data.config):
@@ -193,7 +201,7 @@ def _title(data: RunData, summary: list[dict[str, Any]]) -> list[str]:
     cloned = [row for row in summary if row["r2_at_cloning"] is not None]
     at_cloning = "No lane was cloned"
     if cloned:
-        first = [row for row in cloned if row.get("phase") == cloned[0].get("phase")]  # not those at their release
+        first = [row for row in cloned if row.get("phase") == cloned[0].get("phase")]  # not those of the release
         difference = max(row["logit_difference_at_cloning"] for row in first)
         r2 = min(row["r2_at_cloning"] for row in first)
         at_cloning = f"At cloning: R² ≥ {r2:.7f}, logits of base and clone within {difference:.1e}"
@@ -204,18 +212,19 @@ def _title(data: RunData, summary: list[dict[str, Any]]) -> list[str]:
         *_left_out(data.config),
         "left, escaped: step from which 1 - R² > 0.001 (at two records), R² < 0.95 to the end",
         f"R², rank, training loss of base and clone (nats): means of {len(data.config['seeds'])} seeds",
-        "manifold: stability of the one that clones with equal weights are on",
+        "manifold: stability of the manifold on which clones with equal weights lie",
     ]
 
 
 def _certified(cloned: list[dict[str, Any]]) -> str:
     """How many lanes were certified at the start of their phase and at its end."""
-    said = [(row.get("certificate_at_start"), row.get("certificate")) for row in cloned]
+    certificates = [(row.get("certificate_at_start"), row.get("certificate")) for row in cloned]
     counts = []
     for at, when in ((0, "at the start"), (1, "at the end")):
-        known = [pair[at] for pair in said if pair[at] is not None]  # at a record between the two there is none
-        if len(known) == len(said):
-            counts.append(f"{sum(name in ('BLOCK_CONSTANT', 'ON_V') for name in known)} of {len(known)} {when}")
+        # Only the first and the last record of a phase carry a certificate.
+        verdicts = [pair[at] for pair in certificates if pair[at] is not None]
+        if len(verdicts) == len(certificates):
+            counts.append(f"{sum(name in ('BLOCK_CONSTANT', 'ON_V') for name in verdicts)} of {len(verdicts)} {when}")
     return f"\nCertified as trapped clones: {', '.join(counts)}" if counts else ""
 
 
@@ -225,35 +234,36 @@ def _explained(summary: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     gap, error = _mean([row["trapped_gap"] for row in rows]), max(row["trapped_prediction"] for row in rows)
-    before = [row["trapped_gap_before"] for row in rows]
-    trend = "" if None in before else f", {_mean(before):+.4f} a quarter earlier"
+    earlier = [row["trapped_gap_before"] for row in rows]
+    trend = "" if None in earlier else f", {_mean(earlier):+.4f} a quarter earlier"
     signs = {row["trapped_gap"] > 0 for row in rows}
     verdict = "above the base in some seeds, below in others"
     if len(signs) == 1:
         verdict = "above: the clone is behind its base" if gap > 0 else "below: no plateau above the base"
     exact = min(row["trapped_exact_until"] for row in rows)
     return [
-        f"Trapped, the clone's loss less the base's was {gap:+.4f}{trend}; {verdict}",
-        "Trapped clones are the base with other learning rates (quotient dynamics): the base trained",
-        f"so predicts their loss exactly up to step {exact}"
+        f"While trapped, the clone's loss minus the base's was {gap:+.4f}{trend}; {verdict}",
+        "A trapped clone is the base with other learning rates (quotient dynamics): the base trained",
+        f"with these predicts its loss exactly up to step {exact}"
         + (f", to {error:.0e} after that (rounding)" if error else ""),
     ]
 
 
 def _left_out(config: Mapping[str, Any]) -> list[str]:
     """Methods that do not take part in a release."""
-    others = sorted(set(config["methods"]) - set(methods_of(config["methods"], config.get("release_at", 0))))
-    return [f"Not released: {', '.join(others)}; the clones of SGD go on with methods of its kind"] if others else []
+    left_out = sorted(set(config["methods"]) - set(methods_of(config["methods"], config.get("release_at", 0))))
+    text = f"Not released: {', '.join(left_out)}; the clones of SGD go on by methods of its kind"
+    return [text] if left_out else []
 
 
 def _stability(seeds: list[dict[str, Any]]) -> str:
     """Verdicts on the manifold of all seeds, in words."""
-    found = sorted({row["stability"]["verdict"].lower().replace("_", "-") for row in seeds if row.get("stability")})
-    return " / ".join(found) or "-"
+    verdicts = sorted({row["stability"]["verdict"].lower().replace("_", "-") for row in seeds if row.get("stability")})
+    return " / ".join(verdicts) or "-"
 
 
 def _mean(values: list[float | None]) -> float:
-    """Mean over seeds; not a number if a seed has none (JSON's null)."""
+    """Mean over seeds; NaN if a seed has no value (null in JSON)."""
     return math.nan if None in values else math.fsum(value for value in values if value is not None) / len(values)
 
 
@@ -263,7 +273,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _step(steps: list[int | None]) -> str:
-    """Median of the steps at which it happened, and how many seeds it happened to unless to all."""
+    """Median of the steps at which it happened, and to how many seeds if not to all."""
     reached = [step for step in steps if step is not None]
     if not reached:
         return "never"
@@ -271,7 +281,7 @@ def _step(steps: list[int | None]) -> str:
 
 
 def _verdict(seeds: list[dict[str, Any]]) -> str:
-    """What became of the clones of all seeds; for clones that stayed, whether exactly or up to rounding."""
+    """What became of the clones of all seeds; for those that stayed, whether exactly or up to rounding."""
     verdicts = sorted({row["verdict"] for row in seeds})
     if verdicts == ["diverged"]:
         frozen = [row["frozen_at"] for row in seeds if row["frozen_at"] is not None]

@@ -32,7 +32,7 @@ class Setup(NamedTuple):
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The programs of the run. Clones that are released go on in one program for all methods."""
+        """The programs of the run. Released clones go on in one program for all methods."""
         config = self.config
         methods = methods_of(config.methods, config.release_at)
         is_fused = config.fused or config.release_at > 0
@@ -40,7 +40,7 @@ class Setup(NamedTuple):
 
 
 def numbers_of(config: Config) -> dict[str, float]:
-    """The numbers that methods read."""
+    """The numbers that the methods read."""
     return {name: getattr(config, name) for name in NUMBERS}
 
 
@@ -116,7 +116,7 @@ def _check_numbers(config: Config) -> None:
     for name in ("learning_rate", "adam_learning_rate"):
         _check(name, getattr(config, name), 0 < getattr(config, name) < float("inf"), "positive and finite")
     _check("dropout", config.dropout, 0 <= config.dropout < 1, "a rate in [0, 1)")
-    # Traced only, so that a mistake is answered before anything is compiled, be it the making of a key.
+    # Traced only, so that a mistake is reported before anything is compiled, even the creation of a key.
     jax.eval_shape(lambda: noisy_sgd(config.learning_rate, config.noise_scale, config.noise_decay, seed=0).init({}))
 
 

@@ -1,8 +1,8 @@
 """Conditions: which architectures, losses and data make the manifold of clones stable (arXiv 2510.00304, section 5).
 
-Over twenty random networks a condition, at random points, at critical points of the base, where the task is fitted,
-after its labels have changed and under weight decay: the verdict on the clones that the network would have, beside what
-a theorem says of it. Where theory is silent nothing is predicted.
+Twenty random networks per condition, at random points, at critical points of the base, where the task is fitted, after
+its labels have changed and under weight decay: the verdict on the clones that the network would have, beside what a
+theorem says about it. Where theory is silent, nothing is predicted.
 
     python -m experiments.conditions            # a few minutes on two CPU cores
 """

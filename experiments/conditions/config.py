@@ -1,4 +1,4 @@
-"""What the conditions experiment can be asked to do, and the conditions themselves. Nothing here imports JAX."""
+"""The options of the conditions experiment, and the conditions themselves. Nothing here imports JAX."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -11,11 +11,11 @@ class Condition(NamedTuple):
 
     Attributes:
         network: its activation, and its norm if it has one: `mlp tanh layer norm`.
-        loss: of the outputs.
-        outputs: how many; of cross-entropy, classes.
+        loss: loss of the outputs.
+        outputs: how many outputs there are; for cross-entropy, how many classes.
         point: where on the loss surface: see `networks.place`.
-        predicted: verdict that a theorem gives for it; empty where theory is silent.
-        theorem: which, in words.
+        predicted: the verdict that a theorem gives for it; empty where theory is silent.
+        theorem: the theorem, in words.
     """
 
     network: str
@@ -27,7 +27,7 @@ class Condition(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In records and tables."""
+        """Its name in records and tables."""
         return f"{self.network}, {self.loss}, {self.outputs} outputs, {self.point}"
 
 
@@ -41,7 +41,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("mlp gelu", "cross-entropy", 3, "random", "SADDLE", _COUPLED),
     Condition("mlp relu", "cross-entropy", 3, "random", "SADDLE", f"{_COUPLED}; A_j = 0: pairs of signs"),
     Condition("mlp tanh", "squared error", 3, "random", "SADDLE", _COUPLED),
-    Condition("mlp tanh", "squared error", 1, "random", "SADDLE", f"{_COUPLED}, off critical points, too"),
+    Condition("mlp tanh", "squared error", 1, "random", "SADDLE", f"{_COUPLED}, away from critical points, too"),
     Condition("mlp tanh", "squared error", 1, "critical", "", _NARROW),
     Condition("mlp tanh", "squared error", 2, "critical", "SADDLE", _WIDE.format("outputs - 1 = 1")),
     Condition("mlp tanh", "cross-entropy", 2, "critical", "", _NARROW),
@@ -59,11 +59,11 @@ class Config:
     """Everything that decides the result."""
 
     seeds: tuple[int, ...] = tuple(range(20))
-    """One random network and data set each."""
+    """Seeds, one random network and data set each."""
     factor: int = 2
     """Clones of every unit."""
     samples: int = 24
-    """Examples of a data set."""
+    """Examples in a data set."""
 
 
 PRESETS = {"quick": Config()}

@@ -42,8 +42,8 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
 
 def _network(condition: Condition) -> Model:
     _, activation, *norm = condition.network.split(" ", 2)
-    chosen = norm[0].split()[0] if norm else "none"
-    return mlp((_inputs(condition),), (3,), condition.outputs, activation=activation, norm=chosen)
+    kind = norm[0].split()[0] if norm else "none"
+    return mlp((_inputs(condition),), (3,), condition.outputs, activation=activation, norm=kind)
 
 
 def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Batch]:
@@ -59,22 +59,22 @@ def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Bat
 
     def draw() -> Variables:
         params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes["params"])
-        rest = {
+        statistics = {
             name: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes[name]) for name in shapes if name != "params"
         }
-        if "batch_stats" in rest:
-            rest["batch_stats"] = jax.tree.map_with_path(_statistic, rest["batch_stats"])
-        return {**rest, "params": params}
+        if "batch_stats" in statistics:
+            statistics["batch_stats"] = jax.tree.map_with_path(_statistic, statistics["batch_stats"])
+        return {**statistics, "params": params}
 
     variables, inputs = draw(), jnp.asarray(rng.normal(size=(_samples(setup, condition), _inputs(condition))))
     if condition.point == "dead":
         variables["params"]["hidden_0"]["bias"] -= 50.0
-    other = variables if condition.point in ("fitted", "critical") else draw()
-    outputs = model.apply(other, inputs).logits
+    teacher = variables if condition.point in ("fitted", "critical") else draw()
+    outputs = model.apply(teacher, inputs).logits
     if condition.point == "critical":
         outputs = outputs + 0.3 * rng.normal(size=outputs.shape)
     targets = jnp.argmax(outputs, axis=-1) if condition.loss == "cross-entropy" else outputs
-    if condition.loss == "cross-entropy":  # some at random, so that no network fits them
+    if condition.loss == "cross-entropy":  # some are random, so that no network fits them
         is_random = rng.random(len(targets)) < 0.4
         targets = jnp.where(is_random, rng.integers(0, condition.outputs, len(targets)), targets)
     batch = inputs, targets
@@ -84,21 +84,21 @@ def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Bat
 
 
 def stationary(model: Model, loss: Any, start: Variables, batch: Batch) -> Variables:
-    """The stationary point to which BFGS and Newton steps fall, if they do."""
+    """The stationary point to which BFGS and Newton steps converge, if they do."""
     from scipy.optimize import minimize
 
     value, gradient, hessian, unravel = _derivatives(model, loss)
-    place = np.asarray(ravel_pytree(start["params"])[0])
-    place = minimize(value, place, (batch,), "BFGS", gradient, options={"gtol": 1e-6}).x
+    point = np.asarray(ravel_pytree(start["params"])[0])
+    point = minimize(value, point, (batch,), "BFGS", gradient, options={"gtol": 1e-6}).x
     for _ in range(6):
-        slope, curvature = gradient(place, batch), hessian(place, batch)
-        place = place - np.linalg.lstsq(np.asarray(curvature), np.asarray(slope), rcond=1e-10)[0]
-    return {**start, "params": unravel(jnp.asarray(place))}
+        slope, curvature = gradient(point, batch), hessian(point, batch)
+        point = point - np.linalg.lstsq(np.asarray(curvature), np.asarray(slope), rcond=1e-10)[0]
+    return {**start, "params": unravel(jnp.asarray(point))}
 
 
 @cache
 def _derivatives(model: Model, loss: Any) -> tuple[Any, Any, Any, Any]:
-    """The loss of a flat point and a batch, its gradient and Hessian, compiled; flat to parameters."""
+    """Loss, gradient and Hessian of a flat parameter vector on a batch, compiled; and how to unravel the vector."""
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
     unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params))[1]
 
@@ -113,7 +113,7 @@ def _samples(setup: Setup, condition: Condition) -> int:
 
 
 def _inputs(condition: Condition) -> int:
-    """Inputs of the network; two where its stationary points are searched for."""
+    """Number of inputs; two where stationary points are searched for."""
     return 2 if condition.point == "critical" else 4
 
 

@@ -1,4 +1,4 @@
-"""The conditions experiment as a list of parts: one a condition, with a record a network."""
+"""The conditions experiment as a list of parts: one per condition, with a record per network."""
 
 from functools import partial
 from typing import Any
@@ -32,14 +32,14 @@ def _measure_all(setup: Setup, condition: Condition, nothing: Any) -> tuple[Any,
 
 
 def measure(setup: Setup, condition: Condition, seed: int) -> dict[str, Any]:
-    """The verdict on the clones of one network: of their curvature."""
+    """The verdict on the curvature of the clones of one network."""
     model, loss, factor = setup.models[condition.name], LOSSES[condition.loss], setup.config.factor
     variables, batch = place(setup, condition, seed)
     record: dict[str, Any] = {"condition": condition.name, "seed": seed}
     is_critical = condition.point == "critical"
     blocks = unit_blocks(model, variables, batch, factor, loss=loss, near_critical=is_critical)
     total = blocks.total
-    residual = max(float(np.max(each.gradient_residual)) for each in blocks.spaces.values())
+    residual = max(float(np.max(space.gradient_residual)) for space in blocks.spaces.values())
     if is_critical and not residual <= STATIONARY:
         return {**record, "verdict": "NOT_REACHED", "extremes": [total.min_eigenvalue, total.max_eigenvalue]}
     return {**record, "verdict": total.verdict.name, "extremes": [total.min_eigenvalue, total.max_eigenvalue]}

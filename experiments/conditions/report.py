@@ -15,7 +15,7 @@ COLUMNS = ("network, loss, point", "predicted", "verdicts on clones", "as predic
 
 
 def summarise(data: RunData) -> list[dict[str, Any]]:
-    """One row a condition that has records: `verdicts` counts them, `agrees` says whether all are as predicted.
+    """One row per condition that has records: `verdicts` counts them, `agrees` says whether all are as predicted.
 
     `agrees` is None where theory is silent.
     """
@@ -41,7 +41,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 def table(data: RunData) -> Table:
     """The table on the terminal."""
     title = (
-        f"Stability of {data.config['factor']}x clones, over {len(data.config['seeds'])} random networks a condition"
+        f"Stability of {data.config['factor']}x clones, over {len(data.config['seeds'])} random networks per condition"
     )
     return Table(title, COLUMNS, [cells(row) for row in data.summary or summarise(data)])
 
@@ -53,7 +53,7 @@ def texts(data: RunData) -> dict[str, str]:
 
 
 def figures(data: RunData) -> "dict[str, Figure]":
-    """Shares of the verdicts, a bar a condition."""
+    """Shares of the verdicts, a bar per condition."""
     rows = data.summary or summarise(data)
     if not rows:
         return {}

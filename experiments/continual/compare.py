@@ -5,8 +5,8 @@
     python -m experiments.continual --preset reference --net.norm batch --name reference_batch --data-dir DATA
     python -m experiments.continual.compare runs/continual/reference REFERENCE.json --output docs/continual_reference.md
 
-The reference is `{"runs": [{"norm", "seed", "fresh", "steps", "rows": [a row a task]}]}`. Of both sides only the tasks
-that both have come to are compared, in two halves. Prints (and writes) one Markdown table.
+The reference is `{"runs": [{"norm", "seed", "fresh", "steps", "rows": [a row per task]}]}`. Only the tasks that both
+sides have finished are compared, in two halves. Prints (and writes) one Markdown table.
 """
 
 import argparse
@@ -42,10 +42,10 @@ class Row(NamedTuple):
     Attributes:
         network: "continual" or "fresh".
         quantity: key of `QUANTITIES`.
-        tasks: which, in words.
-        ours: of every seed of ours, the mean over these tasks.
-        theirs: likewise.
-        difference: task by task, ours less theirs (means over seeds), and its interval over the tasks.
+        tasks: the tasks, in words.
+        ours: for every seed of ours, the mean over these tasks.
+        theirs: the same for the seeds of the reference.
+        difference: task by task, ours minus theirs (means over seeds), with its interval over the tasks.
     """
 
     network: str
@@ -60,7 +60,7 @@ def rows_of(run: "RunData", reference: dict[str, Any]) -> list[Row]:
     """All quantities that both sides have.
 
     Raises:
-        ValueError: no run of the reference has the run's norm and steps a task, or no task is done by both.
+        ValueError: no run of the reference has the run's norm and steps per task, or no task is done by both.
     """
     norm, steps, seed = run.config["net"]["norm"], run.config["steps"], run.config["class_order"]
     alike = [
@@ -69,40 +69,40 @@ def rows_of(run: "RunData", reference: dict[str, Any]) -> list[Row]:
         if entry["norm"] == norm and entry["steps"] == steps and _has_order(entry["order"], seed)
     ]
     if not alike:
-        raise ValueError(f"reference: has no runs with norm={norm!r}, {steps} steps a task and class_order={seed}")
+        raise ValueError(f"reference: has no runs with norm={norm!r}, {steps} steps per task and class_order={seed}")
     rows = []
     for network, method in (("continual", "adam"), ("fresh", "fresh_adam")):
         entries = [entry for entry in alike if entry["fresh"] == (network == "fresh")]
         for quantity, (ours, theirs) in QUANTITIES.items():
             curves = [curve for entry in entries if len(curve := _column(entry["rows"], theirs))]
-            own = _curves(run, ours, method)
-            num = min((len(curve) for curve in (*curves, *own)), default=0)
-            if not curves or not own or num < 2:
+            our_curves = _curves(run, ours, method)
+            num = min((len(curve) for curve in (*curves, *our_curves)), default=0)
+            if not curves or not our_curves or num < 2:
                 continue
-            rows += _rows(network, quantity, [curve[:num] for curve in own], [curve[:num] for curve in curves])
+            rows += _rows(network, quantity, [curve[:num] for curve in our_curves], [curve[:num] for curve in curves])
     if not rows:
         raise ValueError(f"{run.folder}: no task is done by all networks yet")
     return rows
 
 
 def _has_order(order: list[int], seed: int) -> bool:
-    """Whether the classes come in the order of a seed: only then are the tasks the same."""
+    """Whether the classes come in the order of this seed: only then are the tasks the same."""
     return seed >= 0 and order == class_order(len(order), seed).tolist()
 
 
 def _rows(network: str, quantity: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> list[Row]:
-    num, found = len(ours[0]), []
+    num, rows = len(ours[0]), []
     for first, last in ((0, num // 2), (num // 2, num)):
-        own, other = ([curve[first:last] for curve in curves] for curves in (ours, theirs))
-        difference = interval(np.mean(own, axis=0) - np.mean(other, axis=0))
-        ours_mean, theirs_mean = ([float(curve.mean()) for curve in curves] for curves in (own, other))
-        found.append(Row(network, quantity, f"{first + 1}–{last}", ours_mean, theirs_mean, difference))
-    return found
+        our_curves, their_curves = ([curve[first:last] for curve in curves] for curves in (ours, theirs))
+        difference = interval(np.mean(our_curves, axis=0) - np.mean(their_curves, axis=0))
+        ours_mean, theirs_mean = ([float(curve.mean()) for curve in curves] for curves in (our_curves, their_curves))
+        rows.append(Row(network, quantity, f"{first + 1}–{last}", ours_mean, theirs_mean, difference))
+    return rows
 
 
 def _curves(run: "RunData", name: str, method: str) -> list[np.ndarray]:
     curve = over_tasks if name == "online_accuracy" else at_ends
-    return [found for seed in run.config["seeds"] if len(found := curve(run, name, method, seed))]
+    return [values for seed in run.config["seeds"] if len(values := curve(run, name, method, seed))]
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
@@ -110,7 +110,7 @@ def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
 
 
 def table_of(rows: list[Row]) -> str:
-    """A Markdown table; differences whose interval leaves out zero are bold."""
+    """A Markdown table; differences whose interval excludes zero are bold."""
     lines = [
         "| network | quantity | tasks | lopjax | reference | difference (95 % over tasks) |",
         "| --- | --- | --- | --- | --- | --- |",

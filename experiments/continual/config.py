@@ -27,45 +27,45 @@ class Config(ImageConfig):
     steps: int = 500
     """Steps of each task."""
     classes_per_task: int = 5
-    """Of class_incremental: disjoint ones."""
+    """Class_incremental: classes of a task, no class in two tasks."""
     class_order: int = -1
-    """Of class_incremental: -1 for an order of every seed's own, else that of NumPy's generator with this seed."""
+    """Class_incremental: -1 for an order of its own for every seed, else that of NumPy's generator with this seed."""
     num_images: int = 0
-    """Of the other tasks on images: the first so many training images; 0 for all."""
+    """Other tasks on images: how many of the training images are used, the first ones; 0 for all."""
     change: int = 0
-    """Steps over which a task passes into the next; 0 for a jump."""
+    """Steps over which a task turns into the next; 0 for an abrupt change."""
     zero_head: bool = False
-    """Set the output layer to zero at every task start."""
+    """Set the output layer to zero at the start of every task."""
     pixel_mean: tuple[float, ...] = ()
-    """Of the normalisation, a number a channel, in units of pixel/255; () for that of the training images."""
+    """Mean used for normalisation, a number per channel, in units of pixel/255; () for that of the training images."""
     pixel_std: tuple[float, ...] = ()
     """Likewise."""
     methods: tuple[MethodName, ...] = ("adam", "l2_init", "weight_decay", "equal_betas")
     """What to train with, side by side."""
     fresh: bool = True
-    """Beside them a network drawn anew for every task, one for each plain optimizer: what loss is measured against."""
+    """Beside them a network drawn anew for every task, one per plain optimizer, against which loss is measured."""
     seeds: tuple[int, ...] = (0,)
-    """One run each: another start, other batches, and other tasks unless their order is given."""
+    """One run each, with its own initial network, batches and, unless their order is given, tasks."""
     l2_init: float = 0.01
-    """Of L2-init: strength by the authors' code, half the squared distance to the start."""
+    """L2-init: strength as in the authors' code, a factor on half the squared distance to the initial weights."""
     weight_decay: float = 0.01
-    """Of weight decay (AdamW): times the learning rate a step."""
+    """Weight decay (AdamW): times the learning rate per step."""
     beta2: float = 0.9
-    """Of equal betas: decay of Adam's mean square, as that of its mean; 0.999 in the others."""
+    """Equal betas: decay of Adam's mean square, the same as that of its mean; 0.999 in the other methods."""
     shrink: float = 1e-4
-    """Of shrink and perturb: by which parameters shrink a step."""
+    """Shrink and perturb: share by which parameters shrink per step."""
     perturb: float = 1e-3
-    """Of shrink and perturb: deviation of the noise a step."""
+    """Shrink and perturb: standard deviation of the noise per step."""
     replacement_rate: float = 1e-4
-    """Of continual backprop: share of the eligible units that are replaced a step."""
+    """Continual backprop: share of the eligible units that are replaced per step."""
     maturity: int = 100
-    """Of continual backprop: steps until a unit is eligible."""
+    """Continual backprop: steps until a unit is eligible."""
     redo_threshold: float = 0.1
-    """Of ReDo and ReGraMa: largest score of a unit that is reset."""
+    """ReDo and ReGraMa: largest score of a unit that is reset."""
     reset_every: int = 100
-    """Of ReDo, ReGraMa and CPR: steps between two resets."""
+    """ReDo, ReGraMa and CPR: steps between two resets."""
     cpr_strength: float = 0.015
-    """Of CPR: how far weights move towards a fresh draw at most."""
+    """CPR: how far weights move towards a fresh draw at most."""
     record_every: int = 0
     """Steps between two measurements, a divisor of the steps of a task; 0 for the end of each task."""
     probe: Literal["all", "first"] = "all"
@@ -73,9 +73,9 @@ class Config(ImageConfig):
     probe_samples: int = 500
     """Examples on which symptoms are measured, of the fixed probe and of the task at hand."""
     level: float = 0.8
-    """Accuracy whose first time in a task is recorded, as a running mean over ten batches."""
+    """Accuracy, as a running mean over ten batches; the step at which a task first reaches it is recorded."""
     earlier: tuple[int, ...] = (1, 2, 4)
-    """How many tasks back accuracy is measured, too."""
+    """Accuracy is also measured on the tasks this many tasks ago."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ _GAUSSIAN: dict[str, Any] = {
     "tasks": "gaussian_mixtures", "batch_size": 100, "adam_learning_rate": 0.003, "level": 0.8, "l2_init": 1e-3,
     "net": MLP(widths=(100,) * 10, activation="tanh", norm="none", init="lecun"),
 }  # fmt: skip
-# arXiv 2510.00304, section 3. Classes in an order of each seed's own; five classes, so chance is a fifth.
+# arXiv 2510.00304, section 3. Every seed has its own order of classes; with five classes chance is a fifth.
 _TINY: dict[str, Any] = {
     "dataset": "tiny_imagenet", "zero_head": True, "augment": True, "seeds": (0, 1, 2), "methods": ("adam",),
     "level": 0.8, "earlier": (1, 4, 16),

@@ -20,7 +20,7 @@ SYMPTOMS = {
     "saturated_fraction": "saturated units",
 }
 
-# With more tasks than these their starts are not marked.
+# With more tasks than this, their starts are not marked.
 MOST_STARTS = 50
 
 
@@ -35,9 +35,9 @@ def figures(run: RunData) -> "dict[str, Figure]":
 
 
 def continual_figure(run: RunData) -> "Figure":
-    """Does it lose plasticity, and which symptoms come with it? A colour a method, fresh networks in black.
+    """Does it lose plasticity, and which symptoms come with it? A colour per method, fresh networks in black.
 
-    Above: accuracy after each task less that of the fresh network, the same of online accuracy, online accuracy itself.
+    Above: accuracy after each task minus the fresh network's, the same for online accuracy, online accuracy itself.
     Below: effective rank on the fixed probe (thin: on the stream, where it moves with the tasks, too), dead, duplicate
     and saturated units on the fixed probe; means over layers.
     """
@@ -62,7 +62,7 @@ def continual_figure(run: RunData) -> "Figure":
 
 
 def steps_figure(run: RunData) -> "Figure":
-    """Dead and duplicate units over steps, fixed probe, mean over layers; a grey line where a new task starts."""
+    """Dead and duplicate units over steps on the fixed probe, mean over layers; grey lines where new tasks start."""
     figure, panels = new_figure(2)
     for axes, symptom in zip(panels, ("dead_fraction", "duplicate_fraction")):
         for name in lanes_of(tuple(run.config["methods"]), run.config["fresh"]):
@@ -100,7 +100,7 @@ def layers_figure(run: RunData, method: str) -> "Figure":
 
 
 def symptoms_figure(run: RunData) -> "Figure":
-    """Rank against the other symptoms, a point a task and layer, light to dark over the tasks (the first method)."""
+    """Rank against the other symptoms, a point per task and layer, light to dark over the tasks (the first method)."""
     points = None
     figure, panels = new_figure(3)
     method, seed = run.config["methods"][0], run.config["seeds"][0]
@@ -124,7 +124,7 @@ def sites_of(run: RunData) -> list[str]:
 
 
 def color_of(run: RunData, name: str) -> str:
-    """A colour a method; fresh networks are black, or grey."""
+    """A colour per method; fresh networks are black, or grey."""
     methods = list(run.config["methods"])
     if name in methods:
         return PALETTE[methods.index(name) % (len(PALETTE) - 1)]

@@ -1,11 +1,12 @@
-"""What each symptom is worth as a warning: how long before the loss of plasticity it rings, at few false alarms.
+"""What each symptom is worth as a warning: how long before plasticity is lost it rings, with few false alarms.
 
     python -m experiments.continual --preset gaussian
     python -m experiments.continual.indicators runs/continual/gaussian --output indicators.md
 
 A lane has lost plasticity from the first task at which its online accuracy, averaged over two tasks, is `--level` below
-that of the fresh networks on the same batches. Lanes that never are, and the fresh networks themselves, are healthy:
-on them an alarm is false. Every indicator gets the least threshold that keeps false alarms at `--false-alarms`.
+that of the fresh networks on the same batches. Lanes that never fall so low, and the fresh networks themselves, are
+healthy: on them any alarm is false. Every indicator gets the lowest threshold that keeps false alarms at
+`--false-alarms`.
 """
 
 import argparse
@@ -36,12 +37,12 @@ def _sites(run: RunData, prefix: str) -> list[str]:
 
 
 def fallen(curve: np.ndarray) -> np.ndarray:
-    """How far a curve is below its best so far, relative to that."""
+    """How far a curve is below its best value so far, relative to it."""
     return 1 - curve / np.fmax.accumulate(curve)
 
 
 def trend_score(curve: np.ndarray) -> np.ndarray:
-    """Standard score of the trend over the last `WINDOW` tasks (Mann-Kendall); NaN before there are so many."""
+    """Standard score of the trend over the last `WINDOW` tasks (Mann-Kendall); NaN until there are that many."""
     import jax
     import jax.numpy as jnp
 
@@ -50,16 +51,16 @@ def trend_score(curve: np.ndarray) -> np.ndarray:
 
 
 def autocorrelation(curve: np.ndarray) -> np.ndarray:
-    """Of neighbouring tasks, over the last `2 WINDOW`: what slows down before a transition remembers for longer."""
-    found, num = np.full(len(curve), math.nan), 2 * WINDOW
+    """Autocorrelation of neighbouring tasks over the last `2 WINDOW`: before a transition, memory lasts longer."""
+    correlations, num = np.full(len(curve), math.nan), 2 * WINDOW
     for end in range(num, len(curve) + 1):
         window = curve[end - num : end] - curve[end - num : end].mean()
-        found[end - 1] = window[1:] @ window[:-1] / (window @ window)
-    return found
+        correlations[end - 1] = window[1:] @ window[:-1] / (window @ window)
+    return correlations
 
 
 def _worst_site(prefix: str, worse: Callable[[np.ndarray], np.ndarray]) -> Indicator:
-    """The largest over sites of what is derived from each curve."""
+    """The largest value over sites of what is derived from each site's curve."""
 
     def indicator(run: RunData, lane: str, seed: int) -> np.ndarray:
         curves = [worse(at_ends(run, name, lane, seed)) for name in _sites(run, prefix)]
@@ -104,8 +105,8 @@ class Row(NamedTuple):
     Attributes:
         name: key of `INDICATORS`.
         score: its threshold, false alarms and lead, in tasks.
-        healthy: how many healthy lanes.
-        lost: how many lanes that lose plasticity.
+        healthy: how many lanes are healthy.
+        lost: how many lanes lose plasticity.
     """
 
     name: str
@@ -130,7 +131,7 @@ def onset(run: RunData, lane: str, seed: int, level: float) -> float:
 
 
 def score_run(run: RunData, level: float, false_alarms: float) -> list[Row]:
-    """Every indicator that the run has recorded, those with the longest lead and the most found first.
+    """Every indicator that the run has recorded; those with the longest lead and the most losses found come first.
 
     Raises:
         ValueError: no healthy lane, or none that loses plasticity at this level.
@@ -153,18 +154,23 @@ def markdown(rows: list[Row], level: float, false_alarms: float) -> str:
     from scipy.stats import binomtest
 
     lines = [
-        f"Lost: online accuracy {level:g} below fresh networks over two tasks; {rows[0].lost} lanes are, "
+        f"Lost: online accuracy {level:g} below fresh networks over two tasks; {rows[0].lost} lanes, "
         f"{rows[0].healthy} never (fresh networks among them). At most {false_alarms:.0%} of these ever ring.",
         "",
         "| indicator | rings above | rang in time | 95 % interval | lead in tasks: median (least to most) |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        found = int(np.isfinite(row.score.leads).sum())
-        share = binomtest(found, row.lost).proportion_ci(method="wilson")
+        num_warned = int(np.isfinite(row.score.leads).sum())
+        share = binomtest(num_warned, row.lost).proportion_ci(method="wilson")
         leads = row.score.leads[np.isfinite(row.score.leads)]
         lead = f"{row.score.lead:g} ({leads.min():g} to {leads.max():g})" if len(leads) else "-"
-        cells = (row.name, f"{row.score.threshold:.3g}", f"{found} of {row.lost}", f"{share.low:.2f}-{share.high:.2f}")
+        cells = (
+            row.name,
+            f"{row.score.threshold:.3g}",
+            f"{num_warned} of {row.lost}",
+            f"{share.low:.2f}-{share.high:.2f}",
+        )
         lines.append(f"| {' | '.join((*cells, lead))} |")
     return "\n".join(lines) + "\n"
 
@@ -177,17 +183,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--level", type=float, default=0.1, help="loss of accuracy that counts (default: %(default)s)")
     parser.add_argument("--false-alarms", type=float, default=0.1, help="share of healthy lanes (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="also write the table to this file")
-    given = parser.parse_args(arguments)
-    if not 0 < given.level < 1:
-        parser.error(f"--level {given.level}: must be between 0 and 1")
+    flags = parser.parse_args(arguments)
+    if not 0 < flags.level < 1:
+        parser.error(f"--level {flags.level}: must be between 0 and 1")
     try:
-        rows = score_run(load(given.run), given.level, given.false_alarms)
+        rows = score_run(load(flags.run), flags.level, flags.false_alarms)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    said = markdown(rows, given.level, given.false_alarms)
-    print(said, end="")
-    if given.output:
-        given.output.write_text(said, encoding="utf-8")
+    table = markdown(rows, flags.level, flags.false_alarms)
+    print(table, end="")
+    if flags.output:
+        flags.output.write_text(table, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from lopjax.training import (
     train_step,
 )
 
-# Per-sample plasticity needs another forward pass: it is taken at one step of so many.
+# Per-sample plasticity needs another forward pass, so it is measured at only one in this many steps.
 PLASTICITY_EVERY = 10
-# A running mean over about so many batches decides when the level of accuracy is reached.
+# A running mean over about this many batches decides when the level of accuracy is reached.
 METER_BATCHES = 10
 
 
@@ -31,7 +31,7 @@ class Meter(NamedTuple):
     """How fast a task is learnt.
 
     Attributes:
-        accuracy: running mean of the online accuracy in this task; from 0.
+        accuracy: running mean of the online accuracy in this task, starting from 0.
         reached: steps in this task until it first reached the level; -1 while it has not.
     """
 
@@ -59,8 +59,8 @@ class Trainee(NamedTuple):
         net: its variables and those of its optimizer.
         meter: how fast it learns this task.
         memory: of earlier tasks and measurements.
-        noise_key: of what the method draws.
-        numbers: those of the method that differ between the lanes of its program.
+        noise_key: key for what the method draws.
+        numbers: the numbers of the method that differ between the lanes of its program.
     """
 
     net: TrainState
@@ -87,7 +87,7 @@ class Program(NamedTuple):
 def make_program(setup: Setup, group: Group) -> Program:
     """The functions of a group; numbers that all its lanes have in common are constants of the program."""
     config, problem, model = setup.config, setup.problem, setup.model
-    method = method_of(group.methods[0])  # of a group all have the same optimizer
+    method = method_of(group.methods[0])  # all methods of a group have the same optimizer
 
     def numbers_of(lane: Trainee) -> dict[str, Any]:
         return {**group.constants, **lane.numbers}
@@ -115,22 +115,22 @@ def make_program(setup: Setup, group: Group) -> Program:
         augment_key, step_key, own_key = jax.random.split(key, 3)
         stored, labels = drawn.batch
         batch = problem.inputs(stored, augment_key if config.augment else None), labels
-        rate, known = numbers_of(lane)["dropout"], setting(lane)
-        net, seen = train_step(
-            model, known.optimizer, lane.net, batch, step_key, loss=problem.loss, dropout_rate=rate, task=drawn.task
+        rate, current = numbers_of(lane)["dropout"], setting(lane)
+        net, observed = train_step(
+            model, current.optimizer, lane.net, batch, step_key, loss=problem.loss, dropout_rate=rate, task=drawn.task
         )
         if method.intervention is not None:
-            net, _ = intervene(method.intervention(numbers_of(lane)), known, net, seen, own_key, index)
+            net, _ = intervene(method.intervention(numbers_of(lane)), current, net, observed, own_key, index)
 
         def gained() -> jax.Array:
             logits = model.apply(net.variables, batch[0], train=True, key=step_key, dropout_rate=rate)[0]
-            return plasticity(problem.loss, seen.logits, logits, labels) * PLASTICITY_EVERY
+            return plasticity(problem.loss, observed.logits, logits, labels) * PLASTICITY_EVERY
 
-        online = problem.accuracy(seen.logits, labels)
+        online = problem.accuracy(observed.logits, labels)
         logs = {
-            "online_loss": seen.loss,
+            "online_loss": observed.loss,
             "online_accuracy": online,
-            "plasticity": jax.lax.cond(index % PLASTICITY_EVERY == 0, gained, lambda: jnp.zeros_like(seen.loss)),
+            "plasticity": jax.lax.cond(index % PLASTICITY_EVERY == 0, gained, lambda: jnp.zeros_like(observed.loss)),
         }
         within = index % config.steps
         return lane._replace(net=net, meter=_metered(lane.meter, online, within, config.level)), logs
@@ -143,7 +143,7 @@ def _unmet() -> Meter:
 
 
 def _metered(meter: Meter, online: jax.Array, within: jax.Array, level: float) -> Meter:
-    # A plain mean at first, so that the start from 0 has no weight.
+    # A plain mean at first, so that the initial 0 has no weight.
     weight = jnp.maximum(1 / (within + 1), 1 / METER_BATCHES)
     mean = meter.accuracy + weight.astype(online.dtype) * (online - meter.accuracy)
     is_first = (meter.reached < 0) & (mean >= level) & (within + 1 >= METER_BATCHES)
@@ -153,22 +153,22 @@ def _metered(meter: Meter, online: jax.Array, within: jax.Array, level: float) -
 def plasticity(loss: Callable[[jax.Array, Any], jax.Array], before: jax.Array, after: jax.Array, labels: Any) -> Any:
     """Mean over samples of `max(1 - loss after / loss before, 0)` (arXiv 2404.00781), from the logits of one batch.
 
-    Both in train mode: what a step has gained on the very samples that it was taken on.
+    Both in train mode: what a step has gained on the very samples that it was taken from.
     """
 
-    def each(logits: jax.Array) -> jax.Array:
-        one = lambda logit, label: loss(logit[None], jax.tree.map(lambda leaf: leaf[None], label))  # noqa: E731
-        return jax.vmap(one)(logits, labels)
+    def losses_of(logits: jax.Array) -> jax.Array:
+        of_sample = lambda logit, label: loss(logit[None], jax.tree.map(lambda leaf: leaf[None], label))  # noqa: E731
+        return jax.vmap(of_sample)(logits, labels)
 
-    losses = each(before)
-    return jnp.mean(jnp.maximum(1 - each(after) / jnp.maximum(losses, jnp.finfo(losses.dtype).eps), 0))
+    losses = losses_of(before)
+    return jnp.mean(jnp.maximum(1 - losses_of(after) / jnp.maximum(losses, jnp.finfo(losses.dtype).eps), 0))
 
 
 # --- The output layer --------------------
 
 
 def head_paths(setup: Setup) -> dict[tuple[str, ...], int]:
-    """Path and axis of every parameter with an axis of classes: the arrays that write what nothing reads."""
+    """Path and axis of every parameter with an axis of classes: the arrays that write the outputs."""
     wiring = setup.model.wiring
     outputs = [space for space in wiring.spaces if space in wiring.fixed and not wiring.outgoing(space)]
     return dict(pair for space in outputs for pair in wiring.incoming(space))
@@ -176,13 +176,13 @@ def head_paths(setup: Setup) -> dict[tuple[str, ...], int]:
 
 def head_of(setup: Setup, variables: Variables) -> dict[str, jax.Array]:
     """The arrays of the output layer, by their path."""
-    found = {}
+    arrays = {}
     for path in head_paths(setup):
         leaf: Any = variables
         for part in path:
             leaf = leaf[part]
-        found["/".join(path)] = leaf
-    return found
+        arrays["/".join(path)] = leaf
+    return arrays
 
 
 def with_head(setup: Setup, variables: Variables, head: Mapping[str, jax.Array]) -> Variables:
@@ -197,7 +197,7 @@ def with_head(setup: Setup, variables: Variables, head: Mapping[str, jax.Array])
 
 
 def mixed_head(setup: Setup, old: Any, new: Any, mask: jax.Array) -> dict[str, jax.Array]:
-    """Output layers in one: the slices of the masked classes from the new one, the others from the old one."""
+    """Two output layers in one: the slices of the masked classes from the new one, the others from the old one."""
     mixed = {}
     for path, axis in head_paths(setup).items():
         name = "/".join(path)

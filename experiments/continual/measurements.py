@@ -28,22 +28,22 @@ def make_measure(setup: Setup) -> Measure:
 
     Returns:
         `measure(variables, meter, memory, lane_key, task, is_end, train, test, probe) -> (memory, values)`. Values:
-        `train_loss`, `train_accuracy` on examples of the task, `test_*` on its test set; `earlier/k` the accuracy of
+        `train_loss`, `train_accuracy` on examples of the task, `test_*` on its test set; `earlier/k` the accuracy on
         the test set of the task `k` back, if there is one, with the output layer that its classes had at its end;
         symptoms by site, of the fixed `probe/` and of the `stream/`; `units/dead`, and how many `died` and `revived`
         since the last measurement, on the fixed probe; what `trap_distances` finds there; `weight_norm`, root mean
         square of all parameters; `steps_to_level`, NaN while it is not reached.
     """
     config, problem, model = setup.config, setup.problem, setup.model
-    own = own_metrics(config.metrics)
+    metrics = own_metrics(config.metrics)
 
     def scored(variables: Variables, inputs: jax.Array, labels: Any) -> tuple[jax.Array, jax.Array]:
         logits = model.apply(variables, inputs)[0]
         return problem.loss(logits, labels), problem.accuracy(logits, labels)
 
     def measured(variables: Variables, batch: Any) -> dict[str, dict[str, jax.Array]]:
-        table = symptoms(model, variables, batch, loss=problem.loss, metrics=own)
-        return {name: table[name] for name in (*SYMPTOMS, *own)}
+        table = symptoms(model, variables, batch, loss=problem.loss, metrics=metrics)
+        return {name: table[name] for name in (*SYMPTOMS, *metrics)}
 
     def with_old_head(variables: Variables, memory: Memory, mask: Any) -> Variables:
         if problem.classes is None:
@@ -66,7 +66,7 @@ def make_measure(setup: Setup) -> Measure:
         test: Any,
         probe: Any,
     ) -> tuple[Memory, Logs]:
-        key = jax.random.split(lane_key)[0]  # that of the stream, in `make_chunk`
+        key = jax.random.split(lane_key)[0]  # the key of the stream, as `make_chunk` splits it
         stored, labels = task_examples(problem.train, train, key, task, config.probe_samples)
         stream = problem.inputs(stored, None), labels
         fixed = problem.inputs(probe[0], None), jax.tree.map(jnp.asarray, probe[1])
@@ -78,11 +78,11 @@ def make_measure(setup: Setup) -> Measure:
             old = with_old_head(variables, memory, mask)
             losses, right = jax.lax.map(lambda lag: tested(old, key, jnp.maximum(task - lag, 0), test), back)
             values |= {"test_loss": losses[0], "test_accuracy": right[0]}
-            seen = jnp.where(back <= task, right, jnp.nan)
-            values |= {f"earlier/{lag}": seen[place] for place, lag in enumerate(config.earlier, start=1)}
-        # Both batches through one program: compiling the symptoms is what a short run waits for.
-        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), fixed, stream)
-        for metric, sites in jax.lax.map(lambda batch: measured(variables, batch), both).items():
+            accuracies = jnp.where(back <= task, right, jnp.nan)
+            values |= {f"earlier/{lag}": accuracies[index] for index, lag in enumerate(config.earlier, start=1)}
+        # Both batches go through one program: compiling the symptoms is what a short run waits for.
+        batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), fixed, stream)
+        for metric, sites in jax.lax.map(lambda batch: measured(variables, batch), batches).items():
             for site, pair in sites.items():
                 values |= {f"probe/{metric}/{site}": pair[0], f"stream/{metric}/{site}": pair[1]}
         taps = model.apply(variables, fixed[0])[2]
@@ -94,8 +94,8 @@ def make_measure(setup: Setup) -> Measure:
         values["steps_to_level"] = jnp.where(meter.reached < 0, jnp.nan, meter.reached)
         head = memory.head
         if mask is not None:
-            kept = mixed_head(setup, head, head_of(setup, variables), mask)
-            head = jax.tree.map(lambda new, before: jnp.where(is_end, new, before), kept, head)
+            updated = mixed_head(setup, head, head_of(setup, variables), mask)
+            head = jax.tree.map(lambda new, before: jnp.where(is_end, new, before), updated, head)
         return Memory(head, dead), values
 
     return measure

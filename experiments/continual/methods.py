@@ -17,10 +17,10 @@ class Method(NamedTuple):
     """One way of training.
 
     Attributes:
-        label: in figures.
+        label: its name in figures.
         optimizer: `(settings, key) -> optax transformation`; methods with the same function share a program.
-        control: method whose fresh network is the control: the plain optimizer beneath.
-        reads: numbers of the config that it has; of the others it has what switches them off.
+        control: method whose fresh network is the control: the plain optimizer underneath.
+        reads: numbers that it takes from the config; all others have the value that switches them off.
         intervention: `settings -> lopjax.training.Intervention`, applied after every update; None for none.
         needs_boundaries: whether it looks at where a task starts; tables mark such methods with a star.
     """
@@ -39,7 +39,7 @@ def _is_off(number: Any) -> bool:
 
 
 def _adam(settings: Settings, key: "jax.Array | None") -> "optax.GradientTransformation":
-    """Adam, with what is not switched off of a pull to the start before it, and of decoupled weight decay after it."""
+    """Adam, with a pull to the start before it and decoupled weight decay after it, unless switched off."""
     import optax
 
     from lopjax.optim import l2_init
@@ -124,7 +124,7 @@ NUMBERS = (
     *("noise_scale", "noise_decay", "dropout", "beta2"),
     *("replacement_rate", "maturity", "redo_threshold", "reset_every", "cpr_strength"),
 )
-# What a method has that does not read a number; of any other number it has the config's.
+# The value of a number for methods that do not read it; any other number is the config's.
 OFF: Mapping[str, float] = {
     **dict.fromkeys(("l2_init", "weight_decay", "shrink", "perturb", "noise_scale", "dropout"), 0.0),
     "beta2": 0.999,
@@ -142,24 +142,25 @@ def is_fresh(name: str) -> bool:
 
 
 def label_of(name: str) -> str:
-    """Of a method or a fresh network, in tables and figures; methods that look at boundaries have a star."""
+    """Name of a method or fresh network in tables and figures; methods that look at boundaries have a star."""
     if is_fresh(name):
         return f"fresh, {METHODS[name.removeprefix(f'{FRESH}_')].label}"
     return METHODS[name].label + ("*" if METHODS[name].needs_boundaries else "")
 
 
 def lanes_of(methods: tuple[str, ...], has_fresh: bool) -> list[str]:
-    """The methods and, unless told not, one fresh network for each of the plain optimizers beneath them.
+    """The methods and, if asked for, one fresh network for each of the plain optimizers underneath them.
 
-    >>> lanes_of(("adam", "l2_init", "sgd"), has_fresh=True)
-    ['fresh_adam', 'fresh_sgd', 'adam', 'l2_init', 'sgd']
+    Example:
+        >>> lanes_of(("adam", "l2_init", "sgd"), has_fresh=True)
+        ['fresh_adam', 'fresh_sgd', 'adam', 'l2_init', 'sgd']
     """
     controls = dict.fromkeys(METHODS[name].control for name in methods)
     return [*([fresh(control) for control in controls] if has_fresh else []), *methods]
 
 
 def method_of(name: str) -> Method:
-    """What trains a lane: of a fresh network its plain optimizer."""
+    """The method that trains a lane; for a fresh network, its plain optimizer."""
     return METHODS[name.removeprefix(f"{FRESH}_")]
 
 
@@ -167,7 +168,7 @@ def groups_of(
     methods: tuple[str, ...], seeds: tuple[int, ...], numbers: Mapping[str, float], has_fresh: bool
 ) -> tuple[Group, ...]:
     """The programs of a run: methods with the same optimizer, and no intervention, share one."""
-    # Dropout draws numbers for every lane of its program: let it have one of its own.
+    # Dropout draws numbers for every lane of its program, so it gets a program of its own.
     families: dict[Any, list[str]] = {}
     for name in lanes_of(methods, has_fresh):
         method = method_of(name)

@@ -1,4 +1,4 @@
-"""Draw several runs beside each other, such as one a normalisation: curves over tasks, and bars of their last half.
+"""Draw several runs side by side, such as one per normalisation: curves over tasks, and bars of their last half.
 
     python -m experiments.continual.norms runs/continual/none runs/continual/batch runs/continual/layer --output norms
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 def curves_of(run: "RunData", name: str) -> list[np.ndarray]:
-    """One curve a seed of the first method of a run, cut to the same number of tasks; none before a task is done."""
-    method, found = run.config["methods"][0], []
+    """One curve per seed of the first method of a run, cut to the same number of tasks; none before a task is done."""
+    method, curves = run.config["methods"][0], []
     for seed in run.config["seeds"]:
         if name == "less_fresh":
-            found.append(less_fresh(run, "online_accuracy", method, seed))
+            curves.append(less_fresh(run, "online_accuracy", method, seed))
         else:
-            found.append((over_tasks if name == "online_accuracy" else at_ends)(run, name, method, seed))
-    num = min(map(len, found))
-    return [curve[:num] for curve in found] if num else []
+            curves.append((over_tasks if name == "online_accuracy" else at_ends)(run, name, method, seed))
+    num = min(map(len, curves))
+    return [curve[:num] for curve in curves] if num else []
 
 
 def norms_figure(found: "Sequence[RunData]") -> "Figure":
     """Curves above, and below them bars of the mean over the last half of the tasks with 95 % intervals over seeds.
 
-    Online accuracy less that of the fresh networks if all runs have them; else accuracy and training loss themselves.
+    Online accuracy minus that of the fresh networks if all runs have them; else accuracy and training loss themselves.
     """
     from lopjax.plotting import PALETTE, band, drawing
 
@@ -48,14 +48,14 @@ def norms_figure(found: "Sequence[RunData]") -> "Figure":
     with drawing(2.9 * len(names), 5.2) as figure:
         panels = figure.subplots(2, len(names), height_ratios=(3, 2))
         for (upper, lower), (name, label) in zip(panels.T, names.items()):
-            for place, run in enumerate(found):
+            for index, run in enumerate(found):
                 if not (curves := curves_of(run, name)):
                     continue
-                color = PALETTE[place % len(PALETTE)]
+                color = PALETTE[index % len(PALETTE)]
                 band(upper, np.arange(1, len(curves[0]) + 1), curves, color, run.folder.name)
                 bar = interval([curve[len(curve) // 2 :].mean() for curve in curves])
                 error = bar.half if np.isfinite(bar.half) else None
-                lower.bar(place, bar.mean, yerr=error, color=color, width=0.7, capsize=3)
+                lower.bar(index, bar.mean, yerr=error, color=color, width=0.7, capsize=3)
             upper.set(xlabel="task", ylabel=f"{label}, fixed probe" if name.startswith("probe/") else label)
             lower.set_xticks(range(len(found)), [run.folder.name for run in found], rotation=20)
             lower.set_ylabel("last half of the tasks")

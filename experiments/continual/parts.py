@@ -22,13 +22,13 @@ Records = list[dict[str, Any]]
 
 @jax.jit
 def _joined(rows: list[Any]) -> Any:
-    """Trees of rows of lanes as one tree of all lanes."""
+    """The trees of all rows joined into one tree of all lanes."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
 
 
 @jax.jit
 def _chosen(is_new: jax.Array, new: Any, old: Any) -> Any:
-    """Of every lane the new tree or the old one."""
+    """For every lane, the new tree or the old one."""
 
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(is_new.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
@@ -40,11 +40,11 @@ class Shared(NamedTuple):
     """What all groups of a run use.
 
     Attributes:
-        networks: `task -> variables` of the networks that are drawn at a task, one a seed.
-        noise_keys: of what a method draws, one a seed.
-        data_keys: of the tasks, the order of their examples and all else that is random in a step, one a seed.
-        measure: `make_measure`, for all seeds of one method; compiling it is a large part of a short run.
-        data: of the training sequence, of the test sequence, and the fixed probe.
+        networks: `task -> variables` of the networks that are drawn at a task, one per seed.
+        noise_keys: keys for what a method draws, one per seed.
+        data_keys: keys for the tasks, the order of their examples and all else that is random in a step, one per seed.
+        measure: `make_measure`, for all seeds of one method; compiling it takes a large part of a short run.
+        data: that of the training sequence, that of the test sequence, and the fixed probe.
     """
 
     networks: Callable[[int], Any]
@@ -65,7 +65,7 @@ def share(setup: Setup) -> Shared:
     def drawn(init_key: jax.Array, task: jax.Array) -> Any:
         return setup.model.init(jax.random.fold_in(init_key, task))
 
-    # One after the other: a network is the same whatever is drawn beside it.
+    # Drawn one after the other, so that a network is the same whatever is drawn beside it.
     draw = over_lanes(drawn, 1)
     problem = setup.problem
     test = () if problem.test is None else problem.test.data
@@ -98,17 +98,17 @@ class Life:
         self.numbers = lanes.numbers()
 
     def parts(self) -> list[Part]:
-        """One part a record; the last keeps the variables."""
+        """One part per record; the last keeps the variables."""
         config, every = self.setup.config, self.setup.record_every
         numbers = range(config.num_tasks * config.steps // every)
-        made = []
+        chunks = []
         for number in numbers:
             name = f"task {number * every // config.steps + 1}/{config.num_tasks}"
-            made.append(self.lanes.part(name, every, partial(self.train, number), self.like))
-        start = made[0].do
-        made[0] = made[0]._replace(is_start=True, do=lambda nothing: start(self.start()))
-        made[-1] = made[-1]._replace(keep=self.kept)
-        return made
+            chunks.append(self.lanes.part(name, every, partial(self.train, number), self.like))
+        start = chunks[0].do
+        chunks[0] = chunks[0]._replace(is_start=True, do=lambda nothing: start(self.start()))
+        chunks[-1] = chunks[-1]._replace(keep=self.kept)
+        return chunks
 
     def start(self) -> Lanes:
         """Initialised networks."""
@@ -146,41 +146,41 @@ class Life:
         A row at a time (the seeds of one method), so that all groups share the compiled program.
         """
         config, state = self.setup.config, lanes.state
-        task, rest = divmod(step - 1, config.steps)
-        is_end = rest == config.steps - 1
-        where = {"task": task, "step": step, "step_in_task": rest + 1, "is_end": is_end}
+        task, offset = divmod(step - 1, config.steps)
+        is_end = offset == config.steps - 1
+        where = {"task": task, "step": step, "step_in_task": offset + 1, "is_end": is_end}
         keys = self.lanes.placed(self.shared.data_keys)
         where_now = jnp.int32(task), jnp.bool_(is_end)
-        # All rows are sent off before anything is read: reading waits for the steps, which go on while this compiles.
-        found = [
+        # All rows are dispatched before anything is read: reading waits for the steps, which go on while this compiles.
+        measurements = [
             self.shared.measure(*self.measured_of(self.lanes.row(state, row)), keys, *where_now, *self.shared.data)
             for row, _ in self.lanes.rows()
         ]
         logs, frozen_at, records = self.lanes.read(logs), self.lanes.read(lanes.frozen_at), []
-        for (row, names), (_, values) in zip(self.lanes.rows(), found, strict=True):
+        for (row, names), (_, values) in zip(self.lanes.rows(), measurements, strict=True):
             values = self.lanes.read(values)
             for index, lane in enumerate(names):
-                place = row.start + index
-                frozen = {"frozen_at": int(frozen_at[place])} if frozen_at[place] >= 0 else {}
-                numbers = {name: float(array[place]) for name, array in logs.items()}
+                position = row.start + index
+                frozen = {"frozen_at": int(frozen_at[position])} if frozen_at[position] >= 0 else {}
+                numbers = {name: float(array[position]) for name, array in logs.items()}
                 numbers |= {name: float(array[index]) for name, array in values.items()}
                 records.append({**lane.fields(), **where, **frozen, **numbers})
-        memory = _joined([memory for memory, _ in found])
+        memory = _joined([memory for memory, _ in measurements])
         return lanes._replace(state=state._replace(memory=self.lanes.placed(memory))), records
 
     @staticmethod
     def measured_of(trainee: Trainee) -> tuple[Any, ...]:
-        """What of a row of lanes is measured."""
+        """The part of a row of lanes that is measured."""
         return trainee.net.variables, trainee.meter, trainee.memory
 
     def measured_shapes(self) -> tuple[Any, ...]:
         """Shapes of all that `measure` is called with."""
         row, _ = self.lanes.rows()[0]
-        own = jax.eval_shape(lambda: self.measured_of(self.lanes.row(self.started(0), row)))
-        return *own, self.shared.data_keys, jnp.int32(0), jnp.bool_(True), *self.shared.data
+        of_lanes = jax.eval_shape(lambda: self.measured_of(self.lanes.row(self.started(0), row)))
+        return *of_lanes, self.shared.data_keys, jnp.int32(0), jnp.bool_(True), *self.shared.data
 
     def kept(self, lanes: Lanes) -> dict[str, Any]:
-        """What training ended with, a file a method: `{"network"}`, seeds along the leading axes."""
+        """What training ended with, a file per method: `{"network"}`, seeds along the leading axes."""
         trainee: Trainee = lanes.state
         variables = self.lanes.read(trainee.net.variables)
         return {

@@ -13,7 +13,7 @@ from lopjax.data.tasks import class_order, class_table
 from lopjax.losses import Masked, accuracy, masked_accuracy, masked_cross_entropy, mean_cross_entropy
 from lopjax.training import Preprocess, TaskSequence, task_examples
 
-# Tasks that no run meets: the marginal of the mixtures is that of many of them.
+# Tasks that no run meets; the probe of the mixtures is drawn from many of them.
 FAR = 10**6
 
 
@@ -23,11 +23,11 @@ class Problem(NamedTuple):
     Attributes:
         train: the sequence of tasks.
         test: the same tasks with other examples; None where there is nothing to generalise.
-        inputs: `(stored, key) -> what the model takes`; with a key augmented, None for none.
+        inputs: `(stored, key) -> what the model takes`; augmented if there is a key, not if it is None.
         loss: `(logits, labels) -> scalar`, a mean over examples.
         accuracy: likewise.
-        input_shape: of one example.
-        num_outputs: logits.
+        input_shape: shape of one example.
+        num_outputs: number of logits.
         classes: `(data, key, task) -> mask` of a task's classes; None where all tasks have the same outputs.
         probe: stored examples and labels of the fixed probe batch.
     """
@@ -56,12 +56,12 @@ def make_problem(config: Config, data_dir: Any) -> Problem:
 
 
 def image_problem(config: Config, dataset: data.Dataset) -> Problem:
-    """The problem of a config on images that are there already; `config.dataset` is not read.
+    """The problem of a config on images that are already loaded; `config.dataset` is not read.
 
     Raises:
         ValueError: a field that does not go with the data; names it.
     """
-    plain = {"loss": mean_cross_entropy, "accuracy": accuracy, "classes": None}
+    unmasked = {"loss": mean_cross_entropy, "accuracy": accuracy, "classes": None}
     shared = {
         "inputs": _preprocess(config, dataset).inputs,
         "input_shape": dataset.image_shape,
@@ -80,19 +80,19 @@ def image_problem(config: Config, dataset: data.Dataset) -> Problem:
     probe = images[spread], labels[spread]
     if config.tasks == "random_labels":
         train = training.random_labels(images, dataset.num_classes)
-        return Problem(train=train, test=None, probe=probe, **plain, **shared)
+        return Problem(train=train, test=None, probe=probe, **unmasked, **shared)
     extra = (dataset.num_classes,) if config.tasks == "permuted_labels" else ()
     make = getattr(training, config.tasks)
     test = make(dataset.test_images, dataset.test_labels, *extra)
-    return Problem(train=make(images, labels, *extra), test=test, probe=probe, **plain, **shared)
+    return Problem(train=make(images, labels, *extra), test=test, probe=probe, **unmasked, **shared)
 
 
 def _preprocess(config: Config, dataset: data.Dataset) -> Preprocess:
     channels = dataset.image_shape[-1]
     for name in ("pixel_mean", "pixel_std"):
-        given = getattr(config, name)
-        if len(given) not in (0, channels) or (name == "pixel_std" and not all(value > 0 for value in given)):
-            raise ValueError(f"{name}={given}: must be (), or {channels} numbers, deviations positive")
+        numbers = getattr(config, name)
+        if len(numbers) not in (0, channels) or (name == "pixel_std" and not all(value > 0 for value in numbers)):
+            raise ValueError(f"{name}={numbers}: must be (), or {channels} numbers, deviations positive")
     padding = max(dataset.image_shape[0] // 8, 1)
     crop_and_flip = (padding, True) if config.augment else (0, False)
     return Preprocess(config.pixel_mean or dataset.mean, config.pixel_std or dataset.std, *crop_and_flip)
@@ -111,19 +111,21 @@ def _class_incremental(config: Config, dataset: data.Dataset, shared: dict[str, 
     if config.probe == "first" and order is None:
         raise ValueError("probe='first': needs a class_order, so that all seeds have the same first task")
     classes = np.arange(num) if order is None or config.probe == "all" else order[: config.classes_per_task]
-    places = class_table(dataset.train_labels, num)[classes].reshape(-1)
-    if config.probe_samples > len(places):
-        raise ValueError(f"probe_samples={config.probe_samples}: must be at most the {len(places)} images of the probe")
-    chosen = places[np.arange(config.probe_samples) * len(places) // config.probe_samples]
-    mask = np.broadcast_to(np.isin(np.arange(num), classes), (len(chosen), num))
-    labels: Any = Masked(jnp.asarray(dataset.train_labels[chosen]), jnp.asarray(mask))
+    candidates = class_table(dataset.train_labels, num)[classes].reshape(-1)
+    if config.probe_samples > len(candidates):
+        raise ValueError(
+            f"probe_samples={config.probe_samples}: must be at most the {len(candidates)} images of the probe"
+        )
+    probed = candidates[np.arange(config.probe_samples) * len(candidates) // config.probe_samples]
+    mask = np.broadcast_to(np.isin(np.arange(num), classes), (len(probed), num))
+    labels: Any = Masked(jnp.asarray(dataset.train_labels[probed]), jnp.asarray(mask))
     return Problem(
         train=train,
         test=test,
         loss=masked_cross_entropy,
         accuracy=masked_accuracy,
         classes=lambda data, key, task: train.prepare(data, jax.random.split(key)[0], task)[1],
-        probe=(dataset.train_images[chosen], labels),
+        probe=(dataset.train_images[probed], labels),
         **shared,
     )
 
@@ -134,8 +136,8 @@ def _mixtures(config: Config) -> Problem:
     train = training.gaussian_mixtures()
 
     def point(number: jax.Array) -> Any:
-        every = task_examples(train, (), jax.random.key(0, impl="philox4x32"), FAR + number)
-        return jax.tree.map(lambda leaf: leaf[number * 7 % train.num_examples], every)
+        examples = task_examples(train, (), jax.random.key(0, impl="philox4x32"), FAR + number)
+        return jax.tree.map(lambda leaf: leaf[number * 7 % train.num_examples], examples)
 
     return Problem(
         train=train,

@@ -1,4 +1,4 @@
-"""What became of the networks: paired differences to the fresh ones with intervals, the summary and the table."""
+"""What became of the networks: paired differences from fresh ones with intervals, the summary and the table."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,16 @@ class Interval(NamedTuple):
 
     @property
     def half(self) -> float:
-        """Half of its width."""
+        """Half of the interval's width."""
         return (self.high - self.low) / 2
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """Mean of values and its interval, the values taken for independent.
+    """Mean of values and its interval, assuming that they are independent.
 
-    >>> interval([1.0, 3.0]).mean
-    2.0
+    Example:
+        >>> interval([1.0, 3.0]).mean
+        2.0
     """
     from scipy.special import stdtrit
 
@@ -56,17 +57,17 @@ def at_ends(data: RunData, name: str, method: str, seed: int) -> np.ndarray:
 def over_tasks(data: RunData, name: str, method: str, seed: int) -> np.ndarray:
     """The mean over every whole task of a value that is logged between records (online accuracy, plasticity)."""
     records = data.select(method=method, seed=seed)
-    ends = len(data.select(method=method, seed=seed, is_end=True))
-    of_task = [[_number(record[name]) for record in records if record["task"] == task] for task in range(ends)]
+    num_tasks = len(data.select(method=method, seed=seed, is_end=True))
+    of_task = [[_number(record[name]) for record in records if record["task"] == task] for task in range(num_tasks)]
     return np.array([math.fsum(values) / len(values) for values in of_task])
 
 
 def less_fresh(data: RunData, name: str, method: str, seed: int) -> np.ndarray:
-    """A curve over tasks less that of the fresh networks on the same batches; empty where there are none."""
+    """A curve over tasks minus that of the fresh networks on the same batches; empty where there are none."""
     curve = over_tasks if name in ("online_accuracy", "online_loss", "plasticity") else at_ends
-    own, other = (curve(data, name, lane, seed) for lane in (method, fresh(method_of(method).control)))
-    num = min(len(own), len(other))
-    return own[:num] - other[:num]
+    continual, control = (curve(data, name, lane, seed) for lane in (method, fresh(method_of(method).control)))
+    num = min(len(continual), len(control))
+    return continual[:num] - control[:num]
 
 
 def accuracy_name(data: RunData) -> str:
@@ -78,7 +79,7 @@ def accuracy_name(data: RunData) -> str:
 
 
 def summarise(data: RunData) -> list[dict[str, Any]]:
-    """One row a lane that has finished a task.
+    """One row per lane that has finished a task.
 
     `*_less_fresh`: mean over the last half of the tasks of the difference to the fresh network. `*_first`, `*_last`:
     on the fixed probe, mean over sites, at the end of the first and of the last task. `backward_transfer`: accuracy on
@@ -98,38 +99,38 @@ def _numbers(data: RunData, name: str, seed: int) -> dict[str, Any]:
     marks = [record["frozen_at"] for record in records if "frozen_at" in record]
     online = over_tasks(data, "online_accuracy", name, seed)
     half = len(online) // 2
-    found: dict[str, Any] = {"tasks": len(online), "frozen_at": marks[0] if marks else None}
-    found["online_accuracy"] = _plain(np.mean(online[half:]))
+    row: dict[str, Any] = {"tasks": len(online), "frozen_at": marks[0] if marks else None}
+    row["online_accuracy"] = _plain(np.mean(online[half:]))
     for value in ("online_accuracy", accuracy_name(data)):
         difference = less_fresh(data, value, name, seed) if data.config["fresh"] else np.array([])
-        found[f"{value}_less_fresh"] = _plain(np.mean(difference[half:])) if len(difference) > half else None
+        row[f"{value}_less_fresh"] = _plain(np.mean(difference[half:])) if len(difference) > half else None
     for symptom in _SYMPTOMS:
         values = at_ends(data, f"probe/{symptom}/mean", name, seed)
-        found |= {f"{symptom}_first": _plain(values[0]), f"{symptom}_last": _plain(values[-1])}
+        row |= {f"{symptom}_first": _plain(values[0]), f"{symptom}_last": _plain(values[-1])}
     reached = at_ends(data, "steps_to_level", name, seed)
     censored = np.where(np.isfinite(reached[half:]), reached[half:], np.inf)
-    found |= {"steps_to_level": _plain(np.median(censored)), "level_missed": int(np.isnan(reached).sum())}
-    found["plasticity"] = _plain(np.mean(over_tasks(data, "plasticity", name, seed)[half:]))
-    found["backward_transfer"] = _plain(backward_transfer(data, name, seed))
+    row |= {"steps_to_level": _plain(np.median(censored)), "level_missed": int(np.isnan(reached).sum())}
+    row["plasticity"] = _plain(np.mean(over_tasks(data, "plasticity", name, seed)[half:]))
+    row["backward_transfer"] = _plain(backward_transfer(data, name, seed))
     for count in ("died", "revived"):
-        found[count] = int(np.nansum(at_ends(data, f"units/{count}", name, seed)))
-    return found
+        row[count] = int(np.nansum(at_ends(data, f"units/{count}", name, seed)))
+    return row
 
 
 def backward_transfer(data: RunData, name: str, seed: int) -> float:
     """Mean over tasks and lags of `A(t, t - lag) - A(t - lag, t - lag)`, A the accuracy on a test set after a task."""
-    own, changes = at_ends(data, "test_accuracy", name, seed), []
+    at_own_end, changes = at_ends(data, "test_accuracy", name, seed), []
     for lag in data.config["earlier"]:
         later = at_ends(data, f"earlier/{lag}", name, seed)
-        changes += list(later[lag:] - own[: len(own) - lag]) if len(own) > lag else []
+        changes += list(later[lag:] - at_own_end[: len(at_own_end) - lag]) if len(at_own_end) > lag else []
     return float(np.mean(changes)) if changes else math.nan
 
 
 def lost(data: RunData, name: str, value: str = "online_accuracy") -> Interval:
-    """The difference to the fresh network over the last half of the tasks.
+    """The difference from the fresh network over the last half of the tasks.
 
-    Over seeds, each with its mean over tasks. Of a single seed over tasks, which share a network and so are not
-    independent: its interval is too narrow, and the table says what it is over.
+    The interval is over seeds, each with its mean over tasks. For a single seed it is over tasks, which share a
+    network and so are not independent: it is too narrow, and the table says what it is over.
     """
     curves = [less_fresh(data, value, name, seed) for seed in data.config["seeds"]]
     halves = [curve[len(curve) // 2 :] for curve in curves if len(curve) > 1]
@@ -139,7 +140,7 @@ def lost(data: RunData, name: str, value: str = "online_accuracy") -> Interval:
 
 
 def verdict(found: Interval) -> str:
-    """In words; "undecided" unless the interval is on one side of zero."""
+    """In words; "undecided" unless the interval lies on one side of zero."""
     if not math.isfinite(found.half):
         return "-"
     return "lost" if found.high < 0 else "better" if found.low > 0 else "undecided"
@@ -149,7 +150,7 @@ def verdict(found: Interval) -> str:
 
 
 def table(data: RunData) -> Table:
-    """The table on the terminal: a row a method and fresh network, means over seeds; also of an incomplete run."""
+    """The table on the terminal, also of an incomplete run: a row per method and fresh network, means over seeds."""
     summary = data.summary or summarise(data)
     rows = []
     for name in lanes_of(tuple(data.config["methods"]), data.config["fresh"]):
@@ -164,7 +165,7 @@ def table(data: RunData) -> Table:
 
 def _row(data: RunData, name: str, seeds: list[dict[str, Any]]) -> tuple[str, ...]:
     is_control = is_fresh(name)
-    found, tested = (
+    online, tested = (
         Interval(math.nan, math.nan, math.nan) if is_control or not data.config["fresh"] else lost(data, name, value)
         for value in ("online_accuracy", accuracy_name(data))
     )
@@ -173,10 +174,10 @@ def _row(data: RunData, name: str, seeds: list[dict[str, Any]]) -> tuple[str, ..
     reached = [row["steps_to_level"] for row in seeds]
     steps = "never" if None in reached else f"{np.median(reached):,.0f}"
     frozen = [row["frozen_at"] for row in seeds if row["frozen_at"] is not None]
-    word = "reference" if is_control else f"diverged at {min(frozen):,}" if frozen else verdict(found)
+    word = "reference" if is_control else f"diverged at {min(frozen):,}" if frozen else verdict(online)
     transfer = "-" if is_control else _mean(seeds, "backward_transfer", 2, sign=True)
     return (
-        label_of(name), word, _with_interval(found), _with_interval(tested), _mean(seeds, "online_accuracy", 3),
+        label_of(name), word, _with_interval(online), _with_interval(tested), _mean(seeds, "online_accuracy", 3),
         steps, *moves, transfer,
     )  # fmt: skip
 
@@ -184,12 +185,13 @@ def _row(data: RunData, name: str, seeds: list[dict[str, Any]]) -> tuple[str, ..
 def _title(data: RunData) -> list[str]:
     config = data.config
     seeds = len(config["seeds"])
-    done = len(data.select(method=config["methods"][-1], seed=config["seeds"][-1], is_end=True))
+    num_done = len(data.select(method=config["methods"][-1], seed=config["seeds"][-1], is_end=True))
     over = f"{seeds} seeds" if seeds > 1 else "the tasks of one seed, which share a network: too narrow"
     lines = [
         f"{config['num_tasks']} tasks ({config['tasks'].replace('_', ' ')}) x {config['steps']:,} steps, {seeds} "
-        f"seed{'s' if seeds > 1 else ''}" + ("" if done == config["num_tasks"] else f"; {done} tasks done by all"),
-        "online, test - fresh: accuracy before each update, and after a task, less that of a network drawn anew for",
+        f"seed{'s' if seeds > 1 else ''}"
+        + ("" if num_done == config["num_tasks"] else f"; {num_done} tasks done by all"),
+        "online, test - fresh: accuracy before each update, and after a task, minus that of a network drawn anew for",
         f"every task on the same batches; last half of the tasks, 95 % interval over {over}",
         f"to level: steps until accuracy {config['level']:g}, median. rank, dead, duplicate, saturated: mean over",
         "layers on a fixed probe, after the first and the last task. earlier tasks: change of accuracy on them since",

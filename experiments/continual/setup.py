@@ -54,7 +54,7 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
 
 
 def setup_of(config: Config, problem: Problem, mesh: Any = None) -> Setup:
-    """The setup of a problem that is there already.
+    """The setup of a problem that is already built.
 
     Raises:
         ValueError: a field out of range; the message names it, its value and what is allowed.
@@ -100,8 +100,8 @@ def _check_config(config: Config) -> None:
         raise ValueError(f"methods={config.methods}: {needing[0]} needs boundaries; change={config.change} has none")
     for name in ("adam_learning_rate", "learning_rate"):
         _check(name, getattr(config, name), 0 < getattr(config, name) < math.inf, "positive and finite")
-    others = ("replacement_rate", "redo_threshold", "cpr_strength", "maturity")
-    for name in ("l2_init", "weight_decay", "perturb", "noise_scale", "noise_decay", *others):
+    of_resets = ("replacement_rate", "redo_threshold", "cpr_strength", "maturity")
+    for name in ("l2_init", "weight_decay", "perturb", "noise_scale", "noise_decay", *of_resets):
         _check(name, getattr(config, name), 0 <= getattr(config, name) < math.inf, "non-negative and finite")
     for name in ("dropout", "shrink", "beta2"):
         _check(name, getattr(config, name), 0 <= getattr(config, name) < 1, "in [0, 1)")

@@ -1,10 +1,10 @@
-"""How sharp the loss of the last task is where a run has ended: of every method and of its fresh networks.
+"""How sharp the loss of the last task is where a run has ended, for every method and its fresh networks.
 
     python -m experiments.continual.sharpness runs/continual/gaussian5
 
 Prints the largest eigenvalue of the Hessian of the mean loss on the examples of the last task (as many as the probe
-has), and the loss there, medians over seeds; and by seed the logarithm of the ratio to the fresh network, a mean with
-its 95 % interval.
+has), and the loss there, medians over seeds; and the logarithm of the ratio to the fresh network of the same seed, a
+mean with its 95 % interval.
 """
 
 import argparse
@@ -27,52 +27,52 @@ if TYPE_CHECKING:
     from lopjax.model import Model
     from lopjax.runs import RunData
 
-# Lanczos steps: the largest eigenvalue of a Hessian stands out, and forty find it to a per cent and better.
+# Lanczos steps: the largest eigenvalue of a Hessian stands out, and forty steps find it to within one per cent.
 STEPS = 40
 
 
 def config_of(run: "RunData") -> Config:
     """The config of a run as it was."""
-    given = dict(run.config)
-    preset = next(iter(PRESETS[given["model"]].values()))
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    net = {name: tuple(value) if isinstance(value, list) else value for name, value in given["net"].items()}
+    recorded = dict(run.config)
+    preset = next(iter(PRESETS[recorded["model"]].values()))
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    net = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded["net"].items()}
     return replace(preset, **{**fields, "net": replace(preset.net, **net)})
 
 
 def last_task(config: Config, problem: Problem, seed: int) -> tuple[Any, Any]:
     """Inputs and labels of the last task that a seed has met."""
     data_key = jax.random.split(jax.random.key(seed, impl="philox4x32"), 3)[2]
-    key = jax.random.split(data_key)[0]  # that of the stream, in `make_chunk`
+    key = jax.random.split(data_key)[0]  # the key of the stream, as `make_chunk` splits it
     stored, labels = task_examples(problem.train, problem.train.data, key, config.num_tasks - 1, config.probe_samples)
     return problem.inputs(stored, None), labels
 
 
 def sharpness(model: "Model", problem: Problem, variables: Any, batch: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-    """Largest eigenvalue of the Hessian by all parameters, eval mode, and the loss. Pure; use under jit."""
+    """Largest eigenvalue of the Hessian in all parameters, in eval mode, and the loss. Pure; use under jit."""
 
     def loss(params: Any) -> jax.Array:
         return problem.loss(model.apply({**variables, "params": params}, batch[0]).logits, batch[1])
 
     params = variables["params"]
-    found = extreme_eigenvalues(lambda v: hvp(loss, params, v), params, STEPS, jax.random.key(0))
-    return found.eigenvalues[-1], loss(params)
+    extremes = extreme_eigenvalues(lambda v: hvp(loss, params, v), params, STEPS, jax.random.key(0))
+    return extremes.eigenvalues[-1], loss(params)
 
 
 def sharpness_table(run: "RunData", data_dir: Path | None = None) -> Table:
-    """A row a method and fresh network."""
+    """A row per method and fresh network."""
     config, model = config_of(run), run.model("network")
     problem = make_problem(config, data_dir)
-    measure, found = jax.jit(lambda *given: sharpness(model, problem, *given)), {}
+    measure, by_name = jax.jit(lambda *given: sharpness(model, problem, *given)), {}
     for name in lanes_of(config.methods, config.fresh):
-        every = run.variables(name)["network"]
-        found[name] = np.array([
-            measure(jax.tree.map(lambda leaf, place=place: leaf[place], every), last_task(config, problem, seed))
-            for place, seed in enumerate(config.seeds)
+        networks = run.variables(name)["network"]
+        by_name[name] = np.array([
+            measure(jax.tree.map(lambda leaf, index=index: leaf[index], networks), last_task(config, problem, seed))
+            for index, seed in enumerate(config.seeds)
         ])  # fmt: skip
     rows = []
-    for name, values in found.items():
-        control = found.get(fresh(method_of(name).control))
+    for name, values in by_name.items():
+        control = by_name.get(fresh(method_of(name).control))
         text = "-"
         if control is not None and not is_fresh(name):
             ratio = interval(np.log(values[:, 0] / control[:, 0]))

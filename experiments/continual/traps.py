@@ -1,6 +1,6 @@
-"""How near a network is to what would trap it: to clones, and how firmly dead its dead units are.
+"""How close a network is to what would trap it: how near its units are to clones, how firmly dead the dead ones are.
 
-Both are found, not made: nothing here has been cloned or killed by hand. Measured on the fixed probe in eval mode.
+Nothing here has been cloned or killed by hand. Measured on the fixed probe in eval mode.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ def trap_distances(model: Model, variables: Variables, inputs: jax.Array, taps: 
         `clones/nearest/<space>`: the smallest distance between two living units of a space, by activations up to the
         multiples that clones may have, 0 for clones, infinite where fewer than two units live
         (`lopjax.detection.clone_distances`); `clones/near/<space>`: the share of units within 1 % of another.
-        For every ReLU site whose pre-activation is the output of one layer (of others nothing is claimed):
+        For every ReLU site whose pre-activation is the output of one layer (nothing is claimed about others):
         `trapped/dead/<site>`, how many units are certified to be off on every sample, `z < -b` with b the most that
         rounding does to z; and of these `trapped/radius/<site>` and `trapped/radius_median/<site>`, the least and the
         median revival radius, infinite where there are none. While what the unit reads stays as it is, no change of its
@@ -51,45 +51,48 @@ def _clones(model: Model, taps: Taps) -> Logs:
     # Spaces of one kind share a vmapped program: compiling is what a short run waits for.
     alike: dict[Any, dict[str, jax.Array]] = {}
     for space in model.wiring.cloneable:
-        if seen := [taps[site] for site in model.wiring.sites_of(space)]:
-            rows, multiples = activation_rows(seen), multiples_by_activations(model.wiring, space)
+        if tapped := [taps[site] for site in model.wiring.sites_of(space)]:
+            rows, multiples = activation_rows(tapped), multiples_by_activations(model.wiring, space)
             alike.setdefault((rows.shape, multiples), {})[space] = rows
-    found = {}
+    logs = {}
     for (_, multiples), spaces in alike.items():
         stacked = jnp.stack(list(spaces.values()))
         distances = jax.vmap(lambda rows, multiples=multiples: nearest_units(rows, multiples).distance)(stacked)
         for space, distance in zip(spaces, distances, strict=True):
-            found |= {f"clones/nearest/{space}": jnp.min(distance), f"clones/near/{space}": jnp.mean(distance <= NEAR)}
-    return found
+            logs |= {
+                f"clones/nearest/{space}": jnp.min(distance),
+                f"clones/near/{space}": jnp.mean(distance <= NEAR),
+            }
+    return logs
 
 
 def _dead(model: Model, variables: Variables, inputs: jax.Array, taps: Taps) -> Logs:
-    wiring, found = model.wiring, {}
+    wiring, radii = model.wiring, {}
     for site, facts in wiring.sites:
         layer = plain_layer(variables["params"], wiring, site) if facts.activation == "relu" else None
         if layer is None:
             continue
         source = str(layer.label.source)
-        read = taps[source].post if source in taps else inputs
-        radius = certified_radius(layer, read, samples_by_units(taps[site].pre), depth=len(wiring.sites))
+        inputs_of_layer = taps[source].post if source in taps else inputs
+        radius = certified_radius(layer, inputs_of_layer, samples_by_units(taps[site].pre), depth=len(wiring.sites))
         is_dead = radius > 0
-        found[f"trapped/dead/{site}"] = jnp.sum(is_dead)
-        found[f"trapped/radius/{site}"] = jnp.min(jnp.where(is_dead, radius, jnp.inf))
+        radii[f"trapped/dead/{site}"] = jnp.sum(is_dead)
+        radii[f"trapped/radius/{site}"] = jnp.min(jnp.where(is_dead, radius, jnp.inf))
         median = jnp.nanmedian(jnp.where(is_dead, radius, jnp.nan))
-        found[f"trapped/radius_median/{site}"] = jnp.where(jnp.any(is_dead), median, jnp.inf)
-    return found
+        radii[f"trapped/radius_median/{site}"] = jnp.where(jnp.any(is_dead), median, jnp.inf)
+    return radii
 
 
 def certified_radius(layer: PlainLayer, read: jax.Array, pre: jax.Array, depth: int) -> jax.Array:
     """Revival radius of every unit of a layer, rounding counted against it; not positive for a unit that may live.
 
     Args:
-        layer: it alone computes the pre-activation.
+        layer: the layer that alone computes the pre-activation.
         read: `(batch, ...)`, what it reads.
         pre: `(samples, units)`, its pre-activations z as computed.
         depth: how many layers rounding has gone through, at most.
     """
-    # Every layer below rounds, too, and passes it on: one more share of the summands' size for each.
+    # Every layer below rounds, too, and passes its error on: one more share of the summands' size for each.
     level = depth * rounding_level(layer, float(jnp.finfo(pre.dtype).eps))
     highest = pre + level * samples_by_units(summand_sizes(layer, read))
     return revival_radius(highest, source_norms(layer, read))

@@ -1,8 +1,8 @@
 """Escape (arXiv 2510.00304, its next check 1): how long clones take to leave their manifold, and how surely they do.
 
 Base networks are trained and cloned; every clone goes on at one point of a grid over noise, its decay, dropout,
-learning rate, momentum and weight decay. The whole grid, twenty seeds a point, is one compiled program. What to expect,
-on two CPU cores:
+learning rate, momentum and weight decay. The whole grid, twenty seeds per point, is one compiled program. What to
+expect, on two CPU cores:
 
     python -m experiments.escape                # digits, a minute: nothing leaves without noise or dropout
     python -m experiments.escape --model cnn    # or vit: six points on a small one, minutes

@@ -26,32 +26,32 @@ class Config:
     dataset: str = "digits"
     """"digits" or any prepared TFDS image classification set."""
     label_noise: float = 0.5
-    """Fraction of the training labels redrawn at random: a task that is fitted leaves nothing to escape with."""
+    """Fraction of the training labels redrawn at random: where a task is fitted, no gradient is left to escape with."""
     model: ModelName = "mlp"
     """Architecture."""
     net: Network = field(default_factory=MLP)
     factor: int = 2
     """Clones of every unit."""
     noise_scales: tuple[float, ...] = (0.0, 0.02, 0.05)
-    """Axis of the grid: noise on the gradient, per entry, over the norm of the gradient array, at first."""
+    """Axis of the grid: initial noise on the gradient, per entry, relative to the norm of the gradient array."""
     noise_decays: tuple[float, ...] = (0.99, 1.0)
     """Axis of the grid: factor on the noise per step."""
     dropouts: tuple[float, ...] = (0.0, 0.05)
     """Axis of the grid: dropout rate."""
     learning_rates: tuple[float, ...] = (0.05, 0.15)
-    """Axis of the grid: of SGD."""
+    """Axis of the grid: learning rate of SGD."""
     momenta: tuple[float, ...] = (0.0, 0.7)
-    """Axis of the grid: of SGD, heavy ball."""
+    """Axis of the grid: heavy-ball momentum of SGD."""
     weight_decays: tuple[float, ...] = (0.0,)
-    """Axis of the grid: coupled, on all parameters."""
+    """Axis of the grid: coupled weight decay on all parameters."""
     seeds: tuple[int, ...] = tuple(range(20))
-    """One base network each, and one clone at every point of the grid."""
+    """Seeds, one base network each, with one clone at every point of the grid."""
     batch_size: int = 16
-    """Examples a step."""
+    """Examples per step."""
     base_steps: int = 500
     """Training of the base before cloning, without noise, dropout, momentum or decay."""
     base_learning_rate: float = 0.1
-    """Of the base."""
+    """Learning rate of the base."""
     clone_steps: int = 500
     """Training of the clones."""
     record_every: int = 25
@@ -59,7 +59,7 @@ class Config:
     probe_samples: int = 200
     """Examples on which R² is measured."""
     linear: bool = False
-    """Beside every clone its linear theory: the same batches and dropout masks, other noise; not with batch norm."""
+    """Run every clone's linear theory beside it: same batches and dropout masks, other noise; not with batch norm."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ViTConfig(OnViT, Config):
     """Escape of a vision transformer."""
 
 
-# Six points: noise that stays, or dies away, at two sizes; dropout; nothing.
+# Six points: noise of two sizes that stays or dies away; dropout; nothing.
 _SIX: dict[str, Any] = {
     "noise_decays": (0.99, 1.0), "noise_scales": (0.0, 0.02), "dropouts": (0.0, 0.1), "learning_rates": (0.1,),
     "momenta": (0.0,), "base_steps": 300, "clone_steps": 800,
@@ -103,7 +103,7 @@ Point = tuple[tuple[str, float], ...]
 
 
 def points_of(config: Config | Mapping[str, Any]) -> list[Point]:
-    """The points of the grid, each once: without noise its decay makes no difference, and only the last is kept.
+    """The points of the grid, each once: without noise the decay makes no difference, and only the last is kept.
 
     Args:
         config: the dataclass, or the JSON of a run folder.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
-# The left end of the axes of the calibration, in steps.
+# Left end of the calibration's axes, in steps.
 CLOSE = 20
 _COLUMNS, _ROWS = ("learning_rate", "momentum"), ("dropout", "weight_decay")
 
@@ -30,8 +30,8 @@ def figures(run: RunData) -> "dict[str, Figure]":
     summary = [row for row in rows if row["kind"] == CLONE]
     if not summary:
         return {}
-    drawn = {"escape_probability": heat_maps(run.config, summary), "survival": survival_curves(run.config, summary)}
-    return drawn | ({"calibration": calibration_figure(rows)} if any(row["kind"] == LINEAR for row in rows) else {})
+    drawings = {"escape_probability": heat_maps(run.config, summary), "survival": survival_curves(run.config, summary)}
+    return drawings | ({"calibration": calibration_figure(rows)} if any(row["kind"] == LINEAR for row in rows) else {})
 
 
 # --- Heat maps --------------------
@@ -55,7 +55,7 @@ def heat_maps(config: Mapping[str, Any], summary: Rows) -> "Figure":
             axes.set_xlabel("noise decay per step")
         assert image is not None
         figure.colorbar(image, ax=panels, label="share of seeds that escape", shrink=0.8)
-        figure.suptitle("Numbers: median step of escape; - where less than half escape", fontsize=9)
+        figure.suptitle("Numbers: median step of escape; - where fewer than half escape", fontsize=9)
     return figure
 
 
@@ -64,7 +64,7 @@ def _heat_map(axes: "Axes", config: Mapping[str, Any], rows: Rows) -> Any:
     share = np.full((len(scales), len(decays)), np.nan)
     for row in rows:
         i = scales.index(row["noise_scale"])
-        # Without noise its decay makes no difference: the one lane stands for all.
+        # Without noise the decay makes no difference: one lane stands for all.
         for j in range(len(decays)) if row["noise_scale"] == 0 else [decays.index(row["noise_decay"])]:
             share[i, j], median = row["probability"][0], row["median"][0]
             color = "white" if share[i, j] < 0.6 else "black"
@@ -80,35 +80,35 @@ def _heat_map(axes: "Axes", config: Mapping[str, Any], rows: Rows) -> Any:
 
 def _combinations(config: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, float]]:
     """Every combination of the values of some axes."""
-    return [dict(zip(names, found)) for found in itertools.product(*(values_of(config, name) for name in names))]
+    return [dict(zip(names, values)) for values in itertools.product(*(values_of(config, name) for name in names))]
 
 
 def _title(config: Mapping[str, Any], numbers: Mapping[str, float]) -> str:
     """The numbers that vary in this run, in words."""
-    said = [
+    words = [
         f"{name.replace('_', ' ')} {value:g}" for name, value in numbers.items() if len(values_of(config, name)) > 1
     ]
-    return ", ".join(said)
+    return ", ".join(words)
 
 
 # --- Survival curves --------------------
 
 
 def survival_curves(config: Mapping[str, Any], summary: Rows) -> "Figure":
-    """Share of clones not yet escaped against steps: a panel an axis, the other numbers being those of `reference`."""
+    """Share of clones not yet escaped over steps: a panel per axis, the other numbers being those of `reference`."""
     axes_names = [name for name in AXES if len(values_of(config, name)) > 1] or ["noise_scale"]
     fixed = reference(config)
     figure, panels = new_figure(len(axes_names), width=2.7, height=3.1)
     for axes, name in zip(panels, axes_names):
-        rest = {key: value for key, value in fixed.items() if key != name}
-        rows = [row for row in summary if _agrees(row, rest)]
+        others = {key: value for key, value in fixed.items() if key != name}
+        rows = [row for row in summary if _agrees(row, others)]
         for color, row in zip(PALETTE, sorted(rows, key=lambda row: row[name])):
             _survival_curve(axes, config["clone_steps"], row, color, f"{row[name]:g}")
         axes.set(xlabel="steps since cloning", ylim=(-0.03, 1.05), xlim=(0, config["clone_steps"]))
         axes.legend(title=name.replace("_", " "), fontsize=8, title_fontsize=8, loc="best")
     panels[0].set_ylabel("share not escaped")
-    said = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in fixed.items())
-    figure.suptitle(f"One number changed at a time from: {said}", fontsize=9)
+    words = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in fixed.items())
+    figure.suptitle(f"One number changed at a time from: {words}", fontsize=9)
     return figure
 
 
@@ -119,7 +119,7 @@ def reference(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _agrees(row: Mapping[str, Any], rest: Mapping[str, float]) -> bool:
-    """Whether a row has these numbers; the decay of noise that is not there does not count."""
+    """Whether a row has these numbers; without noise its decay does not count."""
     return all(
         row[name] == value for name, value in rest.items() if not (name == "noise_decay" and not row["noise_scale"])
     )
@@ -146,10 +146,10 @@ def calibration_figure(rows: Rows) -> "Figure":
     end = max(max(row["steps"]) for row in rows)
     for axes, level in zip(panels, LEVELS):
         pairs = calibration(rows, level)
-        for color, (place, name) in zip(PALETTE, enumerate(("first quartile", "median", "third quartile"))):
-            # What is not reached lies beyond the end.
+        for color, (quartile, name) in zip(PALETTE, enumerate(("first quartile", "median", "third quartile"))):
+            # Levels that are not reached are drawn beyond the end.
             x, y = (
-                [min(getattr(pair, kind)[place], 1.5 * end) for pair in pairs] for kind in ("measured", "predicted")
+                [min(getattr(pair, kind)[quartile], 1.5 * end) for pair in pairs] for kind in ("measured", "predicted")
             )
             axes.loglog(x, y, "o", color=color, markersize=4, alpha=0.7, label=name)
         axes.plot([0.6 * CLOSE, 2 * end], [0.6 * CLOSE, 2 * end], color="0.6", linewidth=0.8, zorder=0)

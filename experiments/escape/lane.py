@@ -1,4 +1,4 @@
-"""Pure functions of one lane: a base network that trains quietly, and a clone that is shaken by its own numbers."""
+"""Pure functions of one lane: a base network that trains without noise, and a clone that is shaken by its numbers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -25,8 +25,8 @@ class Clone(NamedTuple):
 
     Attributes:
         network: its variables and the momentum.
-        noise_key: of the noise on its gradients.
-        numbers: where on the grid it is.
+        noise_key: key for the noise on its gradients.
+        numbers: its point of the grid.
     """
 
     network: TrainState
@@ -36,7 +36,7 @@ class Clone(NamedTuple):
 
 def optimizer_of(numbers: Numbers, noise_key: jax.Array) -> optax.GradientTransformation:
     """SGD with noise on the gradient of the loss, then weight decay, then momentum; every number may be traced."""
-    traced: dict[str, Any] = dict(numbers)  # optax's annotations know no traced number
+    traced: dict[str, Any] = dict(numbers)  # optax's annotations do not allow traced numbers
     return optax.chain(
         add_relative_noise(traced["noise_scale"], traced["noise_decay"], noise_key),
         optax.add_decayed_weights(traced["weight_decay"]),
@@ -55,8 +55,8 @@ def make_base_step(setup: Setup) -> Callable[..., tuple[TrainState, Logs]]:
 
     def step(network: TrainState, drawn: Drawn, key: jax.Array, index: jax.Array) -> tuple[TrainState, Logs]:
         images, labels = drawn.batch
-        network, seen = train_step(setup.base, optimizer, network, (setup.preprocess.inputs(images), labels), key)
-        return network, logs_of(seen, "loss")
+        network, observed = train_step(setup.base, optimizer, network, (setup.preprocess.inputs(images), labels), key)
+        return network, logs_of(observed, "loss")
 
     return step
 
@@ -68,8 +68,8 @@ def make_clone_step(setup: Setup) -> Callable[..., tuple[Clone, Logs]]:
         images, labels = drawn.batch
         optimizer, batch = optimizer_of(clone.numbers, clone.noise_key), (setup.preprocess.inputs(images), labels)
         rate = clone.numbers["dropout"]
-        network, seen = train_step(setup.wide, optimizer, clone.network, batch, key, dropout_rate=rate)
-        return clone._replace(network=network), logs_of(seen, "loss")
+        network, observed = train_step(setup.wide, optimizer, clone.network, batch, key, dropout_rate=rate)
+        return clone._replace(network=network), logs_of(observed, "loss")
 
     return step
 
@@ -80,18 +80,23 @@ def make_linear_step(setup: Setup) -> Callable[..., tuple[Clone, Logs]]:
     def step(clone: Clone, drawn: Drawn, key: jax.Array, index: jax.Array) -> tuple[Clone, Logs]:
         images, labels = drawn.batch
         inputs, rate = setup.preprocess.inputs(images), clone.numbers["dropout"]
-        (variables, opt_state, own), optimizer = clone.network, optimizer_of(clone.numbers, clone.noise_key)
+        (variables, opt_state, states), optimizer = (
+            clone.network,
+            optimizer_of(clone.numbers, clone.noise_key),
+        )
 
         def loss(params: Params) -> jax.Array:
-            now = {**variables, "params": params}
+            perturbed = {**variables, "params": params}
             return mean_cross_entropy(
-                setup.wide.apply(now, inputs, train=True, key=key, dropout_rate=rate).logits, labels
+                setup.wide.apply(perturbed, inputs, train=True, key=key, dropout_rate=rate).logits, labels
             )
 
         params, manifold = variables["params"], block_constant(setup, variables["params"])
         updates, opt_state = optimizer.update(linearised_gradient(loss, manifold, params), opt_state, params)
         changed = {**variables, "params": optax.apply_updates(params, updates)}
-        return clone._replace(network=TrainState(changed, opt_state, own)), {"loss": loss(split(manifold, params).foot)}
+        return clone._replace(network=TrainState(changed, opt_state, states)), {
+            "loss": loss(split(manifold, params).foot)
+        }
 
     return step
 
@@ -109,10 +114,10 @@ def clone_of(setup: Setup, base: Variables, noise_key: jax.Array, numbers: Numbe
 
 
 def make_measure(setup: Setup, kind: str, is_last: bool) -> Callable[[Variables, Any, Any], Logs]:
-    """`(variables, probe inputs, test set) -> numbers`: R² of clones, its mean over sites; at the end more than that.
+    """`(variables, probe inputs, test set) -> numbers`: R² of clones, its mean over sites; at the end, more than that.
 
-    Of the linear theory the R² of activations to first order. Of clones at the end also the effective rank of the
-    activations, its mean over sites, and what the test set says.
+    For the linear theory it is the R² of activations to first order. For clones there is at the end also the effective
+    rank of the activations, its mean over sites, and what the test set says.
     """
     partition = uniform_partition(setup.wide.wiring, setup.config.factor)
 

@@ -31,10 +31,10 @@ class Shared(NamedTuple):
     """Keys and data of a run, on the devices.
 
     Attributes:
-        init_keys: of the base networks, one a seed; like the next three.
-        noise_keys: of the noise on the gradients of a clone.
+        init_keys: keys for the base networks, one per seed, like the next three.
+        noise_keys: keys for the noise on the gradients of a clone.
         other_noise_keys: the same for the linear theory of a clone.
-        data_keys: of the order of the examples and of dropout.
+        data_keys: keys for the order of the examples and for dropout.
         train: images and labels.
         probe: inputs on which R² is measured.
         test: images and labels.
@@ -63,14 +63,14 @@ def share(setup: Setup) -> Shared:
 
 
 def parts(config: Config, setup: Setup) -> list[Part]:
-    """All parts of a run: those of the clones, and where it is asked for those of their linear theory."""
+    """All parts of a run: those of the clones and, if asked for, those of their linear theory."""
     shared = share(setup)
     kinds = (CLONE, LINEAR) if config.linear else (CLONE,)
     return [part for kind in kinds for part in parts_of(setup, shared, kind)]
 
 
 def parts_of(setup: Setup, shared: Shared, kind: str) -> list[Part]:
-    """One part for the bases, one for the cloning, and one a record of the clones."""
+    """One part for the bases, one for the cloning, and one per record of the clones."""
     config = setup.config
     bases = GroupLanes(setup.bases(kind), config.seeds, setup.mesh)
     clones = Clones(setup, shared, kind)
@@ -117,7 +117,7 @@ class Clones:
         self.cloning = over_lanes(partial(clone_of, setup), 3)
 
     def start(self, bases: Lanes) -> tuple[Lanes, Records]:
-        """Clone the base of every seed, once a point of the grid."""
+        """Clone the base of every seed, once per point of the grid."""
         variables, frozen_at = gathered((bases.state.variables, bases.frozen_at), self.setup.mesh)
         lanes = start_lanes(self.cloning(*self.arguments(variables)))
         lanes = self.lanes.placed(lanes._replace(frozen_at=self.lanes.of_seeds(frozen_at)))

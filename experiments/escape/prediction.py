@@ -1,4 +1,4 @@
-"""Linear theory beside the networks: when 1 - R² first reaches a level, setting by setting."""
+"""Linear theory beside the networks: when 1 - R² first reaches a level, for each setting."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from experiments.escape.setup import CLONE, LINEAR
 from experiments.escape.survival import Escapes, kaplan_meier, log_rank, quantile
 
 LEVELS = (0.001, 0.01, 0.05)
-"""Of 1 - R²: leaving, escape, and between."""
+"""Levels of 1 - R²: leaving, one in between, and escape."""
 QUARTILES = (0.25, 0.5, 0.75)
 SIGNIFICANT = 0.01
 
@@ -21,9 +21,9 @@ class Calibration(NamedTuple):
     Attributes:
         measured: quartiles of the first record at which 1 - R² has reached the level; infinite where not reached.
         predicted: the same by linear theory.
-        measured_share: of seeds in which it is reached within the run.
+        measured_share: share of seeds in which it is reached within the run.
         predicted_share: the same by linear theory.
-        p: of the log-rank test between the two.
+        p: p-value of the log-rank test between the two.
     """
 
     measured: tuple[float, ...]
@@ -34,25 +34,28 @@ class Calibration(NamedTuple):
 
 
 def passages(steps: Sequence[np.ndarray], r2: Sequence[np.ndarray], level: float) -> Escapes:
-    """The first record of each lane at which 1 - R² has reached a level, be it for good or not; else it is censored.
+    """The first record of each lane at which 1 - R² has reached a level, for good or not; otherwise it is censored.
 
-    >>> passages([np.array([0, 10, 20])] * 2, [np.array([1, 0.9, 0.99]), np.ones(3)], 0.05).steps.tolist()
-    [10, 20]
+    Example:
+        >>> passages([np.array([0, 10, 20])] * 2, [np.array([1, 0.9, 0.99]), np.ones(3)], 0.05).steps.tolist()
+        [10, 20]
     """
     reached = [1 - lane >= level for lane in r2]
-    first = [each[is_out.argmax() if is_out.any() else -1] for each, is_out in zip(steps, reached, strict=True)]
+    passage = [
+        recorded[is_out.argmax() if is_out.any() else -1] for recorded, is_out in zip(steps, reached, strict=True)
+    ]
     is_reached = np.array([is_out.any() for is_out in reached])
-    return Escapes(np.array(first), is_reached, is_reached)
+    return Escapes(np.array(passage), is_reached, is_reached)
 
 
 def calibration(rows: Sequence[Mapping[str, Any]], level: float) -> list[Calibration]:
     """All settings of a summary in which either the clones or their linear theory reach a level."""
-    found: dict[Any, dict[str, Escapes]] = {}
+    by_setting: dict[Any, dict[str, Escapes]] = {}
     for row in rows:
-        steps, is_reached = (np.array(each) for each in row["passages"][f"{level:g}"])
+        steps, is_reached = (np.array(values) for values in row["passages"][f"{level:g}"])
         group = Escapes(steps, is_reached, is_reached)
-        found.setdefault(tuple(row[name] for name in AXES), {})[row["kind"]] = group
-    pairs = [(both[CLONE], both[LINEAR]) for both in found.values() if len(both) == 2]
+        by_setting.setdefault(tuple(row[name] for name in AXES), {})[row["kind"]] = group
+    pairs = [(kinds[CLONE], kinds[LINEAR]) for kinds in by_setting.values() if len(kinds) == 2]
     return [_of_pair(*pair) for pair in pairs if any(group.is_escaped.any() for group in pair)]
 
 
@@ -66,7 +69,7 @@ def _of_pair(clones: Escapes, linear: Escapes) -> Calibration:
 
 
 def said_of_linear(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How well linear theory does, a line a level; nothing for runs without it."""
+    """How well linear theory does, a line per level; nothing for runs without it."""
     if not any(row["kind"] == LINEAR for row in rows):
         return []
     return ["When 1 - R² reaches a level, by linear theory and in the networks:"] + [
@@ -78,13 +81,13 @@ def _said(pairs: Sequence[Calibration]) -> str:
     if not pairs:
         return "reached in no setting"
     differ = sum(pair.p < SIGNIFICANT for pair in pairs)
-    said = f"{differ} of {len(pairs)} settings differ (log-rank, p < {SIGNIFICANT})"
+    text = f"{differ} of {len(pairs)} settings differ (log-rank, p < {SIGNIFICANT})"
     medians = np.array([(pair.measured[1], pair.predicted[1]) for pair in pairs])
-    known = medians[np.isfinite(medians).all(axis=1)]
-    if len(known):
-        low, middle, high = np.quantile(known[:, 1] / known[:, 0], (0.1, 0.5, 0.9))
-        said += (
-            f"; median step, predicted over measured, {middle:.2f} ({low:.2f} to {high:.2f} in 80 % of {len(known)})"
+    finite = medians[np.isfinite(medians).all(axis=1)]
+    if len(finite):
+        low, middle, high = np.quantile(finite[:, 1] / finite[:, 0], (0.1, 0.5, 0.9))
+        text += (
+            f"; median step, predicted over measured, {middle:.2f} ({low:.2f} to {high:.2f} in 80 % of {len(finite)})"
         )
     gaps = [pair.predicted_share - pair.measured_share for pair in pairs]
-    return f"{said}; shares of seeds, predicted less measured, {np.mean(gaps):+.2f} on average"
+    return f"{text}; shares of seeds, predicted minus measured, {np.mean(gaps):+.2f} on average"

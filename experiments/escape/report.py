@@ -1,4 +1,4 @@
-"""What an escape run has shown: a row a point of the grid, the table on the terminal, and what each number does."""
+"""What an escape run has shown: a row per point of the grid, the table on the terminal, and what each number does."""
 
 import itertools
 import math
@@ -18,13 +18,13 @@ _AT_END = ("loss", "effective_rank", "test_loss", "test_accuracy")
 
 
 def summarise(data: RunData) -> list[dict[str, Any]]:
-    """One row a kind (clones; their linear theory) and point of the grid that has records: what became of its seeds.
+    """One row per kind (clones; their linear theory) and point of the grid that has records: what became of its seeds.
 
     `steps` and `is_escaped` are the survival data of every seed (`survival.Escapes`), `passages` the same of the first
     record at which 1 - R² has reached a level; `num_left` and `num_frozen` count seeds. `probability` of escape within
-    the run and `median` step of escape are `[value, low, high]`, 95 %; steps that are not reached are None.
-    `frozen_at` is the last step at which a seed was frozen, if all were. The rest are means over seeds at the last
-    record.
+    the run and `median` step of escape are `[value, low, high]` with the 95 % interval; steps that are not reached are
+    None. `frozen_at` is the last step at which a seed was frozen, if all were. The rest are means over seeds at the
+    last record.
     """
     kinds = [CLONE, *([LINEAR] if data.config.get("linear") else [])]
     return [row for kind in kinds for row in _rows(data, kind)]
@@ -41,17 +41,17 @@ def _rows(data: RunData, kind: str) -> list[dict[str, Any]]:
 
 def _row(kind: str, seeds: list[list[dict[str, Any]]]) -> dict[str, Any]:
     frozen = [next((record["frozen_at"] for record in seed if "frozen_at" in record), None) for seed in seeds]
-    # What of a network has diverged is censored. Linear theory that has grown beyond all numbers has left for good.
+    # A network that diverges is censored from there. Linear theory that has overflowed has left for good.
     alive = [[row for row in seed if kind == LINEAR or "frozen_at" not in row] or seed[:1] for seed in seeds]
     steps, r2 = ([_column(seed, name) for seed in alive] for name in ("step", "r2"))
-    escapes, first = escapes_of(steps, r2), {f"{level:g}": passages(steps, r2, level) for level in LEVELS}
+    escapes, by_level = escapes_of(steps, r2), {f"{level:g}": passages(steps, r2, level) for level in LEVELS}
     median = quantile(kaplan_meier(escapes.steps, escapes.is_escaped))
     last = [seed[-1] for seed in seeds]
     is_over = all(step is not None for step in frozen)
     return {
         "steps": escapes.steps.tolist(),
         "is_escaped": escapes.is_escaped.tolist(),
-        "passages": {name: [found.steps.tolist(), found.is_escaped.tolist()] for name, found in first.items()},
+        "passages": {name: [passage.steps.tolist(), passage.is_escaped.tolist()] for name, passage in by_level.items()},
         "num_left": int(escapes.has_left.sum()),
         "num_frozen": sum(step is not None for step in frozen),
         "frozen_at": max(step for step in frozen if step is not None) if is_over else None,
@@ -78,24 +78,24 @@ def comparisons(summary: Sequence[Mapping[str, Any]], name: str) -> list[tuple[f
     """What going from one value of an axis to the next does, all other numbers being equal, by the log-rank test.
 
     Returns:
-        `(value, next value, pairs of points, in how many the next value is sooner, in how many later)`, where p < 0.01.
-        The seeds of two points have the same bases and batches, which the test does not use.
+        `(value, next value, pairs of points, pairs that escape sooner at the next value, pairs that escape later)`,
+        counting those with p < 0.01. The seeds of two points have the same bases and batches, which the test ignores.
     """
     by_others: dict[Any, dict[float, Mapping[str, Any]]] = {}
     for row in summary:
         others = tuple(row[other] for other in AXES if other != name)
         by_others.setdefault(others, {})[row[name]] = row
-    found = []
+    counts = []
     for low, high in itertools.pairwise(sorted({row[name] for row in summary})):
         pairs = [(rows[low], rows[high]) for rows in by_others.values() if low in rows and high in rows]
         tests = [log_rank(escapes_at(first), escapes_at(second)) for first, second in pairs]
         signs = [np.sign(statistic) if p < SIGNIFICANT else 0 for statistic, p in tests]
-        found.append((low, high, len(pairs), signs.count(1), signs.count(-1)))
-    return found
+        counts.append((low, high, len(pairs), signs.count(1), signs.count(-1)))
+    return counts
 
 
 def _effects(summary: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each number does, a line a step along its axis."""
+    """What each number does, a line per step along its axis."""
     return [
         f"{name} {low:g} → {high:g}: sooner in {sooner}, later in {later} of {pairs} pairs of settings"
         for name in AXES
@@ -121,7 +121,7 @@ def table(data: RunData) -> Table:
     heads = [", ".join(f"{name} {value:g}" for name, value in zip(across, column)) for column in columns]
     title = [
         f"Share of {len(data.config['seeds'])} seeds whose clones have R² < 0.95 for good within "
-        f"{data.config['clone_steps']:,} steps, with its 95 % interval; median step of that, with its own",
+        f"{data.config['clone_steps']:,} steps, with its 95 % interval; then the median step with its interval",
         f"In log-rank tests at p < {SIGNIFICANT} between neighbouring settings, clones escape",
         *(f"  {line}" for line in _effects(summary)),
     ]
@@ -134,8 +134,8 @@ def table(data: RunData) -> Table:
 def cell(row: Mapping[str, Any]) -> str:
     """One point of the grid, in the table: `0.45 [0.26, 0.66] 675 [400, -)`."""
     value, low, high = row["probability"]
-    said = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    text = f"{value:.2f} [{low:.2f}, {high:.2f}]"
     if row["median"][0] is None:
-        return f"{said} never by half" if value else f"{said} never"
+        return f"{text} no median" if value else f"{text} never"
     first, last = (f"{step:,.0f}" if step is not None else "-" for step in row["median"][1:])
-    return f"{said} {row['median'][0]:,.0f} [{first}, {last}]"
+    return f"{text} {row['median'][0]:,.0f} [{first}, {last}]"

@@ -11,7 +11,7 @@ from lopjax.cloning import widen
 from lopjax.model import Model
 from lopjax.training import Preprocess, Stream, check_lanes, epochs
 
-# What is allowed of each number of the grid, as a test and in words.
+# What each number of the grid may be, as a test and in words.
 ALLOWED = {
     "noise_scale": (lambda value: 0 <= value < float("inf"), "finite and at least 0"),
     "noise_decay": (lambda value: 0 <= value <= 1, "in [0, 1]"),
@@ -38,7 +38,7 @@ class Setup(NamedTuple):
     mesh: Any = None
 
     def bases(self, kind: str) -> Group:
-        """The base networks of one kind of clones, a lane a seed."""
+        """The base networks of one kind of clones, a lane per seed."""
         return Group(tuple(Lane(kind, (), seed) for seed in self.config.seeds), {}, {})
 
     def clones(self, kind: str) -> Group:

@@ -1,4 +1,4 @@
-"""Compiling on a thread of its own, beside what the main thread does."""
+"""Compilation on a thread of its own, beside what the main thread does."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def compiled_ahead(function: Any, *shapes: Any) -> Callable[..., Any]:
-    """Start to compile a jitted function at once; its first call waits for that, and finds the program in jit's cache.
+    """Start compiling a jitted function now; its first call waits for that and finds the program in jit's cache.
 
-    XLA compiles a program on one core. What a short run needs only after its first steps is compiled on another one
+    XLA compiles a program on one core. What a short run needs only after its first steps is compiled on another core
     while the first steps are compiled and taken.
 
     Args:

@@ -14,7 +14,7 @@ ModelName = Literal["mlp", "cnn", "resnet18", "vit"]
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """Training networks on images, with and without noise or dropout."""
+    """Training of networks on images, with and without noise or dropout."""
 
     dataset: str = "digits"
     """"digits" or any prepared TFDS image classification set."""
@@ -24,23 +24,23 @@ class ImageConfig:
     """Architecture."""
     net: Network = field(default_factory=MLP)
     seeds: tuple[int, ...] = (0,)
-    """One run each."""
+    """Seeds, one run each."""
     batch_size: int = 128
-    """Examples a step."""
+    """Examples per step."""
     learning_rate: float = 0.1
-    """Of SGD; no momentum, no weight decay."""
+    """Learning rate of SGD, which has no momentum and no weight decay."""
     adam_learning_rate: float = 0.001
     """Of Adam."""
     noise_scale: float = 0.01
-    """Of noise on the gradient: per entry, over the norm of the gradient array, at first."""
+    """Initial noise on the gradient, per entry, relative to the norm of the gradient array."""
     noise_decay: float = 1.0
-    """Of noise on the gradient: factor a step."""
+    """Factor by which the noise on the gradient changes per step."""
     dropout: float = 0.1
-    """Rate of the dropout method; the others have none."""
+    """Rate of the dropout method; the other methods have no dropout."""
     probe_samples: int = 500
     """Examples on which symptoms are measured."""
     metrics: tuple[str, ...] = ()
-    """Metrics of your own to record beside the library's: package.module:function, of a lopjax.metrics.SiteActivity."""
+    """Your own metrics to record beside the library's: package.module:function, of a lopjax.metrics.SiteActivity."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What an experiment is, and the one program that runs any of them.
 
 A new experiment is a folder `experiments/<name>/` whose package holds an `EXPERIMENT`, and a `__main__` that calls
-`main(EXPERIMENT)`. Nothing else has to know of it: `experiments.show` and `experiments.sweep` find it by its name.
+`main(EXPERIMENT)`. Nothing else has to know about it: `experiments.show` and `experiments.sweep` find it by its name.
 """
 
 import os
@@ -42,12 +42,12 @@ class Experiment(NamedTuple):
     """An experiment as data and pure functions.
 
     Attributes:
-        name: of its folder in `experiments/`, and of that of its runs.
+        name: name of its folder in `experiments/`, and of the folder of its runs.
         description: what `--help` says first.
-        presets: config of every preset, a frozen dataclass; the first is the default.
+        presets: the config of every preset, a frozen dataclass; the first is the default.
         build: `(config, resources) -> setup`: checks the config, loads data, builds models; compiles nothing.
         parts: `(config, setup) -> parts` of a run (`lopjax.runs.schedule`).
-        summary: what a run has shown, as JSON: a list of rows. Takes runs that are not complete, too, like all below.
+        summary: what a run has shown, as JSON: a list of rows. Like all functions below it also takes incomplete runs.
         table: the table on the terminal.
         figures: `{file name without ending: figure}`.
         texts: `{file name: text}`, such as tables for the documentation.
@@ -78,7 +78,7 @@ class Experiment(NamedTuple):
 
 
 def late(reference: str) -> Callable[..., Any]:
-    """A function `module:name`, imported when it is first called: what needs JAX waits until flags have been read."""
+    """A function `module:name`, imported when first called, so that JAX is not needed until flags have been read."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         module, name = reference.split(":")
@@ -88,7 +88,7 @@ def late(reference: str) -> Callable[..., Any]:
 
 
 def find(name: str) -> Experiment:
-    """The experiment of a name, from its folder.
+    """The experiment with a name, from its folder.
 
     Raises:
         ValueError: there is none.
@@ -105,7 +105,7 @@ def find(name: str) -> Experiment:
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
-    """Parse, run (or show a complete run), and report. Ends with status 1 if every lane was frozen, 2 on a mistake."""
+    """Parse, run (or show a complete run), and report. Exit status 1 if every lane was frozen, 2 after a mistake."""
     for variable, value in experiment.environment.items():
         os.environ.setdefault(variable, value)
     config, output = flags.parse(experiment, argv)
@@ -135,7 +135,7 @@ def run(
     keep_checkpoints: int = 2,
     mesh: "Mesh | None" = None,
 ) -> None:
-    """Play all parts and conclude; if that is not to be, say what is kept and how to go on."""
+    """Play all parts and conclude; if that fails, say what is kept and how to go on."""
     from lopjax import runs
     from lopjax.runs.schedule import play
 
@@ -153,7 +153,7 @@ def run(
 
 
 def present(experiment: Experiment, data: "RunData") -> None:
-    """Draw the figures of a run into its folder, print its table and the files that there are."""
+    """Draw the figures of a run into its folder; print its table and the paths of all files."""
     from lopjax.plotting import save
 
     paths = [data.folder / name for name in ("metrics.jsonl", "summary.json") if (data.folder / name).exists()]
@@ -166,7 +166,7 @@ def present(experiment: Experiment, data: "RunData") -> None:
 
 
 def _end_if_all_frozen(data: "RunData") -> None:
-    """A run whose every lane diverged has shown nothing: say so, and end with status 1."""
+    """A run in which every lane diverged shows nothing: say so, and end with status 1."""
     rows = data.summary if isinstance(data.summary, list) else []
     frozen = [row["frozen_at"] for row in rows if row.get("frozen_at") is not None]
     if frozen and len(frozen) == len(rows):

@@ -1,6 +1,6 @@
 """The command line of an experiment: a preset, then any field of its config as a typed flag.
 
-Nothing here imports JAX, so `--help` and a mistyped flag answer at once.
+Nothing here imports JAX, so `--help` and mistyped flags are answered at once.
 """
 
 import argparse
@@ -25,7 +25,7 @@ class Output:
     """Where the run goes; no field here changes a result."""
 
     preset: str = ""
-    """Named starting point for all the other flags."""
+    """Named starting point for all other flags."""
     name: str = ""
     """Name of the run folder; default: the preset's name."""
     root: Path = Path("runs")
@@ -33,13 +33,13 @@ class Output:
     data_dir: Path | None = None
     """Folder of prepared data sets; default: TFDS_DATA_DIR or TFDS's own default."""
     overwrite: bool = False
-    """If the run folder exists, move it aside instead of refusing it."""
+    """If the run folder exists, move it aside instead of stopping."""
     resume: bool = False
     """If the run folder holds an interrupted run of this config, go on where it stopped."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay in the folder of an unfinished run."""
     writer: tuple[str, ...] = ()
-    """Show the records elsewhere, too: "tensorboard", into a folder of the run, or any module with wandb's init, log
+    """Send the records elsewhere, too: "tensorboard", into a folder of the run, or any module with wandb's init, log
     and finish: "trackio", "wandb"."""
     tensorboard: bool = False
     """The same as --writer tensorboard."""
@@ -47,26 +47,26 @@ class Output:
 
 @dataclass(frozen=True)
 class SpreadOutput(Output):
-    """Where a run of many lanes goes, and the devices that it is spread over."""
+    """Where a run of many lanes goes, and the devices over which it is spread."""
 
     seed_devices: int = 1
     """Spread the seeds over this many devices, or groups of devices; it must divide the number of seeds."""
     batch_devices: int = 1
     """Spread every batch over this many devices: results then agree to rounding, not in every bit."""
     coordinator: str = ""
-    """Of a run over several processes, each started with the same flags: host:port of process 0, or "auto" on a cluster
-    that JAX knows (Slurm, Open MPI, TPU pods). All of them must see the same run folder."""
+    """For a run over several processes, each started with the same flags: host:port of process 0, or "auto" on a
+    cluster that JAX knows (Slurm, Open MPI, TPU pods). All of them must see the same run folder."""
     num_processes: int = 1
-    """How many processes there are, with a coordinator of host:port."""
+    """How many processes there are, if the coordinator is host:port."""
     process_id: int = 0
-    """Which of them this one is."""
+    """Which of the processes this one is."""
 
 
 def parse(experiment: "Experiment", argv: Sequence[str] | None = None) -> tuple[Any, Output]:
     """Read `--model` and `--preset`, take that config as the default, and let flags override its fields.
 
     Args:
-        experiment: whose flags.
+        experiment: the experiment whose flags they are.
         argv: arguments; default `sys.argv[1:]`.
 
     Returns:
@@ -77,7 +77,7 @@ def parse(experiment: "Experiment", argv: Sequence[str] | None = None) -> tuple[
     """
     import tyro
 
-    # LAPACK's own threads fight XLA's over few cores: a probe of 5 layers took 3-10 s so, 0.2-0.8 s with one (load 10).
+    # LAPACK's threads fight XLA's over few cores: a probe of 5 layers took 3-10 s, and 0.2-0.8 s with one (load 10).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = sys.argv[1:] if argv is None else list(argv)
     presets, suffix = experiment.presets, ""
@@ -87,7 +87,7 @@ def parse(experiment: "Experiment", argv: Sequence[str] | None = None) -> tuple[
         suffix = "" if presets is experiment.presets else f"_{model}"
     preset = read_first(experiment.name, "preset", presets, arguments)
     default, output = presets[preset], SpreadOutput if experiment.is_spread else Output
-    both = make_dataclass(
+    arguments_type = make_dataclass(
         "Arguments",
         [
             ("config", Annotated[type(default), tyro.conf.arg(name="")]),
@@ -96,10 +96,10 @@ def parse(experiment: "Experiment", argv: Sequence[str] | None = None) -> tuple[
         frozen=True,
     )
     parsed = tyro.cli(
-        both,
+        arguments_type,
         prog=f"python -m experiments.{experiment.name}",
         description=f"{experiment.description}\n\nPresets (--preset): {', '.join(presets)}.",
-        default=both(default, output(preset=preset, name=preset + suffix)),
+        default=arguments_type(default, output(preset=preset, name=preset + suffix)),
         args=arguments,
         registry=_readers(),
     )
@@ -114,14 +114,14 @@ def read_first(experiment: str, name: str, choices: Iterable[str], argv: Sequenc
     """
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{experiment}", add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{name}", default=next(iter(choices)))
-    given = getattr(parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))[0], name)
-    if given not in choices:
-        refuse(experiment, f"--{name}={given!r}: must be one of {list(choices)}")
-    return given
+    choice = getattr(parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))[0], name)
+    if choice not in choices:
+        refuse(experiment, f"--{name}={choice!r}: must be one of {list(choices)}")
+    return choice
 
 
 def _readers() -> "ConstructorRegistry":
-    """How tyro reads numbers and axes of a grid, with what is allowed in the message about something else."""
+    """How tyro reads numbers and axes of a grid; its messages about anything else say what is allowed."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
     def reader(kind: type, read: Callable[[str], Any], metavar: str) -> Callable[..., Any]:

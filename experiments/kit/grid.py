@@ -1,4 +1,4 @@
-"""Axes of a grid: `--grid noise_scale=0.01,0.02,0.05`, once an axis."""
+"""Axes of a grid: `--grid noise_scale=0.01,0.02,0.05`, once per axis."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ class Axis:
     """One axis of a grid over numbers."""
 
     name: str
-    """Field of the config."""
+    """The field of the config."""
     values: tuple[float, ...]
-    """What it takes."""
+    """The values that it takes."""
 
     def __str__(self) -> str:
-        """As on the command line."""
+        """The axis as on the command line."""
         return f"{self.name}={','.join(map(repr, self.values))}"
 
 
@@ -26,10 +26,11 @@ Grid = Annotated[tuple[Axis, ...], UseAppendAction]
 
 
 def read_axis(text: str) -> Axis:
-    """An axis as it is typed.
+    """Read an axis as it is typed.
 
-    >>> read_axis("noise_scale=0.01,0.02")
-    Axis(name='noise_scale', values=(0.01, 0.02))
+    Example:
+        >>> read_axis("noise_scale=0.01,0.02")
+        Axis(name='noise_scale', values=(0.01, 0.02))
 
     Raises:
         ValueError: it is not `name=number,number,...`.
@@ -45,10 +46,10 @@ def read_axis(text: str) -> Axis:
 
 
 def axes_of(config: Any) -> list[tuple[str, tuple[float, ...]]]:
-    """The axes of a config, be it a dataclass or the JSON of a run folder; none if it has no grid."""
+    """The axes of a config, which is a dataclass or the JSON of a run folder; none if it has no grid."""
     grid = config.get("grid", ()) if isinstance(config, Mapping) else config.grid
-    plain = [dataclasses.asdict(axis) if isinstance(axis, Axis) else axis for axis in grid]
-    return [(axis["name"], tuple(axis["values"])) for axis in plain]
+    axes = [dataclasses.asdict(axis) if isinstance(axis, Axis) else axis for axis in grid]
+    return [(axis["name"], tuple(axis["values"])) for axis in axes]
 
 
 def check_grid(grid: tuple[Axis, ...], allowed: tuple[str, ...]) -> None:
@@ -62,7 +63,7 @@ def check_grid(grid: tuple[Axis, ...], allowed: tuple[str, ...]) -> None:
         if axis.name not in allowed:
             raise ValueError(
                 f"grid {axis}: must be one of {list(allowed)}; over any other field python -m experiments.sweep runs a "
-                "grid as one job a point"
+                "grid as one job per point"
             )
         if names.count(axis.name) > 1 or len(set(axis.values)) < len(axis.values):
             raise ValueError(f"grid {axis}: must be one axis of distinct values")

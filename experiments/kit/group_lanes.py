@@ -17,8 +17,8 @@ class GroupLanes(NamedTuple):
 
     Attributes:
         group: which lanes.
-        seeds: of every row.
-        mesh: devices that they are spread over; None for one.
+        seeds: the seeds of every row.
+        mesh: devices over which they are spread; None for one.
     """
 
     group: Group
@@ -34,11 +34,11 @@ class GroupLanes(NamedTuple):
         return {name: jnp.array(values) for name, values in self.group.traced.items()}
 
     def placed(self, tree: Any) -> Any:
-        """Arrays with a leading axis of lanes, or of the seeds of a row, where the compiled functions want them."""
+        """Arrays with a leading axis of lanes, or of a row's seeds, placed where the compiled functions want them."""
         return place(tree, self.mesh, is_per_lane=True)
 
     def read(self, tree: Any) -> Any:
-        """Arrays as NumPy's, from all devices."""
+        """Arrays as NumPy arrays, gathered from all devices."""
         return jax.device_get(gathered(tree, self.mesh))
 
     def rows(self) -> list[tuple[slice, tuple[Lane, ...]]]:
@@ -48,18 +48,18 @@ class GroupLanes(NamedTuple):
         return [(slice(first, first + size), self.group.lanes[first : first + size]) for first in firsts]
 
     def row(self, tree: Any, row: slice) -> Any:
-        """Arrays of the lanes of one row, placed like those of all."""
+        """The arrays of one row's lanes, placed like those of all lanes."""
         return self.placed(_row(tree, row.start, row.stop - row.start))
 
     def part(self, phase: str, steps: int, do: Callable[[Any], Any], like: Callable[[], Any]) -> Part:
-        """A part of `steps` steps of every lane, after which there is a record of each."""
+        """A part of `steps` steps of every lane, after which each lane has a record."""
         name = f"{phase}: {', '.join(self.group.methods)}"
         return Part(name, steps * len(self.group.lanes), do, like, num_records=len(self.group.lanes))
 
     def records(
         self, lanes: Lanes, logs: Logs, where: Mapping[str, Any], measure: Callable[[Any], Logs]
     ) -> list[dict[str, Any]]:
-        """A record a lane.
+        """A record per lane.
 
         Args:
             lanes: their state.
@@ -79,7 +79,7 @@ class GroupLanes(NamedTuple):
         return records
 
 
-# Of a whole tree in one program: array by array, every shape would be compiled for itself.
+# One program for the whole tree: array by array, every shape would be compiled separately.
 _repeated = jax.jit(
     lambda tree, num: jax.tree.map(lambda leaf: leaf[jnp.tile(jnp.arange(leaf.shape[0]), num)], tree), static_argnums=1
 )

@@ -1,6 +1,6 @@
-"""Methods of training, a row each, and the lanes of a run: methods x points of a grid x seeds.
+"""Methods of training, one row each, and the lanes of a run: methods x points of a grid x seeds.
 
-A new method is one row of `METHODS`. Whatever trains by a method name - flags, programs, records, tables, figures -
+A new method is one row of `METHODS`. Whatever uses a method by its name (flags, programs, records, tables, figures)
 takes it from there.
 """
 
@@ -20,7 +20,7 @@ class Method(NamedTuple):
     """One way of training.
 
     Attributes:
-        label: in figures.
+        label: its name in figures.
         optimizer: `(settings, key) -> optax transformation`; the key is for what it draws. Methods with the same
             function can share a compiled program.
         reads: numbers of the config that it depends on.
@@ -41,7 +41,7 @@ def _sgd(settings: Settings, key: "jax.Array | None") -> "optax.GradientTransfor
     from lopjax.optim import noisy_sgd
 
     scale = settings["noise_scale"]
-    if isinstance(scale, float) and scale == 0.0:  # a constant of the program: nothing is drawn
+    if isinstance(scale, float) and scale == 0.0:  # a constant of the program, for which nothing is drawn
         return optax.sgd(settings["learning_rate"])
     return noisy_sgd(settings["learning_rate"], scale, settings["noise_decay"], seed=0 if key is None else key)
 
@@ -59,7 +59,7 @@ METHODS: dict[str, Method] = {
     "adam": Method("Adam", _adam, ("adam_learning_rate",)),
 }
 
-# What a method has that does not read a number; of any other number it has the config's.
+# The value of a number for methods that do not read it; any other number is the config's.
 OFF = {"noise_scale": 0.0, "dropout": 0.0}
 NUMBERS = ("learning_rate", "adam_learning_rate", "noise_scale", "noise_decay", "dropout")
 
@@ -68,12 +68,12 @@ Point = tuple[tuple[str, float], ...]
 
 
 class Lane(NamedTuple):
-    """What tells a lane from the others.
+    """What distinguishes a lane from the others.
 
     Attributes:
         method: key of `METHODS`.
-        point: of the grid, those axes that the method reads.
-        seed: of everything random.
+        point: point of the grid, on those axes that the method reads.
+        seed: seed of everything random.
     """
 
     method: str
@@ -105,17 +105,17 @@ class Group(NamedTuple):
 
 
 def curves(methods: Iterable[str], grid: Iterable[tuple[str, Sequence[float]]]) -> list[tuple[str, Point]]:
-    """Every method at every point of the grid's axes that it reads: what has a row in a table, a colour in a figure."""
+    """Every method at every point of the grid's axes that it reads: a row each in tables, a colour each in figures."""
     axes = list(grid)
-    found = []
+    lines = []
     for method in methods:
-        own = [[(name, value) for value in values] for name, values in axes if name in METHODS[method].reads]
-        found += [(method, point) for point in itertools.product(*own)]
-    return found
+        varied = [[(name, value) for value in values] for name, values in axes if name in METHODS[method].reads]
+        lines += [(method, point) for point in itertools.product(*varied)]
+    return lines
 
 
 def label_of(method: str, point: Point) -> str:
-    """A curve in the legend of a figure."""
+    """The label of a curve in the legend of a figure."""
     return ", ".join([METHODS[method].label, *(f"{name.replace('_', ' ')} {value!r}" for name, value in point)])
 
 
@@ -126,7 +126,7 @@ def groups_of(
     grid: Iterable[tuple[str, Sequence[float]]] = (),
     is_fused: bool = False,
 ) -> tuple[Group, ...]:
-    """The programs of a run: one a method, or, fused, one for all methods with the same kind of optimizer.
+    """The programs of a run: one per method, or, fused, one for all methods with the same kind of optimizer.
 
     Args:
         methods: keys of `METHODS`.

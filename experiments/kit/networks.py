@@ -1,4 +1,4 @@
-"""Architectures as options of a command line: one dataclass each, whose fields are the arguments of its constructor.
+"""Architectures as options of a command line, one dataclass each, whose fields are its constructor's arguments.
 
 The defaults are the paper's (arXiv 2510.00304, appendix C). A new architecture joins by its dataclass here and a config
 of its own in the experiments that offer it.
@@ -21,7 +21,7 @@ class Network:
     activation: str = "relu"
     """relu, leaky_relu, tanh, sigmoid, gelu, elu, selu, silu or identity."""
     norm: Literal["batch", "layer", "none"] = "batch"
-    """Normalisation: before the activation; in a ViT before attention and MLP."""
+    """Normalisation before the activation; in a ViT before attention and MLP."""
     affine: bool = True
     """Whether the norm has scale and offset."""
     init: Init = "pytorch"
@@ -65,7 +65,7 @@ class ViT(Network):
     """Vision transformer."""
 
     activation: str = "gelu"
-    """Of the MLPs: relu, leaky_relu, tanh, sigmoid, gelu, elu, selu, silu or identity."""
+    """Activation of the MLPs: relu, leaky_relu, tanh, sigmoid, gelu, elu, selu, silu or identity."""
     norm: Literal["batch", "layer", "none"] = "layer"
     """Normalisation before attention and MLP."""
     init: Init = "truncated_normal"
@@ -79,13 +79,13 @@ class ViT(Network):
     heads: int = 6
     """Attention heads of a block."""
     mlp_ratio: float = 4.0
-    """Units of an MLP over units of the stream."""
+    """Ratio of the units of an MLP to those of the residual stream."""
 
 
 def build_network(
     name: str, options: Network, image_shape: Sequence[int], num_classes: int, dropout: float = 0.0
 ) -> "Model":
-    """The network of a name of `lopjax.models`.
+    """The network made by a constructor of `lopjax.models`.
 
     Raises:
         ValueError: an option is out of range; the message names it.

@@ -1,4 +1,4 @@
-"""Metrics of a user's own on the command line: `--metrics package.module:function`, found on Python's path."""
+"""Users' own metrics on the command line: `--metrics package.module:function`, found on Python's path."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -6,24 +6,24 @@ from typing import Any
 
 
 def own_metrics(references: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """The functions, by the names under which they are recorded: their own.
+    """The functions, by their names, under which they are recorded.
 
     Args:
         references: `package.module:function` each. A function takes a `lopjax.metrics.SiteActivity` and returns one
             number (see `lopjax.probes.symptoms`).
 
     Raises:
-        ValueError: a reference that cannot be read or found, or two functions of one name.
+        ValueError: a reference that cannot be read or found, or two functions with one name.
     """
-    found: dict[str, Callable[..., Any]] = {}
+    functions: dict[str, Callable[..., Any]] = {}
     for reference in references:
         module, separator, name = reference.partition(":")
         if not (module and separator and name):
             raise ValueError(f"metrics={reference!r}: must be package.module:function")
-        if name in found:
+        if name in functions:
             raise ValueError(f"metrics={tuple(references)}: {name} is there twice; each name is recorded once")
-        found[name] = _function(reference, module, name)
-    return found
+        functions[name] = _function(reference, module, name)
+    return functions
 
 
 def _function(reference: str, module: str, name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The surroundings of a run: its folder, its devices, and mistakes and interruptions in the words of the user."""
+"""The surroundings of a run: folder, devices, and messages about mistakes and interruptions in the user's words."""
 
 import dataclasses
 import re
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from experiments.kit.flags import Output
     from lopjax.runs import Run
 
-# Where the library has another name for what the user has typed.
+# Names in the library's messages of what the user calls otherwise.
 PHRASES = {
     "name=": "--dataset=",
     "another folder": "another --name or --root",
     "overwrite=True": "--overwrite",
     "resume=True": "--resume",
 }
-# Flags that belong to no config; their names occur in messages of the library.
+# Flags that belong to no config, but whose names occur in messages of the library.
 OUTPUT_FIELDS = (
     *("preset", "name", "root", "data_dir", "overwrite", "resume", "keep_checkpoints", "tensorboard", "writer"),
     *("seed_devices", "batch_devices", "coordinator", "num_processes", "process_id"),
@@ -40,7 +40,7 @@ def open_folder(experiment: str, config: Any, output: "Output") -> "Run":
     if output.keep_checkpoints < 1:
         raise ValueError(f"keep_checkpoints={output.keep_checkpoints}: must be at least 1")
     for name in writer_names(output):
-        writer_of(name, output.root)  # refused, if it is, before a folder is made or moved
+        writer_of(name, output.root)  # raises, if it must, before a folder is made or moved
     arguments = (output.root / experiment / output.name, config)
     if not getattr(output, "coordinator", ""):
         return with_writers(runs.open_run(*arguments, output.overwrite, output.resume, experiment), output)
@@ -82,7 +82,7 @@ def writer_names(output: "Output") -> list[str]:
 
 
 def devices_of(output: Any) -> "Mesh | None":
-    """Join the other processes of the run, if there are any, and lay out the devices; first of all that uses JAX.
+    """Join the other processes of the run, if there are any, and lay out the devices; must precede any use of JAX.
 
     Returns:
         The mesh of the lanes; None for a single device.
@@ -179,9 +179,10 @@ def user_errors(experiment: str, config: Any) -> Iterator[None]:
 def as_flags(message: str, config: Any) -> str:
     """A message of the library in the words of the command line.
 
-    >>> from experiments.kit.grid import Axis
-    >>> as_flags("data_dir=x: not a folder", Axis("", ()))
-    '--data-dir=x: not a folder'
+    Example:
+        >>> from experiments.kit.grid import Axis
+        >>> as_flags("data_dir=x: not a folder", Axis("", ()))
+        '--data-dir=x: not a folder'
     """
     for phrase, replacement in PHRASES.items():
         message = message.replace(phrase, replacement)

@@ -1,4 +1,4 @@
-"""What the experiments print: a progress bar with rate and ETA, one table at the end, the paths of what was written."""
+"""What experiments print: a progress bar with rate and ETA, one table at the end, the paths of what was written."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 
 class Progress(Protocol):
-    """Told what is going on: a short description, and how many more steps are done."""
+    """Called with a short description of what is going on, and how many more steps are done."""
 
     def __call__(self, description: str, steps: int) -> None:
         """Advance by `steps`."""
@@ -18,7 +18,7 @@ class Progress(Protocol):
 
 @contextmanager
 def progress_bar(total: int, is_shown: bool = True) -> Iterator[Progress]:
-    """Progress over `total` steps on stderr, with the rate in steps a second and the time left.
+    """Progress over `total` steps on stderr, with the rate in steps per second and the time left.
 
     A bar on a terminal; in a file one line whenever another tenth is done; nothing unless `is_shown`.
     """
@@ -38,7 +38,7 @@ def progress_bar(total: int, is_shown: bool = True) -> Iterator[Progress]:
             return Text("compiling" if not speed else f"{speed:,.0f} steps/s")
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), Rate())
-    # A chunk of a long run may take minutes: the rate looks back as far as it must.
+    # A chunk of a long run may take minutes, so the rate is estimated over a long window.
     with Progress(
         *columns, TextColumn("ETA"), TimeRemainingColumn(), console=Console(stderr=True), speed_estimate_period=3600
     ) as bar:
@@ -53,7 +53,7 @@ def progress_lines(total: int) -> Progress:
     def advance(description: str, steps: int) -> None:
         nonlocal done, resumed, described, printed
         done += steps
-        resumed += steps if description.startswith("resumed") else 0  # nobody has waited for these
+        resumed += steps if description.startswith("resumed") else 0  # these took no time in this run
         tenths = 10 * done // total
         if description == described and tenths == printed:
             return
@@ -79,19 +79,19 @@ def print_results(table: Table, paths: Sequence[Path]) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    # Into a file a table is as wide as it needs; a terminal has the last word.
+    # In a file a table may be as wide as it needs; on a terminal the terminal decides.
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    drawn = RichTable(
+    grid = RichTable(
         header_style="bold",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
     for index, name in enumerate(table.columns):
-        drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+        grid.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*row)
-    # Not as the title of the drawn table, which would break its lines at the table's width.
+        grid.add_row(*row)
+    # Not passed as the table's own title, whose lines rich would break at the table's width.
     console.print(table.title, highlight=False, markup=False, soft_wrap=True)
-    console.print(drawn)
+    console.print(grid)
     for path in paths:
         console.print(f"  {path}", soft_wrap=True, highlight=False)

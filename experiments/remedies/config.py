@@ -1,4 +1,4 @@
-"""What the table of remedies can be asked for: the config and its presets. Nothing here imports JAX."""
+"""The options of the table of remedies: the config and its presets. Nothing here imports JAX."""
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -19,17 +19,17 @@ class StreamConfig:
     num_tasks: int
     """How many tasks."""
     steps: int
-    """Steps of each."""
+    """Steps of each task."""
     batch_size: int
-    """Examples a step."""
+    """Examples per step."""
     learning_rate: float
-    """Of the plain optimizer, and of all methods that do not tune it."""
+    """Learning rate of the plain optimizer, and of all methods that do not tune it."""
     widths: tuple[int, ...]
     """Hidden units of each layer."""
     tasks_per_record: int = 1
-    """A record holds means over so many tasks; a divisor of num_tasks."""
+    """A record holds means over this many tasks; a divisor of num_tasks."""
     num_images: int = 0
-    """Of streams on digits: the first so many training images; 0 for all."""
+    """For streams on digits: how many of the training images are used, the first ones; 0 for all."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class Config:
     methods: tuple[MethodName, ...] = tuple(METHODS)
     """Which remedies."""
     tuning_seeds: tuple[int, ...] = (100, 101)
-    """On which every setting of a method is tried."""
+    """Seeds on which every setting of a method is tried."""
     seeds: tuple[int, ...] = (200, 201, 202, 203, 204, 205, 206, 207)
-    """On which the best setting is run, others than the tuning seeds; as many as lanes are tuned share a program."""
+    """Seeds on which the best setting is run, none a tuning seed; if there are as many as lanes in tuning, both share a
+    program."""
     upgd: StreamConfig = field(default_factory=lambda: StreamConfig(300, 200, 1, 0.02, (60, 30), 20))
     """Regression whose relevant inputs change (arXiv 2404.00781, appendix H): a linear network, SGD."""
     mixtures: StreamConfig = field(default_factory=lambda: StreamConfig(10, 300, 100, 0.003, (32,) * 10))

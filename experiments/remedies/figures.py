@@ -1,4 +1,4 @@
-"""The figures of a run: how the difference to a fresh network changes, and forgetting against plasticity."""
+"""The figures of a run: how the difference from a fresh network changes, and forgetting against plasticity."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,9 @@ def figures(run: RunData) -> "dict[str, Figure]":
 
 
 def remedies_figure(run: RunData) -> "Figure":
-    """A column a stream, the plain optimizer in black, the four best remedies in colours, all others in grey.
+    """A column per stream, the plain optimizer in black, the four best remedies in colours, all others in grey.
 
-    Above: online score less that of the fresh network over the tasks. Below: forgetting against plasticity, with 95 %
+    Above: online score minus that of the fresh network over the tasks. Below: forgetting against plasticity, with 95 %
     intervals.
     """
     rows = run.summary or summarise(run)
@@ -33,11 +33,11 @@ def remedies_figure(run: RunData) -> "Figure":
     with drawing(4.4 * len(streams), 7.2) as figure:
         panels = figure.subplots(2, len(streams), squeeze=False)
         for column, stream in enumerate(streams):
-            own = [row for row in rows if row["stream"] == stream and row["late_less_plain"][0] is not None]
-            ranked = sorted((row for row in own if row["method"] not in (FRESH, PLAIN)), key=_gain, reverse=True)
+            of_stream = [row for row in rows if row["stream"] == stream and row["late_less_plain"][0] is not None]
+            ranked = sorted((row for row in of_stream if row["method"] not in (FRESH, PLAIN)), key=_gain, reverse=True)
             colors = {row["method"]: PALETTE[number] for number, row in enumerate(ranked[:BEST])} | {PLAIN: "black"}
             _over_tasks(panels[0, column], run, stream, colors)
-            _trade(panels[1, column], own, colors)
+            _trade(panels[1, column], of_stream, colors)
     return figure
 
 

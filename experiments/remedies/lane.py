@@ -1,4 +1,4 @@
-"""Pure functions of one lane: how it starts, and a step with all that is measured in it."""
+"""Pure functions of one lane: how it starts, and a step with everything that is measured in it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from experiments.remedies.streams import Bench
 from lopjax.model import Variables
 from lopjax.training import Drawn, Logs, Setting, TrainState, init_state, intervene, start_intervention, train_step
 
-# How many tasks back a network is tested, too.
+# A network is also tested on the tasks this many tasks ago.
 LAGS = (1, 2, 4)
 
 
@@ -19,9 +19,9 @@ class Keys(NamedTuple):
     """What a seed decides; every method has the same.
 
     Attributes:
-        init: of the networks: that of task k is drawn by `fold_in(init, k)`.
-        own: of what a method draws.
-        lane: of the tasks, and the order of their examples.
+        init: key for the networks; that of task k is drawn from `fold_in(init, k)`.
+        own: key for what a method draws.
+        lane: key for the tasks and the order of their examples.
     """
 
     init: jax.Array
@@ -36,7 +36,7 @@ class Learner(NamedTuple):
         net: its variables, and those of its optimizer and its intervention.
         keys: of its seed.
         setting: which setting of its method it has.
-        own_scores: on the last tasks when each ended, newest first, `(max(LAGS),)`.
+        own_scores: scores on the last tasks when each ended, newest first, `(max(LAGS),)`.
         total: sum of the mean online scores of those records by which settings are compared.
     """
 
@@ -60,7 +60,7 @@ class Program(NamedTuple):
 
 
 def keys_of(seed: jax.Array) -> Keys:
-    """Of one seed."""
+    """The keys of one seed."""
     return Keys(*jax.random.split(jax.random.key(seed, impl="philox4x32"), 3))
 
 
@@ -71,8 +71,8 @@ def make_program(bench: Bench, remedy: Remedy) -> Program:
 
     def setting_of(keys: Keys, number: jax.Array) -> tuple[Setting, Any]:
         numbers = {name: column[number] for name, column in table.items()}
-        made = None if remedy.intervention is None else remedy.intervention(numbers)
-        return Setting(model, bench.optimizer(remedy, numbers, keys.own), bench.loss), made
+        setting = Setting(model, bench.optimizer(remedy, numbers, keys.own), bench.loss)
+        return setting, None if remedy.intervention is None else remedy.intervention(numbers)
 
     def drawn_anew(keys: Keys, number: jax.Array, task: Any) -> TrainState:
         setting, intervention = setting_of(keys, number)
@@ -90,20 +90,20 @@ def make_program(bench: Bench, remedy: Remedy) -> Program:
             net = jax.lax.cond(is_new, lambda: drawn_anew(lane.keys, lane.setting, task.index), lambda: net)
         step_key, own_key = jax.random.split(key)
         batch = bench.inputs(drawn.batch[0]), drawn.batch[1]
-        net, seen = train_step(model, setting.optimizer, net, batch, step_key, loss=bench.loss, task=task)
+        net, observed = train_step(model, setting.optimizer, net, batch, step_key, loss=bench.loss, task=task)
         touched, own = jnp.zeros(()), {}
         if intervention is not None:
-            net, report = intervene(intervention, setting, net, seen, own_key, index)
+            net, report = intervene(intervention, setting, net, observed, own_key, index)
             touched = touched + sum(jnp.sum(units) for units in report.touched.values())
             own = {f"own/{name}": value * jnp.ones(()) for name, value in report.logs.items()}
         is_end = (index + 1) % bench.sizes.steps == 0
-        key = jax.random.split(lane.keys.lane)[0]  # that of the stream, in `make_chunk`
+        key = jax.random.split(lane.keys.lane)[0]  # the key of the stream, as `make_chunk` splits it
         own_scores, logs = jax.lax.cond(
             is_end,
             lambda: measure(net.variables, lane.own_scores, key, task.index),
             lambda: (lane.own_scores, nothing_measured()),
         )
-        logs = {"online": bench.score(seen.logits, drawn.batch[1]), "touched": touched, **own, **logs}
+        logs = {"online": bench.score(observed.logits, drawn.batch[1]), "touched": touched, **own, **logs}
         return lane._replace(net=net, own_scores=own_scores), logs
 
     return Program(start, step)
@@ -114,7 +114,7 @@ def make_measure(bench: Bench) -> Callable[[Variables, jax.Array, jax.Array, Any
 
     Returns:
         `(variables, own_scores, stream_key, task) -> (own_scores, logs)`: `end`, the score on the task's test examples;
-        `transfer`, the sum over lags of the score on an earlier task less what it was when that task ended, and
+        `transfer`, the sum over lags of the score on an earlier task minus what it was when that task ended, and
         `transfers`, how many lags there are. All are multiplied by the steps of a task: the logs of a chunk of whole
         tasks are means over its steps, and become means over its tasks.
     """
@@ -130,8 +130,8 @@ def make_measure(bench: Bench) -> Callable[[Variables, jax.Array, jax.Array, Any
         scores = jax.lax.map(score, lags)
         is_there = lags[1:] <= task
         changes = jnp.where(is_there, scores[1:] - own_scores[lags[1:] - 1], 0)
-        found = {"end": scores[0], "transfer": jnp.sum(changes), "transfers": jnp.sum(is_there) * 1.0}
-        logs = {name: (value * bench.sizes.steps).astype(own_scores.dtype) for name, value in found.items()}
+        scored = {"end": scores[0], "transfer": jnp.sum(changes), "transfers": jnp.sum(is_there) * 1.0}
+        logs = {name: (value * bench.sizes.steps).astype(own_scores.dtype) for name, value in scored.items()}
         return jnp.concatenate([scores[:1].astype(own_scores.dtype), own_scores[:-1]]), logs
 
     return measure
@@ -144,4 +144,4 @@ def nothing_measured() -> Logs:
 
 def _columns(settings: tuple[Mapping[str, Any], ...]) -> dict[str, jax.Array]:
     """Every number of the settings as an array over them."""
-    return {name: jnp.array([one[name] for one in settings]) for name in settings[0]}
+    return {name: jnp.array([setting[name] for setting in settings]) for name in settings[0]}

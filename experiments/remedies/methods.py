@@ -1,4 +1,4 @@
-"""The remedies: a row each, with the settings that are tried. Nothing here imports JAX before it is used."""
+"""The remedies, one row each, with the settings that are tried. Nothing here imports JAX before it is used."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +19,7 @@ class Remedy(NamedTuple):
     """One remedy.
 
     Attributes:
-        label: in tables and figures.
+        label: its name in tables and figures.
         settings: by plain optimizer, "sgd" or "adam", the settings that are tried; none where it makes no sense. One
             that `is_fresh` has its network drawn anew for every task.
         optimizer: `(base, settings, rate, model, key) -> optax transformation`, with `base(rate)` the plain one.
@@ -236,12 +236,12 @@ CONTROLS: dict[str, Remedy] = {
 
 
 def remedy_of(name: str) -> Remedy:
-    """Of a remedy or a control."""
+    """The row of a remedy or a control."""
     return CONTROLS[name] if name in CONTROLS else METHODS[name]
 
 
 def label_of(name: str) -> str:
-    """In tables and figures; methods that look at boundaries have a star."""
+    """Name in tables and figures; methods that look at boundaries have a star."""
     return remedy_of(name).label + ("*" if remedy_of(name).needs_boundaries else "")
 
 

@@ -1,4 +1,4 @@
-"""The parts of a run: of every stream and method its settings on the tuning seeds, then the best on the others."""
+"""The parts of a run: for every stream and method its settings on the tuning seeds, then the best on the others."""
 
 import time
 from collections.abc import Callable
@@ -36,8 +36,8 @@ class Phase(NamedTuple):
     """Tuning or evaluation of one method on one stream.
 
     Attributes:
-        name: which.
-        lanes: of the settings and seeds, or of the seeds.
+        name: tuning or evaluation.
+        lanes: those of all settings and seeds, or of all seeds.
     """
 
     name: str
@@ -65,24 +65,24 @@ class Life:
         self.phases = [phase(TUNE, config.tuning_seeds, settings), evaluation] if settings > 1 else [evaluation]
 
     def parts(self) -> list[Part]:
-        """One part a record; the first of the evaluation takes the best setting from the tuning."""
+        """One part per record; the first of the evaluation takes the best setting from the tuning."""
         every = self.bench.sizes.tasks_per_record * self.bench.sizes.steps
         num_records = self.bench.sizes.num_tasks // self.bench.sizes.tasks_per_record
-        made: list[Part] = []
+        chunks: list[Part] = []
         for phase in self.phases:
-            first = len(made)
+            first = len(chunks)
             for number in range(num_records):
                 name, like = f"{self.place['stream']}: {phase.name}", partial(self.like, phase)
-                made.append(phase.lanes.part(name, every, partial(self.train, phase, number), like))
+                chunks.append(phase.lanes.part(name, every, partial(self.train, phase, number), like))
             if phase.name == EVALUATE:
-                made[first] = made[first]._replace(do=self.first(made[first].do, phase))
+                chunks[first] = chunks[first]._replace(do=self.first(chunks[first].do, phase))
         if len(self.phases) > 1:
             tuning = self.phases[0]
-            do = made[0].do
+            do = chunks[0].do
             numbers = np.repeat(np.arange(NUM_SETTINGS), len(tuning.lanes.seeds))
-            made[0] = made[0]._replace(do=lambda nothing: do(self.started(tuning, numbers)))
-        made[0] = made[0]._replace(is_start=True)
-        return made
+            chunks[0] = chunks[0]._replace(do=lambda nothing: do(self.started(tuning, numbers)))
+        chunks[0] = chunks[0]._replace(is_start=True)
+        return chunks
 
     def first(self, do: Callable[[Any], Any], phase: Phase) -> Callable[[Any], Any]:
         """The first part of the evaluation: networks drawn anew, with the setting that was best."""
@@ -94,12 +94,12 @@ class Life:
         return start
 
     def best(self, tuned: Any) -> int:
-        """The setting with the largest mean online score over the tuning seeds; one that diverged is the last."""
+        """The setting with the largest mean online score over the tuning seeds; settings that diverged rank last."""
         totals = np.where(self.phases[0].lanes.read(tuned.frozen_at) < 0, self.totals(tuned), -np.inf)
         return int(np.argmax(totals.reshape(NUM_SETTINGS, -1).mean(axis=1)))
 
     def totals(self, tuned: Lanes) -> np.ndarray:
-        """Of every lane, the sum of scores by which settings are compared."""
+        """The sum of scores of every lane, by which settings are compared."""
         return self.phases[0].lanes.read(tuned.state.total)
 
     def started(self, phase: Phase, settings: np.ndarray) -> Lanes:

@@ -12,7 +12,7 @@ from experiments.remedies.methods import CONTROLS, FRESH, METHODS, NUM_SETTINGS,
 from lopjax.runs import RunData
 
 NOT_KNOWN = Interval(math.nan, math.nan, math.nan)
-# "kept" allows a loss of this share of what the plain optimizer loses.
+# "kept" allows for losing this share of what the plain optimizer loses.
 MARGIN = 0.25
 BASES = {"upgd": "sgd", "mixtures": "adam", "random_labels": "adam", "permuted_labels": "adam"}
 COLUMNS = (
@@ -22,29 +22,29 @@ COLUMNS = (
 
 
 def curves(data: RunData, stream: str, method: str, value: str, phase: str = "evaluate", **where: Any) -> np.ndarray:
-    """A value of every record, `(seeds, records)`; NaN where a lane has diverged, no rows if it has not begun."""
+    """A value of every record, `(seeds, records)`; NaN where a lane has diverged, no columns if it has not begun."""
     seeds = data.config["seeds" if phase == "evaluate" else "tuning_seeds"]
     rows = []
     for seed in seeds:
-        found = data.select(stream=stream, method=method, phase=phase, seed=seed, **where)
-        rows.append([math.nan if record.get(value) is None else float(record[value]) for record in found])
+        records = data.select(stream=stream, method=method, phase=phase, seed=seed, **where)
+        rows.append([math.nan if record.get(value) is None else float(record[value]) for record in records])
     num = min(map(len, rows))
     return np.array([row[:num] for row in rows]).reshape(len(seeds), num)
 
 
 def late(curve: np.ndarray) -> np.ndarray:
-    """Mean over the last half of the records, one a seed."""
+    """Mean over the last half of the records, one per seed."""
     return curve[:, curve.shape[1] // 2 :].mean(axis=1) if curve.shape[1] > 1 else np.full(len(curve), math.nan)
 
 
 def early(curve: np.ndarray) -> np.ndarray:
-    """Mean over the first fifth of the records, one a seed."""
+    """Mean over the first fifth of the records, one per seed."""
     num = max(curve.shape[1] // 5, 1)
     return curve[:, :num].mean(axis=1) if curve.shape[1] > 1 else np.full(len(curve), math.nan)
 
 
 def over_seeds(values: np.ndarray) -> Interval:
-    """Mean and 95 % interval over seeds; not known if a seed has diverged or there is but one."""
+    """Mean and 95 % interval over seeds; NaN if a seed has diverged or there is only one."""
     return interval(values) if np.isfinite(values).all() and len(values) else NOT_KNOWN
 
 
@@ -55,18 +55,18 @@ def paired(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def change(data: RunData, stream: str, method: str) -> np.ndarray:
-    """By seed, how the difference to the fresh network has changed: late records less early ones."""
+    """For each seed, how the difference from the fresh network has changed: late records minus early ones."""
     away = paired(curves(data, stream, method, "online"), curves(data, stream, FRESH, "online"))
     return late(away) - early(away)
 
 
 def summarise(data: RunData) -> list[dict[str, Any]]:
-    """One row a method and stream; every interval `[mean, low, high]` over seeds, null where it is not known.
+    """One row per method and stream; every interval `[mean, low, high]` over seeds, null where it is not known.
 
-    `late_less_fresh`: online score (accuracy, or minus the squared error) over the last half of the tasks less that of
-    a network drawn anew for each; `late_less_early`: the same less what it was over the first fifth;
-    `late_less_plain`: less that of the plain optimizer at the stream's own rate. `transfer`: score on the tasks one,
-    two and four back less what it was when each ended; `transfer_less_plain`: paired. `useful`: how many of the
+    `late_less_fresh`: online score (accuracy, or the negative squared error) over the last half of the tasks minus that
+    of a network drawn anew for each; `late_less_early`: the same minus what it was over the first fifth;
+    `late_less_plain`: minus that of the plain optimizer at the stream's own rate. `transfer`: score on the tasks one,
+    two and four back minus what it was when each ended; `transfer_less_plain`: paired. `useful`: how many of the
     settings had a better online score on the tuning seeds than the plain optimizer; null if that was not tuned.
     """
     return [
@@ -79,7 +79,7 @@ def summarise(data: RunData) -> list[dict[str, Any]]:
 
 def _row(data: RunData, stream: str, method: str) -> dict[str, Any]:
     score, plain = (curves(data, stream, name, "online") for name in (method, PLAIN))
-    found: dict[str, Interval] = {
+    intervals: dict[str, Interval] = {
         "late": over_seeds(late(score)),
         "late_less_fresh": over_seeds(late(paired(score, curves(data, stream, FRESH, "online")))),
         "late_less_early": over_seeds(change(data, stream, method)),
@@ -89,13 +89,13 @@ def _row(data: RunData, stream: str, method: str) -> dict[str, Any]:
     }
     records = data.select(stream=stream, method=method, phase="evaluate")
     frozen = [record["frozen_at"] for record in records if "frozen_at" in record]
-    plain_loss = over_seeds(change(data, stream, PLAIN))
+    plain_loss, changed = over_seeds(change(data, stream, PLAIN)), intervals["late_less_early"]
     return {
         "stream": stream,
         "method": method,
         "setting": None if method in CONTROLS else records[0]["setting"],
-        "verdict": f"diverged at {min(frozen):,}" if frozen else verdict(method, found["late_less_early"], plain_loss),
-        **{name: [_plain(bound) for bound in one] for name, one in found.items()},
+        "verdict": f"diverged at {min(frozen):,}" if frozen else verdict(method, changed, plain_loss),
+        **{name: [_plain(number) for number in bounds] for name, bounds in intervals.items()},
         "useful": useful(data, stream, method),
         "touched": _plain(float(np.mean(curves(data, stream, method, "touched")))),
         "treatment": treatment(data, stream, method),
@@ -104,10 +104,10 @@ def _row(data: RunData, stream: str, method: str) -> dict[str, Any]:
 
 
 def verdict(method: str, found: Interval, plain: Interval) -> str:
-    """In words: "lost" or "gained" if the interval of the change is on one side of zero.
+    """In words: "lost" or "gained" if the interval of the change lies on one side of zero.
 
-    Else "kept" if it excludes a loss of a quarter of the plain optimizer's, which must be seen itself; else
-    "undecided".
+    Otherwise "kept" if it excludes a loss of a quarter of the plain optimizer's, provided that the plain optimizer is
+    seen to lose; else "undecided".
     """
     if method == FRESH:
         return "reference"
@@ -121,7 +121,7 @@ def verdict(method: str, found: Interval, plain: Interval) -> str:
 
 
 def transfer(data: RunData, stream: str, method: str) -> np.ndarray:
-    """By seed, mean over tasks and lags of the score on an earlier task less what it was when that ended."""
+    """For each seed, mean over tasks and lags of the score on an earlier task minus what it was when that ended."""
     totals, counts = (curves(data, stream, method, name) for name in ("transfer", "transfers"))
     return totals.sum(axis=1) / counts.sum(axis=1)
 
@@ -131,8 +131,8 @@ def useful(data: RunData, stream: str, method: str) -> int | None:
     rates = METHODS["learning_rate"].settings[BASES[stream]]
     if method in CONTROLS or "learning_rate" not in data.config["methods"]:
         return None
-    own = [rate["times_rate"] for rate in rates].index(1.0)
-    plain = late(curves(data, stream, "learning_rate", "online", "tune", setting=own)).mean()
+    unchanged = [rate["times_rate"] for rate in rates].index(1.0)
+    plain = late(curves(data, stream, "learning_rate", "online", "tune", setting=unchanged)).mean()
     scores = [late(curves(data, stream, method, "online", "tune", setting=n)).mean() for n in range(NUM_SETTINGS)]
     return int(sum(score > plain for score in scores))
 
@@ -140,56 +140,56 @@ def useful(data: RunData, stream: str, method: str) -> int | None:
 def treatment(data: RunData, stream: str, method: str) -> dict[str, float | None] | None:
     """What a recovery controller did to a network, means over seeds; null for other methods.
 
-    `kept`: actions; `undone`: those undone, as they would have let the loss jump or cost more than the budget;
-    `change`: the sum over actions of |change of the parameters| / |parameters|; `rise`: of the batch's loss, a mean
-    over the actions kept; null without any.
+    `kept`: how many actions were kept; `undone`: how many were undone because the loss would have jumped or the budget
+    have been exceeded; `change`: the sum over actions of |change of the parameters| / |parameters|; `rise`: by how much
+    the batch's loss rose, a mean over the actions kept; null without any.
     """
     counted = {name: curves(data, stream, method, f"own/{name}") for name in ("kept", "undone", "change", "rise")}
     if not np.isfinite(counted["kept"]).all():
         return None
     sizes = data.config[stream]
     steps = sizes["steps"] * sizes["tasks_per_record"]  # records are means over steps
-    totals = {name: float(each.sum(axis=1).mean()) * steps for name, each in counted.items()}
+    totals = {name: float(counts.sum(axis=1).mean()) * steps for name, counts in counted.items()}
     rise = totals.pop("rise") / totals["kept"] if totals["kept"] else math.nan
     return {name: _plain(total) for name, total in {**totals, "rise": rise}.items()}
 
 
 def cost(data: RunData, stream: str, method: str) -> float | None:
-    """Processor time of a step over a plain one's: median over records, without the first, which compiles."""
-    own, plain = (curves(data, stream, name, "cpu_ms_per_step")[:, 1:] for name in (method, PLAIN))
-    return _plain(float(np.median(own) / np.median(plain))) if own.size and plain.size else None
+    """Processor time of a step relative to a plain step: median over records, without the first, which compiles."""
+    of_method, plain = (curves(data, stream, name, "cpu_ms_per_step")[:, 1:] for name in (method, PLAIN))
+    return _plain(float(np.median(of_method) / np.median(plain))) if of_method.size and plain.size else None
 
 
 # --- The table --------------------
 
 
 def table(data: RunData) -> Table:
-    """The table on the terminal: a row a stream and method; also of an incomplete run."""
+    """The table on the terminal, also of an incomplete run: a row per stream and method."""
     return Table("\n".join(title(data)), ("stream", *COLUMNS), [(row["stream"], *cells(row)) for row in _rows(data)])
 
 
 def texts(data: RunData) -> dict[str, str]:
-    """The same in Markdown, a table a stream: `table.md`."""
+    """The same in Markdown, a table per stream: `table.md`."""
     lines = []
     for stream in data.config["streams"]:
         lines += ["", f"**{stream}**", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
         lines += [_line(cells(row)) for row in _rows(data) if row["stream"] == stream]
-        lines += [said for row in _rows(data) if row["stream"] == stream for said in _treated(row)]
+        lines += [sentence for row in _rows(data) if row["stream"] == stream for sentence in _treated(row)]
     return {"table.md": "\n".join([*title(data), *lines]) + "\n"}
 
 
 def title(data: RunData) -> list[str]:
-    """What the columns are."""
+    """What the columns mean."""
     config, seeds = data.config, len(data.config["seeds"])
     lines = [
-        f"{NUM_SETTINGS} settings a method, chosen on {len(config['tuning_seeds'])} tuning seed(s) by online score "
+        f"{NUM_SETTINGS} settings per method, chosen on {len(config['tuning_seeds'])} tuning seed(s) by online score "
         f"over the last half of the tasks; then {seeds} other seed(s), 95 % intervals over them.",
-        "score: accuracy before each update; of upgd minus the squared error. late - fresh: score over the last half",
-        "of the tasks less that of a network drawn anew for each; late - early: less the same over the first fifth;",
-        "late - plain: less that of the plain optimizer at the stream's own rate. plasticity: lost or gained where",
-        f"late - early is on one side of 0; kept where it is not and excludes {MARGIN:.0%} of what plain loses.",
-        "earlier tasks: score on tasks 1, 2 and 4 back less what it was when they ended. useful: how many settings",
-        "beat the plain optimizer on the tuning seeds. cost: processor time of a step over that of a plain one.",
+        "score: accuracy before each update; on upgd minus the squared error. late - fresh: score over the last half",
+        "of the tasks minus that of a network drawn anew for each; late - early: minus the same over the first fifth;",
+        "late - plain: minus that of the plain optimizer at the stream's own rate. plasticity: lost or gained where",
+        f"late - early lies on one side of 0; kept where it does not and excludes {MARGIN:.0%} of what plain loses.",
+        "earlier tasks: score on tasks 1, 2 and 4 back minus what it was when they ended. useful: how many settings",
+        "beat the plain optimizer on the tuning seeds. cost: processor time of a step relative to a plain step.",
     ]
     if any(METHODS[name].needs_boundaries for name in config["methods"]):
         lines.append("* looks at where a task starts")
@@ -215,14 +215,17 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _treated(row: dict[str, Any]) -> list[str]:
-    """A sentence under the table about what a controller did."""
+    """A sentence below the table about what a controller did."""
     if not row.get("treatment"):
         return []
     kept, undone, change, rise = (math.nan if value is None else value for value in row["treatment"].values())
-    said = (
-        f"{kept:.1f} actions kept and {undone:.1f} undone a seed; in all they changed the parameters by {change:.2g} "
+    effect = (
+        f"{kept:.1f} actions kept and {undone:.1f} undone per seed; in all they changed the parameters by {change:.2g} "
     )
-    return ["", f"{label_of(row['method'])}: {said}of their length, and each let the batch's loss rise by {rise:.2g}."]
+    return [
+        "",
+        f"{label_of(row['method'])}: {effect}of their norm, and each raised the batch's loss by {rise:.2g}.",
+    ]
 
 
 def _rows(data: RunData) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from lopjax.models import mlp
 from lopjax.training import Stream, check_lanes, task_examples, task_stream, upgd_toy
 
 TEST_EXAMPLES = 100
-# Test inputs are drawn where no run comes to.
+# Test inputs are drawn from indices that no run reaches.
 NO_STEP = 2**31
 
 
@@ -29,12 +29,12 @@ class Bench(NamedTuple):
         sizes: of the stream and the network.
         stream: batches of one task after the other.
         inputs: what is stored -> what the model takes.
-        test: `(data, key, task) -> (stored, labels)`: other examples of a task, or all where there are no others;
+        test: `(data, key, task) -> (stored, labels)`: unseen examples of a task, or all of them where there are none;
             the key is that of the stream.
         test_data: what `test` reads.
         loss: `(logits, labels) -> scalar`, a mean over examples.
         score: likewise; what is reported, the larger the better.
-        is_accuracy: whether the score is an accuracy; else it is minus the loss.
+        is_accuracy: whether the score is an accuracy; else it is the negative loss.
         model: the network.
         base: name of the plain optimizer, "sgd" or "adam".
     """
@@ -51,7 +51,7 @@ class Bench(NamedTuple):
     base: str
 
     def optimizer(self, remedy: Remedy, settings: Any, key: jax.Array) -> optax.GradientTransformation:
-        """That of a method with a setting, whose numbers may be traced."""
+        """The optimizer of a method with a setting, whose numbers may be traced."""
         plain = {"sgd": optax.sgd, "adam": optax.adam}[self.base]
         return remedy.optimizer(plain, settings, self.sizes.learning_rate, self.model, key)
 
@@ -80,8 +80,8 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
         values = getattr(config, name)
         if not len(set(values)) == len(values) > 0:
             raise ValueError(f"{name}={values}: must be distinct, at least one")
-    if both := set(config.seeds) & set(config.tuning_seeds):
-        raise ValueError(f"seeds={config.seeds}: must be others than the tuning seeds; {sorted(both)} are both")
+    if overlap := set(config.seeds) & set(config.tuning_seeds):
+        raise ValueError(f"seeds={config.seeds}: must not be tuning seeds; {sorted(overlap)} are both")
     check_lanes(len(config.seeds), resources.mesh)
     check_lanes(len(config.tuning_seeds), resources.mesh, "tuning seeds")
     benches = {name: make_bench(name, getattr(config, name), resources) for name in config.streams}
@@ -101,7 +101,7 @@ def make_bench(name: str, sizes: StreamConfig, resources: Resources = NO_RESOURC
 
 
 def _regression(sizes: StreamConfig) -> Bench:
-    """Appendix H of arXiv 2404.00781. The network is linear, so nothing can die: and yet it loses plasticity."""
+    """Appendix H of arXiv 2404.00781. The network is linear, so nothing in it can die, and yet it loses plasticity."""
     test = upgd_toy(TEST_EXAMPLES, sizes.steps)
     return Bench(
         sizes=sizes,
@@ -162,7 +162,7 @@ def _check_method(name: str) -> None:
     remedy = METHODS[name]
     for base, settings in remedy.settings.items():
         if len(settings) != NUM_SETTINGS:
-            raise ValueError(f"{name}: has {len(settings)} settings for {base}; must have {NUM_SETTINGS}, as all")
-        made = None if remedy.intervention is None else remedy.intervention(settings[0])
-        if made is not None and made.needs_boundaries != remedy.needs_boundaries:
-            raise ValueError(f"{name}: needs_boundaries={remedy.needs_boundaries}, its intervention says otherwise")
+            raise ValueError(f"{name}: has {len(settings)} settings for {base}; must have {NUM_SETTINGS}, like all")
+        intervention = None if remedy.intervention is None else remedy.intervention(settings[0])
+        if intervention is not None and intervention.needs_boundaries != remedy.needs_boundaries:
+            raise ValueError(f"{name}: needs_boundaries={remedy.needs_boundaries}, but its intervention says otherwise")

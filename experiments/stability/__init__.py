@@ -1,7 +1,7 @@
 """Stability of the manifold of clones while a task is fitted, and after its labels change.
 
-At recorded epochs of a base network's training, what would become of a clone made now: the curvature M_j of every unit
-across the manifold of clones, its class and exact inertia (closed form; bounds through Hessian products with a norm).
+At recorded epochs of a base network's training: what would become of a clone made now? The curvature M_j of every unit
+across the manifold of clones, its class and exact inertia (closed form; with a norm, bounds from Hessian products).
 
     python -m experiments.stability                  # digits, under a minute
     python -m experiments.stability --preset cifar10 # 5 x 128 on CIFAR-10, 10,000 images, docs/stability.md

@@ -1,4 +1,4 @@
-"""What the stability experiment can be asked to do. Nothing here imports JAX."""
+"""The options of the stability experiment. Nothing here imports JAX."""
 
 from dataclasses import dataclass, field, replace
 
@@ -20,13 +20,13 @@ class Config:
     epochs_after: tuple[int, ...] = (0, 1, 2, 5)
     """The same after every label has been redrawn at random."""
     num_images: int = 10_000
-    """Training images over which M_j is a mean."""
+    """Training images over which M_j is averaged."""
     learning_rate: float = 0.05
-    """Of SGD, without momentum."""
+    """Learning rate of SGD, without momentum."""
     batch_size: int = 128
-    """Examples a step."""
+    """Examples per step."""
     seed: int = 0
-    """Of initialisation, batches and the new labels."""
+    """Seed of the initialisation, the batches and the new labels."""
 
 
 PRESETS = {

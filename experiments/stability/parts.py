@@ -1,4 +1,4 @@
-"""The stability experiment as a list of parts: an epoch of training each, with a measurement at the asked epochs."""
+"""The stability experiment as a list of parts: one epoch each, with measurements at the epochs asked for."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -66,15 +66,15 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
 
 
 def probe(config: Config, setup: Setup) -> tuple[Any, Any]:
-    """Inputs and first labels of the images over which stability is a mean."""
+    """Inputs and first labels of the images over which M_j is averaged."""
     images, labels = setup.dataset.train_images, setup.dataset.train_labels
     return setup.preprocess.inputs(images[: config.num_images]), labels[: config.num_images]
 
 
 def parts(config: Config, setup: Setup) -> list[Part]:
-    """A part an epoch, through both tasks: the first labels, and then labels redrawn at random.
+    """A part per epoch, through both tasks: the first labels, and then labels redrawn at random.
 
-    A step is counted through both; an epoch at which stability is measured has a second record for it.
+    Steps are counted through both; an epoch at which stability is measured has a second record for it.
     """
     optimizer = optax.sgd(config.learning_rate)
     init_key, data_key, label_key = jax.random.split(jax.random.key(config.seed, impl="philox4x32"), 3)
@@ -86,8 +86,8 @@ def parts(config: Config, setup: Setup) -> list[Part]:
 
     def step(state: TrainState, drawn: Drawn, key: jax.Array, index: jax.Array) -> tuple[TrainState, Logs]:
         shown, labels = drawn.batch
-        state, seen = train_step(setup.model, optimizer, state, (setup.preprocess.inputs(shown), labels), key)
-        return state, logs_of(seen, "loss", "accuracy")
+        state, observed = train_step(setup.model, optimizer, state, (setup.preprocess.inputs(shown), labels), key)
+        return state, logs_of(observed, "loss", "accuracy")
 
     chunk = make_chunk(step, stream)
 
@@ -124,10 +124,10 @@ def _variables(lanes: Lanes) -> Variables:
 
 
 def _check_finite(config: Config, lanes: Lanes, steps_per_epoch: int) -> None:
-    """There is one lane: if it is frozen, nothing is left to do.
+    """There is only one lane: if it is frozen, nothing is left to do.
 
     Raises:
-        FloatingPointError: says when.
+        FloatingPointError: the loss is not finite; says from which step on.
     """
     if (frozen_at := int(lanes.frozen_at[0])) >= 0:
         raise FloatingPointError(
@@ -137,7 +137,7 @@ def _check_finite(config: Config, lanes: Lanes, steps_per_epoch: int) -> None:
 
 
 def measure(config: Config, model: Model, variables: Variables, inputs: Any, labels: Any) -> dict[str, Any]:
-    """The report of the whole manifold, and smallest and largest eigenvalue of every unit; in double precision."""
+    """The report on the whole manifold, and every unit's smallest and largest eigenvalue, in double precision."""
     with jax.enable_x64(True):
         double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
         batch = np.asarray(inputs, np.float64), np.asarray(labels)
@@ -147,7 +147,7 @@ def measure(config: Config, model: Model, variables: Variables, inputs: Any, lab
     return {
         "loss": loss,
         "report": blocks.total._replace(verdict=blocks.total.verdict.name)._asdict(),
-        "min_eigenvalue": {space: found.of_units("min_eigenvalue") for space, found in blocks.spaces.items()},
-        "max_eigenvalue": {space: found.of_units("max_eigenvalue") for space, found in blocks.spaces.items()},
-        "dead": {space: int(found.is_dead.sum()) for space, found in blocks.spaces.items()},
+        "min_eigenvalue": {space: of_space.of_units("min_eigenvalue") for space, of_space in blocks.spaces.items()},
+        "max_eigenvalue": {space: of_space.of_units("max_eigenvalue") for space, of_space in blocks.spaces.items()},
+        "dead": {space: int(of_space.is_dead.sum()) for space, of_space in blocks.spaces.items()},
     }

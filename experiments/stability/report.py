@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def measured(data: RunData) -> list[dict[str, Any]]:
     """The records that hold a stability report, with the epoch counted through both tasks."""
-    before = data.config["epochs"][-1]
+    epochs_before = data.config["epochs"][-1]
     rows = [record for record in data.records if "report" in record]
-    return [{**row, "total_epoch": row["epoch"] + before * row["task"]} for row in rows]
+    return [{**row, "total_epoch": row["epoch"] + epochs_before * row["task"]} for row in rows]
 
 
 def summarise(data: RunData) -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ def summarise(data: RunData) -> list[dict[str, Any]]:
 
 
 def table(data: RunData) -> Table:
-    """A row a measurement; the first is there before anything is trained."""
+    """One row per measurement; the first is taken before anything is trained."""
     rows = [
         (
             f"{row['task'] + 1}",
@@ -56,7 +56,7 @@ def figures(data: RunData) -> "dict[str, Figure]":
 def figure(data: RunData) -> "Figure":
     """Distribution over units of -lambda_min(M_j), layer by layer, as the task is fitted and after the label change."""
     rows = measured(data)
-    drawn, (loss_axes, axes) = new_figure(2, width=4.2, height=3.2)
+    fig, (loss_axes, axes) = new_figure(2, width=4.2, height=3.2)
     spaces = list(rows[0]["min_eigenvalue"])
     change = data.config["epochs"][-1]
     # The two measurements at the change share an epoch: draw the second task a little to the right.
@@ -73,5 +73,5 @@ def figure(data: RunData) -> "Figure":
     loss_axes.set_yscale("log")
     loss_axes.set_ylabel("loss on the measured images (nats)")
     axes.set(yscale="log", ylabel="escape rate of a unit's clones, $-\\lambda_{min}(M_j)$")
-    drawn.legend(loc="outside right center", frameon=False, title="median and 10-90 %\nof units")
-    return drawn
+    fig.legend(loc="outside right center", frameon=False, title="median and 10-90 %\nof units")
+    return fig

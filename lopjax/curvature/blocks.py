@@ -58,7 +58,7 @@ def block_eigenvalues(
     """One independent Lanczos run for each block of `diag(M_1, ..., M_b)`, sharing every operator product.
 
     Inner products are taken inside a block, so each block gets its own spectrum (global ones would give only their
-    union), while `matvec` is called once a step on the vectors of all blocks: `num_steps + 3` products in all
+    union), while `matvec` is called once per step on the vectors of all blocks: `num_steps + 3` products in all
     (one fixes the scale, two confirm the ends).
 
     Args:

@@ -175,7 +175,7 @@ def constraint_jacobian(
 ) -> Float[Array, "constraints parameters"]:
     """Dense Jacobian `J[a, i] = d constraint_a / d param_i` of a few constraints.
 
-    Rows follow `ravel_pytree` of the constraint's value, columns `ravel_pytree(params)`. One reverse pass a row.
+    Rows follow `ravel_pytree` of the constraint's value, columns `ravel_pytree(params)`. One reverse pass per row.
 
     Args:
         constraint: `params -> values`, an array or a pytree of arrays with c numbers in all.

@@ -247,7 +247,7 @@ def _check_split(split: str, images: np.ndarray, labels: np.ndarray, num_classes
     if labels.dtype != np.int32:
         raise ValueError(f"{split}_labels: dtype {labels.dtype}; must be int32 (from_arrays converts)")
     if labels.shape != images.shape[:1]:
-        raise ValueError(f"{split}_labels: shape {labels.shape}; must be {images.shape[:1]}, one an image")
+        raise ValueError(f"{split}_labels: shape {labels.shape}; must be {images.shape[:1]}, one per image")
     low, high = labels.min(), labels.max()
     if low < 0 or high >= num_classes:
         raise ValueError(f"{split}_labels: values from {low} to {high}; must lie in 0..{num_classes - 1}")

@@ -89,7 +89,7 @@ def matched(arrays: Flat, expected: Any, where: str) -> Any:
 
     Raises:
         MismatchError: missing arrays, arrays of another shape or that are no numbers, and arrays that the network does
-            not have, one a line.
+            not have, one per line.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(expected)
     wanted = {tuple(_name(key) for key in keys): leaf for keys, leaf in leaves}

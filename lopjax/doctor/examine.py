@@ -195,7 +195,7 @@ class _Frozen(NamedTuple):
 
     Attributes:
         texts: of each unit.
-        certificates: one a space; those that the wiring does not allow are missing.
+        certificates: one per space; those that the wiring does not allow are missing.
         notes: why.
     """
 

@@ -84,7 +84,7 @@ def _certificate(one: UnitRecord) -> str:
 
 
 def lives_svg(diagnosis: Diagnosis) -> str:
-    """One line a unit over time, space under space; where no lives were logged, a line of what it is now."""
+    """One line per unit over time, space under space; where no lives were logged, a line of what it is now."""
     parts, top = [], 0
     for space in dict.fromkeys(one.space for one in diagnosis.units):
         units = [one for one in diagnosis.units if one.space == space]

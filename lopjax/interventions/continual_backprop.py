@@ -71,7 +71,7 @@ def continual_backprop(
     (`"adaptable_contribution"`, of the published supervised runs), means over samples and entries,
     :math:`\hat{\bar h}` the corrected trace of the mean activation. Of the :math:`n` units of a space older than the
     maturity, :math:`\rho n` are due; whole ones are replaced, lowest :math:`\hat u` first, and the rest is carried.
-    (The paper's pseudo-code replaces at most one a step and space; at its rates that is the same.) The new unit has
+    (The paper's pseudo-code replaces at most one per step and space; at its rates that is the same.) The new unit has
     fresh incoming weights, zero outgoing ones, and age and utility 0; a weight between two units that are replaced at
     one step is drawn, as by a loop over layers.
 

@@ -1,7 +1,7 @@
 """Run folders: what a run was asked to do, what it measured, and what came out. Plain JSON that outlives the code.
 
     <folder>/config.json      the config, its hash, package versions and the git revision
-    <folder>/metrics.jsonl    one record a line, flushed as it is measured
+    <folder>/metrics.jsonl    one record per line, flushed as it is measured
     <folder>/checkpoints/     state of the newest records (`lopjax.runs.checkpoints`), while the run is not complete
     <folder>/networks/        how each network is made (`RunData.model`)
     <folder>/probe.npz        the batch that measurements are taken on (`RunData.probe`)

@@ -74,7 +74,7 @@ def linearised_gradient(loss: Callable[[Params], Float[Array, ""]], manifold: Ma
 
     along the moving p, on the batch of every step, with whatever noise, decay and momentum the optimizer adds. Nothing
     needs to be critical, constant or averaged; what is left out is of second order in v alone. Gradients that leave
-    the manifold, such as those of dropout, are part of xi. A tenth more than two gradients a step.
+    the manifold, such as those of dropout, are part of xi. A tenth more than two gradients per step.
 
     Args:
         loss: of parameters, on one batch.

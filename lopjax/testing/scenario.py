@@ -215,7 +215,7 @@ def is_key(leaf: Any) -> bool:
 
 
 def setting_of(model: Model, optimizer: optax.GradientTransformation | None, loss: Callable) -> Setting:
-    """Adam unless said otherwise: two moments an array, and one count."""
+    """Adam unless said otherwise: two moments per array, and one count."""
     return Setting(model, optax.adam(1e-2) if optimizer is None else optimizer, loss)
 
 

@@ -3,7 +3,7 @@ r"""The slowly changing regression problem: bits, most of which stay as they are
 Of `num_inputs` bits the first `num_slow` keep their values for `flip_every` steps, the others are fair coins at every
 step. The target is a network of linear threshold units with weights and biases of \pm 1 that never changes; a learner
 with few units has to track the part of it that the present slow bits show. Nothing is stored: within one task there are
-only `2**(num_inputs - num_slow)` different inputs, so they and their targets are a small table, made once a block.
+only `2**(num_inputs - num_slow)` different inputs, so they and their targets are a small table, made once per block.
 """
 
 import math

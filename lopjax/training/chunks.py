@@ -26,7 +26,7 @@ class Lanes(NamedTuple):
 
     Attributes:
         state: of every lane; leaves have a leading lane axis.
-        frozen_at: int32, one a lane: the first step whose logs were not all finite; -1 while there is none.
+        frozen_at: int32, one per lane: the first step whose logs were not all finite; -1 while there is none.
     """
 
     state: State
@@ -69,7 +69,7 @@ def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable
     Returns:
         `chunk(lanes, keys, start, num_steps, data) -> (lanes, logs)`: steps `start, ..., start + num_steps - 1`.
         `lanes` (whose buffers are given back) and `keys` have a leading lane axis; `data` is `stream.data` or another
-        tree of the same shapes, shared by all lanes; logs are means over the steps, one a lane, NaN for a frozen one.
+        tree of the same shapes, shared by all lanes; logs are means over the steps, one per lane, NaN for a frozen one.
         Raises ValueError if `num_steps` is not positive or there is not one key a lane.
 
     Raises:
@@ -113,7 +113,7 @@ def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps}: must be at least 1")
         if keys.shape[:1] != lanes.frozen_at.shape:
-            raise ValueError(f"{lanes.frozen_at.shape[0]} lanes, keys of shape {keys.shape}: there must be one a lane")
+            raise ValueError(f"{lanes.frozen_at.shape[0]} lanes, keys of shape {keys.shape}: there must be one per lane")
         return compiled(lanes, keys, jnp.int32(start), jnp.int32(num_steps), data)
 
     return chunk

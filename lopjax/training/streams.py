@@ -78,7 +78,7 @@ def epochs(images: ArrayLike, labels: ArrayLike, batch_size: int) -> Stream:
     Args:
         images: `(examples, ...)`, of any type; gathered on the device.
         labels: `(examples, ...)`.
-        batch_size: examples a batch.
+        batch_size: examples per batch.
 
     Raises:
         ValueError: `batch_size` is outside 1..number of examples, or there is not one label for each image.
@@ -125,7 +125,7 @@ def windows(tokens: ArrayLike, length: int, batch_size: int) -> Stream:
     Args:
         tokens: `(tokens,)`, integers.
         length: tokens of a window.
-        batch_size: windows a batch.
+        batch_size: windows per batch.
 
     Returns:
         A stream of `(inputs, labels)`, both `(batch_size, length)`.
@@ -162,7 +162,7 @@ def tasks(streams: Sequence[Stream], steps: int) -> Stream:
 
     Args:
         streams: of every task; their batches must have the same shapes.
-        steps: steps a task.
+        steps: steps per task.
 
     Raises:
         ValueError: no stream, or `steps` is not positive.

@@ -43,7 +43,7 @@ def task_stream(sequence: TaskSequence, batch_size: int, steps: int, change: int
 
     Args:
         sequence: the tasks.
-        batch_size: examples a step.
+        batch_size: examples per step.
         steps: of each task.
         change: steps that the passage from one task to the next takes, at most `steps`; 0 for a jump.
 
@@ -121,7 +121,7 @@ def upgd_toy(
     and draws the relevant inputs).
 
     Args:
-        batch_size: examples a step; 1 in the paper.
+        batch_size: examples per step; 1 in the paper.
         steps: of each task.
         num_inputs: a multiple of `num_relevant`.
         num_relevant: inputs in the mean.

@@ -272,7 +272,7 @@ def test_a_run_records_tabulates_and_draws(played):
     assert [row["method"] for row in played.summary] == ["fresh", "linear"]
     drawn = table(played)
     assert "one of 15 slow bits flips" in drawn.title
-    assert drawn.rows[0][0].startswith("fresh network a task*, relu, 4")
+    assert drawn.rows[0][0].startswith("fresh network per task*, relu, 4")
     assert set(figures(played)) == {"error", "symptoms"}
 
 

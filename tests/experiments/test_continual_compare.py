@@ -61,7 +61,7 @@ def test_only_tasks_that_both_have_are_compared_half_by_half(tmp_path):
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys, monkeypatch):
-    with pytest.raises(ValueError, match="has no runs with norm='none', 300 steps a task and class_order=3"):
+    with pytest.raises(ValueError, match="has no runs with norm='none', 300 steps per task and class_order=3"):
         rows_of(run_of(tmp_path), {"runs": reference()["runs"][:3]})
     with pytest.raises(ValueError, match="no task is done by all networks yet"):
         rows_of(run_of(tmp_path, num_tasks=1), reference())

@@ -52,7 +52,7 @@ def test_indicators_are_ranked_by_how_early_they_ring():
     assert "saturated units" not in rows  # not recorded
     said = markdown(list(rows.values()), 0.1, 0.1)
     assert "| dead units | 0.1 | 0 of 4 | 0.00-0.49 | - |" in said
-    assert "4 lanes are, 8 never" in said
+    assert "4 lanes, 8 never" in said
 
 
 def test_nobody_loses_plasticity_without_fresh_networks_or_below_the_level():

@@ -100,7 +100,7 @@ def test_all_methods_have_the_same_budget_and_say_what_they_look_at():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"seeds": (0, 100)}, r"seeds=\(0, 100\): must be others than the tuning seeds; \[100\] are both"),
+        ({"seeds": (0, 100)}, r"seeds=\(0, 100\): must not be tuning seeds; \[100\] are both"),
         ({"streams": ()}, r"streams=\(\): must be distinct, at least one"),
         ({"methods": ("cpr", "cpr")}, "must be distinct"),
         ({"upgd": StreamConfig(12, 200, 1, 0.02, (4,), 5)}, r"upgd\.tasks_per_record=5: must divide"),
