@@ -28,9 +28,9 @@ THEOREMS: tuple[str, ...] = (
 """Modules of this package that hold checks, in the order in which they are printed."""
 
 QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-"""XLA_FLAGS with which small programs, run once, compile in half the time; what is checked does not depend on them."""
+"""XLA_FLAGS with which small programs that run once compile in half the time; no result depends on them."""
 
 # The newer emitters of fused loops take two to three times as long to compile as the older ones. jaxlib 0.11 has no
-# others, and a flag that XLA does not know ends the process.
+# others, and an unknown flag ends the process.
 if tuple(int(number) for number in version("jaxlib").split(".")[:2]) < (0, 11):
     QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"

@@ -23,11 +23,11 @@ class Arguments:
     only: str = ""
     """Name of one check, or of a theorem file for all of its checks."""
     out: Path = Path("runs/theory_checks")
-    """Folder of results.json and of one figure a theorem."""
+    """Folder of results.json and of one figure per theorem."""
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     """How many theorems are checked at a time, each in a process of its own; 1 keeps to this process."""
     write_docs: bool = False
-    """Write docs/theory too: results.json, a page for each theorem, the index. With --only the rest stays as it is."""
+    """Also write docs/theory: results.json, a page per theorem, the index. With --only the others stay as they are."""
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
 
     arguments = tyro.cli(Arguments, prog="python -m theory_checks")
 
-    # Nearly all the time is compilation of tiny programs. The large ones are compiled as a user's own programs are.
+    # Nearly all the time goes into compiling tiny programs. The large ones are compiled like a user's own programs.
     if not arguments.full:
         os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
     import jax
@@ -59,9 +59,9 @@ def main() -> int:
     pages.write_records(arguments.out / "results.json", records)
     written = [arguments.out / "results.json"]
     for theorem in dict.fromkeys(verdict.check.name.split(".")[0] for verdict in verdicts):
-        chosen = [verdict for verdict in verdicts if verdict.check.name.startswith(f"{theorem}.")]
-        if any(verdict.rows for verdict in chosen):
-            written += draw(arguments.out / theorem, chosen)
+        of_theorem = [verdict for verdict in verdicts if verdict.check.name.startswith(f"{theorem}.")]
+        if any(verdict.rows for verdict in of_theorem):
+            written += draw(arguments.out / theorem, of_theorem)
     if arguments.write_docs:
         known = pages.read_records(pages.FOLDER / "results.json")
         written += pages.write_pages(pages.FOLDER, pages.merged(known, records, [check.name for check in all_checks()]))

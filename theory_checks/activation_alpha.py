@@ -29,7 +29,7 @@ def _alpha_by_trapezia(f: Activation, centred: bool) -> float:
         value, slope = (np.asarray(array) for array in jax.jvp(lambda x: f(x), (z,), (jnp.ones_like(z),)))
         density = np.asarray(norm.pdf(z))
         total += [abs(np.trapezoid(g * density, z)) * s for g, s in ((value, sign), (value**2, 1), (slope**2, 1))]
-    # The mean needs the sign of the integral, not of the side.
+    # The mean needs the sign of the integral, not that of the side.
     z = jnp.linspace(-12, 12, 800_001)
     mean = float(np.trapezoid(np.asarray(f(z) * norm.pdf(z)), np.asarray(z)))
     return float(total[2] / (total[1] - centred * mean**2) - 1)
@@ -139,7 +139,7 @@ CHECKS: tuple[Check, ...] = (
         "Centred alpha is never negative.",
         "Gaussian Poincaré inequality",
         check_poincare,
-        "Seen by covariance, no activation can bring near-copies closer together: a centred correlation "
+        "As measured by covariance, no activation can bring near-copies closer together: a centred correlation "
         "that collapses is the work of the weights.",
     ),
     Check(

@@ -93,7 +93,7 @@ CHECKS: tuple[Check, ...] = (
         "Close to 1 an activation multiplies the distance of correlations from 1 by 1 + alpha.",
         f"{PAPER}, section 4",
         check_expansion,
-        "Alpha is a rate: units that are almost copies move apart by 1 + alpha a layer, or together if "
+        "Alpha is a rate: units that are almost copies move apart by 1 + alpha per layer, or together if "
         "alpha is negative. Choose activation and pre-activation scale so that it is not negative.",
     ),
 )

@@ -42,7 +42,7 @@ def check_effective_rank(size: Size) -> list[Row]:
 
 
 def check_hard_rank(size: Size) -> list[Row]:
-    """Count eigenvalues behind the activation for units that span few dimensions."""
+    """Count eigenvalues after the activation for units that span few dimensions."""
     units, span = (30, 4) if size == "small" else (50, 6)
     directions = np.random.default_rng(0).standard_normal((units, span))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -53,20 +53,20 @@ def check_hard_rank(size: Size) -> list[Row]:
 
     rows = [Row(f"before: rank of {units} units", hard_rank(correlation), span)]
     names = ("relu", "gelu") if size == "small" else ("relu", "gelu", "elu", "sigmoid")
-    rows += [Row(f"{name}: rank behind it", rank(activation(name)), units, ">=") for name in names]
+    rows += [Row(f"{name}: rank after it", rank(activation(name)), units, ">=") for name in names]
     square = Activation("square", lambda z: z**2)
     copies = directions[[0, *range(units - 1)]]
     behind_copies = hard_rank(activation_covariance(activation("relu"), copies @ copies.T), tolerance=1e-11)
     return [
         *rows,
         Row("z²: at most span (span + 1)/2", rank(square), span * (span + 1) // 2),
-        Row("relu, one unit a copy of another: rank behind it", behind_copies, units, ">=", control=True),
-        Row("identity: rank behind it", rank(activation("identity")), units, ">=", control=True),
+        Row("relu, one unit a copy of another: rank after it", behind_copies, units, ">=", control=True),
+        Row("identity: rank after it", rank(activation("identity")), units, ">=", control=True),
     ]
 
 
 def check_opposite_units(size: Size) -> list[Row]:
-    """Count the ranks that pairs of opposite units lose behind functions of different parity."""
+    """Count the ranks that pairs of opposite units lose after functions of different parity."""
     pairs, span = (4, 2) if size == "small" else (8, 3)
     directions = np.random.default_rng(0).standard_normal((pairs, span))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -85,7 +85,7 @@ def check_opposite_units(size: Size) -> list[Row]:
 
 
 def check_frozen_limits(size: Size) -> list[Row]:
-    """Follow alpha and the frozen fraction to the limits, and where the corollary says nothing or is false."""
+    """Follow alpha and the frozen fraction to their limits, and to where the corollary says nothing or is false."""
     scale, offset = (1e4, -6.0) if size == "small" else (1e6, -8.0)
     tanh, relu, leaky = (activation(name) for name in ("tanh", "relu", "leaky_relu"))
     shifts = jnp.linspace(-8, 8, 33)
@@ -134,7 +134,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "activation.hard_rank",
-        "Units that are no copies of each other have full rank behind any function that is not a polynomial.",
+        "Units that are not copies of each other have full rank after any function that is not a polynomial.",
         f"{PAPER}, section 4; Schur's product theorem",
         check_hard_rank,
         "Numerical rank recovers after one non-linear layer even from very few directions, so it is no "
@@ -146,8 +146,8 @@ CHECKS: tuple[Check, ...] = (
         " m - 1 if f(z) + f(-z) is constant.",
         "Schur's product theorem on even and odd parts; this library",
         check_opposite_units,
-        "ReLU, GELU, SiLU and softplus do not bring back all rank when many units come in opposite pairs. Said before:"
-        " that opposite units cost rank only if f(-z) is proportional to f(z), which holds for a single pair.",
+        "ReLU, GELU, SiLU and softplus do not bring back all rank when many units come in opposite pairs. This page"
+        " used to say that opposite units cost rank only if f(-z) is proportional to f(z), which holds for one pair.",
     ),
     Check(
         "activation.frozen_limits",

@@ -38,7 +38,7 @@ def _noisy_point(params: Params, batch: tuple[jax.Array, jax.Array], key: jax.Ar
     """The gradient at a point with noise on every weight, as weight-noise injection and variational methods take it."""
     keys = jax.random.split(key, len(jax.tree.leaves(params)))
     leaves, tree = jax.tree.flatten(params)
-    moved = [leaf + 0.1 * jax.random.normal(one, leaf.shape) for leaf, one in zip(leaves, keys, strict=True)]
+    moved = [leaf + 0.1 * jax.random.normal(leaf_key, leaf.shape) for leaf, leaf_key in zip(leaves, keys, strict=True)]
     return _gradient(tree.unflatten(moved), batch)
 
 
@@ -136,8 +136,8 @@ def check_breakers(size: Size) -> list[Row]:
     updates = jax.device_get(all_updates(params))
 
     def leaving(name: str, point: int) -> list[float]:
-        chosen = [take(updates[name], point, k) for k in range(num_keys)]
-        return [departure(model.wiring, partition, update).leaf for update in chosen]
+        moved = [take(updates[name], point, k) for k in range(num_keys)]
+        return [departure(model.wiring, partition, update).leaf for update in moved]
 
     keepers = [Row(f"{name}: from BC and V", max(leaving(name, 0) + leaving(name, 1)), ROUNDING) for name in KEEPERS]
     return [*keepers, *(Row(f"{name}: from BC", min(leaving(name, 0)), SIGNAL, control=True) for name in BREAKERS)]

@@ -110,11 +110,11 @@ def all_checks() -> tuple[Check, ...]:
     """
     checks: list[Check] = []
     for theorem in THEOREMS:
-        found: tuple[Check, ...] = importlib.import_module(f"theory_checks.{theorem}").CHECKS
-        for check in found:
+        of_theorem: tuple[Check, ...] = importlib.import_module(f"theory_checks.{theorem}").CHECKS
+        for check in of_theorem:
             if not check.name.startswith(f"{theorem}.") or check.name in {other.name for other in checks}:
                 raise ValueError(f"check {check.name!r}: must be a new name that starts with {theorem + '.'!r}")
-        checks.extend(found)
+        checks.extend(of_theorem)
     return tuple(checks)
 
 
@@ -125,8 +125,8 @@ def select(checks: Iterable[Check], only: str) -> tuple[Check, ...]:
         ValueError: if nothing has that name; lists the names.
     """
     checks = tuple(checks)
-    chosen = tuple(check for check in checks if not only or check.name == only or check.name.split(".")[0] == only)
-    if not chosen:
+    selected = tuple(check for check in checks if not only or check.name == only or check.name.split(".")[0] == only)
+    if not selected:
         names = [*dict.fromkeys(check.name.split(".")[0] for check in checks), *(check.name for check in checks)]
         raise ValueError(f"--only {only}: must be one of {', '.join(names)}")
-    return chosen
+    return selected

@@ -65,10 +65,10 @@ def measure(architecture: Architecture, size: Size) -> dict[str, Residuals]:
     points = cloned_points(model.wiring, partition, random_variables(model))
     batches = random_batches(architecture.input_shape, NUM_BATCHES[size])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
-    found = jax.device_get(gradients_and_signals(model, architecture.train, stacked, *batches))
+    signals = jax.device_get(gradients_and_signals(model, architecture.train, stacked, *batches))
 
     def at(point: int, batch: int) -> Residuals:
-        gradient, forward, backward = jax.tree.map(lambda leaf: leaf[point, batch], found)
+        gradient, forward, backward = jax.tree.map(lambda leaf: leaf[point, batch], signals)
         return Residuals(
             departure(model.wiring, partition, gradient["params"]).leaf,
             max(spread(tap.post, partition[tap.space]) for tap in forward.values()),
@@ -87,13 +87,13 @@ def _table(size: Size) -> dict[str, dict[str, Residuals]]:
 
 
 def largest(table: dict[str, dict[str, Residuals]], name: str, points: str, field: str) -> float:
-    """Of an architecture, over the points named."""
+    """The largest value for an architecture over the points named."""
     return max(getattr(table[name][point], field) for point in points.split())
 
 
 def least(table: dict[str, dict[str, Residuals]], point: str, field: str) -> float:
-    """Of all architectures, at one point."""
-    return min(getattr(found[point], field) for found in table.values())
+    """The smallest value over all architectures, at one point."""
+    return min(getattr(values[point], field) for values in table.values())
 
 
 def check_tangency(size: Size) -> list[Row]:
@@ -167,7 +167,7 @@ CHECKS: tuple[Check, ...] = (
         "On V all units of a cluster also receive the same backward signals; RE alone is not enough.",
         f"{PAPER}, proposition 4.1 and appendix A.2",
         check_backward,
-        "To free clones break what they send (outgoing totals): then their gradients differ at the next step.",
+        "To free clones, break what they send (outgoing totals): then their gradients differ at the next step.",
     ),
     Check(
         "cloning.tangency",

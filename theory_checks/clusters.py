@@ -121,7 +121,7 @@ class Points(NamedTuple):
 
 
 def cloned_points(wiring: Wiring, partition: Partition, variables: Variables) -> Points:
-    """Points of BC, V, RE and none of them, by leaving out parts of given variables; statistics count like biases."""
+    """Points of BC, V, RE and none of these, by leaving out parts of given variables; statistics count like biases."""
     constant, _, outgoing, gauge = split(wiring, partition, variables)
 
     def total(*trees: Mapping[str, Any]) -> Variables:

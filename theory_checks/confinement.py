@@ -44,7 +44,7 @@ def train_path(
     params: Params,
     stream: tuple[jax.Array, jax.Array],
 ) -> tuple[Params, jax.Array]:
-    """Train on one batch a step; parameters and loss of every step, steps first."""
+    """Train on one batch per step; parameters and loss of every step, steps first."""
     optimizer = make_optimizer(setting)
 
     def step(carry, batch):
@@ -93,16 +93,16 @@ def confined(architecture: Architecture, size: Size) -> dict[str, tuple[float, f
     model, per_step = architecture.build(), NUM_BATCHES[size]
     partition = unequal_partition(model.wiring)
     points = cloned_points(model.wiring, partition, random_variables(model))
-    here = start = jax.device_get(jax.tree.map(lambda *leaves: jnp.stack(leaves), *points))
+    current = start = jax.device_get(jax.tree.map(lambda *leaves: jnp.stack(leaves), *points))
     velocity = jax.tree.map(np.zeros_like, start["params"])
     inputs, labels = random_batches(architecture.input_shape, STEPS * per_step)
     for step in range(STEPS):
-        drawn = slice(step * per_step, (step + 1) * per_step)
-        found = gradients_and_signals(model, architecture.train, here, inputs[drawn], labels[drawn])[0]
-        mean = jax.tree.map(lambda leaf: np.asarray(leaf).mean(axis=1), dict(found))
+        batch = slice(step * per_step, (step + 1) * per_step)
+        gradients = gradients_and_signals(model, architecture.train, current, inputs[batch], labels[batch])[0]
+        mean = jax.tree.map(lambda leaf: np.asarray(leaf).mean(axis=1), dict(gradients))
         velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, mean.pop("params"))
-        here = {**mean, "params": jax.tree.map(lambda p, v: p - STEP * v, here["params"], velocity)}
-    moved = jax.tree.map(np.subtract, here, start)
+        current = {**mean, "params": jax.tree.map(lambda p, v: p - STEP * v, current["params"], velocity)}
+    moved = jax.tree.map(np.subtract, current, start)
     way = {name: take(moved, point) for point, name in enumerate(points._fields)}
     return {
         name: (departure(model.wiring, partition, change).leaf * norm(change), norm(change))
@@ -141,7 +141,7 @@ def check_quotient(size: Size) -> list[Row]:
     params = random_variables(base)["params"]
     clones = clone_variables({"params": params}, base.wiring, factor)["params"]
     stream, rate = random_batches(INPUT, steps), jnp.asarray(1e-3)
-    rows, plain = [], []
+    rows, naive = [], []
     for name, rule in RULES.items():
         _, wide = train_path(widen(base, factor), rule, rate, clones, stream)
         _, predicted = train_path(base, partial(_quotient, rule, factor), rate, params, stream)
@@ -149,8 +149,8 @@ def check_quotient(size: Size) -> list[Row]:
         rows.append(
             Row(f"{name}: loss of the clones minus prediction", float(jnp.max(jnp.abs(wide - predicted))), 1e-11)
         )
-        plain.append(float(jnp.max(jnp.abs(wide - unscaled))))
-    return [*rows, Row("base network with the same rates: least of all", min(plain), 1e-3, control=True)]
+        naive.append(float(jnp.max(jnp.abs(wide - unscaled))))
+    return [*rows, Row("base network with the same rates: least of all", min(naive), 1e-3, control=True)]
 
 
 def _quotient(
@@ -202,7 +202,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "confinement.architectures",
-        "So it does in convolutions with pooling and flattening, residual streams, norms and attention.",
+        "SGD stays on its leaf in convolutions with pooling and flattening, residual streams, norms and attention.",
         f"{PAPER}, corollary of proposition 4.1; this library for other architectures than MLPs",
         check_architectures,
         "No architecture in use frees its clones by itself: skip connections, norms and attention keep them, too.",
@@ -216,12 +216,12 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "confinement.rounding",
-        "In floating point rounding leaves the leaf and curvature, or Muon, amplifies it; projecting each update does"
-        " not let it start.",
+        "In floating point, rounding leaves the leaf, and curvature or Muon amplifies the departure; projecting each"
+        " update prevents it.",
         "this library",
         check_rounding,
         "A run in which Adam or Muon leaves a manifold of clones shows rounding errors, not a flaw of the theorem, and"
-        " not a cure: which step it happens at depends on precision and matrix kernels.",
+        " not a cure: at which step it happens depends on precision and matrix kernels.",
     ),
 )
 """From the theorem to where floating point ends it."""

@@ -99,7 +99,7 @@ def check_attention(size: Size) -> list[Row]:
 
 
 def check_batch_norm(size: Size) -> list[Row]:
-    """Cosine of weights in front of batch norm with their gradient, which eps keeps from being zero."""
+    """Cosine between weights in front of batch norm and their gradient, which eps keeps from being zero."""
     del size
     batch = take(random_batches((5,), 1, samples=16), 0)
 
@@ -141,7 +141,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "conserved.attention",
-        "So are, for every head, Q'Q - K'K and V'V - OO' (biases included), with the same drift as matrices.",
+        "For every head gradient flow also conserves Q'Q - K'K and V'V - OO' (biases included); the drift has the same"
+        " form, in matrices.",
         "this library",
         check_attention,
         "Attention heads carry an imbalance of queries against keys and values against outputs that small steps keep.",

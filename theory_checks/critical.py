@@ -40,10 +40,10 @@ class Critical(NamedTuple):
         batch: inputs and targets.
         wide: the network of its clones.
         cloned: their variables.
-        loss: of the clones, as a function of one vector.
+        loss: loss of the clones, as a function of one vector.
         flat: their parameters as one vector.
-        unravel: and back.
-        eigenvalues: of the normal Hessian, ascending.
+        unravel: from the vector back to parameters.
+        eigenvalues: those of the normal Hessian, ascending.
         modes: its eigenvectors, rows.
     """
 
@@ -63,7 +63,7 @@ class Critical(NamedTuple):
 def critical_base(outputs: int, seed: int = 6) -> tuple[Model, Variables, tuple[jax.Array, jax.Array]]:
     """Three tanh units on a teacher's outputs plus noise, at the critical point near the teacher: BFGS, then Newton.
 
-    On outputs without structure, as were used here before, BFGS ends with saturated units, whose blocks vanish.
+    On outputs without structure BFGS would end with saturated units, whose blocks vanish.
     """
     from scipy.optimize import minimize
 

@@ -95,13 +95,13 @@ def staircase(seeds: int, steps: int) -> np.ndarray:
 
 
 def _num_distinct(units: np.ndarray, tolerance: float = 1e-2) -> int:
-    """Columns that are not the same up to sign, as those of an odd activation may be, within a share of all."""
-    found: list[np.ndarray] = []
+    """How many columns differ by more than a share of the whole matrix, up to sign, which an odd activation ignores."""
+    distinct: list[np.ndarray] = []
     for unit in units.T:
-        gaps = [min(np.linalg.norm(unit - other), np.linalg.norm(unit + other)) for other in found]
+        gaps = [min(np.linalg.norm(unit - other), np.linalg.norm(unit + other)) for other in distinct]
         if not gaps or min(gaps) > tolerance * np.linalg.norm(units):
-            found.append(unit)
-    return len(found)
+            distinct.append(unit)
+    return len(distinct)
 
 
 def check_decay_makes_clones(size: Size) -> list[Row]:
@@ -109,18 +109,22 @@ def check_decay_makes_clones(size: Size) -> list[Row]:
     counts = staircase(6, 15_000) if size == "small" else staircase(20, 40_000)
     rows = []
     for index, (decay, expected) in enumerate(zip(DECAYS, (6, 4, 3, 2, 1), strict=True)):
-        own = counts[:, index]
+        of_decay = counts[:, index]
         rows.append(
-            Row(f"decay {decay}: seeds of {len(own)} with other than {expected} units", (own != expected).sum(), 0)
+            Row(
+                f"decay {decay}: seeds of {len(of_decay)} with other than {expected} units",
+                (of_decay != expected).sum(),
+                0,
+            )
         )
     rows.append(Row("without decay: largest number of distinct units", counts[:, 0].max(), UNITS - 1, control=True))
     batch = random_batch(2, "squared error", 2, samples=16)
-    wanted = (
+    expectations = (
         ((1, 0.09, True), (1, 0.06, False))
         if size == "small"
         else ((1, 0.09, True), (1, 0.06, False), (2, 0.06, True), (2, 0.04, False), (3, 0.04, True), (3, 0.02, False))
     )
-    for units, decay, attracts in wanted:
+    for units, decay, attracts in expectations:
         base = mlp((2,), (units,), 2, activation="tanh")
         start = random_variables(base, seed=3)
         point = decayed_clones(base, start, batch, UNITS // units, decay, loss=mean_squared_error)

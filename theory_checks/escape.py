@@ -178,9 +178,9 @@ def check_law_of_r2(size: Size) -> list[Row]:
             )
         )
         ever = float((simulated >= threshold).any(axis=1).mean())
-        seen = float((recorded >= threshold).any(axis=0).mean())
-        rows.append(Row(f"outside at a record: minus {ever:.1%}, in standard errors", abs(seen - ever) / error, 4.0))
-    # The noise of the bias on all arrays.
+        share = float((recorded >= threshold).any(axis=0).mean())
+        rows.append(Row(f"outside at a record: minus {ever:.1%}, in standard errors", abs(share - ever) / error, 4.0))
+    # The same noise on all arrays, of the size that the bias has.
     equal = {space: each._replace(noise=jnp.full_like(each.noise, each.noise[0])) for space, each in law.items()}
     threshold = float(np.quantile(simulated[:, -1], 0.5))
     wrong = departure_probability(equal, threshold, steps, descent)
@@ -219,16 +219,16 @@ def check_rank_ceiling(size: Size) -> list[Row]:
         base, variables, batch = critical_base(outputs)
         moved = {**variables, "params": jax.tree.map(lambda leaf: leaf + 0.3, variables["params"])}
         points = (("critical base", variables), ("base beside it", moved))
-        for where, chosen in points if outputs == 2 or size == "full" else points[:1]:
-            wide, cloned = widen(base, factor), clone_variables(chosen, base.wiring, factor)
+        for where, point in points if outputs == 2 or size == "full" else points[:1]:
+            wide, cloned = widen(base, factor), clone_variables(point, base.wiring, factor)
             loss = of_parameters(wide, cloned, batch, loss=mean_squared_error)
             partition = uniform_partition(wide.wiring, factor)
             ceiling = rank_ceiling(loss, cloned["params"], wide.wiring, partition, "hidden_0").ceiling
-            gained, name = _rank_gained(chosen, base, batch, factor), f"{outputs} outputs, {where}"
+            gained, name = _rank_gained(point, base, batch, factor), f"{outputs} outputs, {where}"
             rows.append(Row(f"{name}: rank gained, minus the ceiling of {ceiling}", abs(gained - ceiling), 0))
             at_most = 3 * (outputs - 1)
             rows.append(
-                Row(f"{name}: rank gained, one less than outputs per unit", gained, at_most, "<=", chosen is moved)
+                Row(f"{name}: rank gained, one less than outputs per unit", gained, at_most, "<=", point is moved)
             )
     return rows
 

@@ -96,10 +96,12 @@ def check_gauge(size: Size) -> list[Row]:
     """Change of every activation and `H v` for a gauge direction."""
     rows = []
     for name in NAMES:
-        found = [measure(name, point, size) for point in ("bc", "v")]
-        rows.append(Row(f"{name}: activations", max(m.activations.gauge for m in found), ROUNDING))
-        rows.append(Row(f"{name}: H v", max(norm(m.hessian.gauge) for m in found), ROUNDING))
-        rows.append(Row(f"{name}: activations, incoming pattern", found[1].activations.incoming, SIGNAL, control=True))
+        motions = [measure(name, point, size) for point in ("bc", "v")]
+        rows.append(Row(f"{name}: activations", max(m.activations.gauge for m in motions), ROUNDING))
+        rows.append(Row(f"{name}: H v", max(norm(m.hessian.gauge) for m in motions), ROUNDING))
+        rows.append(
+            Row(f"{name}: activations, incoming pattern", motions[1].activations.incoming, SIGNAL, control=True)
+        )
     return rows
 
 
@@ -107,16 +109,18 @@ def check_outgoing(size: Size) -> list[Row]:
     """Change of every activation for outgoing patterns, and the outgoing part of `H v`."""
     rows = []
     for name in NAMES:
-        found = [measure(name, point, size) for point in ("bc", "v")]
-        rows.append(Row(f"{name}: activations", max(m.activations.outgoing for m in found), ROUNDING))
-        rows.append(Row(f"{name}: outgoing part of H v", max(m.hessian.outgoing.outgoing for m in found), ROUNDING))
-        rows.append(Row(f"{name}: incoming part of H v", found[1].hessian.outgoing.incoming, SIGNAL, control=True))
-        rows.append(Row(f"{name}: activations, incoming pattern", found[1].activations.incoming, SIGNAL, control=True))
+        motions = [measure(name, point, size) for point in ("bc", "v")]
+        rows.append(Row(f"{name}: activations", max(m.activations.outgoing for m in motions), ROUNDING))
+        rows.append(Row(f"{name}: outgoing part of H v", max(m.hessian.outgoing.outgoing for m in motions), ROUNDING))
+        rows.append(Row(f"{name}: incoming part of H v", motions[1].hessian.outgoing.incoming, SIGNAL, control=True))
+        rows.append(
+            Row(f"{name}: activations, incoming pattern", motions[1].activations.incoming, SIGNAL, control=True)
+        )
     return rows
 
 
 def check_blocks(size: Size) -> list[Row]:
-    """Parts of `H v` that must be missing, at V."""
+    """Parts of `H v` that must vanish at V."""
     rows = []
     for name in NAMES:
         hessian = measure(name, "v", size).hessian
@@ -132,10 +136,10 @@ def check_gauss_newton(size: Size) -> list[Row]:
     """`G v` for normal v, at BC and V, and the other matrices that are used in place of H; H itself as the control."""
     rows = []
     for name in NAMES:
-        found = [measure(name, point, size) for point in ("bc", "v")]
-        rows.append(Row(f"{name}: G v, v normal", max(max(m.gauss_newton[1:]) for m in found), ROUNDING))
-        rows.append(Row(f"{name}: H v, v normal", norm(found[1].hessian.incoming), SIGNAL, control=True))
-        rows.append(Row(f"{name}: G v, v tangent", found[1].gauss_newton.constant, SIGNAL, control=True))
+        motions = [measure(name, point, size) for point in ("bc", "v")]
+        rows.append(Row(f"{name}: G v, v normal", max(max(m.gauss_newton[1:]) for m in motions), ROUNDING))
+        rows.append(Row(f"{name}: H v, v normal", norm(motions[1].hessian.incoming), SIGNAL, control=True))
+        rows.append(Row(f"{name}: G v, v tangent", motions[1].gauss_newton.constant, SIGNAL, control=True))
     fisher, factored, tangent = _empirical_matrices(size)
     return [
         *rows,
@@ -152,14 +156,14 @@ def _empirical_matrices(size: Size) -> tuple[float, float, float]:
     wiring, partition = model.wiring, unequal_partition(model.wiring)
     variables = cloned_points(wiring, partition, random_variables(model)).v
     inputs, labels = take(random_batches(architecture.input_shape, 1), 0)
-    seen = jax.device_get(jax.jit(observe, static_argnums=0)(model, variables, (inputs, labels)))
-    read = {"hidden_0": inputs, "hidden_1": seen.taps["hidden_0"].post}
+    observed = jax.device_get(jax.jit(observe, static_argnums=0)(model, variables, (inputs, labels)))
+    inputs_of = {"hidden_0": inputs, "hidden_1": observed.taps["hidden_0"].post}
     decomposition = split(wiring, partition, random_variables(model, seed=2)["params"])
 
     def quadratic_forms(direction: Params) -> tuple[float, float]:
         fisher = factored = total = 0.0
-        for layer, sources in read.items():
-            v, delta = direction[layer]["kernel"], len(labels) * seen.signals[layer].pre
+        for layer, sources in inputs_of.items():
+            v, delta = direction[layer]["kernel"], len(labels) * observed.signals[layer].pre
             # Gradient of sample x: h_x delta_x'. Kronecker factors: means of h h' and of delta delta'.
             fisher += np.mean(np.einsum("xi,ij,xj->x", sources, v, delta) ** 2)
             A, G = (array.T @ array / len(labels) for array in (np.asarray(sources), delta))
@@ -185,7 +189,7 @@ CHECKS: tuple[Check, ...] = (
         " Hessian has a zero block, so it is never definite.",
         "this library; for one hidden layer Fukumizu & Amari 2000",
         check_outgoing,
-        "A manifold of clones is never a strict minimum across itself. Kick outgoing weights: no function is lost, and"
+        "Across a manifold of clones there is never a strict minimum. Kick outgoing weights: no function is lost, and"
         " the next gradient tells the clones apart.",
     ),
     Check(

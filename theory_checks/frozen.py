@@ -69,7 +69,7 @@ def put_to_sleep(wiring: Wiring, site: str, variables: Variables, shift: float =
 
 
 class Slices(NamedTuple):
-    """Of the frozen parameters: norm of their gradient and of `H v` for v on them; then everybody's gradient."""
+    """Norms of the frozen parameters' gradient and of `H v` for v on them; then the gradient of all parameters."""
 
     gradient: float
     curvature: float
@@ -149,12 +149,12 @@ def check_radius(size: Size) -> list[Row]:
         layer = variables["params"]["hidden_1"]
         taps = model.apply(variables, inputs).taps
         sources = np.concatenate([taps["hidden_0"].post, np.ones((len(inputs), 1))], axis=1)
-        own = np.append(np.asarray(layer["kernel"])[:, unit], layer["bias"][unit])
-        nearest = np.argmin(-sources @ own / np.linalg.norm(sources, axis=1))
+        weights = np.append(np.asarray(layer["kernel"])[:, unit], layer["bias"][unit])
+        nearest = np.argmin(-sources @ weights / np.linalg.norm(sources, axis=1))
         direction = sources[nearest] / np.linalg.norm(sources[nearest])
 
-        def highest(step: float, sources=sources, own=own, direction=direction) -> float:
-            return float(np.max(sources @ (own + step * direction)))
+        def highest(step: float, sources=sources, weights=weights, direction=direction) -> float:
+            return float(np.max(sources @ (weights + step * direction)))
 
         rows.append(Row(f"seed {seed}: largest pre-activation after {1 - 1e-9} r", highest((1 - 1e-9) * radius), 0.0))
         rows.append(Row(f"seed {seed}: after {1 + 1e-9} r", highest((1 + 1e-9) * radius), 0.0, control=True))
@@ -163,7 +163,7 @@ def check_radius(size: Size) -> list[Row]:
 
 @partial(jax.jit, static_argnums=0)
 def _descend(model: Model, params: Params, stream: tuple[jax.Array, jax.Array]) -> Params:
-    """Gradient descent with rate 0.3, one batch a step."""
+    """Gradient descent with rate 0.3, one batch per step."""
 
     def step(params: Params, batch: tuple[jax.Array, jax.Array]) -> tuple[Params, None]:
         gradient = jax.grad(cross_entropy(model, {}, batch))(params)
@@ -247,7 +247,7 @@ CHECKS: tuple[Check, ...] = (
         " reads or if all that it reads is asleep; another deeper one can wake.",
         f"{PAPER}, section 4 (restricted)",
         check_training,
-        "Training on can revive deeper units, and new data first-layer units: count dead units again before a reset.",
+        "Further training can revive deeper units, and new data first-layer units: count dead units before a reset.",
         "This page used to say that signs alone can trap a deeper unit. One that reads only sleeping units is trapped"
         " on the same data as well: its input is constant, and so is its pre-activation.",
     ),

@@ -157,14 +157,14 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "frozen_optimizers.memory",
-        "After a unit dies SGD, RMSProp and Adagrad stop at once, momentum, Adam and Muon coast, and Lion goes on at"
+        "After a unit dies, SGD, RMSProp and Adagrad stop at once; momentum, Adam and Muon coast; and Lion goes on at"
         " full speed until its momentum underflows.",
         "this library",
         check_memory,
         "An optimizer's moments can carry a unit past the edge, or back over it: reset the moments with the unit. Adam"
         " coasts by about 10 learning rates after steady gradients, and by up to 28.6 after a spike, which is how"
         " units die.",
-        "About 10 learning rates used to be given for Adam whatever came before; that holds after steady gradients.",
+        "This page used to give about 10 learning rates for Adam in any case; that holds after steady gradients.",
     ),
     Check(
         "frozen_optimizers.weight_decay",

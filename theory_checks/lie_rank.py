@@ -49,19 +49,25 @@ def _gram_laws(params):
 
 def check_conserved(size: Size) -> list[Row]:
     """Count what the brackets do not reach, and the independent laws that are known."""
-    rows, found = [], 0.0
+    rows, unreached = [], 0.0
     for activation in ("leaky_relu", "identity") if size == "small" else ("relu", "leaky_relu", "identity"):
         model, variables = _network(activation)
         laws = _gram_laws if activation == "identity" else homogeneous_conserved(model.wiring)
-        known, found = _num_independent(laws, variables["params"]), _found(model, variables)
-        rows.append(Row(f"{activation}: codimension {found} minus the {known} laws known", abs(found - known), 0))
+        num_laws, unreached = _num_independent(laws, variables["params"]), _found(model, variables)
+        rows.append(
+            Row(
+                f"{activation}: codimension {unreached} minus the {num_laws} laws known",
+                abs(unreached - num_laws),
+                0,
+            )
+        )
     # The last network is the linear one, whose laws are more than those of its units.
-    rows.append(Row("identity: codimension minus its 4 units' own laws", abs(found - UNITS), 0, control=True))
+    rows.append(Row("identity: codimension minus its 4 units' own laws", abs(unreached - UNITS), 0, control=True))
     return rows if size == "small" else [*rows, *_beside_laws()]
 
 
 def _beside_laws() -> list[Row]:
-    """ReLU units with a second reason to stay: one that is dead, and clones, who share one law on their leaf."""
+    """ReLU units that are trapped for a second reason: a dead one, and clones, which share one law on their leaf."""
     model, variables = _network("relu")
     dead, expected = _found(model, _with_dead_unit(variables)), UNITS - 1 + INPUTS + 1 + OUTPUTS
     base, narrow = _network("relu", UNITS // 2)
@@ -75,7 +81,7 @@ def _beside_laws() -> list[Row]:
 
 
 def _with_dead_unit(variables: Variables) -> Variables:
-    """The first unit below its kink on every input that is drawn."""
+    """Parameters whose first unit is below its kink on every input that is drawn."""
     first = variables["params"]["hidden_0"]
     dead = {"kernel": first["kernel"].at[:, 0].set(0.1), "bias": first["bias"].at[0].set(-50.0)}
     return {"params": {**variables["params"], "hidden_0": dead}}
@@ -97,11 +103,11 @@ def check_generic(size: Size) -> list[Row]:
     base, narrow = _network("tanh", UNITS // 2)
     wide, cloned = widen(base, 2), clone_variables(narrow, base.wiring, 2)
     leaf = codimension(cloned_manifold(cloned["params"], wide.wiring, {"hidden_0": (0, 0, 1, 1)}))
-    found = _found(wide, cloned)
+    unreached = _found(wide, cloned)
     return [
         *rows,
-        Row(f"clones of tanh units: codimension {found} minus the leaf's {leaf}", abs(found - leaf), 0),
-        Row("clones of tanh units: codimension", found, 0, control=True),
+        Row(f"clones of tanh units: codimension {unreached} minus the leaf's {leaf}", abs(unreached - leaf), 0),
+        Row("clones of tanh units: codimension", unreached, 0, control=True),
     ]
 
 
@@ -110,10 +116,10 @@ def check_loss(size: Size) -> list[Row]:
     del size
     model, variables = _network("tanh")
     # One sum of the head's kernel per hidden unit, and one of its bias.
-    known, found = UNITS + 1, _found(model, variables, mean_cross_entropy, depth=2)
+    num_sums, unreached = UNITS + 1, _found(model, variables, mean_cross_entropy, depth=2)
     return [
-        Row(f"tanh, cross-entropy: codimension {found} minus the {known} sums", abs(found - known), 0),
-        Row("tanh, cross-entropy: codimension", found, 0, control=True),
+        Row(f"tanh, cross-entropy: codimension {unreached} minus the {num_sums} sums", abs(unreached - num_sums), 0),
+        Row("tanh, cross-entropy: codimension", unreached, 0, control=True),
     ]
 
 
@@ -124,7 +130,7 @@ CHECKS: tuple[Check, ...] = (
         " traps gradient flow on every data set; a linear one has the symmetric matrix W'W + bb' - AA'.",
         "Sussmann 1973; laws: arXiv 1806.00900, 2307.00144; the count of all structure: this library",
         check_conserved,
-        "For a small network one rank says whether a hidden trap is left to look for. ReLU is not analytic: there the"
+        "For a small network one rank says whether there may be a hidden trap. ReLU is not analytic: there the"
         " rank speaks about the linear pieces at this point.",
     ),
     Check(

@@ -26,8 +26,8 @@ class Optimizer(NamedTuple):
         keeps: what one update keeps.
         slack: multiple of `64 eps` that rounding is allowed: more than 1 where the update is a difference of
             parameters, or amplifies the normal part of the gradient.
-        on_vit: what it keeps on the ViT, where that is something else.
-        has_loops: the update runs loops of its own.
+        on_vit: what it keeps on the ViT, where that differs.
+        has_loops: whether the update runs loops of its own.
         sees_matrices: `make` takes `muon_weight_dimension_numbers`, which axes of each kernel are rows and columns.
         sees_wiring: `make` takes the network's wiring.
     """
@@ -58,7 +58,7 @@ def _regularised(penalty: Callable[[Wiring], optax.GradientTransformation]) -> C
 
 
 def _followed(last: Callable[[Wiring], optax.GradientTransformation]) -> Callable[..., Any]:
-    """Gradient descent, and then what acts on the parameters as they would be."""
+    """Gradient descent, followed by what acts on the updated parameters."""
     return lambda wiring: optax.chain(optax.sgd(RATE), last(wiring))
 
 
@@ -95,7 +95,7 @@ OPTIMIZERS: tuple[Optimizer, ...] = (
     # Their own start lies on the leaf.
     Optimizer("L2 towards the start", lambda: optax.chain(optim.l2_init(DECAY), optax.sgd(RATE)), "leaf"),
     Optimizer("clip by value", lambda: _clipped(optax.clip(1e-3)), "leaf"),
-    # Times a scalar for a whole array, or for all of them.
+    # Multiply a whole array, or all of them, by a scalar.
     Optimizer("clip by global norm", lambda: _clipped(optax.clip_by_global_norm(1e-3)), "leaf"),
     Optimizer("clip by block rms", lambda: _clipped(optax.clip_by_block_rms(1e-3)), "leaf"),
     Optimizer("lars", partial(optax.lars, RATE), "leaf"),
@@ -125,8 +125,8 @@ OPTIMIZERS: tuple[Optimizer, ...] = (
         "adafactor, decay", partial(optax.adafactor, RATE, min_dim_size_to_factor=2, weight_decay_rate=DECAY), "V"
     ),
     _muon("muon, decay", partial(contrib.muon, RATE, weight_decay=DECAY, adam_weight_decay=DECAY), "V"),
-    # Block-constant and gauge parts have orthogonal rows and columns: a function of the matrix keeps them apart. Arrays
-    # of more than two axes, as the kernels of attention heads, Optax's Muon leaves to Adam.
+    # Block-constant and gauge parts have orthogonal rows and columns: a function of the matrix keeps them apart.
+    # Optax's Muon leaves arrays of more than two axes, such as the kernels of attention heads, to Adam.
     _muon("muon, coupled L2", lambda: _coupled(contrib.muon(RATE)), "V", on_vit="BC"),
     Optimizer("fromage", partial(optax.fromage, RATE), "V"),
     Optimizer("shrink, nothing added", _followed(lambda _: optim.shrink_and_perturb(0.9, 0.0, 0, 1)), "V", 20, **WIRED),
@@ -142,12 +142,12 @@ OPTIMIZERS: tuple[Optimizer, ...] = (
         has_loops=True,
         **WIRED,
     ),
-    # See each weight, or each unit, by itself: clones with unequal weights are told apart.
+    # These look at each weight, or each unit, by itself, so they tell clones with unequal weights apart.
     Optimizer("adam, coupled L2", lambda: _coupled(optax.adam(RATE)), "BC"),
     Optimizer("rmsprop, coupled L2", lambda: _coupled(optax.rmsprop(RATE)), "BC"),
     Optimizer("lion, coupled L2", lambda: _coupled(optax.lion(RATE, weight_decay=0.0)), "BC"),
     Optimizer("adafactor, coupled L2", lambda: _coupled(optax.adafactor(RATE, min_dim_size_to_factor=2)), "BC"),
-    # By its paper's maximum it leaves V at third order in the utilities alone (6e-7 of an update on the MLP).
+    # With the paper's maximum it leaves V only at third order in the utilities (6e-7 of an update on the MLP).
     Optimizer("upgd's code, without noise", lambda: optim.upgd(RATE, 0.0, 0, variant="official"), "BC"),
     Optimizer("adaptive gradient clipping", lambda: _clipped(optax.adaptive_grad_clip(1e-3)), "BC"),
 )

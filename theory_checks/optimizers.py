@@ -39,10 +39,10 @@ def check_history(size: Size) -> list[Row]:
     """Share of an update that leaves the leaf, from BC and from V; weight decay as the control."""
     del size
     rows = [
-        Row(f"{name}: from BC and V", max(found.bc.leaf, found.v.leaf), optimizer.slack * ROUNDING)
-        for (name, optimizer), found in of_kind("leaf", TABLES).items()
+        Row(f"{name}: from BC and V", max(shares.bc.leaf, shares.v.leaf), optimizer.slack * ROUNDING)
+        for (name, optimizer), shares in of_kind("leaf", TABLES).items()
     ]
-    decayed = min(found.v.leaf for found in of_kind("V", TABLES).values())
+    decayed = min(shares.v.leaf for shares in of_kind("V", TABLES).values())
     return [*rows, Row("with weight decay, from V: least of all", decayed, SIGNAL, control=True)]
 
 
@@ -50,9 +50,9 @@ def check_decay(size: Size) -> list[Row]:
     """Share of an update that leaves V from V, and the leaf from BC; and how far it leaves the leaf from V."""
     del size
     rows = []
-    for (name, optimizer), found in of_kind("V", TABLES).items():
-        rows.append(Row(f"{name}: BC from BC, V from V", max(found.bc.leaf, found.v.v), optimizer.slack * ROUNDING))
-        rows.append(Row(f"{name}: the leaf, from V", found.v.leaf, SIGNAL, control=True))
+    for (name, optimizer), shares in of_kind("V", TABLES).items():
+        rows.append(Row(f"{name}: BC from BC, V from V", max(shares.bc.leaf, shares.v.v), optimizer.slack * ROUNDING))
+        rows.append(Row(f"{name}: the leaf, from V", shares.v.leaf, SIGNAL, control=True))
     return rows
 
 
@@ -60,9 +60,9 @@ def check_told_apart(size: Size) -> list[Row]:
     """Share of an update that leaves BC from BC; and how far it leaves V from V."""
     del size
     rows = []
-    for (name, optimizer), found in of_kind("BC", TABLES).items():
-        rows.append(Row(f"{name}: BC from BC", found.bc.leaf, optimizer.slack * ROUNDING))
-        rows.append(Row(f"{name}: V, from V", found.v.v, SIGNAL, control=True))
+    for (name, optimizer), shares in of_kind("BC", TABLES).items():
+        rows.append(Row(f"{name}: BC from BC", shares.bc.leaf, optimizer.slack * ROUNDING))
+        rows.append(Row(f"{name}: V, from V", shares.v.v, SIGNAL, control=True))
     return rows
 
 
@@ -91,7 +91,7 @@ def check_muon(size: Size) -> list[Row]:
         update = jax.jit(lambda g: rule.update(g, rule.init(params), params)[0])
         factors = []
         for _ in range(repeats):
-            # In proportion to each array, as rounding is.
+            # In proportion to each array, like rounding.
             noise = jax.tree.map(lambda leaf: np.linalg.norm(leaf) * rng.normal(size=leaf.shape), gradients)
             normal = split(wiring, partition, noise)
             shift = jax.tree.map(lambda a, b: 1e-9 * (a + b), normal.incoming, normal.outgoing)
@@ -114,17 +114,17 @@ def check_muon(size: Size) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     Check(
         "optimizers.gradient_history",
-        "An update made from the history of gradients alone, by coordinates, row and column statistics, norms or as a"
-        " matrix, keeps every leaf W + BC.",
+        "An update computed from the history of gradients alone, by coordinates, by row and column statistics, by"
+        " norms or as a matrix, keeps every leaf W + BC.",
         "this library (the question is open in arXiv 2510.00304)",
         check_history,
         "Changing the optimizer does not free clones, of units or of attention heads: Adam, Lion, Muon and the rest"
-        " keep them as SGD does. What escapes in long runs escapes on rounding, see confinement.rounding.",
+        " keep them as SGD does. What escapes in long runs escapes through rounding, see confinement.rounding.",
     ),
     Check(
         "optimizers.weight_decay",
-        "Decoupled weight decay, and L2 in the gradient of a linear or a matrix optimizer, keep V; of the leaves"
-        " only BC.",
+        "Decoupled weight decay, and L2 in the gradient of a linear or a matrix optimizer, keep V, and of its"
+        " leaves only BC.",
         "this library",
         check_decay,
         "Weight decay does not free clones. It makes them equal: differences between them shrink, totals stay equal.",
@@ -141,7 +141,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "optimizers.rounding_errors",
         "Softmax does not see the biases of attention keys, so their gradient is rounding alone; optimizers that"
-        " rescale coordinates make steps of it, and these tell clones apart.",
+        " rescale coordinates turn it into steps, and these tell clones apart.",
         "this library",
         check_rounding_errors,
         "In a ViT, Adam and Lion move the key biases of clones at random. The function does not notice, but a measure"

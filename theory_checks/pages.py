@@ -18,7 +18,7 @@ BEGIN, END = "<!-- measured: written by `python -m theory_checks --write-docs` -
 FOLDER = Path(__file__).parent.parent / "docs" / "theory"
 
 Record = dict[str, Any]
-"""What is stored of one check: a JSON object."""
+"""What is stored about one check: a JSON object."""
 
 
 def record(verdict: Verdict, size: Size) -> Record:
@@ -38,9 +38,9 @@ def record(verdict: Verdict, size: Size) -> Record:
 
 
 def merged(old: Sequence[Record], new: Sequence[Record], names: Sequence[str]) -> list[Record]:
-    """Records in the order of `names`, new ones in place of old ones; what has no name any more is dropped."""
-    known = {each["name"]: each for each in (*old, *new)}
-    return [known[name] for name in names if name in known]
+    """Records in the order of `names`, new ones in place of old ones; records whose name is gone are dropped."""
+    by_name = {each["name"]: each for each in (*old, *new)}
+    return [by_name[name] for name in names if name in by_name]
 
 
 def read_records(path: Path) -> list[Record]:
@@ -60,9 +60,9 @@ def write_pages(folder: Path, records: Sequence[Record]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     write_records(folder / "results.json", records)
     written = [folder / "results.json"]
-    for theorem, own in by_theorem(records).items():
+    for theorem, of_theorem in by_theorem(records).items():
         path = folder / f"{theorem}.md"
-        path.write_text(page(path.read_text() if path.exists() else "", theorem, own))
+        path.write_text(page(path.read_text() if path.exists() else "", theorem, of_theorem))
         written.append(path)
     (folder / "README.md").write_text(index(records))
     return [*written, folder / "README.md"]
@@ -125,8 +125,8 @@ def index(records: Sequence[Record]) -> str:
         "| check | statement | source | worst claim (share of its bound) | verdict |",
         "|---|---|---|---:|---|",
     ]
-    for theorem, own in by_theorem(records).items():
-        for each in own:
+    for theorem, of_theorem in by_theorem(records).items():
+        for each in of_theorem:
             name = each["name"]
             anchor = f"{theorem}.md#{name.replace('.', '')}"
             verdict = "holds" if each["holds"] else "**does not hold**"

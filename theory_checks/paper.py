@@ -25,21 +25,21 @@ def numbers(claim: Claim, records: dict[str, Record], docs: Path = DOCS) -> list
 
 
 def worst_of(record: Record) -> Row:
-    """Of the numbers of a check that must stay below a bound, the one that comes closest to it; else above."""
+    """The number of a check that comes closest to its upper bound; to its lower bound if there are no upper ones."""
     rows = [Row(*(stored[field] for field in Row._fields)) for stored in record["rows"]]
-    kept = [row for row in rows if not row.control and row.bound is not None]
-    kept = [row for row in kept if row.sense == "<="] or kept
+    claims = [row for row in rows if not row.control and row.bound is not None]
+    claims = [row for row in claims if row.sense == "<="] or claims
 
     def share(row: Row) -> float:
         bound = row.bound or 0.0
         small, large = (row.value, bound) if row.sense == "<=" else (bound, row.value)
         return small / large if large else 0.0
 
-    return max(kept, key=share)
+    return max(claims, key=share)
 
 
 def cell_of(cell: Cell, docs: Path = DOCS) -> str:
-    """A cell of the first table of a page that has such a row.
+    """A cell of the first table of a page that has this row.
 
     Raises:
         ValueError: the page has no such row or column.
@@ -52,7 +52,7 @@ def cell_of(cell: Cell, docs: Path = DOCS) -> str:
 
 
 def command_of(claim: Claim) -> str:
-    """What makes the numbers of a claim."""
+    """The command that produces the numbers of a claim."""
     commands = [claim.command, *(f"python -m theory_checks --only {name}" for name in claim.checks)]
     return "<br>".join(f"`{command}`" for command in commands if command)
 
@@ -63,21 +63,21 @@ def page(records: dict[str, Record], docs: Path = DOCS) -> str:
     lines = [
         "# The paper, claim by claim",
         "",
-        "What became here of the theorems, figures and claims of arXiv 2510.00304 that this project treats. Written by",
+        "What became of the theorems, figures and claims of arXiv 2510.00304 that this project treats. Written by",
         "`python -m theory_checks.paper` from `theory_checks/paper_claims.py`; the numbers are read from the checks",
         f"and from the pages of the experiments. {counts[0].upper()}{counts[1:]}.",
         "",
         *(f"- **{status}**: {meaning}." for status, meaning in STATUSES.items()),
         "",
-        "A number of a check is the one that comes closest to its bound, which stands in brackets.",
+        "The number given for a check is the one that comes closest to its bound, which stands in brackets.",
         "",
         "| where | it says | here | what was found | number | command |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for claim in CLAIMS:
-        found = f"{claim.found} [Page]({claim.page})" if claim.page else claim.found
+        outcome = f"{claim.found} [Page]({claim.page})" if claim.page else claim.found
         evidence = "<br>".join(numbers(claim, records, docs)) or "–"
-        cells = (claim.place, claim.says, f"**{claim.status}**", found, evidence, command_of(claim) or "–")
+        cells = (claim.place, claim.says, f"**{claim.status}**", outcome, evidence, command_of(claim) or "–")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -97,17 +97,17 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "section 4, open question",
-        "For which optimizers but SGD do clones stay clones?",
+        "For which optimizers other than SGD do clones stay clones?",
         "answered",
-        "For all whose update is made from the history of gradients alone; which decay, clipping and resets keep "
-        "what is listed.",
+        "For all whose update is computed from the history of gradients alone; the checks list what decay, clipping "
+        "and resets keep.",
         ("optimizers.gradient_history", "optimizers.weight_decay", "optimizers.coupled_decay", "resets.live_clones"),
     ),
     Claim(
         "section 4, open question",
         "Are there other manifolds that trap training, also curved ones?",
         "answered",
-        "Of a given network, by the rank of a Lie algebra: level sets of conserved quantities, and affine families "
+        "For a given network the rank of a Lie algebra tells: level sets of conserved quantities, and affine families "
         "that the paper does not list (weighted and signed clones, vanished units, rotated heads).",
         ("lie_rank.conserved", "lie_rank.generic", "other_clones.weighted", "symmetry.heads"),
     ),
@@ -127,9 +127,9 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "section 4, hard rank (figure A.1)",
-        "Behind a function that is no polynomial, units that are no copies have full rank.",
+        "After a function that is not a polynomial, units that are not copies have full rank.",
         "corrected",
-        "Pairs of opposite units lose rank behind ReLU and its relatives, by a known number.",
+        "Pairs of opposite units lose rank after ReLU and its relatives, by a known number.",
         ("activation.hard_rank", "activation.opposite_units"),
         page="theory/activation.md",
         command="python -m experiments.activation_theory",
@@ -148,7 +148,7 @@ CLAIMS: tuple[Claim, ...] = (
         "section 4, corollary (figures A.3, A.4)",
         "α → ∞ freezes units.",
         "refuted",
-        "sin(30z) has α = 899 and hardly a frozen unit. True for activations with plateaus, and for half-vanishing "
+        "sin(30z) has α = 899 and hardly any frozen unit. True for activations with plateaus, and for half-vanishing "
         "ones.",
         ("activation.frozen_limits",),
         page="theory/activation.md",

@@ -1,8 +1,8 @@
 """Resets of units, and the manifolds on which clones and dead units are caught.
 
-A reset looks at what a unit does, and clones do the same: it takes all of a cluster or none. What it draws for each
-unit is its own, so what it takes is told apart. Which of the clones that are *not* at fault does each method free? A
-new reset joins by adding a row to `METHODS`.
+A reset looks at what a unit does, and clones do the same: it takes all of a cluster or none. New weights are drawn for
+each unit independently, so what it takes is told apart. Which of the clones that are *not* at fault does each method
+free? A new reset joins by adding a row to `METHODS`.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
         before: parameters.
         after: parameters.
         touched: which units the method has named in any of the steps; all False where it names none.
-        gradient: of the loss by the parameters, after.
+        gradient: gradient of the loss at the parameters after.
         change: largest change of a logit.
     """
 
@@ -85,19 +85,21 @@ def outcomes(has_dead: bool) -> dict[str, Outcome]:
     @jax.jit
     def run() -> Any:
         started = init_state(variables, OPTIMIZER)
-        _, seen = train_step(MODEL, OPTIMIZER, started, batch)
-        found = {}
+        _, observed = train_step(MODEL, OPTIMIZER, started, batch)
+        by_method = {}
         for index, (name, make) in enumerate(METHODS.items()):
             method = make()
             state, touched = start_intervention(method, setting, started), jnp.zeros(len(CLUSTERS), bool)
             for step in range(STEPS):
                 key = jax.random.fold_in(jax.random.key(index), step)
-                state, report = intervene(method, setting, state, seen, key, step)
+                state, report = intervene(method, setting, state, observed, key, step)
                 touched |= report.touched.get("hidden_0", touched)
-            _, again = train_step(MODEL, OPTIMIZER, init_state(state.variables, OPTIMIZER), batch)
-            change = jnp.max(jnp.abs(again.logits - seen.logits))
-            found[name] = Outcome(variables["params"], state.variables["params"], touched, again.gradient, change)
-        return found
+            _, observed_after = train_step(MODEL, OPTIMIZER, init_state(state.variables, OPTIMIZER), batch)
+            change = jnp.max(jnp.abs(observed_after.logits - observed.logits))
+            by_method[name] = Outcome(
+                variables["params"], state.variables["params"], touched, observed_after.gradient, change
+            )
+        return by_method
 
     return jax.device_get(run())
 
@@ -112,35 +114,39 @@ def apart(params: Any, clusters: tuple[int, ...]) -> float:
 def check_live(size: Size) -> list[Row]:
     """One pair is dead: what becomes of the two that live."""
     del size
-    found, live = outcomes(has_dead=True), (1, 2)
+    by_method, live = outcomes(has_dead=True), (1, 2)
     rows = [
-        Row(f"{name}: largest difference between live clones", apart(found[name].after, live), 0.0)
+        Row(f"{name}: largest difference between live clones", apart(by_method[name].after, live), 0.0)
         for name in ("ReDo", "self-normalised resets", "ReGraMa", "optimizer reset")
     ]
     rows += [
-        Row(f"{name}: the same for the dead pair", apart(found[name].after, (DEAD,)), SIGNAL, ">=")
+        Row(f"{name}: the same for the dead pair", apart(by_method[name].after, (DEAD,)), SIGNAL, ">=")
         for name in ("ReDo", "self-normalised resets", "ReGraMa")
     ]
     return [
         *rows,
-        Row("optimizer reset: the same for the dead pair", apart(found["optimizer reset"].after, (DEAD,)), 0.0),
-        Row("CPR: live clones", apart(found["CPR"].after, live), 0.0, control=True),
-        Row("layer reset: live clones", apart(found["layer reset"].after, live), 0.0, control=True),
+        Row("optimizer reset: the same for the dead pair", apart(by_method["optimizer reset"].after, (DEAD,)), 0.0),
+        Row("CPR: live clones", apart(by_method["CPR"].after, live), 0.0, control=True),
+        Row("layer reset: live clones", apart(by_method["layer reset"].after, live), 0.0, control=True),
     ]
 
 
 def check_ties(size: Size) -> list[Row]:
     """All live: continual backprop has to choose between clones of equal utility."""
     del size
-    found = outcomes(has_dead=False)
-    touched = found["continual backprop"].touched.reshape(3, 2).sum(axis=1)
+    by_method = outcomes(has_dead=False)
+    touched = by_method["continual backprop"].touched.reshape(3, 2).sum(axis=1)
     split = [c for c in range(3) if touched[c] == 1]
     return [
         Row("continual backprop: pairs of which one unit is replaced", len(split), 1, ">="),
-        Row("the same pairs: difference after", apart(found["continual backprop"].after, tuple(split)), SIGNAL, ">="),
-        Row("ReDo: units replaced", int(found["ReDo"].touched.sum()), 1, ">=", control=True),
-        Row("ReDo: difference between clones", apart(found["ReDo"].after, (0, 1, 2)), 0.0),
-        Row("continual backprop: change of a logit, removing a live unit", float(found["continual backprop"].change)),
+        Row(
+            "the same pairs: difference after", apart(by_method["continual backprop"].after, tuple(split)), SIGNAL, ">="
+        ),
+        Row("ReDo: units replaced", int(by_method["ReDo"].touched.sum()), 1, ">=", control=True),
+        Row("ReDo: difference between clones", apart(by_method["ReDo"].after, (0, 1, 2)), 0.0),
+        Row(
+            "continual backprop: change of a logit, removing a live unit", float(by_method["continual backprop"].change)
+        ),
     ]
 
 
@@ -153,9 +159,9 @@ def check_dead(size: Size) -> list[Row]:
         rows.append(Row(f"{name}: largest change of a logit", float(outcome.change), 1e-12))
         outgoing = np.abs(outcome.gradient["classes"]["kernel"][:2]).max()
         rows.append(Row(f"{name}: gradient of outgoing weights", float(outgoing), SIGNAL, ">="))
-    kept = outcomes(has_dead=True)["optimizer reset"].gradient
+    gradient = outcomes(has_dead=True)["optimizer reset"].gradient
     rows.append(
-        Row("optimizer reset: the same", float(np.abs(kept["classes"]["kernel"][:2]).max()), SIGNAL, ">=", True)
+        Row("optimizer reset: the same", float(np.abs(gradient["classes"]["kernel"][:2]).max()), SIGNAL, ">=", True)
     )
     return rows
 
@@ -163,16 +169,16 @@ def check_dead(size: Size) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     Check(
         "resets.live_clones",
-        "Resets that go by what units do (ReDo, self-normalised resets, ReGraMa) keep live clones equal, exactly; what"
-        " they reset is told apart, as each unit is drawn for itself.",
+        "Resets that go by what units do (ReDo, self-normalised resets, ReGraMa) keep live clones exactly equal; what"
+        " they reset is told apart, as each unit is drawn independently.",
         "this library; the methods: arXiv 2302.12902, 2410.20098, 2505.24061, 2607.24996",
         check_live,
-        "A method that recycles dead units does nothing against duplicates. CPR does, as its draw is noise of each"
-        " unit's own; resetting a layer does, and so does nothing else here.",
+        "A method that recycles dead units does nothing against duplicates. CPR frees them, as its draw is noise of"
+        " each unit's own; resetting a layer does, too, and nothing else here.",
     ),
     Check(
         "resets.ties",
-        "Continual backprop splits live clones only by a tie: of two equal utilities one is the lower in its order.",
+        "Continual backprop splits live clones only through a tie: of two equal utilities, one comes first.",
         "this library; Dohare et al., Nature 632 (2024)",
         check_ties,
         "Duplicates are freed one at a time, at the rate of replacement, and only when they are the least useful.",

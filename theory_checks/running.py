@@ -16,7 +16,7 @@ def judge_all(checks: Sequence[Check], size: Size, processes: int) -> list[Verdi
     Args:
         checks: the checks, those of a theorem next to each other.
         size: "small" or "full".
-        processes: how many theorems at a time, each in a process of its own; 1, or a single theorem: in this one.
+        processes: how many theorems at a time, each in a process of its own; 1, or a single theorem, runs in this one.
 
     Returns:
         Verdicts, in the order of the checks.
@@ -33,7 +33,7 @@ def judge_all(checks: Sequence[Check], size: Size, processes: int) -> list[Verdi
 
 
 def _turn(theorem: str) -> int:
-    """The longest go first, so that no process is left with one at the end."""
+    """The longest go first, so that no process is left with a long one at the end."""
     return LONGEST_FIRST.index(theorem) if theorem in LONGEST_FIRST else len(LONGEST_FIRST)
 
 

@@ -2,7 +2,7 @@
 
 What acts on a network from outside may leave the manifold of clones, and may or may not change the function. Here:
 FIRE, which makes kernels isometries; splitting clones, which pushes outgoing weights apart; waking dead units. Measured
-on one act, on an MLP.
+for a single act, on an MLP.
 """
 
 from functools import cache, partial
@@ -35,7 +35,7 @@ class Act(NamedTuple):
         before: parameters before it.
         after: parameters after it.
         logits: before and after, on the batch.
-        gradient: of the loss after it.
+        gradient: gradient of the loss after it.
     """
 
     before: Params
@@ -54,10 +54,10 @@ def _run(make, params: Params, batch) -> tuple:
     model = network("mlp").model
     setting = Setting(model, optax.sgd(0.01), mean_cross_entropy)
     state = start_intervention(make(), setting, init_state({"params": params}, setting.optimizer))
-    seen = observe(model, state.variables, batch, signals=False)
-    after, report = intervene(make(), setting, state, seen, jax.random.key(0), 0)
+    observed = observe(model, state.variables, batch, signals=False)
+    after, report = intervene(make(), setting, state, observed, jax.random.key(0), 0)
     new = after.variables["params"]
-    logits = seen.logits, model.apply({"params": new}, batch[0])[0]
+    logits = observed.logits, model.apply({"params": new}, batch[0])[0]
     return new, logits, jax.grad(cross_entropy(model, {}, batch))(new), report.reason
 
 
@@ -136,7 +136,7 @@ def check_fire(size: Size) -> list[Row]:
 
 
 def check_split(size: Size) -> list[Row]:
-    """What splitting changes of the function, of the clones, and of their next gradient."""
+    """How splitting changes the function, the clones, and their next gradient."""
     del size
     wiring = network("mlp").model.wiring
     partition = unequal_partition(wiring)
@@ -170,8 +170,9 @@ def check_frozen(size: Size) -> list[Row]:
     inputs, labels = random_batches(network("mlp").input_shape, 1)
     setting = Setting(model, optax.sgd(0.01), mean_cross_entropy)
     start = init_state({"params": jax.tree.map(jnp.asarray, params)}, setting.optimizer)
-    seen = observe(model, start.variables, (inputs[0], labels[0]), signals=False)
-    after, _ = jax.jit(lambda state, seen: intervene(waking(), setting, state, seen, jax.random.key(0), 0))(start, seen)
+    observed = observe(model, start.variables, (inputs[0], labels[0]), signals=False)
+    act = jax.jit(lambda state, observed: intervene(waking(), setting, state, observed, jax.random.key(0), 0))
+    after, _ = act(start, observed)
     logits = model.apply(after.variables, inputs[0])[0]
     taps = jax.eval_shape(model.apply, start.variables, inputs[0])[2]
     turned_too = isometric(start.variables["params"], model.wiring, taps)
@@ -186,7 +187,7 @@ def check_frozen(size: Size) -> list[Row]:
         Row("waking: change of incoming weights", moved(after.variables["params"]), 0.1, ">="),
         Row(
             "waking: change of a logit over the largest",
-            float(np.abs(logits - seen.logits).max() / np.abs(seen.logits).max()),
+            float(np.abs(logits - observed.logits).max() / np.abs(observed.logits).max()),
             ROUNDING,
         ),
         Row("waking: samples on which the unit is on", float(np.mean(woken > 0)), 0.05, ">="),

@@ -51,9 +51,9 @@ def check_closed_form(size: Size) -> list[Row]:
             wide = widen(base, factor)
             dense = _normal_eigenvalues(wide, clone_variables(variables, base.wiring, factor), factor, loss, batch)
             blocks = unit_blocks(base, variables, batch, factor, loss=LOSSES[loss])
-            found = [np.repeat(space.eigenvalues.ravel(), factor - 1) for space in blocks.spaces.values()]
-            together = np.sort(np.concatenate([*found, np.zeros(len(dense) - sum(map(len, found)))]))
-            rows.append(Row(f"{activation}, {loss}, n = {factor}: spectrum", abs(together - dense).max(), ROUNDING))
+            spectra = [np.repeat(space.eigenvalues.ravel(), factor - 1) for space in blocks.spaces.values()]
+            predicted = np.sort(np.concatenate([*spectra, np.zeros(len(dense) - sum(map(len, spectra)))]))
+            rows.append(Row(f"{activation}, {loss}, n = {factor}: spectrum", abs(predicted - dense).max(), ROUNDING))
     rows.append(_off_block_constant())
     return rows
 
@@ -96,8 +96,8 @@ def check_inertia(size: Size) -> list[Row]:
         matrix = np.block([[curvature, coupling], [coupling.T, np.zeros((q, q))]])
         values = np.linalg.eigvalsh(matrix)
         expected = ((values > 1e-9).sum(), (values < -1e-9).sum(), (abs(values) <= 1e-9).sum())
-        found = block_inertia(curvature, coupling, BlockError(1e-12, 1e-12), zero_below=1e-9)
-        wrong += (found.plus, found.minus, found.zero) != expected
+        inertia = block_inertia(curvature, coupling, BlockError(1e-12, 1e-12), zero_below=1e-9)
+        wrong += (inertia.plus, inertia.minus, inertia.zero) != expected
         signs = np.linalg.eigvalsh(curvature)
         naive_wrong += (rank + (signs > 0).sum(), rank + (signs < 0).sum()) != expected[:2]
     return [
@@ -171,7 +171,7 @@ def check_escape(size: Size) -> list[Row]:
         rows.append(Row(f"n = {factor}: from all components", float(np.abs(predicted / measured - 1).max()), 0.02))
         wrong = float(np.abs(lengths / measured - 1).max())
         rows.append(Row(f"n = {factor}: from the length of the kick", wrong, 0.02, control=True))
-        # Claimed before for all n. At n = 2 every eigenvalue occurs once, and the claim is nearly right.
+        # This number was once claimed for all n. At n = 2 every eigenvalue occurs once, and it is nearly right.
         wrong, what = float(np.mean(alone / measured - 1)), f"n = {factor}: from the fastest mode alone, on average"
         rows.append(Row(what, wrong, 0.02, control=True) if factor > 2 else Row(what, wrong))
     return rows
@@ -192,24 +192,26 @@ def check_noise(size: Size) -> list[Row]:
         def product(coupling: jax.Array, v: jax.Array) -> jax.Array:
             return jnp.concatenate([coupling @ v[p:], v[:p] @ coupling])
 
-        found = transverse_lyapunov(product, jnp.zeros(p + q), couplings, rate, key, burn_in=steps // 20)
-        return float(found.exponent) / rate**2, float(found.standard_error) / rate**2
+        estimate = transverse_lyapunov(product, jnp.zeros(p + q), couplings, rate, key, burn_in=steps // 20)
+        return float(estimate.exponent) / rate**2, float(estimate.standard_error) / rate**2
 
-    rows, found = [], {}
+    rows, exponents = [], {}
     for p, q in NOISES:
         draw, start = jax.random.split(jax.random.key(10 * p + q))
-        found[p, q], error = simulated(jax.random.normal(draw, (steps, p, q)), start)
-        gap = abs(found[p, q] - noise_exponent(p, q))
+        exponents[p, q], error = simulated(jax.random.normal(draw, (steps, p, q)), start)
+        gap = abs(exponents[p, q] - noise_exponent(p, q))
         # Besides chance, the next order in eta is a share of about eta² (p + q).
-        rows.append(Row(f"p = {p}, q = {q}: exponent / eta²", found[p, q]))
+        rows.append(Row(f"p = {p}, q = {q}: exponent / eta²", exponents[p, q]))
         rows.append(Row(f"p = {p}, q = {q}: minus the exact {noise_exponent(p, q):.4f}", gap, 4 * error + 0.02))
     draw, start = jax.random.split(jax.random.key(1))
     shared = jax.random.normal(draw, (steps, 1, 1)) * jnp.ones((30, 1))
     along_one = simulated(shared, start)[0]
     return [
         *rows,
-        Row("p = 30, q = 1, noise along one direction: the same", abs(along_one - found[30, 1]), 0.25, control=True),
-        Row("p = 1, q = 3: minus the exact value at q = 1", abs(found[1, 3] + 0.5), 0.25, control=True),
+        Row(
+            "p = 30, q = 1, noise along one direction: the same", abs(along_one - exponents[30, 1]), 0.25, control=True
+        ),
+        Row("p = 1, q = 3: minus the exact value at q = 1", abs(exponents[1, 3] + 0.5), 0.25, control=True),
     ]
 
 
@@ -264,7 +266,7 @@ CHECKS = (
         OURS,
         check_free_kick,
         "Clones can be freed without disturbing what the network has learnt. The top singular vector of B_j makes the "
-        "next gradient largest; the outgoing part of the lowest mode of M_j is apart by a large distance first.",
+        "next gradient largest; the outgoing part of the lowest mode of M_j takes clones far apart soonest.",
     ),
     Check(
         "stability.escape_rate",

@@ -23,9 +23,9 @@ ROUNDING = 64 * float(np.finfo(np.float64).eps)
 SIGNAL = 1e-6
 HISTORY = 2
 UNITS = 6
-"""Of every space: three clusters, of 1, 3 and 2 units. Two would not do for a stream: layer norm of two values is a
-constant, and nothing behind it has a gradient. Tokens, classes and the width of a head are as many, so that arrays have
-few shapes: measured in one operation after the other, which are compiled for each shape, that is half the time."""
+"""Three clusters of every space, of 1, 3 and 2 units. Two would not do for a stream: layer norm of two values is a
+constant, and nothing behind it has a gradient. There are as many tokens, classes and coordinates of a head, so that
+arrays have few shapes: operations run one by one are compiled for each shape, and this halves the time."""
 
 
 class Network(NamedTuple):
@@ -46,7 +46,7 @@ def _vit() -> Network:
 
 
 NETWORKS: Mapping[str, Callable[[], Network]] = MappingProxyType({"mlp": _mlp, "vit": _vit})
-"""All cloneable spaces are cloned: of the ViT its stream, heads and MLP."""
+"""Networks in which all cloneable spaces are cloned: in the ViT its stream, heads and MLP."""
 
 
 @cache
@@ -71,7 +71,7 @@ def raw_history(name: str) -> tuple[Params, Params]:
 
 @cache
 def history(name: str) -> tuple[Params, Params]:
-    """The same; an array whose gradient is rounding alone has none (see `optimizers.check_rounding_errors`)."""
+    """The same, with zeros for an array whose gradient is rounding alone (see `optimizers.check_rounding_errors`)."""
     params, gradients = raw_history(name)
     shares = shares_of_largest(gradients)
     return params, jax.tree.map(lambda leaf, share: leaf * (share > ROUNDING), gradients, shares)
@@ -79,9 +79,9 @@ def history(name: str) -> tuple[Params, Params]:
 
 @cache
 def history_with_errors(name: str) -> tuple[Params, Params]:
-    """The same; an array whose gradient is rounding alone has drawn errors of that size.
+    """The same, with random errors of that size for an array whose gradient is rounding alone.
 
-    Those that a machine makes differ with every order of summation, and may by luck be equal for clones.
+    Real rounding errors differ with every order of summation, and may by luck be equal for clones.
     """
     params, gradients = raw_history(name)
     shares, random = shares_of_largest(gradients), np.random.default_rng(0)
@@ -101,7 +101,7 @@ def shares_of_largest(gradients: Params) -> Params:
 
 
 def transformation(optimizer: Optimizer, name: str) -> optax.GradientTransformation:
-    """The optimizer as it is made for a network."""
+    """The optimizer as built for a network."""
     if optimizer.sees_wiring:
         return optimizer.make(wiring=network(name).model.wiring)
     if not optimizer.sees_matrices:
@@ -111,7 +111,7 @@ def transformation(optimizer: Optimizer, name: str) -> optax.GradientTransformat
 
 
 def _rows_and_columns(label: Label, leaf: Any) -> MuonDimensionNumbers | None:
-    """Rows: the axes that a kernel sums over. Columns: those that it writes, the width of a head among them."""
+    """Rows are the axes that a kernel sums over; columns those that it writes, the width of a head among them."""
     reads = [index for index, axis in enumerate(label.axes) if isinstance(axis, In)]
     if not reads:
         return None
@@ -131,7 +131,7 @@ class Departures(NamedTuple):
 def departures(optimizer: Optimizer, name: str, has_errors: bool = False) -> Departures:
     """The update after a history of gradients, from both points, with or without errors of rounding.
 
-    Operation by operation: the optimizers of the table are made of few operations, on arrays of few shapes, and share
+    Run operation by operation: the optimizers of the table consist of few operations on arrays of few shapes and share
     what is compiled. Those with loops of their own do not.
     """
     wiring, rule = network(name).model.wiring, transformation(optimizer, name)

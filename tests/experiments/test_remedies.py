@@ -65,7 +65,7 @@ def test_what_a_controller_did_is_counted_from_means_over_steps():
     rows = {row["method"]: row["treatment"] for row in summarise(run)}
     assert rows["cpr"] == pytest.approx({"kept": 20, "undone": 10, "change": 1.0, "rise": 0.25})
     assert rows["nap"] is None
-    assert "CPR: 20.0 actions kept and 10.0 undone a seed; in all they changed" in texts(run)["table.md"]
+    assert "CPR: 20.0 actions kept and 10.0 undone per seed; in all they changed" in texts(run)["table.md"]
 
 
 def test_noise_makes_it_undecided_and_a_diverged_seed_is_named():

@@ -20,7 +20,7 @@ class Arguments:
     networks: int = 2100
     """How many networks in all."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     structures: int = 40
     """How many architectures with closed-form blocks; each is compiled once. Other kinds add about ten."""
 
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def print_shares(tally: "Tally") -> None:
-    """Print how often nothing was said, per method, kind of network and type."""
+    """Print how often no verdict was given, per method, kind of network and type."""
     print(
         f"{'method':<15}{'parameters':<26}{'type':<10}{'networks':>9}{'undecided':>11}{'eigenvalues':>13}{'undecided':>11}"
     )

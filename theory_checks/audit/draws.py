@@ -1,4 +1,4 @@
-"""Random networks that tempt a method to guess, as numbers that both sides are given exactly."""
+"""Random networks that tempt a method to guess, in numbers that both sides receive exactly."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -50,14 +50,14 @@ def mean_hinge(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 class Structure(NamedTuple):
-    """What has to be compiled.
+    """What a program is compiled for.
 
     Attributes:
-        widths: of the hidden layers.
-        activation: its name.
+        widths: widths of the hidden layers.
+        activation: name of the activation.
         loss: "cross_entropy", "smoothed", "mse" or "hinge".
         outputs: number of logits.
-        factors: clusters sizes of every unit, per hidden layer.
+        factors: cluster size of every unit, per hidden layer.
     """
 
     widths: tuple[int, ...]
@@ -182,7 +182,7 @@ def _labels(rng: np.random.Generator, structure: Structure, network: Network) ->
 
 
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
-    """The nearest numbers of a type, in float64; what is too large for it becomes its largest."""
+    """The nearest numbers of a type, in float64; numbers too large for it become its largest."""
     largest = float(jnp.finfo(dtype).max)
     return np.clip(array, -largest, largest).astype(jnp.dtype(dtype)).astype(np.float64)
 

@@ -20,12 +20,12 @@ def run_audit(num_networks: int, seed: int, num_structures: int) -> Iterator[tup
         seed: of everything random.
         num_structures: how many architectures have their blocks checked in closed form.
     """
-    few, some = max(num_networks // 35, 1), max(num_networks // 14, 1)
-    yield "near-clones", audit_near_clones(some, seed)
-    yield "batched products", audit_normed(some, seed, min(len(STRUCTURES), max(num_structures // 6, 1)))
-    yield "classify", audit_classify(few, seed, min(DENSE_STRUCTURES, max(num_structures // 12, 1)))
-    rest, parts = num_networks - few - 2 * some, 10
+    num_dense, num_normed = max(num_networks // 35, 1), max(num_networks // 14, 1)
+    yield "near-clones", audit_near_clones(num_normed, seed)
+    yield "batched products", audit_normed(num_normed, seed, min(len(STRUCTURES), max(num_structures // 6, 1)))
+    yield "classify", audit_classify(num_dense, seed, min(DENSE_STRUCTURES, max(num_structures // 12, 1)))
+    num_closed_form, parts = num_networks - num_dense - 2 * num_normed, 10
     for part in range(parts):
-        share = rest // parts + (part < rest % parts)
+        share = num_closed_form // parts + (part < num_closed_form % parts)
         name = f"closed form, part {part + 1} of {parts}"
         yield name, audit(share, seed + 1000 * part, max(num_structures // parts, 1), part * (num_structures // parts))

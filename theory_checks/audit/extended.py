@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-Real = Any  # a long double of NumPy, or an array of them
+Real = Any  # a NumPy long double, or an array of them
 """An array of `numpy.longdouble`."""
 
 ONE = np.longdouble(1)

@@ -1,4 +1,4 @@
-"""Units that are almost clones, beside louder ones that are: nobody may take them for clones, and all must agree."""
+"""Units that are almost clones, beside louder ones that are: no tool may take them for clones, and all must agree."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from theory_checks.audit.tally import Tally
 
 PARTITION = {"hidden_0": (0, 0, 1, 1)}
 TRAPPED = (CloneVerdict.BLOCK_CONSTANT, CloneVerdict.ON_V)
-"""Verdicts that call the units of every cluster clones; UNDECIDED calls them nothing."""
+"""Verdicts that call the units of every cluster clones; UNDECIDED does not decide."""
 
 
 def audit_near_clones(num_networks: int, seed: int) -> Tally:
@@ -52,8 +52,8 @@ def wrong_answers(answers: dict[str, bool | None], actual: float, tau: float) ->
             yield f"{name} takes them for clones"
         if is_clone is False and actual == 0:
             yield f"{name} refuses clones"
-    certified, found = answers["certify_cloned"], answers["find_clones"]
-    if certified is not None and certified != found:
+    certified, detected = answers["certify_cloned"], answers["find_clones"]
+    if certified is not None and certified != detected:
         yield "certify_cloned and find_clones contradict each other"
 
 

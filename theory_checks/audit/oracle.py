@@ -63,16 +63,18 @@ def true_blocks(
         following = np.ones(reader.shape[1]) if is_last else counts[index + 1]
         sources = np.ones(layer.features.shape[1]) if index == 0 else counts[index - 1]
         error = delta @ reader.T
-        near = (np.abs(layer.pre) <= 8 * EPSILON * layer.size) & (activation in KINKED)
-        found = []
+        is_near_kink = (np.abs(layer.pre) <= 8 * EPSILON * layer.size) & (activation in KINKED)
+        units = []
         for unit, copies in enumerate(counts[index]):
             block, size, squares = _block(layer, error[:, unit], delta, unit, copies, sources, following)
             distance = np.abs(layer.pre[:, unit]) / np.sqrt(squares)
             radius = float(distance.min()) if activation in KINKED else np.inf
             noise = 64 * EPSILON * size * strain
-            found.append(TrueBlock(eigenvalues_of(block), noise, radius, is_kinked or bool(near[:, unit].any())))
-        blocks.append(found)
-        is_kinked = is_kinked or bool(near.any())
+            units.append(
+                TrueBlock(eigenvalues_of(block), noise, radius, is_kinked or bool(is_near_kink[:, unit].any()))
+            )
+        blocks.append(units)
+        is_kinked = is_kinked or bool(is_near_kink.any())
         delta = layer.slope * error
     return blocks[::-1]
 

@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 from lopjax.stability import Stability
 
 Key = tuple[str, str, str]
-"""What was asked, kind of network, type of its parameters."""
+"""The method, the kind of network and the type of its parameters."""
 
 
 @dataclass
 class Tally:
-    """Falsehoods, and how often nothing was said.
+    """False verdicts, and how often none was given.
 
     Attributes:
-        wrong: one line for every falsehood.
-        networks: how many of every key.
-        undecided: verdicts UNDECIDED, likewise.
-        eigenvalues: eigenvalues, likewise.
-        unsigned: of them without sign and not called zero, likewise.
+        wrong: one line per false verdict.
+        networks: how many networks, by key.
+        undecided: how many verdicts UNDECIDED, by key.
+        eigenvalues: how many eigenvalues, by key.
+        unsigned: how many of these had no sign and were not called zero, by key.
     """
 
     wrong: list[str] = field(default_factory=list)
