@@ -80,9 +80,10 @@ def block_eigenvalues(
     Raises:
         ValueError: If a size is not positive, or `matvec` does not keep the shape of the stack.
 
-    >>> scales = jnp.array([[2.0], [0.0]])
-    >>> block_eigenvalues(lambda v: scales * v, 2, 3, num_steps=3, key=jax.random.key(0)).num_steps.tolist()
-    [1, 1]
+    Example:
+        >>> scales = jnp.array([[2.0], [0.0]])
+        >>> block_eigenvalues(lambda v: scales * v, 2, 3, num_steps=3, key=jax.random.key(0)).num_steps.tolist()
+        [1, 1]
     """
     if num_blocks < 1 or dim < 1:
         raise ValueError(f"num_blocks={num_blocks}, dim={dim}: both must be positive integers")

@@ -72,11 +72,12 @@ def extreme_eigenvalues(
     Raises:
         ValueError: If `num_steps`, `num_pairs` or `dimension` is out of range, or `matvec` changes the tree.
 
-    >>> import jax.numpy as jnp
-    >>> diagonal = jnp.array([-1.0, 0.5, 3.0])
-    >>> pairs = extreme_eigenvalues(lambda v: diagonal * v, diagonal, num_steps=3, key=jax.random.key(0))
-    >>> [round(value, 5) for value in pairs.eigenvalues.tolist()]
-    [-1.0, 3.0]
+    Example:
+        >>> import jax.numpy as jnp
+        >>> diagonal = jnp.array([-1.0, 0.5, 3.0])
+        >>> pairs = extreme_eigenvalues(lambda v: diagonal * v, diagonal, num_steps=3, key=jax.random.key(0))
+        >>> [round(value, 5) for value in pairs.eigenvalues.tolist()]
+        [-1.0, 3.0]
 
     References:
         Parlett, "The Symmetric Eigenvalue Problem" (1980), theorem 4.5.1: the residual bound.

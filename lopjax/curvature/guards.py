@@ -37,9 +37,10 @@ def check_loss(loss: Callable[[PyTree], object], params: PyTree) -> None:
             between two calls or is not finite; if it does not depend differentiably on any parameter, its gradient is
             not its derivative, or its Hessian cannot be taken, is not finite or is not symmetric.
 
-    >>> check_loss(lambda p: p**2, jnp.arange(3.0))
-    Traceback (most recent call last):
-    ValueError: loss returned an array of shape (3,): it must be one number; take its mean over samples and outputs
+    Example:
+        >>> check_loss(lambda p: p**2, jnp.arange(3.0))
+        Traceback (most recent call last):
+        ValueError: loss returned an array of shape (3,): it must be one number; take its mean over samples and outputs
     """
     _check_float_leaves(params)
     _check_scalar_output(loss, params)

@@ -38,8 +38,9 @@ def hvp(loss: Loss, params: Params, vector: Params) -> Params:
     Raises:
         ValueError: If `vector` does not match `params`.
 
-    >>> hvp(lambda p: p["w"] ** 3, {"w": jnp.array(2.0)}, {"w": jnp.array(1.0)})["w"].item()
-    12.0
+    Example:
+        >>> hvp(lambda p: p["w"] ** 3, {"w": jnp.array(2.0)}, {"w": jnp.array(1.0)})["w"].item()
+        12.0
 
     References:
         Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6 (1994).
@@ -68,8 +69,9 @@ def ggn_vp(
     Raises:
         ValueError: If `vector` does not match `params`.
 
-    >>> ggn_vp(lambda p: p**2, lambda y: 0.5 * y**2, jnp.array(3.0), jnp.array(1.0)).item()  # (2 p)²
-    36.0
+    Example:
+        >>> ggn_vp(lambda p: p**2, lambda y: 0.5 * y**2, jnp.array(3.0), jnp.array(1.0)).item()  # (2 p)²
+        36.0
 
     References:
         Schraudolph, "Fast curvature matrix-vector products", Neural Computation 14 (2002).
@@ -118,8 +120,9 @@ def dense_hessian(
     Raises:
         ValueError: If the matrix would exceed `max_bytes`; the message gives its size and the methods to use instead.
 
-    >>> dense_hessian(lambda p: p["a"] * p["b"], {"a": jnp.array(1.0), "b": jnp.array(2.0)}).tolist()
-    [[0.0, 1.0], [1.0, 0.0]]
+    Example:
+        >>> dense_hessian(lambda p: p["a"] * p["b"], {"a": jnp.array(1.0), "b": jnp.array(2.0)}).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
     """
     flat, unravel = ravel_pytree(params)
     check_size(
@@ -188,8 +191,9 @@ def constraint_jacobian(
     Raises:
         ValueError: If the matrix would exceed `max_bytes`.
 
-    >>> constraint_jacobian(lambda p: p @ p, jnp.array([1.0, -2.0])).tolist()
-    [[2.0, -4.0]]
+    Example:
+        >>> constraint_jacobian(lambda p: p @ p, jnp.array([1.0, -2.0])).tolist()
+        [[2.0, -4.0]]
     """
     flat, unravel = ravel_pytree(params)
     values, pull_back = jax.vjp(lambda flat: ravel_pytree(constraint(unravel(flat)))[0], flat)

@@ -31,8 +31,9 @@ def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_
     Raises:
         ValueError: If `batch_size` is not a positive integer, or the first axes of `data` differ or are empty.
 
-    >>> mean_over_batches(jnp.mean, jnp.arange(7.0), batch_size=3).item()
-    3.0
+    Example:
+        >>> mean_over_batches(jnp.mean, jnp.arange(7.0), batch_size=3).item()
+        3.0
     """
     num_samples = _num_samples(data)
     batch_size = as_integer(batch_size, 1, f"batch_size={batch_size}: must be a positive integer")

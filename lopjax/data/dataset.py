@@ -70,11 +70,12 @@ def from_arrays(
     Raises:
         ValueError: what is wrong, in which array, and what is allowed.
 
-    >>> import numpy as np
-    >>> images = np.linspace(0, 1, 4 * 2 * 2).reshape(4, 2, 2, 1)
-    >>> dataset = from_arrays(images, np.array([0, 1, 0, 1]), images[:2], np.array([1, 1]), num_classes=2)
-    >>> dataset.train_images.dtype, dataset.image_shape, dataset.mean
-    (dtype('uint8'), (2, 2, 1), (0.5,))
+    Example:
+        >>> import numpy as np
+        >>> images = np.linspace(0, 1, 4 * 2 * 2).reshape(4, 2, 2, 1)
+        >>> dataset = from_arrays(images, np.array([0, 1, 0, 1]), images[:2], np.array([1, 1]), num_classes=2)
+        >>> dataset.train_images.dtype, dataset.image_shape, dataset.mean
+        (dtype('uint8'), (2, 2, 1), (0.5,))
     """
     train_images = _to_uint8("images", images, channels_first)
     train_labels = _to_int32("labels", labels)

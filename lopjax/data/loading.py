@@ -34,8 +34,9 @@ def load(
         ValueError: unknown name, or a bad value of another argument.
         ImportError: a package that this source needs is not installed.
 
-    >>> load("digits").train_images.shape
-    (1437, 8, 8, 1)
+    Example:
+        >>> load("digits").train_images.shape
+        (1437, 8, 8, 1)
     """
     check_label_noise(label_noise, seed)
     dataset = load_digits() if name == "digits" else load_tfds(name, data_dir, cache_dir)

@@ -21,8 +21,9 @@ def class_table(
     Raises:
         ValueError: labels out of range, or a class with too few images, or none; with the numbers.
 
-    >>> class_table(np.array([1, 0, 1, 0, 0]), 2).tolist()
-    [[1, 3], [0, 2]]
+    Example:
+        >>> class_table(np.array([1, 0, 1, 0, 0]), 2).tolist()
+        [[1, 3], [0, 2]]
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):

@@ -26,8 +26,9 @@ def epoch_permutation(key: Key[Array, ""], num_examples: int, batch_size: int) -
     Raises:
         ValueError: if `batch_size` is outside 1..num_examples.
 
-    >>> epoch_permutation(jax.random.key(0), num_examples=10, batch_size=4).shape
-    (2, 4)
+    Example:
+        >>> epoch_permutation(jax.random.key(0), num_examples=10, batch_size=4).shape
+        (2, 4)
     """
     if not 1 <= batch_size <= num_examples:
         raise ValueError(f"batch_size={batch_size}: must be between 1 and the {num_examples} training examples")

@@ -74,10 +74,11 @@ def escape_time(
         ValueError: a radius or learning rate that is not positive; momentum outside [0, 1), or for gradient flow;
             arrays of different lengths.
 
-    >>> round(float(escape_time([-1.0, 2.0], [1e-3, 0.5], radius=0.1, learning_rate=0.1)), 1)
-    48.3
-    >>> round(float(escape_time([-1.0], [1e-3], 0.1, 0.1, multiplicities=[100])), 1)
-    24.2
+    Example:
+        >>> round(float(escape_time([-1.0, 2.0], [1e-3, 0.5], radius=0.1, learning_rate=0.1)), 1)
+        48.3
+        >>> round(float(escape_time([-1.0], [1e-3], 0.1, 0.1, multiplicities=[100])), 1)
+        24.2
     """
     if not (radius > 0 and learning_rate > 0):
         raise ValueError(f"radius={radius}, learning_rate={learning_rate}: both must be positive")

@@ -156,8 +156,9 @@ def responses(eigenvalues: Float[np.ndarray, "..."], num_steps: int, descent: He
 
     `g(1) = -eta, g(2) = c g(1), g(s + 1) = c g(s) - beta g(s - 1)` with `c = 1 + beta - eta (lambda + kappa)`.
 
-    >>> responses(np.array(-1.0), 3, HeavyBall(0.5, 1.0)).tolist()
-    [-0.5, -0.75, -1.125]
+    Example:
+        >>> responses(np.array(-1.0), 3, HeavyBall(0.5, 1.0)).tolist()
+        [-0.5, -0.75, -1.125]
     """
     rates = 1 + descent.momentum - descent.learning_rate * (np.asarray(eigenvalues, np.float64) + descent.weight_decay)
     found = [np.full_like(rates, -descent.learning_rate)]

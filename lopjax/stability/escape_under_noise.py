@@ -56,8 +56,9 @@ def noise_variances(
     Raises:
         ValueError: a negative scale, number of steps or learning rate; a decay of the noise outside [0, 1].
 
-    >>> noise_variances([0.0], [0, 1, 2], DecayingNoise(0.1, 2.0, decay=0.5))[:, 0].tolist()
-    [0.0, 4.0, 5.0]
+    Example:
+        >>> noise_variances([0.0], [0, 1, 2], DecayingNoise(0.1, 2.0, decay=0.5))[:, 0].tolist()
+        [0.0, 4.0, 5.0]
     """
     _check_noise(noise)
     steps = np.asarray(num_steps, np.float64)[..., None]
@@ -102,8 +103,9 @@ def weighted_chi_square_tail(
     Raises:
         ValueError: weights that are negative or NaN, a threshold that is not positive.
 
-    >>> weighted_chi_square_tail([1.0], 1.959963984540054**2).round(12).item()  # two sides of a normal law
-    0.05
+    Example:
+        >>> weighted_chi_square_tail([1.0], 1.959963984540054**2).round(12).item()  # two sides of a normal law
+        0.05
 
     References:
         Imhof, Biometrika 48 (1961) 419: the law. Rice, SIAM J. Sci. Stat. Comput. 1 (1980) 438: saddle point contours.

@@ -59,8 +59,9 @@ def noise_exponent(p: int, q: int) -> float:
     Raises:
         ValueError: dimensions that are not positive integers.
 
-    >>> noise_exponent(1, 1), noise_exponent(2, 1), round(noise_exponent(3, 1), 4), noise_exponent(4, 4)
-    (-0.5, 0.0, 0.1418, 1.0)
+    Example:
+        >>> noise_exponent(1, 1), noise_exponent(2, 1), round(noise_exponent(3, 1), 4), noise_exponent(4, 4)
+        (-0.5, 0.0, 0.1418, 1.0)
     """
     for name, value in (("p", p), ("q", q)):
         as_integer(value, 1, f"{name}={value!r}: must be a positive integer, a number of parameters")

@@ -119,8 +119,9 @@ def count_signs(
     Raises:
         ValueError: a negative tolerance or residual.
 
-    >>> count_signs([-1.0, 0.0, 5e-12, 2.0], tolerance=1e-12, zero_below=1.2e-11)
-    SignCounts(plus=1, minus=1, zero=1, undecided=1)
+    Example:
+        >>> count_signs([-1.0, 0.0, 5e-12, 2.0], tolerance=1e-12, zero_below=1.2e-11)
+        SignCounts(plus=1, minus=1, zero=1, undecided=1)
     """
     if tolerance < 0 or residual < 0:
         raise ValueError(f"tolerance={tolerance}, residual={residual}: must be at least 0")

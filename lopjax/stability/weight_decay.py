@@ -107,8 +107,9 @@ def critical_weight_decay(smallest: UnitBlocks | ArrayLike | Sequence[float]) ->
     Raises:
         ValueError: no eigenvalues.
 
-    >>> critical_weight_decay([-0.25, 0.5])
-    0.25
+    Example:
+        >>> critical_weight_decay([-0.25, 0.5])
+        0.25
     """
     values = np.asarray(smallest.total.min_eigenvalue if isinstance(smallest, UnitBlocks) else smallest, np.float64)
     if not values.size:

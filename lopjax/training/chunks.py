@@ -113,7 +113,7 @@ def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps}: must be at least 1")
         if keys.shape[:1] != lanes.frozen_at.shape:
-            raise ValueError(f"{lanes.frozen_at.shape[0]} lanes, keys of shape {keys.shape}: there must be one per lane")
+            raise ValueError(f"{lanes.frozen_at.shape[0]} lanes, keys of shape {keys.shape}: must be one key per lane")
         return compiled(lanes, keys, jnp.int32(start), jnp.int32(num_steps), data)
 
     return chunk
