@@ -91,13 +91,13 @@ def find_kinks(function: Callable) -> tuple[float, ...] | None:
 
 def _merged(places: list[float], tolerance: float) -> tuple[float, ...]:
     """Places in ascending order, those within rounding of each other counted once, and integers restored."""
-    kept: list[float] = []
+    distinct: list[float] = []
     for place in sorted(places):
         nearest = float(round(place))
         place = nearest if abs(place - nearest) < tolerance else place
-        if not kept or place - kept[-1] > 10 * tolerance:
-            kept.append(place)
-    return tuple(kept)
+        if not distinct or place - distinct[-1] > 10 * tolerance:
+            distinct.append(place)
+    return tuple(distinct)
 
 
 @lru_cache(maxsize=1024)

@@ -73,13 +73,13 @@ def symptoms(
     partition = partition or {}
     for space in partition:
         model.wiring.size(space)  # raises for an unknown one
-    seen = observe(model, variables, batch, loss=loss, dropout_rate=0.0)
-    assert seen.signals is not None
+    observed = observe(model, variables, batch, loss=loss, dropout_rate=0.0)
+    assert observed.signals is not None
     # Sites of one shape are measured by one vmapped program: compiling the metrics is what a short run waits for.
     alike: dict[tuple[tuple[int, ...], tuple[int, ...] | None], list[str]] = {}
     active: dict[str, SiteActivity] = {}
-    for site, tap in seen.taps.items():
-        active[site] = SiteActivity(*map(samples_by_units, (tap.pre, tap.post, seen.signals[site].post)))
+    for site, tap in observed.taps.items():
+        active[site] = SiteActivity(*map(samples_by_units, (tap.pre, tap.post, observed.signals[site].post)))
         clusters = tuple(partition[tap.space]) if tap.space in partition else None
         alike.setdefault((active[site].post.shape, clusters), []).append(site)
     measured: dict[str, dict[str, jax.Array]] = {}
@@ -88,7 +88,7 @@ def symptoms(
         values = jax.vmap(lambda site, clusters=clusters: _site_symptoms(site, clusters, metrics))(stacked)
         measured |= {site: {name: v[i] for name, v in values.items()} for i, site in enumerate(sites)}
     table: Symptoms = {}
-    for site in seen.taps:
+    for site in observed.taps:
         for metric, value in measured[site].items():
             table.setdefault(metric, {})[site] = value
     for values in table.values():

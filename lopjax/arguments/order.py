@@ -92,7 +92,7 @@ def packed(inputs: str) -> Callable[[Arguments], Arguments]:
     def adapt(given: Arguments) -> Arguments:
         if not {inputs, "labels"} <= set(given):
             return given
-        rest = {name: value for name, value in given.items() if name not in (inputs, "labels")}
-        return {**rest, "batch": (given[inputs], given["labels"])}
+        others = {name: value for name, value in given.items() if name not in (inputs, "labels")}
+        return {**others, "batch": (given[inputs], given["labels"])}
 
     return adapt

@@ -126,9 +126,9 @@ def block_eigenvalues(
 def _check_stack(matvec: Callable, start: Array, shape: tuple[int, int]) -> None:
     if start.shape != shape:
         raise ValueError(f"start has shape {start.shape}: it must be (num_blocks, dim) = {shape}")
-    result = jax.eval_shape(matvec, start)
-    if result.shape != shape or result.dtype != start.dtype:
+    product = jax.eval_shape(matvec, start)
+    if product.shape != shape or product.dtype != start.dtype:
         raise ValueError(
-            f"matvec returned shape {result.shape} and dtype {result.dtype} for a stack of shape {shape} and dtype "
+            f"matvec returned shape {product.shape} and dtype {product.dtype} for a stack of shape {shape} and dtype "
             f"{start.dtype}: it must keep both; pass dtype= to choose the stack's"
         )

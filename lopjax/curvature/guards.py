@@ -68,11 +68,11 @@ def check_same_tree(params: PyTree, other: PyTree, name: str) -> None:
             f"{name} has the tree {jax.tree.structure(other)}: it must be that of the parameters, "
             f"{jax.tree.structure(params)}; build it with jax.tree.map over the parameters"
         )
-    for (path, expected), given in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(other)):
-        if jnp.shape(expected) != jnp.shape(given) or jnp.result_type(expected) != jnp.result_type(given):
+    for (path, expected), leaf in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(other)):
+        if jnp.shape(expected) != jnp.shape(leaf) or jnp.result_type(expected) != jnp.result_type(leaf):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(given)} and dtype "
-                f"{jnp.result_type(given)}: the parameter has {jnp.shape(expected)} and "
+                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)} and dtype "
+                f"{jnp.result_type(leaf)}: the parameter has {jnp.shape(expected)} and "
                 f"{jnp.result_type(expected)}; reshape or cast it"
             )
 

@@ -31,17 +31,17 @@ def class_table(
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(f"labels: values from {labels.min()} to {labels.max()}; must lie in 0..{num_classes - 1}")
     counts = np.bincount(labels, minlength=num_classes)
-    wanted = 1
+    num_images = 1
     if images_per_class is not None:
         message = f"images_per_class={images_per_class!r}: must be a positive integer"
-        wanted = as_integer(images_per_class, 1, message)
-    if (few := np.flatnonzero(counts < wanted)).size:
+        num_images = as_integer(images_per_class, 1, message)
+    if (few := np.flatnonzero(counts < num_images)).size:
         worst = int(few[np.argmin(counts[few])])
         raise ValueError(
-            f"labels: {len(few)} of {num_classes} classes have fewer than {wanted} images, class {worst} has "
+            f"labels: {len(few)} of {num_classes} classes have fewer than {num_images} images, class {worst} has "
             f"{counts[worst]}; every class of a task needs equally many: lower images_per_class, or leave the class out"
         )
-    size = int(counts.min()) if images_per_class is None else wanted
+    size = int(counts.min()) if images_per_class is None else num_images
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
     return np.stack([indices[:size] for indices in by_class]).astype(np.int32)
 

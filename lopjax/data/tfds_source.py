@@ -223,19 +223,19 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _not_found(name: str, data_dir: Path) -> Exception:
-    here = ["digits", *prepared_names(data_dir)]
+    prepared = ["digits", *prepared_names(data_dir)]
     # TFDS knows its sets by name without a network; one that we have a builder of is none of them.
     known = [*import_tfds().list_builders(with_community_datasets=False), "tiny_imagenet"]
     parts = _NAME.fullmatch(name)
     if parts is None or (parts["set"] not in known and not (data_dir / parts["set"]).is_dir()):
-        close = difflib.get_close_matches(name, {*here, *known}, n=3)
+        close = difflib.get_close_matches(name, {*prepared, *known}, n=3)
         suggestion = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         return ValueError(
-            f"name={name!r}: unknown data set.{suggestion} Ready on this machine: {', '.join(here)}; any other "
+            f"name={name!r}: unknown data set.{suggestion} Ready on this machine: {', '.join(prepared)}; any other "
             "image classification set of TensorFlow Datasets can be prepared."
         )
     return FileNotFoundError(
-        f"name={name!r}: not prepared under {data_dir} (there: {', '.join(here[1:]) or 'nothing'}). "
+        f"name={name!r}: not prepared under {data_dir} (there: {', '.join(prepared[1:]) or 'nothing'}). "
         f"To download and prepare it, once: {prepare_command(name, data_dir)}\n"
         "If it is prepared elsewhere, pass data_dir or set TFDS_DATA_DIR."
     )

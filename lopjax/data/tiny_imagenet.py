@@ -114,10 +114,10 @@ def read_contents(file: zipfile.ZipFile) -> Contents:
     words = dict(line.split("\t", 1) for line in _text(file, f"{root}/words.txt").splitlines() if "\t" in line)
     train = [(match[0], match["class_id"]) for name in names if (match := _TRAIN.fullmatch(name))]
     annotated = _annotations(_text(file, f"{root}/val/val_annotations.txt"))
-    found = {match["file"]: match[0] for name in names if (match := _VALIDATION.fullmatch(name))}
-    if nameless := sorted(set(found) - set(annotated)):
+    members = {match["file"]: match[0] for name in names if (match := _VALIDATION.fullmatch(name))}
+    if nameless := sorted(set(members) - set(annotated)):
         raise ValueError(f"{root}/val: {len(nameless)} images are not in val_annotations.txt, {nameless[0]} first")
-    validation = [(found[name], class_id) for name, class_id in annotated.items() if name in found]
+    validation = [(members[name], class_id) for name, class_id in annotated.items() if name in members]
     contents = Contents(
         class_ids,
         tuple(words.get(class_id, class_id) for class_id in class_ids),

@@ -82,15 +82,15 @@ def clone_distances(model: Model, variables: Variables, batch: Any) -> dict[str,
         raise ValueError(f"a batch of shape {inputs.shape} has no samples: distances need at least one")
     wiring = model.wiring
     taps = model.apply(variables, inputs, dropout_rate=0.0)[2]
-    found = {}
+    distances = {}
     for space in wiring.cloneable:
-        seen = [taps[site] for site in wiring.sites_of(space)]
-        if seen:
-            found[space] = CloneDistances(
-                nearest_units(activation_rows(seen), multiples_by_activations(wiring, space)),
+        tapped = [taps[site] for site in wiring.sites_of(space)]
+        if tapped:
+            distances[space] = CloneDistances(
+                nearest_units(activation_rows(tapped), multiples_by_activations(wiring, space)),
                 nearest_units(parameter_rows(wiring, variables, space), multiples_by_parameters(wiring, space)),
             )
-    return found
+    return distances
 
 
 def near_clones(
@@ -102,7 +102,7 @@ def near_clones(
         distances: of `clone_distances`.
         tolerance: relative distance.
     """
-    return {space: found.activations.distance <= tolerance for space, found in distances.items()}
+    return {space: distance.activations.distance <= tolerance for space, distance in distances.items()}
 
 
 def activation_rows(taps: Sequence[Tap]) -> Float[Array, "units samples"]:
@@ -195,9 +195,9 @@ def multiples_by_parameters(wiring: Wiring, space: str) -> Multiples:
     parameters or statistics of a norm among them the pre-activation is not linear in them, and only 1 is left.
     """
     labels = dict(wiring.labels)
-    own = [(path, labels[path]) for path, _ in wiring.incoming(space)]
-    is_normed = any(path[0] != "params" for path, _ in own)
-    num_biases = sum(not label.reads() for _, label in own)
+    incoming = [(path, labels[path]) for path, _ in wiring.incoming(space)]
+    is_normed = any(path[0] != "params" for path, _ in incoming)
+    num_biases = sum(not label.reads() for _, label in incoming)
     if is_normed or num_biases > len(wiring.sites_of(space)):
         return Multiples(False, False)
     return multiples_by_activations(wiring, space)
@@ -209,5 +209,5 @@ def is_odd(entry: Activation) -> bool:
         return entry.is_odd
     with jax.ensure_compile_time_eval():
         points = jnp.asarray(np.concatenate([np.linspace(0, 3, 48), np.geomspace(3, 30, 16)]), jnp.float32)
-        there, mirrored = np.asarray(entry(points)), np.asarray(entry(-points))
-    return bool(np.abs(there + mirrored).max() <= 1e-5 * max(np.abs(there).max(), 1.0))
+        values, mirrored = np.asarray(entry(points)), np.asarray(entry(-points))
+    return bool(np.abs(values + mirrored).max() <= 1e-5 * max(np.abs(values).max(), 1.0))

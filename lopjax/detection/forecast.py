@@ -89,6 +89,6 @@ def measured_rate(distances: Float[Array, " records"], spacing: ArrayLike = 1.0)
     from_mean = jnp.where(is_there, x - x_mean, 0)
     spread = jnp.sum(jnp.square(from_mean))
     slope = jnp.sum(from_mean * y) / spread
-    rest = jnp.where(is_there, y - y_mean - slope * from_mean, 0)
-    error = jnp.sqrt(jnp.sum(jnp.square(rest)) / (jnp.maximum(n - 2, 1) * spread))
+    residuals = jnp.where(is_there, y - y_mean - slope * from_mean, 0)
+    error = jnp.sqrt(jnp.sum(jnp.square(residuals)) / (jnp.maximum(n - 2, 1) * spread))
     return Rate(jnp.where(n >= 3, slope, jnp.nan) / spacing, jnp.where(n >= 3, error, jnp.nan) / spacing)

@@ -89,21 +89,21 @@ def unit_nearness(
     wiring, params, batch = model.wiring, variables["params"], jax.tree.map(jnp.asarray, batch)
     if len(batch[0]) == 0:
         raise ValueError(f"a batch of shape {batch[0].shape} has no samples: nearness needs at least one")
-    seen = observe(model, variables, batch, loss=loss, dropout_rate=0.0, signals=False)
-    found = {}
+    observed = observe(model, variables, batch, loss=loss, dropout_rate=0.0, signals=False)
+    nearness = {}
     for space in (space for space in wiring.cloneable if wiring.sites_of(space)):
-        taps = [seen.taps[site] for site in wiring.sites_of(space)]
-        radius = death_radius(params, wiring, space, seen.taps, batch[0])
-        found[space] = UnitNearness(
+        taps = [observed.taps[site] for site in wiring.sites_of(space)]
+        radius = death_radius(params, wiring, space, observed.taps, batch[0])
+        nearness[space] = UnitNearness(
             activations=nearest_units(activation_rows(taps), multiples_by_activations(wiring, space)),
             parameters=nearest_units(parameter_rows(wiring, variables, space), multiples_by_parameters(wiring, space)),
             is_dead=dead_on_batch(taps, batch[0]),
             death_radius=radius,
             death_steps=radius / unit_norms(wiring, step, space)[0] if step is not None else radius * jnp.nan,
             slope=jnp.max(jnp.stack([_largest_slope(tap) for tap in taps]), axis=0),
-            time_scale=unit_norms(wiring, params, space)[0] / unit_norms(wiring, seen.gradient, space)[0],
+            time_scale=unit_norms(wiring, params, space)[0] / unit_norms(wiring, observed.gradient, space)[0],
         )
-    return found
+    return nearness
 
 
 def _largest_slope(tap: Tap) -> Float[Array, " units"]:
@@ -163,12 +163,12 @@ def _units(number: int) -> str:
 
 def _named(space: str, nearness: UnitNearness, status: np.ndarray, kind: Status, most: int) -> str:
     """The units of one kind, with the number that says how near each is."""
-    chosen = np.flatnonzero(status == kind)
-    if not len(chosen):
+    units = np.flatnonzero(status == kind)
+    if not len(units):
         return ""
-    said = [f"{unit}{_detail(nearness, int(unit), kind)}" for unit in chosen[:most]]
-    more = f" and {len(chosen) - most} more" if len(chosen) > most else ""
-    return f"{kind.name.lower().replace('_', '-')} {', '.join(said)}{more}"
+    names = [f"{unit}{_detail(nearness, int(unit), kind)}" for unit in units[:most]]
+    more = f" and {len(units) - most} more" if len(units) > most else ""
+    return f"{kind.name.lower().replace('_', '-')} {', '.join(names)}{more}"
 
 
 def _detail(nearness: UnitNearness, unit: int, kind: Status) -> str:

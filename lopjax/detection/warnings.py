@@ -95,8 +95,8 @@ def thresholds(on: Mapping[str, ArrayLike] = ON, off: Mapping[str, ArrayLike] = 
         ValueError: an unknown name, a number that is not finite or negative, a share above 1, or an end that is not
             below its beginning.
     """
-    for given in (on, off):
-        if unknown := sorted(set(given) - set(SIGNATURES)):
+    for bounds in (on, off):
+        if unknown := sorted(set(bounds) - set(SIGNATURES)):
             raise ValueError(f"thresholds {unknown}: must be of {list(SIGNATURES)}")
     begin, end = {**ON, **on}, {**OFF, **off}
     for name in SIGNATURES:

@@ -92,24 +92,24 @@ def matched(arrays: Flat, expected: Any, where: str) -> Any:
             not have, one per line.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(expected)
-    wanted = {tuple(_name(key) for key in keys): leaf for keys, leaf in leaves}
-    collections = {path[0] for path in wanted}
+    by_path = {tuple(_name(key) for key in keys): leaf for keys, leaf in leaves}
+    collections = {path[0] for path in by_path}
     given = arrays
     if not any(path[0] in collections for path in arrays) and "params" in collections:
         given = {("params", *path): array for path, array in arrays.items()}
     given = {path: array for path, array in given.items() if path[0] in collections}
-    lines = [f"missing: {_path(path)} {tuple(leaf.shape)}" for path, leaf in wanted.items() if path not in given]
+    lines = [f"missing: {_path(path)} {tuple(leaf.shape)}" for path, leaf in by_path.items() if path not in given]
     for path, array in given.items():
-        if path not in wanted:
+        if path not in by_path:
             lines.append(f"not in the network: {_path(path)} {np.shape(array)}")
-        elif np.shape(array) != tuple(wanted[path].shape):
-            lines.append(f"shape: {_path(path)} is {np.shape(array)}, the network has {tuple(wanted[path].shape)}")
+        elif np.shape(array) != tuple(by_path[path].shape):
+            lines.append(f"shape: {_path(path)} is {np.shape(array)}, the network has {tuple(by_path[path].shape)}")
         elif not jax.numpy.issubdtype(np.asarray(array).dtype, np.number):
             lines.append(f"type: {_path(path)} is {np.asarray(array).dtype}, no numbers")
     if lines or not given:
-        head = f"{where} does not match the network, {len(lines)} of {len(wanted)} arrays differ"
+        head = f"{where} does not match the network, {len(lines)} of {len(by_path)} arrays differ"
         raise MismatchError("\n  ".join([head, *lines, *([] if given else [f"it holds {_names(arrays)}"])]))
-    return structure.unflatten([jax.numpy.asarray(given[path]) for path in wanted])
+    return structure.unflatten([jax.numpy.asarray(given[path]) for path in by_path])
 
 
 def variables_of(arrays: Flat, model: Model, where: str) -> Variables:

@@ -51,7 +51,7 @@ def examine_path(arguments: Arguments) -> tuple[str, tuple[Path, Path]]:
         patient = admit_run(path, arguments.data, arguments.name, arguments.seed)
     else:
         patient = admit_checkpoint(path, arguments.data, arguments.network)
-    found = diagnose(
+    diagnosis = diagnose(
         patient.model,
         patient.variables,
         patient.batch,
@@ -62,6 +62,7 @@ def examine_path(arguments: Arguments) -> tuple[str, tuple[Path, Path]]:
     )
     folder = arguments.output or (path if is_run(path) else path.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    page, data = write_page(found, folder / "doctor.html", patient.name), folder / "doctor.json"
-    data.write_text(json.dumps({"name": patient.name, **found.as_json()}, indent=1, allow_nan=False), encoding="utf-8")
-    return f"{patient.name}\n{found}", (page, data)
+    page, data = write_page(diagnosis, folder / "doctor.html", patient.name), folder / "doctor.json"
+    text = json.dumps({"name": patient.name, **diagnosis.as_json()}, indent=1, allow_nan=False)
+    data.write_text(text, encoding="utf-8")
+    return f"{patient.name}\n{diagnosis}", (page, data)

@@ -57,9 +57,9 @@ def diagnose(
     check_batch(model, variables, batch, loss=loss)
     if not bool(jnp.any(batch[0] != batch[0][:1])):
         raise ValueError(f"batch: its {len(batch[0])} inputs are the same; give samples that differ, a few hundred")
-    found = jax.device_get(jax.jit(lambda v, b: unit_nearness(model, v, b, loss=loss))(variables, batch))
-    status = examine.statuses(found, clone_tolerance)
-    patient = examine.Patient(model, variables, batch, loss, found, status, clone_tolerance)
+    nearness = jax.device_get(jax.jit(lambda v, b: unit_nearness(model, v, b, loss=loss))(variables, batch))
+    status = examine.statuses(nearness, clone_tolerance)
+    patient = examine.Patient(model, variables, batch, loss, nearness, status, clone_tolerance)
     findings, texts, notes = _examined(patient)
     logits = model.apply(variables, batch[0], dropout_rate=0.0).logits
     facts = {
@@ -69,7 +69,7 @@ def diagnose(
         "loss": f"{float(loss(logits, batch[1])):.4g}",
     }
     ordered = tuple(sorted(findings, key=lambda one: -one.severity))
-    summary = describe_units(found, clone_tolerance).splitlines()[0]
+    summary = describe_units(nearness, clone_tolerance).splitlines()[0]
     return Diagnosis(ordered, _records(patient, texts), summary, facts, learning_rate, lives, tuple(notes))
 
 

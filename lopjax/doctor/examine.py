@@ -156,11 +156,11 @@ def dead_units(patient: Patient) -> tuple[list[Finding], Certificates, list[str]
     trapped = [u for u in frozen.units if u.verdict in (FrozenVerdict.FROZEN, FrozenVerdict.FROZEN_EVERYWHERE)]
     forever = [u for u in trapped if not u.depends_on]
     radii = [u.radius for u in frozen.units if u.radius is not None and np.isfinite(u.radius)]
-    said = {
+    counts = {
         "{} that nothing which still moves can wake": len(forever),
         "{} that only layers below can wake": len(trapped) - len(forever),
     }
-    leaves = f"no: {'; '.join(text.format(number) for text, number in said.items() if number)}"
+    leaves = f"no: {'; '.join(text.format(number) for text, number in counts.items() if number)}"
     leaves += f"; incoming weights would have to change by {min(radii):.2g} at least" if radii else ""
     number = len(frozen.texts)
     units = "1 unit is" if number == 1 else f"{number} units are"
@@ -244,10 +244,10 @@ def _frozen(patient: Patient, kind: Status) -> _Frozen:
 
 def _unit_text(found: FrozenCertificate, unit: int) -> str:
     """The part of a certificate that is about one unit."""
-    own = tuple(one for one in found.units if one.unit == unit)
+    evidence = tuple(one for one in found.units if one.unit == unit)
     notes = tuple(note for note in found.notes if "[" not in note or f"[{unit}]" in note)
-    weakest = min((one.verdict for one in own), key=list(FrozenVerdict).index)
-    return str(FrozenCertificate(weakest, own, found.tolerance, notes))
+    weakest = min((one.verdict for one in evidence), key=list(FrozenVerdict).index)
+    return str(FrozenCertificate(weakest, evidence, found.tolerance, notes))
 
 
 def low_rank(patient: Patient) -> tuple[list[Finding], Certificates, list[str]]:
@@ -261,10 +261,10 @@ def low_rank(patient: Patient) -> tuple[list[Finding], Certificates, list[str]]:
     low = {site: (rank, most) for site, (rank, most) in shares.items() if rank < LOW_RANK * most}
     if not low:
         return [], {}, []
-    said = "; ".join(f"{site} {rank:.1f} of at most {most}" for site, (rank, most) in low.items())
+    ranks = "; ".join(f"{site} {rank:.1f} of at most {most}" for site, (rank, most) in low.items())
     worst = max(1 - rank / most for rank, most in low.values())
     finding = Finding(
-        "low rank", worst, tuple(low), (), f"effective rank {said}", "SYMPTOM", said, None,
+        "low rank", worst, tuple(low), (), f"effective rank {ranks}", "SYMPTOM", ranks, None,
         "not decided: a low rank traps nothing by itself, and inputs of few dimensions give one", None,
         "compare with a fresh network on the same batch; lopjax.recovery.pull_to_start if that has more",
     )  # fmt: skip

@@ -90,8 +90,8 @@ class Diagnosis(NamedTuple):
 
     def __str__(self) -> str:
         """The page as plain text."""
-        known = ", ".join(f"{name} {value}" for name, value in self.facts.items())
-        lines = [self.summary, known, ""]
+        facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
+        lines = [self.summary, facts, ""]
         if not self.findings:
             lines.append("Nothing found.")
         for number, one in enumerate(self.findings, start=1):

@@ -40,13 +40,13 @@ def weight_magnitude(
         wanted: `In(space)` for outgoing weights, `Out(space)` for incoming ones.
         reduce: `jnp.sum` or `jnp.mean`.
     """
-    found = [
+    magnitudes = [
         reduce(jnp.abs(array), axis=tuple(other for other in range(array.ndim) if other != index))
         for label, array in zip(wiring.labels_of(tree), jax.tree.leaves(tree), strict=True)
         for index, *_ in label.unit_axes((wanted.space,), is_read=isinstance(wanted, In))
         if label.reads()
     ]
-    return jnp.stack(found) if found else jnp.zeros((0, wiring.size(wanted.space)))
+    return jnp.stack(magnitudes) if magnitudes else jnp.zeros((0, wiring.size(wanted.space)))
 
 
 def relative(scores: Float[Array, "rows units"]) -> Float[Array, "rows units"]:

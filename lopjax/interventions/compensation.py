@@ -15,7 +15,7 @@ def biases(wiring: Wiring) -> dict[Path, Path]:
 
     It is an array of the same module with the same output axes that reads nothing; modules with several are left out.
     """
-    found: dict[Path, Path] = {}
+    biases_beside: dict[Path, Path] = {}
     for path, label in wiring.labels:
         outputs = tuple(axis for axis in label.axes if isinstance(axis, Out))
         beside = [
@@ -24,8 +24,8 @@ def biases(wiring: Wiring) -> dict[Path, Path]:
             if other[:-1] == path[:-1] and not one.reads() and outputs == tuple(a for a in one.axes if a is not None)
         ]
         if label.reads() and outputs and len(beside) == 1:
-            found[path] = beside[0]
-    return found
+            biases_beside[path] = beside[0]
+    return biases_beside
 
 
 def move_means_into_biases(
@@ -59,10 +59,10 @@ def move_means_into_biases(
         label = labels[path]
         for space, chosen in units.items():
             if In(space) in label.axes and label.source in wiring.sites_of(space):
-                given = jnp.where(chosen, means[space], 0).astype(leaves[place[bias]].dtype)
+                activation = jnp.where(chosen, means[space], 0).astype(leaves[place[bias]].dtype)
                 # Axes in front of the outputs, the unit's own and kernel offsets, are summed over.
                 moved = jnp.moveaxis(leaves[place[path]], label.axes.index(In(space)), 0)
-                total = jnp.tensordot(given, moved, 1)
+                total = jnp.tensordot(activation, moved, 1)
                 surplus = total.ndim - leaves[place[bias]].ndim
                 leaves[place[bias]] = leaves[place[bias]] + jnp.sum(total, axis=tuple(range(surplus)))
     return structure.unflatten(leaves)

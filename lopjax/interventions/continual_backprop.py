@@ -144,23 +144,23 @@ def _act(
 ) -> tuple[TrainState, Utilities, Report]:
     """One step: everything is observed, and what is due is replaced."""
     updated, ranks, means = _observe(settings, setting.model.wiring, own, state.variables["params"], observed)
-    mature, owed, whole, chosen = _due(settings, updated, ranks)
+    mature, owed, num_due, chosen = _due(settings, updated, ranks)
     is_any = jnp.any(jnp.array([jnp.any(units) for units in chosen.values()]))
 
     def replace(state: TrainState) -> TrainState:
         return _replace(settings, setting, state, chosen, means, key)
 
     state = jax.lax.cond(is_any, replace, lambda state: state, state)
-    return state, _renewed(updated, chosen, owed, whole), _report(mature, chosen)
+    return state, _renewed(updated, chosen, owed, num_due), _report(mature, chosen)
 
 
 def _due(settings: Settings, updated: Utilities, ranks: PerSpace) -> tuple[PerSpace, PerSpace, PerSpace, PerSpace]:
     """Which units are mature, how many replacements are owed, how many of them are whole, and which units they take."""
     mature = {space: age > settings.maturity for space, age in updated.age.items()}
     owed = {space: left + settings.rate * jnp.sum(mature[space]) for space, left in updated.owed.items()}
-    whole = {space: jnp.floor(number) for space, number in owed.items()}
-    chosen = {space: lowest(ranks[space], mature[space], whole[space]) for space in ranks}
-    return mature, owed, whole, chosen
+    num_due = {space: jnp.floor(number) for space, number in owed.items()}
+    chosen = {space: lowest(ranks[space], mature[space], num_due[space]) for space in ranks}
+    return mature, owed, num_due, chosen
 
 
 def _report(mature: PerSpace, chosen: PerSpace) -> Report:

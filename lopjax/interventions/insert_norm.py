@@ -95,8 +95,8 @@ def _with_batch_norm(model: Model, norm: str) -> Model:
         )
     module, _, name = model.constructor.make.partition(":")
     affine = {"affine": True} if "affine" in arguments else {}
-    made: Model = getattr(importlib.import_module(module), name)(**{**arguments, **affine, "norm": "batch"})
-    return made.resize({space: model.wiring.size(space) for space in model.wiring.cloneable})
+    normed: Model = getattr(importlib.import_module(module), name)(**{**arguments, **affine, "norm": "batch"})
+    return normed.resize({space: model.wiring.size(space) for space in model.wiring.cloneable})
 
 
 def _start(model: Model, new_model: Model, variables: Variables, inputs: jax.Array) -> tuple[Any, list[_Norm]]:
@@ -134,11 +134,11 @@ def _undoing(params: Any, statistics: Any, norms: list[_Norm], is_biased: bool) 
     """Scales and offsets that undo the norms: in train mode with the biased variance, in eval mode with the other."""
     new = jax.tree.map(lambda leaf: leaf, params)
     for module, samples, bias in norms:
-        here, seen = new, statistics
+        here, batch_stats = new, statistics
         for name in module:
-            here, seen = here[name], seen[name]
-        variance = seen["var"] * ((samples - 1) / samples if is_biased else 1)
-        here["scale"], here["offset"] = jnp.sqrt(variance + BatchNorm.epsilon), seen["mean"] + bias
+            here, batch_stats = here[name], batch_stats[name]
+        variance = batch_stats["var"] * ((samples - 1) / samples if is_biased else 1)
+        here["scale"], here["offset"] = jnp.sqrt(variance + BatchNorm.epsilon), batch_stats["mean"] + bias
     return new
 
 

@@ -46,9 +46,9 @@ def from_optax(
         setting: Setting, own: PyTree, state: TrainState, observed: Observed, key: jax.Array, step: Any
     ) -> tuple[TrainState, PyTree, Report]:
         params = state.variables["params"]
-        seen = observed.gradient if sees == "gradient" else jax.tree.map(jnp.zeros_like, params)
-        known = {"value": observed.loss, "grad": observed.gradient}
-        updates, own = optax.with_extra_args_support(transform).update(seen, own, params, **known)
+        updates_in = observed.gradient if sees == "gradient" else jax.tree.map(jnp.zeros_like, params)
+        extra = {"value": observed.loss, "grad": observed.gradient}
+        updates, own = optax.with_extra_args_support(transform).update(updates_in, own, params, **extra)
         changed = {**state.variables, "params": optax.apply_updates(params, updates)}
         pairs = zip(jax.tree.leaves(changed["params"]), jax.tree.leaves(params), strict=True)
         has_moved = jnp.any(jnp.stack([jnp.any(new != old) for new, old in pairs]))

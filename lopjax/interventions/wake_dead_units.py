@@ -98,8 +98,8 @@ def wake_dead_units(
         def act(_: _Attempt) -> tuple[_Attempt, Array]:
             return _best_attempt(setting, nothing, observed.batch[0], key, tolerance, function_tolerance)
 
-        done, reason = jax.lax.cond(due, act, lambda none: (none, jnp.int32(NOT_ITS_STEP)), nothing)
-        return done.state, own, Report(done.units, reason, {"change": done.change})
+        attempt, reason = jax.lax.cond(due, act, lambda none: (none, jnp.int32(NOT_ITS_STEP)), nothing)
+        return attempt.state, own, Report(attempt.units, reason, {"change": attempt.change})
 
     return Intervention(init, apply)
 
@@ -171,19 +171,19 @@ def _best_attempt(
     """All dead units, or those at 0, or none: the first that keeps the function."""
     wiring, state = setting.model.wiring, nothing.state
     logits, _, taps = setting.model.apply(state.variables, inputs, dropout_rate=0.0)
-    found = {s: constant_units([taps[site] for site in wiring.sites_of(s)], tolerance) for s in nothing.units}
-    everyone = {space: one.is_dead for space, one in found.items()}
-    at_zero = {space: one.is_dead & (one.value == 0) for space, one in found.items()}
-    tries = [_attempt(setting, state, found, units, inputs, logits, key) for units in (everyone, at_zero)]
-    kept = [one.change <= function_tolerance for one in tries]
+    constant = {s: constant_units([taps[site] for site in wiring.sites_of(s)], tolerance) for s in nothing.units}
+    everyone = {space: one.is_dead for space, one in constant.items()}
+    at_zero = {space: one.is_dead & (one.value == 0) for space, one in constant.items()}
+    tries = [_attempt(setting, state, constant, units, inputs, logits, key) for units in (everyone, at_zero)]
+    keeps_function = [one.change <= function_tolerance for one in tries]
     anyone = [jnp.any(jnp.concatenate(list(one.units.values()))) for one in tries]
-    good = [is_kept & is_any for is_kept, is_any in zip(kept, anyone, strict=True)]
+    good = [is_kept & is_any for is_kept, is_any in zip(keeps_function, anyone, strict=True)]
     choice = jnp.where(good[0], 0, jnp.where(good[1], 1, 2))
     # The change that was too large is what the log is for.
     nothing = nothing._replace(change=jnp.where(anyone[0], tries[0].change, 0).astype(tries[0].change.dtype))
-    done = jax.lax.switch(choice, [lambda: tries[0], lambda: tries[1], lambda: nothing])
+    best = jax.lax.switch(choice, [lambda: tries[0], lambda: tries[1], lambda: nothing])
     reason = jnp.where(anyone[0], jnp.where(choice < 2, CHANGED, NOT_PRESERVED), NO_UNIT_CHOSEN)
-    return done, reason.astype(jnp.int32)
+    return best, reason.astype(jnp.int32)
 
 
 def _attempt(

@@ -86,7 +86,7 @@ def muon(
         check("adam_learning_rate", adam_learning_rate, minimum=0.0)
     check("momentum", momentum, minimum=0.0, maximum=1.0)
     check("weight_decay", weight_decay, minimum=0.0)
-    made = optax_muon(
+    transform = optax_muon(
         learning_rate,
         beta=momentum,
         weight_decay=weight_decay,
@@ -94,4 +94,4 @@ def muon(
         adam_learning_rate=adam_learning_rate,
         muon_weight_dimension_numbers=lambda params: muon_dimension_numbers(wiring, params, by_head, spare_ends),
     )
-    return keep_dtypes(made)
+    return keep_dtypes(transform)

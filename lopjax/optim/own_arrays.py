@@ -33,9 +33,9 @@ def on_own_arrays(optimizer: optax.GradientTransformation, view: View) -> optax.
         if "grad" in extra:
             extra["grad"] = view.merge(extra["grad"])
         if (value_fn := extra.get("value_fn")) is not None:
-            extra["value_fn"] = lambda own, *args: value_fn(view.split(own), *args)
-        own = None if params is None else view.merge(params)
-        moves, state = takes_extra.update(view.merge(updates), state, own, **extra)
+            extra["value_fn"] = lambda merged, *args: value_fn(view.split(merged), *args)
+        merged = None if params is None else view.merge(params)
+        moves, state = takes_extra.update(view.merge(updates), state, merged, **extra)
         return view.split(moves), state
 
     return optax.GradientTransformationExtraArgs(init, update)

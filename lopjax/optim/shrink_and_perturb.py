@@ -93,10 +93,10 @@ def shrink_and_perturb(
         return ShrinkAndPerturbState(jnp.zeros((), jnp.int32), own_copy(key), initial)
 
     def apply(updates: Params, state: ShrinkAndPerturbState, params: Params) -> Params:
-        own = jax.random.fold_in(jax.random.fold_in(state.key, _STREAM), state.step)
+        step_key = jax.random.fold_in(jax.random.fold_in(state.key, _STREAM), state.step)
         if law in ("kumar", "dohare"):
-            return map_with_noise(combine, own, updates, params)
-        added = state.initial if law == "start" else _drawn(initialise, own, params)
+            return map_with_noise(combine, step_key, updates, params)
+        added = state.initial if law == "start" else _drawn(initialise, step_key, params)
         return optax.tree.cast_like(jax.tree.map(combine, added, updates, params), updates)
 
     def update(updates: Params, state: ShrinkAndPerturbState, params: Params | None = None) -> tuple[Params, Any]:
@@ -137,10 +137,10 @@ def _drawn(initialise: Initialise | None, key: Key[Array, ""], params: Params) -
     arrays, structure = jax.tree.flatten(params, is_leaf=is_left_out)
     try:
         # Under `optax.masked` the parameters have gaps, and what is drawn for them has none.
-        found = structure.flatten_up_to(drawn)
+        fresh = structure.flatten_up_to(drawn)
     except ValueError:
-        found = []
-    pairs = list(zip(found, arrays, strict=False))
-    if len(found) != len(arrays) or any(not is_left_out(a) and jnp.shape(d) != jnp.shape(a) for d, a in pairs):
+        fresh = []
+    pairs = list(zip(fresh, arrays, strict=False))
+    if len(fresh) != len(arrays) or any(not is_left_out(a) and jnp.shape(d) != jnp.shape(a) for d, a in pairs):
         raise ValueError("initialise: its arrays are not those of the parameters; it must return a tree like them")
     return structure.unflatten([a if is_left_out(a) else d for d, a in pairs])

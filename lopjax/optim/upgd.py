@@ -102,8 +102,8 @@ def upgd(
             share = jnp.where(eta == 0, 0, useful / jnp.where(eta == 0, 1, eta))
             return -2 * rate * (gradient + std * noise) * jax.nn.sigmoid(-share) - rate * decay * param
 
-        own = jax.random.fold_in(jax.random.fold_in(state.key, _STREAM), state.step)
-        return map_with_noise(damped, own, updates, params, corrected), UPGDState(step, state.key, utility)
+        step_key = jax.random.fold_in(jax.random.fold_in(state.key, _STREAM), state.step)
+        return map_with_noise(damped, step_key, updates, params, corrected), UPGDState(step, state.key, utility)
 
     return transformation(init, update)
 

@@ -184,17 +184,17 @@ def symptom_scores(
     setting: Setting, variables: Variables, batch: tuple[Any, Any], clone_tolerance: ArrayLike
 ) -> tuple[Float[Array, "3"], Float[Array, ""]]:
     """Shares of units that are near a clone, dead, saturated; and the effective rank. Pure; NaN if not finite."""
-    found = unit_nearness(setting.model, variables, batch, loss=setting.loss)
-    status = jnp.concatenate([unit_status(one, clone_tolerance) for one in found.values()])
+    nearness = unit_nearness(setting.model, variables, batch, loss=setting.loss)
+    status = jnp.concatenate([unit_status(one, clone_tolerance) for one in nearness.values()])
     kinds = (Status.NEAR_CLONE, Status.DEAD, Status.SATURATED)
-    rank = symptoms_of(setting.model, variables, found, batch[0]).effective_rank
+    rank = symptoms_of(setting.model, variables, nearness, batch[0]).effective_rank
     shares = jnp.stack([jnp.mean(status == kind, dtype=float) for kind in kinds])
     return jnp.where(jnp.any(status == Status.UNKNOWN), jnp.nan, shares), jnp.asarray(rank)
 
 
 def _limits(on: Mapping[str, ArrayLike], off: Mapping[str, ArrayLike]) -> tuple[Array, Array]:
-    for given in (on, off):
-        if unknown := sorted(set(given) - set(SYMPTOMS)):
+    for thresholds in (on, off):
+        if unknown := sorted(set(thresholds) - set(SYMPTOMS)):
             raise ValueError(f"thresholds {unknown}: must be of {list(SYMPTOMS)}")
     begin, end = {**ON, **on}, {**OFF, **off}
     for name in SYMPTOMS:

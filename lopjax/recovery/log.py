@@ -98,11 +98,11 @@ def explain(log: Log, ladder: tuple[str, ...] = tuple(RUNGS)) -> list[str]:
 
 def _sentence(entry: Log, ladder: tuple[str, ...]) -> str:
     rung, outcome = ladder[int(entry.rung)], Outcome(int(entry.outcome))
-    said = f"step {int(entry.step)}: {SYMPTOMS[int(entry.symptom)]} at {float(entry.score):.3g} -> {rung}"
+    text = f"step {int(entry.step)}: {SYMPTOMS[int(entry.symptom)]} at {float(entry.score):.3g} -> {rung}"
     if outcome is Outcome.NOTHING_DONE:
-        return f"{said}: nothing was done, as {REASONS[int(entry.reason)]}"
+        return f"{text}: nothing was done, as {REASONS[int(entry.reason)]}"
     jump = f"loss {float(entry.loss):.4g} -> {float(entry.loss_after):.4g}"
     units = f"{int(entry.units)} units, " if entry.units > 0 else ""
-    said = f"{said} ({RUNGS[rung].says}; {units}{100 * float(entry.change):.2g} % of the parameters, {jump})"
+    text = f"{text} ({RUNGS[rung].says}; {units}{100 * float(entry.change):.2g} % of the parameters, {jump})"
     judged = f" by step {int(entry.judged)} ({float(entry.score_after):.3g})" if outcome in (1, 2) else ""
-    return f"{said}: {_OUTCOMES[outcome]}{judged}"
+    return f"{text}: {_OUTCOMES[outcome]}{judged}"

@@ -86,13 +86,13 @@ class MonitorReport(NamedTuple):
     def _soon(self) -> list[str]:
         """The unit of each space that is the first to be a clone, if that can be said and is near."""
         lines = []
-        for space, found in jax.device_get(self.forecast).items():
-            steps = np.where(found.is_decided & (found.steps > 0), found.steps, np.inf)
+        for space, forecast in jax.device_get(self.forecast).items():
+            steps = np.where(forecast.is_decided & (forecast.steps > 0), forecast.steps, np.inf)
             unit = int(np.argmin(steps))
             if steps[unit] < _SOON:
                 lines.append(
                     f"  {space}[{unit}] on the manifold of its clone in about {steps[unit]:,.0f} steps "
-                    f"({found.earliest[unit]:,.0f} to {found.latest[unit]:,.0f})"
+                    f"({forecast.earliest[unit]:,.0f} to {forecast.latest[unit]:,.0f})"
                 )
         return lines
 

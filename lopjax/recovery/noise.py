@@ -56,12 +56,12 @@ def critical_noise(
         raise ValueError(
             f"radius={radius}, num_steps={num_steps}, learning_rate={learning_rate}: must be positive and finite"
         )
-    found = {}
+    scales = {}
     for space, one in blocks.spaces.items():
         values, times = one.eigenvalues, np.broadcast_to(one.multiplicity[:, None], one.eigenvalues.shape)
         is_there = np.isfinite(values) & (times > 0)
-        found[space] = _scale(values[is_there], times[is_there], radius, num_steps, learning_rate, probability)
-    return found
+        scales[space] = _scale(values[is_there], times[is_there], radius, num_steps, learning_rate, probability)
+    return scales
 
 
 def _scale(

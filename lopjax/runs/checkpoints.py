@@ -292,8 +292,8 @@ _IMPLEMENTATIONS = {
 
 
 def _newest_first(folder: Path) -> Iterator[tuple[Path, int]]:
-    found = [(path, int(match[1])) for path in folder.glob("step_*.npz") if (match := _NAME.fullmatch(path.name))]
-    yield from sorted(found, key=lambda pair: -pair[1])
+    numbered = [(path, int(match[1])) for path in folder.glob("step_*.npz") if (match := _NAME.fullmatch(path.name))]
+    yield from sorted(numbered, key=lambda pair: -pair[1])
 
 
 def _sync(folder: Path) -> None:

@@ -94,9 +94,9 @@ def _opened(folder: Path, description: dict[str, Any], overwrite: bool, resume: 
     """As `open_run`, which turns an OSError into one that names the folder."""
     config = description["config"]
     if not overwrite and _is_used(folder):
-        found = _existing(folder, config)
-        if found.is_complete:
-            return found
+        run = _existing(folder, config)
+        if run.is_complete:
+            return run
         if not resume:
             locks.check_free(folder)
             raise _incomplete(folder)
@@ -155,9 +155,9 @@ def _existing(folder: Path, config: dict[str, Any]) -> Run:
     if recorded is None:
         raise RunFolderError(f"run folder {folder}: exists and is not a run (no readable config.json); {_ASIDE}")
     if canonical(recorded) != canonical(config):
-        there, now = dict(_flat(untagged(recorded))), dict(_flat(untagged(config)))
-        fields = [name for name in {**there, **now} if there.get(name, _ABSENT) != now.get(name, _ABSENT)]
-        changes = "; ".join(_change(name, there.get(name, _ABSENT), now.get(name, _ABSENT)) for name in fields)
+        stored, now = dict(_flat(untagged(recorded))), dict(_flat(untagged(config)))
+        fields = [name for name in {**stored, **now} if stored.get(name, _ABSENT) != now.get(name, _ABSENT)]
+        changes = "; ".join(_change(name, stored.get(name, _ABSENT), now.get(name, _ABSENT)) for name in fields)
         raise RunFolderError(f"run folder {folder}: belongs to another config ({changes}); {_ASIDE}")
     return Run(folder, untagged(config), is_complete=(folder / "summary.json").exists())
 

@@ -129,7 +129,7 @@ def _decoded(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     if _OBJECT in value:
-        found = resolved(value[_OBJECT])
-        return found(**_decoded(value["fields"])) if "fields" in value else found
+        function = resolved(value[_OBJECT])
+        return function(**_decoded(value["fields"])) if "fields" in value else function
     plainly = untagged(value)
     return {name: _decoded(item) for name, item in value.items()} if isinstance(plainly, Mapping) else plainly

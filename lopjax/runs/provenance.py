@@ -31,22 +31,22 @@ def environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Version of each package that decides the bits of a result; None if it is not installed."""
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def _git_revision() -> str | None:
     """Commit of the checkout this file is in, `-dirty` if tracked files differ; None outside a checkout."""
-    here = Path(__file__)
+    path = Path(__file__)
     # Installed into an environment inside somebody's repository, this file is not part of it.
-    is_tracked = _git("ls-files", "--error-unmatch", here.name, folder=here.parent) is not None
+    is_tracked = _git("ls-files", "--error-unmatch", path.name, folder=path.parent) is not None
     return (
-        _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=here.parent)
+        _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=path.parent)
         if is_tracked
         else None
     )
@@ -55,7 +55,9 @@ def _git_revision() -> str | None:
 def _git(*arguments: str, folder: Path) -> str | None:
     """What git prints; None if it fails or is not installed."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        process = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()

@@ -122,8 +122,8 @@ def checked_name(name: str) -> str:
 
 def _choices(records: list[dict[str, Any]], where: Mapping[str, Any]) -> str:
     """What the records have under the names asked for: `, with seed in [0, 1]`."""
-    found = {name: sorted({repr(row[name]) for row in records if name in row}) for name in where}
-    return "".join(f", with {name} in [{', '.join(values)}]" for name, values in found.items())
+    choices = {name: sorted({repr(row[name]) for row in records if name in row}) for name in where}
+    return "".join(f", with {name} in [{', '.join(values)}]" for name, values in choices.items())
 
 
 def load(folder: Path | str, strict: bool = False) -> RunData:

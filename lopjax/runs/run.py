@@ -80,18 +80,18 @@ class Run(NamedTuple):
             CheckpointError: there are checkpoints and none can be used: damaged, of another config, version or model.
         """
         is_writer = self._may_write()
-        found = checkpoints.restore(self.checkpoint_folder, like, self._identity())
-        size = 0 if found is None else found.header["metrics_bytes"]
+        checkpoint = checkpoints.restore(self.checkpoint_folder, like, self._identity())
+        size = 0 if checkpoint is None else checkpoint.header["metrics_bytes"]
         if is_writer and self.metrics_path.exists():
             if self.metrics_path.stat().st_size < size:
                 raise checkpoints.CheckpointError(
                     f"{self.metrics_path}: has fewer than the {size} bytes that belong to the checkpoint of step "
-                    f"{found.step if found else 0}; records have been lost, start again"
+                    f"{checkpoint.step if checkpoint else 0}; records have been lost, start again"
                 )
             os.truncate(self.metrics_path, size)
         for writer in self._attached() if is_writer else ():
             writer.restart(read_records(self.metrics_path)[0])
-        return found
+        return checkpoint
 
     def keep(self, name: str, variables: Mapping[str, Any]) -> None:
         """Keep nested dictionaries of arrays, such as the variables training ended with, as `variables/<name>.npz`."""

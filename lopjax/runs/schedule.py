@@ -77,10 +77,10 @@ def play(
     if folder.is_writer:
         totals = {"steps": sum(part.steps for part in parts), "records": sum(part.num_records for part in parts)}
         write_json(folder.folder / "schedule.json", {**totals, "parts": [part.name for part in parts]})
-    found, done = folder.restore(lambda number: parts[number - 1].like()), 0
-    if found is not None:
-        done, state = found.step, place(found.tree, mesh, is_per_lane=True)
-        for reason in found.refused:
+    checkpoint, done = folder.restore(lambda number: parts[number - 1].like()), 0
+    if checkpoint is not None:
+        done, state = checkpoint.step, place(checkpoint.tree, mesh, is_per_lane=True)
+        for reason in checkpoint.refused:
             say(f"resumed from an older checkpoint: {reason}")
     for number, part in enumerate(parts, start=1):
         if number <= done:
@@ -93,8 +93,8 @@ def play(
             folder.append(*records)
         # Before the checkpoint that says so: what is kept must be there once the part counts as done.
         if part.keep is not None and (not is_over or state.frozen_at.shape == part.like().frozen_at.shape):
-            for name, kept in part.keep(state).items():
-                folder.keep(name, kept)
+            for name, arrays in part.keep(state).items():
+                folder.keep(name, arrays)
         if not is_over:
             folder.checkpoint(number, gathered(state, mesh), keep)
         progress(f"not finite: {part.name}" if is_over else part.name, part.steps)

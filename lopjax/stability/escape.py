@@ -147,9 +147,9 @@ def _first_time(modes: _Modes, log_radius: Array) -> Array:
         is_out = modes.log_distance(middle) >= log_radius
         return jnp.where(is_out, early, middle), jnp.where(is_out, middle, late)
 
-    found = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros_like(latest), latest))[1]
+    crossing = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros_like(latest), latest))[1]
     is_out_at_once = modes.log_distance(jnp.zeros_like(latest)) >= log_radius
-    return jnp.where(jnp.isinf(latest), jnp.inf, jnp.where(is_out_at_once, 0.0, found))
+    return jnp.where(jnp.isinf(latest), jnp.inf, jnp.where(is_out_at_once, 0.0, crossing))
 
 
 def _at_least_single(numbers: ArrayLike | Sequence[float]) -> Array:

@@ -161,12 +161,12 @@ def responses(eigenvalues: Float[np.ndarray, "..."], num_steps: int, descent: He
         [-0.5, -0.75, -1.125]
     """
     rates = 1 + descent.momentum - descent.learning_rate * (np.asarray(eigenvalues, np.float64) + descent.weight_decay)
-    found = [np.full_like(rates, -descent.learning_rate)]
+    series = [np.full_like(rates, -descent.learning_rate)]
     before = np.zeros_like(rates)
     for _ in range(num_steps - 1):
-        found.append(rates * found[-1] - descent.momentum * before)
-        before = found[-2]
-    return np.array(found)
+        series.append(rates * series[-1] - descent.momentum * before)
+        before = series[-2]
+    return np.array(series)
 
 
 def deviation_covariance(law: UnitLaw, num_steps: int, descent: HeavyBall) -> np.ndarray:

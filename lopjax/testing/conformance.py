@@ -148,16 +148,16 @@ def _just_died(
     """
     alive = faint(setting, alive)
     own = start_intervention(intervention, setting, alive).own
-    seen, step = see(setting, alive, batch), 0
+    observed, step = see(setting, alive, batch), 0
     for step in range(BEFORE_DEATH):
-        own = compiled.alone(alive._replace(own=own), seen, jax.random.fold_in(key, step), jnp.int32(step))[0].own
+        own = compiled.alone(alive._replace(own=own), observed, jax.random.fold_in(key, step), jnp.int32(step))[0].own
     dead = starved(setting, alive)
-    seen, steps = see(setting, dead, batch), iter(range(step + 1, step + 1 + max_steps))
+    observed, steps = see(setting, dead, batch), iter(range(step + 1, step + 1 + max_steps))
     for step in steps:
-        act = until_it_acts(compiled.alone, setting, dead._replace(own=own), seen, key, [step])
-        if act is not None and touched_spaces(act) and not properties.awake_spaces(act, seen.taps):
+        act = until_it_acts(compiled.alone, setting, dead._replace(own=own), observed, key, [step])
+        if act is not None and touched_spaces(act) and not properties.awake_spaces(act, observed.taps):
             return properties.function(act, other_inputs(batch[0], 1), Property.JUST_DIED)
-        own = compiled.alone(dead._replace(own=own), seen, jax.random.fold_in(key, step), jnp.int32(step))[0].own
+        own = compiled.alone(dead._replace(own=own), observed, jax.random.fold_in(key, step), jnp.int32(step))[0].own
     return Finding(Property.JUST_DIED, None, "it has not touched units that had just died, and no others")
 
 
@@ -213,8 +213,8 @@ def _ageing(intervention: Intervention, act: Act, key: jax.Array) -> Finding:
 
     def traced() -> str:
         arguments = act.before.own, act.before._replace(own=()), act.observed, key, jnp.int32(act.step)
-        found = jax.make_jaxpr(lambda own, *rest: intervention.apply(act.setting, own, *rest))(*arguments)
-        return f"{found.jaxpr}{[np.asarray(plain(one)).tolist() for one in found.consts]}"
+        jaxpr = jax.make_jaxpr(lambda own, *rest: intervention.apply(act.setting, own, *rest))(*arguments)
+        return f"{jaxpr.jaxpr}{[np.asarray(plain(one)).tolist() for one in jaxpr.consts]}"
 
     faults = [] if traced() == traced() else ["traced twice it is not the same program"]
     return properties.finding(Property.AGEING, faults, "traced twice it is the same program")
@@ -242,15 +242,15 @@ def _utilities(
     """
     space = touched_spaces(act)[0]
     equal = _alike(act.setting, start, space, act.touched[space])
-    seen = see(act.setting, equal, batch)
-    first = until_it_acts(compiled.alone, act.setting, equal, seen, key, range(max_steps))
+    observed = see(act.setting, equal, batch)
+    first = until_it_acts(compiled.alone, act.setting, equal, observed, key, range(max_steps))
     if first is None or not first.touched[space].any() or first.touched[space].all():
         return Finding(Property.UTILITIES, None, "it does not choose between units that are equal")
     favoured = first.touched[space]
     state = _scaled(act.setting, equal, space, favoured)._replace(own=first.after.own)
-    seen, ever = see(act.setting, state, batch), favoured.copy()
+    observed, ever = see(act.setting, state, batch), favoured.copy()
     for step in range(first.step + 1, first.step + 1 + max_steps):
-        after, report = compiled.alone(state, seen, jax.random.fold_in(key, step), jnp.int32(step))
+        after, report = compiled.alone(state, observed, jax.random.fold_in(key, step), jnp.int32(step))
         touched = np.asarray(report.touched[space])
         if (touched & favoured).any() and (~ever & ~touched).any():
             evidence = f"step {step}: a unit of higher utility than others was chosen before them"

@@ -64,17 +64,17 @@ def function(act: Act, others: Any, kind: Property = Property.FUNCTION) -> Findi
     """
     spaces, apply = touched_spaces(act), forward(act.setting.model)
     coupled = [space for space in spaces if space in act.setting.model.wiring.coupled]
-    awake, found = awake_spaces(act, act.observed.taps), _moved(act, apply, act.observed.batch[0])
+    awake, moved = awake_spaces(act, act.observed.taps), _moved(act, apply, act.observed.batch[0])
     if not spaces or awake or coupled:
         why = f"units of {awake} are not zero" if awake else f"a norm couples the units of {coupled}"
-        return Finding(kind, None, f"{why if spaces else 'no unit is reported'}; logits change by {found[0]:.2g}")
+        return Finding(kind, None, f"{why if spaces else 'no unit is reported'}; logits change by {moved[0]:.2g}")
     elsewhere = _moved(act, apply, others)
-    faults = [f"logits change by {found[0]:.2g}"] if found[0] > found[1] else []
+    faults = [f"logits change by {moved[0]:.2g}"] if moved[0] > moved[1] else []
     roused = awake_spaces(act, taps_of(act.setting.model)(act.before.variables, others))
     if elsewhere[0] > elsewhere[1] and not roused:
         faults.append(f"on other inputs logits change by {elsewhere[0]:.2g}")
     note = f", where units of {roused} are not zero" if roused else ""
-    return finding(kind, faults, f"logits change by {found[0]:.2g}, on other inputs by {elsewhere[0]:.2g}{note}")
+    return finding(kind, faults, f"logits change by {moved[0]:.2g}, on other inputs by {elsewhere[0]:.2g}{note}")
 
 
 def _moved(act: Act, apply: Any, inputs: Any) -> tuple[float, float]:
@@ -116,14 +116,16 @@ def slices(act: Act, moves: Sequence[str]) -> Finding:
 
 def outgoing(act: Act) -> Finding:
     """Largest outgoing weight of a touched unit; between two touched units either law is right."""
-    faults, seen = [], 0
+    faults, num_entries = [], 0
     trees = [named(tree["params"]) for tree in (act.after.variables, *act.slices)]
     for path, after in trees[0].items():
         left = np.asarray(after)[trees[2][path] & ~trees[1][path]]
-        seen += left.size
+        num_entries += left.size
         if np.any(left):
             faults.append(f"{int(np.count_nonzero(left))} of {left.size} outgoing entries of {path} are not zero")
-    return finding(Property.OUTGOING, faults, f"{seen} entries are zero") if seen else _unseen(Property.OUTGOING)
+    if not num_entries:
+        return _unseen(Property.OUTGOING)
+    return finding(Property.OUTGOING, faults, f"{num_entries} entries are zero")
 
 
 def optimizer(act: Act) -> Finding:
@@ -131,21 +133,21 @@ def optimizer(act: Act) -> Finding:
     params = act.after.variables["params"]
     start = plain(started(act.setting.optimizer, params))
     either = jax.tree.map(np.logical_or, act.slices.incoming["params"], act.slices.outgoing["params"])
-    faults, seen = [], 0
+    faults, num_entries = [], 0
     for node, old, first in _like_params(plain(act.before.opt_state), act.after.opt_state, start, params):
         marks = jax.tree.leaves(either)
         for before, after, initial, mask in zip(old[0], old[1], first, marks, strict=True):
             if _is_left_out(after) or np.shape(after) != mask.shape:
                 continue
-            seen += int(mask.sum())
+            num_entries += int(mask.sum())
             expected = np.where(mask, np.asarray(initial), np.asarray(before))
             if wrong := int(np.sum(np.asarray(after) != expected)):
                 faults.append(f"{wrong} entries of {node} are not what they should be")
     scalars = zip(named(plain(act.before.opt_state)).items(), jax.tree.leaves(act.after.opt_state), strict=True)
     faults += [f"{path} was {old}, is {new}" for (path, old), new in scalars if np.ndim(old) == 0 and old != new]
-    if not seen:
+    if not num_entries:
         return _unseen(Property.OPTIMIZER)
-    return finding(Property.OPTIMIZER, faults, f"{seen} entries forgotten, scalars kept")
+    return finding(Property.OPTIMIZER, faults, f"{num_entries} entries forgotten, scalars kept")
 
 
 def _like_params(before: Any, after: Any, start: Any, params: Any) -> list[tuple[str, Any, Any]]:
@@ -209,7 +211,7 @@ def law(act: Act, drawn: Variables, lanes: Sequence[Slices | None]) -> Finding:
         lanes: the slices of each; None for a lane that has not acted.
     """
     keys = jax.vmap(jax.random.key)(np.arange(1000, 1000 + SAMPLES))
-    reference, faults, seen = named(initials(act.setting.model)(keys)["params"]), [], 0
+    reference, faults, num_entries = named(initials(act.setting.model)(keys)["params"]), [], 0
     entries: dict[str, list[np.ndarray]] = {}
     for index, masks in enumerate(lanes):
         if masks is None:
@@ -219,7 +221,7 @@ def law(act: Act, drawn: Variables, lanes: Sequence[Slices | None]) -> Finding:
             entries.setdefault(path, []).append(np.asarray(leaf[index])[enters[path] & ~leaves[path]])
     for path, parts in entries.items():
         new, law = np.concatenate(parts), np.asarray(reference[path]).ravel()
-        seen += new.size
+        num_entries += new.size
         for name, power in (("mean", 1), ("mean square", 2)):
             if new.size == 0:
                 continue
@@ -227,7 +229,7 @@ def law(act: Act, drawn: Variables, lanes: Sequence[Slices | None]) -> Finding:
             gap = abs(np.mean(new**power) - np.mean(law**power))
             if gap > DEVIATIONS * error + 1e-12:
                 faults.append(f"{name} of {path}: {np.mean(new**power):.3g}, at the start {np.mean(law**power):.3g}")
-    return finding(Property.LAW, faults, f"{seen} redrawn entries") if seen else _unseen(Property.LAW)
+    return finding(Property.LAW, faults, f"{num_entries} redrawn entries") if num_entries else _unseen(Property.LAW)
 
 
 def _unseen(kind: Property) -> Finding:

@@ -143,8 +143,8 @@ def observer(model: Model, loss: Callable) -> Callable[..., Observed]:
     """`(variables, batch, is_start) -> Observed` of a training step."""
 
     def of(variables: Variables, batch: Batch, is_start: Any) -> Observed:
-        seen = observe(model, variables, batch, loss=loss, train=True, key=jax.random.key(0), dropout_rate=0.0)
-        return seen._replace(task=Task(jnp.int32(0), is_start))
+        observed = observe(model, variables, batch, loss=loss, train=True, key=jax.random.key(0), dropout_rate=0.0)
+        return observed._replace(task=Task(jnp.int32(0), is_start))
 
     return jax.jit(of)
 
@@ -153,14 +153,14 @@ def slices_of(wiring: Wiring, tree: Any, units: Mapping[str, np.ndarray]) -> Sli
     """Index by index, in NumPy: another road than that of the library."""
 
     def marked(side: type[In] | type[Out]) -> Any:
-        found = []
+        masks = []
         for label, leaf in zip(wiring.labels_of(tree), jax.tree.leaves(tree), strict=True):
             mask = np.zeros(np.shape(leaf), bool)
             for index, axis in enumerate(label.axes):
                 if isinstance(axis, side) and axis.space in units:
                     np.moveaxis(mask, index, 0)[np.flatnonzero(units[axis.space])] = True
-            found.append(mask)
-        return jax.tree.unflatten(jax.tree.structure(tree), found)
+            masks.append(mask)
+        return jax.tree.unflatten(jax.tree.structure(tree), masks)
 
     return Slices(marked(Out), marked(In))
 

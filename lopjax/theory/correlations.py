@@ -60,10 +60,10 @@ def correlation_report(
     """
     if not 0 < margin < 0.5:
         raise ValueError(f"margin={margin}: must lie between 0 and 1/2")
-    given = jnp.asarray(activations)
-    if given.ndim != 2 or 0 in given.shape:
-        raise ValueError(f"activations of shape {given.shape}: must be (samples, units), at least one of each")
-    activations = given.astype(jnp.promote_types(given.dtype, jnp.float32))
+    array = jnp.asarray(activations)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"activations of shape {array.shape}: must be (samples, units), at least one of each")
+    activations = array.astype(jnp.promote_types(array.dtype, jnp.float32))
     is_finite = jnp.all(jnp.isfinite(activations))
     # Scaled first, so that sums of large values stay finite: by a power of 2, which is exact, in two steps, as its
     # reciprocal may not be a normal number.
@@ -74,7 +74,7 @@ def correlation_report(
     centred = scaled - scaled.mean(axis=0)
     # Rounding of the mean makes a constant unit vary by a few ulps; smaller deviations would underflow when squared.
     spread = jnp.max(jnp.abs(centred), axis=0)
-    is_varying = spread > jnp.maximum(8 * jnp.finfo(activations.dtype).eps, rounding_of(given) / 4)
+    is_varying = spread > jnp.maximum(8 * jnp.finfo(activations.dtype).eps, rounding_of(array) / 4)
     centred = jnp.where(is_varying, centred / jnp.where(is_varying, spread, 1), 0)
     norm = jnp.linalg.norm(centred, axis=0)
     unit = centred / jnp.where(is_varying, norm, 1)

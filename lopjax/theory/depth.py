@@ -88,15 +88,15 @@ def fixed_points(f: Function, centred: bool = False) -> tuple[FixedPoint, ...]:
     """
     if abs(kernel_map(f, 0.5, centred) - 0.5) < 1e-12 and abs(kernel_map(f, -0.5, centred) + 0.5) < 1e-12:
         raise ValueError("the activation is linear: every correlation is a fixed point, of multiplier 1")
-    found = [1.0]
+    points = [1.0]
     at_zero = 0.0 if centred else float(kernel_map(f, 0.0))
     if at_zero < 1e-14:
-        found.append(0.0)
+        points.append(0.0)
     elif kernel_slope(f, 1.0, centred) > 1 + _MARGIN:
-        found.append(_inner_fixed_point(f))
+        points.append(_inner_fixed_point(f))
     if abs(kernel_map(f, -1.0, centred) + 1) < 1e-12:
-        found.append(-1.0)
-    return tuple(_fixed_point(f, rho, centred) for rho in sorted(found))
+        points.append(-1.0)
+    return tuple(_fixed_point(f, rho, centred) for rho in sorted(points))
 
 
 def _fixed_point(f: Function, rho: float, centred: bool) -> FixedPoint:

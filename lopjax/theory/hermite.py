@@ -59,8 +59,8 @@ def kinks_of(f: Function) -> tuple[float, ...]:
 
 def located_kinks(f: Function) -> tuple[float, ...]:
     """Return the kinks that a function is known to have or, if nothing is known, those that bisection finds."""
-    known = activation(f).kinks
-    return tuple(known) if known is not None else find_kinks(f) or ()
+    kinks = activation(f).kinks
+    return tuple(kinks) if kinks is not None else find_kinks(f) or ()
 
 
 def gauss_hermite_rule(order: int) -> Rule:

@@ -42,8 +42,8 @@ def equicorrelated_effective_rank(num_units: int, eps: Float[Array, "..."] | flo
     require_float64()
     if num_units < 2:
         raise ValueError(f"num_units={num_units}: must be at least 2")
-    given, largest = jnp.asarray(eps), num_units / (num_units - 1)
-    slack, eps = rounding_of(given), given.astype(float)
+    distances, largest = jnp.asarray(eps), num_units / (num_units - 1)
+    slack, eps = rounding_of(distances), distances.astype(float)
     if not is_traced(eps) and not np.all((np.asarray(eps) >= -slack) & (np.asarray(eps) <= largest + slack)):
         raise ValueError(f"eps={eps}: must lie in [0, n/(n-1)] = [0, {largest:.6g}]")
     # What is below 0 by rounding alone is 0; what is far outside is NaN under jit.
@@ -165,15 +165,15 @@ def activation_covariance(
         arXiv 2510.00304, section 4 (hard rank recovery).
     """
     require_float64()
-    given, slack = _square("correlation", correlation)
-    off = max(np.abs(given - given.T).max(), np.abs(np.diag(given) - 1).max())
+    rho, slack = _square("correlation", correlation)
+    off = max(np.abs(rho - rho.T).max(), np.abs(np.diag(rho) - 1).max())
     if not off <= slack:
         raise ValueError("correlation: must be finite and symmetric with diagonal 1")
-    if (np.abs(given) > 1 + slack).any():
-        raise ValueError(f"correlation: has an entry of {np.abs(given).max():g} in modulus; must lie in [-1, 1]")
-    rows, columns = np.triu_indices(len(given), k=1)
-    entries = kernel_map(f, jnp.clip(jnp.asarray(given[rows, columns]), -1.0, 1.0), centred)
-    return jnp.eye(len(given)).at[rows, columns].set(entries).at[columns, rows].set(entries)
+    if (np.abs(rho) > 1 + slack).any():
+        raise ValueError(f"correlation: has an entry of {np.abs(rho).max():g} in modulus; must lie in [-1, 1]")
+    rows, columns = np.triu_indices(len(rho), k=1)
+    entries = kernel_map(f, jnp.clip(jnp.asarray(rho[rows, columns]), -1.0, 1.0), centred)
+    return jnp.eye(len(rho)).at[rows, columns].set(entries).at[columns, rows].set(entries)
 
 
 def hard_rank(matrix: Shaped[Array | np.ndarray, "units units"], tolerance: float = 1e-10) -> int:
@@ -190,20 +190,20 @@ def hard_rank(matrix: Shaped[Array | np.ndarray, "units units"], tolerance: floa
         ValueError: if the matrix is not square, symmetric to rounding, finite and of at least one unit, or the
             tolerance is below its rounding.
     """
-    given, slack = _square("matrix", matrix)
-    size = np.abs(given).max()
-    if not np.isfinite(size) or (np.abs(given - given.T) > slack * size).any():
+    array, slack = _square("matrix", matrix)
+    size = np.abs(array).max()
+    if not np.isfinite(size) or (np.abs(array - array.T) > slack * size).any():
         raise ValueError("matrix: must be finite and symmetric")
-    rounding = len(given) * max(slack / 8, float(np.finfo(np.float64).eps))
+    rounding = len(array) * max(slack / 8, float(np.finfo(np.float64).eps))
     if not tolerance >= rounding:
         raise ValueError(f"tolerance={tolerance}: must be at least {rounding:.1e}, the rounding of this matrix")
-    eigenvalues = np.linalg.eigvalsh(given)
+    eigenvalues = np.linalg.eigvalsh(array)
     return int(np.sum(eigenvalues > tolerance * eigenvalues[-1]))
 
 
 def _square(name: str, matrix: Shaped[Array | np.ndarray, "units units"]) -> tuple[np.ndarray, float]:
     """A square matrix in float64, and the rounding of the type it came in."""
-    given = np.asarray(matrix)
-    if given.ndim != 2 or given.shape[0] != given.shape[1] or len(given) == 0:
-        raise ValueError(f"{name} of shape {given.shape}: must be square, with at least one unit")
-    return given.astype(np.float64), max(1e-12, rounding_of(given))
+    array = np.asarray(matrix)
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or len(array) == 0:
+        raise ValueError(f"{name} of shape {array.shape}: must be square, with at least one unit")
+    return array.astype(np.float64), max(1e-12, rounding_of(array))

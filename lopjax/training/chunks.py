@@ -91,10 +91,10 @@ def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable
             (state, frozen_at), sums = carry
             drawn = block.draw(data, prepared, order_key, index)
             drawn = drawn._replace(batch=cut_batch(drawn.batch, mesh))
-            found, logs = step(state, drawn, jax.random.fold_in(step_key, index), index)
+            state_after, logs = step(state, drawn, jax.random.fold_in(step_key, index), index)
             is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(log)) for log in jax.tree.leaves(logs)]))
             frozen_at = jnp.where((frozen_at < 0) & ~is_finite, index, frozen_at)
-            state = jax.tree.map(lambda new, old: jnp.where(frozen_at < 0, new, old), found, state)
+            state = jax.tree.map(lambda new, old: jnp.where(frozen_at < 0, new, old), state_after, state)
             return Lanes(state, frozen_at), jax.tree.map(lambda a, b: a + b.astype(dtype), sums, logs)
 
         def whole_block(carry: tuple[Any, tuple[Lanes, Logs]]) -> tuple[Any, tuple[Lanes, Logs]]:

@@ -38,22 +38,22 @@ def lane_mesh(seed_devices: int = 1, batch_devices: int = 1) -> Mesh | None:
     for name, value in (("seed_devices", seed_devices), ("batch_devices", batch_devices)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
-    wanted, devices = seed_devices * batch_devices, jax.devices()
-    if wanted > len(devices):
+    num_devices, devices = seed_devices * batch_devices, jax.devices()
+    if num_devices > len(devices):
         raise ValueError(
-            f"seed_devices={seed_devices}, batch_devices={batch_devices}: need {wanted} devices, there are "
+            f"seed_devices={seed_devices}, batch_devices={batch_devices}: need {num_devices} devices, there are "
             f"{len(devices)} ({devices[0].platform}); on a CPU, the environment variable "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted} makes as many"
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={num_devices} makes as many"
         )
-    if jax.process_count() > 1 and wanted != len(devices):
+    if jax.process_count() > 1 and num_devices != len(devices):
         raise ValueError(
             f"seed_devices={seed_devices}, batch_devices={batch_devices}: {jax.process_count()} processes have "
             f"{len(devices)} devices together; the product must be {len(devices)}"
         )
-    if wanted == 1:
+    if num_devices == 1:
         return None
     spell_out_products()
-    grid = np.array(devices[:wanted]).reshape(seed_devices, batch_devices)
+    grid = np.array(devices[:num_devices]).reshape(seed_devices, batch_devices)
     return Mesh(grid, (SEED, BATCH))
 
 

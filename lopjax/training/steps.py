@@ -68,7 +68,7 @@ def train_step(
     Returns:
         The new state, and what was observed *before* the step. Under jit what is not used of it costs nothing.
     """
-    seen = observe(
+    observed = observe(
         model,
         state.variables,
         batch,
@@ -86,11 +86,11 @@ def train_step(
         logits = model.apply(variables, batch[0], train=True, key=key, dropout_rate=dropout_rate).logits
         return loss(logits, batch[1])
 
-    known = {"value": seen.loss, "grad": seen.gradient, "value_fn": value_fn, **(extra or {})}
+    extra_args = {"value": observed.loss, "grad": observed.gradient, "value_fn": value_fn, **(extra or {})}
     takes_extra = optax.with_extra_args_support(optimizer)
-    updates, opt_state = takes_extra.update(seen.gradient, state.opt_state, params, **known)
+    updates, opt_state = takes_extra.update(observed.gradient, state.opt_state, params, **extra_args)
     changed = optax.apply_updates(params, updates)
-    return state._replace(variables={**seen.variables, "params": changed}, opt_state=opt_state), seen
+    return state._replace(variables={**observed.variables, "params": changed}, opt_state=opt_state), observed
 
 
 LOGS: dict[str, Callable[[Observed], jax.Array]] = {
@@ -133,5 +133,5 @@ def sgd_step(
         DeprecationWarning,
         stacklevel=2,
     )
-    state, seen = train_step(model, optimizer, state, (inputs, labels), key, loss=loss, dropout_rate=dropout_rate)
-    return state, logs_of(seen, "loss", "accuracy")
+    state, observed = train_step(model, optimizer, state, (inputs, labels), key, loss=loss, dropout_rate=dropout_rate)
+    return state, logs_of(observed, "loss", "accuracy")

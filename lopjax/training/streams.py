@@ -100,8 +100,8 @@ def _epochs(num: int, batch_size: int) -> tuple[Any, Block]:
         return epoch_permutation(jax.random.fold_in(key, index // steps), num, batch_size)
 
     def draw(data: PyTree, order: jax.Array, key: jax.Array, index: Any) -> Drawn:
-        chosen = order[index % steps]
-        return Drawn(jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], data), _only_task(index))
+        indices = order[index % steps]
+        return Drawn(jax.tree.map(lambda leaf: jnp.asarray(leaf)[indices], data), _only_task(index))
 
     return _with_draw(Block(prepare, draw, lambda index: (index // steps + 1) * steps))
 

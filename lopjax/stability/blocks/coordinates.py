@@ -45,7 +45,7 @@ class ArrayColumns(NamedTuple):
 
 def clone_counts(clusters: Mapping[str, Clusters]) -> dict[str, np.ndarray]:
     """n_j, the number of clones of every unit of the base network, per space with clones."""
-    return {space: np.bincount(found.ids) for space, found in clusters.items()}
+    return {space: np.bincount(partition.ids) for space, partition in clusters.items()}
 
 
 def unit_columns(params: Params, wiring: Wiring, clusters: Mapping[str, Clusters]) -> dict[str, list[ArrayColumns]]:

@@ -67,8 +67,8 @@ def outgoing_signals(
     if not kernel_size:
         return delta.reshape(-1, targets)
     positions = prod(kernel_size)
-    own = jnp.einsum("st,nk->nstk", jnp.eye(positions, dtype=delta.dtype), delta.reshape(-1, targets))
-    return own.reshape(-1, positions * targets)
+    by_position = jnp.einsum("st,nk->nstk", jnp.eye(positions, dtype=delta.dtype), delta.reshape(-1, targets))
+    return by_position.reshape(-1, positions * targets)
 
 
 def _shift(maps: Array, offset: tuple[int, ...], kernel_size: tuple[int, ...], window: Window) -> Array:

@@ -194,11 +194,12 @@ def places_at_kinks(
         dtype: the coarsest type computed in.
     """
     move = jax.tree.map(lambda leaf: leaf[0], draw_roundings(dtype, 1))
-    found: set[str] = set()
+    places: set[str] = set()
     for start in range(0, len(batch[0]), size):
         part = tuple(jnp.asarray(each[start : start + size]) for each in batch)
-        found |= {place for place, near in _near_kinks(model, loss, train, variables, part, move).items() if bool(near)}
-    return tuple(place for place in (*(name for name, _ in model.wiring.sites), THE_LOSS) if place in found)
+        is_near = _near_kinks(model, loss, train, variables, part, move)
+        places |= {place for place, near in is_near.items() if bool(near)}
+    return tuple(place for place in (*(name for name, _ in model.wiring.sites), THE_LOSS) if place in places)
 
 
 @partial(jax.jit, static_argnames=("model", "loss", "train"))
