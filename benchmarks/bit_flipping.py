@@ -2,10 +2,10 @@
 
     python -m benchmarks.bit_flipping --output bit_flipping.json   # about two minutes on 2 idle cores
 
-Twenty bits, five ReLU units, SGD, one example a step. Processor time, so that other work on the machine counts little;
-what is compared takes turns in one process. Aims: 2 us per step for one seed, 0.8 us per step and seed for 30; continual
-backprop at most 3 times plain. The loops in PyTorch and NumPy are written in the style of the official code: stored
-inputs, a Python step an example.
+Twenty bits, five ReLU units, SGD, one example per step. Processor time, so that other work on the machine counts
+little; what is compared takes turns in one process. Aims: 2 us per step for one seed, 0.8 us per step and seed for 30;
+continual backprop at most 3 times plain. The loops in PyTorch and NumPy are written in the style of the official code:
+stored inputs, one Python step per example.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def _life(method: str, seeds: int, life: Any, keys_of: Any) -> tuple[Any, Any]:
 
 
 def numpy_loop() -> Callable[[], Any]:
-    """Gradient descent in NumPy, a Python step an example."""
+    """Gradient descent in NumPy, one Python step per example."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def numpy_loop() -> Callable[[], Any]:
 
 
 def torch_loop() -> Callable[[], Any]:
-    """In the style of the official code: modules, `mse_loss`, `optim.SGD`, one example a step."""
+    """In the style of the official code: modules, `mse_loss`, `optim.SGD`, one example per step."""
     import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
@@ -152,7 +152,7 @@ def table_of(found: dict[str, float]) -> str:
         for seeds in ("one seed", "30 seeds")
     }
     rows += [(name, f"{value:.3g} x", f"{AIMS[name]:g} x" if name in AIMS else "") for name, value in ratios.items()]
-    return harness.markdown(("a step and seed", "us of a processor", "aim, at most"), rows)
+    return harness.markdown(("per step and seed", "us of processor time", "aim, at most"), rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

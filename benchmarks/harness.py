@@ -42,7 +42,7 @@ def timed(function: Callable[[], Any], repeats: int, warm_up: int = 1) -> list[f
 
 
 def matmul_rate(dtype: str = "float32", repeats: int = 5) -> float:
-    """Floating-point operations per second (two per multiply-add) of a large matrix product: the best of several calls."""
+    """Floating-point operations per second of a large matrix product (two per multiply-add), best of several calls."""
     import jax
     import jax.numpy as jnp
 

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _show(text: str) -> None:
-    """On a terminal with numbers and names in colour, as plain text elsewhere."""
+    """Print with numbers and names in colour on a terminal, as plain text elsewhere."""
     if not sys.stdout.isatty():
         print(text)
         return

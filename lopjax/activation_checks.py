@@ -1,4 +1,4 @@
-"""Compare an activation with the facts it comes with, and find the kinks of one that does not know its own."""
+"""Compare an activation with the facts stated about it, and find the kinks of one for which none are stated."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -105,7 +105,7 @@ def check_activation(entry: Activation) -> None:
     """Refuse a function that is not elementwise, and facts that the function contradicts on a grid.
 
     A fact that passes is not proved: the grid has 641 points in [-8, 8], and kinks are looked for by `find_kinks`.
-    Run once for every activation of one's own before a network with it is built.
+    Run once for every user-defined activation before a network with it is built.
 
     Args:
         entry: the activation.

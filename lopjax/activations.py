@@ -1,4 +1,4 @@
-"""Elementwise activation functions, and the only place for the facts that certificates and theory rely on."""
+"""Elementwise activation functions, with the facts about them that certificates and theory rely on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,7 +166,7 @@ _BY_FUNCTION = MappingProxyType({entry.function: entry for entry in (*ACTIVATION
 
 
 def activation(given: str | Callable) -> Activation:
-    """Look an activation up by name, or wrap a function of one's own.
+    """Look an activation up by name, or wrap your own function.
 
     Args:
         given: one of `ACTIVATIONS`: "relu" (derivative 0 at 0), "leaky_relu" (slope 0.01), "tanh", "sigmoid",

@@ -64,7 +64,7 @@ def default_zero_level(dtype: DTypeLike) -> float:
 def drift_tolerance(dtype: DTypeLike) -> float:
     """`sqrt(eps)`: how far, relative to its size, a point may have drifted off a manifold, or a projector off one.
 
-    Between rounding, which training repeats many times, and what anyone would call another point.
+    More than rounding, which training repeats many times, and less than what anyone would call another point.
     """
     return float(jnp.finfo(dtype).eps) ** 0.5
 

@@ -12,7 +12,7 @@ def as_integer(value: Any, minimum: int, message: str) -> int:
     Args:
         value: what was given; True and False, floats (2.0 too), strings and traced values are refused.
         minimum: the smallest that is allowed.
-        message: text of the error, which the caller knows how to word.
+        message: text of the error, worded by the caller.
 
     Raises:
         ValueError: with that message.

@@ -19,7 +19,7 @@ DENSE_LIMIT_BYTES = 2 * 2**30
 
 
 def check_loss(loss: Callable[[PyTree], object], params: PyTree) -> None:
-    """Refuse a loss of which no Hessian should be taken, saying why and what to do.
+    """Refuse a loss whose Hessian should not be taken, saying why and what to do.
 
     The loss is called twice and must give the same number up to rounding (1,000 eps, relative), as dropout, fresh
     noise and reshuffled batches do not; its gradient must predict how it changes (to 5 %, over a short step along the

@@ -110,7 +110,7 @@ def flatten(matvec: Matvec, project: Callable[[Params], Params] | None, example:
 
 
 def limit_steps(num_steps: int, dimension: int | None, num_coordinates: int) -> int:
-    """Number of iterations that make sense: never more than the (sub)space has dimensions.
+    """Number of iterations that make sense, at most the dimension of the (sub)space.
 
     Args:
         num_steps: What was asked for.
@@ -165,7 +165,7 @@ def ritz_decomposition(
         inside = project(vector)
         product = matvec(inside) / scale
         # Rounding leaves a trace of `vector` outside the subspace, where the operator is 0. Were it 0 here too, the
-        # recurrence would amplify the trace as it does any isolated eigenvalue (9 times a step was seen); moving with
+        # recurrence would amplify the trace as it does any isolated eigenvalue (9 times per step was seen); moving with
         # the Rayleigh quotient it stays put.
         return product + (inside @ product) * (vector - inside)
 

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from lopjax.data.downloads import check_file, download
 from lopjax.data.tfds_source import import_tfds
 
-# The red, green and blue planes of 32 rows of 32 pixels, after one byte a label.
+# The red, green and blue planes of 32 rows of 32 pixels, after one byte per label.
 IMAGE_BYTES = 3 * 32 * 32
 NOTE = " (the 'binary version', not the Python or Matlab one)"
 
@@ -43,7 +43,7 @@ class Layout(NamedTuple):
 
     Attributes:
         builder: name of TFDS's builder.
-        folder: of all files.
+        folder: folder of all files.
         train: training files.
         test: the test file.
         labels: of every label byte of a record, in order, TFDS's feature and the file of its class names.

@@ -226,7 +226,7 @@ def _to_uint8(field: str, images: Any, channels_first: bool | None) -> UInt8[np.
 def _to_int32(field: str, labels: Any) -> Int32[np.ndarray, "n"]:
     labels = _as_array(field, labels)
     if labels.ndim != 1:
-        raise ValueError(f"{field}: shape {labels.shape}; must be (images,), one integer an image (not one-hot)")
+        raise ValueError(f"{field}: shape {labels.shape}; must be (images,), one integer per image (not one-hot)")
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{field}: dtype {labels.dtype}; must be an integer type")
     # A value that does not fit 32 bits would wrap around into the allowed range.

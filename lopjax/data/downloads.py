@@ -26,7 +26,7 @@ class Published(Protocol):
 
 
 class File(NamedTuple):
-    """The plainest `Published`."""
+    """A simple `Published`."""
 
     url: str
     num_bytes: int
@@ -43,7 +43,7 @@ def check_file(path: Path, expected: Published, note: str = "") -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: its size or checksum is another.
+        ValueError: its size or checksum differs.
     """
     if not path.is_file():
         raise FileNotFoundError(f"archive={path}: no such file; it is published at {expected.url}")

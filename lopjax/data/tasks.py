@@ -27,7 +27,7 @@ def class_table(
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels: shape {labels.shape}, dtype {labels.dtype}; must be one integer an image")
+        raise ValueError(f"labels: shape {labels.shape}, dtype {labels.dtype}; must be one integer per image")
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(f"labels: values from {labels.min()} to {labels.max()}; must lie in 0..{num_classes - 1}")
     counts = np.bincount(labels, minlength=num_classes)

@@ -210,7 +210,7 @@ def _image_and_label_keys(tfds: ModuleType, builder: Any) -> tuple[str, str]:
         return keys
     raise ValueError(
         f"name={builder.name!r}: not an image classification set (supervised keys {keys}); one 8-bit image and one "
-        "class label a record are needed"
+        "class label per record are needed"
     )
 
 

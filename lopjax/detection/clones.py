@@ -15,7 +15,7 @@ from lopjax.wiring import Wiring, unit_rows
 
 
 class Multiples(NamedTuple):
-    """For which c a unit whose activations are c times those of another is its clone; c = 1 always is.
+    """The c for which a unit with c times another's activations is its clone; c = 1 always counts.
 
     Attributes:
         positive: every c > 0: the activation is homogeneous (ReLU), and only kernels read the unit.

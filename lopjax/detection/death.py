@@ -26,11 +26,11 @@ def death_radius(
     of steps.
 
     Args:
-        params: of the network.
-        wiring: of the network.
-        space: whose units.
-        taps: of the batch, in eval mode.
-        inputs: of the batch.
+        params: parameters of the network.
+        wiring: its wiring.
+        space: the space of the units.
+        taps: activations on the batch, in eval mode.
+        inputs: inputs of the batch.
 
     Returns:
         r of every unit; NaN where it is not known: a norm, pooling or a sum in front of the activation, several sites,

@@ -21,7 +21,7 @@ class Lives(NamedTuple):
     """What units are now, by unit space. The state of `update_lives`, for scan and vmap.
 
     Attributes:
-        status: a number of `Status` a unit, int8.
+        status: a number of `Status` per unit, int8.
         since: step at which it was first measured to be that, int32.
         totals: how often each of `EVENTS` has happened since the start, int32.
     """

@@ -117,7 +117,7 @@ def _largest_slope(tap: Tap) -> Float[Array, " units"]:
 def unit_status(
     nearness: UnitNearness, clone_tolerance: ArrayLike = 0.01, slope_threshold: ArrayLike = 1e-4
 ) -> Int8[Array, " units"]:
-    """One number of `Status` a unit.
+    """One number of `Status` per unit.
 
     Args:
         nearness: of its space.
@@ -134,7 +134,7 @@ def unit_status(
 def describe_units(
     nearness: Mapping[str, UnitNearness], clone_tolerance: float = 0.01, slope_threshold: float = 1e-4, most: int = 4
 ) -> str:
-    """The answer a user needs, off the device: a line for the network, and one for each space with a finding.
+    """A summary for users, off the device: one line for the network, and one for each space with a finding.
 
     Args:
         nearness: of one network.

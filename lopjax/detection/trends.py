@@ -28,7 +28,7 @@ def trend(values: Float[Array, " records"]) -> Trend:
     threshold is worth is for `lopjax.detection.scores` to say.
 
     Args:
-        values: one a measurement, NaN where there is none; infinity is larger than any number.
+        values: one per measurement, NaN where there is none; infinity is larger than any number.
 
     References:
         Mann, Econometrica 13 (1945) 245; Sen, JASA 63 (1968) 1379.

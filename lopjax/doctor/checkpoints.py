@@ -1,4 +1,4 @@
-"""Reading checkpoints that are not ours: flat or nested npz, msgpack of Flax, orbax; and whether they fit a network."""
+"""Read checkpoints of other programs: flat or nested npz, Flax msgpack, orbax; and check that they fit a network."""
 
 import re
 from collections.abc import Mapping

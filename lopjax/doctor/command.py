@@ -13,19 +13,19 @@ class Arguments:
     """What to examine."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """A run folder, or a checkpoint: .npz, .msgpack, or a folder of orbax."""
+    """A run folder, or a checkpoint: .npz, .msgpack, or an orbax folder."""
     data: Path | None = None
-    """An .npz with the arrays inputs and labels: a batch of a few hundred samples. Of a run, its probe by default."""
+    """An .npz with the arrays inputs and labels: a batch of a few hundred samples. For a run, its probe by default."""
     network: str | None = None
-    """Of a checkpoint: package.module:make, a function that gives a Model, or (apply, params, inputs) to trace."""
+    """For a checkpoint: package.module:make, a function that gives a Model, or (apply, params, inputs) to trace."""
     name: str | None = None
-    """Of a run: method/network, such as sgd/clone. By default the last of them."""
+    """For a run: method/network, such as sgd/clone. By default the last of them."""
     seed: int = 0
-    """Of a run: which of its seeds, counted from 0."""
+    """For a run: which of its seeds, counted from 0."""
     loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
-    """A mean over samples."""
+    """The loss, a mean over samples."""
     learning_rate: float | None = None
-    """To give times in steps."""
+    """Learning rate, to give times in steps."""
     clone_tolerance: float = 0.01
     """Relative distance of activations up to which a unit is near a clone."""
     output: Path | None = None

@@ -39,7 +39,7 @@ def diagnose(
         loss: `(logits, labels) -> scalar`, a mean over samples.
         learning_rate: to give times in steps of plain gradient descent.
         clone_tolerance: relative distance of activations up to which a unit is near a clone.
-        lives: what units were along the run, to be drawn.
+        lives: the status of units along the run, to be drawn.
 
     Returns:
         The diagnosis: `print` it, or `lopjax.doctor.write_page` it.

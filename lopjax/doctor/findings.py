@@ -38,7 +38,7 @@ class Finding(NamedTuple):
 
     @property
     def word(self) -> str:
-        """Of the severity."""
+        """The severity as a word."""
         words = ((0.5, "severe"), (0.2, "serious"), (0.05, "mild"), (0.0, "slight"))
         return next(word for least, word in words if self.severity >= least)
 

@@ -85,7 +85,7 @@ class Example(NamedTuple):
 EXAMPLES: Mapping[str, Example] = MappingProxyType(
     {
         "redo": Example(lambda: redo(0.0, 3), without=("UTILITIES",)),
-        # What it moves into biases is a running mean: of a unit that has just died that is not what it gives now.
+        # It moves a running mean into biases; a unit that has just died no longer gives that mean.
         "continual_backprop": Example(lambda: continual_backprop(0.05, 0.99, 2), without=("JUST_DIED",)),
         "self_normalized_resets": Example(lambda: self_normalized_resets(0.9, 3), without=("UTILITIES",)),
         "regrama": Example(lambda: regrama(0.05, 3), without=("UTILITIES",)),

@@ -1,4 +1,4 @@
-"""What a removed unit gave on average, moved into the biases behind it."""
+"""Move what a removed unit gave on average into the biases of what reads it."""
 
 from collections.abc import Mapping
 
@@ -69,7 +69,7 @@ def move_means_into_biases(
 
 
 def zero_biases(wiring: Wiring, params: Params, incoming: PyTree) -> Params:
-    """Marked entries of the biases beside weight arrays become zero."""
+    """Set marked entries of the biases beside weight arrays to zero."""
     chosen = set(biases(wiring).values())
     leaves, structure = jax.tree.flatten(params)
     masks = structure.flatten_up_to(incoming)

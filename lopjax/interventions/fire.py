@@ -33,7 +33,7 @@ def fire(
     For a kernel X of `inputs x units`: :math:`X_0 = X / \lVert X \rVert_F`,
     :math:`X \leftarrow 1.5 X - 0.5 X X' X` ten times, then times :math:`\sqrt{units / inputs}` and, for a convolution,
     whose positions are matrices of their own, divided by their number. The function changes; a dead unit may stay dead,
-    as its incoming weights are not drawn anew. Singular values of 0 stay 0 (and small ones grow by 1.5 an iteration):
+    as its incoming weights are not drawn anew. Singular values of 0 stay 0 (and small ones grow by 1.5 per iteration):
     exact clones stay clones, a small difference between them is magnified.
 
     A kernel with positions is a convolution where what it writes has positions too; a dense layer behind a flattened

@@ -63,7 +63,7 @@ def split_clones(
 
     Args:
         tolerance: relative distance of activations up to which two units are near; 0 for exact clones alone.
-        every: steps between two acts; one pair an act.
+        every: steps between two acts; one pair per act.
         size: positive; length of the push over that of one unit's outgoing weights; where these are zero, as after
             a reset, over that of its incoming ones.
         loss_tolerance: largest change of the loss, on the batch and in eval mode, that moving to the point of equality

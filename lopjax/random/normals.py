@@ -58,7 +58,7 @@ def standard_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLik
     """Independent standard normals: a pure function of the key and of how many there are.
 
     In float32 they are pairs of Box and Muller, r sin(t) in the first half of the array and r cos(t) in the second,
-    from a block of 64 bits per pair. Each of the two has an own direction of 32 bits and a radius of 31, in float32
+    from a block of 64 bits per pair. Each of the two has its own direction of 32 bits and a radius of 31, in float32
     arithmetic, so that no draw is above 6.66 in absolute value (a normal is, once in 4e10 draws; JAX's own are at most
     5.42, which a normal passes once in 2e7). float64 is drawn by `jax.random.normal`.
 

@@ -1,4 +1,4 @@
-"""Recovery: a controller that treats symptoms by a ladder of interventions, and a monitor for anyone's loop.
+"""Recovery: a controller that treats symptoms by a ladder of interventions, and a monitor for any training loop.
 
 noise.py        how much noise frees clones, by the stability module, and the kick
 rungs.py        the rungs of the ladder

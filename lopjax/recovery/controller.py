@@ -59,7 +59,7 @@ class ControllerState(NamedTuple):
 
 
 class _Options(NamedTuple):
-    """What the constructor was given, checked."""
+    """The constructor's arguments, checked."""
 
     ladder: tuple[str, ...]
     rungs: tuple[Intervention, ...]
@@ -111,8 +111,8 @@ def recovery_controller(
             rank and dead units change with the data as well as with the network.
         every: steps between two looks.
         cool_down: steps between an action and its judgement; nothing is done in between.
-        on: by symptom, from where it is treated; those left out as in `ON`.
-        off: by symptom, below which it has gone.
+        on: by symptom, the score from which it is treated; those left out as in `ON`.
+        off: by symptom, the score below which it has gone.
         budget_units: units that may be changed in one period, as a share of all.
         budget_change: sum of the relative changes `|d theta| / |theta|` in one period.
         budget_every: steps of a period, such as the length of a task.

@@ -1,4 +1,4 @@
-"""Symptoms, warnings and forecasts in anyone's loop: six lines beside a plain optax, NNX or Equinox training step."""
+"""Symptoms, warnings and forecasts in any training loop: six lines beside an optax, NNX or Equinox step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -56,7 +56,7 @@ class MonitorReport(NamedTuple):
         step: of it.
         warnings: scores, and which are on.
         events: how often units died, revived, ... since the last measurement.
-        status: by space, a number of `lopjax.detection.Status` a unit.
+        status: by space, a number of `lopjax.detection.Status` per unit.
         nearness: by space, everything graded; radii in steps of the mean length since the last measurement.
         forecast: by space, when each unit will be within 0.1 % of a clone, from the rate in the window.
         loss: on the probe.
@@ -76,7 +76,7 @@ class MonitorReport(NamedTuple):
         return bool(jnp.any(self.warnings.is_on))
 
     def __str__(self) -> str:
-        """What a user reads."""
+        """The report as text."""
         happened = ", ".join(f"{int(number)} {event}" for event, number in self.events.items() if number)
         head = f"step {int(self.step)}: loss on the probe {float(self.loss):.4g}" + (
             f"; {happened}" if happened else ""

@@ -32,7 +32,7 @@ def critical_noise(
     """Noise that it takes, space by space, for clones to be a distance apart some steps later.
 
     One Gaussian kick of deviation sigma on every normal coordinate, then gradient descent: the components grow by
-    `1 - eta lambda_k` a step, so the distance is beyond R with probability
+    `1 - eta lambda_k` per step, so the distance is beyond R with probability
     `P(sum_k sigma² (1 - eta lambda_k)^(2T) chi²_(m_k) >= R²)` (`lopjax.stability.escape_probability`), which rises with
     sigma. Where no eigenvalue is negative the kick must do it alone. Linear theory at a critical point of the base. Of
     blocks found by products, which know some eigenvalues only, the noise is enough, and less may do.

@@ -1,9 +1,9 @@
-"""Checkpoints: one file that is complete or not there, that says what it belongs to, and that no flipped bit survives.
+"""Checkpoints: one file that is complete or absent, says what it belongs to, and in which a flipped bit is noticed.
 
-A checkpoint is an uncompressed npz archive `step_<number>.npz`: one member an array, named by its path in the tree, and
-a JSON header. Members carry CRC-32 checksums, checked whenever they are read. Random keys are stored as their data, and
-types that NumPy lacks (bfloat16) as unsigned integers of the same width; both come back as what they were. Nothing is
-pickled, nothing is cast: a tree restores to the same bits or not at all. Numbers of Python come back as such, and
+A checkpoint is an uncompressed npz archive `step_<number>.npz`: one member per array, named by its path in the tree,
+and a JSON header. Members carry CRC-32 checksums, checked whenever they are read. Random keys are stored as their data,
+and types that NumPy lacks (bfloat16) as unsigned integers of the same width; both come back as what they were. Nothing
+is pickled, nothing is cast: a tree restores to the same bits or not at all. Numbers of Python come back as such, and
 arrays of 64 bits, where JAX would cut them to 32, as NumPy's. Anything else that is no random key is refused by name.
 
 It is written under another name, flushed to disk and renamed, so a crash at any moment leaves the older ones untouched.

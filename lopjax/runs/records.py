@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line. A line that cannot be read costs itself and no other."""
+"""`metrics.jsonl`: one JSON object per line. A line that cannot be read costs itself and no other."""
 
 import json
 import os

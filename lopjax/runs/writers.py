@@ -67,7 +67,7 @@ class TensorBoardWriter:
     them, and only those of the same run are ever removed.
 
     Attributes:
-        folder: where the event files go, one folder a lane: `noisy_sgd/0/clone`.
+        folder: where the event files go, one folder per lane: `noisy_sgd/0/clone`.
     """
 
     def __init__(self, folder: Path | str, lane: Sequence[str] = LANE, step: Sequence[str] = STEP) -> None:

@@ -30,7 +30,7 @@ class FreeKick(NamedTuple):
             singular value of B_j.
         residual: an eigenvalue of the matrix that Lanczos worked on lies within this of the one it found.
         rate: -lambda, with lambda the smallest eigenvalue of M_j: what grows along its eigenvector does so by
-            `1 + eta rate` a step. NaN for "next gradient", which does not look at it.
+            `1 + eta rate` per step. NaN for "next gradient", which does not look at it.
     """
 
     direction: Params

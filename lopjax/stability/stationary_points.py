@@ -18,7 +18,7 @@ from lopjax.stability.blocks.matrices import LossOfLogits
 
 # Up to this many parameters Newton's equations are solved, and the base's curvature measured, by a dense Hessian.
 _DENSE_PARAMETERS = 1_000
-# Where units of the base merge, Newton's method converges by a factor of 2/3 a step only.
+# Where units of the base merge, Newton's method converges by a factor of only 2/3 per step.
 _NEWTON_STEPS = 60
 _LBFGS = {"gtol": 1e-10, "ftol": 1e-16, "maxiter": 20_000, "maxfun": 50_000}
 

@@ -47,7 +47,7 @@ class DecayedClones(NamedTuple):
         weight_decay: lambda of the clones.
         variables: of the *base* network, at the stationary point theta(lambda).
         rate: `lambda + min_j lambda_min(M_j(theta(lambda)))`, in units of the loss per squared parameter: the slowest
-            normal direction shrinks by `1 - eta rate` a step; below 0 the fastest grows.
+            normal direction shrinks by `1 - eta rate` per step; below 0 the fastest grows.
         uncertainty: of the rate, estimated: rounding of the blocks, and the distance to the stationary point.
         gradient_norm: of the decayed loss, for the clones: sqrt(sum n_in/n_out |g|²) over the base's arrays.
         distance: estimate of the distance to the stationary point, `|H^-1 g|`, in the parameters of the clones.

@@ -1,4 +1,4 @@
-"""For the tests of methods, one's own included: whether an intervention does what its kind promises.
+"""For the tests of interventions, including yours: does each do what its kind promises?
 
 check_intervention(lambda: my_method(0.1, every=3), model, batch)
 """

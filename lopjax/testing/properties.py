@@ -33,7 +33,7 @@ class Property(Enum):
 
 
 class Finding(NamedTuple):
-    """One property, and what was seen.
+    """One property, and the evidence about it.
 
     Attributes:
         property: which.
@@ -47,7 +47,7 @@ class Finding(NamedTuple):
 
 
 def finding(kind: Property, faults: Sequence[str], evidence: str) -> Finding:
-    """It holds if there is no fault; otherwise the first of them are the evidence."""
+    """The finding holds if there is no fault; otherwise the first faults are the evidence."""
     return Finding(kind, not faults, "; ".join(faults[:3]) if faults else evidence)
 
 

@@ -89,7 +89,7 @@ def starved(setting: Setting, state: TrainState) -> TrainState:
 
 
 def faint(setting: Setting, state: TrainState) -> TrainState:
-    """The same units as they are, but next to nothing comes of them: their outgoing weights are a thousandth."""
+    """The same units with next to no effect: their outgoing weights are divided by a thousand."""
     return _at_one_unit(setting, state, lambda slices, a: np.where(slices.outgoing & ~slices.incoming, a * 1e-3, a))
 
 
@@ -102,7 +102,7 @@ def _at_one_unit(setting: Setting, state: TrainState, edit: Callable[[Slices, An
 
 
 def other_inputs(inputs: Any, seed: int) -> Any:
-    """Inputs like these, which no method has seen: drawn with thrice their deviation; integers are shuffled."""
+    """Inputs like these that no method has seen: drawn with three times their deviation; integers are shuffled."""
     random = np.random.default_rng(seed)
 
     def other(leaf: Any) -> np.ndarray:
@@ -150,7 +150,7 @@ def observer(model: Model, loss: Callable) -> Callable[..., Observed]:
 
 
 def slices_of(wiring: Wiring, tree: Any, units: Mapping[str, np.ndarray]) -> Slices:
-    """Index by index, in NumPy: another road than that of the library."""
+    """Index by index, in NumPy, independently of the library."""
 
     def marked(side: type[In] | type[Out]) -> Any:
         masks = []

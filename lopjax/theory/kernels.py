@@ -229,7 +229,7 @@ def _over_pairs(
 
 
 def _usable_moments(f: Function, centred: bool) -> Moments:
-    """Moments of f at unit scale, refused if f is constant or too steep for the two-dimensional rule."""
+    """Moments of f at unit scale; refuses f that is constant or too steep for the two-dimensional rule."""
     moments = activation_moments(f)
     if is_traced(spread_of(f, moments, centred)):
         return moments

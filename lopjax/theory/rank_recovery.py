@@ -82,7 +82,7 @@ def rank_gain(
 ) -> Float[Array, "..."]:
     """Approximate by what factor an activation multiplies the effective rank of equicorrelated units.
 
-    With `delta = eps (n-1)/n`, `L = ln(n / eps)` and correlations 1 - (1 + alpha) eps behind the activation:
+    With `delta = eps (n-1)/n`, `L = ln(n / eps)` and correlations 1 - (1 + alpha) eps after the activation:
 
     - "corrected": `exp(delta [alpha (1 + L) - (1 + alpha) ln(1 + alpha)])`, relative error O(delta² L).
     - "leading_log": `exp(delta alpha L)`, the form of the paper's appendix: right in the limit L -> infinity only, that
@@ -126,7 +126,7 @@ def exact_rank_gain(
     Args:
         num_units: n, at least 2.
         eps: distance from 1 before the activation.
-        gap: distance from 1 behind it, `lopjax.theory.kernel_gap(f, eps)`.
+        gap: distance from 1 after it, `lopjax.theory.kernel_gap(f, eps)`.
 
     Returns:
         The ratio, of the broadcast shape.
@@ -140,13 +140,13 @@ def exact_rank_gain(
 def activation_covariance(
     f: Function, correlation: Shaped[Array | np.ndarray, "units units"], centred: bool = False
 ) -> Float[Array, "units units"]:
-    """Compute the matrix kappa_f(rho_ij) of the units behind an activation (standard Gaussian pre-activations).
+    """Compute the matrix kappa_f(rho_ij) of the units after an activation (standard Gaussian pre-activations).
 
     By Schur's product theorem it has full rank if |rho_ij| < 1 off the diagonal and f is not a polynomial. Equal units
     (rho = 1) stay equal. Opposite ones (rho = -1) see f(z) and f(-z), whose half sum and half difference are
     uncorrelated; m pairs of opposite units that span d dimensions lose m - d ranks if f(z) - f(-z) is a multiple of z,
     as for ReLU, GELU, SiLU and softplus, and m - 1 if f(z) + f(-z) is constant, as for the sigmoid (all m if either
-    is 0: f even or odd). So one pair behind ReLU costs nothing, and five in the plane cost three.
+    is 0: f even or odd). So one pair before a ReLU costs nothing, and five in the plane cost three.
 
     Args:
         f: activation.

@@ -1,4 +1,4 @@
-"""Wider networks by the user's own constructor, held against what the program says."""
+"""Wider networks by the user's own constructor, compared with what the program says."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

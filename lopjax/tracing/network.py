@@ -47,7 +47,7 @@ class Plan(NamedTuple):
 
 @dataclass(eq=False)
 class Network:
-    """What the user gave, and the plans made so far.
+    """The user's arguments, and the plans made so far.
 
     Attributes:
         apply: `apply(params, inputs) -> outputs`.

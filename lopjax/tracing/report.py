@@ -14,7 +14,7 @@ def written(wiring: Wiring, spaces: Sequence[Space], verification: Verification 
         wiring: labels and sites.
         spaces: what was found.
         verification: what the network itself said.
-        notes: what to know besides.
+        notes: what else to know.
     """
     lines = []
     for state in (CLONEABLE, PERMUTABLE, FIXED):

@@ -64,7 +64,7 @@ def rev(program: Program, node: Node, types: list[Type]) -> list[Type]:
 
 
 def argument(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """The number of a unit is no number any more if units are permuted."""
+    """The index of a unit loses its meaning if units are permuted."""
     (operand,) = types
     axes = node.params["axes"]
     for axis in axes:
@@ -171,4 +171,4 @@ RULES: dict[str, Rule] = {
     "dynamic_update_slice": dynamic_update_slice,
     "platform_index": lambda program, node, types: [() for _ in node.outputs],
 }
-"""The rule of every primitive that is known; `pad` and those with blocks are in `lopjax.tracing.types`."""
+"""The rule of every known primitive; `pad` and those with blocks are in `lopjax.tracing.types`."""

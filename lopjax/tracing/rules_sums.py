@@ -21,7 +21,7 @@ def segment(axis: Axis, start: int, stop: int, size: int, reason: str) -> Axis:
 
 
 def slice_rule(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """A cut of an axis makes it a direct sum; every second entry is no part of one."""
+    """A cut of an axis makes it a direct sum; taking every second entry does not."""
     shape = program.shape(node.inputs[0])
     starts, stops = (map(int, node.params[key]) for key in ("start_indices", "limit_indices"))
     strides = node.params["strides"] or (1,) * len(shape)

@@ -19,7 +19,7 @@ class Space(NamedTuple):
     """A unit space that was found.
 
     Attributes:
-        name: of the space.
+        name: its name.
         size: number of units.
         state: `"cloneable"`, `"permutable"` or `"fixed"`.
         reason: why it is not cloneable; empty if it is.
@@ -166,7 +166,7 @@ _ARRAYS = words("kernel bias scale offset weight w b embedding mean var")
 
 
 def _module(path: Path) -> Path:
-    """The path without the collection, and without the name of the array where a module's name is left."""
+    """The path without the collection, and without the array's name where a module's name remains."""
     inner = path[1:]
     return inner[:-1] if len(inner) > 1 and inner[-1] in _ARRAYS else inner
 

@@ -29,7 +29,7 @@ class Traced:
         model: a `Model`, on which everything in the library runs; its variables are the pieces.
         spaces: every unit space that parameters have, with its state and the reason.
         verification: what the network itself said about the wiring, at generic parameters; None if it was not asked.
-        notes: what to know besides.
+        notes: what else to know.
     """
 
     model: Model

@@ -1,4 +1,4 @@
-"""The network itself is asked whether the wiring that was read is true, at parameters that hide nothing.
+"""Test the wiring that was read against the network itself, at parameters that hide nothing.
 
 At initial parameters zero biases would hide a forgotten axis, so all numbers are drawn, in float64. All spaces at once:
 units are permuted (by one long cycle, since a random permutation of two or three units is often the identity), cloned,

@@ -130,7 +130,7 @@ def bit_flipping(
 
 
 def check_problem(problem: Problem) -> Problem:
-    """Refuse numbers and names that make no problem."""
+    """Refuse numbers and names that do not make a valid problem."""
     for name in ("num_inputs", "flip_every", "units"):
         value = getattr(problem, name)
         as_integer(value, 1, f"{name}={value!r}: must be a positive integer")

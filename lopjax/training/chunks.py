@@ -25,7 +25,7 @@ class Lanes(NamedTuple):
     """Many lanes in training.
 
     Attributes:
-        state: of every lane; leaves have a leading lane axis.
+        state: the state of every lane; leaves have a leading lane axis.
         frozen_at: int32, one per lane: the first step whose logs were not all finite; -1 while there is none.
     """
 
@@ -55,7 +55,7 @@ def _copy(leaf: Any) -> jax.Array:
 
 
 def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable[..., tuple[Lanes, Logs]]:
-    """Compile steps for many lanes, as many steps a call as the call says.
+    """Compile steps for many lanes; each call says how many steps it takes.
 
     The number of steps is no part of the compiled program, so that a run has the same bits however it is cut into
     calls. A lane any of whose logs is not finite at some step is frozen: it keeps the state that this step found, and
@@ -70,7 +70,7 @@ def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable
         `chunk(lanes, keys, start, num_steps, data) -> (lanes, logs)`: steps `start, ..., start + num_steps - 1`.
         `lanes` (whose buffers are given back) and `keys` have a leading lane axis; `data` is `stream.data` or another
         tree of the same shapes, shared by all lanes; logs are means over the steps, one per lane, NaN for a frozen one.
-        Raises ValueError if `num_steps` is not positive or there is not one key a lane.
+        Raises ValueError if `num_steps` is not positive or there is not one key per lane.
 
     Raises:
         ValueError: a stream that is none.

@@ -82,7 +82,7 @@ def intervene(
     """Let an intervention act after a training step.
 
     Args:
-        intervention: which; its own state is in `state.own`.
+        intervention: the intervention; its own state is in `state.own`.
         setting: model, optimizer and loss of the step.
         state: after the step.
         observed: from the step.

@@ -26,7 +26,7 @@ def lane_mesh(seed_devices: int = 1, batch_devices: int = 1) -> Mesh | None:
 
     Args:
         seed_devices: groups of devices, each with its own share of the lanes.
-        batch_devices: devices of a group, each with its own share of every batch.
+        batch_devices: devices in a group, each with its own share of every batch.
 
     Returns:
         A mesh over `seed_devices * batch_devices` of the devices of all processes; None for a single device, which

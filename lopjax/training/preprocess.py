@@ -1,4 +1,4 @@
-"""From stored images to what a model takes, and how well it does on a whole set of them."""
+"""From stored images to a model's inputs, and how well a model does on a whole set of them."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ Images = UInt8[Array | np.ndarray, "batch height width channels"]
 
 
 class Preprocess(NamedTuple):
-    """From 8-bit images to what a model takes.
+    """From 8-bit images to a model's inputs.
 
     Attributes:
         mean: per channel, in units of pixel/255.

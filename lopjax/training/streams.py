@@ -4,7 +4,7 @@ Data are an argument of the compiled program, never closed over: as constants of
 call take four times as long.
 
 What a step sees depends on the key and on its number alone, so a run has the same bits however it is cut into calls.
-Work that many steps share, such as the shuffle of an epoch, is prepared once a *block* of steps.
+Work that many steps share, such as the shuffle of an epoch, is prepared once per *block* of steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -120,7 +120,7 @@ def online(draw: Callable[[jax.Array, Any], PyTree]) -> Stream:
 
 
 def windows(tokens: ArrayLike, length: int, batch_size: int) -> Stream:
-    """Windows of a text at places drawn uniformly: inputs are `length` tokens, labels those one place on.
+    """Windows of a text at uniformly drawn positions: inputs are `length` tokens, labels the same one position later.
 
     Args:
         tokens: `(tokens,)`, integers.

@@ -1,7 +1,7 @@
 """Sequences of tasks: disjoint classes, permuted pixels or labels, random labels, mixtures of Gaussians.
 
 Stored images are gathered by index, never copied, and are shared by all lanes. Where the number of tasks is not given
-there is no end of them: each is drawn by the key and its number.
+there is no end to them: each is drawn from the key and its number.
 """
 
 from collections.abc import Sequence
@@ -139,9 +139,9 @@ def gaussian_mixtures(
         num_examples: points of a task, a multiple of `num_classes * num_centres`.
         num_classes: classes of a task.
         num_centres: of each class.
-        shift: deviation of what all centres of a task have in common.
-        spread: deviation of the centres around it.
-        noise: deviation of the points around their centre.
+        shift: standard deviation of what all centres of a task have in common.
+        spread: standard deviation of the centres around it.
+        noise: standard deviation of the points around their centre.
         is_test: other points of the same mixtures.
 
     Raises:
@@ -167,7 +167,7 @@ def gaussian_mixtures(
 
 
 def _permutation(key: jax.Array, task: Any, num: int) -> jax.Array:
-    """That of a task; the identity of the first."""
+    """The permutation of a task; the identity for the first."""
     drawn = jax.random.permutation(jax.random.fold_in(key, task), num)
     return jnp.where(task == 0, jnp.arange(num), drawn)
 

@@ -45,7 +45,7 @@ def task_stream(sequence: TaskSequence, batch_size: int, steps: int, change: int
         sequence: the tasks.
         batch_size: examples per step.
         steps: of each task.
-        change: steps that the passage from one task to the next takes, at most `steps`; 0 for a jump.
+        change: steps that the passage from one task to the next takes, at most `steps`; 0 for an abrupt change.
 
     Raises:
         ValueError: a number is out of range.
