@@ -88,6 +88,15 @@ class Activation:
         """Whether negative pre-activations, and no others, make a unit dead as they do a ReLU; `None` if unknown."""
         return None if self.flat is None else (-np.inf, 0.0) in self.flat and self.lower_bound == 0.0
 
+    def slope_at(self, z: Number) -> float:
+        """The derivative that JAX takes at a point: at a kink that of either side, or their mean as `jnp.maximum` does.
+
+        >>> Activation("positive", lambda z: jnp.maximum(z, 0)).slope_at(0), activation("relu").slope_at(0)
+        (0.5, 0.0)
+        """
+        with jax.ensure_compile_time_eval():
+            return float(jax.jvp(self.function, (jnp.asarray(float(z)),), (jnp.ones(()),))[1])
+
     @property
     def rounds_nothing(self) -> bool:
         """Whether every value is one of the numbers that went in, so that it is exact; False if that is not known."""

@@ -147,10 +147,11 @@ def dead_by_sign(
     wiring: Wiring,
     input_box: tuple[jax.Array, jax.Array] | None,
     silent: np.ndarray | None = None,
+    is_dead_at_zero: bool = True,
 ) -> np.ndarray:
     """Which units are dead by signs alone, whatever the data and the weights upstream: h_prev >= 0, w <= 0, b <= 0.
 
-    Then z <= 0 in every rounding, and the ReLU's derivative is 0 there (at 0, too, in JAX).
+    Then z <= 0 in every rounding, and the derivative of `jax.nn.relu` is 0 there, at 0 too.
 
     Args:
         layer: the layer.
@@ -158,6 +159,8 @@ def dead_by_sign(
         input_box: a network input counts as non-negative if its lower bound says so.
         silent: `(source units,)`, which of them are 0 and stay so: weights from them may have any sign, and a unit that
             reads nothing else needs no sign of h_prev.
+        is_dead_at_zero: whether the derivative is 0 at z = 0 as well. That of `jnp.maximum(z, 0)` is 1/2 there, and
+            then b must be negative.
     """
     source = layer.label.source
     if source in dict(wiring.sites):
@@ -171,7 +174,7 @@ def dead_by_sign(
     else:
         heard = np.compress(~silent, weights, axis=-2).reshape(-1, len(bias))
         is_blocked = (heard == 0).all(axis=0) | (reads_non_negative & (heard <= 0).all(axis=0))
-    return is_blocked & (bias <= 0)
+    return is_blocked & (bias <= 0 if is_dead_at_zero else bias < 0)
 
 
 @standard_promotion()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.activations import activation
+from lopjax.activations import Activation, activation
 from lopjax.arguments.order import no_batch, takes_old_order, third_is_mapping_or_no_batch
 from lopjax.arguments.precision import all_digits
 from lopjax.arguments.promotion import standard_promotion
@@ -255,7 +255,9 @@ def _judge(wiring: Wiring, site: str, unit: int, evidence: SiteEvidence, depends
     by_sign = is_relu and bool(evidence.by_sign[unit])
     # Flat pieces first: there the gradient is exactly zero. Only where they leave it open, and never for a ReLU, whose
     # slope is 0 or 1, does a small slope count, and then as slow, not as frozen.
-    verdict = _judge_flat(evidence, unit, is_relu, by_sign) if entry.flat else FrozenVerdict.UNDECIDED
+    is_boxed_in = is_relu and evidence.box_upper is not None and _is_dead_up_to(evidence.box_upper[unit], entry)
+    everywhere = FrozenVerdict.FROZEN_EVERYWHERE if by_sign or is_boxed_in else None
+    verdict = _judge_flat(evidence, unit, everywhere) if entry.flat else FrozenVerdict.UNDECIDED
     if verdict is FrozenVerdict.UNDECIDED and not is_relu:
         verdict = _judge_slope(evidence, unit, entry.flat is not None)
     gradient, size = of(evidence.gradient), float(evidence.size[unit])
@@ -279,10 +281,13 @@ def _judge(wiring: Wiring, site: str, unit: int, evidence: SiteEvidence, depends
     )
 
 
-def _judge_flat(evidence: SiteEvidence, unit: int, is_relu: bool, by_sign: bool) -> FrozenVerdict:
+def _is_dead_up_to(largest: float, entry: Activation) -> bool:
+    """Whether no pre-activation up to this one has a derivative."""
+    return bool(largest < 0 or (largest == 0 and entry.slope_at(0) == 0))
+
+
+def _judge_flat(evidence: SiteEvidence, unit: int, everywhere: FrozenVerdict | None) -> FrozenVerdict:
     """The verdict on a unit whose activation is constant on some interval; UNDECIDED if it cannot be said from that."""
-    is_boxed_in = is_relu and evidence.box_upper is not None and evidence.box_upper[unit] <= 0
-    everywhere = FrozenVerdict.FROZEN_EVERYWHERE if by_sign or is_boxed_in else None
     if evidence.is_active is None or evidence.is_flat is None or evidence.gradient is None:
         return everywhere or FrozenVerdict.UNDECIDED
     if evidence.is_active[unit]:

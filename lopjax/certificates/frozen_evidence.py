@@ -92,6 +92,7 @@ def gather(observations: Observations, site: str) -> SiteEvidence:
     params, wiring = observations.params, observations.wiring
     layer = plain_layer(params, wiring, site)
     arrays, others = incoming_arrays(wiring, site)
+    entry = activation(wiring.site(site).activation)
     size = slice_norms(params, wiring, site, arrays)
     largest = active = flat = gradient = radius = source_radius = upper = steepness = None
     if observations.input_box is not None:
@@ -101,8 +102,8 @@ def gather(observations: Observations, site: str) -> SiteEvidence:
         pre = samples_by_units(observations.seen.taps[site].pre)
         largest = np.asarray(jnp.max(pre, axis=0))
         gradient = slice_norms(observations.seen.gradient, wiring, site, arrays)
-        steepness = slopes(activation(wiring.site(site).activation), pre, observations.slope_threshold)
-        active, flat = _flatness(observations, site, layer, activation(wiring.site(site).activation).flat or ())
+        steepness = slopes(entry, pre, observations.slope_threshold)
+        active, flat = _flatness(observations, site, layer, entry.flat or ())
     if observations.seen is not None and layer is not None and largest is not None:
         radius = np.asarray(revival_radius(pre, source_norms(layer, _read(observations, layer))))
         weights = np.linalg.norm(np.asarray(layer.kernel, np.float64).reshape(-1, len(size)), axis=0)
@@ -119,7 +120,9 @@ def gather(observations: Observations, site: str) -> SiteEvidence:
         gradient=gradient,
         size=size,
         box_upper=upper,
-        by_sign=np.zeros(len(size), bool) if layer is None else dead_by_sign(layer, wiring, observations.input_box),
+        by_sign=np.zeros(len(size), bool)
+        if layer is None
+        else dead_by_sign(layer, wiring, observations.input_box, is_dead_at_zero=entry.slope_at(0) == 0),
         is_trapped=_trapped(observations, site),
         arrays=arrays,
         others=others,
@@ -178,14 +181,16 @@ def _flatness(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether some sample lies outside all of these intervals beyond rounding, and whether all lie inside.
 
-    Their ends belong to them: the derivative that JAX takes at a kink is that of the flat side.
+    An end belongs to its interval if the derivative that JAX takes there is that of the flat side.
     """
     assert observations.seen is not None
+    entry = activation(observations.wiring.site(site).activation)
     pre = np.asarray(samples_by_units(observations.seen.taps[site].pre), np.float64)
     noise = _noise(observations, site, layer, pre)
     is_inside, is_outside = np.zeros(pre.shape, bool), np.ones(pre.shape, bool)
     for low, high in intervals:
-        is_inside |= (pre >= low + noise) & (pre <= high - noise)
+        above, below = (np.greater_equal if entry.slope_at(end) == 0 else np.greater for end in (low, high))
+        is_inside |= above(pre, low + noise) & below(high - noise, pre)
         is_outside &= (pre < low - noise) | (pre > high + noise)
     return np.any(is_outside, axis=0), np.all(is_inside, axis=0)
 
@@ -237,6 +242,5 @@ def _trapped(observations: Observations, site: str) -> np.ndarray:
     is_dead = _flatness(observations, site, layer, ((-np.inf, 0.0),))[1] & (gradient == 0)
     if layer.label.source not in dict(wiring.sites):
         return is_dead
-    return is_dead & dead_by_sign(
-        layer, wiring, observations.input_box, _trapped(observations, str(layer.label.source))
-    )
+    silent = _trapped(observations, str(layer.label.source))
+    return is_dead & dead_by_sign(layer, wiring, observations.input_box, silent, entry.slope_at(0) == 0)

@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, ndtr
 
-from lopjax.activations import activation
+from lopjax.activations import Activation, activation
 from lopjax.certificates import FrozenVerdict, certify_frozen, interval_bounds
 from lopjax.certificates.saturation import slopes
 from lopjax.losses import cross_entropy
@@ -52,6 +52,29 @@ def test_a_unit_on_the_kink_for_every_input_is_frozen():
     assert (unit.verdict, unit.gradient, unit.radius) == (FrozenVerdict.FROZEN, 0, 0)
     assert "on the kink" in str(certificate)
     assert certify("relu", FIRST, -HIGHEST).verdict is FrozenVerdict.UNDECIDED  # the control: z = 0 up to rounding
+
+
+POSITIVE = Activation(
+    "positive", lambda z: jnp.maximum(z, 0), (0.0,), True, True, 0.0, ((-np.inf, 0.0),), (-np.inf,), False
+)
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_a_derivative_that_is_one_half_at_zero_leaves_no_unit_dead_there(batch, x64):
+    """jnp.maximum(z, 0) is the ReLU but for its derivative at 0. The oracle is the gradient itself."""
+    box, inputs = (np.zeros(4), np.ones(4)), jnp.asarray(np.abs(INPUTS))
+    data = (inputs, jnp.asarray(LABELS))
+    expected = {
+        ("positive", 0.0): FrozenVerdict.UNDECIDED,
+        ("positive", -0.1): FrozenVerdict.FROZEN_EVERYWHERE,
+        ("relu", 0.0): FrozenVerdict.FROZEN_EVERYWHERE,
+    }
+    for (name, bias), verdict in expected.items():
+        model, variables = with_unit(POSITIVE if name == "positive" else name, np.zeros(4), bias)
+        gradient = jax.grad(cross_entropy(model, variables, data))(variables["params"])["hidden_0"]
+        assert (abs(gradient["bias"][0]) > 1e-3) == (verdict is FrozenVerdict.UNDECIDED)
+        found = certify_frozen(model, variables, data if batch else None, {"hidden_0": [0]}, input_box=box).units[0]
+        assert found.verdict is verdict
 
 
 @pytest.mark.parametrize("name", ["gelu", pytest.param("silu", marks=pytest.mark.slow)])
