@@ -175,6 +175,46 @@ WRONG = {
 }
 
 
+def almost_relu(z):
+    return jax.nn.softplus(1000 * z) / 1000
+
+
+FAR_OR_FINE = {
+    "is_homogeneous=True": [
+        Activation("capped", lambda z: jnp.clip(z, 0, 30), is_homogeneous=True),
+        Activation(
+            "powers of 3", lambda z: z * (1.2 + jnp.sin(jnp.pi * jnp.log(z**2) / jnp.log(3.0))), is_homogeneous=True
+        ),
+        Activation("almost", almost_relu, is_homogeneous=True),
+    ],
+    "is_odd=True": [
+        Activation("capped", lambda z: jnp.clip(z, -30, 40), is_odd=True),
+        Activation("shifted", lambda z: jnp.tanh(z) + 5e-4, is_odd=True),
+    ],
+    "it falls near 20": [Activation("roof", lambda z: jnp.where(z > 20, 40 - z, z), is_monotone=True)],
+    "lower_bound": [Activation("cliff", lambda z: jnp.where(z < -20, z, jnp.maximum(z, -1)), lower_bound=-1.0)],
+    "its slope at -1e": [Activation("bent", lambda z: jnp.where(z < -20, z + 20, 0.0), flat=[(-np.inf, 0)])],
+    "stays so": [Activation("leaky", lambda z: jax.nn.silu(z) + 1e-3 * z, saturates=[-np.inf])],
+    "at (20|19.99)": [Activation("capped", lambda z: jnp.clip(z, 0, 20), kinks=[0.0])],
+}
+
+
+@pytest.mark.parametrize("message", FAR_OR_FINE)
+def test_wrong_facts_are_refused_beyond_ordinary_sizes_and_where_they_are_nearly_right(message):
+    """All of these are right on [-8, 8] to 1e-3, or for the factor 3 alone. Control: the same facts where they hold."""
+    for entry in FAR_OR_FINE[message]:
+        with pytest.raises(ValueError, match=message):
+            check_activation(entry)
+
+
+def test_facts_that_hold_far_out_pass():
+    check_activation(Activation("exp", jnp.exp, (), True, False, 0.0, (), (-np.inf,), False))
+    check_activation(Activation("log", lambda z: jnp.sign(z) * jnp.log1p(jnp.abs(z)), saturates=[np.inf], is_odd=True))
+    check_activation(
+        Activation("capped", lambda z: jnp.clip(z, 0, 20), [0, 20], True, lower_bound=0, flat=[(20, np.inf)])
+    )
+
+
 @pytest.mark.parametrize("message", WRONG)
 def test_wrong_facts_are_refused(message):
     with pytest.raises(ValueError, match=message.strip()):
