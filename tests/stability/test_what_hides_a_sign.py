@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles.normal_space import dense_normal
 
 from lopjax.activations import Activation
 from lopjax.cloning import clone_variables
@@ -149,6 +150,31 @@ def test_an_activation_without_facts_is_never_called_flat(x64):
     assert "kinks" in dead.note
     known = mlp((2,), (2,), 3, activation="relu")
     assert unit_blocks(known, variables, batch, 2).spaces["hidden_0"].reports[0].exact
+
+
+def capped(z):
+    """Straight up to 60, curved beyond, with one derivative that is continuous there."""
+    return jnp.where(z > 60, 60 + jnp.log1p(jnp.maximum(z - 60, 0)), jax.nn.relu(z))
+
+
+def test_an_activation_that_is_curved_beyond_its_last_kink_has_curvature(x64):
+    """Inputs that are not normalised reach it. The oracle: the dense Hessian of the clones on the normal space."""
+    own = Activation("capped", capped, (0.0, 60.0), True, False, 0.0, ((-np.inf, 0.0),), (-np.inf, np.inf), False)
+    model, rng = mlp((3,), (2,), 2, activation=own), np.random.default_rng(0)
+    params = {
+        "hidden_0": {"kernel": rng.uniform(10, 60, (3, 2)), "bias": rng.normal(size=2)},
+        "classes": {"kernel": rng.normal(size=(2, 2)), "bias": rng.normal(size=2)},
+    }
+    batch = jnp.asarray(rng.uniform(0.5, 5, (7, 3))), jnp.asarray(rng.normal(size=(7, 2)))
+    variables = {"params": jax.tree.map(jnp.asarray, params)}
+    total = unit_blocks(model, variables, batch, 2, loss=mean_squared_error).total
+    wide, partition = mlp((3,), (4,), 2, activation=own), {"hidden_0": (0, 0, 1, 1)}
+    cloned = clone_variables(variables, model.wiring, 2)
+    dense = dense_normal(wide, cloned, mean_squared_error, batch, partition).eigenvalues
+    np.testing.assert_allclose([total.min_eigenvalue, total.max_eigenvalue], dense[[0, -1]], rtol=1e-9)
+    limit = 1e-10 * np.abs(dense).max()
+    assert (total.n_plus, total.n_minus) == ((dense > limit).sum(), (dense < -limit).sum())
+    assert total.n_plus != total.n_minus  # control: straight pieces would give pairs of signs
 
 
 # --- Loud clusters, losses that are no means, 16 bits -------------------------------------------------------------
