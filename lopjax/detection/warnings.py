@@ -135,6 +135,7 @@ def update_warnings(
     Scores of the detectors:
 
     - plateau: z of the trend of the validation loss over the window, 0 while the training loss falls (z below -1.645);
+      NaN where the last of either was not measured, or fewer than four of the window were;
     - rank_collapse: smallest of `1 - rank / largest rank so far` over the last window: how far the rank has fallen and
       stayed; NaN until the window is full, and where a rank in it is;
     - cloning: R² of clones, as measured;
@@ -158,11 +159,19 @@ def update_warnings(
     )
     best = jnp.fmax(state.best_rank, history.effective_rank[-1])
     fallen = 1 - history.effective_rank / best
-    plateau = jnp.where(trend(history.train_loss).z > _FALLING, jnp.maximum(trend(history.validation_loss).z, 0), 0.0)
+    losses = history.train_loss, history.validation_loss
+    train, validation = (trend(each).z for each in losses)
+    plateau = jnp.where(train > _FALLING, jnp.maximum(validation, 0), 0.0)
+    plateau = jnp.where(jnp.all(jnp.stack([_shows_a_trend(each) for each in losses])), plateau, jnp.nan)
     scores = jnp.stack([plateau, jnp.maximum(jnp.min(fallen), 0), history.clone_r2[-1], history.dead_fraction[-1]])
     is_on = (scores >= limits.on) | (state.is_on & ~(scores < limits.off))
     since = jnp.where(is_on, jnp.where(state.is_on, state.since, step), -1).astype(jnp.int32)
     return WarningState(history, best, is_on, since), Warnings(scores, is_on, since)
+
+
+def _shows_a_trend(values: Float[Array, " window"]) -> Bool[Array, ""]:
+    """Whether the last measurement is a number and at least four are: with fewer a trend's z is 0, as that of none."""
+    return jnp.isfinite(values[-1]) & (jnp.sum(jnp.isfinite(values)) >= 4)
 
 
 def describe_warnings(warnings: Warnings) -> list[str]:

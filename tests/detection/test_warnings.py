@@ -74,9 +74,15 @@ def test_missing_measurements_say_nothing():
     nothing = np.full(RECORDS, np.nan)
     found = run(**dict.fromkeys(Symptoms._fields, nothing))
     assert not found.is_on.any()
-    assert np.all(found.scores[:, 0] == 0)
-    assert np.isnan(found.scores[:, 1:]).all()
+    assert np.isnan(found.scores).all()
+    # A validation loss alone is no plateau: of the training loss nothing is known. With both it is one.
+    rising = {"validation_loss": 1 + TIME / 20}
+    assert not run(train_loss=nothing, **rising).is_on.any()
+    assert run(train_loss=1 + 0.01 * NOISE[1], **rising).is_on[-1, 0]
     # Nor do they end a warning: the network of which nothing is known any more has not recovered.
+    gone = {"train_loss": np.where(TIME < 20, 1 + 0.01 * NOISE[1], np.nan)}
+    gone["validation_loss"] = np.where(TIME < 20, 1 + TIME / 20, np.inf)
+    assert run(**gone).is_on[19:, 0].all()
     share, rank = np.where(TIME < 20, 0.4, np.nan), np.where(TIME < 5, 30.0, np.where(TIME < 20, 5.0, np.nan))
     found = run(dead_fraction=share, effective_rank=rank)
     assert found.is_on[19, [1, 3]].all()
