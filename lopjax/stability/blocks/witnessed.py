@@ -32,6 +32,7 @@ from lopjax.stability.blocks.signals import (
     kinks_of,
     places_at_kinks,
 )
+from lopjax.stability.blocks.ties import spaces_with_ties
 from lopjax.stability.verdicts import (
     Stability,
     StabilityReport,
@@ -69,11 +70,17 @@ def blocks_by_products(network: ClonedNetwork, batch: Batch, options: BlockOptio
     kinks = places_at_kinks(
         network.base_model, base, batch, options.loss, size=size, train=options.train, dtype=compute_type
     )
+    ties = spaces_with_ties(network.wide_model, network.wide, batch, network.clusters, size, options.train)
     spaces, wiring = {}, network.base_model.wiring
     for space, ends in unit_extremes(product, wide, batch, network.clusters, options.num_steps, key_start).items():
         met = [
             place for place in kinks if place in (*wiring.sites_of(space), *downstream_sites(wiring, space), THE_LOSS)
         ]
+        met += (
+            [f"an order or a maximum that the network takes of units of {space}, whose clones tie"]
+            if space in ties
+            else []
+        )
         judge_unit = partial(judge, ends, space=space, radius=_radius(wiring, space), kinks=met)
         reports = tuple(judge_unit(unit=unit) for unit in range(len(ends.extremes)))
         reports = _with_unknown_kinks(reports, wiring)

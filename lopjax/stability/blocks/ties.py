@@ -1,0 +1,83 @@
+"""Maxima over units: among clones they tie, and a tie is a kink that no activation shows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lopjax.losses import Batch
+from lopjax.manifolds import Clusters, cloned_manifold, normal_part, tree_norm
+from lopjax.model import Model, Variables
+from lopjax.stability.blocks.results import at_least
+from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
+
+_ORDERING = frozenset({
+    "reduce_max", "reduce_min", "argmax", "argmin", "sort", "top_k", "cummax", "cummin", "reduce_and", "reduce_or"
+})  # fmt: skip
+_STEP = 1e-9
+
+
+def spaces_with_ties(
+    model: Model, variables: Variables, batch: Batch, clusters: Mapping[str, Clusters], size: int, train: bool
+) -> tuple[str, ...]:
+    """Spaces whose clones tie in something that the network takes of its units: a maximum, a sort.
+
+    Asked of spaces that something reads besides the parameters (`Wiring.coupled`), of a program that orders anything.
+    To first order the outputs of clones do not change along a normal direction of length s, and to second by s², which
+    at s = 1e-9 of the parameters is rounding; at a tie they change by s. One forward program in float64.
+
+    Args:
+        model: the cloned network.
+        variables: its variables, at a point of BC.
+        batch: inputs and labels.
+        clusters: of every space with clones.
+        size: samples that are looked at.
+        train: whether batch norm uses the statistics of the batch.
+    """
+    asked = [space for space in clusters if space in model.wiring.coupled]
+    if not asked:
+        return ()
+    with jax.enable_x64(True):
+        variables, inputs = at_least(variables, jnp.float64), jnp.asarray(batch[0][:size])
+        inputs = inputs.astype(jnp.float64) if jnp.issubdtype(inputs.dtype, jnp.floating) else inputs
+
+        def logits(params: Any) -> jax.Array:
+            return model.apply({**variables, "params": params}, inputs, train=train, dropout_rate=0.0).logits
+
+        if _ORDERING.isdisjoint(_primitives(jax.make_jaxpr(logits)(variables["params"]).jaxpr)):
+            return ()
+        forward = jax.jit(logits)
+        here = forward(variables["params"])
+        noise = TWO_ORDERS_OF_SUMMATION * float(jnp.finfo(here.dtype).eps) * float(jnp.max(jnp.abs(here)))
+
+        def is_tied(space: str) -> bool:
+            change = _normal_direction(model, variables["params"], {space: clusters[space].ids})
+            moved = jax.tree.map(lambda leaf, part: leaf + _STEP * part, variables["params"], change)
+            return bool(jnp.max(jnp.abs(forward(moved) - here)) > noise)
+
+        return tuple(space for space in asked if is_tied(space))
+
+
+def _normal_direction(model: Model, params: Any, partition: Mapping[str, Sequence[int]]) -> Any:
+    """A random direction off the leaf of one space, as long as the parameters."""
+    leaf = cloned_manifold(params, model.wiring, partition)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    draw = [jax.random.normal(key, each.shape, each.dtype) for key, each in zip(keys, leaves, strict=True)]
+    normal = normal_part(leaf, tree.unflatten(draw))
+    scale = jnp.maximum(tree_norm(params), 1.0) / tree_norm(normal)
+    return jax.tree.map(lambda each: scale * each, normal)
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    """Names of the primitives of a program, but for those inside functions with derivatives of their own (softmax)."""
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        if eqn.primitive.name.startswith("custom_jvp"):
+            continue
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _primitives(inner)
