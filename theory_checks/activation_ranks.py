@@ -72,14 +72,19 @@ def check_opposite_units(size: Size) -> list[Row]:
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     both = np.concatenate([directions, -directions])
 
-    def lost(name: str) -> int:
-        return 2 * pairs - hard_rank(activation_covariance(activation(name), np.clip(both @ both.T, -1, 1)), 1e-11)
+    def lost(f: str | Activation) -> int:
+        return 2 * pairs - hard_rank(activation_covariance(activation(f), np.clip(both @ both.T, -1, 1)), 1e-11)
+
+    squared = Activation("squared relu", lambda z: jax.nn.relu(z) ** 2, (0.0,))
+    quadratic = pairs - span * (span + 1) // 2
 
     what = f"{pairs} pairs that span {span} dimensions"
     return [
         Row(f"{what}, relu: ranks lost minus {pairs - span}", abs(lost("relu") - (pairs - span)), 0),
         Row(f"{what}, sigmoid: ranks lost minus {pairs - 1}", abs(lost("sigmoid") - (pairs - 1)), 0),
+        Row(f"{what}, relu²: ranks lost minus {quadratic}", abs(lost(squared) - quadratic), 0),
         Row(f"{what}, elu: ranks lost", lost("elu"), 0),
+        Row(f"{what}, relu²: ranks lost, taken for 0 as neither half is linear", lost(squared), 0, control=True),
         Row(f"{what}, relu: ranks lost, taken for 0 as f(-z) is no multiple of f(z)", lost("relu"), 0, control=True),
     ]
 
@@ -142,12 +147,14 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "activation.opposite_units",
-        "m pairs of opposite units that span d dimensions lose m - d ranks if f(z) - f(-z) is a multiple of z, and"
-        " m - 1 if f(z) + f(-z) is constant.",
+        "m pairs of opposite units in general position in d dimensions lose m - C(d + k - 1, k) ranks, if that is"
+        " positive, where the even or the odd part of f is a polynomial of degree k: m - d behind ReLU (k = 1), m - 1"
+        " behind a sigmoid (0), m - d (d + 1)/2 behind ReLU² (2).",
         "Schur's product theorem on even and odd parts; this library",
         check_opposite_units,
-        "ReLU, GELU, SiLU and softplus do not bring back all rank when many units come in opposite pairs. This page"
-        " used to say that opposite units cost rank only if f(-z) is proportional to f(z), which holds for one pair.",
+        "ReLU, GELU, SiLU and softplus do not bring back all rank when many units come in opposite pairs. Said before:"
+        " that opposite units cost rank only if f(-z) is proportional to f(z), which holds for a single pair; and then"
+        " that they cost none where f(z) - f(-z) is not linear and f(z) + f(-z) not constant, which ReLU² refutes.",
     ),
     Check(
         "activation.frozen_limits",

@@ -167,7 +167,10 @@ CHECKS: tuple[Check, ...] = (
         "On V all units of a cluster also receive the same backward signals; RE alone is not enough.",
         f"{PAPER}, proposition 4.1 and appendix A.2",
         check_backward,
-        "To free clones, break what they send (outgoing totals): then their gradients differ at the next step.",
+        "To free clones break what they send (outgoing totals), by what the loss can see: then their gradients differ "
+        "at the next step.",
+        "This page used to leave out what the loss can see. A constant over the classes of a softmax, or over a space "
+        "that only layer norms read, breaks the outgoing totals and frees nothing (see symmetry).",
     ),
     Check(
         "cloning.tangency",

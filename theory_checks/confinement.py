@@ -205,7 +205,10 @@ CHECKS: tuple[Check, ...] = (
         "SGD stays on its leaf in convolutions with pooling and flattening, residual streams, norms and attention.",
         f"{PAPER}, corollary of proposition 4.1; this library for other architectures than MLPs",
         check_architectures,
-        "No architecture in use frees its clones by itself: skip connections, norms and attention keep them, too.",
+        "Skip connections, norms, pooling and attention do not free clones. What treats equal units unequally does: "
+        "dropout, or an expert chosen by its place among equals.",
+        "This page used to say so of every architecture in use; a mixture of experts that breaks ties is one that does "
+        "free them.",
     ),
     Check(
         "confinement.quotient",

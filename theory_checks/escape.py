@@ -266,7 +266,8 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "escape.rank_ceiling",
         "A free kick and one gradient step give back at most sum_j min(n_j - 1, rank B_j) dimensions of the "
-        "activations to first order: at a critical point one less than outputs for each unit.",
+        "activations to first order: at a critical point one less than outputs for each unit whose outgoing weights "
+        "are not all 0.",
         OURS,
         check_rank_ceiling,
         "With one output, or at the end of training, a kick of outgoing weights gives no rank back at once; incoming "

@@ -136,15 +136,29 @@ def check_decay(size: Size) -> list[Row]:
         column = path(name, steps, is_awake_first=False)
         error = np.abs(column[-1] / (column[0] * (1 - RATE * DECAY) ** steps) - 1).max()
         rows.append(Row(f"{name}: weights over (1 - eta lambda)^{steps}, minus 1", float(error), 1e-12))
+    highest = {name: _highest_under_decay(name) for name in ("adamw", "sgd, L2", "adam, L2")}
     speeds = {}
     for name in ("adam, L2", "adamw"):
         column = path(name, 1, is_awake_first=False)
         speeds[name] = float(np.abs(column[1] - column[0]).min() / RATE)
     return [
         *rows,
+        *(Row(f"{name}: largest z of a dead unit", z, 0, control=name == "adam, L2") for name, z in highest.items()),
         Row("adam, L2: least entry of the first step, in learning rates", speeds["adam, L2"], 1 - 1e-3, ">="),
         Row("adamw: the same", speeds["adamw"], 1 - 1e-3, ">=", control=True),
     ]
+
+
+def _highest_under_decay(name: str) -> float:
+    """Largest pre-activation on the input (1, 1, 1) of a unit that starts at z = -0.5 and has no gradient."""
+    optimizer, weights = MAKE[name](), jnp.array([2.0, -1.0, -1.5])
+    state, highest = optimizer.init(weights), -np.inf
+    step = jax.jit(optimizer.update)
+    for _ in range(150):
+        updates, state = step(jnp.zeros(3), state, weights)
+        weights = weights + updates
+        highest = max(highest, float(weights.sum()))
+    return highest
 
 
 CHECKS: tuple[Check, ...] = (
@@ -153,7 +167,9 @@ CHECKS: tuple[Check, ...] = (
         "Without weight decay and without memory of an earlier gradient, optimizers leave frozen parameters alone.",
         "this library",
         check_zero_moments,
-        "A unit that has been dead from the start stays dead under any optimizer.",
+        "A first-layer unit that has been dead from the start stays dead on the same data under all of these.",
+        "This page used to say so of every unit and any optimizer. A deeper one is woken by the layers below (see"
+        " frozen.training), and decay inside Adam wakes one of the first layer (below).",
     ),
     Check(
         "frozen_optimizers.memory",
@@ -168,11 +184,14 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "frozen_optimizers.weight_decay",
-        "Weight decay moves frozen weights and bias to 0 together; L2 inside Adam does it at full speed.",
+        "Weight decay moves frozen weights and bias to 0 together; L2 inside Adam does it at full speed, each entry by"
+        " the same amount, which can wake the unit.",
         "this library",
         check_decay,
-        "Decay brings a dead unit closer to waking without waking it: a first-layer unit keeps the sign of all its"
-        " pre-activations.",
+        "Decay in proportion to the weights brings a dead unit closer to waking without waking it: a first-layer unit"
+        " keeps the sign of all its pre-activations. L2 inside Adam, which takes a learning rate off every entry, does"
+        " not keep them; nor does decay that leaves out the bias.",
+        "This page used to say that no decay wakes a unit; L2 inside Adam does.",
     ),
 )
 """From the optimizers that hold to those that do not."""

@@ -139,8 +139,10 @@ CHECKS: tuple[Check, ...] = (
         " are trapped in their leaf and in nothing smaller.",
         "this library; the question whether non-linear manifolds exist: arXiv 2510.00304",
         check_generic,
-        "Smooth units without copies can be driven anywhere by some sequence of data: lost plasticity there is slow"
-        " training, not a trap.",
+        "Around such a point some sequence of data moves a network of tanh units in every direction: lost plasticity"
+        " there is slow training, not a trap.",
+        "This page used to say that smooth units without copies can be driven anywhere. Linear units, which are smooth,"
+        " have laws of their own (conserved), and the rank at a point says nothing of far places.",
     ),
     Check(
         "lie_rank.loss",

@@ -14,8 +14,8 @@ from jax.flatten_util import ravel_pytree
 from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.curvature import dense_hessian
 from lopjax.losses import mean_squared_error, of_parameters
-from lopjax.manifolds import cloned_manifold, normal_basis
-from lopjax.model import Model, Variables
+from lopjax.manifolds import cloned_manifold, normal_basis, tree_norm
+from lopjax.model import Model, Params, Variables
 from lopjax.models import mlp
 from lopjax.stability import escape_time, free_kick, noise_exponent, transverse_lyapunov, unit_blocks
 from lopjax.stability.blocks.spectra import BlockError, block_inertia
@@ -119,7 +119,18 @@ def check_fukumizu_amari(size: Size) -> list[Row]:
         return float(np.abs(blocks.eigenvalues).min(axis=1).max())
 
     moved = jax.tree.map(lambda leaf: leaf + 0.3, critical_variables)
+
+    def coupling_alone(params: Params) -> float:
+        blocks = unit_blocks(base, {"params": params}, batch, 2, loss=mean_squared_error).spaces["hidden_0"]
+        return float(np.abs(blocks.eigenvalues).max(axis=1).min())
+
+    # All units vanished, and the bias at the mean target: every gradient is 0, whatever the residuals.
+    vanished = jax.tree.map(jnp.zeros_like, critical_variables["params"])
+    vanished["classes"]["bias"] = batch[1].mean(axis=0)
+    gradient = jax.grad(of_parameters(base, {"params": vanished}, batch, loss=mean_squared_error))(vanished)
     return [
+        Row("vanished units: gradient", float(tree_norm(gradient)), 1e-12),
+        Row("vanished units: |B_j|, the largest eigenvalue as A_j = 0", coupling_alone(vanished), 1e-9, control=True),
         Row("critical base: eigenvalue along the outgoing weight", coupling(critical_variables), 1e-9),
         Row("base off its critical point: the same", coupling(moved), 1e-9, control=True),
     ]
@@ -236,14 +247,20 @@ CHECKS = (
         "A block [[A, B], [B', 0]] has rank(B) eigenvalues of each sign, and those of A on the kernel of B'.",
         "Sylvester's law of inertia",
         check_inertia,
-        "Any coupling between a unit's incoming and outgoing weights makes its clones a saddle: noise can free them.",
+        "Any coupling between a unit's incoming and outgoing weights makes its clones a saddle: some kick "
+        "of them grows.",
+        "This page used to say that noise can free clones at a saddle. Whether it does on average is decided by an "
+        "exponent, not by the signs: see noise_that_repels.",
     ),
     Check(
         "stability.fukumizu_amari",
-        "At a critical point of a network with one output, the coupling B_j of every unit of its last layer is 0.",
+        "At a critical point of a network with one output, the coupling B_j of every unit of its last layer whose "
+        "outgoing weight is not 0 vanishes.",
         "Fukumizu and Amari, Neural Networks 13 (2000) 317; here as a special case of the block form",
         check_fukumizu_amari,
         "With one output, clones at a critical point may be a plateau rather than a saddle: A_j decides.",
+        "This page used to leave out the condition on the outgoing weight. A unit without weights (vanished) is at a "
+        "critical point whatever its B_j.",
     ),
     Check(
         "stability.weight_decay",

@@ -144,9 +144,11 @@ def activation_covariance(
 
     By Schur's product theorem it has full rank if |rho_ij| < 1 off the diagonal and f is not a polynomial. Equal units
     (rho = 1) stay equal. Opposite ones (rho = -1) see f(z) and f(-z), whose half sum and half difference are
-    uncorrelated; m pairs of opposite units that span d dimensions lose m - d ranks if f(z) - f(-z) is a multiple of z,
-    as for ReLU, GELU, SiLU and softplus, and m - 1 if f(z) + f(-z) is constant, as for the sigmoid (all m if either
-    is 0: f even or odd). So one pair before a ReLU costs nothing, and five in the plane cost three.
+    uncorrelated. Where one of the two is a polynomial of degree k, m pairs of opposite units in general position in d
+    dimensions keep C(d + k - 1, k) of its m ranks, if that is fewer: m - d are lost behind ReLU, GELU, SiLU and
+    softplus (f(z) - f(-z) is linear, k = 1), m - 1 behind the sigmoid (f(z) + f(-z) is constant, k = 0), m - d (d +
+    1)/2 behind ReLU² (k = 2), and all m if either is 0: f even or odd. So one pair behind ReLU costs nothing, and five
+    in the plane cost three.
 
     Args:
         f: activation.
