@@ -113,8 +113,10 @@ def _escape(
     except (ValueError, NotResizableError) as error:
         return f"{trapped}; how they would react to noise is not known", None, None, [f"stability: {error}"]
     total = blocks.total
+    if total.verdict is Stability.UNDECIDED:
+        return f"{trapped}; whether they repel is not decided: {total.note or total.verdict.value}", None, blocks, []
     if total.verdict not in _REPELS:
-        return f"{trapped}, and noise: {total.verdict.value}", inf, blocks, []
+        return f"{trapped}, and they do not repel: {total.verdict.value}", inf, blocks, []
     params = patient.variables["params"]
     # Rounding parts clones at best by one unit in the last place of a weight; that is what grows.
     size = float(jnp.sqrt(sum(jnp.mean(jnp.square(leaf)) for leaf in jax.tree.leaves(params))))

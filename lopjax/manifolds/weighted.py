@@ -23,7 +23,7 @@ def weighted_manifold(
 
     - *weighted*, `c_t > 0`, for a positive-homogeneous activation such as ReLU: `f(c z) = c f(z)`;
     - *signed*, `c_t = ±1`, for an odd one such as tanh: `f(-z) = -f(z)`;
-    - *vanished*, `c_t = 0`, for one with `f(0) = 0`: `w = b = a = 0`, a saddle.
+    - *vanished*, `c_t = 0`, for one with `f(0) = 0`: `w = b = a = 0`, a saddle if its coupling is not 0.
 
     Then activations and backward signals are `c_t` times those of one unit, and so is every gradient: gradient descent
     with or without momentum never leaves, whatever the data. Coordinate-wise updates such as Adam's keep `c_t` in

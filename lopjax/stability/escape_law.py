@@ -89,13 +89,17 @@ def escape_law(
         By unit space.
 
     Raises:
-        ValueError: as in `unit_blocks`.
+        ValueError: as in `unit_blocks`; a site whose units are all alike, of which 1 - R² is 0/0.
     """
     wide_model, wide = widen(model, factor), clone_variables(variables, model.wiring, factor)
     clusters = check_partition(wide_model.wiring, uniform_partition(wide_model.wiring, factor))
     columns, counts = unit_columns(wide["params"], wide_model.wiring, clusters), clone_counts(clusters)
     leaders = {space: np.unique(np.asarray(found.ids), return_index=True)[1] for space, found in clusters.items()}
     gradient, hessians, forms = _columns(wide_model, wide, batch, loss, clusters, leaders)
+    if undefined := [space for space, form in forms.items() if not np.isfinite(form).all()]:
+        raise ValueError(
+            f"the base units of {undefined} all do the same: 1 - R² of their clones is 0/0; it needs two units"
+        )
     norms = jax.tree.map(jnp.linalg.norm, gradient) if gradient_norms is None else gradient_norms
     sizes = [jnp.asarray(size) for size in jax.tree.leaves(norms)]
     return {
@@ -143,6 +147,8 @@ def _columns(
         for site, space in space_of.items():
             dimension = zero[space].shape[1]
             total = jnp.sum(jnp.square(h[site] - h[site].mean(axis=1, keepdims=True)))
+            rounding = jnp.square(100 * jnp.finfo(h[site].dtype).eps) * jnp.sum(jnp.square(h[site]))
+            total = jnp.where(total > rounding, total, 0)
             y = moved[site][:dimension]
             forms[space] += jnp.einsum("axj,bxj->jab", y, y) / (total * len(space_of))
         hessians = {space: jnp.moveaxis(products[space][: each.shape[1]], 0, 2) for space, each in zero.items()}
@@ -204,12 +210,19 @@ def departure_probability(law: Law, threshold: float, num_steps: int, descent: H
         descent: how training goes.
 
     Raises:
-        ValueError: a threshold that is not positive; as in `deviation_covariance`.
+        ValueError: a threshold that is not positive; deviations that overflow; as in `deviation_covariance`.
     """
     weights, degrees = [], []
     for each in law.values():
         root = _square_root(np.asarray(each.form, np.float64))
-        found = np.linalg.eigvalsh(root @ deviation_covariance(each, num_steps, descent) @ root)
+        with np.errstate(over="ignore", invalid="ignore"):
+            covariance = root @ deviation_covariance(each, num_steps, descent) @ root
+        if not np.isfinite(covariance).all():
+            raise ValueError(
+                f"num_steps={num_steps}: deviations are beyond the largest double by then, and linear theory has long "
+                "ceased to hold; ask about fewer steps"
+            )
+        found = np.linalg.eigvalsh(covariance)
         weights.append(np.maximum(found, 0).ravel())
         degrees.append(np.repeat(each.multiplicity, found.shape[-1]))
     return float(weighted_chi_square_tail(np.concatenate(weights), threshold, np.concatenate(degrees)))

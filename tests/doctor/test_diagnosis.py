@@ -5,13 +5,16 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sick import INPUTS, LABELS, diagnosis, make, variables
 
+from lopjax.certificates import CloneVerdict
 from lopjax.detection import LifeTable, Status
-from lopjax.doctor import diagnose, write_page
+from lopjax.doctor import diagnose, examine, write_page
+from lopjax.stability import Stability
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 
@@ -38,6 +41,17 @@ def test_each_trap_is_found_with_its_certificate_and_its_remedy():
     text = str(diagnosis())
     assert text.startswith("4 units within 1 % of a clone, 1 dead, 0 saturated, of 8")
     assert re.search(r"by itself:  no: gradient descent keeps clones exactly; .* in about [\d,]+ steps", text)
+
+
+def test_that_clones_never_part_is_said_only_of_what_is_decided(monkeypatch):
+    """Blocks at a kink are undecided: the time is not known, where that of neutral ones is infinite."""
+    trap = SimpleNamespace(model=None, variables=None, loss=None, batch=None)
+    for verdict, time in ((Stability.UNDECIDED, None), (Stability.NEUTRAL, np.inf)):
+        total = SimpleNamespace(verdict=verdict, note="at a kink")
+        monkeypatch.setattr(examine, "unit_blocks_of_clones", lambda *_, t=total, **__: SimpleNamespace(total=t))
+        said, found, *_ = examine._escape(trap, {}, CloneVerdict.BLOCK_CONSTANT)
+        assert found == time
+        assert ("not decided: at a kink" in said) == (time is None)
 
 
 def test_a_network_that_is_well_has_no_finding_but_what_it_has():

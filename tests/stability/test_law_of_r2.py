@@ -8,6 +8,7 @@ from oracles.critical_clones import BASE, PARTITION, WIDE, critical_clones, flat
 
 from lopjax.losses import mean_squared_error
 from lopjax.manifolds import Manifold, check_partition, cloned_manifold
+from lopjax.models import mlp
 from lopjax.stability import (
     HeavyBall,
     UnitLaw,
@@ -91,6 +92,18 @@ def test_a_unit_without_noise_never_leaves():
     still = {"a": UnitLaw(-np.ones((1, 1, 1)), np.ones((1, 1, 1)), np.zeros(1), np.array([1]))}
     assert departure_probability(still, 1e-9, 100, DESCENT) == 0
     assert np.asarray(simulated_departures(still, DESCENT, jax.random.key(0), 5, 2, 3)).max() == 0
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_of_a_single_unit_there_is_no_r2_and_of_deviations_that_overflow_no_probability(factor, law):
+    base, rng = mlp((2,), (1,), 2, activation="tanh"), np.random.default_rng(0)
+    batch = jnp.asarray(rng.normal(size=(5, 2))), jnp.asarray(rng.normal(size=(5, 2)))
+    with pytest.raises(ValueError, match="0/0"):
+        escape_law(base, base.init(jax.random.key(0)), batch, factor, loss=mean_squared_error)
+    fast = DESCENT._replace(learning_rate=1e6 * factor)
+    with pytest.raises(ValueError, match="ask about fewer steps"):
+        departure_probability(law, 0.05, 200, fast)
+    assert departure_probability(law, 0.05, 10, fast) > 1 - 1e-4  # the control: long gone, and still a number
 
 
 def test_the_linearised_gradient_is_the_gradient_on_the_leaf_plus_a_hessian_product(x64):
