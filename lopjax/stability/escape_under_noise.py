@@ -121,9 +121,9 @@ def weighted_chi_square_tail(
             "weights must be at least 0 and thresholds positive: they are variances and a squared distance"
         )
     with np.errstate(over="ignore"):
-        scaled = variances / limit[..., None]  # in units of the threshold
-    is_infinite = np.any(np.isinf(scaled) & (counts > 0), axis=-1)
-    is_zero = np.all((scaled == 0) | (counts == 0), axis=-1)
+        scaled = np.where(counts > 0, variances / limit[..., None], 0.0)  # in units of the threshold
+    is_infinite = np.any(np.isinf(scaled), axis=-1)
+    is_zero = np.all(scaled == 0, axis=-1)
     scaled = np.where(np.asarray(is_infinite | is_zero)[..., None], 1.0, scaled)
     is_far = np.sum(counts * scaled, axis=-1) < 1  # the threshold lies beyond the mean: left of the pole
     integral = _saddle_integral(scaled, counts, np.where(is_far, -1.0, 1.0))

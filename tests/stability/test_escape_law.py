@@ -45,6 +45,8 @@ def test_weights_of_all_sizes_against_draws():
         assert abs(found - (draws >= threshold).mean()) < 4 * (found * (1 - found) / 200_000) ** 0.5
     assert weighted_chi_square_tail(np.array([0.0, 0.0]), 1.0) == 0
     assert weighted_chi_square_tail(np.array([np.inf, 1.0]), 1.0) == 1
+    with_silent = weighted_chi_square_tail(np.array([np.inf, 1.0]), 1.0, [0, 1])  # a variance that does not occur
+    assert with_silent == pytest.approx(2 * scipy.stats.norm.sf(1.0), rel=1e-9)
     with pytest.raises(ValueError, match="at least 0"):
         weighted_chi_square_tail(np.array([-1.0]), 1.0)
 
