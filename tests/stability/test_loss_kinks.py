@@ -125,7 +125,10 @@ def test_a_smooth_function_of_units_that_computes_with_their_maximum_has_no_kink
         weights = jnp.exp(h - jnp.max(h, axis=1, keepdims=True))
         return jnp.sum(weights * h, axis=1) / jnp.sum(weights, axis=1)
 
-    for take, expected in ((average, ()), (lambda h: jnp.max(h, axis=1), ("w",))):
+    def spread(h):
+        return jnp.mean(jnp.mean(jnp.abs(h[:, :, None] - h[:, None]), axis=2), axis=1)
+
+    for take, expected in ((average, ()), (lambda h: jnp.max(h, axis=1), ("w",)), (spread, ("w",))):
         _, _, model, variables, batch = tied_network(take)
         wide, cloned = widen(model, 2), clone_variables(variables, model.wiring, 2)
         clusters = check_partition(wide.wiring, uniform_partition(wide.wiring, 2))

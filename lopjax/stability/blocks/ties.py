@@ -1,4 +1,4 @@
-"""Maxima over units: among clones they tie, and a tie is a kink that no activation shows."""
+"""Maxima over units, or sizes of their differences: among clones they tie, a kink that no activation shows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from lopjax.stability.blocks.results import at_least
 from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
 
 _ORDERING = frozenset({
-    "reduce_max", "reduce_min", "argmax", "argmin", "sort", "top_k", "cummax", "cummin", "reduce_and", "reduce_or"
+    "reduce_max", "reduce_min", "argmax", "argmin", "sort", "top_k", "cummax", "cummin", "max", "min", "abs",
 })  # fmt: skip
 _STEP = 1e-9
 
@@ -21,7 +21,7 @@ _STEP = 1e-9
 def spaces_with_ties(
     model: Model, variables: Variables, batch: Batch, clusters: Mapping[str, Clusters], size: int, train: bool
 ) -> tuple[str, ...]:
-    """Spaces whose clones tie in something that the network takes of its units: a maximum, a sort.
+    """Spaces whose clones tie in something that the network takes of its units: a maximum, a sort, |h - h'|.
 
     Asked of spaces that something reads besides the parameters (`Wiring.coupled`), of a program that orders anything.
     To first order the outputs of clones do not change along a normal direction of length s, and to second by s², which
@@ -32,31 +32,36 @@ def spaces_with_ties(
         variables: its variables, at a point of BC.
         batch: inputs and labels.
         clusters: of every space with clones.
-        size: samples that are looked at.
+        size: samples per pass.
         train: whether batch norm uses the statistics of the batch.
     """
     asked = [space for space in clusters if space in model.wiring.coupled]
     if not asked:
         return ()
     with jax.enable_x64(True):
-        variables, inputs = at_least(variables, jnp.float64), jnp.asarray(batch[0][:size])
+        variables, inputs = at_least(variables, jnp.float64), jnp.asarray(batch[0])
         inputs = inputs.astype(jnp.float64) if jnp.issubdtype(inputs.dtype, jnp.floating) else inputs
+        parts = [inputs[start : start + size] for start in range(0, len(inputs), size)]
 
-        def logits(params: Any) -> jax.Array:
-            return model.apply({**variables, "params": params}, inputs, train=train, dropout_rate=0.0).logits
+        def logits(params: Any, part: jax.Array) -> jax.Array:
+            return model.apply({**variables, "params": params}, part, train=train, dropout_rate=0.0).logits
 
-        if _ORDERING.isdisjoint(_primitives(jax.make_jaxpr(logits)(variables["params"]).jaxpr)):
+        if _ORDERING.isdisjoint(_primitives(jax.make_jaxpr(logits)(variables["params"], parts[0]).jaxpr)):
             return ()
         forward = jax.jit(logits)
-        here = forward(variables["params"])
-        noise = TWO_ORDERS_OF_SUMMATION * float(jnp.finfo(here.dtype).eps) * float(jnp.max(jnp.abs(here)))
 
         def is_tied(space: str) -> bool:
             change = _normal_direction(model, variables["params"], {space: clusters[space].ids})
             moved = jax.tree.map(lambda leaf, part: leaf + _STEP * part, variables["params"], change)
-            return bool(jnp.max(jnp.abs(forward(moved) - here)) > noise)
+            return any(_differ(forward(moved, part), forward(variables["params"], part)) for part in parts)
 
         return tuple(space for space in asked if is_tied(space))
+
+
+def _differ(there: jax.Array, here: jax.Array) -> bool:
+    """Whether logits differ by more than rounding."""
+    noise = TWO_ORDERS_OF_SUMMATION * float(jnp.finfo(here.dtype).eps) * float(jnp.max(jnp.abs(here)))
+    return bool(jnp.max(jnp.abs(there - here)) > noise)
 
 
 def _normal_direction(model: Model, params: Any, partition: Mapping[str, Sequence[int]]) -> Any:
