@@ -1,11 +1,12 @@
 """Maxima over units, or sizes of their differences: among clones they tie, a kink that no activation shows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lopjax.cloning import Partition
 from lopjax.losses import Batch
 from lopjax.manifolds import Clusters, cloned_manifold, normal_part, tree_norm
 from lopjax.model import Model, Variables
@@ -51,7 +52,7 @@ def spaces_with_ties(
         forward = jax.jit(logits)
 
         def is_tied(space: str) -> bool:
-            change = _normal_direction(model, variables["params"], {space: clusters[space].ids})
+            change = _normal_direction(model, variables["params"], {space: tuple(clusters[space].ids.tolist())})
             moved = jax.tree.map(lambda leaf, part: leaf + _STEP * part, variables["params"], change)
             return any(_differ(forward(moved, part), forward(variables["params"], part)) for part in parts)
 
@@ -64,7 +65,7 @@ def _differ(there: jax.Array, here: jax.Array) -> bool:
     return bool(jnp.max(jnp.abs(there - here)) > noise)
 
 
-def _normal_direction(model: Model, params: Any, partition: Mapping[str, Sequence[int]]) -> Any:
+def _normal_direction(model: Model, params: Any, partition: Partition) -> Any:
     """A random direction off the leaf of one space, as long as the parameters."""
     leaf = cloned_manifold(params, model.wiring, partition)
     leaves, tree = jax.tree.flatten(params)
