@@ -29,6 +29,7 @@ class Arm(NamedTuple):
         confinement: FREE, ON_LEAF or MUTE.
         regulariser: NONE, RANK, RANDOM, DECAY or RESCALED.
         as_loud_as: an arm: the gradient is multiplied by the number that makes its norm at the start that arm's.
+        is_free: whether gradients can move the added units on their own: without, they or the network are in a trap.
         on_host: whether `act` works on NumPy arrays and cannot be traced.
     """
 
@@ -40,6 +41,7 @@ class Arm(NamedTuple):
     confinement: int = FREE
     regulariser: int = NONE
     as_loud_as: str | None = None
+    is_free: bool = False
     on_host: bool = False
 
 
@@ -53,16 +55,16 @@ ARMS: dict[str, Arm] = {
     "merged": Arm("clones made and merged", _act("merged"), "untouched", is_wide=False, on_host=True),
     "dead": Arm("dead units added", _act("dead_units_added"), "untouched"),
     "mute": Arm("new units, never listened to", _act("units_woken"), "dead", confinement=MUTE),
-    "split": Arm("clones split", _act("clones_split"), "dead"),
-    "woken": Arm("dead units added and woken", _act("units_woken"), "dead"),
+    "split": Arm("clones split", _act("clones_split"), "dead", is_free=True),
+    "woken": Arm("dead units added and woken", _act("units_woken"), "dead", is_free=True),
     "cloned": Arm("cloned", _act("cloned"), "dead"),
     "gauge": Arm("cloned, gauge kick", _act("gauge_kick"), "cloned", confinement=ON_LEAF),
     "woken_on_leaf": Arm("woken, moving as clones do", _act("units_woken"), "cloned", confinement=ON_LEAF),
     "louder": Arm("cloned, gradient as long as woken's", _act("cloned"), "cloned", as_loud_as="woken"),
     "cloned_rank": Arm("cloned, rank regulariser", _act("cloned"), "cloned", regulariser=RANK),
-    "rounding": Arm("cloned, gauge kick, rounding left in", _act("gauge_kick"), "cloned"),
-    "kick_small": Arm("cloned, free kick of 0.01", _act("small_kick"), "cloned"),
-    "kick": Arm("cloned, free kick of 1", _act("large_kick"), "cloned"),
+    "rounding": Arm("cloned, gauge kick, rounding left in", _act("gauge_kick"), "cloned", is_free=True),
+    "kick_small": Arm("cloned, free kick of 0.01", _act("small_kick"), "cloned", is_free=True),
+    "kick": Arm("cloned, free kick of 1", _act("large_kick"), "cloned", is_free=True),
     "rank": Arm("rank regulariser", _act("untouched"), "untouched", is_wide=False, regulariser=RANK),
     "random": Arm("random direction, same length", _act("untouched"), "untouched", is_wide=False, regulariser=RANDOM),
     "decay": Arm("decay, same length", _act("untouched"), "untouched", is_wide=False, regulariser=DECAY),
