@@ -90,9 +90,7 @@ def large_kick(model: Model, variables: Variables, key: jax.Array) -> tuple[Mode
     return _kicked(model, variables, key, "outgoing", 1.0)
 
 
-def _kicked(
-    model: Model, variables: Variables, key: jax.Array, component: str, size: float
-) -> tuple[Model, Variables]:
+def _kicked(model: Model, variables: Variables, key: jax.Array, component: str, size: float) -> tuple[Model, Variables]:
     """A random direction in one component of the normal space of the clones, `size` times as long as what is read."""
     wide, variables = cloned(model, variables, key)
     params, (first, added) = variables["params"], halves(wide.wiring, variables["params"])
@@ -148,6 +146,6 @@ def check_function(name: str, logits: jax.Array, expected: jax.Array) -> None:
     change = float(np.max(np.abs(np.asarray(logits) - np.asarray(expected))))
     if not change <= allowed:
         raise FunctionChangedError(
-            f"arm {name!r}: changes the logits by {change:.3g}; at most {allowed:.3g} is allowed, or its row in ARMS must "
+            f"arm {name!r}: changes the logits by {change:.3g}; must be at most {allowed:.3g}, or its row in ARMS must "
             "say keeps_function=False"
         )

@@ -1,7 +1,7 @@
 """The arms: what is made of a checkpoint before the next tasks, a row each. Nothing here imports JAX before it is used.
 
-An arm is a function `(model, variables, key) -> (model', variables')` with the checkpoint's outputs, and how the network
-trains from there. Each has a *control*: the arm that differs from it in one thing.
+An arm is a function `(model, variables, key) -> (model', variables')` that keeps the checkpoint's outputs, and how the
+network trains from there. Each has a *control*: the arm that differs from it in one thing.
 """
 
 from collections.abc import Callable

@@ -50,7 +50,9 @@ def kind_of(name: str) -> str:
 
 def effects_figure(columns: "dict[Any, dict[str, Cell]]") -> "Figure":
     """A row an arm: its rank where the task begins, in the first case, and the loss at its end, in every case."""
-    names = sorted(next(iter(columns.values())), key=lambda name: (list(COLORS).index(kind_of(name)), list(ARMS).index(name)))
+    names = sorted(
+        next(iter(columns.values())), key=lambda name: (list(COLORS).index(kind_of(name)), list(ARMS).index(name))
+    )
     with drawing(2.9 + 1.9 * (1 + len(columns)), 0.9 + 0.21 * len(names)) as figure:
         panels = figure.subplots(1, 1 + len(columns), sharey=True, squeeze=False)[0]
         first = next(iter(columns.values()))
@@ -60,7 +62,9 @@ def effects_figure(columns: "dict[Any, dict[str, Cell]]") -> "Figure":
         panels[0].invert_yaxis()
         for axes, (case, cells) in zip(panels[1:], columns.items(), strict=True):
             _row_by_row(axes, names, {name: cell.loss for name, cell in cells.items()})
-            axes.set(xscale="log", xlabel="loss at the end", title=f"{case.activation}, {case.width}-{case.width} units")
+            axes.set(
+                xscale="log", xlabel="loss at the end", title=f"{case.activation}, {case.width}-{case.width} units"
+            )
         for kind, color in COLORS.items():
             panels[0].plot([], [], "o", color=color, markersize=4, label=kind)
         figure.legend(loc="outside lower center", ncols=len(COLORS), frameon=False)
@@ -86,7 +90,8 @@ def curves_figure(name: str, cells: dict[str, Cell]) -> "Figure":
         for color, arm in zip(PALETTE, shown):
             band(panels[0], cells[arm].steps, list(cells[arm].losses), color, ARMS[arm].label)
             band(panels[1], cells[arm].steps, list(cells[arm].ranks), color)
-        panels[0].set(xlabel="step of the task", ylabel="loss on all of its examples")
+        highest = max(cells[arm].losses[:, 1:].mean(axis=0).max() for arm in shown)  # the start is the same for most
+        panels[0].set(xlabel="step of the task", ylabel="loss on all of its examples", ylim=(0, 1.3 * highest))
         panels[1].set(xlabel="step of the task", ylabel="effective rank on the fixed probe")
         figure.legend(loc="outside right center", frameon=False, fontsize=8)
         figure.suptitle(name, fontsize=10)

@@ -118,10 +118,9 @@ class Trial:
             return self.initial(arm.is_wide)(jax.vmap(partial(jax.random.fold_in, data=task))(self.keys.init))
         if not arm.on_host:
             return self.acting(arm.act)(variables, self.keys.act)
-        seeds = range(len(self.config.seeds))
-        each = [
-            arm.act(self.bench.model, jax.tree.map(lambda leaf: leaf[n], variables), self.keys.act[n])[1] for n in seeds
-        ]
+        leaves, tree = jax.tree.flatten(variables)
+        of_seeds = [tree.unflatten([leaf[n] for leaf in leaves]) for n in range(len(self.config.seeds))]
+        each = [arm.act(self.bench.model, one, key)[1] for one, key in zip(of_seeds, self.keys.act, strict=True)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
     def checked(self, name: str, started: Variables, checkpoints: Lanes) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A regulariser of rank in training, and the three controls that are as large: what is done to the gradient of a step."""
+"""A regulariser of rank in training, and three controls that are as large: what is done to the gradient of a step."""
 
 from collections.abc import Mapping
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.kit.terminal import Table
-from experiments.rank_causality.arms import ARMS, CONTRASTS, FRESH, NONE, Contrast
+from experiments.rank_causality.arms import ARMS, CONTRASTS, FREE, FRESH, NONE, Contrast
 from experiments.rank_causality.config import Case, cases_of
 from experiments.rank_causality.effects import (
     BETTER,
@@ -26,7 +26,7 @@ from experiments.rank_causality.effects import (
     ratio,
     verdict,
 )
-from experiments.rank_causality.mediation import ASSUMPTIONS, mediate
+from experiments.rank_causality.mediation import ASSUMPTIONS, mediate, mediate_pooled
 from experiments.remedies.report import over_seeds
 from lopjax.runs import RunData
 
@@ -42,6 +42,8 @@ WORDS = {"rank_start": "rank", "gradient": "gradient norm", "readiness": "readin
 SUFFICIENT, NECESSARY = ("woken_on_leaf", "cloned"), (("split", "dead"), ("kick_small", "cloned"))
 """The contrasts that say whether rank at the start is sufficient for plasticity, and whether it is necessary."""
 
+POOLED = "added units free, against added units that are not"
+
 Rows = list[dict[str, Any]]
 
 
@@ -51,8 +53,9 @@ def summarise(data: RunData) -> Rows:
     `arm`: means over seeds, and `[mean, low, high]` of the gain over the control, of the gain in online loss, and of
     the loss less that of networks drawn anew of the same size. `contrast`: the same of two arms, with ratios of the
     diagnostics and what they are counter-examples to. `mediation`: `[estimate, low, high]` of a contrast's total,
-    indirect and direct effect. `diagnostic`: Kendall's tau of arms of one function and width. `statement`: whether
-    rank at the start is sufficient, and whether it is necessary, for plasticity.
+    indirect and direct effect; also of all plain wide arms at once, those whose added units are free against the
+    others. `diagnostic`: Kendall's tau over the plain wide arms (`is_plain`). `statement`: whether rank at the start is
+    sufficient, and whether it is necessary, for plasticity.
     """
     cells, rows = cells_of(data), []
     for case in cases_of(data.config):
@@ -71,10 +74,22 @@ def rows_of(cells: dict[str, Cell]) -> Rows:
     rows = [_arm(name, cells, margin) for name in cells if ARMS[name].control in cells]
     rows += [_contrast(one, cells, margin) for one in contrasts]
     rows += [_mediation(one, name, cells) for one in contrasts for name in MEDIATORS]
-    alike = [cells[name] for name in cells if ARMS[name].is_wide and ARMS[name].act and ARMS[name].regulariser == NONE]
+    alike = {name: cell for name, cell in cells.items() if is_plain(name) and ARMS[name].is_wide}
     if len(alike) > 2:
-        rows += [{"kind": "diagnostic", "name": WORDS[d], "tau": _plain(order_told(d, alike))} for d in DIAGNOSTICS]
+        told = {name: _plain(order_told(name, list(alike.values()))) for name in DIAGNOSTICS}
+        rows += [{"kind": "diagnostic", "name": WORDS[name], "tau": tau} for name, tau in told.items()]
+    if {ARMS[name].is_free for name in alike} == {True, False}:
+        rows += [_pooled(name, alike) for name in MEDIATORS]
     return rows + _statements(cells, margin)
+
+
+def is_plain(name: str) -> bool:
+    """Whether an arm has the checkpoint's function and trains by the gradient as it is.
+
+    Of others the gradient says nothing about how they will move, so only the rank of these is held against them.
+    """
+    arm = ARMS[name]
+    return arm.keeps_function and (arm.confinement, arm.regulariser, arm.as_loud_as) == (FREE, NONE, None)
 
 
 def _arm(name: str, cells: dict[str, Cell], margin: float) -> dict[str, Any]:
@@ -98,13 +113,17 @@ _MEANS = ("loss", "online", "accuracy", "rank_start", "rank_late", "gradient", "
 
 def _contrast(one: Contrast, cells: dict[str, Cell], margin: float) -> dict[str, Any]:
     arm, control = cells[one.arm], cells[one.control]
+    # What a regulariser does is no evidence about where a network starts.
+    is_evidence = ARMS[one.arm].regulariser == NONE and ARMS[one.arm].as_loud_as is None
+    asked = [name for name in DIAGNOSTICS if is_evidence and (name == "rank_start" or is_plain(one.arm))]
+    said = {WORDS[name]: counter_example(name, arm, control, margin) for name in asked}
     return {
         "kind": "contrast",
         **one._asdict(),
         "gain": _plain(over_seeds(gain(arm, control))),
         "verdict": verdict(gain(arm, control), margin),
         "ratios": {WORDS[name]: _plain(ratio(name, arm, control)) for name in DIAGNOSTICS},
-        "against": {WORDS[d]: said for d in DIAGNOSTICS if (said := counter_example(d, arm, control, margin))},
+        "against": {word: each for word, each in said.items() if each},
     }
 
 
@@ -112,7 +131,22 @@ def _mediation(one: Contrast, name: str, cells: dict[str, Cell]) -> dict[str, An
     arm, control = cells[one.arm], cells[one.control]
     with np.errstate(divide="ignore", invalid="ignore"):
         found = mediate(MEDIATORS[name](arm), MEDIATORS[name](control), -arm.loss, -control.loss)
-    return {"kind": "mediation", **one._asdict(), "mediator": name, **{k: _plain(v) for k, v in found._asdict().items()}}
+    return {
+        "kind": "mediation",
+        **one._asdict(),
+        "mediator": name,
+        **{k: _plain(v) for k, v in found._asdict().items()},
+    }
+
+
+def _pooled(name: str, cells: dict[str, Cell]) -> dict[str, Any]:
+    """Of what it does to free the added units, how much goes through a mediator: all plain wide arms."""
+    is_free = np.array([ARMS[arm].is_free for arm in cells])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mediators = np.array([MEDIATORS[name](cell) for cell in cells.values()])
+    found = mediate_pooled(is_free, mediators, np.array([-cell.loss for cell in cells.values()]))
+    where = {"question": POOLED, "arm": "free", "control": "not free", "mediator": name}
+    return {"kind": "mediation", **where, **{k: _plain(v) for k, v in found._asdict().items()}}
 
 
 def _statements(cells: dict[str, Cell], margin: float) -> Rows:
@@ -178,7 +212,7 @@ def conclusions(rows: Rows) -> list[str]:
         known = [tau for tau in taus if tau is not None]
         if known:
             lines.append(
-                f"{name} at the start orders the arms of one function and width with tau {np.mean(known):+.2f} "
+                f"{name} at the start orders the plain wide arms by their loss with tau {np.mean(known):+.2f} "
                 f"({min(known):+.2f} to {max(known):+.2f} over cases; 1 is perfect)."
             )
     return lines
@@ -213,13 +247,19 @@ def texts(data: RunData) -> dict[str, str]:
 def _markdown(name: str, rows: Rows) -> list[str]:
     of = {kind: [row for row in rows if row["kind"] == kind] for kind in ("arm", "contrast", "mediation")}
     contrasts = [
-        (row["question"], f"{row['arm']} - {row['control']}", spread(row["gain"]), row["verdict"])
-        + tuple(f"x {_text(row['ratios'][word][0], 2)}" for word in WORDS.values())
-        + ("; ".join(f"{word} {said}" for word, said in row["against"].items()) or "-",)
+        (
+            *(row["question"], f"{row['arm']} - {row['control']}", spread(row["gain"]), row["verdict"]),
+            *(f"x {_text(row['ratios'][word][0], 2)}" for word in WORDS.values()),
+            "; ".join(f"{word} {said}" for word, said in row["against"].items()) or "-",
+        )
         for row in of["contrast"]
     ]
     mediated = [
-        (f"{row['arm']} - {row['control']}", row["mediator"], *(bounds(row[k]) for k in ("total", "indirect", "direct")))
+        (
+            f"{row['arm']} - {row['control']}",
+            row["mediator"],
+            *(bounds(row[k]) for k in ("total", "indirect", "direct")),
+        )
         for row in of["mediation"]
         if row["indirect"][0] is not None
     ]

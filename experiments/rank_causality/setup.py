@@ -64,7 +64,9 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
 def networks(config: Config, setup: Setup) -> dict[str, Model]:
     """The networks of a run, by the names under which its folder records them."""
     del config
-    named = {f"{bench.case.tasks}-{bench.case.activation}-{bench.case.width}": bench for bench in setup.benches.values()}
+    named = {
+        f"{bench.case.tasks}-{bench.case.activation}-{bench.case.width}": bench for bench in setup.benches.values()
+    }
     return {name: bench.model for name, bench in named.items()} | {f"{n}-wide": b.wide for n, b in named.items()}
 
 
