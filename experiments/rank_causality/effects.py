@@ -166,4 +166,5 @@ def order_told(name: str, arms: list[Cell]) -> Interval:
     values, losses = (np.array([getattr(arm, field) for arm in arms]) for field in (name, "loss"))
     with np.errstate(divide="ignore", invalid="ignore"):
         values = np.round(np.log(values), 3)
-    return over_seeds(np.array([kendalltau(v, -y).statistic for v, y in zip(values.T, losses.T, strict=True)]))
+    taus: list[Any] = [kendalltau(v, -y) for v, y in zip(values.T, losses.T, strict=True)]
+    return over_seeds(np.array([tau.statistic for tau in taus]))

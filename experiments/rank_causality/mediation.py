@@ -1,5 +1,6 @@
 """How much of an effect goes through a mediator, the same seeds in all arms: a linear model, and what it assumes."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -101,11 +102,11 @@ def _is_identified(change: np.ndarray, sums: np.ndarray) -> bool:
     if not np.isfinite(scale) or np.linalg.norm(both[0]) <= 1e-6 * scale:
         return False
     values = np.linalg.svd(both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-300), compute_uv=False)
-    return len(change) > 3 and values[-1] > 1e-3 and np.linalg.norm(both[1]) > 0
+    return bool(len(change) > 3 and values[-1] > 1e-3 and np.linalg.norm(both[1]) > 0)
 
 
 def _summary(values: np.ndarray) -> tuple[float, float, float]:
     if not np.isfinite(values).all():
-        return (np.nan,) * 3
+        return math.nan, math.nan, math.nan
     low, high = np.quantile(values[1:], (0.025, 0.975))
     return float(values[0]), float(low), float(high)
