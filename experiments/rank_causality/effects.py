@@ -145,11 +145,13 @@ def ratio(name: str, arm: Cell, control: Cell) -> Interval:
 def counter_example(name: str, arm: Cell, control: Cell, margin: float) -> str | None:
     """What two arms say against a diagnostic: "not sufficient", "not necessary", or nothing.
 
-    Not sufficient: it is raised, and the arm surely gains nothing beyond the margin. Not necessary: it is as it was,
-    and the arm is better.
+    Not sufficient: it is raised, and the arm has no gain (a small one is a gain). Not necessary: it is as it was, and
+    the arm is better.
     """
-    found, said = ratio(name, arm, control), verdict(gain(arm, control), margin)
-    if found.low > RATIO and said in (EXACTLY_NONE, NO_EFFECT, SMALL, WORSE):
+    found, gained = ratio(name, arm, control), gain(arm, control)
+    said = verdict(gained, margin)
+    is_in_vain = said in (EXACTLY_NONE, NO_EFFECT, WORSE) or (said == SMALL and gained.mean() < 0)
+    if found.low > RATIO and is_in_vain:
         return "not sufficient"
     if found.low > 1 / RATIO and found.high < RATIO and said == BETTER:
         return "not necessary"

@@ -10,13 +10,8 @@ from experiments.kit.terminal import Table
 from experiments.rank_causality.arms import ARMS, CONTRASTS, FREE, FRESH, NONE, Contrast
 from experiments.rank_causality.config import Case, cases_of
 from experiments.rank_causality.effects import (
-    BETTER,
     DIAGNOSTICS,
-    EXACTLY_NONE,
-    NO_EFFECT,
     RATIO,
-    SMALL,
-    WORSE,
     Cell,
     cells_of,
     counter_example,
@@ -39,7 +34,7 @@ MEDIATORS: dict[str, Callable[[Cell], np.ndarray]] = {
 }
 """Of norms the logarithm."""
 WORDS = {"rank_start": "rank", "gradient": "gradient norm", "readiness": "readiness"}
-SUFFICIENT, NECESSARY = ("woken_on_leaf", "cloned"), (("split", "dead"), ("kick_small", "cloned"))
+SUFFICIENT, NECESSARY = (("woken_on_leaf", "cloned"),), (("split", "dead"), ("kick_small", "cloned"))
 """The contrasts that say whether rank at the start is sufficient for plasticity, and whether it is necessary."""
 
 POOLED = "added units free, against added units that are not"
@@ -150,17 +145,16 @@ def _pooled(name: str, cells: dict[str, Cell]) -> dict[str, Any]:
 
 
 def _statements(cells: dict[str, Cell], margin: float) -> Rows:
-    """Whether rank at the start is sufficient and necessary: shown not to be, shown to be here, or undecided."""
+    """Whether rank at the start is sufficient and necessary: "no" if one of the contrasts shows it, else "undecided"."""
     found = []
-    if set(SUFFICIENT) <= set(cells):
-        arm, control = (cells[name] for name in SUFFICIENT)
-        said, is_raised = verdict(gain(arm, control), margin), ratio("rank_start", arm, control).low > RATIO
-        words = {EXACTLY_NONE: "no", NO_EFFECT: "no", SMALL: "no", WORSE: "no", BETTER: "helps"}
-        found.append(("sufficient", words.get(said, "undecided") if is_raised else "undecided"))
-    pairs = [pair for pair in NECESSARY if set(pair) <= set(cells)]
-    against = [counter_example("rank_start", cells[arm], cells[control], margin) for arm, control in pairs]
-    if pairs:
-        found.append(("necessary", "no" if "not necessary" in against else "undecided"))
+    for which, pairs, against in (
+        ("sufficient", SUFFICIENT, "not sufficient"),
+        ("necessary", NECESSARY, "not necessary"),
+    ):
+        known = [(cells[arm], cells[control]) for arm, control in pairs if {arm, control} <= set(cells)]
+        said = [counter_example("rank_start", *pair, margin) for pair in known]
+        if known:
+            found.append((which, "no" if against in said else "undecided"))
     return [{"kind": "statement", "rank at the start is": which, "answer": answer} for which, answer in found]
 
 
