@@ -11,7 +11,6 @@ from experiments.rank_causality.arms import ARMS, CONTRASTS, FREE, FRESH, NONE, 
 from experiments.rank_causality.config import Case, cases_of
 from experiments.rank_causality.effects import (
     DIAGNOSTICS,
-    RATIO,
     Cell,
     cells_of,
     counter_example,
@@ -145,7 +144,7 @@ def _pooled(name: str, cells: dict[str, Cell]) -> dict[str, Any]:
 
 
 def _statements(cells: dict[str, Cell], margin: float) -> Rows:
-    """Whether rank at the start is sufficient and necessary: "no" if one of the contrasts shows it, else "undecided"."""
+    """Whether rank at the start is sufficient, and necessary: "no" if a contrast shows it, else "undecided"."""
     found = []
     for which, pairs, against in (
         ("sufficient", SUFFICIENT, "not sufficient"),
