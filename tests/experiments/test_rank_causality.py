@@ -13,7 +13,7 @@ import pytest
 from experiments.rank_causality.acts import FunctionChangedError, cloned, normals_like, normals_of
 from experiments.rank_causality.acts import check_function as check
 from experiments.rank_causality.arms import ARMS, DECAY, FREE, MUTE, NONE, ON_LEAF, RANDOM, RANK, RESCALED
-from experiments.rank_causality.config import Case, Config, cases_of
+from experiments.rank_causality.config import Config, cases_of
 from experiments.rank_causality.effects import Cell, counter_example, margin_of, order_told, ratio, verdict
 from experiments.rank_causality.figures import figures
 from experiments.rank_causality.lane import Learner, make_step, strength_and_reliability
@@ -369,7 +369,7 @@ def test_settings_out_of_range_are_refused(changes):
 
 @pytest.mark.slow
 def test_a_short_run_from_end_to_end():
-    config, records, state = TINY, [], None
+    config, records, state = dataclasses.replace(TINY, num_tasks=2), [], None
     for part in parts(config, build(config)):
         state, found = part.do(state)
         assert len(found) == part.num_records
@@ -377,22 +377,24 @@ def test_a_short_run_from_end_to_end():
         records += found
     data = RunData(Path(), dataclasses.asdict(config), records, None, "rank_causality")
     rows = summarise(data)
-    arms = {row["arm"]: row for row in rows if row["kind"] == "arm"}
+    arms = {row["arm"]: row for row in rows if row["kind"] == "arm" and row["task"] == 1}
     assert set(arms) == set(config.arms)
     assert all(arms[name]["change"] < 1e-5 for name in config.arms if ARMS[name].keeps_function)
-    assert arms["merged"]["verdict"] == "exactly none"
-    assert arms["mute"]["verdict"] == "exactly none"
     assert arms["fresh"]["change"] > 1e-2
-    np.testing.assert_allclose(
-        np.array(arms["split"]["gain"][0]), arms["dead"]["loss"] - arms["split"]["loss"], rtol=1e-5, atol=1e-7
-    )
-    # Made as loud as woken units are: its gradient is multiplied, which shows in how far it goes and not in the norm.
+    for name in ("merged", "mute"):
+        assert arms[name]["verdict"] == "exactly none"
+    drop = arms["dead"]["loss"] - arms["split"]["loss"]
+    np.testing.assert_allclose(arms["split"]["gain"][0], drop, rtol=1e-5, atol=1e-7)
+    # Its gradient is multiplied: that shows in how far it goes, and not in the norm that is recorded.
     assert arms["louder"]["loss"] != arms["cloned"]["loss"]
     assert arms["louder"]["gradient"] == arms["cloned"]["gradient"]
-    said = {row["rank at the start is"]: row["answer"] for row in rows if row["kind"] == "statement"}
-    assert set(said) == {"sufficient", "necessary"}
-    assert len(table(data).rows) == len(config.arms)
+    # Networks drawn anew are so for every task; others go on.
+    for name, goes_on in (("untouched", True), ("fresh", False)):
+        (end,) = data.column("effective_rank", method=name, seed=0, task=1, step=config.steps)
+        (start,) = data.column("effective_rank", method=name, seed=0, task=2, step=0)
+        assert (start == end) == goes_on
+    assert {row["rank at the start is"] for row in rows if row["kind"] == "statement"} == {"sufficient", "necessary"}
+    assert len(table(data).rows) == 2 * len(config.arms)
     assert "dead units added and woken" in texts(data)["table.md"]
     assert set(figures(data)) == {"effects_random_labels", "curves"}
     assert summarise(data._replace(records=records[:-1])) != rows
-    assert Case("random_labels", "tanh", 3) == cases_of(dataclasses.asdict(config))[0]
