@@ -1,4 +1,4 @@
-"""Losses: means over samples, of logits and of parameters."""
+"""Losses: means over samples, of logits and of parameters. Of sequences every position is a sample."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,8 +15,8 @@ from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
 Batch = tuple[jax.Array, jax.Array]
 
 
-def mean_cross_entropy(logits: Float[Array, "samples classes"], labels: Int[Array, " samples"]) -> Float[Array, ""]:
-    """Softmax cross-entropy with integer labels, in nats, averaged over samples."""
+def mean_cross_entropy(logits: Float[Array, "*samples classes"], labels: Int[Array, "*samples"]) -> Float[Array, ""]:
+    """Softmax cross-entropy with integer labels, in nats, averaged over samples (and positions)."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
@@ -27,7 +27,7 @@ def mean_squared_error(
     return 0.5 * jnp.mean(jnp.sum(jnp.square(outputs - targets), axis=-1))
 
 
-def accuracy(logits: Float[Array, "samples classes"], labels: Int[Array, " samples"]) -> Float[Array, ""]:
+def accuracy(logits: Float[Array, "*samples classes"], labels: Int[Array, "*samples"]) -> Float[Array, ""]:
     """Fraction of samples whose largest logit is the label's; NaN if a largest logit is not finite.
 
     A NaN among the logits would win the comparison, and a diverged network have the accuracy of guessing its class. A
@@ -114,8 +114,8 @@ def check_batch(
         size: the loss is evaluated on this many samples at most.
 
     Raises:
-        ValueError: no inputs and labels of one length; inputs that are not finite; integer labels, one per sample,
-            outside the classes; a loss that is not finite.
+        ValueError: no inputs and labels of one length; inputs that are not finite; integer labels, one per sample or
+            per position of it, outside the classes; a loss that is not finite.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2 or len(batch[0]) != len(batch[1]) or not len(batch[0]):
         raise ValueError("batch must be (inputs, labels) with one label per input, at least one")
@@ -123,7 +123,7 @@ def check_batch(
     if not bool(jnp.all(jnp.isfinite(inputs))):
         raise ValueError("the inputs of the batch hold values that are not finite: every number must be")
     logits = model.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(inputs[:size])).logits
-    if jnp.issubdtype(jnp.result_type(labels), jnp.integer) and jnp.ndim(labels) == 1:
+    if jnp.issubdtype(jnp.result_type(labels), jnp.integer) and jnp.shape(labels)[1:] == logits.shape[1:-1]:
         low, high = int(jnp.min(labels)), int(jnp.max(labels))
         if low < 0 or high >= logits.shape[-1]:
             raise ValueError(f"labels {low}..{high}: must be classes, 0..{logits.shape[-1] - 1}")

@@ -83,7 +83,7 @@ class Model(NamedTuple):
         wiring: the labelled axes; static and hashable.
         resize: `{space: size} -> Model`: the same architecture with other numbers of units.
         constructor: how it was made, up to those numbers; None if it does not say (`lopjax.models.recorded`).
-        input_shape: shape of one input, without the batch axis; None if it is not known.
+        input_shape: shape of one input, without the batch axis; None if it is not known, or if inputs are tokens.
         view: `(split, merge)`, for networks whose author's arrays have axes that index several spaces: `init` and
             `apply` work with the pieces, and `view.merge(params)` gives the author's arrays (`lopjax.wiring.view`).
     """

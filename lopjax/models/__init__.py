@@ -5,6 +5,7 @@ from lopjax.models.check import check_labels, check_wiring
 from lopjax.models.cnn import cnn
 from lopjax.models.constructors import recorded
 from lopjax.models.convolution import convolve
+from lopjax.models.gpt import gpt
 from lopjax.models.labels import coordinates, couple, labelled, permutable, tap
 from lopjax.models.linen import from_linen
 from lopjax.models.mlp import mlp
@@ -24,6 +25,7 @@ __all__ = [
     "coordinates",
     "couple",
     "from_linen",
+    "gpt",
     "labelled",
     "mlp",
     "permutable",

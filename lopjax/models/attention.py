@@ -64,6 +64,7 @@ class SelfAttention(nn.Module):
         site: site of the stream that follows the residual sum.
         dropout: rate on the attention weights.
         initialisation: its name.
+        is_causal: whether a token attends to itself and those before it, or to all.
     """
 
     stream: str
@@ -75,6 +76,7 @@ class SelfAttention(nn.Module):
     site: str
     dropout: float
     initialisation: str
+    is_causal: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: Any = None) -> jax.Array:
@@ -86,6 +88,9 @@ class SelfAttention(nn.Module):
         query, key = (self._project(queries, self.head_width, name)(x) for name in ("query", "key"))
         value = self._project(values, self.value_width, "value")(x)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * self.head_width**-0.5
+        if self.is_causal:
+            is_past = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None]
+            scores = jnp.where(is_past, scores, -jnp.inf)
         # The softmax of 16-bit scores in float32: its sum runs over all tokens.
         weights = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
         weights = dropout(self, weights, self.dropout, dropout_rate, train)

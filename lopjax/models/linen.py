@@ -17,7 +17,12 @@ from lopjax.wiring import Path, Site, View, Wiring, build_wiring, make_view, tre
 STATE_COLLECTIONS = ("params", "batch_stats")
 
 
-def from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[str, ...] = ()) -> Model:
+def from_linen(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    fixed: tuple[str, ...] = (),
+    input_dtype: jax.typing.DTypeLike = float,
+) -> Model:
     """Make a `Model` from a Linen module whose arrays are labelled.
 
     The module is called as `module(x, train=..., dropout_rate=...)` and returns logits. It creates every parameter and
@@ -28,18 +33,22 @@ def from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[str
             `(space, units)`, the model can be resized (and so cloned into a wider one).
         input_shape: shape of one input, without the batch axis.
         fixed: unit spaces that must not be cloned, besides inputs and outputs.
+        input_dtype: of the inputs; an integer type for tokens. The model then does not say its `input_shape`, from
+            which random inputs could be made.
 
     Raises:
         ValueError: an array without a label (all are listed), or labels that contradict each other.
     """
     refusal = f"input_shape={input_shape!r}: must be positive integers, one input without the batch axis"
-    return _from_linen(module, tuple(as_integer(size, 1, refusal) for size in input_shape), tuple(fixed))
+    shape = tuple(as_integer(size, 1, refusal) for size in input_shape)
+    return _from_linen(module, shape, tuple(fixed), jnp.issubdtype(input_dtype, jnp.floating))
 
 
 @cache
-def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[str, ...]) -> Model:
+def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[str, ...], is_float: bool) -> Model:
     def init_boxed(key: jax.Array) -> Any:
-        return module.init({"params": key}, jnp.zeros((1, *input_shape)), train=False, dropout_rate=None)
+        inputs = jnp.zeros((1, *input_shape), float if is_float else jnp.int32)
+        return module.init({"params": key}, inputs, train=False, dropout_rate=None)
 
     scopes: dict[str, Path] = {}
 
@@ -81,9 +90,9 @@ def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[st
         return Output(logits, {**variables, **{name: after[name] for name in state}}, taps)
 
     def resize(sizes: Mapping[str, int]) -> Model:
-        return _from_linen(_resized(module, sizes, wiring), input_shape, fixed)
+        return _from_linen(_resized(module, sizes, wiring), input_shape, fixed, is_float)
 
-    return Model(init, apply, wiring, resize, input_shape=input_shape, view=view)
+    return Model(init, apply, wiring, resize, input_shape=input_shape if is_float else None, view=view)
 
 
 def _read_wiring(boxed: Mapping[str, Any], scopes: Mapping[str, Path], fixed: tuple[str, ...]) -> tuple[Wiring, View]:

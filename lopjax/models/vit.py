@@ -1,8 +1,6 @@
 """The vision transformer (arXiv 2010.11929): one residual stream `width`, heads and an MLP per block."""
 
 from collections.abc import Callable, Sequence
-from math import isfinite
-from numbers import Real
 from typing import Any
 
 import flax.linen as nn
@@ -10,15 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from lopjax.model import Model
-from lopjax.models.attention import SelfAttention
 from lopjax.models.constructors import recorded
 from lopjax.models.initialisation import float_type, truncated_normal
-from lopjax.models.labels import labelled, tap
-from lopjax.models.layers import Dense, dropout, to_compute_type
+from lopjax.models.labels import labelled
+from lopjax.models.layers import Dense, to_compute_type
 from lopjax.models.linen import from_linen
-from lopjax.models.network import Network, common_fields
-from lopjax.models.norms import normalise
-from lopjax.models.options import check_image_shape, check_options, check_rate
+from lopjax.models.network import common_fields
+from lopjax.models.options import check_image_shape, check_options
+from lopjax.models.transformer import Transformer, transformer_fields
 from lopjax.wiring import Out
 
 
@@ -47,60 +44,19 @@ class PatchEmbedding(nn.Module):
         return jnp.concatenate([class_tokens, tokens], axis=1) + positions.astype(x.dtype)[None]
 
 
-class ViT(Network):
-    """Block k adds attention with heads `heads_k`, then an MLP `mlp_k`, to the stream `width`; norms come first.
+class ViT(Transformer):
+    """The image cut into patches, a token each, in front of the blocks; a dense layer on the class token behind them."""
 
-    Every write to the stream is observed: sites `embedding`, `attention_0`, `block_0`, `attention_1`, ... of the space
-    `width`, without an activation. What is written at a site passes it unit by unit; what was there before passed it
-    too, but also went through the attention or MLP on its way.
-    """
-
-    depth: int
     patch: int
-    head_width: int
-    attention_dropout: float
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, dropout_rate: Any = None) -> jax.Array:
         """`(batch, height, width, channels)` to `(batch, classes)`."""
         sizes = dict(self.sizes)
-
-        def drop(values: jax.Array) -> jax.Array:
-            return dropout(self, values, self.dropout, dropout_rate, train)
-
-        def norm(values: jax.Array, name: str) -> jax.Array:
-            return normalise(values, self.norm, "width", None, self.affine, train, name)
-
         x = to_compute_type(x, self.compute_dtype)
         x = PatchEmbedding(self.patch, sizes["width"], self.initialisation, name="embedding")(x)
-        x = drop(tap(self, "embedding", "width", "identity", x))
-        for k in range(self.depth):
-            attention = self._attention(k, sizes)
-            x = x + drop(attention(norm(x, f"heads_{k}_norm"), train=train, dropout_rate=dropout_rate))
-            x = tap(self, f"attention_{k}", "width", "identity", x)
-            space = f"mlp_{k}"
-            # Without a norm the first layer of the MLP reads the stream itself.
-            source = f"attention_{k}" if self.norm == "none" else None
-            hidden = Dense("width", space, sizes[space], space, source, self.initialisation, name=space)
-            out = Dense(space, "width", sizes["width"], f"block_{k}", None, self.initialisation, name=f"{space}_out")
-            h = tap(self, space, space, self.activation, hidden(norm(x, f"{space}_norm")))
-            x = tap(self, f"block_{k}", "width", "identity", x + drop(out(drop(h))))
-        x = norm(x, "norm")[:, 0].astype(float_type())
+        x = self.blocks(x, train, dropout_rate, is_causal=False)[:, 0].astype(float_type())
         return Dense("width", "classes", sizes["classes"], "classes", None, self.initialisation, name="classes")(x)
-
-    def _attention(self, k: int, sizes: dict[str, int]) -> SelfAttention:
-        return SelfAttention(
-            "width",
-            sizes["width"],
-            f"heads_{k}",
-            sizes[f"heads_{k}"],
-            self.head_width,
-            sizes[f"heads_{k}_values"],
-            f"attention_{k}",
-            self.attention_dropout,
-            self.initialisation,
-            name=f"heads_{k}",
-        )
 
 
 @recorded
@@ -168,30 +124,11 @@ def vit(
     check_image_shape(input_shape)
     shape = {"patch": (patch,), "width": (width,), "depth": (depth,), "heads": (heads,)}
     check_options(input_shape, num_classes, activation, norm, dropout, init, compute_dtype, **shape)
-    check_rate("attention_dropout", dropout if attention_dropout is None else attention_dropout)
-    mlp_size = _mlp_size(width, mlp_ratio)
     if any(size % patch for size in input_shape[:2]):
         raise ValueError(f"patch={patch}: must divide the height and width of input_shape={input_shape!r}")
-    if width % heads:
-        raise ValueError(f"heads={heads}: must divide width={width}")
-    blocks = [
-        (space, size)
-        for k in range(depth)
-        for space, size in ((f"heads_{k}", heads), (f"heads_{k}_values", width // heads), (f"mlp_{k}", mlp_size))
-    ]
     module = ViT(
-        sizes=(("width", int(width)), *((space, int(size)) for space, size in blocks), ("classes", int(num_classes))),
-        depth=int(depth),
         patch=int(patch),
-        head_width=int(width) // int(heads),
-        attention_dropout=float(dropout if attention_dropout is None else attention_dropout),
+        **transformer_fields(width, depth, heads, mlp_ratio, num_classes, dropout, attention_dropout),
         **common_fields(activation, norm, affine, dropout, init, compute_dtype),
     )
     return from_linen(module, tuple(int(size) for size in input_shape))
-
-
-def _mlp_size(width: int, mlp_ratio: float) -> int:
-    is_number = isinstance(mlp_ratio, Real) and not isinstance(mlp_ratio, bool) and isfinite(mlp_ratio)
-    if not is_number or width * mlp_ratio < 1:
-        raise ValueError(f"mlp_ratio={mlp_ratio!r}: must be positive, with at least one unit for width={width}")
-    return int(width * mlp_ratio)
