@@ -1,11 +1,11 @@
 """What the continual-learning experiment can be asked to do: the config and its presets. Nothing here imports JAX."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.continual.methods import METHODS
-from experiments.kit.configs import ImageConfig, OnCNN, OnMLP, OnResNet18, OnViT
-from experiments.kit.networks import CNN, MLP, ResNet18, ViT
+from experiments.kit.configs import ImageConfig, ModelName, OnCNN, OnMLP, OnResNet18, OnViT, TrainingConfig
+from experiments.kit.networks import CNN, MLP, Network, ResNet18, ViT
 
 if TYPE_CHECKING:
     MethodName = str
@@ -15,31 +15,21 @@ Kind = Literal["gaussian_mixtures", "class_incremental", "permuted_pixels", "per
 
 
 @dataclass(frozen=True)
-class Config(ImageConfig):
-    """Everything that decides the result."""
+class TasksConfig(TrainingConfig):
+    """What every sequence of tasks has, whatever the tasks are."""
 
-    tasks: Kind = "class_incremental"
-    """What a task is."""
-    dataset: str = "digits"
-    """"digits" or any prepared TFDS image classification set; not used by gaussian_mixtures."""
+    model: str = "mlp"
+    """Architecture."""
+    net: Network = field(default_factory=MLP)
+    """The network."""
     num_tasks: int = 40
     """How many tasks."""
     steps: int = 500
     """Steps of each task."""
-    classes_per_task: int = 5
-    """Class_incremental: classes of a task, no class in two tasks."""
-    class_order: int = -1
-    """Class_incremental: -1 for an order of its own for every seed, else that of NumPy's generator with this seed."""
-    num_images: int = 0
-    """Other tasks on images: how many of the training images are used, the first ones; 0 for all."""
     change: int = 0
     """Steps over which a task turns into the next; 0 for an abrupt change."""
     zero_head: bool = False
     """Set the output layer to zero at the start of every task."""
-    pixel_mean: tuple[float, ...] = ()
-    """Mean used for normalisation, a number per channel, in units of pixel/255; () for that of the training images."""
-    pixel_std: tuple[float, ...] = ()
-    """Likewise."""
     methods: tuple[MethodName, ...] = ("adam", "l2_init", "weight_decay", "equal_betas")
     """What to train with, side by side."""
     fresh: bool = True
@@ -63,19 +53,43 @@ class Config(ImageConfig):
     redo_threshold: float = 0.1
     """ReDo and ReGraMa: largest score of a unit that is reset."""
     reset_every: int = 100
-    """ReDo, ReGraMa and CPR: steps between two resets."""
+    """ReDo, ReGraMa and CPR: steps between two resets; recovery controller: between two looks."""
     cpr_strength: float = 0.015
     """CPR: how far weights move towards a fresh draw at most."""
+    percentile: float = 0.99
+    """Self-normalized resets: percentile of a unit's own silences beyond which it is reset."""
     record_every: int = 0
     """Steps between two measurements, a divisor of the steps of a task; 0 for the end of each task."""
-    probe: Literal["all", "first"] = "all"
-    """The fixed batch: from all tasks, or from the first (which needs a class_order)."""
     probe_samples: int = 500
     """Examples on which symptoms are measured, of the fixed probe and of the task at hand."""
     level: float = 0.8
     """Accuracy, as a running mean over ten batches; the step at which a task first reaches it is recorded."""
     earlier: tuple[int, ...] = (1, 2, 4)
     """Accuracy is also measured on the tasks this many tasks ago."""
+
+
+@dataclass(frozen=True)
+class Config(TasksConfig, ImageConfig):
+    """Everything that decides the result."""
+
+    model: ModelName = "mlp"
+    """Architecture."""
+    tasks: Kind = "class_incremental"
+    """What a task is."""
+    dataset: str = "digits"
+    """"digits" or any prepared TFDS image classification set; not used by gaussian_mixtures."""
+    classes_per_task: int = 5
+    """Class_incremental: classes of a task, no class in two tasks."""
+    class_order: int = -1
+    """Class_incremental: -1 for an order of its own for every seed, else that of NumPy's generator with this seed."""
+    num_images: int = 0
+    """Other tasks on images: how many of the training images are used, the first ones; 0 for all."""
+    pixel_mean: tuple[float, ...] = ()
+    """Mean used for normalisation, a number per channel, in units of pixel/255; () for that of the training images."""
+    pixel_std: tuple[float, ...] = ()
+    """Likewise."""
+    probe: Literal["all", "first"] = "all"
+    """The fixed batch: from all tasks, or from the first (which needs a class_order)."""
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,14 @@ def continual_figure(run: RunData) -> "Figure":
         last = accuracy_name(run)
         names = {"test_accuracy": "test accuracy", "train_accuracy": "accuracy"}
         if run.config["fresh"]:
-            _differences(panels[0, 0], run, last, f"{names[last]} after the task\nminus fresh network")
-            _differences(panels[0, 1], run, "online_accuracy", "online accuracy\nminus fresh network")
-        _curves(panels[0, 2], run, "online_accuracy", "online accuracy")
-        _curves(panels[0, 3], run, "plasticity", "plasticity: share of the loss\nthat a step takes away")
+            draw_differences(panels[0, 0], run, last, f"{names[last]} after the task\nminus fresh network")
+            draw_differences(panels[0, 1], run, "online_accuracy", "online accuracy\nminus fresh network")
+        draw_curves(panels[0, 2], run, "online_accuracy", "online accuracy")
+        draw_curves(panels[0, 3], run, "plasticity", "plasticity: share of the loss\nthat a step takes away")
         for axes, (symptom, label) in zip(panels[1], SYMPTOMS.items()):
-            _curves(axes, run, f"probe/{symptom}/mean", f"{label}, fixed probe")
+            draw_curves(axes, run, f"probe/{symptom}/mean", f"{label}, fixed probe")
             if symptom == "effective_rank":
-                _curves(axes, run, f"stream/{symptom}/mean", f"{label}, fixed probe\n(dotted: on the stream)", ":")
+                draw_curves(axes, run, f"stream/{symptom}/mean", f"{label}, fixed probe\n(dotted: on the stream)", ":")
             else:
                 axes.set_ylim(-0.02, 1.02)
         handles = panels[0, 2].get_legend_handles_labels()[0]
@@ -132,7 +132,8 @@ def color_of(run: RunData, name: str) -> str:
     return ("black", "0.55")[controls.index(name) % 2]
 
 
-def _differences(axes: "Axes", run: RunData, value: str, label: str) -> None:
+def draw_differences(axes: "Axes", run: RunData, value: str, label: str) -> None:
+    """A value of every method over the tasks less that of its fresh networks."""
     axes.axhline(0, color="black", linewidth=1)
     for method in run.config["methods"]:
         curves = [less_fresh(run, value, method, seed) for seed in run.config["seeds"]]
@@ -140,7 +141,8 @@ def _differences(axes: "Axes", run: RunData, value: str, label: str) -> None:
     axes.set(xlabel="task", ylabel=label)
 
 
-def _curves(axes: "Axes", run: RunData, value: str, label: str, style: str = "-") -> None:
+def draw_curves(axes: "Axes", run: RunData, value: str, label: str, style: str = "-") -> None:
+    """A value of every method and fresh network over the tasks."""
     for name in lanes_of(tuple(run.config["methods"]), run.config["fresh"]):
         _band(axes, run, value, name, color_of(run, name), label_of(name) if style == "-" else None, style)
     axes.set(xlabel="task", ylabel=label)

@@ -114,7 +114,7 @@ def make_program(setup: Setup, group: Group) -> Program:
     def step(lane: Trainee, drawn: Drawn, key: jax.Array, index: jax.Array) -> tuple[Trainee, Logs]:
         augment_key, step_key, own_key = jax.random.split(key, 3)
         stored, labels = drawn.batch
-        batch = problem.inputs(stored, augment_key if config.augment else None), labels
+        batch = problem.inputs(stored, augment_key if problem.is_augmented else None), labels
         rate, current = numbers_of(lane)["dropout"], setting(lane)
         net, observed = train_step(
             model, current.optimizer, lane.net, batch, step_key, loss=problem.loss, dropout_rate=rate, task=drawn.task

@@ -100,6 +100,19 @@ def _cpr(settings: Settings) -> Any:
     return cpr(settings["cpr_strength"], settings["reset_every"])
 
 
+def _self_normalized_resets(settings: Settings) -> Any:
+    from lopjax.interventions import self_normalized_resets
+
+    return self_normalized_resets(settings["percentile"])
+
+
+def _recovery(settings: Settings) -> Any:
+    """The controller with its default ladder, which looks at the batch of the step: a stream has no fixed probe."""
+    from lopjax.recovery import recovery_controller
+
+    return recovery_controller(every=settings["reset_every"], cool_down=2 * settings["reset_every"])
+
+
 METHODS: dict[str, Method] = {
     "adam": Method("Adam", _adam, "adam", ("adam_learning_rate",)),
     "l2_init": Method("L2-init", _adam, "adam", ("adam_learning_rate", "l2_init")),
@@ -116,13 +129,17 @@ METHODS: dict[str, Method] = {
     "redo": Method("ReDo", _adam, "adam", ("adam_learning_rate", "redo_threshold", "reset_every"), _redo),
     "regrama": Method("ReGraMa", _adam, "adam", ("adam_learning_rate", "redo_threshold", "reset_every"), _regrama),
     "cpr": Method("CPR", _adam, "adam", ("adam_learning_rate", "cpr_strength", "reset_every"), _cpr),
+    "self_normalized_resets": Method(
+        "self-normalized resets", _adam, "adam", ("adam_learning_rate", "percentile"), _self_normalized_resets
+    ),
+    "recovery": Method("recovery controller", _adam, "adam", ("adam_learning_rate", "reset_every"), _recovery),
     "sgd": Method("SGD", _sgd, "sgd", ("learning_rate",)),
 }
 
 NUMBERS = (
     *("adam_learning_rate", "learning_rate", "l2_init", "weight_decay", "shrink", "perturb"),
     *("noise_scale", "noise_decay", "dropout", "beta2"),
-    *("replacement_rate", "maturity", "redo_threshold", "reset_every", "cpr_strength"),
+    *("replacement_rate", "maturity", "redo_threshold", "reset_every", "cpr_strength", "percentile"),
 )
 # The value of a number for methods that do not read it; any other number is the config's.
 OFF: Mapping[str, float] = {

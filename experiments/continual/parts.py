@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.continual.config import Config
+from experiments.continual.config import TasksConfig
 from experiments.continual.lane import Trainee, make_program
 from experiments.continual.measurements import make_measure
 from experiments.continual.methods import is_fresh
@@ -74,7 +74,7 @@ def share(setup: Setup) -> Shared:
     return Shared(networks, noise_keys, data_keys, over_lanes(make_measure(setup), 4, setup.mesh), data)
 
 
-def parts(config: Config, setup: Setup) -> list[Part]:
+def parts(config: TasksConfig, setup: Setup) -> list[Part]:
     """All parts of a run, group after group."""
     shared = share(setup)
     lives = [Life(setup, shared, GroupLanes(group, config.seeds, setup.mesh)) for group in setup.groups]

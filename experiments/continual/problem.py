@@ -30,6 +30,7 @@ class Problem(NamedTuple):
         num_outputs: number of logits.
         classes: `(data, key, task) -> mask` of a task's classes; None where all tasks have the same outputs.
         probe: stored examples and labels of the fixed probe batch.
+        is_augmented: whether `inputs` is given a key in training.
     """
 
     train: TaskSequence
@@ -41,6 +42,7 @@ class Problem(NamedTuple):
     num_outputs: int
     classes: Callable[[Any, jax.Array, Any], jax.Array] | None
     probe: tuple[Any, Any]
+    is_augmented: bool = False
 
 
 def make_problem(config: Config, data_dir: Any) -> Problem:
@@ -66,6 +68,7 @@ def image_problem(config: Config, dataset: data.Dataset) -> Problem:
         "inputs": _preprocess(config, dataset).inputs,
         "input_shape": dataset.image_shape,
         "num_outputs": dataset.num_classes,
+        "is_augmented": config.augment,
     }
     if config.tasks == "class_incremental":
         return _class_incremental(config, dataset, shared)

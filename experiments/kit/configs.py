@@ -1,7 +1,7 @@
-"""What the configs of experiments on images share: data, architecture, seeds, optimizer. Nothing here imports JAX.
+"""What the configs of experiments share: seeds, optimizer, and of those on images data and architecture.
 
-An experiment adds its own fields in a subclass `Config(ImageConfig)`, and has one config an architecture:
-`class CNNConfig(OnCNN, Config)`, whose `--net.*` flags are those of the architecture.
+Nothing here imports JAX. An experiment on images adds its own fields in a subclass `Config(ImageConfig)`, and has one
+config an architecture: `class CNNConfig(OnCNN, Config)`, whose `--net.*` flags are those of the architecture.
 """
 
 from dataclasses import dataclass, field
@@ -13,16 +13,9 @@ ModelName = Literal["mlp", "cnn", "resnet18", "vit"]
 
 
 @dataclass(frozen=True)
-class ImageConfig:
-    """Training of networks on images, with and without noise or dropout."""
+class TrainingConfig:
+    """Training of networks, with and without noise or dropout."""
 
-    dataset: str = "digits"
-    """"digits" or any prepared TFDS image classification set."""
-    augment: bool = False
-    """Random crops (an eighth of the image's height as padding) and horizontal flips."""
-    model: ModelName = "mlp"
-    """Architecture."""
-    net: Network = field(default_factory=MLP)
     seeds: tuple[int, ...] = (0,)
     """Seeds, one run each."""
     batch_size: int = 128
@@ -41,6 +34,20 @@ class ImageConfig:
     """Examples on which symptoms are measured."""
     metrics: tuple[str, ...] = ()
     """Your own metrics to record beside the library's: package.module:function, of a lopjax.metrics.SiteActivity."""
+
+
+@dataclass(frozen=True)
+class ImageConfig(TrainingConfig):
+    """Training of networks on images."""
+
+    dataset: str = "digits"
+    """"digits" or any prepared TFDS image classification set."""
+    augment: bool = False
+    """Random crops (an eighth of the image's height as padding) and horizontal flips."""
+    model: ModelName = "mlp"
+    """Architecture."""
+    net: Network = field(default_factory=MLP)
+    """The network."""
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,30 @@ class ViT(Network):
     """Ratio of the units of an MLP to those of the residual stream."""
 
 
+@dataclass(frozen=True)
+class GPT(Network):
+    """Causal transformer."""
+
+    activation: str = "gelu"
+    """Of the MLPs: relu, leaky_relu, tanh, sigmoid, gelu, elu, selu, silu or identity."""
+    norm: Literal["batch", "layer", "none"] = "layer"
+    """Normalisation before attention and MLP; batch sees later tokens in training."""
+    init: Init = "truncated_normal"
+    """Initialisation."""
+    width: int = 128
+    """Units of the residual stream."""
+    depth: int = 4
+    """Blocks."""
+    heads: int = 4
+    """Attention heads of a block."""
+    mlp_ratio: float = 4.0
+    """Units of an MLP over units of the stream."""
+    tied: bool = True
+    """Whether the logits are products with the token embeddings."""
+
+
 def build_network(
-    name: str, options: Network, image_shape: Sequence[int], num_classes: int, dropout: float = 0.0
+    name: str, options: Network, input_shape: Sequence[int], num_classes: int, dropout: float = 0.0
 ) -> "Model":
     """The network made by a constructor of `lopjax.models`.
 
@@ -92,4 +114,4 @@ def build_network(
     """
     from lopjax import models
 
-    return getattr(models, name)(image_shape, num_classes=num_classes, dropout=dropout, **asdict(options))
+    return getattr(models, name)(input_shape, num_classes=num_classes, dropout=dropout, **asdict(options))

@@ -45,7 +45,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ViT(Transformer):
-    """The image cut into patches, a token each, in front of the blocks; a dense layer on the class token behind them."""
+    """Patches of the image, a token each, in front of the blocks; a dense layer on the class token behind them."""
 
     patch: int
 

@@ -17,7 +17,9 @@ from lopjax.training.task_sequences import (
     gaussian_mixtures,
     permuted_labels,
     permuted_pixels,
+    permuted_words,
     random_labels,
+    texts,
 )
 from lopjax.training.task_streams import TaskSequence, task_examples, task_stream, upgd_toy
 
@@ -52,6 +54,7 @@ __all__ = [
     "over_lanes",
     "permuted_labels",
     "permuted_pixels",
+    "permuted_words",
     "place",
     "random_labels",
     "sgd_step",
@@ -60,6 +63,7 @@ __all__ = [
     "task_examples",
     "task_stream",
     "tasks",
+    "texts",
     "train_step",
     "upgd_toy",
     "windows",

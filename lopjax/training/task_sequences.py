@@ -1,4 +1,4 @@
-"""Sequences of tasks: disjoint classes, permuted pixels or labels, random labels, mixtures of Gaussians.
+"""Sequences of tasks: disjoint classes, permuted pixels, labels or words, random labels, texts, mixtures of Gaussians.
 
 Stored images are gathered by index, never copied, and are shared by all lanes. Where the number of tasks is not given
 there is no end to them: each is drawn from the key and its number.
@@ -121,6 +121,42 @@ def random_labels(images: ArrayLike, num_classes: int) -> TaskSequence:
     return TaskSequence(images, prepare, take, num)
 
 
+def permuted_words(windows: ArrayLike, vocabulary: int) -> TaskSequence:
+    """The same text in every task, its words renamed by a permutation of the vocabulary: by the identity in the first.
+
+    What has been learnt of single words is of no use in the next task (arXiv 2410.20098).
+
+    Args:
+        windows: `(examples, length + 1)`, integers in 0..vocabulary-1; inputs are the first `length` tokens of a
+            window, labels the last (`lopjax.data.text.text_windows`).
+        vocabulary: number of different tokens.
+    """
+
+    def prepare(data: PyTree, key: jax.Array, task: Any) -> PyTree:
+        return _permutation(key, task, vocabulary)
+
+    def take(data: PyTree, names: jax.Array, chosen: jax.Array) -> tuple[PyTree, PyTree]:
+        renamed = names[jnp.asarray(data)[chosen]]
+        return renamed[..., :-1], renamed[..., 1:]
+
+    return TaskSequence(windows, prepare, take, _num_windows(windows, 2))
+
+
+def texts(windows: ArrayLike) -> TaskSequence:
+    """A text of its own for every task; after the last the first comes again.
+
+    Args:
+        windows: `(tasks, examples, length + 1)`, integers; as in `permuted_words`.
+    """
+    num_tasks = jnp.shape(windows)[0]
+
+    def take(data: PyTree, task: Any, chosen: jax.Array) -> tuple[PyTree, PyTree]:
+        read = jnp.asarray(data)[task, chosen]
+        return read[..., :-1], read[..., 1:]
+
+    return TaskSequence(windows, lambda data, key, task: task % num_tasks, take, _num_windows(windows, 3))
+
+
 def gaussian_mixtures(
     num_examples: int = 1000,
     num_classes: int = 2,
@@ -177,3 +213,14 @@ def _num_examples(images: ArrayLike, labels: ArrayLike) -> int:
     if jnp.shape(labels) != (num,):
         raise ValueError(f"{num} images, labels of shape {jnp.shape(labels)}: there must be one label for each image")
     return num
+
+
+def _num_windows(windows: ArrayLike, rank: int) -> int:
+    shape = jnp.shape(windows)
+    if len(shape) != rank or not jnp.issubdtype(jnp.result_type(windows), jnp.integer) or shape[-1] < 2:
+        axes = ("tasks", "examples", "length + 1")[-rank:]
+        raise ValueError(
+            f"windows: {jnp.result_type(windows)}{list(shape)}; must be integers ({', '.join(axes)}), of two tokens or "
+            "more"
+        )
+    return shape[-2]

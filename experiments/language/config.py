@@ -1,0 +1,59 @@
+"""What the language experiment can be asked for: the config and its presets. Nothing here imports JAX."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from experiments.continual.config import TasksConfig
+from experiments.kit.networks import GPT
+
+
+@dataclass(frozen=True)
+class Config(TasksConfig):
+    """Everything that decides the result."""
+
+    model: Literal["gpt"] = "gpt"
+    """Architecture."""
+    net: GPT = field(default_factory=GPT)
+    """The network."""
+    tasks: Literal["sources", "permuted_words"] = "sources"
+    """What a task is: a stretch of the next source, or the first source with its words renamed."""
+    sources: tuple[str, ...] = ("topics", "encodings", "email", "docstrings", "html", "unittest")
+    """Texts that ship with Python: topics, docstrings, or a package of the standard library."""
+    num_words: int = 0
+    """Tokens: the most frequent words and marks of the sources, all others being one; 0 for bytes."""
+    length: int = 32
+    """Inputs of a window of text; the labels are the tokens one place on."""
+    num_windows: int = 128
+    """Windows of each task."""
+    test_windows: int = 64
+    """Windows of each task on which it is tested; they follow the others in the text."""
+    digest: str = ""
+    """SHA-256 of the text that must be found, as a run records it; "" for whatever this Python ships."""
+
+
+_SMALL = GPT(width=32, depth=1, heads=2, mlp_ratio=8.0, activation="relu", tied=False)
+_SHARED: dict[str, Any] = {
+    "net": _SMALL, "batch_size": 8, "adam_learning_rate": 0.003, "probe_samples": 32, "level": 0.5, "earlier": (1, 2),
+    "l2_init": 1e-4, "noise_scale": 0.01, "redo_threshold": 0.025, "reset_every": 200, "replacement_rate": 1e-4,
+}  # fmt: skip
+# 33,024 tokens a task, 100 epochs and 500 tasks in arXiv 2410.20098; here 4,224 tokens, 20 epochs and 24 tasks.
+_WORDS = Config(
+    tasks="permuted_words",
+    sources=("topics",),
+    num_words=256,
+    num_tasks=24,
+    steps=320,
+    seeds=(0, 1, 2),
+    methods=(
+        *("adam", "l2_init", "noise", "continual_backprop", "redo", "self_normalized_resets", "recovery"),
+        "weight_decay",
+    ),
+    **_SHARED,
+)
+PRESETS = {
+    "quick": Config(num_tasks=6, steps=100, methods=("adam", "l2_init"), **_SHARED),
+    "sources": Config(num_tasks=24, steps=320, methods=("adam", "l2_init"), seeds=(0, 1, 2), **_SHARED),
+    "permuted_words": _WORDS,
+    "tied": replace(_WORDS, methods=("adam", "l2_init"), net=replace(_SMALL, tied=True)),
+}
+"""By name; the first is the default."""
