@@ -6,6 +6,7 @@ clones apart, so these stay; noise and dropout can. What to expect, on two CPU c
     python -m experiments.cloning                     # digits, under a minute: R² 1 for SGD and Adam, else 0.75-0.85
     python -m experiments.cloning --release-at 2000   # SGD's clones, verified trapped, then let go with every method
     python -m experiments.cloning --model vit         # or cnn, resnet18: a small one on digits, one to two minutes
+    python -m experiments.cloning --model gpt         # a small causal transformer on text that ships with Python
     python -m experiments.cloning --preset paper      # CIFAR-10, 20 + 500 epochs, 5 seeds: a day on two CPU cores
     python -m experiments.cloning --preset reference  # CIFAR-10, 5 + 10 epochs, 3 seeds: ten minutes, docs/cloning.md
 

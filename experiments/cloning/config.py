@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.kit.configs import ImageConfig, OnCNN, OnMLP, OnResNet18, OnViT
+from experiments.kit.configs import ImageConfig, OnCNN, OnGPT, OnMLP, OnResNet18, OnViT
 from experiments.kit.grid import Grid
 from experiments.kit.methods import METHODS
-from experiments.kit.networks import CNN, MLP, ResNet18, ViT
+from experiments.kit.networks import CNN, GPT, MLP, ResNet18, ViT
 
 if TYPE_CHECKING:
     MethodName = str
@@ -73,6 +73,24 @@ class ViTConfig(OnViT, Config):
     """Cloning of a vision transformer."""
 
 
+@dataclass(frozen=True)
+class GPTConfig(OnGPT, Config):
+    """Cloning of a causal transformer."""
+
+    dataset: str = "topics"
+    """A text that ships with Python: topics, docstrings, or a package of the standard library."""
+    augment: bool = False
+    """Not for text."""
+    num_words: int = 256
+    """Tokens: the most frequent words and marks, all others being one; 0 for bytes."""
+    length: int = 32
+    """Inputs of a window of text; the labels are the tokens one place on."""
+    num_windows: int = 512
+    """Windows on which it is trained."""
+    test_windows: int = 128
+    """Windows on which it is tested; they follow the others in the text."""
+
+
 _QUICK: dict[str, Any] = {
     "dataset": "digits", "label_noise": 0.5, "augment": False, "seeds": (0, 1), "unit": "steps",
     "batch_size": 32, "learning_rate": 0.1, "fused": True,
@@ -97,6 +115,13 @@ PRESETS: dict[str, dict[str, Config]] = {
             **{**_SHORT, "learning_rate": 0.3},
         ),
         "paper": ViTConfig(),
+    },
+    "gpt": {
+        "quick": GPTConfig(
+            net=GPT(width=16, depth=1, heads=2, activation="relu", tied=False),
+            probe_samples=32,
+            **{**_SHORT, "dataset": "topics", "label_noise": 0.0, "batch_size": 8, "learning_rate": 0.5},
+        ),
     },
 }
 """By model, then by name; the first of each is the default."""

@@ -50,8 +50,7 @@ def share(setup: Setup) -> Shared:
         init_key, noise_key = jax.random.split(key)
         return setup.base.init(init_key), noise_key, data_key
 
-    data, num_probe = setup.dataset, setup.config.probe_samples
-    train, test = setup.stream.data, (data.test_images, data.test_labels)
+    train, test, num_probe = setup.stream.data, setup.test, setup.config.probe_samples
     probe = jax.tree.map(lambda array: array[:num_probe], train)
     on_devices = [jax.tree.map(jnp.asarray, part) for part in (train, probe, test)]
     train, probe, test = place(on_devices, setup.mesh, is_per_lane=False)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.cloning.config import Config, methods_of
+from experiments.cloning.config import Config, GPTConfig, methods_of
 from experiments.kit.experiment import NO_RESOURCES, Resources
 from experiments.kit.grid import axes_of, check_grid
 from experiments.kit.methods import METHODS, NUMBERS, Group, groups_of
@@ -13,19 +13,20 @@ from experiments.kit.networks import build_network
 from experiments.kit.own_metrics import own_metrics
 from lopjax import data
 from lopjax.cloning import widen
+from lopjax.data.text import encode_bytes, encode_words, python_text, text_windows
 from lopjax.model import Model
 from lopjax.optim import noisy_sgd
-from lopjax.training import Preprocess, Stream, check_lanes, epochs
+from lopjax.training import AsStored, Preprocess, Stream, check_lanes, epochs
 
 
 class Setup(NamedTuple):
     """Config and everything built from it before compilation."""
 
     config: Config
-    dataset: data.Dataset
+    test: tuple[Any, Any]
     base: Model
     wide: Model
-    preprocess: Preprocess
+    preprocess: Preprocess | AsStored
     stream: Stream
     steps_per_unit: int
     mesh: Any = None
@@ -37,6 +38,40 @@ class Setup(NamedTuple):
         methods = methods_of(config.methods, config.release_at)
         is_fused = config.fused or config.release_at > 0
         return groups_of(methods, config.seeds, numbers_of(config), axes_of(config), is_fused)
+
+
+class Examples(NamedTuple):
+    """What is learnt: stored inputs and labels, how inputs become the model's, and the sizes of both ends."""
+
+    train: tuple[Any, Any]
+    test: tuple[Any, Any]
+    preprocess: Preprocess | AsStored
+    input_shape: tuple[int, ...]
+    num_outputs: int
+
+
+def _images(config: Config, resources: Resources) -> Examples:
+    dataset = data.load(config.dataset, resources.data_dir, config.label_noise)
+    crop_and_flip = (4, True) if config.augment else (0, False)
+    return Examples(
+        (dataset.train_images, dataset.train_labels),
+        (dataset.test_images, dataset.test_labels),
+        Preprocess(dataset.mean, dataset.std, *crop_and_flip),
+        dataset.image_shape,
+        dataset.num_classes,
+    )
+
+
+def _text(config: GPTConfig) -> Examples:
+    _check("augment", config.augment, not config.augment, "False: text is not cropped or flipped")
+    _check("label_noise", config.label_noise, config.label_noise == 0, "0 for text")
+    text = [python_text(config.dataset).text]
+    encoded = encode_words(text, config.num_words) if config.num_words else encode_bytes(text)
+    num = config.num_windows
+    windows = text_windows(encoded.tokens[0], config.length, num + config.test_windows)
+    inputs, labels = windows[:, :-1], windows[:, 1:]
+    parts = (inputs[:num], labels[:num]), (inputs[num:], labels[num:])
+    return Examples(*parts, AsStored(), (config.length,), len(encoded.vocabulary))
 
 
 def numbers_of(config: Config) -> dict[str, float]:
@@ -53,20 +88,19 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
     """
     _check_config(config)
     check_lanes(len(config.seeds), resources.mesh)
-    dataset = data.load(config.dataset, resources.data_dir, config.label_noise)
-    num_train = len(dataset.train_labels)
+    examples = _text(config) if isinstance(config, GPTConfig) else _images(config, resources)
+    num_train = len(examples.train[0])
     for name in ("batch_size", "probe_samples"):
         is_enough = getattr(config, name) <= num_train
         _check(name, getattr(config, name), is_enough, f"at most the {num_train} training examples")
-    base = build_network(config.model, config.net, dataset.image_shape, dataset.num_classes, config.dropout)
-    crop_and_flip = (4, True) if config.augment else (0, False)
+    base = build_network(config.model, config.net, examples.input_shape, examples.num_outputs, config.dropout)
     return Setup(
         config=config,
-        dataset=dataset,
+        test=examples.test,
         base=base,
         wide=widen(base, config.factor),
-        preprocess=Preprocess(dataset.mean, dataset.std, *crop_and_flip),
-        stream=epochs(dataset.train_images, dataset.train_labels, config.batch_size),
+        preprocess=examples.preprocess,
+        stream=epochs(*examples.train, config.batch_size),
         steps_per_unit=1 if config.unit == "steps" else num_train // config.batch_size,
         mesh=resources.mesh,
     )
@@ -74,9 +108,7 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
 
 def probe(config: Config, setup: Setup) -> tuple[Any, Any]:
     """Inputs and labels on which symptoms are measured: the first training images."""
-    images, labels = (
-        array[: config.probe_samples] for array in (setup.dataset.train_images, setup.dataset.train_labels)
-    )
+    images, labels = (array[: config.probe_samples] for array in setup.stream.data)
     return setup.preprocess.inputs(images), labels
 
 

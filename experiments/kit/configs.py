@@ -7,9 +7,9 @@ config an architecture: `class CNNConfig(OnCNN, Config)`, whose `--net.*` flags 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from experiments.kit.networks import CNN, MLP, Network, ResNet18, ViT
+from experiments.kit.networks import CNN, GPT, MLP, Network, ResNet18, ViT
 
-ModelName = Literal["mlp", "cnn", "resnet18", "vit"]
+ModelName = Literal["mlp", "cnn", "resnet18", "vit", "gpt"]
 
 
 @dataclass(frozen=True)
@@ -88,3 +88,13 @@ class OnViT:
     """The network."""
     adam_learning_rate: float = 1e-4
     """Of Adam."""
+
+
+@dataclass(frozen=True)
+class OnGPT:
+    """On a causal transformer, and text."""
+
+    model: ModelName = "gpt"
+    """Architecture."""
+    net: GPT = field(default_factory=GPT)
+    """The network."""

@@ -9,7 +9,7 @@ from lopjax.training.bit_flipping import bit_flipping
 from lopjax.training.chunks import Lanes, make_chunk, start_lanes
 from lopjax.training.interventions import Intervention, Report, Setting, intervene, start_intervention
 from lopjax.training.lanes import check_lanes, cut_batch, gathered, lane_mesh, over_lanes, place
-from lopjax.training.preprocess import Preprocess, evaluate
+from lopjax.training.preprocess import AsStored, Preprocess, evaluate
 from lopjax.training.steps import Logs, TrainState, init_state, logs_of, sgd_step, train_step
 from lopjax.training.streams import Block, Drawn, Stream, Task, epochs, no_stream, online, tasks, windows
 from lopjax.training.task_sequences import (
@@ -24,6 +24,7 @@ from lopjax.training.task_sequences import (
 from lopjax.training.task_streams import TaskSequence, task_examples, task_stream, upgd_toy
 
 __all__ = [
+    "AsStored",
     "Block",
     "Drawn",
     "Intervention",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float, Int32, Integer, UInt8
 
 from lopjax.arguments.order import packed, takes_old_order, third_is
 from lopjax.data import augment, normalize
@@ -36,6 +36,14 @@ class Preprocess(NamedTuple):
         return normalize(shown, self.mean, self.std, jnp.zeros(()).dtype)
 
 
+class AsStored(NamedTuple):
+    """Inputs that a model takes as they are stored, such as tokens: the place of `Preprocess` where there is none."""
+
+    def inputs(self, stored: Array | np.ndarray, key: jax.Array | None = None) -> jax.Array:
+        """The same, on the device; nothing random is done."""
+        return jnp.asarray(stored)
+
+
 @takes_old_order(
     "model variables preprocess images labels batch_size",
     third_is(lambda each: isinstance(each, Preprocess)),
@@ -44,8 +52,8 @@ class Preprocess(NamedTuple):
 def evaluate(
     model: Model,
     variables: Variables,
-    batch: tuple[UInt8[Array | np.ndarray, "n height width channels"], Int32[Array | np.ndarray, " n"]],
-    preprocess: Preprocess,
+    batch: tuple[Integer[Array | np.ndarray, "n ..."], Int32[Array | np.ndarray, "n *positions"]],
+    preprocess: Preprocess | AsStored,
     *,
     batch_size: int = 1000,
 ) -> dict[str, Float[Array, ""]]:
@@ -54,9 +62,9 @@ def evaluate(
     Args:
         model: the network.
         variables: its variables.
-        batch: 8-bit images and their classes, all of them.
+        batch: 8-bit images and their classes, all of them; or tokens, with a label at every position.
         preprocess: how images become inputs; nothing random is done.
-        batch_size: images held as floats at once; the last batch may be smaller.
+        batch_size: images or texts held as floats at once; the last batch may be smaller.
 
     Raises:
         ValueError: if there is nothing to evaluate, or `batch_size` is not positive.
@@ -72,7 +80,7 @@ def evaluate(
         count = part[1].shape[0]
         return mean_cross_entropy(logits, part[1]) * count, accuracy(logits, part[1]) * count
 
-    batched = (images[:whole].reshape(-1, size, *images.shape[1:]), labels[:whole].reshape(-1, size))
+    batched = (images[:whole].reshape(-1, size, *images.shape[1:]), labels[:whole].reshape(-1, size, *labels.shape[1:]))
     loss, correct = jax.tree.map(jnp.sum, jax.lax.map(sums, batched))
     if whole < num:
         rest_loss, rest_correct = sums((images[whole:], labels[whole:]))

@@ -16,6 +16,7 @@ from experiments.cloning.lane import make_program
 from experiments.cloning.measurements import make_measure
 from experiments.cloning.setup import build
 from experiments.kit.networks import MLP
+from lopjax.data import load
 
 DEPTH, STEPS, CLONED_AT, BATCH, PROBE, EPSILON = 5, 10, 5, 32, 60, 1e-5
 CONFIG = MLPConfig(
@@ -145,7 +146,7 @@ def assert_same(variables, net):
 def test_ten_steps_are_those_of_pytorch_by_hand(method):
     with jax.enable_x64(True):
         setup = build(replace(CONFIG, methods=(method,)))
-        data, program = setup.dataset, make_program(setup, setup.groups[0])
+        data, program = load(CONFIG.dataset, label_noise=CONFIG.label_noise), make_program(setup, setup.groups[0])
         pair = program.start(setup.base.init(jax.random.key(1)), jax.random.key(2), {})
         step, measure, draw = jax.jit(program.step), jax.jit(make_measure(setup)), jax.jit(setup.stream.draw)
         nets, states = {"base": to_torch(pair.base.variables)}, {"base": {}}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from oracles.architectures import ARCHITECTURES, IMAGE, build
+from oracles.architectures import ARCHITECTURES, IMAGE, batch_of, build
 
 from lopjax.model import Model
 
@@ -33,6 +33,8 @@ def case(name: str) -> Case:
     architecture, options = OPTIONS[name]
     shape = (4, 4, 1) if ARCHITECTURES[architecture].shape == IMAGE else ARCHITECTURES[architecture].shape
     model = build(architecture, input_shape=shape, num_classes=2, **options)
+    if ARCHITECTURES[architecture].is_of_tokens:
+        return Case(drawn_at_once(model), jax.tree.map(np.asarray, batch_of(architecture, 6, num_classes=2)))
     random = np.random.default_rng(0)
     return Case(drawn_at_once(model), (random.normal(size=(6, *shape)), random.integers(2, size=6)))
 

@@ -19,7 +19,10 @@ METHODS = {
     ),
 }
 # Networks beyond the small one: all of them, but where a case would repeat what another one sees.
-NETWORKS = dict.fromkeys(METHODS, tuple(ARCHITECTURES)) | {
+# The GPT has the unit spaces of the ViT: that tokens and a mask change nothing, one method shows.
+IMAGES = tuple(name for name in ARCHITECTURES if not ARCHITECTURES[name].is_of_tokens)
+NETWORKS = dict.fromkeys(METHODS, IMAGES) | {
+    "redo": tuple(ARCHITECTURES),
     "adaptable": ("cnn",),  # continual backprop but for one number a unit, which counts positions there
     "from_optax": ("vit",),  # knows no units
     "wake_dead_units": ("mlp",),  # the others are in `test_fire_and_norms`
@@ -41,13 +44,13 @@ def test_a_method_keeps_its_promises(method, network):
     names = [name for name in promises or Property.__members__ if name not in without]
     findings = check_intervention(make, *case(network), promises=[Property[name] for name in names])
     unseen = {one.property: one.evidence for one in findings if one.holds is None}
-    allowed = {Property.FUNCTION, Property.JUST_DIED} if network == "vit" else set()
+    allowed = {Property.FUNCTION, Property.JUST_DIED} if network in ("vit", "gpt") else set()
     # Whether a method comes to touch the unit that has just died, and no other, depends on the network.
     allowed |= set() if network == "small" else {Property.JUST_DIED}
     # Of the MLP it wakes a unit that is constant, not zero; that claim has a test of its own.
     allowed |= {Property.FUNCTION} if (method, network) == ("wake_dead_units", "mlp") else set()
     allowed |= {Property.GRADIENT} if method == "regrama" else set()
-    allowed |= {Property.STATISTICS} if network in ("cnn", "vit") else set()
+    allowed |= {Property.STATISTICS} if network in ("cnn", "vit", "gpt") else set()
     assert set(unseen) <= allowed, unseen
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.architectures import ARCHITECTURES, NUM_CLASSES, build, every
+from oracles.architectures import ARCHITECTURES, batch_of, build, every
 from oracles.metrics import metrics_in_numpy, numpy_samples, r2_in_numpy
 
 from lopjax.cloning import clone_variables, uniform_partition, widen
@@ -23,9 +23,7 @@ OPTIONS = {
 
 def case(name: str, num: int = 5):
     """A network and a batch."""
-    shape = ARCHITECTURES[name].shape
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(num, *shape)))
-    return build(name, **OPTIONS.get(name, {})), (inputs, jnp.arange(num, dtype=jnp.int32) % NUM_CLASSES)
+    return build(name, **OPTIONS.get(name, {})), batch_of(name, num)
 
 
 def initialised(model):
@@ -45,8 +43,9 @@ def test_backward_signals_predict_what_a_perturbation_does_to_the_loss(x64, name
 
     def loss(perturbations):
         logits = model.apply(variables, inputs, perturbations=perturbations).logits
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        return jnp.mean(jnp.log(jnp.exp(shifted).sum(axis=1)) - shifted[jnp.arange(len(labels)), labels])
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        taken = jnp.sum(shifted * (labels[..., None] == jnp.arange(logits.shape[-1])), axis=-1)
+        return jnp.mean(jnp.log(jnp.exp(shifted).sum(axis=-1)) - taken)
 
     loss = jax.jit(loss)
     assert list(signals.taps) == list(signals.signals)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.nn.initializers import normal, zeros
-from oracles.architectures import ARCHITECTURES, build
+from oracles.architectures import ARCHITECTURES, batch_of, build
 
 from lopjax.certificates import CloneVerdict, FrozenVerdict, certify_cloned, certify_frozen
 from lopjax.cloning import find_clones
@@ -96,7 +96,7 @@ OWN = [(name, norm) for name in ARCHITECTURES for norm in NORMS.get(name, ("laye
 def test_the_librarys_own_labels_are_true(name, norm):
     """With those of `check_sources`, every norm of every architecture: no verdict asks about these again."""
     model = build(name, norm=norm)
-    check_wiring(model, (np.ones((2, *model.input_shape)), None))
+    check_wiring(model, batch_of(name))
 
 
 def test_sites_on_another_space_do_not_get_as_far():

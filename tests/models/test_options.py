@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.architectures import ARCHITECTURES, batch, build, draw, every
+from oracles.architectures import ARCHITECTURES, batch_of, build, draw, every
 
 from lopjax.cloning import clone_variables, widen
 from lopjax.models import ACTIVATIONS
@@ -15,7 +15,7 @@ from lopjax.models.initialisation import INITIALISATIONS
 from lopjax.wiring import In
 
 # Fewer units than elsewhere: every pair of options is another program.
-NARROW = {"cnn": {"channels": (2,), "dense": 2}, "vit": {"width": 2}}
+NARROW = {"cnn": {"channels": (2,), "dense": 2}, "vit": {"width": 2}, "gpt": {"width": 2}}
 NORMS = [("none", True), ("batch", True), ("batch", False), ("layer", True), ("layer", False)]
 # Every activation, every norm with and without affine, in nine of forty-five pairs.
 DIAGONAL = [(activation, NORMS[index % len(NORMS)]) for index, activation in enumerate(ACTIVATIONS)]
@@ -57,7 +57,7 @@ def tree_at(tree, path):
 def check_clones(architecture, activation, norm, affine, factor):
     """Same logits in eval and train mode; with one array not divided by the number of clones, others."""
     model = narrow(architecture, activation=activation, norm=norm, affine=affine)
-    variables, (inputs, _) = draw(model), batch(ARCHITECTURES[architecture].shape, 4)
+    variables, (inputs, _) = draw(model), batch_of(architecture, 4)
     wide, cloned = widen(model, factor), clone_variables(variables, model.wiring, factor)
     for train in (False, True):
         expected = model.apply(variables, inputs, train=train).logits

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.architectures import ARCHITECTURES, build
+from oracles.architectures import ARCHITECTURES, batch_of, build
 
 from lopjax.activations import Activation
 from lopjax.certificates import FrozenVerdict, certify_frozen
@@ -42,7 +42,7 @@ def test_every_architecture_takes_a_function(x64, architecture):
     model = build(architecture, activation=smooth_leaky)
     assert build(architecture, activation=smooth_leaky) is model
     assert build(architecture, activation=lambda z: z) is not build(architecture, activation=lambda z: z)
-    inputs = jax.random.normal(jax.random.key(1), (4, *ARCHITECTURES[architecture].shape))
+    inputs, _ = batch_of(architecture, 4)
     variables = model.init(jax.random.key(0))
     logits, _, taps = model.apply(variables, inputs)
     own = [site for site in taps.values() if isinstance(site.activation, Activation)]

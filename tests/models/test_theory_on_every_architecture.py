@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.architectures import ARCHITECTURES, batch, build, draw, every, logits_and_gradient
+from oracles.architectures import ARCHITECTURES, batch_of, build, draw, every, logits_and_gradient
 
 from lopjax.certificates import CloneVerdict, FrozenVerdict, certify_cloned, certify_frozen
 from lopjax.cloning import clone_variables, uniform_partition, widen
@@ -24,7 +24,7 @@ def shifted(tree, path, unit, shift):
 @pytest.mark.parametrize("name", SLOW)
 def test_certificates_of_clones_agree_with_their_signals(x64, name):
     """Parameters and data say the same: clones at BC, no longer so with one unit of one cluster moved."""
-    base, data = build(name), batch(ARCHITECTURES[name].shape)
+    base, data = build(name), batch_of(name)
     site, path = ARCHITECTURES[name].bias
     drawn = draw(base)
     drawn = {**drawn, "params": shifted(drawn["params"], path, 0, 10.0)}  # awake, whatever was drawn
@@ -44,7 +44,7 @@ def test_certificates_of_clones_agree_with_their_signals(x64, name):
 
 @pytest.mark.parametrize("name", SLOW)
 def test_dead_units_are_certified_and_their_gradient_is_tangent_to_the_frozen_manifold(x64, name):
-    model, data = build(name), batch(ARCHITECTURES[name].shape)
+    model, data = build(name), batch_of(name)
     variables = draw(model, seed=1)
     site, path = ARCHITECTURES[name].bias
     for unit in (0, 1):  # awake, whatever was drawn

@@ -1,4 +1,4 @@
-"""What holds for every architecture, and the means to check it: used by the tests of the CNN, ResNet and ViT."""
+"""What holds for every architecture, and the means to check it: used by the tests of the CNN, ResNet, ViT and GPT."""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -13,7 +13,7 @@ from lopjax.certificates import CloneVerdict, certify_cloned
 from lopjax.cloning import Factor, clone_factors, clone_variables, find_clones, uniform_partition, widen
 from lopjax.manifolds import cloned_manifold, dimension, tangency_residual
 from lopjax.model import Model, Tap, Variables
-from lopjax.models import check_wiring, cnn, mlp, resnet18, vit
+from lopjax.models import check_wiring, cnn, gpt, mlp, resnet18, vit
 from lopjax.wiring import Label, Out, Path, tree_paths
 from oracles.projectors import block_constant_dimension, normal_fraction
 
@@ -31,6 +31,7 @@ class Architecture(NamedTuple):
         wide: options with which it is wide enough for statistics of its weights.
         bias: a site, and the path of the array that pushes a unit of it below zero on every input.
         is_dear: whether its programs take so long to compile that most tests of it are slow.
+        is_of_tokens: whether its inputs are tokens, its classes the vocabulary, and every position has a label.
     """
 
     make: Callable[..., Model]
@@ -38,6 +39,7 @@ class Architecture(NamedTuple):
     wide: Mapping[str, Any]
     bias: tuple[str, tuple[str, ...]]
     is_dear: bool = False
+    is_of_tokens: bool = False
 
 
 ARCHITECTURES = {
@@ -66,6 +68,24 @@ ARCHITECTURES = {
         {"width": 16, "heads": 4, "mlp_ratio": 2.0},
         ("mlp_0", ("mlp_0", "bias")),
         is_dear=True,
+    ),
+    "gpt": Architecture(
+        partial(
+            gpt,
+            input_shape=(5,),
+            num_classes=NUM_CLASSES,
+            width=4,
+            depth=1,
+            heads=2,
+            mlp_ratio=1.0,
+            activation="relu",
+            tied=False,
+        ),
+        (5,),
+        {"width": 16, "heads": 4, "mlp_ratio": 2.0},
+        ("mlp_0", ("mlp_0", "bias")),
+        is_dear=True,
+        is_of_tokens=True,
     ),
 }
 
@@ -113,26 +133,37 @@ def batch(shape: tuple[int, ...], size: int = 5, seed: int = 0) -> tuple[jax.Arr
     return jnp.asarray(random.normal(size=(size, *shape))), jnp.asarray(random.integers(NUM_CLASSES, size=size))
 
 
+def batch_of(name: str, size: int = 5, seed: int = 0, num_classes: int = NUM_CLASSES) -> tuple[jax.Array, jax.Array]:
+    """What an architecture takes: normal inputs or tokens, and class labels."""
+    shape, random = ARCHITECTURES[name].shape, np.random.default_rng(seed)
+    if ARCHITECTURES[name].is_of_tokens:
+        tokens = random.integers(num_classes, size=(2, size, *shape))
+        return jnp.asarray(tokens[0]), jnp.asarray(tokens[1])
+    return batch(shape, size, seed)
+
+
 @partial(jax.jit, static_argnums=(0, 3))
 def logits_and_gradient(model: Model, variables: Variables, data: tuple, train: bool) -> tuple:
     """Logits, updated statistics, and the gradient of the mean cross-entropy."""
 
     def loss(params: Any) -> tuple:
         logits, after, _ = model.apply({**variables, "params": params}, data[0], train=train)
-        taken = jnp.take_along_axis(jax.nn.log_softmax(logits), data[1][:, None], axis=1)
+        taken = jnp.take_along_axis(jax.nn.log_softmax(logits), data[1][..., None], axis=-1)
         return -jnp.mean(taken), (logits, after.get("batch_stats", {}))
 
     gradient, (logits, statistics) = jax.grad(loss, has_aux=True)(variables["params"])
     return logits, statistics, gradient
 
 
-def check_cloning(base: Model, shape: tuple[int, ...], factor: Factor, train: bool) -> None:
+def check_cloning(
+    base: Model, shape: tuple[int, ...], factor: Factor, train: bool, data: tuple[jax.Array, jax.Array] | None = None
+) -> None:
     """Cloning keeps logits, statistics and block-constant gradients; a perturbed clone does not.
 
     The library's own words about it, manifold and (in eval mode, once is enough) certificate, are held against the
-    block means in NumPy.
+    block means in NumPy. Without data the inputs are normal, of that shape.
     """
-    data, variables = batch(shape), draw(base)
+    data, variables = data or batch(shape), draw(base)
     wide, cloned = widen(base, factor), clone_variables(variables, base.wiring, factor)
     factors = clone_factors(base.wiring, factor)
     assert jax.tree.map(jnp.shape, cloned) == jax.tree.map(
@@ -200,7 +231,7 @@ def cut_gradients(model: Model, variables: Variables, data: tuple, train: bool =
         }
         # Each site is shifted alone, so the activations subtracted are those that reach it.
         logits = model.apply(state, data[0], train=train, perturbations=shifts).logits
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), data[1][:, None], axis=1))
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), data[1][..., None], axis=-1))
 
     gradient = jax.jit(jax.grad(loss))
     sites = [site for site, _ in model.wiring.sites]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from oracles.architectures import ARCHITECTURES, build
+from oracles.architectures import ARCHITECTURES, batch_of, build
 
 from lopjax import data, metrics, optim
 from lopjax.certificates import certify_frozen
@@ -43,7 +43,7 @@ def are_single(tree):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_models_and_their_symptoms(strict, name):
     model = build(name, dropout=0.15)  # built inside the mode: no other test has it in its cache
-    inputs, labels = jnp.ones((2, *ARCHITECTURES[name].shape)), jnp.array([0, 1])
+    inputs, labels = jax.tree.map(lambda a: a.astype(jnp.int32 if a.dtype.kind == "i" else jnp.float32), batch_of(name))
     variables = jax.eval_shape(model.init, jax.random.key(0))
     output = jax.eval_shape(lambda v: model.apply(v, inputs, train=True, key=jax.random.key(0)), variables)
     assert are_single((output.logits, output.variables))

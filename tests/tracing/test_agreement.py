@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.architectures import ARCHITECTURES, build, every
+from oracles.architectures import ARCHITECTURES, batch_of, build, every
 
 from lopjax.signals import observe
 from lopjax.tracing import trace_model, wiring_agrees
 from lopjax.wiring import In, Out
 
 
-def inputs(shape):
-    return jax.ShapeDtypeStruct((3, *shape), jnp.float32)
+def inputs(name):
+    return jax.eval_shape(lambda: batch_of(name, 3)[0])
 
 
 # Every architecture as it is in the table, and with options that the labels depend on.
@@ -27,12 +27,13 @@ OPTIONS = [
     ("resnet", dict(norm="layer", blocks=(1, 1))),
     ("vit", dict(norm="batch", depth=2)),
     ("vit", dict(norm="none", affine=False)),
+    ("gpt", dict(tied=True, depth=2)),
 ]
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_labels_and_program_agree(name, options):
-    assert wiring_agrees(build(name, **options), inputs(ARCHITECTURES[name].shape)) == ()
+    assert wiring_agrees(build(name, **options), inputs(name)) == ()
 
 
 def relabelled(model, array, *axes):
@@ -43,9 +44,9 @@ def relabelled(model, array, *axes):
 
 
 def test_labels_that_say_less_are_told_and_those_that_contradict_are_refused():
-    model, shape = build("mlp", norm="none"), ARCHITECTURES["mlp"].shape
+    model, name = build("mlp", norm="none"), "mlp"
     less = relabelled(model, ("hidden_1", "kernel"), In("hidden_0"), None)
-    assert wiring_agrees(less, inputs(shape)) == (
+    assert wiring_agrees(less, inputs(name)) == (
         "params/hidden_1/kernel, axis 1: None by its label, Out(space='hidden_1') by the program",
     )
     for wrong, message in (
@@ -57,15 +58,14 @@ def test_labels_that_say_less_are_told_and_those_that_contradict_are_refused():
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            wiring_agrees(wrong, inputs(shape))
+            wiring_agrees(wrong, inputs(name))
 
 
 @pytest.mark.parametrize("name", every(slow=[name for name in ARCHITECTURES if name != "mlp"]))
 def test_sites_are_those_of_the_models_own_taps(name, x64):
     model = build(name, activation="tanh")
     variables = jax.tree.map(lambda a: a + 0.1, model.init(jax.random.key(0)))
-    x = jax.random.normal(jax.random.key(1), (3, *ARCHITECTURES[name].shape))
-    y = jnp.array([0, 1, 2])
+    x, y = batch_of(name, 3)
     traced = trace_model(lambda v, x: model.apply(v, x).logits, variables, x, check=False)
     own = jax.jit(lambda v: observe(model, v, (x, y)))(variables)
     found = jax.jit(lambda v: observe(traced.model, v, (x, y)))(traced.split(variables))
@@ -93,6 +93,6 @@ def test_sites_are_those_of_the_models_own_taps(name, x64):
                 )
         assert traced.model.wiring.site(other).activation == model.wiring.site(site).activation
     # An identity in front of everything leaves no trace in the program.
-    assert missing == (["embedding"] if name == "vit" else [])
+    assert missing == (["embedding"] if name in ("vit", "gpt") else [])
     # No false site: each carries a signal.
     assert all(float(jnp.abs(signals[site].pre).max()) > 0 for site in signals)

@@ -18,7 +18,12 @@ MODELS = {
     "cnn": ("cnn", dict(channels=(4, 6), dense=16)),
     "resnet18": ("resnet", dict(width=3)),
     "vit": ("vit", dict(patch=4, width=16, mlp_ratio=4.0, activation="gelu")),
-    **{name: (name, {}) for name in ARCHITECTURES if name not in ("mlp", "cnn", "resnet", "vit")},
+    # Of those that take images; tokens do not go through the step's augmentation.
+    **{
+        name: (name, {})
+        for name, architecture in ARCHITECTURES.items()
+        if name not in ("mlp", "cnn", "resnet", "vit") and not architecture.is_of_tokens
+    },
 }
 
 TRAINED = """

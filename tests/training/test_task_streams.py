@@ -14,9 +14,11 @@ from lopjax.training import (
     gaussian_mixtures,
     permuted_labels,
     permuted_pixels,
+    permuted_words,
     random_labels,
     task_examples,
     task_stream,
+    texts,
     upgd_toy,
 )
 from lopjax.training.streams import block_of
@@ -276,3 +278,39 @@ def test_masked_loss_and_accuracy_are_those_of_the_classes_cut_out():
 def test_mistakes_are_refused_with_the_numbers(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- Text --------------------
+
+
+def test_words_are_renamed_one_to_one_and_by_the_identity_in_the_first_task():
+    vocabulary = 6
+    windows = np.random.default_rng(0).integers(vocabulary, size=(7, 5)).astype(np.int32)
+    sequence, key = permuted_words(windows, vocabulary), jax.random.key(3)
+    tables = []
+    for task in range(3):
+        inputs, labels = (np.asarray(each) for each in task_examples(sequence, windows, key, task))
+        assert (inputs.shape, labels.shape) == ((7, 4), (7, 4))
+        np.testing.assert_array_equal(inputs[:, 1:], labels[:, :-1])  # the label is the next token
+        renamed = np.concatenate([inputs, labels[:, -1:]], axis=1)
+        pairs = {(int(old), int(new)) for old, new in zip(windows.ravel(), renamed.ravel(), strict=True)}
+        assert len(pairs) == len({old for old, _ in pairs}) == len({new for _, new in pairs}) == vocabulary
+        tables.append(dict(pairs))
+    assert all(old == new for old, new in tables[0].items())
+    assert tables[0] != tables[1] != tables[2]
+    other = np.asarray(task_examples(sequence, windows, jax.random.key(4), 1)[0])
+    assert (other != np.asarray(task_examples(sequence, windows, key, 1)[0])).any()
+
+
+def test_every_task_has_a_text_of_its_own(unchecked):
+    windows = np.arange(2 * 3 * 4, dtype=np.int32).reshape(2, 3, 4)
+    sequence = texts(windows)
+    for task in range(4):
+        inputs, labels = task_examples(sequence, windows, jax.random.key(0), task)
+        np.testing.assert_array_equal(inputs, windows[task % 2, :, :-1])
+        np.testing.assert_array_equal(labels, windows[task % 2, :, 1:])
+    for make, given in ((texts, windows[0]), (lambda each: permuted_words(each, 9), windows)):
+        with pytest.raises(ValueError, match=r"windows: int32.*; must be integers \("):
+            make(given)
+    with pytest.raises(ValueError, match=r"float32.*must be integers"):
+        texts(windows.astype(np.float32))

@@ -1,0 +1,127 @@
+"""The language experiment from flags to figure, in miniature; its words about losses and clones."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.continual.report import Interval, less_fresh
+from experiments.language.__main__ import main
+from experiments.language.clones import clones_of, in_words
+from experiments.language.config import PRESETS
+from experiments.language.report import in_a_word, over_seeds, summarise, table
+from experiments.language.setup import build
+from lopjax.cloning import clone_variables, widen
+from lopjax.data.text import joint_digest, python_text
+from lopjax.model import Model
+from lopjax.models import mlp
+from lopjax.runs import RunData, load
+
+FLAGS = (
+    *("--net.width", "4", "--net.depth", "1", "--net.heads", "2", "--net.mlp-ratio", "1", "--length", "4"),
+    *("--num-windows", "8", "--test-windows", "4", "--batch-size", "4", "--probe-samples", "4", "--steps", "4"),
+    *("--num-tasks", "2", "--methods", "adam", "--earlier", "1", "--num-words", "12", "--sources", "json", "html"),
+)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> RunData:
+    root = tmp_path_factory.mktemp("root")
+    main(["--root", str(root), "--name", "tiny", *FLAGS])
+    return load(root / "language" / "tiny")
+
+
+@pytest.mark.slow
+def test_a_run_in_miniature(recorded):
+    assert {path.name for path in recorded.folder.iterdir()} >= {"language.png", "language.pdf", "summary.json"}
+    assert len(recorded.records) == 4  # a network and a fresh one, two tasks
+    assert recorded.records[0]["text"] == joint_digest([python_text(name) for name in ("json", "html")])
+    for loss in ("online_loss", "test_loss"):
+        difference = less_fresh(recorded, loss, "adam", 0)
+        assert difference[0] == 0 != difference[1]  # the first fresh network is the network itself
+    names = set(recorded.records[-1])
+    assert {"probe/dead_fraction/mlp_0", "probe/effective_rank/attention_0", "units/died", "earlier/1"} <= names
+    inputs, labels = recorded.probe()
+    np.testing.assert_array_equal(inputs[:, 1:], labels[:, :-1])
+    (fresh, own) = recorded.summary
+    assert (fresh["online_less_fresh"], fresh["method"]) == (None, "fresh_adam")
+    assert own["online_less_fresh"] == pytest.approx(less_fresh(recorded, "online_loss", "adam", 0)[1])
+    assert set(own["clones"]["spaces"]) == {"width", "heads_0", "mlp_0"}
+    rows = dict((row[0], row) for row in table(recorded).rows)
+    assert rows["fresh, Adam"][1] == "reference"
+    assert rows["Adam"][1] == "-"  # one seed has no interval
+    assert not summarise(recorded._replace(records=[]))
+
+
+def test_tasks_are_other_stretches_of_other_sources():
+    config = replace(
+        PRESETS["quick"], sources=("json", "html"), num_tasks=4, num_windows=8, test_windows=4, probe_samples=8
+    )
+    setup = build(config)
+    windows = np.asarray(setup.run.problem.train.data)
+    assert windows.shape == (4, 8, config.length + 1)
+    read = bytes(setup.vocabulary[token] for token in windows[2].ravel()).decode()
+    size = config.length + 1
+    assert read == python_text("json").text[12 * size : 20 * size]  # after 8 windows for training and 4 for testing
+    assert len({window.tobytes() for task in windows for window in task}) > 24
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("digest", "abc", "digest=abc: must be that of the text of this Python"),
+        ("sources", ("nowhere",), "source='nowhere': must be one of"),
+        ("sources", (), "sources=.*must be distinct, at least one"),
+        ("num_windows", 10**6, "the text must have at least"),
+        ("num_words", 1, "num_words=1: must be an integer, at least 2"),
+    ],
+)
+def test_what_is_refused(unchecked, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        build(replace(PRESETS["quick"], **{field: value}))
+
+
+def test_lost_means_that_the_loss_grows():
+    assert in_a_word(Interval(0.3, 0.1, 0.5)) == "lost"
+    assert in_a_word(Interval(-0.3, -0.5, -0.1)) == "gained"
+    assert in_a_word(Interval(0.3, -0.1, 0.7)) == "undecided"
+    assert in_a_word(over_seeds([0.3])) == "-"
+    assert np.isnan(over_seeds([0.3, np.nan]).mean)  # a diverged seed is not left out
+
+
+class Kept(NamedTuple):
+    """As much of a run as `clones_of` reads."""
+
+    networks: dict[str, Any]
+    network: Model
+    batch: tuple[Any, Any]
+
+    def variables(self, name):
+        return {"network": jax.tree.map(lambda leaf: leaf[None], self.networks[name])}
+
+    def model(self, name):
+        return self.network
+
+    def probe(self):
+        return self.batch
+
+
+def test_clones_at_the_end_are_found_and_certified_and_dead_units_are_none():
+    base = mlp((3,), (4,), 2)
+    variables = jax.tree.map(np.asarray, base.init(jax.random.key(0)))
+    wide, batch = widen(base, 2), (jax.random.normal(jax.random.key(1), (6, 3)), jnp.arange(6) % 2)
+    cloned = jax.tree.map(np.array, clone_variables(variables, base.wiring, 2))
+    dead = jax.tree.map(np.array, wide.init(jax.random.key(2)))
+    dead["params"]["hidden_0"]["bias"][:3] = -100.0
+    run: Any = Kept({"cloned": cloned, "dead": dead}, wide, batch)
+    found = clones_of(run, "cloned", 0)
+    assert found is not None
+    assert (found["spaces"]["hidden_0"]["trapped"], found["verdict"]) == (8, "BLOCK_CONSTANT")
+    assert in_words(found) == "8, block constant"
+    found = clones_of(run, "dead", 0)
+    assert found is not None
+    assert found["spaces"]["hidden_0"]["silent"] >= 3
+    assert (found["spaces"]["hidden_0"]["alike"], found["verdict"], in_words(found)) == (0, None, "none")
