@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Settings = Mapping[str, Any]
 FRESH = "fresh"
+GENTLE_LADDER = ("noise", "wake_dead_units", "redo", "shrink_and_perturb")
 
 
 class Method(NamedTuple):
@@ -107,10 +108,14 @@ def _self_normalized_resets(settings: Settings) -> Any:
 
 
 def _recovery(settings: Settings) -> Any:
-    """The controller with its default ladder, which looks at the batch of the step: a stream has no fixed probe."""
+    """The controller, which looks at the batch of the step: a stream has no fixed probe.
+
+    Without the rungs that take second derivatives: with them a transformer's step compiles for minutes.
+    """
     from lopjax.recovery import recovery_controller
 
-    return recovery_controller(every=settings["reset_every"], cool_down=2 * settings["reset_every"])
+    every = settings["reset_every"]
+    return recovery_controller(GENTLE_LADDER, every=every, cool_down=2 * every)
 
 
 METHODS: dict[str, Method] = {

@@ -11,7 +11,7 @@ from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.manifolds import dimension, frozen_manifold, tangency_residual
 
 # Pooling and attention are the dearest to compile; the MLP is what all other tests are about.
-SLOW = every(slow=("mlp", "cnn", "vit"))
+SLOW = every(slow=("mlp", "cnn", "vit", "gpt"))
 
 
 def shifted(tree, path, unit, shift):
@@ -70,7 +70,7 @@ def test_dead_units_are_certified_and_their_gradient_is_tangent_to_the_frozen_ma
     assert awake.gradient > 0
 
 
-@pytest.mark.parametrize("name", every(slow=("mlp",)))
+@pytest.mark.parametrize("name", every(slow=("mlp", "gpt")))
 def test_bfloat16_networks_are_judged_in_the_type_of_their_parameters(name):
     """16-bit activations of clones may differ by their rounding; the parameters' certificate is that of float32."""
     base = build(name, compute_dtype="bfloat16")
