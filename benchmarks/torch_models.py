@@ -100,3 +100,37 @@ class ViT(nn.Module):
             x = x + attention(x)
             x = x + mlp(x)
         return self.head(x[:, 0])
+
+
+class CausalBlock(nn.Module):
+    """Causal attention, then an MLP, each behind a norm and added to the stream."""
+
+    def __init__(self, width: int, heads: int, mlp: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp), nn.ReLU(), nn.Linear(mlp, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, time, width)` to the same shape."""
+        batch, time, width = x.shape
+        shape = (batch, time, self.heads, width // self.heads)
+        q, k, v = (each.view(shape).transpose(1, 2) for each in self.qkv(self.norms[0](x)).chunk(3, -1))
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).reshape(batch, time, width))
+        return x + self.mlp(self.norms[1](x))
+
+
+class GPT(nn.Module):
+    """Embeddings of token and position, causal blocks, a norm, logits by a dense layer of its own."""
+
+    def __init__(self, length: int, vocabulary: int, width: int, depth: int, heads: int, mlp: int) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(CausalBlock(width, heads, mlp) for _ in range(depth)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, vocabulary))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens `(batch, time)` to logits of the next ones."""
+        return self.head(self.blocks(self.tokens(x) + self.positions.weight[: x.shape[1]]))

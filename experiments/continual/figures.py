@@ -132,19 +132,26 @@ def color_of(run: RunData, name: str) -> str:
     return ("black", "0.55")[controls.index(name) % 2]
 
 
+def style_of(run: RunData, name: str) -> str:
+    """Dashed where the colours come for the second time."""
+    methods = list(run.config["methods"])
+    return "--" if name in methods and methods.index(name) >= len(PALETTE) - 1 else "-"
+
+
 def draw_differences(axes: "Axes", run: RunData, value: str, label: str) -> None:
     """A value of every method over the tasks less that of its fresh networks."""
     axes.axhline(0, color="black", linewidth=1)
     for method in run.config["methods"]:
         curves = [less_fresh(run, value, method, seed) for seed in run.config["seeds"]]
-        _draw(axes, curves, color_of(run, method), label_of(method))
+        _draw(axes, curves, color_of(run, method), label_of(method), style_of(run, method))
     axes.set(xlabel="task", ylabel=label)
 
 
 def draw_curves(axes: "Axes", run: RunData, value: str, label: str, style: str = "-") -> None:
     """A value of every method and fresh network over the tasks."""
     for name in lanes_of(tuple(run.config["methods"]), run.config["fresh"]):
-        _band(axes, run, value, name, color_of(run, name), label_of(name) if style == "-" else None, style)
+        label_or_none, own = (label_of(name), style_of(run, name)) if style == "-" else (None, style)
+        _band(axes, run, value, name, color_of(run, name), label_or_none, own)
     axes.set(xlabel="task", ylabel=label)
 
 
