@@ -29,7 +29,7 @@ def language_figure(run: RunData) -> "Figure":
             draw_differences(panels[0, 1], run, "online_loss", "online loss\nminus fresh network (nats)")
         draw_curves(panels[0, 2], run, "online_loss", "online loss (nats a token)")
         for axes, symptom in zip(panels[1], ("effective_rank", "dead_fraction", "duplicate_fraction")):
-            draw_curves(axes, run, f"probe/{symptom}/{last_mlp(run)}", f"{SYMPTOMS[symptom]} of the MLP, fixed probe")
+            draw_curves(axes, run, f"probe/{symptom}/{last_mlp(run)}", f"{SYMPTOMS[symptom]}, MLP")
         handles = panels[0, 2].get_legend_handles_labels()[0]
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False)
     return figure

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.continual.report import Interval, less_fresh
 from experiments.language.__main__ import main
-from experiments.language.clones import clones_of, in_words
+from experiments.language.clones import apart, clones_of, in_words
 from experiments.language.config import PRESETS
 from experiments.language.report import in_a_word, over_seeds, summarise, table
 from experiments.language.setup import build
@@ -82,6 +82,11 @@ def test_tasks_are_other_stretches_of_other_sources():
 def test_what_is_refused(unchecked, field, value, message):
     with pytest.raises(ValueError, match=message):
         build(replace(PRESETS["quick"], **{field: value}))
+
+
+def test_silent_units_are_nobodys_clones():
+    """Not even of a unit that is almost silent, and so in their cluster."""
+    assert apart((0, 0, 1, 1, 0), np.array([True, True, False, False, False])) == (0, 1, 2, 2, 3)
 
 
 def test_lost_means_that_the_loss_grows():
