@@ -30,7 +30,7 @@ def stability_of(setup: Setup, variables: Any, probe: Any) -> dict[str, Any] | N
     partition = uniform_partition(setup.wide.wiring, setup.config.factor)
     with jax.enable_x64(True):
         inputs = setup.preprocess.inputs(probe[0])
-        double = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, inputs)))
+        double = jax.device_put(jax.tree.map(_as_double, (variables, inputs)))
         batch = double[1], probe[1]
         allowed = parameter_tolerance(variables["params"])
         try:
@@ -38,3 +38,9 @@ def stability_of(setup: Setup, variables: Any, probe: Any) -> dict[str, Any] | N
         except ValueError:  # not block-constant
             return None
     return blocks.total._replace(verdict=blocks.total.verdict.name)._asdict()
+
+
+def _as_double(leaf: Any) -> np.ndarray:
+    """Numbers in double precision; tokens stay integers."""
+    array = np.asarray(leaf)
+    return array if np.issubdtype(array.dtype, np.integer) else array.astype(np.float64)
