@@ -23,6 +23,7 @@ from experiments.kit.terminal import Table, print_results, progress_bar, progres
 from lopjax import runs
 from lopjax.data import Dataset, from_arrays
 from lopjax.runs import open_run
+from lopjax.training import AsStored
 
 
 def dataset(num: int = 600, num_classes: int = 3, missing: int | None = None) -> Dataset:
@@ -92,6 +93,9 @@ def test_every_preset_builds(model, preset, monkeypatch):
     for space in setup.base.wiring.cloned_by_default:
         assert setup.base.wiring.size(space) * 2 == setup.wide.wiring.size(space)
     assert setup.steps_per_unit == (1 if config.unit == "steps" else 600 // config.batch_size)
+    if model == "gpt":
+        assert setup.preprocess == AsStored()
+        return
     assert (setup.preprocess.crop_padding, setup.preprocess.flip) == ((4, True) if config.augment else (0, False))
 
 
@@ -100,7 +104,8 @@ def test_a_model_has_flags_and_a_folder_of_its_own(model, capsys, monkeypatch, t
     with pytest.raises(SystemExit):
         main(["--model", model, "--help"])
     text = capsys.readouterr().out
-    flags = {"mlp": "--net.widths", "cnn": "--net.channels", "resnet18": "--net.blocks", "vit": "--net.mlp-ratio"}
+    flags = {"mlp": "--net.widths", "cnn": "--net.channels", "resnet18": "--net.blocks", "vit": "--net.patch"}
+    flags |= {"gpt": "--net.tied"}
     assert [flag in text for flag in flags.values()] == [name == model for name in flags]
     opened = []
     monkeypatch.setattr(experiments.kit.experiment, "run", lambda *given: opened.append(given[3]) or 1 / 0)

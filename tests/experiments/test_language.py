@@ -81,7 +81,7 @@ def test_tasks_are_other_stretches_of_other_sources():
 )
 def test_what_is_refused(unchecked, field, value, message):
     with pytest.raises(ValueError, match=message):
-        build(replace(PRESETS["quick"], **{field: value}))
+        build(replace(PRESETS["quick"], **{"sources": ("json",), field: value}))
 
 
 def test_silent_units_are_nobodys_clones():
