@@ -1,7 +1,7 @@
 """Losses: means over samples, of logits and of parameters. Of sequences every position is a sample."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +109,8 @@ def check_batch(
     Args:
         model: the network.
         variables: its variables.
-        batch: `(inputs, labels)`.
+        batch: `(inputs, labels)`; labels may be a tree, a mapping or named tuple, of arrays with a leading axis of
+            samples.
         loss: `(logits, labels) -> scalar`.
         size: the loss is evaluated on this many samples at most.
 
@@ -117,19 +118,28 @@ def check_batch(
         ValueError: no inputs and labels of one length; inputs that are not finite; integer labels, one per sample or
             per position of it, outside the classes; a loss that is not finite.
     """
-    if not isinstance(batch, tuple | list) or len(batch) != 2 or len(batch[0]) != len(batch[1]) or not len(batch[0]):
+    is_pair = isinstance(batch, tuple | list) and len(batch) == 2 and len(batch[0]) > 0
+    if not is_pair or any(len(leaf) != len(batch[0]) for leaf in _label_arrays(batch[1])):
         raise ValueError("batch must be (inputs, labels) with one label per input, at least one")
     inputs, labels = batch
     if not bool(jnp.all(jnp.isfinite(inputs))):
         raise ValueError("the inputs of the batch hold values that are not finite: every number must be")
     logits = model.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(inputs[:size])).logits
-    if jnp.issubdtype(jnp.result_type(labels), jnp.integer) and jnp.shape(labels)[1:] == logits.shape[1:-1]:
+    leaves = _label_arrays(labels)
+    is_array = len(leaves) == 1 and leaves[0] is labels
+    if is_array and jnp.issubdtype(jnp.result_type(labels), jnp.integer) and jnp.shape(labels)[1:] == logits.shape[1:-1]:
         low, high = int(jnp.min(labels)), int(jnp.max(labels))
         if low < 0 or high >= logits.shape[-1]:
             raise ValueError(f"labels {low}..{high}: must be classes, 0..{logits.shape[-1] - 1}")
-    value = loss(logits, jnp.asarray(labels[:size]))
+    first = [jnp.asarray(leaf[:size]) for leaf in leaves]
+    value = loss(logits, first[0] if leaves[0] is labels else jax.tree.unflatten(jax.tree.structure(labels), first))
     if not bool(jnp.all(jnp.isfinite(value))):
         raise ValueError(f"the loss is {value} on this batch: it must be finite; look at the parameters and the labels")
+
+
+def _label_arrays(labels: Any) -> list[Any]:
+    """The arrays of labels that are a tree, or the labels themselves."""
+    return jax.tree.leaves(labels) if isinstance(labels, Mapping) or hasattr(labels, "_fields") else [labels]
 
 
 @takes_old_order("loss model variables batch size", loss_is_first)

@@ -54,7 +54,9 @@ def _copy(leaf: Any) -> jax.Array:
     return leaf.copy() if isinstance(leaf, jax.Array) else jnp.array(leaf)
 
 
-def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable[..., tuple[Lanes, Logs]]:
+def make_chunk(
+    step: Step, stream: Stream, mesh: Mesh | None = None, is_batched: bool | None = None
+) -> Callable[..., tuple[Lanes, Logs]]:
     """Compile steps for many lanes; each call says how many steps it takes.
 
     The number of steps is no part of the compiled program, so that a run has the same bits however it is cut into
@@ -65,6 +67,7 @@ def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable
         step: one step of one lane; it may ignore what is drawn.
         stream: what its batches are drawn from. Only its functions are compiled; data are passed to every call.
         mesh: from `lane_mesh`, to spread the lanes, and their batches, over several devices.
+        is_batched: whether lanes run side by side (`over_lanes`); default: on all devices but a CPU.
 
     Returns:
         `chunk(lanes, keys, start, num_steps, data) -> (lanes, logs)`: steps `start, ..., start + num_steps - 1`.
@@ -107,7 +110,7 @@ def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None) -> Callable
         means = jax.tree.map(lambda log: jnp.where(lane.frozen_at < 0, log / count, jnp.nan), sums)
         return lane, means
 
-    compiled = over_lanes(of_one, 2, mesh, donate=True)
+    compiled = over_lanes(of_one, 2, mesh, donate=True, is_batched=is_batched)
 
     def chunk(lanes: Lanes, keys: jax.Array, start: int, num_steps: int, data: PyTree) -> tuple[Lanes, Logs]:
         if num_steps < 1:

@@ -69,7 +69,11 @@ def check_lanes(num_lanes: int, mesh: Mesh | None, name: str = "seeds") -> None:
 
 
 def over_lanes(
-    function: Callable[..., Any], num_lane_args: int, mesh: Mesh | None = None, donate: bool = False
+    function: Callable[..., Any],
+    num_lane_args: int,
+    mesh: Mesh | None = None,
+    donate: bool = False,
+    is_batched: bool | None = None,
 ) -> Callable[..., Any]:
     """Compile a function of one lane for many.
 
@@ -78,6 +82,9 @@ def over_lanes(
         num_lane_args: how many of its arguments have a leading lane axis in the compiled function.
         mesh: from `lane_mesh`; the number of lanes must be a multiple of its rows.
         donate: whether the buffers of the first argument may be reused for the result.
+        is_batched: whether lanes run side by side; default: on all devices but a CPU. On a CPU it pays where a lane is
+            so small that starting its operations is what takes the time, and the bits of a lane then depend on how many
+            there are.
 
     Returns:
         The compiled function, whose result has a leading lane axis.
@@ -85,7 +92,8 @@ def over_lanes(
 
     def lanes(*args: Any) -> Any:
         own, shared = args[:num_lane_args], args[num_lane_args:]
-        if jax.default_backend() == "cpu":
+        is_sequential = jax.default_backend() == "cpu" if is_batched is None else not is_batched
+        if is_sequential:
             return jax.lax.map(lambda one: function(*one, *shared), own)
         return jax.vmap(lambda *one: function(*one, *shared))(*own)
 

@@ -1,0 +1,15 @@
+"""`python -m experiments.control`."""
+
+from collections.abc import Sequence
+
+from experiments.control import EXPERIMENT
+from experiments.kit import experiment
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the experiment."""
+    experiment.main(EXPERIMENT, argv)
+
+
+if __name__ == "__main__":
+    main()

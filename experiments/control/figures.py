@@ -1,0 +1,69 @@
+"""The figure of a run: a row an environment; score, difference to the fresh network, rank and dead units."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.control.environments import LEVELS
+from experiments.control.methods import FRESH, PLAIN, method_of
+from experiments.control.report import at_ends, curves, methods_of, paired
+from lopjax.plotting import PALETTE, band, drawing
+from lopjax.runs import RunData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def figures(run: RunData) -> "dict[str, Figure]":
+    """All figures of a run, by file name."""
+    return {"control": control_figure(run)}
+
+
+def control_figure(run: RunData) -> "Figure":
+    """Means over seeds with one standard deviation; the fresh network in grey, plain Adam in black."""
+    problems, methods = run.config["problems"], methods_of(run)
+    others = [name for name in methods if name not in (FRESH, PLAIN)]
+    colors = {FRESH: "0.6", PLAIN: "black"} | dict(zip(others, PALETTE))
+    with drawing(13.2, 2.9 * len(problems)) as figure:
+        panels = figure.subplots(len(problems), 4, squeeze=False)
+        for row, problem in zip(panels, problems):
+            sizes = run.config[problem]
+            for name in methods:
+                look = colors[name], method_of(name).label
+                _score(row[0], run, problem, name, *look)
+                if sizes["num_tasks"] > 1 and run.config["fresh"] and name != FRESH:
+                    online = [at_ends(run, problem, each, "online") for each in (name, FRESH)]
+                    _band(row[1], np.arange(1, online[0].shape[1] + 1), paired(*online), *look)
+                for axes, symptom in ((row[2], "effective_rank"), (row[3], "dead_fraction")):
+                    _over_steps(axes, run, problem, name, f"probe/{symptom}/mean", *look)
+            if sizes["drift"] == "none":
+                row[0].axhline(LEVELS[problem], color="0.5", linewidth=1, linestyle="--")
+            row[1].axhline(0, color="0.5", linewidth=1)
+            row[0].set(title=f"{problem.replace('_', ' ')}, drift: {sizes['drift'].replace('_', ' ')}", ylabel="score")
+            row[1].set(xlabel="task", ylabel="online return − fresh network")
+            row[2].set(xlabel="environment steps", ylabel="effective rank, probe")
+            row[3].set(xlabel="environment steps", ylabel="dead units, probe")
+            row[3].legend(fontsize=7)
+    return figure
+
+
+def _score(axes: "Axes", run: RunData, problem: str, name: str, color: str, label: str) -> None:
+    """At the end of every task, or along a single one."""
+    if run.config[problem]["num_tasks"] == 1:
+        _over_steps(axes, run, problem, name, "score", color, label)
+        return
+    scores = at_ends(run, problem, name, "score")
+    _band(axes, np.arange(1, scores.shape[1] + 1), scores, color, label)
+    axes.set(xlabel="task")
+
+
+def _over_steps(axes: "Axes", run: RunData, problem: str, name: str, value: str, color: str, label: str) -> None:
+    found = curves(run, problem, name, value)
+    _band(axes, curves(run, problem, name, "step")[0, : found.shape[1]], found, color, label)
+    axes.set(xlabel="environment steps")
+
+
+def _band(axes: "Axes", x: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
+    if values.size and np.isfinite(values).all():
+        band(axes, x[: values.shape[1]], list(values), color, label)

@@ -1,0 +1,160 @@
+"""The parts of a run: of every environment and group of methods, an iteration after the other and what is measured."""
+
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.control.config import Config
+from experiments.control.lane import Agent, keys_of, make_newborn, make_program
+from experiments.control.measurements import certified, make_evaluate, make_measure, unborn
+from experiments.control.setup import Bench, Setup
+from experiments.kit.group_lanes import GroupLanes
+from experiments.kit.methods import Group
+from lopjax.detection import Lives
+from lopjax.runs.schedule import Part
+from lopjax.training import Lanes, Logs, make_chunk, no_stream, over_lanes, start_lanes
+
+Records = list[dict[str, Any]]
+# Evaluations are drawn where no iteration comes to.
+NO_ITERATION = 2**31
+
+
+class Pupil(NamedTuple):
+    """What is carried from part to part, of every lane.
+
+    Attributes:
+        agent: in training.
+        lives: of its units, as last measured.
+    """
+
+    agent: Agent
+    lives: Lives
+
+
+class Shared(NamedTuple):
+    """Functions that all groups of an environment use, compiled once.
+
+    Lanes run side by side: a step of a network this small takes less time than starting its operations does.
+    Measurements, whose LAPACK calls are made one after the other anyway, are not batched.
+    """
+
+    newborn: Any
+    measure: Any
+    evaluate: Any
+
+
+def parts(config: Config, setup: Setup) -> list[Part]:
+    """All parts of a run: environment after environment, group after group."""
+    made: list[Part] = []
+    for bench in setup.benches.values():
+        shared = Shared(
+            over_lanes(make_newborn(bench), 1, is_batched=True),
+            over_lanes(make_measure(bench), 3, is_batched=False),
+            over_lanes(make_evaluate(bench, config.episodes), 2, is_batched=True),
+        )
+        made += [part for group in bench.groups for part in Life(setup, bench, shared, group).parts()]
+    return made
+
+
+class Life:
+    """The parts of one group of lanes, which share one compiled program."""
+
+    def __init__(self, setup: Setup, bench: Bench, shared: Shared, group: Group) -> None:
+        """Prepare; nothing is compiled."""
+        self.bench, self.shared, self.mesh = bench, shared, setup.mesh
+        self.lanes = GroupLanes(group, setup.config.seeds, setup.mesh)
+        program = make_program(bench, group)
+        self.starting = over_lanes(program.start, 2, is_batched=True)
+        self.beginning = over_lanes(program.begin, 2, is_batched=True)
+        self.chunk = make_chunk(_of_pupil(program.step), no_stream(), setup.mesh, is_batched=True)
+        self.seeds = jnp.array([lane.seed for lane in group.lanes])
+        self.keys = jax.jit(jax.vmap(lambda seed: keys_of(seed)[1]))
+
+    def parts(self) -> list[Part]:
+        """A measurement at the start, then one part a record; the last keeps the networks."""
+        problem, name = self.bench.problem, self.bench.name
+        every = problem.iterations // problem.records_per_task
+        first = self.lanes.part(f"{name}: start", 0, lambda nothing: self.measured(0, {}, self.start()), self.like)
+        made = [first._replace(is_start=True)]
+        for number in range(problem.num_tasks * problem.records_per_task):
+            made.append(self.lanes.part(name, every, partial(self.train, number), self.like))
+        last = made[-1]
+        made[-1] = last._replace(do=lambda lanes: self.with_certificates(*last.do(lanes)), keep=self.kept)
+        return made
+
+    def start(self) -> Lanes:
+        """Agents before their first task."""
+        agents, num = self.started(0), len(self.lanes.group.lanes)
+        lives = jax.tree.map(lambda leaf: jnp.stack([leaf] * num), unborn(self.bench))
+        return self.lanes.placed(start_lanes(Pupil(agents, lives)))
+
+    def started(self, task: int) -> Agent:
+        """Agents that are drawn at a task."""
+        return self.starting(self.shared.newborn(self.seeds, jnp.int32(task)), self.lanes.numbers())
+
+    @cache  # noqa: B019 - as long-lived as the run
+    def like(self) -> Any:
+        """Structure of the lanes."""
+        return jax.eval_shape(self.start)
+
+    def train(self, number: int, lanes: Lanes) -> tuple[Lanes, Records]:
+        """Chunk `number`, and a record of every lane."""
+        problem = self.bench.problem
+        every = problem.iterations // problem.records_per_task
+        task, within = divmod(number, problem.records_per_task)
+        if within == 0 and task > 0:
+            agents = self.beginning(lanes.state.agent, self.lanes.placed(self.started(task)))
+            lanes = lanes._replace(state=lanes.state._replace(agent=agents))
+        keys = self.lanes.placed(self.keys(self.seeds))
+        lanes, logs = self.chunk(lanes, keys, number * every, every, ())
+        return self.measured((number + 1) * every, logs, lanes)
+
+    def measured(self, iteration: int, logs: Logs, lanes: Lanes) -> tuple[Lanes, Records]:
+        """A record of every lane, and the lanes with what they remember."""
+        problem, (agent, lives) = self.bench.problem, lanes.state
+        task = max(iteration - 1, 0) // problem.iterations
+        is_first = jnp.bool_(iteration == 0)
+        lives, values = self.shared.measure(agent.net.variables, lives, agent.touched, jnp.int32(iteration), is_first)
+        keys = jax.jit(jax.vmap(partial(jax.random.fold_in, data=NO_ITERATION - 1 - iteration)))(agent.keys.tasks)
+        values = {**logs, **values, "score": self.shared.evaluate(agent, keys, jnp.int32(task))}
+        values, frozen_at = self.lanes.read(values), self.lanes.read(lanes.frozen_at)
+        steps = iteration * problem.num_envs * problem.num_steps
+        is_end = iteration > 0 and iteration % problem.iterations == 0
+        where = {"problem": self.bench.name, "task": task, "iteration": iteration, "step": steps, "is_end": is_end}
+        records = []
+        for place, lane in enumerate(self.lanes.group.lanes):
+            frozen = {"frozen_at": int(frozen_at[place])} if frozen_at[place] >= 0 else {}
+            numbers = {name: float(array[place]) for name, array in values.items()}
+            records.append({**where, "method": lane.method, "seed": lane.seed, **frozen, **numbers})
+        untouched = jax.tree.map(jnp.zeros_like, agent.touched)
+        return lanes._replace(state=Pupil(agent._replace(touched=untouched), lives)), records
+
+    def with_certificates(self, lanes: Lanes, records: Records) -> tuple[Lanes, Records]:
+        """The last records, with what is certified of each network that has not diverged."""
+        variables = self.lanes.read(lanes.state.agent.net.variables)
+        for place, record in enumerate(records):
+            if "frozen_at" not in record:
+                record |= certified(self.bench, jax.tree.map(lambda leaf, place=place: leaf[place], variables))
+        return lanes, records
+
+    def kept(self, lanes: Lanes) -> dict[str, Any]:
+        """The networks that training ended with, a file an environment and method, seeds along the leading axes."""
+        variables = self.lanes.read(lanes.state.agent.net.variables)
+        return {
+            f"{self.bench.name}_{names[0].method}": {
+                self.bench.name: jax.tree.map(lambda leaf, row=row: leaf[row], variables)
+            }
+            for row, names in self.lanes.rows()
+        }
+
+
+def _of_pupil(step: Any) -> Any:
+    """A step of agents as one of pupils, whose lives it leaves alone."""
+
+    def of_pupil(pupil: Pupil, *drawn: Any) -> tuple[Pupil, Logs]:
+        agent, logs = step(pupil.agent, *drawn)
+        return pupil._replace(agent=agent), logs
+
+    return of_pupil
