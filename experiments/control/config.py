@@ -109,7 +109,7 @@ _FULL = Config()
 PRESETS = {
     "quick": replace(
         _FULL,
-        methods=("continual_backprop", "redo"),
+        methods=("l2_init", "continual_backprop"),
         seeds=(0, 1, 2, 3),
         cartpole=replace(_CARTPOLE, drift="gravity", num_tasks=5, iterations=40),
     ),

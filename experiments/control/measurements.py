@@ -1,20 +1,18 @@
 """What is measured of an agent: its score, symptoms and lives of units on the fixed probe, and what is certified."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.control.environments import Physics
-from experiments.control.lane import Agent
-from experiments.control.ppo import normalised
+from experiments.control.ppo import Moments, normalised
 from experiments.control.setup import Bench
 from lopjax.certificates import CloneVerdict, FrozenVerdict, certify_cloned, certify_frozen
 from lopjax.cloning import find_clones
-from lopjax.detection import Lives, start_lives, unit_nearness, unit_status, update_lives
+from lopjax.detection import Lives, unit_nearness, unit_status, update_lives
 from lopjax.detection.nearness import Status
 from lopjax.model import Variables, samples_by_units
 from lopjax.probes import symptoms
@@ -25,33 +23,39 @@ FROZEN = (FrozenVerdict.FROZEN, FrozenVerdict.FROZEN_EVERYWHERE)
 TRAPPED = (CloneVerdict.BLOCK_CONSTANT, CloneVerdict.ON_V, CloneVerdict.UP_TO_SYMMETRY)
 
 
-def make_evaluate(bench: Bench, episodes: int) -> Callable[[Agent, jax.Array, jax.Array], jax.Array]:
-    """`(agent, key, task) -> mean return` of episodes from starts of their own, with the most probable action."""
+def make_evaluate(bench: Bench, episodes: int) -> Callable[..., jax.Array]:
+    """How well an agent does in a task: episodes from starts of their own, with the most probable action.
+
+    Returns:
+        `(variables, moments, tasks_key, key, task) -> mean return`.
+    """
     world = bench.world
 
-    def evaluate(agent: Agent, key: jax.Array, task: jax.Array) -> jax.Array:
-        physics = world.physics(agent.keys.tasks, task)
-        keys = jax.random.split(key, episodes)
-        observation, state = jax.vmap(world.reset, in_axes=(0, None))(keys, physics)
-        scores = jax.vmap(lambda *start: _episode(bench, agent, physics, *start))(keys, observation, state)
-        return jnp.mean(scores)
+    def evaluate(
+        variables: Variables, moments: Moments, tasks_key: jax.Array, key: jax.Array, task: jax.Array
+    ) -> jax.Array:
+        physics = world.physics(tasks_key, task)
+        starts = jax.vmap(world.reset, in_axes=(0, None))(jax.random.split(key, episodes), physics)
+
+        def act(play: _Episodes) -> _Episodes:
+            outputs = bench.model.apply(variables, normalised(moments, play.observation)).logits
+            action = jnp.argmax(outputs[:, :-1], axis=-1)
+            step_keys = jax.random.split(key, episodes)  # nothing is drawn with them but starts that are not used
+            move = jax.vmap(world.step, in_axes=(0, 0, 0, None))(step_keys, play.state, action, physics)
+            total = play.total + jnp.where(play.is_over, 0, move.reward)
+            return _Episodes(move.observation, move.state, total, play.is_over | move.terminated | move.truncated)
+
+        begun = _Episodes(*starts, jnp.zeros(episodes), jnp.zeros(episodes, bool))
+        return jnp.mean(jax.lax.while_loop(lambda play: ~jnp.all(play.is_over), act, begun).total)
 
     return evaluate
 
 
-def _episode(bench: Bench, agent: Agent, physics: Physics, key: jax.Array, observation: Any, state: Any) -> jax.Array:
-    """Return of one episode. The loop ends with the last of the episodes that are vmapped."""
-
-    def goes_on(carry: Any) -> jax.Array:
-        return ~carry[3]
-
-    def act(carry: Any) -> Any:
-        observation, state, total, _ = carry
-        outputs = bench.model.apply(agent.net.variables, normalised(agent.moments, observation)[None]).logits
-        move = bench.world.step(key, state, jnp.argmax(outputs[0, :-1]), physics)
-        return move.observation, move.state, total + move.reward, move.terminated | move.truncated
-
-    return jax.lax.while_loop(goes_on, act, (observation, state, jnp.zeros(()), jnp.bool_(False)))[2]
+class _Episodes(NamedTuple):
+    observation: jax.Array
+    state: Any
+    total: jax.Array
+    is_over: jax.Array
 
 
 def make_measure(bench: Bench) -> Callable[..., tuple[Lives, Logs]]:
@@ -81,12 +85,6 @@ def make_measure(bench: Bench) -> Callable[..., tuple[Lives, Logs]]:
     return measure
 
 
-def unborn(bench: Bench) -> Lives:
-    """Lives before the first measurement."""
-    wiring = bench.model.wiring
-    return start_lives({space: jnp.zeros(wiring.size(space), jnp.int8) for space in wiring.cloneable})
-
-
 def certified(bench: Bench, variables: Variables) -> dict[str, int]:
     """Of a network off the device, on the probe.
 
@@ -97,7 +95,9 @@ def certified(bench: Bench, variables: Variables) -> dict[str, int]:
     """
     found = find_clones(bench.model, variables, bench.probe[0])
     partition = {space: one.parameters for space, one in found.items() if _repeated(one.parameters)}
-    by_activity = sum(max(_repeated(one.activations) - (one.silent if one.silent > 1 else 0), 0) for one in found.values())
+    by_activity = sum(
+        max(_repeated(one.activations) - (one.silent if one.silent > 1 else 0), 0) for one in found.values()
+    )
     counts = {"clones_found": by_activity, "clones_certified": 0, "dead_found": 0, "dead_certified": 0}
     if partition:
         verdict = certify_cloned(bench.model, variables, bench.probe, partition, loss=bench.loss).verdict

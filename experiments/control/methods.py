@@ -84,9 +84,7 @@ METHODS: dict[str, Method] = {
         "continual backprop", _adam, ("replacement_rate", "maturity"), _of_continual("continual_backprop")
     ),
     "redo": Method("ReDo", _adam, ("redo_threshold", "reset_every"), _of_continual("redo")),
-    "self_normalized_resets": Method(
-        "self-normalized resets", _adam, ("percentile",), _self_normalized_resets
-    ),
+    "self_normalized_resets": Method("self-normalized resets", _adam, ("percentile",), _self_normalized_resets),
     "recovery": Method("recovery controller", _adam, ("look_every",), _recovery),
 }
 CONTROLS: dict[str, Method] = {FRESH: Method("fresh network", _adam), PLAIN: Method("plain", _adam)}
