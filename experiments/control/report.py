@@ -148,8 +148,8 @@ def title(data: RunData) -> list[str]:
         f"{seeds} seeds, 95 % intervals over them. score: mean return of {data.config['episodes']} episodes at the end",
         "of a task, most probable actions; online: of the episodes while learning; both over the last half of the",
         "tasks. late - fresh: online, less that of a network drawn anew for each task; late - early: less the same",
-        "over the first fifth; late - plain: less that of plain Adam. rank, dead: first -> last, on the fixed probe; died,",
-        "revived, reset: events between records; clones and dead units at the end, in brackets those certified.",
+        "over the first fifth; late - plain: less that of plain Adam. rank, dead: first -> last, on the fixed probe;",
+        "died, revived, reset: events between records; clones and dead units at the end, in brackets those certified.",
     ]
     for row in data.summary or summarise(data):
         if row["level"] is not None and row["method"] == PLAIN:

@@ -134,7 +134,7 @@ def make_probe(world: World, problem: ProblemConfig, samples: int) -> tuple[jax.
 def _check_problem(name: str, problem: ProblemConfig) -> None:
     for one in fields(problem):
         value = getattr(problem, one.name)
-        if one.type == "int" or (one.name == "horizon" and value is not None):
+        if isinstance(value, int) and not isinstance(value, bool):
             _check(f"{name}.{one.name}", value, value >= 1, "at least 1")
     for field in ("discount", "gae_decay"):
         value = getattr(problem, field)

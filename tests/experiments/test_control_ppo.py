@@ -115,7 +115,7 @@ def test_policy_and_value_have_nothing_in_common():
 def test_methods_share_programs_and_each_has_its_own_numbers():
     numbers = {"l2_init": 0.1, "noise_scale": 0.2}
     groups = groups_of(tuple(METHODS), (0, 1), numbers, has_fresh=True)
-    assert [group.methods for group in groups][0] == (FRESH, PLAIN, "l2_init")
+    assert groups[0].methods == (FRESH, PLAIN, "l2_init")
     assert groups[0].traced["l2_init"] == (0.0,) * 4 + (0.1,) * 2
     assert groups[0].traced["is_fresh"] == (True,) * 2 + (False,) * 4
     assert all(group.constants["l2_init"] == 0.0 and not group.constants["is_fresh"] for group in groups[1:])
