@@ -96,7 +96,7 @@ def make_world(name: str, problem: ProblemConfig) -> World:
     """
     if find_spec("gymnax") is None:
         raise ImportError('gymnax is not installed: pip install -e ".[rl]" has it')
-    import gymnax
+    import gymnax  # pyright: ignore[reportMissingImports]
 
     if problem.drift not in ("none", "offset") and (name, problem.drift) not in DRIFTS:
         known = ["none", "offset", *(drift for own, drift in DRIFTS if own == name)]

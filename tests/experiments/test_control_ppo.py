@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.control.__main__ import main
 from experiments.control.methods import FRESH, METHODS, PLAIN, groups_of
 from experiments.control.network import actor_critic
 from experiments.control.ppo import (
@@ -119,6 +120,15 @@ def test_methods_share_programs_and_each_has_its_own_numbers():
     assert groups[0].traced["l2_init"] == (0.0,) * 4 + (0.1,) * 2
     assert groups[0].traced["is_fresh"] == (True,) * 2 + (False,) * 4
     assert all(group.constants["l2_init"] == 0.0 and not group.constants["is_fresh"] for group in groups[1:])
+
+
+def test_without_gymnax_it_says_what_to_install(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("experiments.control.environments.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["--root", str(tmp_path)])
+    assert ended.value.code == 2
+    assert 'gymnax is not installed: pip install -e ".[rl]" has it' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def run_of(drift="gravity"):

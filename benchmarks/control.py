@@ -1,0 +1,112 @@
+"""PPO on CartPole: environment steps a second, beside one file of PyTorch with gymnasium's vector environments.
+
+    python -m benchmarks.control --output control.json   # a minute on 2 idle cores; needs the extras `rl` and `bench`
+
+The same networks, batches and numbers of updates; what is compared takes turns in one process, and medians count. Lanes
+of ours are agents with other seeds in one program; PyTorch has one agent a process and a single thread, which is faster
+than two for networks this small. Aim: ten times its steps a second.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+
+ITERATIONS, AIM = 20, 10.0
+LANES = (1, 4, 10)
+
+
+def ours(problem: Any, lanes: int, is_batched: bool = True) -> Callable[[], Any]:
+    """A function that goes on for `ITERATIONS` iterations of so many agents."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.control.config import Config
+    from experiments.control.lane import keys_of, make_newborn, make_program
+    from experiments.control.setup import build
+    from lopjax.training import make_chunk, no_stream, over_lanes, start_lanes
+
+    config = Config(methods=(), fresh=False, seeds=tuple(range(lanes)), cartpole=problem)
+    bench = build(config).benches["cartpole"]
+    program = make_program(bench, bench.groups[0])
+    seeds = jnp.arange(lanes)
+    newborn = over_lanes(make_newborn(bench), 1, is_batched=True)(seeds, jnp.int32(0))
+    state = start_lanes(over_lanes(program.start, 2, is_batched=True)(newborn, {}))
+    keys, start = jax.vmap(lambda seed: keys_of(seed)[1])(seeds), 0
+    chunk = make_chunk(program.step, no_stream(), is_batched=is_batched)
+
+    def advance() -> Any:
+        nonlocal state, start
+        state, logs = chunk(state, keys, start, ITERATIONS, ())
+        start += ITERATIONS
+        return logs
+
+    return advance
+
+
+def theirs(problem: Any) -> Callable[[], Any]:
+    """The same in PyTorch, one agent."""
+    import torch
+
+    from benchmarks.torch_ppo import make_iteration
+
+    torch.set_num_threads(1)
+    iteration = make_iteration("CartPole-v1", problem)
+    return lambda: [iteration() for _ in range(ITERATIONS)]
+
+
+def rates(function: Callable[[], Any], steps: int, repeats: int) -> dict[str, list[float]]:
+    """Steps a second on the clock, and a second of processor time, of every call after the first."""
+    import jax
+
+    found: dict[str, list[float]] = {"clock": [], "processor": []}
+    for _ in range(repeats):
+        clock, processor = time.perf_counter(), time.process_time()
+        jax.block_until_ready(function())
+        found["clock"].append(steps / (time.perf_counter() - clock))
+        found["processor"].append(steps / (time.process_time() - processor))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Everything in turn; one table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.control", description=str(__doc__))
+    parser.add_argument("--rounds", type=int, default=3, help="times that every measurement has its turn (default 3)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds={args.rounds}: at least 1")
+    from experiments.control.config import PRESETS
+
+    problem = replace(PRESETS["quick"].cartpole, drift="none", num_tasks=1)
+    size = problem.num_envs * problem.num_steps * ITERATIONS
+    roads = {f"lopjax, {lanes} lanes": (ours(problem, lanes), lanes) for lanes in LANES}
+    roads["lopjax, 10 lanes, one after the other"] = ours(problem, 10, is_batched=False), 10
+    if harness.has_torch():
+        roads["PyTorch"] = theirs(problem), 1
+    machine = harness.describe_machine()
+    print(harness.described(machine), flush=True)
+    measured: dict[str, dict[str, list[float]]] = {name: {"clock": [], "processor": []} for name in roads}
+    for function, lanes in roads.values():
+        rates(function, size * lanes, 1)  # compiles
+    # Whatever else the machine does, it does to all roads: they take turns.
+    for _ in range(args.rounds):
+        for name, (function, lanes) in roads.items():
+            for kind, found in rates(function, size * lanes, 1).items():
+                measured[name][kind] += found
+    medians = {name: {kind: harness.median(each) for kind, each in kinds.items()} for name, kinds in measured.items()}
+    rows = []
+    for name, found in medians.items():
+        over = [f"{found[kind] / medians['PyTorch'][kind]:.1f}" if "PyTorch" in medians else "" for kind in found]
+        rows.append((name, f"{found['clock']:,.0f}", f"{found['processor']:,.0f}", *over))
+    columns = ("PPO on CartPole", "steps/s", "steps / processor second", "over PyTorch", "over PyTorch, processor")
+    print(harness.markdown(columns, rows))
+    harness.write(args.output, {"machine": machine, "aim": AIM, "medians": medians, "measured": measured})
+
+
+if __name__ == "__main__":
+    main()
