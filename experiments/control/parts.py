@@ -110,7 +110,7 @@ class Life:
         for number in range(problem.num_tasks * problem.records_per_task):
             made.append(self.lanes.part(name, every, partial(self.train, number), self.like))
         last = made[-1]
-        made[-1] = last._replace(do=lambda lanes: self.with_certificates(*last.do(lanes)), keep=self.kept)
+        made[-1] = last._replace(do=lambda lanes: self.with_certificates(last.do(lanes)), keep=self.kept)
         return made
 
     def start(self) -> Lanes:
@@ -171,8 +171,9 @@ class Life:
         score = self.shared.evaluate(variables, agent.moments, keys, own, jnp.int32(task))
         return lives, self.lanes.read({**values, "score": score})
 
-    def with_certificates(self, lanes: Lanes, records: Records) -> tuple[Lanes, Records]:
+    def with_certificates(self, trained: tuple[Lanes, Any]) -> tuple[Lanes, Records]:
         """The last records, with what is certified of each network that has not diverged."""
+        lanes, records = trained
         variables = self.lanes.read(lanes.state.agent.net.variables)
         for place, record in enumerate(records):
             if "frozen_at" not in record:
