@@ -28,24 +28,32 @@ def control_figure(run: RunData) -> "Figure":
     with drawing(13.2, 2.9 * len(problems)) as figure:
         panels = figure.subplots(len(problems), 4, squeeze=False)
         for row, problem in zip(panels, problems):
-            sizes = run.config[problem]
             for name in methods:
                 look = colors[name], method_of(name).label
                 _score(row[0], run, problem, name, *look)
-                if sizes["num_tasks"] > 1 and run.config["fresh"] and name != FRESH:
-                    online = [at_ends(run, problem, each, "online") for each in (name, FRESH)]
-                    _band(row[1], np.arange(1, online[0].shape[1] + 1), paired(*online), *look)
+                _online(row[1], run, problem, name, *look)
                 for axes, symptom in ((row[2], "effective_rank"), (row[3], "dead_fraction")):
                     _over_steps(axes, run, problem, name, f"probe/{symptom}/mean", *look)
-            if sizes["drift"] == "none":
+            drift = run.config[problem]["drift"]
+            if drift == "none":
                 row[0].axhline(LEVELS[problem], color="0.5", linewidth=1, linestyle="--")
-            row[1].axhline(0, color="0.5", linewidth=1)
-            row[0].set(title=f"{problem.replace('_', ' ')}, drift: {sizes['drift'].replace('_', ' ')}", ylabel="score")
-            row[1].set(xlabel="task", ylabel="online return − fresh network")
-            row[2].set(xlabel="environment steps", ylabel="effective rank, probe")
-            row[3].set(xlabel="environment steps", ylabel="dead units, probe")
+            row[0].set(title=f"{problem.replace('_', ' ')}, drift: {drift.replace('_', ' ')}", ylabel="score")
+            row[2].set(ylabel="effective rank, probe")
+            row[3].set(ylabel="dead units, probe")
             row[3].legend(fontsize=7)
     return figure
+
+
+def _online(axes: "Axes", run: RunData, problem: str, name: str, color: str, label: str) -> None:
+    """Return while learning: less that of the fresh network in each of several tasks, as it is along a single one."""
+    if run.config[problem]["num_tasks"] == 1 or not run.config["fresh"]:
+        _over_steps(axes, run, problem, name, "online", color, label, first=1)
+        axes.set(ylabel="online return")
+    elif name != FRESH:
+        away = paired(*(at_ends(run, problem, each, "online") for each in (name, FRESH)))
+        _band(axes, np.arange(1, away.shape[1] + 1), away, color, label)
+        axes.axhline(0, color="0.5", linewidth=1)
+        axes.set(xlabel="task", ylabel="online return − fresh network")
 
 
 def _score(axes: "Axes", run: RunData, problem: str, name: str, color: str, label: str) -> None:
@@ -58,10 +66,13 @@ def _score(axes: "Axes", run: RunData, problem: str, name: str, color: str, labe
     axes.set(xlabel="task")
 
 
-def _over_steps(axes: "Axes", run: RunData, problem: str, name: str, value: str, color: str, label: str) -> None:
-    found = curves(run, problem, name, value)
-    _band(axes, curves(run, problem, name, "step")[0, : found.shape[1]], found, color, label)
-    axes.set(xlabel="environment steps")
+def _over_steps(
+    axes: "Axes", run: RunData, problem: str, name: str, value: str, color: str, label: str, first: int = 0
+) -> None:
+    found = curves(run, problem, name, value)[:, first:]
+    steps = curves(run, problem, name, "step")[0, first : first + found.shape[1]]
+    _band(axes, steps / 1000, found, color, label)
+    axes.set(xlabel="environment steps, thousands")
 
 
 def _band(axes: "Axes", x: np.ndarray, values: np.ndarray, color: str, label: str) -> None:

@@ -101,13 +101,15 @@ def test_policy_and_value_have_nothing_in_common():
     """The labels hold, and an error of the value moves nothing of the policy."""
     model = actor_critic(3, (4, 3), 2)
     inputs = jnp.asarray(RANDOM.normal(size=(7, 3)).astype(np.float32))
-    variables = model.init(jax.random.key(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: jnp.asarray(RANDOM.normal(size=leaf.shape).astype(np.float32)), shapes)
     labels = Experience(jnp.zeros(7, int), jnp.zeros(7), jnp.zeros(7), jnp.ones(7))
     check_labels(model, variables, inputs)
     check_batch(model, variables, (inputs, labels), loss=ppo_loss(0.2, 1.0, 0.0))
     with pytest.raises(ValueError, match="one label per input"):
         check_batch(model, variables, (inputs, jax.tree.map(lambda a: a[:3], labels)), loss=ppo_loss(0.2, 1.0, 0.0))
-    value_only = jax.grad(lambda v: ppo_loss(0.2, 1.0, 0.0)(model.apply(v, inputs).logits, labels))(variables)
+    loss = ppo_loss(0.2, 1.0, 0.0)
+    value_only = jax.jit(jax.grad(lambda v: loss(model.apply(v, inputs).logits, labels)))(variables)
     moved = {name: bool(jnp.any(layer["kernel"] != 0)) for name, layer in value_only["params"].items()}
     assert moved == {name: name.startswith("value") for name in moved}
     assert model.wiring.cloneable == ("policy_0", "policy_1", "value_0", "value_1")
