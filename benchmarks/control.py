@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     problem = replace(PRESETS["quick"].cartpole, drift="none", num_tasks=1)
     size = problem.num_envs * problem.num_steps * ITERATIONS
-    roads = {f"lopjax, {lanes} lanes": (ours(problem, lanes), lanes) for lanes in LANES}
+    roads = {f"lopjax, {lanes} lane{'s' * (lanes > 1)}": (ours(problem, lanes), lanes) for lanes in LANES}
     roads["lopjax, 10 lanes, one after the other"] = ours(problem, 10, is_batched=False), 10
     if harness.has_torch():
         roads["PyTorch"] = theirs(problem), 1

@@ -38,8 +38,9 @@ class Pupil(NamedTuple):
 class Shared(NamedTuple):
     """Functions that all groups of an environment use, for the seeds of one method at a time: compiled once.
 
-    Lanes run side by side: a step of a network this small takes less time than starting its operations does.
-    Measurements, whose LAPACK calls are made one after the other anyway, are not batched.
+    Lanes run side by side, on a CPU too: with networks this small ten take 0.8 of the processor time, and half of the
+    time on the clock, that they take one after the other (`benchmarks.control`). The bits of a seed then depend on how
+    many there are. Measurements, whose LAPACK calls are made one after the other anyway, are not batched.
 
     Attributes:
         seeds: of every method.
