@@ -101,7 +101,8 @@ class Config:
 
 
 # Many environments side by side, normalised observations. Learning rates are the best of three (2.5e-4 or 3e-4, 1e-3,
-# 3e-3), tried on three seeds of Acrobot and Mountain Car in their own physics with tanh; with ReLU Acrobot stays at -500.
+# 3e-3), tried on three seeds of Acrobot and Mountain Car in their own physics with tanh. With ReLU Acrobot stays
+# at -500.
 _CARTPOLE = ProblemConfig(num_envs=8, num_steps=64, gae_decay=0.9, discount=0.98)
 _ACROBOT = ProblemConfig(
     num_envs=16, num_steps=128, gae_decay=0.94, entropy=0.01, scale_rewards=True, learning_rate=3e-3, activation="tanh"
