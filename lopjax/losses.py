@@ -127,8 +127,8 @@ def check_batch(
         raise ValueError("the inputs of the batch hold values that are not finite: every number must be")
     logits = model.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(inputs[:size])).logits
     leaves = _label_arrays(labels)
-    is_array = len(leaves) == 1 and leaves[0] is labels
-    if is_array and jnp.issubdtype(jnp.result_type(labels), jnp.integer) and jnp.shape(labels)[1:] == logits.shape[1:-1]:
+    is_classes = leaves[0] is labels and jnp.issubdtype(jnp.result_type(labels), jnp.integer)
+    if is_classes and jnp.shape(labels)[1:] == logits.shape[1:-1]:
         low, high = int(jnp.min(labels)), int(jnp.max(labels))
         if low < 0 or high >= logits.shape[-1]:
             raise ValueError(f"labels {low}..{high}: must be classes, 0..{logits.shape[-1] - 1}")

@@ -61,7 +61,7 @@ def _curves(axes: "Axes", run: RunData) -> None:
         if accuracies:
             steps = np.array([record["step"] for record in seeds[0]])
             band(axes, steps - steps[0] / 2, accuracies, _color(arm), LABELS[arm])
-    axes.set(xlabel="steps of the next task", ylabel="accuracy before each update")
+    axes.set(xlabel="steps of the next task", ylabel="accuracy before the update")
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -70,4 +70,4 @@ def _column(records: list[dict[str, Any]], name: str) -> np.ndarray:
 
 
 def _color(arm: str) -> Any:
-    return "black" if arm == BASE else PALETTE[list(ARMS).index(arm) % len(PALETTE)]
+    return "0.45" if arm == BASE else PALETTE[list(ARMS).index(arm) % len(PALETTE)]
