@@ -5,8 +5,9 @@ checkpoint every *arm* makes a network with the same outputs: its width doubled 
 clones split by a kick that no output sees (rank as it was, free to grow), units woken (rank raised at once), the same
 confined to where clones trap (rank raised, nothing free). All meet the same next tasks, beside networks drawn anew.
 
-    python -m experiments.rank_causality                  # one task and network, 12 seeds: a minute
-    python -m experiments.rank_causality --preset paper   # 3 tasks x 2 activations x 2 sizes, 20 seeds: some minutes
+    python -m experiments.rank_causality                  # one task and network, 10 seeds: a minute
+    python -m experiments.rank_causality --preset paper   # 2 tasks x 2 activations x 2 sizes, 20 seeds: a quarter hour
+    python -m experiments.rank_causality --preset mixtures   # mixtures of Gaussians in the plane: minutes
 """
 
 from experiments.kit.experiment import Experiment, late

@@ -57,7 +57,9 @@ def effects_figure(columns: "dict[Any, dict[str, Cell]]") -> "Figure":
         panels = figure.subplots(1, 1 + len(columns), sharey=True, squeeze=False)[0]
         first = next(iter(columns.values()))
         _row_by_row(panels[0], names, {name: cell.rank_start for name, cell in first.items()})
-        panels[0].set(xlabel="effective rank at the start", title="rank, on the fixed probe")
+        case = next(iter(columns))
+        title = f"rank: {case.activation}, {case.width}-{case.width} units"
+        panels[0].set(xlabel="effective rank at the start", title=title)
         panels[0].set_yticks(range(len(names)), [ARMS[name].label for name in names])
         panels[0].invert_yaxis()
         for axes, (case, cells) in zip(panels[1:], columns.items(), strict=True):
