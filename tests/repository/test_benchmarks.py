@@ -176,3 +176,10 @@ def test_a_section_beyond_its_time_is_stopped_and_keeps_its_rows(tmp_path):
     assert [one.get("note", "") for one in report.rows["rates"]] == ["", "the rest left out: out of time after 2 s"]
     assert report.rates() == {"float32": 2e12}
     assert "| float32 | 2,000,000,000,000 |" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_language_step_is_timed(tmp_path):
+    found, text = report(tmp_path, "benchmarks.language", "--sizes", "small", "--steps", "2", "--repeats", "2")
+    assert len(found["steps"]["small"]["milliseconds"]["lopjax"]) == 2
+    assert "PyTorch / lopjax" in text
