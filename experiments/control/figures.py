@@ -40,7 +40,7 @@ def control_figure(run: RunData) -> "Figure":
             row[0].set(title=f"{problem.replace('_', ' ')}, drift: {drift.replace('_', ' ')}", ylabel="score")
             row[2].set(ylabel="effective rank, probe")
             row[3].set(ylabel="dead units, probe")
-            row[3].legend(fontsize=7)
+            row[2].legend(fontsize=6)
     return figure
 
 
