@@ -125,7 +125,7 @@ PRESETS = {
         _FULL,
         methods=("l2_init", "continual_backprop"),
         seeds=(0, 1, 2, 3),
-        cartpole=replace(_CARTPOLE, drift="gravity", num_tasks=5, iterations=40),
+        cartpole=replace(_CARTPOLE, drift="gravity", num_tasks=4, iterations=40),
     ),
     "stationary": replace(
         _FULL,
