@@ -4,8 +4,8 @@ A small network is trained, doubled by cloning, and goes on: trapped, or freed b
 of linear theory, or by splitting clones. Beside it go on the small network itself, and networks of the doubled size
 drawn anew, with the total budget and with that of the clones alone. Then all meet another task. On two CPU cores:
 
-    python -m experiments.aftermath                                                # digits, ten seeds: 72 s, compilation included
-    python -m experiments.aftermath --preset cifar10 --data-dir DATA               # minutes
+    python -m experiments.aftermath                                  # digits, ten seeds: 72 s, compilation included
+    python -m experiments.aftermath --preset cifar10 --data-dir DATA # minutes
 """
 
 from experiments.aftermath.config import PRESETS

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.aftermath.config import ARMS, BASE
 from experiments.aftermath.parts import NEXT
 from experiments.aftermath.report import LABELS, values_of
-from experiments.continual.report import interval
+from experiments.kit.intervals import interval
 from lopjax.plotting import PALETTE, band, drawing
 from lopjax.runs import RunData
 

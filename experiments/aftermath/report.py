@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.aftermath.config import ARMS, BASE
 from experiments.aftermath.parts import NEXT, SAME
-from experiments.continual.report import Interval, interval
+from experiments.kit.intervals import Interval, interval
 from experiments.kit.terminal import Table
 from lopjax.runs import RunData
 

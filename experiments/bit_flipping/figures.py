@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.bit_flipping.methods import METHODS, Curve, label_of
-from experiments.bit_flipping.report import bins_of, curves, interval, spans_of
+from experiments.bit_flipping.report import bins_of, curves, spans_of
+from experiments.kit.intervals import interval
 from lopjax.plotting import PALETTE, drawing
 from lopjax.runs import RunData
 

@@ -1,56 +1,20 @@
 """What became of the networks: does the error fall and then rise, what keeps it down; intervals over paired seeds."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from experiments.bit_flipping.methods import METHODS, Curve, curves_of, label_of
 from experiments.kit.grid import axes_of
+from experiments.kit.intervals import Interval, around, interval
 from experiments.kit.terminal import Table
 from lopjax.runs import RunData
 
-LEVEL = 0.95
 SPANS = 10
 """A run is looked at in tenths: its first, its last, and its best."""
 SYMPTOMS = ("effective_rank", "duplicate_fraction", "dead_fraction", "saturated_fraction")
-
-
-class Interval(NamedTuple):
-    """A mean over seeds and half of its 95 % interval by Student's law; NaN for fewer than two seeds."""
-
-    mean: float
-    half: float
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 if the interval lies on one side of zero, otherwise 0: undecided."""
-        return int(np.sign(self.mean)) if abs(self.mean) > self.half else 0
-
-    def __str__(self) -> str:
-        """The number with its sign."""
-        if math.isnan(self.mean):
-            return "-"
-        return f"{self.mean:+.3f}" + ("" if math.isnan(self.half) else f" ± {self.half:.3f}")
-
-
-def interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """Mean of one number per seed; numbers that are not finite make it NaN, so that no diverged seed is left out.
-
-    Example:
-        >>> interval([1.0, 3.0]).mean
-        2.0
-    """
-    from scipy.special import stdtrit
-
-    array = np.asarray(values, float)
-    if array.size == 0 or not np.isfinite(array).all():
-        return Interval(math.nan, math.nan)
-    if array.size == 1:
-        return Interval(float(array[0]), math.nan)
-    half_width = stdtrit(array.size - 1, (1 + LEVEL) / 2) * array.std(ddof=1) / math.sqrt(array.size)
-    return Interval(float(array.mean()), float(half_width))
 
 
 # --- Curves over bins --------------------
@@ -203,7 +167,7 @@ def _title(data: RunData) -> list[str]:
 
 
 def _interval_of(row: Mapping[str, Any], name: str) -> Interval:
-    return Interval(*(math.nan if row.get(key) is None else row[key] for key in (name, f"{name}_half")))
+    return around(*(math.nan if row.get(key) is None else row[key] for key in (name, f"{name}_half")))
 
 
 def _text(value: float | None, digits: int) -> str:

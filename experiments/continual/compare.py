@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.continual.report import Interval, at_ends, interval, over_tasks
+from experiments.continual.report import at_ends, over_tasks
+from experiments.kit.intervals import Interval, interval
 from lopjax.data.tasks import class_order
 
 if TYPE_CHECKING:

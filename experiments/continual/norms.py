@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.continual.figures import SYMPTOMS
-from experiments.continual.report import at_ends, interval, less_fresh, over_tasks
+from experiments.continual.report import at_ends, less_fresh, over_tasks
+from experiments.kit.intervals import interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

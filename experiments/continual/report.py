@@ -2,47 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from experiments.continual.methods import fresh, is_fresh, label_of, lanes_of, method_of
+from experiments.kit.intervals import NOT_KNOWN, Interval, interval
 from experiments.kit.terminal import Table
 from lopjax.runs import RunData
 
-LEVEL = 0.95
 _SYMPTOMS = ("effective_rank", "dead_fraction", "duplicate_fraction", "saturated_fraction")
-
-
-class Interval(NamedTuple):
-    """A mean and its 95 % interval by Student's law; the bounds are NaN for fewer than two values."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def half(self) -> float:
-        """Half of the interval's width."""
-        return (self.high - self.low) / 2
-
-
-def interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """Mean of values and its interval, assuming that they are independent.
-
-    Example:
-        >>> interval([1.0, 3.0]).mean
-        2.0
-    """
-    from scipy.special import stdtrit
-
-    finite = np.asarray(values, float)
-    finite = finite[np.isfinite(finite)]
-    if len(finite) < 2:
-        mean = float(finite[0]) if len(finite) else math.nan
-        return Interval(mean, math.nan, math.nan)
-    half = float(stdtrit(len(finite) - 1, (1 + LEVEL) / 2) * finite.std(ddof=1) / math.sqrt(len(finite)))
-    return Interval(float(finite.mean()), float(finite.mean()) - half, float(finite.mean()) + half)
 
 
 # --- Curves over tasks --------------------
@@ -135,7 +104,7 @@ def lost(data: RunData, name: str, value: str = "online_accuracy") -> Interval:
     curves = [less_fresh(data, value, name, seed) for seed in data.config["seeds"]]
     halves = [curve[len(curve) // 2 :] for curve in curves if len(curve) > 1]
     if not halves:
-        return Interval(math.nan, math.nan, math.nan)
+        return NOT_KNOWN
     return interval(halves[0] if len(halves) == 1 else [half.mean() for half in halves])
 
 
@@ -166,7 +135,7 @@ def table(data: RunData) -> Table:
 def _row(data: RunData, name: str, seeds: list[dict[str, Any]]) -> tuple[str, ...]:
     is_control = is_fresh(name)
     online, tested = (
-        Interval(math.nan, math.nan, math.nan) if is_control or not data.config["fresh"] else lost(data, name, value)
+        NOT_KNOWN if is_control or not data.config["fresh"] else lost(data, name, value)
         for value in ("online_accuracy", accuracy_name(data))
     )
     moves = [f"{_mean(seeds, f'{s}_first', 1)} → {_mean(seeds, f'{s}_last', 1)}" for s in _SYMPTOMS[:1]]

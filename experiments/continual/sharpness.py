@@ -18,7 +18,7 @@ import numpy as np
 from experiments.continual.config import PRESETS, Config
 from experiments.continual.methods import fresh, is_fresh, label_of, lanes_of, method_of
 from experiments.continual.problem import Problem, make_problem
-from experiments.continual.report import interval
+from experiments.kit.intervals import interval
 from experiments.kit.terminal import Table, print_results
 from lopjax.curvature import extreme_eigenvalues, hvp
 from lopjax.training import task_examples

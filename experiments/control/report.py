@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.continual.report import Interval
 from experiments.control.environments import LEVELS
 from experiments.control.methods import FRESH, PLAIN, lanes_of, method_of
+from experiments.kit.intervals import NOT_KNOWN, interval
 from experiments.kit.terminal import Table
-from experiments.remedies.report import early, late, over_seeds, paired, verdict
+from experiments.remedies.report import early, late, paired, verdict
 from lopjax.runs import RunData
 
 EVENTS = ("died", "revived", "cloned", "freed", "reset")
@@ -76,12 +76,12 @@ def _row(data: RunData, problem: str, method: str) -> dict[str, Any]:
     has_tasks, records = data.config[problem]["num_tasks"] > 1, data.select(problem=problem, method=method)
     frozen = [record["frozen_at"] for record in records if "frozen_at" in record]
     found = {
-        "score": over_seeds(late(score) if has_tasks else score[:, -1]),
-        "online": over_seeds(late(online) if has_tasks else online[:, -1]),
-        **({name: over_seeds(values) for name, values in _differences(data, problem, method).items()}),
+        "score": interval(late(score) if has_tasks else score[:, -1]),
+        "online": interval(late(online) if has_tasks else online[:, -1]),
+        **({name: interval(values) for name, values in _differences(data, problem, method).items()}),
     }
-    plain = over_seeds(_differences(data, problem, PLAIN).get("late_less_early", np.array([])))
-    changed = found.get("late_less_early", Interval(math.nan, math.nan, math.nan))
+    plain = interval(_differences(data, problem, PLAIN).get("late_less_early", np.array([])))
+    changed = found.get("late_less_early", NOT_KNOWN)
     return {
         "problem": problem,
         "method": method,

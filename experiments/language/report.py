@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from experiments.continual.methods import fresh, is_fresh, label_of, lanes_of, method_of
-from experiments.continual.report import Interval, at_ends, interval, less_fresh, over_tasks, verdict
+from experiments.continual.report import at_ends, less_fresh, over_tasks, verdict
+from experiments.kit.intervals import Interval, interval
 from experiments.kit.terminal import Table
 from experiments.language.clones import clones_of, in_words
 from lopjax.runs import RunData
 
-NOT_KNOWN = Interval(math.nan, math.nan, math.nan)
 _SYMPTOMS = {"effective_rank": 1, "dead_fraction": 2, "duplicate_fraction": 2}
 _DIFFERENCES = ("online_less_fresh", "growth", "test_less_fresh", "online_less_plain")
 
@@ -47,11 +47,6 @@ def differences(data: RunData, name: str) -> dict[str, list[float]]:
             num = min(len(own), len(other))
             found["online_less_plain"].append(late(own[:num] - other[:num]))
     return found
-
-
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean and 95 % interval; not known where a seed is missing or has diverged."""
-    return interval(values) if len(values) and np.isfinite(values).all() else NOT_KNOWN
 
 
 def in_a_word(growth: Interval) -> str:
@@ -135,7 +130,7 @@ def title(data: RunData) -> list[str]:
 
 
 def _row(name: str, seeds: list[dict[str, Any]]) -> tuple[str, ...]:
-    found = {kind: over_seeds([_number(row[kind]) for row in seeds]) for kind in _DIFFERENCES}
+    found = {kind: interval([_number(row[kind]) for row in seeds]) for kind in _DIFFERENCES}
     frozen = [row["frozen_at"] for row in seeds if row["frozen_at"] is not None]
     word = "reference" if is_fresh(name) else f"diverged at {min(frozen):,}" if frozen else in_a_word(found["growth"])
     moves = [

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.continual.report import Interval
+from experiments.kit.intervals import Interval, interval
 from experiments.rank_causality.config import Case
-from experiments.remedies.report import over_seeds
 from lopjax.runs import RunData
 
 # Of the gain of a wide network drawn anew: an effect that is surely smaller than this share of it counts as none.
@@ -102,7 +101,7 @@ def margin_of(fresh: Cell, control: Cell) -> float:
         fresh: wide networks drawn anew, the positive control.
         control: the checkpoint in a network of that width.
     """
-    found = over_seeds(gain(fresh, control))
+    found = interval(gain(fresh, control))
     return MARGIN * found.mean if found.low > 0 else math.nan
 
 
@@ -116,7 +115,7 @@ def verdict(differences: np.ndarray, margin: float) -> str:
         return NOT_KNOWN
     if not differences.any():
         return EXACTLY_NONE
-    found = over_seeds(differences)
+    found = interval(differences)
     is_within = -margin < found.low and found.high < margin
     if found.low <= 0 <= found.high:
         return NO_EFFECT if is_within else UNDECIDED
@@ -139,7 +138,7 @@ def ratio(name: str, arm: Cell, control: Cell) -> Interval:
     """Of a diagnostic to the control's: geometric mean over seeds and its interval."""
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(getattr(arm, name)) - np.log(getattr(control, name))
-    return Interval(*(math.exp(bound) for bound in over_seeds(logs)))
+    return Interval(*(math.exp(bound) for bound in interval(logs)))
 
 
 def counter_example(name: str, arm: Cell, control: Cell, margin: float) -> str | None:
@@ -169,4 +168,4 @@ def order_told(name: str, arms: list[Cell]) -> Interval:
     with np.errstate(divide="ignore", invalid="ignore"):
         values = np.round(np.log(values), 3)
     taus: list[Any] = [kendalltau(v, -y) for v, y in zip(values.T, losses.T, strict=True)]
-    return over_seeds(np.array([tau.statistic for tau in taus]))
+    return interval(np.array([tau.statistic for tau in taus]))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.continual.report import interval
+from experiments.kit.intervals import interval
 from experiments.rank_causality.arms import ARMS, FRESH, NONE
 from experiments.rank_causality.config import cases_of
 from experiments.rank_causality.effects import Cell, cells_of

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.kit.intervals import interval
 from experiments.kit.terminal import Table
 from experiments.rank_causality.arms import ARMS, CONTRASTS, FREE, FRESH, NONE, Contrast
 from experiments.rank_causality.config import Case, cases_of
@@ -21,7 +22,6 @@ from experiments.rank_causality.effects import (
     verdict,
 )
 from experiments.rank_causality.mediation import ASSUMPTIONS, mediate, mediate_pooled
-from experiments.remedies.report import over_seeds
 from lopjax.runs import RunData
 
 MEDIATORS: dict[str, Callable[[Cell], np.ndarray]] = {
@@ -94,9 +94,9 @@ def _arm(name: str, cells: dict[str, Cell], margin: float) -> dict[str, Any]:
         "arm": name,
         "control": arm.control,
         **{field: _number(getattr(cell, field).mean()) for field in (*_MEANS, "change")},
-        "gain": _plain(over_seeds(gain(cell, control))),
-        "gain_online": _plain(over_seeds(control.online - cell.online)),
-        "less_fresh": None if fresh is None else _plain(over_seeds(cell.loss - fresh.loss)),
+        "gain": _plain(interval(gain(cell, control))),
+        "gain_online": _plain(interval(control.online - cell.online)),
+        "less_fresh": None if fresh is None else _plain(interval(cell.loss - fresh.loss)),
         "margin": _number(margin),
         "verdict": "reference" if name == arm.control else verdict(gain(cell, control), margin),
     }
@@ -114,7 +114,7 @@ def _contrast(one: Contrast, cells: dict[str, Cell], margin: float) -> dict[str,
     return {
         "kind": "contrast",
         **one._asdict(),
-        "gain": _plain(over_seeds(gain(arm, control))),
+        "gain": _plain(interval(gain(arm, control))),
         "verdict": verdict(gain(arm, control), margin),
         "ratios": {WORDS[name]: _plain(ratio(name, arm, control)) for name in DIAGNOSTICS},
         "against": {word: each for word, each in said.items() if each},

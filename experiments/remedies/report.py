@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.continual.report import Interval, interval
+from experiments.kit.intervals import Interval, interval
 from experiments.kit.terminal import Table
 from experiments.remedies.methods import CONTROLS, FRESH, METHODS, NUM_SETTINGS, PLAIN, label_of, lanes_of, remedy_of
 from lopjax.runs import RunData
 
-NOT_KNOWN = Interval(math.nan, math.nan, math.nan)
 # "kept" allows for losing this share of what the plain optimizer loses.
 MARGIN = 0.25
 BASES = {"upgd": "sgd", "mixtures": "adam", "random_labels": "adam", "permuted_labels": "adam"}
@@ -41,11 +40,6 @@ def early(curve: np.ndarray) -> np.ndarray:
     """Mean over the first fifth of the records, one per seed."""
     num = max(curve.shape[1] // 5, 1)
     return curve[:, :num].mean(axis=1) if curve.shape[1] > 1 else np.full(len(curve), math.nan)
-
-
-def over_seeds(values: np.ndarray) -> Interval:
-    """Mean and 95 % interval over seeds; NaN if a seed has diverged or there is only one."""
-    return interval(values) if np.isfinite(values).all() and len(values) else NOT_KNOWN
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -80,16 +74,16 @@ def summarise(data: RunData) -> list[dict[str, Any]]:
 def _row(data: RunData, stream: str, method: str) -> dict[str, Any]:
     score, plain = (curves(data, stream, name, "online") for name in (method, PLAIN))
     intervals: dict[str, Interval] = {
-        "late": over_seeds(late(score)),
-        "late_less_fresh": over_seeds(late(paired(score, curves(data, stream, FRESH, "online")))),
-        "late_less_early": over_seeds(change(data, stream, method)),
-        "late_less_plain": over_seeds(late(paired(score, plain))),
-        "transfer": over_seeds(transfer(data, stream, method)),
-        "transfer_less_plain": over_seeds(transfer(data, stream, method) - transfer(data, stream, PLAIN)),
+        "late": interval(late(score)),
+        "late_less_fresh": interval(late(paired(score, curves(data, stream, FRESH, "online")))),
+        "late_less_early": interval(change(data, stream, method)),
+        "late_less_plain": interval(late(paired(score, plain))),
+        "transfer": interval(transfer(data, stream, method)),
+        "transfer_less_plain": interval(transfer(data, stream, method) - transfer(data, stream, PLAIN)),
     }
     records = data.select(stream=stream, method=method, phase="evaluate")
     frozen = [record["frozen_at"] for record in records if "frozen_at" in record]
-    plain_loss, changed = over_seeds(change(data, stream, PLAIN)), intervals["late_less_early"]
+    plain_loss, changed = interval(change(data, stream, PLAIN)), intervals["late_less_early"]
     return {
         "stream": stream,
         "method": method,

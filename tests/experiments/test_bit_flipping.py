@@ -18,9 +18,10 @@ from experiments.bit_flipping.figures import figures
 from experiments.bit_flipping.lane import plain_step
 from experiments.bit_flipping.methods import METHODS, NUMBERS, curves_of, groups_of
 from experiments.bit_flipping.parts import Life, keys_of
-from experiments.bit_flipping.report import fall, interval, rise, summarise, table, verdict
+from experiments.bit_flipping.report import fall, rise, summarise, table, verdict
 from experiments.bit_flipping.setup import build
 from experiments.kit.grid import Axis
+from experiments.kit.intervals import interval
 from lopjax.runs import RunData, load, open_run
 from lopjax.runs.schedule import play
 from lopjax.training import make_chunk

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.continual.report import Interval, less_fresh
+from experiments.continual.report import less_fresh
+from experiments.kit.intervals import Interval, interval
 from experiments.language.__main__ import main
 from experiments.language.clones import apart, clones_of, in_words
 from experiments.language.config import PRESETS
-from experiments.language.report import in_a_word, over_seeds, summarise, table
+from experiments.language.report import in_a_word, summarise, table
 from experiments.language.setup import build
 from lopjax.cloning import clone_variables, widen
 from lopjax.data.text import joint_digest, python_text
@@ -93,8 +94,8 @@ def test_lost_means_that_the_loss_grows():
     assert in_a_word(Interval(0.3, 0.1, 0.5)) == "lost"
     assert in_a_word(Interval(-0.3, -0.5, -0.1)) == "gained"
     assert in_a_word(Interval(0.3, -0.1, 0.7)) == "undecided"
-    assert in_a_word(over_seeds([0.3])) == "-"
-    assert np.isnan(over_seeds([0.3, np.nan]).mean)  # a diverged seed is not left out
+    assert in_a_word(interval([0.3])) == "-"
+    assert np.isnan(interval([0.3, np.nan]).mean)  # a diverged seed is not left out
 
 
 class Kept(NamedTuple):

@@ -24,7 +24,7 @@ def my_metrics(tmp_path, monkeypatch):
 def test_a_metric_in_a_file_of_its_own_is_measured_in_the_experiment(my_metrics):
     """Traced: which values a record has. That they are right is the claim of the tests of `symptoms`."""
     setup = build(CONFIG)
-    images, labels = setup.dataset.train_images[:40], setup.dataset.train_labels[:40]
+    images, labels = (each[:40] for each in setup.test)
     networks = (jax.eval_shape(model.init, jax.random.key(0)) for model in (setup.base, setup.wide))
     record = jax.eval_shape(make_measure(setup), *networks, (images, labels), (images, labels))
     names = {f"{network}/largest/{site}" for network in ("base", "clone") for site in ("hidden_0", "mean")}

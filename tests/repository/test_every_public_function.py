@@ -60,7 +60,10 @@ ELSEWHERE = {
     "move_means_into_biases": "tests/interventions",
     **dict.fromkeys(("forget", "draw_units"), "tests/interventions, of masks and shapes"),
     **dict.fromkeys(
-        ("class_incremental", "epochs", "online", "permuted_labels", "permuted_pixels", "random_labels", "windows"),
+        (
+            *("class_incremental", "epochs", "online", "permuted_labels", "permuted_pixels", "permuted_words"),
+            *("random_labels", "texts", "windows"),
+        ),
         "tests/training, where data are drawn and moved, not computed with",
     ),
     **dict.fromkeys(
