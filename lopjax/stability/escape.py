@@ -53,6 +53,11 @@ def escape_time(
     if `eta lambda > 2 (1 + beta)`. What the kick has along the others is left out: it dies away, or stays as small as
     it was. Where that is small against R, the result agrees with `escape_time_along`.
 
+    This is a law for eigenvalues that are not 0: the time grows with the logarithm of R over the kick. Where the lowest
+    eigenvalue is 0 (a NEUTRAL normal Hessian, as at small weights where there are more than two bottleneck layers)
+    a kick can still grow by higher orders, in a time that is a power of its size (arXiv 2605.01288). Linear theory does
+    not see that: its answer, infinite, then says that it knows of no growth, not that there is none.
+
     The component counts, not the length of the kick: an isotropic one of length e in d dimensions has |c_k| near
     e / sqrt(d). With noise in the gradient, see `transverse_lyapunov` and `escape_probability`.
 
@@ -68,7 +73,7 @@ def escape_time(
 
     Returns:
         A number of steps, not rounded. 0 if the growing part of the kick has reached the radius; infinite if no
-        growing direction was kicked; NaN if a component is, or an eigenvalue is not finite.
+        direction that grows in linear theory was kicked; NaN if a component is, or an eigenvalue is not finite.
 
     Raises:
         ValueError: a radius or learning rate that is not positive; momentum outside [0, 1), or for gradient flow;
