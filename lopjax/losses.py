@@ -1,6 +1,6 @@
 """Losses: means over samples, of logits and of parameters. Of sequences every position is a sample."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from lopjax.arguments.batches import as_batch, as_numbers, label_arrays
 from lopjax.arguments.order import loss_is_first, takes_old_order
 from lopjax.model import Model, Params, Variables
 from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
@@ -119,28 +120,54 @@ def check_batch(
         ValueError: no inputs and labels of one length; inputs that are not finite; integer labels, one per sample or
             per position of it, outside the classes; a loss that is not finite.
     """
-    is_pair = isinstance(batch, tuple | list) and len(batch) == 2 and len(batch[0]) > 0
-    if not is_pair or any(len(leaf) != len(batch[0]) for leaf in _label_arrays(batch[1])):
+    inputs, labels = as_batch(batch)
+    leaves = label_arrays(labels)
+    if any(jnp.shape(leaf)[:1] != inputs.shape[:1] for leaf in leaves):
         raise ValueError("batch must be (inputs, labels) with one label per input, at least one")
-    inputs, labels = batch
+    check_inputs(model, variables, inputs)
     if not bool(jnp.all(jnp.isfinite(inputs))):
         raise ValueError("the inputs of the batch hold values that are not finite: every number must be")
     logits = model.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(inputs[:size])).logits
-    leaves = _label_arrays(labels)
     is_classes = leaves[0] is labels and jnp.issubdtype(jnp.result_type(labels), jnp.integer)
     if is_classes and jnp.shape(labels)[1:] == logits.shape[1:-1]:
         low, high = int(jnp.min(labels)), int(jnp.max(labels))
         if low < 0 or high >= logits.shape[-1]:
             raise ValueError(f"labels {low}..{high}: must be classes, 0..{logits.shape[-1] - 1}")
     first = [jnp.asarray(leaf[:size]) for leaf in leaves]
-    value = loss(logits, first[0] if leaves[0] is labels else jax.tree.unflatten(jax.tree.structure(labels), first))
+    cut = first[0] if leaves[0] is labels else jax.tree.unflatten(jax.tree.structure(labels), first)
+    try:
+        value = loss(logits, cut)
+    except (TypeError, ValueError) as error:
+        kinds = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in first)
+        raise ValueError(
+            f"the loss does not take labels {kinds} with outputs {list(logits.shape)} ({_first_line(error)}); "
+            "cross-entropy takes an integer class per sample"
+        ) from error
     if not bool(jnp.all(jnp.isfinite(value))):
         raise ValueError(f"the loss is {value} on this batch: it must be finite; look at the parameters and the labels")
 
 
-def _label_arrays(labels: Any) -> list[Any]:
-    """The arrays of labels that are a tree, or the labels themselves."""
-    return jax.tree.leaves(labels) if isinstance(labels, Mapping) or hasattr(labels, "_fields") else [labels]
+def check_inputs(model: Model, variables: Variables, inputs: Any) -> None:
+    """Refuse inputs that a network does not take; nothing is computed.
+
+    Raises:
+        ValueError: no array of numbers, no sample, or a shape or type that is not the network's.
+    """
+    array = as_numbers("inputs", inputs)
+    try:
+        jax.eval_shape(lambda variables, array: model.apply(variables, array).logits, variables, array)
+    except Exception as error:
+        # JAX's own words for shapes that do not fit, and Flax's; a network's own refusal stays as it is.
+        if not isinstance(error, TypeError) and type(error).__name__ != "ScopeParamShapeError":
+            raise
+        raise ValueError(
+            f"the network does not take inputs {array.dtype}{list(array.shape)} ({_first_line(error)}); "
+            "the leading axis is that of the samples, the others those the network was made for"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__
 
 
 @takes_old_order("loss model variables batch size", loss_is_first)

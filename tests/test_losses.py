@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from lopjax import losses
-from lopjax.losses import accuracy, cross_entropy, mean_cross_entropy, mean_squared_error, mse
+from lopjax.losses import (
+    accuracy,
+    check_batch,
+    check_inputs,
+    cross_entropy,
+    mean_cross_entropy,
+    mean_squared_error,
+    mse,
+)
 from lopjax.models import mlp
 
 RANDOM = np.random.default_rng(0)
@@ -114,3 +122,16 @@ def test_no_verdict_rests_on_a_batch_without_meaning(change, message, unchecked)
     with pytest.raises(ValueError, match=message):
         certify_cloned(wide, cloned, batch, uniform_partition(wide.wiring, 2))
     losses.check_batch(base, variables, tuple(good.values()), loss=losses.mean_cross_entropy)
+
+
+def test_inputs_that_a_network_does_not_take_and_labels_that_a_loss_does_not_are_refused(unchecked):
+    model = mlp((6,), (5,), 3)
+    variables, inputs, labels = model.init(jax.random.key(0)), np.ones((4, 6), np.float32), np.arange(4) % 3
+    check_inputs(model, variables, inputs)
+    check_batch(model, variables, (inputs, labels), loss=mean_cross_entropy)
+    for wrong in (inputs[:, :4], inputs[:0], "hello"):
+        with pytest.raises(ValueError, match=r"the network does not take inputs|must hold|must be an array of numbers"):
+            check_inputs(model, variables, wrong)
+    for wrong in (labels.astype(np.float32), np.eye(3, dtype=np.float32)[labels], labels > 1):
+        with pytest.raises(ValueError, match=r"the loss does not take labels .* an integer class per sample"):
+            check_batch(model, variables, (inputs, wrong), loss=mean_cross_entropy)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lopjax.arguments.batches import as_batch, check_tolerance
 from lopjax.arguments.order import no_batch, takes_old_order, third_is_mapping_or_no_batch
 from lopjax.arguments.precision import all_digits
 from lopjax.certificates.batch_evidence import Loss, Pass, SignalResiduals, gradient_shares, run, signal_residuals
@@ -22,7 +23,7 @@ from lopjax.cloning.rounding import (
     parameter_tolerance,
     signal_tolerance,
 )
-from lopjax.losses import Batch, check_batch, mean_cross_entropy
+from lopjax.losses import Batch, check_batch, check_inputs, mean_cross_entropy
 from lopjax.manifolds import Clusters, Manifold, check_partition, cloned_manifold, tangency_residual
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
@@ -166,6 +167,10 @@ def certify_cloned(
     clusters = check_partition(wiring, partition)
     if not clusters:
         raise ValueError("partition has no cluster of two or more units: there is nothing to certify")
+    check_tolerance(tolerance)
+    if batch is not None:
+        batch = as_batch(batch)
+        check_inputs(model, variables, batch[0])
     check_labels(model, variables, None if batch is None else batch[0])
     excluded = _resolve_excluded(exclude, ["/".join(path) for path in tree_paths(variables)])
     leaf = cloned_manifold(variables["params"], wiring, partition)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.activations import Activation, activation
+from lopjax.arguments.batches import as_batch, check_tolerance
 from lopjax.arguments.order import no_batch, takes_old_order, third_is_mapping_or_no_batch
 from lopjax.arguments.precision import all_digits
 from lopjax.arguments.promotion import standard_promotion
@@ -16,7 +17,7 @@ from lopjax.certificates.dead_units import PlainLayer, plain_layer
 from lopjax.certificates.frozen_evidence import Observations, SiteEvidence, gather, slice_norms
 from lopjax.certificates.tables import number, table
 from lopjax.cloning.rounding import at_least_float32
-from lopjax.losses import Batch, check_batch, mean_cross_entropy
+from lopjax.losses import Batch, check_batch, check_inputs, mean_cross_entropy
 from lopjax.manifolds import FrozenUnits, resolve_frozen_units
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
@@ -169,6 +170,10 @@ def certify_frozen(
     if not frozen:
         raise ValueError("frozen_units names no unit: give indices per site")
     _check_box(input_box, batch)
+    check_tolerance(tolerance)
+    if batch is not None:
+        batch = as_batch(batch)
+        check_inputs(model, variables, batch[0])
     check_labels(model, variables, None if batch is None else batch[0])
     seen = inputs = None
     if batch is not None:

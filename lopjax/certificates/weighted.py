@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.activations import activation
+from lopjax.arguments.batches import as_batch, check_tolerance
 from lopjax.arguments.precision import all_digits
 from lopjax.certificates.batch_evidence import Loss, Pass, run
 from lopjax.certificates.tables import number, table
@@ -20,7 +21,7 @@ from lopjax.cloning.rounding import (
     parameter_tolerance,
     signal_tolerance,
 )
-from lopjax.losses import Batch, check_batch, mean_cross_entropy
+from lopjax.losses import Batch, check_batch, check_inputs, mean_cross_entropy
 from lopjax.manifolds import (
     CloneNormals,
     Manifold,
@@ -126,6 +127,10 @@ def certify_weighted(
     factors = {space: _relative(each, clusters[space].ids) for space, each in factors.items()}
     if not clusters:
         raise ValueError("no cluster of two or more units and no multiples: there is nothing to certify")
+    check_tolerance(tolerance)
+    if batch is not None:
+        batch = as_batch(batch)
+        check_inputs(model, variables, batch[0])
     check_labels(model, variables, None if batch is None else batch[0])
     leaf = weighted_manifold(params, wiring, partition, factors)
     assert leaf.normals is not None  # manifolds of clones have them

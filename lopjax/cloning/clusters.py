@@ -66,6 +66,11 @@ def check_partition(
     Raises:
         ValueError: an unknown space, not one integer per unit, or a cluster in a space where none is allowed.
     """
+    if not isinstance(partition, Mapping):
+        kind = type(partition).__name__
+        raise ValueError(
+            f"partition is a {kind}: must map unit spaces to cluster ids, such as {{'hidden_0': (0, 0, 1)}}"
+        )
     permitted, clusters = wiring.permutable if allowed is None else allowed, {}
     for space, ids in partition.items():
         size = wiring.size(space)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.arguments.batches import as_numbers, check_tolerance
 from lopjax.arguments.precision import all_digits
 from lopjax.cloning.equality import totals
 from lopjax.cloning.rounding import (
@@ -16,6 +17,7 @@ from lopjax.cloning.rounding import (
     parameter_tolerance,
     signal_tolerance,
 )
+from lopjax.losses import check_inputs
 from lopjax.model import Model, Tap, Variables, samples_by_units
 from lopjax.models.check import check_labels
 from lopjax.wiring import Out, Wiring
@@ -68,14 +70,19 @@ def find_clones(
         `certify_cloned` to say.
 
     Raises:
-        ValueError: parameters or activations that are not finite; a network that computes in 16 bits; see also
-            `Wiring.labels_of`.
+        ValueError: inputs that the network does not take; parameters or activations that are not finite; a network
+            that computes in 16 bits; see also `Wiring.labels_of`.
     """
     variables = at_least_float32(variables)
     params, wiring = variables["params"], model.wiring
-    inputs = batch[0] if isinstance(batch, tuple) else batch
+    inputs = as_numbers("inputs", batch[0] if isinstance(batch, tuple) else batch)
+    check_tolerance(tolerance)
+    check_inputs(model, variables, inputs)
     check_labels(model, variables, inputs)
-    taps = model.apply(variables, jnp.asarray(inputs)).taps
+    taps = model.apply(variables, inputs).taps
+    if unseen := [site for site, _ in wiring.sites if site not in taps]:
+        # A traced network finds its sites by the axis of samples, which an axis of size 1 does not show.
+        raise ValueError(f"{len(inputs)} inputs: site {unseen[0]!r} cannot be observed on them; give several samples")
     check_precision(taps)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((variables, taps))):
         raise ValueError("parameters or activations are not finite: units cannot be compared")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.arguments.batches import as_batch
 from lopjax.cloning.rounding import at_least_float32
 from lopjax.detection.lives import LifeTable
 from lopjax.detection.nearness import Status, describe_units, unit_nearness
@@ -52,9 +53,9 @@ def diagnose(
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name}={value}: must be positive and finite")
     variables = at_least_float32(variables)
-    batch = jax.tree.map(jnp.asarray, (batch[0], batch[1]))
-    check_labels(model, variables, batch[0])
+    batch = as_batch(batch)
     check_batch(model, variables, batch, loss=loss)
+    check_labels(model, variables, batch[0])
     if not bool(jnp.any(batch[0] != batch[0][:1])):
         raise ValueError(f"batch: its {len(batch[0])} inputs are the same; give samples that differ, a few hundred")
     nearness = jax.device_get(jax.jit(lambda v, b: unit_nearness(model, v, b, loss=loss))(variables, batch))

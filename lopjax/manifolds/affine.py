@@ -167,7 +167,12 @@ def intersection(first: Manifold, second: Manifold) -> Manifold:
 def resolve_frozen_units(wiring: Wiring, frozen_units: FrozenUnits) -> dict[str, tuple[int, ...]]:
     """`{site: sorted unit indices}` from indices per site or per single-site space; see `frozen_manifold`."""
     resolved: dict[str, tuple[int, ...]] = {}
+    if not isinstance(frozen_units, Mapping):
+        kind = type(frozen_units).__name__
+        raise ValueError(f"frozen units are a {kind}: must map sites to unit indices, such as {{'hidden_0': [0, 3]}}")
     for name, units in frozen_units.items():
+        if not hasattr(units, "__iter__"):
+            raise ValueError(f"frozen units of {name!r}: {units!r} is one number; give a list of indices, [{units}]")
         site = _resolve_site(wiring, name)
         size = wiring.size(wiring.site(site).space)
         indices = []
@@ -177,9 +182,19 @@ def resolve_frozen_units(wiring: Wiring, frozen_units: FrozenUnits) -> dict[str,
             if indices[-1] >= size:
                 raise ValueError(refusal)
         if not any(label.site == site for path, label in wiring.labels if path[0] == "params"):
-            raise ValueError(f"site {site!r}: no parameter belongs to it alone, so nothing is frozen when it is dead")
+            raise ValueError(f"site {site!r}: {_why_nothing_belongs(wiring)}")
         resolved[site] = tuple(sorted({*resolved.get(site, ()), *indices}))
     return {site: units for site, units in resolved.items() if units}
+
+
+def _why_nothing_belongs(wiring: Wiring) -> str:
+    """What to say of a site that no label names; labels of traced networks name none, which is no fact about units."""
+    if any(label.site for _, label in wiring.labels):
+        return "no parameter belongs to it alone, so nothing is frozen when it is dead"
+    return (
+        "the labels of this network name no sites (those read by trace_model do not), so which parameters a dead unit "
+        "freezes is not known; label the network for a certificate (lopjax.models.from_linen)"
+    )
 
 
 def _resolve_site(wiring: Wiring, name: str) -> str:

@@ -99,7 +99,7 @@ def test_fire_acts_where_a_task_starts_and_says_what_it_needs(x64):
 # --- Putting a norm in ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", every())
+@pytest.mark.parametrize("name", every(leave_out=("gpt",)))  # tokens are not drawn from a line, and shifted along it
 def test_a_batch_norm_is_put_in_without_a_change_of_the_function(x64, name):
     """On inputs that it has not seen; the statistics are those of the batch; a norm as it starts changes much."""
     model, shape = NETWORKS[name]

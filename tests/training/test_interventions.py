@@ -87,7 +87,8 @@ def test_a_method_of_the_cloning_experiment_may_have_one(monkeypatch):
     monkeypatch.setitem(METHODS, "halving", row)
     config = Config(dataset="digits", augment=False, net=MLP(widths=(4,), norm="none"), methods=("sgd", "halving"))
     setup = build(config)
-    examples = jnp.asarray(setup.dataset.train_images[:8]), jnp.asarray(setup.dataset.train_labels[:8])
+    images, labels = setup.test
+    examples = jnp.asarray(images[:8]), jnp.asarray(labels[:8])
     batch = Drawn(examples, Task(jnp.int32(0), jnp.bool_(True)))
     pairs = {}
     for group in setup.groups:
