@@ -54,6 +54,7 @@ from .models import (
     check_wiring as check_wiring,
     cnn as cnn,
     from_linen as from_linen,
+    gpt as gpt,
     mlp as mlp,
     resnet18 as resnet18,
     vit as vit,
@@ -71,6 +72,7 @@ from .stability import (
     unit_blocks as unit_blocks,
     unit_blocks_of_clones as unit_blocks_of_clones,
 )
+from .tracing import trace_model as trace_model
 from .wiring import In as In, Out as Out, Wiring as Wiring
 
 __version__: str

@@ -115,7 +115,7 @@ def joint_margin(
     parameter_change: jax.typing.ArrayLike,
     source_change: jax.typing.ArrayLike,
 ) -> Float[Array, "units"]:
-    """Distance to activation that is left when the unit and everything upstream of it change at once.
+    """How far the unit stays from being active when it and everything upstream of it change at once.
 
     `min_x -z - ||d(w,b)|| ||(h_prev,1)|| - (||w|| + ||d(w,b)||) ||dh_prev||`: positive means dead on every sample.
 

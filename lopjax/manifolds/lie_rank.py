@@ -26,7 +26,7 @@ Tower = Callable[[Array], tuple[tuple[Array, Array], ...]]
 
 
 class FunctionalCodimension(NamedTuple):
-    """How many directions gradient flow cannot leave the present point in, whatever the data: an **upper bound**.
+    """An **upper bound** on the number of directions that gradient flow can never take from this point, on any data.
 
     Brackets up to a finite depth on finitely many inputs can only miss directions. Where `ranks` has stopped growing,
     and twice the inputs do not add to it, the bound is likely to be attained; that is evidence, not proof.
@@ -67,7 +67,7 @@ def functional_codimension(
     depth: int = 3,
     key: jax.Array | None = None,
 ) -> FunctionalCodimension:
-    """Bound the codimension of the smallest manifold through the parameters that gradient flow of no data set leaves.
+    """Bound the codimension of the smallest manifold through the parameters that gradient flow leaves on no data.
 
     Gradient flow of any data set is a combination of the fields `X(theta) = grad_theta (c . f(theta, x))`, one for
     every input x and every output vector c that gradients of the loss by the outputs span. Where it can get by

@@ -138,10 +138,10 @@ def _culprit(probe: Probe, space: str) -> str:
 
 
 def cloning_faults(probe: Probe) -> list[str]:
-    """Units with equal incoming slices act alike, and then only the sum of their outgoing slices matters.
+    """Where units with equal incoming slices act differently, or more than the sum of their outgoing slices matters.
 
-    The two units are the first ones of each space. Where this holds, repeating units and dividing what reads them keeps
-    the function; where it holds for another axis than the labels say, that label is named.
+    The two units are the first ones of each space. Where neither is so, repeating units and dividing what reads them
+    keeps the function; where it is so of another axis than the labels say, that label is named.
     """
     faults = []
     for space in _of_two(probe, probe.wiring.cloneable):

@@ -53,7 +53,7 @@ class Wiring:
 
     @property
     def cloned_by_default(self) -> tuple[str, ...]:
-        """The cloneable spaces that one factor for all of them means: not the coordinates of larger units."""
+        """Spaces that are cloned where a single factor is given: the cloneable ones but coordinates of larger units."""
         return tuple(space for space in self.cloneable if space not in self.coordinates)
 
     @property

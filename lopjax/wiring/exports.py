@@ -75,7 +75,7 @@ def permutation_spec(wiring: Wiring) -> PermutationSpec:
 
 
 def unf_spec(wiring: Wiring, params: PyTree) -> PyTree:
-    """The permutation of every axis as an integer, a tuple an array: the `perm_spec` of universal neural functionals.
+    """The permutation of every axis as an integer, a tuple for each array: `perm_spec` of universal neural functionals.
 
     Axes of one space have its number; an axis that indexes no units (the offsets of a kernel) has a number of its own.
     The format has no word for an axis that must stay as it is, so inputs, outputs and offsets count as permutable too:
@@ -102,7 +102,7 @@ def unf_spec(wiring: Wiring, params: PyTree) -> PyTree:
 
 
 def pruning_groups(wiring: Wiring) -> dict[str, tuple[GroupMember, ...]]:
-    """What goes when a unit goes: by permutable space, every axis of every array that has a slice of it.
+    """What must be removed together with a unit: by permutable space, every axis of every array that has a slice of it.
 
     Args:
         wiring: of the network.

@@ -197,7 +197,7 @@ class Site(NamedTuple):
 
 
 def along(vector: Any, axis: int, ndim: int) -> Any:
-    """A vector (NumPy's or JAX's) laid along one axis of an array of so many axes, for broadcasting."""
+    """A vector (NumPy's or JAX's) laid along one axis of an array with `ndim` axes, for broadcasting."""
     return vector.reshape([-1 if index == axis else 1 for index in range(ndim)])
 
 

@@ -26,7 +26,7 @@ class Architecture(NamedTuple):
     """One architecture of the library, as small as it can be. A new one joins by its row in `ARCHITECTURES`.
 
     Attributes:
-        make: its constructor, for `NUM_CLASSES` classes; takes options.
+        make: its constructor, for `NUM_CLASSES` classes; takes activation, norm, dropout, init, compute_dtype by name.
         shape: of one input.
         wide: options with which it is wide enough for statistics of its weights.
         bias: a site, and the path of the array that pushes a unit of it below zero on every input.
