@@ -50,7 +50,7 @@ class Observations(NamedTuple):
 
 
 class SiteEvidence(NamedTuple):
-    """Evidence for all units of a site at once; arrays `(units,)`, or `None` where it was not asked for or cannot be had.
+    """Evidence for all units of a site at once; arrays `(units,)`, or `None` where it was not asked for or is unknown.
 
     Attributes:
         level: relative pre-activation that counts as zero.
