@@ -65,21 +65,21 @@ def expand(axis: Axis) -> list[Atom]:
 
     A sum whose entries are all pinned, or single, is a pinned leaf.
     """
-    found: list[Atom] = []
+    expanded: list[Atom] = []
     for atom in map(find, axis):
         if atom.parts is not None and all(is_pinned(part) for _, part in atom.parts):
             known = [leaf.reason for _, part in atom.parts for leaf in leaves(part)]
             atom.parts, atom.reason = None, known[0] if known else Position("its entries are taken one by one")
-        found += [atom] if atom.product is None else expand(atom.product)
-    return found
+        expanded += [atom] if atom.product is None else expand(atom.product)
+    return expanded
 
 
 def leaves(axis: Axis) -> list[Atom]:
     """All leaves under an axis, each occurrence."""
-    found: list[Atom] = []
+    flat: list[Atom] = []
     for atom in expand(axis):
-        found += [atom] if atom.parts is None else [leaf for _, part in atom.parts for leaf in leaves(part)]
-    return found
+        flat += [atom] if atom.parts is None else [leaf for _, part in atom.parts for leaf in leaves(part)]
+    return flat
 
 
 def pin(axis: Axis, reason: str) -> None:

@@ -141,11 +141,11 @@ def _scale_blocks(scaling: Scaling, node: Node) -> None:
     for index, (inner, outer) in enumerate(zip(body.inputs, node.inputs[start:], strict=True)):
         stems = stems_of(scaling, outer)
         scaling.places[inner] = stems[1:] if index >= len(consts) + len(carry) else stems
-    carry, found = _turns(scaling, node, body, consts, carry, xs)
+    carry, results = _turns(scaling, node, body, consts, carry, xs)
     if condition is not None:
         scaling.powers |= zip(condition.inputs, (*before, *carry), strict=True)
         _scale(scaling, condition)
-    for index, (outer, made) in enumerate(zip(node.outputs, found, strict=True)):
+    for index, (outer, made) in enumerate(zip(node.outputs, results, strict=True)):
         scaling.powers[outer] = made if index < len(carry) else made[None]
 
 
@@ -159,16 +159,16 @@ def _turns(
             scaling.powers[value] = fit(powers, counts(scaling.typing.of(value)), scaling.same(node))
         carry = [scaling.powers[value] for value in body.inputs[len(consts) : len(consts) + len(carry)]]
         _scale(scaling, body)
-        found = [scaling.of(value) for value in body.outputs]
-        filled = [apply(lambda a, b: b if a is None else a, a, b) for a, b in zip(carry, found, strict=False)]
+        results = [scaling.of(value) for value in body.outputs]
+        filled = [apply(lambda a, b: b if a is None else a, a, b) for a, b in zip(carry, results, strict=False)]
         if all(
             (apply(lambda a, b: (a is None) == (b is None), a, b)).all() for a, b in zip(carry, filled, strict=True)
         ):
             break
         carry, scaling.ledger = filled, saved
-    for one, other in zip(carry, found, strict=False):
+    for one, other in zip(carry, results, strict=False):
         apply(scaling.same(node), one, other)
-    return carry, found
+    return carry, results
 
 
 def _branches(scaling: Scaling, node: Node, given: list[np.ndarray]) -> None:

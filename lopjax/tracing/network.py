@@ -106,10 +106,10 @@ def _named_sites(typing: Typing, atoms: Mapping[Atom, str], number: int) -> dict
     batch = next((typing.of(value)[0] for value in inputs if typing.of(value) and typing.of(value)[0]), None)
     if batch is None:
         return {}
-    found = find_sites(typing, atoms, batch)
+    found_sites = find_sites(typing, atoms, batch)
     of_space: dict[str, int] = {}
     named = {}
-    for site in found:
+    for site in found_sites:
         space = atoms[site.leaf]
         index = of_space[space] = of_space.get(space, -1) + 1
         named[f"{space}:{index}" if index else space] = site

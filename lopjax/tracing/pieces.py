@@ -16,7 +16,7 @@ from lopjax.tracing.primitives import Type
 
 def pieces(axis: Axis) -> list[tuple[Atom, ...]]:
     """The leaves of each piece of an axis; an axis that is pinned throughout is one piece."""
-    found: list[tuple[Atom, ...]] = [()]
+    combinations: list[tuple[Atom, ...]] = [()]
     for atom in expand(axis):
         if atom.parts is None:
             options = [(atom,)]
@@ -24,8 +24,8 @@ def pieces(axis: Axis) -> list[tuple[Atom, ...]]:
             options = [tuple(leaves((atom,)))]
         else:
             options = [piece for _, part in atom.parts for piece in pieces(part)]
-        found = [one + other for one in found for other in options]
-    return found
+        combinations = [one + other for one in combinations for other in options]
+    return combinations
 
 
 def counts(axes: Type) -> tuple[int, ...]:
@@ -37,7 +37,7 @@ def piece_of(axis: Axis, length: int) -> np.ndarray:
     """The piece that each entry of an axis lies in, `(length,)`."""
     if length == 0 or len(pieces(axis)) == 1:
         return np.zeros(length, int)
-    found = np.zeros(1, int)
+    indices = np.zeros(1, int)
     for atom in expand(axis):
         if atom.parts is None or is_pinned((atom,)):
             inner, number = np.zeros(atom.size, int), 1
@@ -47,8 +47,8 @@ def piece_of(axis: Axis, length: int) -> np.ndarray:
                 lists.append(piece_of(part, size) + number)
                 number += len(pieces(part))
             inner = np.concatenate(lists)
-        found = (found[:, None] * number + inner).reshape(-1)
-    return found
+        indices = (indices[:, None] * number + inner).reshape(-1)
+    return indices
 
 
 Merge = Callable[[Any, Any], Any]

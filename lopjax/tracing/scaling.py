@@ -80,7 +80,7 @@ def places_of(scaling: Scaling, node: Node, value: int) -> tuple[Places, ...]:
     keeps them apart.
     """
     axes = scaling.typing.of(value)
-    found: list[Places] = []
+    all_places: list[Places] = []
     for index, axis in enumerate(axes):
         own = set(leaves(axis))
         places: Places = frozenset()
@@ -92,5 +92,5 @@ def places_of(scaling: Scaling, node: Node, value: int) -> tuple[Places, ...]:
                 places |= stems[index]
             else:
                 places |= frozenset().union(*(s for s, other in zip(stems, given) if own & set(leaves(other))))
-        found.append(places)
-    return tuple(found)
+        all_places.append(places)
+    return tuple(all_places)

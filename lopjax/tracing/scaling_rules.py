@@ -81,17 +81,16 @@ def _mean(
 ) -> np.ndarray:
     """A sum divided by the number of its terms is a mean; the number grows with the units."""
     axes = scaling.sums.get(node.inputs[operand])
-    found = () if axes is None else tuple(leaf for axis in axes for leaf in leaves(axis))
+    axis_leaves = () if axes is None else tuple(leaf for axis in axes for leaf in leaves(axis))
     if axes is None or abs(number - prod(map(size_of, axes))) > 1e-6 * abs(number):
         return np.broadcast_to(powers, np.broadcast_shapes(powers.shape, scaling.of(node.inputs[literal]).shape))
-    if all(leaf.reason is not None for leaf in found) or len({leaf for leaf in found if leaf.reason is None}) != len(
-        [leaf for leaf in found if leaf.reason is None]
-    ):
+    free = [leaf for leaf in axis_leaves if leaf.reason is None]
+    if not free or len(set(free)) != len(free):
         return powers
     if any(len(pieces(axis)) > 1 for axis in axes):
         return powers  # a mean over two spaces survives equal numbers of clones only
     scaling.growing[node, literal] = axes
-    return apply(lambda each: scaling.ledger.counted(each, found, node, -1), powers)
+    return apply(lambda each: scaling.ledger.counted(each, axis_leaves, node, -1), powers)
 
 
 def _integer_pow(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:

@@ -67,12 +67,12 @@ def find_sites(typing: Typing, spaces: Mapping[Atom, str], batch: Axis) -> list[
         spaces: of the free leaves.
         batch: the first axis of the inputs.
     """
-    found = list(_in_block(typing, typing.program.block, spaces, expand(batch), 0))
-    seen = {spaces[site.leaf] for site in found}
-    found += [site for site in _reads(typing, spaces, expand(batch)) if spaces[site.leaf] not in seen]
+    recorded = list(_in_block(typing, typing.program.block, spaces, expand(batch), 0))
+    seen = {spaces[site.leaf] for site in recorded}
+    recorded += [site for site in _reads(typing, spaces, expand(batch)) if spaces[site.leaf] not in seen]
     made = (value for node in walk(typing.program.block) if not node.is_call for value in node.outputs)
     order = {value: index for index, value in enumerate(made)}
-    return sorted(found, key=lambda site: order.get(site.post, -1))
+    return sorted(recorded, key=lambda site: order.get(site.post, -1))
 
 
 def _reads(typing: Typing, spaces: Mapping[Atom, str], batch: Sequence[Atom]) -> Iterator[FoundSite]:
@@ -119,27 +119,27 @@ def _in_block(
     for node in nodes:
         for value in node.inputs:
             readers.setdefault(value, []).append(node)
-    found: list[tuple[int, FoundSite]] = []
+    placed: list[tuple[int, FoundSite]] = []
     for root, members in stretches.members.items():
         chosen = _post(typing, root, members, readers, set(block.outputs))
         if chosen is not None:
             post, inside = chosen
             sites = _sites(typing, root, post, frozenset(inside), spaces, batch, depth)
-            found += [(position[post], site) for site in sites]
+            placed += [(position[post], site) for site in sites]
     for node in _residual_sums(typing, nodes):
         (value,) = node.outputs
-        if any(site.pre == value for _, site in found):
+        if any(site.pre == value for _, site in placed):
             continue
-        found += [(position[value], site) for site in _sites(typing, value, value, frozenset(), spaces, batch, depth)]
+        placed += [(position[value], site) for site in _sites(typing, value, value, frozenset(), spaces, batch, depth)]
     for index, node in enumerate(nodes):
         if node.name == "scan":
-            found += [(index, site) for site in _in_block(typing, node.blocks[0], spaces, batch, depth + 1)]
-    found.sort(key=lambda each: each[0])
-    yield from (site for _, site in found)
+            placed += [(index, site) for site in _in_block(typing, node.blocks[0], spaces, batch, depth + 1)]
+    placed.sort(key=lambda each: each[0])
+    yield from (site for _, site in placed)
 
 
 def _stretches(typing: Typing, nodes: Sequence[Node]) -> _Stretches:
-    program, found, known = typing.program, _Stretches(), set(typing.program.constants)
+    program, stretches, known = typing.program, _Stretches(), set(typing.program.constants)
     for node in nodes:
         if all(value in known for value in node.inputs) and not node.blocks:
             known.update(node.outputs)
@@ -147,14 +147,14 @@ def _stretches(typing: Typing, nodes: Sequence[Node]) -> _Stretches:
         if node.name not in ELEMENTWISE or len(node.outputs) != 1:
             continue
         (out,) = node.outputs
-        roots = {found.root.get(value, value) for value in node.inputs if value not in known}
+        roots = {stretches.root.get(value, value) for value in node.inputs if value not in known}
         if len(roots) != 1 or out not in typing.data:
             continue
         (root,) = roots
         if program.shape(root) == program.shape(out) and jnp.issubdtype(program.avals[root].dtype, jnp.floating):
-            found.root[out] = root
-            found.members.setdefault(root, []).append((out, node))
-    return found
+            stretches.root[out] = root
+            stretches.members.setdefault(root, []).append((out, node))
+    return stretches
 
 
 def _post(

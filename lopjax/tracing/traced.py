@@ -103,12 +103,12 @@ def trace_model(
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
     network = Network(apply, shapes, dict(names or {}), tuple(fixed))
     plan = network.plan(inputs)
-    found = [space.name for space in plan.diagram.spaces]
+    space_names = [space.name for space in plan.diagram.spaces]
     for kind, given in (("names", [v for v in (names or {}).values()]), ("fixed", fixed)):
-        if strays := [name for name in given if name not in found]:
-            raise ValueError(f"{kind}: no unit space {strays[0]!r}; the spaces are {found}")
-    if len(set(found)) < len(found):
-        raise ValueError(f"names={dict(names or {})}: two spaces would have one name; the spaces are {found}")
+        if strays := [name for name in given if name not in space_names]:
+            raise ValueError(f"{kind}: no unit space {strays[0]!r}; the spaces are {space_names}")
+    if len(set(space_names)) < len(space_names):
+        raise ValueError(f"names={dict(names or {})}: two spaces would have one name; the spaces are {space_names}")
     if (make is None) != (sizes is None):
         raise ValueError("make and sizes go together: make(**sizes) must be the network that is traced")
     constructor = None if make is None else read_constructor(make, sizes or {}, plan.diagram)
@@ -161,8 +161,8 @@ class _Models:
         assert own.diagram is not None
         apply, shapes = self.constructor.at(units, own.diagram)
         wide = Network(apply, shapes, own.names, own.fixed)
-        found = wide.plan(self.inputs).diagram
-        if found.labels != own.diagram.labels:
+        widened = wide.plan(self.inputs).diagram
+        if widened.labels != own.diagram.labels:
             raise ValueError(f"make with {units}: the network that it makes has another wiring; widen without make")
         model = _Models(wide, self.inputs, self.init).make({})
         return model._replace(resize=lambda changed: self.make({**units, **changed}))

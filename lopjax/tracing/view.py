@@ -45,19 +45,19 @@ def runs(axis: Axis) -> list[Run | list[list[Any]]]:
 
     An axis of length 1 is an empty run, so that arrays keep their numbers of axes.
     """
-    found: list[Any] = []
+    groups: list[Any] = []
     for atom in expand(axis):
         if is_pinned((atom,)):
             own = tuple(leaves((atom,)))
-            if found and isinstance(found[-1], tuple) and found[-1][0].reason is not None:
-                found[-1] += own
+            if groups and isinstance(groups[-1], tuple) and groups[-1][0].reason is not None:
+                groups[-1] += own
             else:
-                found.append(own)
+                groups.append(own)
         elif atom.parts is None:
-            found.append((atom,))
+            groups.append((atom,))
         else:
-            found.append([runs(part) for _, part in atom.parts])
-    return found or [()]
+            groups.append([runs(part) for _, part in atom.parts])
+    return groups or [()]
 
 
 def runs_of_pieces(axes: Sequence[Axis]) -> Iterator[tuple[Run, ...]]:
