@@ -44,6 +44,7 @@ def check_config(config: Config) -> None:
     _check_steps(config)
     _check("probe_samples", config.probe_samples, config.probe_samples >= 2, "at least 2")
     _check("target_units", config.target_units, config.target_units >= 1, "at least 1")
+    _check("beta", config.beta, 0 < config.beta <= 1, "in (0, 1]: the share of its pattern at which a unit fires")
     check_grid(config.grid, NUMBERS)
     for name, value in _numbers(config):
         _check(name, value, RANGES[name].allows(value), RANGES[name].text)
@@ -62,6 +63,8 @@ def _check_lists(config: Config) -> None:
     _check("seeds", config.seeds, all(0 <= seed < 2**31 for seed in config.seeds), "in 0..2147483647")
     is_count = all(isinstance(width, int) and width >= 1 for width in config.widths)
     _check("widths", config.widths, is_count, "integers of at least 1")
+    has_pairs = "split_clones" not in config.methods or min(config.widths) >= 2
+    _check("widths", config.widths, has_pairs, "at least 2 with split_clones: a single unit has no clone")
     is_positive = all(LEAST_FLOAT <= size < math.inf for size in config.step_sizes)
     _check("step_sizes", config.step_sizes, is_positive, f"finite and at least {LEAST_FLOAT:.2g}, the least of float32")
 

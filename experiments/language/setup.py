@@ -13,7 +13,7 @@ from experiments.continual.setup import Setup as Run
 from experiments.continual.setup import check, check_tasks, setup_of
 from experiments.kit.experiment import NO_RESOURCES, Resources
 from experiments.language.config import Config
-from lopjax.data.text import Encoded, encode_bytes, encode_words, joint_digest, python_text, text_windows
+from lopjax.data.text import SOURCES, Encoded, encode_bytes, encode_words, joint_digest, python_text, text_windows
 from lopjax.losses import accuracy, mean_cross_entropy
 from lopjax.runs.schedule import Part
 from lopjax.training import TaskSequence, check_lanes, permuted_words, texts
@@ -43,7 +43,9 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
     check_tasks(config)
     check_lanes(len(config.seeds), resources.mesh)
     check("sources", config.sources, len(set(config.sources)) == len(config.sources) > 0, "distinct, at least one")
-    check("num_words", config.num_words, config.num_words >= 0, "0 for bytes, or a number of words")
+    check("sources", config.sources, set(config.sources) <= set(SOURCES), f"among {list(SOURCES)}")
+    is_size = config.num_words == 0 or config.num_words >= 2
+    check("num_words", config.num_words, is_size, "0 for bytes, or a number of words, at least 2")
     for name in ("length", "num_windows", "test_windows"):
         check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
     is_split = not (config.zero_head and config.net.tied)

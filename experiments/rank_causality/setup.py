@@ -103,8 +103,10 @@ def _check_config(config: Config) -> None:
     for name in ("tasks", "activations", "widths", "arms", "seeds"):
         values = getattr(config, name)
         _check(name, values, len(set(values)) == len(values) > 0, "distinct, at least one")
-    for name in ("num_tasks", "steps", "batch_size", "records", "probe_samples", "num_images"):
+    for name in ("num_tasks", "steps", "batch_size", "records", "probe_samples"):
         _check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
+    least = config.probe_samples
+    _check("num_images", config.num_images, config.num_images >= least, f"at least probe_samples={least}")
     _check("widths", config.widths, min(config.widths) >= 1, "at least 1 each")
     _check("seeds", config.seeds, all(0 <= seed < 2**31 for seed in config.seeds), "in 0..2147483647")
     is_divisor = config.steps % config.records == 0

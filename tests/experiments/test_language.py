@@ -74,10 +74,10 @@ def test_tasks_are_other_stretches_of_other_sources():
     ("field", "value", "message"),
     [
         ("digest", "abc", "digest=abc: must be that of the text of this Python"),
-        ("sources", ("nowhere",), "source='nowhere': must be one of"),
+        ("sources", ("nowhere",), "must be among"),
         ("sources", (), "sources=.*must be distinct, at least one"),
         ("num_windows", 10**6, "the text must have at least"),
-        ("num_words", 1, "num_words=1: must be an integer, at least 2"),
+        ("num_words", 1, "num_words=1: must be 0 for bytes, or a number of words, at least 2"),
     ],
 )
 def test_what_is_refused(unchecked, field, value, message):
