@@ -67,8 +67,13 @@ def observe(
         dropout_rate: overrides the model's own; may be traced. 0 for none.
         signals: whether backward signals are wanted.
         task: passed on.
+
+    Raises:
+        ValueError: a batch without samples, of which no mean can be taken.
     """
     inputs, labels = batch
+    if any(jnp.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(inputs)):
+        raise ValueError("the batch has no samples: give at least one")
 
     def forward(params: Params, perturbations: Taps | None) -> tuple[jax.Array, tuple[jax.Array, Variables, Taps]]:
         logits, updated, taps = model.apply(
