@@ -10,7 +10,8 @@ import numpy as np
 from experiments.formation.clusters import Units, merged, outgoing_kick, units_of
 from experiments.formation.config import ARMS, STREAMS, Config
 from experiments.formation.setup import Setup, network
-from experiments.formation.training import HIDDEN, OUTGOING, Formed, form, keys_of, learn_next, loss_of
+from experiments.formation.training import HIDDEN, OUTGOING, Formed, form, keys_of, learn_next
+from experiments.kit.coarse_digits import loss_of
 from lopjax.activations import activation
 from lopjax.losses import mean_cross_entropy
 from lopjax.model import Params, Variables

@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.formation.config import Config
+from experiments.kit.coarse_digits import NUM_CLASSES, NUM_FEATURES, coarse
 from experiments.kit.experiment import NO_RESOURCES, Resources
 from lopjax import data
 from lopjax.model import Model
 from lopjax.models import mlp
-
-NUM_CLASSES = 10
 
 
 class Setup(NamedTuple):
@@ -44,14 +43,7 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
 
 def network(activation: str, width: int) -> Model:
     """One hidden layer, no norm."""
-    return mlp((16,), (width,), NUM_CLASSES, activation=activation, norm="none")
-
-
-def coarse(images: np.ndarray) -> np.ndarray:
-    """8 x 8 images as 16 features: means over 2 x 2 pixels, each with mean 0 and variance 1 over the images."""
-    means = np.asarray(images, np.float32).reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(-1, 16)
-    deviations = means.std(0)
-    return (means - means.mean(0)) / np.where(deviations > 0, deviations, 1)
+    return mlp((NUM_FEATURES,), (width,), NUM_CLASSES, activation=activation, norm="none")
 
 
 def _check_config(config: Config) -> None:

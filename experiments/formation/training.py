@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from experiments.formation.config import Config
-from experiments.formation.setup import NUM_CLASSES
-from lopjax.losses import mean_cross_entropy
+from experiments.kit.coarse_digits import Batch, descend, heavy_ball, hidden, loss_of, renamed
 from lopjax.metrics import effective_rank
-from lopjax.model import Model, Params, samples_by_units
+from lopjax.model import Model, Params
 
 HIDDEN, OUTGOING = "hidden_0", "classes"
-Batch = tuple[jax.Array, jax.Array]
 
 
 class Formed(NamedTuple):
@@ -50,38 +48,9 @@ class Learned(NamedTuple):
     activations: jax.Array
 
 
-def optimizer(config: Config, decay: jax.Array | float) -> optax.GradientTransformation:
-    """Gradient descent with momentum on the loss plus `decay / 2` times the squared norm of all parameters."""
-    return optax.chain(optax.add_decayed_weights(decay), optax.sgd(config.learning_rate, config.momentum))
-
-
-def loss_of(model: Model, params: Params, batch: Batch) -> jax.Array:
-    """Mean cross-entropy."""
-    return mean_cross_entropy(model.apply({"params": params}, batch[0]).logits, batch[1])
-
-
-def hidden(model: Model, params: Params, inputs: jax.Array) -> jax.Array:
-    """Activations of the hidden units, `(samples, units)`."""
-    return samples_by_units(model.apply({"params": params}, inputs).taps[HIDDEN].post)
-
-
-def descend(model: Model, config: Config, decay: jax.Array | float, params: Params, batch: Batch, steps: int):
-    """`(params, losses before every update)` of full-batch training from rest."""
-    rule = optimizer(config, decay)
-
-    def step(state: tuple, _: None) -> tuple[tuple, jax.Array]:
-        params, memory = state
-        loss, gradient = jax.value_and_grad(lambda each: loss_of(model, each, batch))(params)
-        change, memory = rule.update(gradient, memory, params)
-        return (optax.apply_updates(params, change), memory), loss
-
-    (params, _), losses = jax.lax.scan(step, (params, rule.init(params)), length=steps)
-    return params, losses
-
-
-def renamed(key: jax.Array, labels: jax.Array) -> jax.Array:
-    """Labels after a random permutation of the classes."""
-    return jax.random.permutation(key, NUM_CLASSES)[labels]
+def rule_of(config: Config, decay: jax.Array | float) -> optax.GradientTransformation:
+    """The config's heavy ball."""
+    return heavy_ball(config.learning_rate, config.momentum, decay)
 
 
 def form(
@@ -104,22 +73,22 @@ def form(
         return jnp.where(is_permuted, renamed(jax.random.fold_in(own, number), labels), labels)
 
     def period(params: Params, number: jax.Array) -> tuple[Params, None]:
-        return descend(model, config, decay, params, (inputs, labels_of(number)), config.period)[0], None
+        return descend(rule_of(config, decay), model, params, (inputs, labels_of(number)), config.period)[0], None
 
     num = config.steps // config.period
     params, _ = jax.lax.scan(period, model.init(start)["params"], jnp.arange(num))
     last = inputs, labels_of(jnp.asarray(num - 1))
     loss, gradient = jax.value_and_grad(lambda each: loss_of(model, each, last))(params)
     slope = optax.tree.norm(jax.tree.map(lambda g, p: g + decay * p, gradient, params))
-    activations = hidden(model, params, inputs)
+    activations = hidden(model, params, inputs)[HIDDEN]
     return Formed(params, activations, loss, slope, effective_rank(activations))
 
 
 def learn_next(model: Model, config: Config, params: Params, key: jax.Array, batch: Batch) -> Learned:
     """Train on the next task, without decay: classes permuted once more, by one key for all that are compared."""
     renamed_batch = batch[0], renamed(key, batch[1])
-    params, losses = descend(model, config, 0.0, params, renamed_batch, config.next_steps)
-    activations = hidden(model, params, batch[0])
+    params, losses = descend(rule_of(config, 0.0), model, params, renamed_batch, config.next_steps)
+    activations = hidden(model, params, batch[0])[HIDDEN]
     end = loss_of(model, params, renamed_batch)
     return Learned(jnp.mean(losses), end, effective_rank(activations), activations)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from experiments.formation.figures import figures
 from experiments.formation.parts import formed_networks, judge, parts
 from experiments.formation.report import predictions, summarise, table
 from experiments.formation.setup import build, network
-from experiments.formation.training import HIDDEN, OUTGOING, hidden
+from experiments.formation.training import HIDDEN, OUTGOING
+from experiments.kit.coarse_digits import hidden
 from lopjax.activations import activation
 from lopjax.runs import RunData
 
@@ -66,7 +68,9 @@ def test_a_free_kick_and_a_merger_change_no_output(name):
 
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, params)
-        found = units_of(np.asarray(hidden(network(name, count), params, jnp.asarray(inputs))), activation(name), 1e-6)
+        found = units_of(
+            np.asarray(hidden(network(name, count), params, jnp.asarray(inputs))[HIDDEN]), activation(name), 1e-6
+        )
         assert found.cluster.tolist() == units.cluster.tolist()
         before = outputs(params, count)
         noise = rng.normal(size=(count, 10))
@@ -76,9 +80,11 @@ def test_a_free_kick_and_a_merger_change_no_output(name):
         assert np.abs(kick[0]).max() > 0.1
         np.testing.assert_allclose(kick[[3, 4]], 0, atol=1e-12)
         np.testing.assert_array_equal(kick[5], noise[5])
-        small = merged(*(np.asarray(each) for each in (params[HIDDEN]["kernel"], params[HIDDEN]["bias"],
-                                                       params[OUTGOING]["kernel"])), found)  # fmt: skip
-        few = {HIDDEN: {"kernel": small[0], "bias": small[1]}, OUTGOING: {**params[OUTGOING], "kernel": small[2]}}
+        kernel, bias, outgoing = merged(
+            np.asarray(params[HIDDEN]["kernel"]), np.asarray(params[HIDDEN]["bias"]),
+            np.asarray(params[OUTGOING]["kernel"]), found,
+        )  # fmt: skip
+        few = {HIDDEN: {"kernel": kernel, "bias": bias}, OUTGOING: {**params[OUTGOING], "kernel": outgoing}}
         np.testing.assert_allclose(outputs(jax.tree.map(jnp.asarray, few), 3), before, atol=1e-12)
         # The control: noise that is not projected is seen.
         loud = {**params, OUTGOING: {**params[OUTGOING], "kernel": params[OUTGOING]["kernel"] + noise}}
@@ -144,6 +150,6 @@ def test_decay_makes_clones_of_which_the_blocks_say_that_they_attract():
     formed, _ = formed_networks(setup, "tanh", STREAMS[0], (0,))
     params, activations = jax.tree.map(lambda leaf: leaf[-1], jax.device_get((formed.params, formed.activations)))
     units = units_of(activations, activation("tanh"), config.tolerance)
-    judged = {decay: judge(setup, "tanh", params, units, decay) for decay in (0.3, 0.02)}
+    judged: Any = {decay: judge(setup, "tanh", params, units, decay) for decay in (0.3, 0.02)}
     assert judged[0.3]["verdict"] == "ATTRACTS"
     assert judged[0.02]["verdict"] == "REPELS"
