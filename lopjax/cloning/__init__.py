@@ -1,4 +1,4 @@
-"""Cloning a network, taking clones together again, and finding the clones of any network.
+"""Cloning a network, merging the clones again, and finding the clones in any network.
 
 Cloning is the two generic rules of the wiring: repeat every cloned axis, and divide by the number of clones along input
 axes. Nothing here knows what a convolution, a residual stream or an attention head is.

@@ -23,9 +23,9 @@ Factor = Copies | Mapping[str, Copies]
 def clone_factors(wiring: Wiring, factor: Factor) -> dict[str, int | tuple[int, ...]]:
     """`{space: number of clones}` for every cloned space: one number, or one for every unit where they differ.
 
-    A factor that is no integer multiplies the width: at 1.5, each unit of the first half is cloned twice and the
-    others are kept, as in Net2Net (arXiv 1511.05641, section 2.3, which draws the units at random:
-    `factor_for_widths` does that too).
+    A factor that is not an integer multiplies the width: at 1.5, each unit of the first half is cloned twice and the
+    others are kept, as in Net2Net (arXiv 1511.05641, section 2.3, which draws the units at random: `factor_for_widths`
+    does that too).
 
     Args:
         wiring: wiring of the network.
@@ -46,14 +46,14 @@ def factor_for_widths(wiring: Wiring, widths: Mapping[str, int], seed: int | Non
     Args:
         wiring: wiring of the base network.
         widths: `{space: number of units after cloning}`, each at least the space's present width.
-        seed: `None` clones as evenly as possible, the first units once more; an integer draws, for each new unit, the
-            one that it repeats, uniformly and with replacement (arXiv 1511.05641, equation 2).
+        seed: `None` clones as evenly as possible, the first units one more time than the others; an integer is a seed:
+            each new unit copies one that is drawn uniformly, with replacement (arXiv 1511.05641, equation 2).
 
     Returns:
         `{space: number of clones of every unit}`, a `Factor`.
 
     Raises:
-        ValueError: an unknown space, or a width that is no integer or too small.
+        ValueError: an unknown space, or a width that is not an integer or is too small.
 
     Example:
         >>> from lopjax.models import mlp
@@ -110,7 +110,7 @@ def _counts(copies: Copies, wiring: Wiring, space: str, where: str) -> tuple[int
 
 
 def _counts_of_wide(copies: Copies, wiring: Wiring, space: str, where: str) -> tuple[int, ...]:
-    """The same from the wiring of the cloned network."""
+    """The same as `_counts`, from the wiring of the cloned network."""
     size = wiring.size(space)
     if _is_list(copies):
         counts = _listed(copies, where)
@@ -137,7 +137,7 @@ def _listed(copies: Any, where: str) -> tuple[int, ...]:
 
 
 def _number(copies: Any, where: str) -> Fraction:
-    """A clone factor as an exact number; 4/3 in floating point is meant as 4/3."""
+    """A clone factor as an exact fraction: the float nearest to 4/3 stands for 4/3."""
     refusal = f"factor={copies!r}{where}: must be a positive integer, a number of at least 1, or one integer per unit"
     if isinstance(copies, bool | np.bool_ | str | bytes):
         raise ValueError(refusal)
@@ -151,7 +151,7 @@ def _number(copies: Any, where: str) -> Fraction:
 
 
 def _even_counts(size: int, width: int) -> tuple[int, ...]:
-    """`width` clones of `size` units: as even as possible, the first ones have one more."""
+    """`width` clones of `size` units: as even as possible, the first units with one more than the others."""
     return tuple(width // size + (unit < width % size) for unit in range(size))
 
 
@@ -217,10 +217,10 @@ def uniform_partition(wide_wiring: Wiring, factor: Factor) -> Partition:
 
     Args:
         wide_wiring: wiring of the cloned (wide) network.
-        factor: what was given to `clone_variables`.
+        factor: the `factor` passed to `clone_variables`.
 
     Raises:
-        ValueError: see `clone_factors`; or a space whose size the factor does not make.
+        ValueError: see `clone_factors`; or a space whose size does not result from the factor.
     """
     counts = _in_every_space(wide_wiring, factor, _counts_of_wide)
     return {space: tuple(np.repeat(np.arange(len(n)), n).tolist()) for space, n in counts.items()}
@@ -231,20 +231,20 @@ def collapse(variables: Variables, wide_wiring: Wiring, partition: Partition, dt
 
     Sums over the clones that an array reads, means over those that it writes. Where clones hold (on V: RE and CE in
     every array, arXiv 2510.00304, appendix A.2) the base network computes the same function; elsewhere it is the
-    network at the nearest point of V. Whether they hold is for `certify_cloned` to say. Clusters may differ in size;
-    base units come in the order of each cluster's first unit.
+    network at the nearest point of V. `certify_cloned` decides whether they hold. Clusters may differ in size; base
+    units come in the order of each cluster's first unit.
 
     Args:
-        variables: of the cloned network (or its parameters alone).
+        variables: variables of the cloned network (or its parameters alone).
         wide_wiring: its wiring.
         partition: cluster id of every unit, per space with clones.
-        dtype: of the result; by default each array's own. Sums are taken in float64.
+        dtype: dtype of the result; by default each array's own. Sums are taken in float64.
 
     Returns:
         NumPy arrays in a tree like `variables`, one slice for each cluster.
 
     Raises:
-        ValueError: a partition that does not fit the wiring (see `check_partition`), or variables that do not.
+        ValueError: a partition that does not fit the wiring (see `check_partition`), or variables that do not fit it.
 
     Example:
         >>> import jax
@@ -258,9 +258,9 @@ def collapse(variables: Variables, wide_wiring: Wiring, partition: Partition, dt
     """
     clusters = check_partition(wide_wiring, partition, wide_wiring.cloneable)
 
-    # An array is repeated along an axis that writes and divided along one that reads. Undone: the mean over a cluster
-    # is the slice that was repeated, and its sum (mean times number of clones) the one that was divided. Where
-    # clones differ on V, these averages are all that activations and backward signals depend on.
+    # Cloning repeats an array along the axes that write a space and divides it along those that read one. To undo this,
+    # the mean over a cluster recovers the slice that was repeated, and the sum (mean times number of clones) the one
+    # that was divided. On V clones may differ, but activations and backward signals depend on these averages alone.
     def collapse_array(label: Label, array: Any) -> np.ndarray:
         values = np.asarray(array, np.float64)
         for axis, space, is_read in label.unit_axes(clusters):

@@ -25,7 +25,7 @@ class Clusters:
         ids: cluster of every unit, numbered from 0 by first appearance.
         leaders: first unit of every cluster.
         members: `{size: (clusters of that size, size) units}`.
-        run: the common size if all clusters have it, it is small and their units are adjacent; else 0.
+        run: the common size, if all clusters have the same small size and each consists of adjacent units; else 0.
     """
 
     ids: np.ndarray
@@ -55,13 +55,13 @@ def make_clusters(ids: tuple[int, ...]) -> Clusters:
 def check_partition(
     wiring: Wiring, partition: Partition, allowed: Collection[str] | None = None
 ) -> dict[str, Clusters]:
-    """Clusters of every space that has one of two or more units.
+    """Clusters of every space that has a cluster of two or more units.
 
     Args:
         wiring: wiring of the network.
         partition: cluster id of every unit, per space; a space that is absent has singletons.
-        allowed: spaces that may have clusters; by default the permutable ones. Equal units of any of these stay equal.
-            What needs the function of clones, and not only their symmetry, asks for `wiring.cloneable`.
+        allowed: spaces that may have clusters; by default the permutable ones, in which equal units stay equal. Callers
+            that rely on the function being unchanged by cloning, and not only on the symmetry, pass `wiring.cloneable`.
 
     Raises:
         ValueError: an unknown space, not one integer per unit, or a cluster in a space where none is allowed.
@@ -95,10 +95,10 @@ def check_partition(
 def mean_over_clusters(array: np.ndarray, axis: int, clusters: Clusters) -> np.ndarray:
     """Replace every slice along an axis by the mean over its cluster, in NumPy.
 
-    The mean is taken of differences to the cluster's first unit: what is constant comes back bit for bit.
+    The mean is taken of the differences from the cluster's first unit, so constant slices are returned bit for bit.
 
     Args:
-        array: any floating point array.
+        array: a floating point array.
         axis: the axis that indexes the units.
         clusters: clusters of those units.
     """

@@ -1,7 +1,7 @@
 """How far an array is from equal totals (RE, CE) and equal entries (BC), block by block.
 
-Clusters of units cut an array into blocks. Each block's violation is measured in units of the block's own size, so
-that neither a loud cluster nor a loud source hides another, and scaling a unit changes no verdict.
+Clusters of units cut an array into blocks. Each block's violation is measured relative to the block's own size, so that
+clusters or sources with large entries do not hide others, and rescaling a unit changes no verdict.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,9 @@ class Violations(NamedTuple):
     """Of one array, per block: an axis of a clustered space is indexed by cluster, every other one as in the array.
 
     Attributes:
-        re: largest difference between a unit's mean over a source cluster and that of the first unit of its cluster.
-        ce: the same of what a unit gives, its means over target clusters.
+        re: largest difference between a unit's mean over a source cluster and the same mean of the first unit of its
+            cluster.
+        ce: the same for outgoing entries: a unit's means over target clusters.
         bc: largest difference between an entry and the first one of its block.
     """
 
@@ -30,14 +31,14 @@ class Violations(NamedTuple):
 
 
 def violations(array: np.ndarray, label: Label, ids: Ids, modulo_constants: bool = False) -> Violations:
-    """Violations of RE, CE and BC, each over `block_sizes`; exactly 0 for entries that are equal.
+    """Violations of RE, CE and BC, each over `block_sizes`; exactly 0 where entries are equal.
 
     Args:
         array: float64; 16-bit and float32 values are exact there.
         label: its axes.
         ids: clusters.
-        modulo_constants: for CE and BC, leave out what is constant along the output axes: what a loss does not see
-            that depends on differences between outputs alone.
+        modulo_constants: for CE and BC, ignore what is constant along the output axes, which a loss that depends only
+            on differences between outputs does not see.
     """
     reads, writes = label.input_axes, label.output_axes
     sources, targets = (_clustered(label, axes, ids) for axes in (reads, writes))
@@ -57,7 +58,7 @@ def violations(array: np.ndarray, label: Label, ids: Ids, modulo_constants: bool
 
 
 def block_sizes(array: np.ndarray, label: Label, ids: Ids) -> np.ndarray:
-    """What counts as the size of each block: its largest entry, or what its row and column let one expect.
+    """What counts as the size of each block: its largest entry, or the size that its row and column suggest.
 
     With R, C and F the largest entries of the block's row (one source, kernel offset or position), of its column (one
     target) and of the array, the expected size is `R C / F`: for `W = diag(r) G diag(c)`, G of entries near 1, it is
@@ -81,14 +82,14 @@ def block_sizes(array: np.ndarray, label: Label, ids: Ids) -> np.ndarray:
 def totals(array: np.ndarray, label: Label, axis: int, ids: Ids) -> tuple[np.ndarray, np.ndarray]:
     """What each unit of one axis gets from (or gives to) every cluster, and the sizes to measure it by.
 
-    Only axes of the other kind are averaged; a second axis of the unit's own kind is kept entry by entry, as equal
-    means over it would not make equal blocks.
+    For an output axis only input axes are averaged, and the reverse; a second axis of the same role is kept entry by
+    entry, because equal means over it would not make the blocks equal.
 
     Args:
         array: float64.
         label: its axes.
         axis: the units' axis.
-        ids: clusters; those of the units' own space say with whom a unit is compared.
+        ids: clusters; those of the units' own space determine which units are compared.
 
     Returns:
         Two arrays `(units, features)`.

@@ -1,4 +1,4 @@
-"""Finding the clones of any network: from what its units do on data and, independently, from its variables."""
+"""Finding the clones in any network from its activations on data and, independently, from its variables."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -24,16 +24,16 @@ from lopjax.wiring import Out, Wiring
 
 
 class ClonesFound(NamedTuple):
-    """Clusters of one unit space, found in three ways; each a tuple of cluster ids, one per unit.
+    """Clusters of one unit space, found in three ways, each given as a tuple of cluster ids, one per unit.
 
     Attributes:
         activations: units with the same activations on the batch.
         parameters: units that stay clones under training whatever the data: the coarsest clusters for which RE and CE
-            (arXiv 2510.00304, appendix A.2) hold in every array at once. Sufficient, not necessary: units may be
-            trapped by what the loss cannot see, which `certify_cloned` judges.
-        proportional: clones of the function, which parameters may miss: units whose activations agree up to a factor
-            (ReLU units up to scale, odd units up to sign), and attention heads whose outputs agree up to a linear map
-            of their coordinates. Units that are zero on the whole batch form one cluster here.
+            (arXiv 2510.00304, appendix A.2) hold in every array at once. Sufficient, not necessary: units may also be
+            trapped because of differences that the loss does not see, which `certify_cloned` takes into account.
+        proportional: units that are redundant in the function, though perhaps not in the parameters: their activations
+            agree up to a factor (ReLU units up to scale, odd units up to sign), or, for attention heads, their outputs
+            agree up to a linear map of their coordinates. Units that are zero on the whole batch form one cluster here.
         silent: number of units whose activation is zero on the whole batch: equal for a trivial reason.
         agree: whether activations and parameters give the same clusters.
     """
@@ -52,22 +52,22 @@ def find_clones(
     batch: jax.Array | np.ndarray | tuple[jax.Array | np.ndarray, Any],
     tolerance: float | None = None,
 ) -> dict[str, ClonesFound]:
-    """Find the clones of a network from what its units do and, independently, from its variables.
+    """Find the clones in a network from its activations and, independently, from its variables.
 
     Args:
         model: any model.
         variables: its variables, evaluated in eval mode; 16-bit ones in float32.
         batch: inputs `(batch, *input_shape)`, or `(inputs, labels)`, whose labels are not used; more samples than
             clusters make accidents unlikely.
-        tolerance: relative distance under which two units are the same. Default: between what `certify_cloned` counts
-            as zero and as not zero (sqrt(10) of its tolerances), so that it never says the contrary. Relative to the
-            smaller unit of the two (its activations, or its pre-activations if those are larger), and for parameters
-            as in `refine_partition`.
+        tolerance: relative distance below which two units count as equal. By default it lies between what
+            `certify_cloned` counts as zero and as nonzero (sqrt(10) times its tolerances), so that the two never
+            contradict each other. Relative to the smaller unit of the two (its activations, or its pre-activations if
+            those are larger), and for parameters as in `refine_partition`.
 
     Returns:
         A `ClonesFound` for every cloneable space that is observed at some site. Where `agree` is false, units act alike
-        on this batch without equal totals (or the tolerance is too tight); whether they are trapped is for
-        `certify_cloned` to say.
+        on this batch without equal totals (or the tolerance is too tight); `certify_cloned` decides whether they are
+        trapped.
 
     Raises:
         ValueError: inputs that the network does not take; parameters or activations that are not finite; a network
@@ -114,7 +114,7 @@ def _rows(signal: jax.Array) -> np.ndarray:
 
 
 def _by_activation(taps: list[Tap], limit: float) -> tuple[int, ...]:
-    """Units that agree at every site, relative to the two units compared."""
+    """Units that agree at every site, relative to the size of the two units compared."""
     clusters = None
     for tap in taps:
         rows = _rows(tap.post)
@@ -125,7 +125,7 @@ def _by_activation(taps: list[Tap], limit: float) -> tuple[int, ...]:
 
 
 def _up_to_a_map(taps: list[Tap], width: int, limit: float) -> tuple[int, ...]:
-    """Units whose activations are multiples, or for units of several coordinates linear images, of each other."""
+    """Units whose activations are multiples of each other or, with several coordinates, linear images of each other."""
     if width > 1:
         clusters = None
         for tap in taps:
@@ -142,10 +142,10 @@ def _up_to_a_map(taps: list[Tap], width: int, limit: float) -> tuple[int, ...]:
 
 
 def unit_coordinates(tree: Any, wiring: Wiring, space: str) -> int:
-    """How many coordinates a unit has: 1, or the length of the axis of coordinates behind it in all that writes it.
+    """How many coordinates a unit has: 1, or the length of the axis after it in the arrays that write it.
 
-    A head of width d is written by arrays with axes `(..., heads, d)`; nothing is written behind a channel or a unit.
-    Where queries and values differ in width, it is that of the values, which are what a head gives.
+    A head of width d is written by arrays with axes `(..., heads, d)`; no axis follows a channel or a unit. Where
+    queries and values differ in width, the width of the values counts, because they make up a head's output.
 
     Args:
         tree: parameters or variables.
@@ -157,7 +157,7 @@ def unit_coordinates(tree: Any, wiring: Wiring, space: str) -> int:
         for axis, *_ in label.unit_axes((space,), is_read=False)[:1]:
             behind = label.axes[axis + 1 :]
             if len(behind) == 1 and isinstance(behind[0], Out) and behind[0].space not in wiring.cloneable:
-                continue  # queries and keys: nothing sees their coordinates but the products of their own head
+                continue  # queries and keys: only the products within their own head see their coordinates
             widths.add(leaf.shape[-1] if len(behind) == 1 and wiring.is_coordinate(behind[0]) else 1)
     return widths.pop() if len(widths) == 1 else 1
 
@@ -166,7 +166,7 @@ def _cluster_spans(units: np.ndarray, limit: float, within: tuple[int, ...] | No
     """Clusters of units `(units, samples, coordinates)` whose columns span the same space.
 
     Two heads give the same outputs up to a linear map of their coordinates if and only if their columns span the same
-    space, so each is projected onto the other's: what is left over, relative to its size, is their distance.
+    space, so each is projected onto the span of the other: the remainder, relative to its size, is their distance.
     """
     if units.shape[1] <= units.shape[2]:  # Too few samples: everything spans everything.
         return within or tuple(range(len(units)))
@@ -207,9 +207,9 @@ def refine_partition(tree: Any, wiring: Wiring, tolerance: float) -> dict[str, t
     Args:
         tree: parameters, or variables: running statistics then count like biases.
         wiring: their wiring.
-        tolerance: largest difference of two totals that counts as none, in units of the size of their block (see
-            `lopjax.cloning.equality.block_sizes`): totals that cancel are rounding noise and tell nothing apart, and no
-            loud unit hides another.
+        tolerance: largest difference between two totals that counts as zero, relative to the size of their block (see
+            `lopjax.cloning.equality.block_sizes`): totals that cancel are rounding noise and do not separate units, and
+            a unit with large entries does not hide another.
 
     Returns:
         `{space: cluster id of every unit}` for all spaces; those that are not cloneable have singletons.
@@ -218,10 +218,10 @@ def refine_partition(tree: Any, wiring: Wiring, tolerance: float) -> dict[str, t
     arrays = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
     may = wiring.cloneable
     partition = {space: (0,) * size if space in may else tuple(range(size)) for space, size in wiring.sizes}
-    # Each round splits every cluster by what the present clusters tell apart, and never merges, so it ends: at the
-    # latest when all units are alone. A round that changes nothing has reached clusters that no total distinguishes.
-    # Comparisons have a tolerance, so clusters are split by distance to their first unit, not sorted by exact totals
-    # as in partition refinement of graphs; with few units that costs nothing.
+    # Each round splits clusters whose units have different totals over the present clusters, and never merges any, so
+    # it ends, at the latest when all units are alone. Once a round changes nothing, no total distinguishes the units of
+    # a cluster. Comparisons have a tolerance, so clusters are split by the distance to their first unit and not sorted
+    # by exact totals, as in partition refinement of graphs; with few units that is just as fast.
     while True:
         ids = {space: np.asarray(clusters) for space, clusters in partition.items() if space in may}
         refined = {

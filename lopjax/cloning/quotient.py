@@ -26,7 +26,7 @@ from lopjax.wiring import Wiring, multiplicity
 
 
 def multiplicities(params: Params, base_wiring: Wiring, factor: Factor) -> tuple[Params, Params]:
-    """How often every parameter array is repeated by cloning: along its input axes and along its output axes.
+    """How many times cloning repeats every parameter array, along its input axes and along its output axes.
 
     Args:
         params: parameters of the base network; only their structure is read.
@@ -50,19 +50,19 @@ def multiplicities(params: Params, base_wiring: Wiring, factor: Factor) -> tuple
 def quotient_optimizer(
     optimizer: optax.GradientTransformation, base_wiring: Wiring, factor: Factor
 ) -> optax.GradientTransformation:
-    """The optimizer under which the base network runs exactly like its cloned network under `optimizer`.
+    """The optimizer under which the base network trains exactly as its cloned network does under `optimizer`.
 
     Args:
         optimizer: a coordinate-wise optimizer (SGD, momentum, Adam, AdamW, RMSProp, Lion, ...), decoupled weight decay
-            included. Not one that looks at whole arrays; for clipping by global norm chain
+            included. It must not use whole arrays, as layer-wise scaling does; for clipping by global norm, chain
             `clip_by_cloned_norm` *before* this.
         base_wiring: wiring of the base network.
         factor: as in `lopjax.cloning.clone_variables`.
 
     Returns:
         An optax transformation for the base network's parameters, with the state of `optimizer`. Extra arguments are
-        passed on: `value`; `grad` as each clone has it; `value_fn` of a clone's parameters (its values are those of the
-        cloned network, its gradient is that of moving all clones together).
+        passed on: `value`; `grad` as each clone sees it; `value_fn` as a function of a clone's parameters (its values
+        are those of the cloned network, its gradient that of moving all clones together).
 
     Raises:
         ValueError: see `lopjax.cloning.clone_factors`.
@@ -89,7 +89,8 @@ def quotient_optimizer(
         updates: optax.Updates, state: optax.OptState, params: Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         n_in, n_out = multiplicities(updates, base_wiring, factor)
-        # What optax passes by these names belongs to the optimizer's own network, the cloned one; the loss is the same.
+        # The arguments that optax passes under these names refer to the optimizer's own network, the cloned one; the
+        # loss is the same.
         if "grad" in extra:
             extra["grad"] = jax.tree.map(_divided, extra["grad"], n_out)
         if (value_fn := extra.get("value_fn")) is not None:
@@ -105,7 +106,8 @@ def quotient_optimizer(
 def cloned_norm(gradients: Params, base_wiring: Wiring, factor: Factor) -> jax.Array:
     """Euclidean norm of the cloned network's gradient, from the base network's: `sqrt(sum n_in / n_out |g|²)`.
 
-    Of any size that its type holds; in float32 for 16-bit gradients, whose squares would overflow from 256 on.
+    Computed without overflow for every norm that its type can hold, and in float32 for 16-bit gradients, since the
+    squares of float16 numbers overflow from 256 on.
 
     Args:
         gradients: gradient of the base network.
@@ -116,7 +118,7 @@ def cloned_norm(gradients: Params, base_wiring: Wiring, factor: Factor) -> jax.A
     leaves = jax.tree.leaves(gradients)
     dtype = jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in leaves]))
-    # Squares of a power of two less neither overflow nor vanish, and no bit is rounded otherwise.
+    # Dividing by a power of two first keeps the squares from overflowing or vanishing, and rounds no bit differently.
     exponent = jnp.where(jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
 
     def squares(gradient: jax.Array, reads: ArrayLike, writes: ArrayLike) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What rounding alone can leave of a residual, from the dtype and the size of the network.
+"""How large a residual rounding alone can produce, from the dtype and the size of the network.
 
 A certificate and a search for clones share these numbers, so that they cannot contradict one another.
 """
@@ -33,8 +33,8 @@ def signal_tolerance(params: Any, wiring: Wiring, taps: Mapping[str, Any] | None
     Args:
         params: parameters.
         wiring: their wiring.
-        taps: what the sites carry (or its shapes): the dtype that the network computes in, if it is coarser than that
-            of the parameters.
+        taps: what the sites carry (or its shapes): the dtype that the network computes in, if that is coarser than the
+            dtype of the parameters.
     """
     longest = 1
     for label, leaf in zip(wiring.labels_of(params), jax.tree.leaves(params), strict=True):
@@ -61,7 +61,7 @@ def check_precision(taps: Mapping[str, Any]) -> None:
     for site, tap in taps.items():
         if jnp.finfo(tap.post.dtype).bits < 32:
             raise ValueError(
-                f"site {site!r} carries {tap.post.dtype}: rounding is as large as what would have to be told apart; "
+                f"site {site!r} carries {tap.post.dtype}: its rounding hides the differences between units; "
                 "build the model with compute_dtype='float32' (the same parameters fit), or certify without a batch"
             )
 

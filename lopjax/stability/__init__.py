@@ -1,4 +1,4 @@
-"""Stability of the manifolds that trap training: which way the loss curves off them, and how fast one escapes."""
+"""Stability of the manifolds that trap training: how the loss curves normal to them, and how fast training escapes."""
 
 from lopjax.stability.blocks import SpaceBlocks, UnitBlocks, unit_blocks, unit_blocks_of_clones
 from lopjax.stability.classify import classify

@@ -1,4 +1,4 @@
-"""Which way does the loss curve off a manifold? Any manifold, any loss: by dense eigenvalues or by Lanczos."""
+"""Which way does the loss curve normal to a manifold? For any manifold and loss, by dense eigenvalues or Lanczos."""
 
 import jax
 import jax.numpy as jnp
@@ -30,37 +30,39 @@ def classify(
     key: Key[Array, ""] | None = None,
     max_bytes: int = DENSE_LIMIT_BYTES,
 ) -> StabilityReport:
-    """Sign of the curvature `v'Hv` of the loss over the directions v normal to a manifold.
+    """Signs of the curvature `v'Hv` of the loss over the directions v normal to a manifold.
 
-    An eigenvalue of the normal Hessian has a sign from ten times the tolerance `64 eps sqrt(N) S` on, with N parameters
-    and S the largest |eigenvalue| of H on the whole space, at least `|L| / max(1, |theta|²)`. A smaller one is
-    undecided, unless with its error it stays below `zero_level S` (sqrt(eps) S): then it counts as zero at that level.
-    float32 decides few zeros. At points of V
-    the gauge directions of cloned units are zero by algebra: they are left out of the computation and added as
-    `structural` zeros. That needs a loss of the network's outputs alone; it is checked, and a loss with weight decay
-    counts them by their numbers. Parameters of 16 bits are taken as they are and computed with in float32.
+    An eigenvalue of the normal Hessian is given a sign if it exceeds ten times the tolerance `64 eps sqrt(N) S`, with N
+    the number of parameters and S the largest |eigenvalue| of H on the whole space, or `|L| / max(1, |theta|²)` if that
+    is larger. A smaller one is undecided, unless it stays below `zero_level S` (sqrt(eps) S) including its error: then
+    it counts as zero at that level. In float32 few eigenvalues can be called zero. At points of V the gauge directions
+    of cloned units are zero by algebra: they are left out of the computation and added as `structural` zeros. That is
+        valid only for a loss of the network's outputs alone, which is checked; with weight decay in the loss they are
+        computed like any other direction. 16-bit parameters are converted to float32, which does not change their
+        values.
 
     Args:
         loss: `params -> scalar`, a mean over samples; deterministic.
         params: the point, N parameters.
-        manifold: a manifold through that point. Off a critical point there is a verdict only if it is said to be
-            affine (`Manifold.is_affine`; cloned and frozen manifolds are).
-        method: "dense" counts every eigenvalue, at the price of matrices N x N. "lanczos" takes `2 num_steps`
-            Hessian-vector products and knows some directions only: it can prove a saddle, and counts nothing.
+        manifold: a manifold through that point. Away from critical points there is a
+            verdict only if it is declared affine (`Manifold.is_affine`; cloned and frozen manifolds are).
+        method: "dense" counts every eigenvalue, but forms N x N matrices. "lanczos" takes `2 num_steps` Hessian-vector
+            products and sees some directions only: it can prove a saddle, but cannot count.
         num_steps: Lanczos steps, for the whole space and for the normal space.
         key: random key of its start vectors, `jax.random.key(0)` by default.
         max_bytes: refuse dense matrices larger than this.
 
     Returns:
-        The report. `UNDECIDED` for level sets off critical points (there `v'Hv` depends on how one leaves) and where
-        they lose rank, with the reason in `note`. Where the gradient leaves the manifold, a note says so: it is not
-        invariant then, whatever its curvature. Where the gradient or the second derivative jumps, as those of a ReLU
-        or ELU network do at a pre-activation of 0, nothing is called flat and no count exact.
+        The report. `UNDECIDED` for level sets away from critical points (there `v'Hv` depends on the curve along which
+        one leaves) and where their constraints lose rank, with the reason in `note`. Where the gradient leaves the
+        manifold, a note says so: the manifold is not invariant then, whatever its curvature. Where the gradient or the
+        second derivative jumps, as for a ReLU or ELU network at a pre-activation of 0, nothing is called flat and no
+        count is called exact.
 
     Raises:
         ValueError: a manifold of other parameters, not through the point, or without normal directions; an unknown
-            method; a loss of which no Hessian should be taken (`check_loss`) or whose Hessian is not finite or not
-            symmetric; a dense matrix that is too large.
+            method; a loss whose Hessian should not be taken (`check_loss`) or is not finite or not symmetric; a dense
+            matrix that is too large.
 
     Example:
         >>> from lopjax.manifolds import Manifold
@@ -97,7 +99,7 @@ def _check_request(params: Params, manifold: Manifold, method: str, num_steps: i
         check_size("dense Hessian", (size, size), dtype, max_bytes, "use classify(..., method='lanczos')")
     if manifold.tangent_dimension == size:
         raise ValueError("the manifold fills the parameter space: it has no normal directions to classify")
-    # Parameters that have been trained on the manifold may have drifted by rounding.
+    # Parameters that were trained on the manifold may have drifted off it by rounding.
     off, allowed = float(distance(manifold, params)), drift_tolerance(dtype) * float(tree_norm(params))
     if manifold.is_affine is False and not _is_same_point(params, manifold.origin):
         raise ValueError(
@@ -116,7 +118,7 @@ def _is_same_point(params: Params, other: Params) -> bool:
 
 
 def _at_least_single(params: Params) -> Params:
-    """Leaves of 16 bits in float32: eigen-solvers have no such kernels, and their eps decides nothing."""
+    """16-bit leaves in float32: eigensolvers have no 16-bit kernels, and that eps would leave all undecided."""
 
     def widen(leaf: Array) -> Array:
         is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
@@ -126,10 +128,10 @@ def _at_least_single(params: Params) -> Params:
 
 
 def _generic_direction(params: Params, manifold: Manifold) -> Params:
-    """A unit vector that leaves the manifold and moves along it.
+    """A unit vector with components both normal and tangent to the manifold.
 
-    Off clones the outputs of the network move at second order only: a corner of the loss itself, as a function of the
-    logits, is met along the manifold, and decides the curvature off it all the same.
+    Normal to clones the outputs of the network change at second order only, so a corner of the loss as a function of
+    the logits is met only along the manifold; it decides the curvature normal to it all the same.
     """
     leaving, anywhere = random_normal_vector(jax.random.key(1), manifold), random_like(params, jax.random.key(2))
     flat, unravel = ravel_pytree(leaving)
@@ -139,27 +141,29 @@ def _generic_direction(params: Params, manifold: Manifold) -> Params:
 
 
 def _beside_a_kink(report: StabilityReport, jumps: Jumps) -> StabilityReport:
-    """Nothing is left: not even along the gauge, if the loss reads the parameters by their absolute values."""
+    """Withdraw the report, the gauge included: a loss that takes absolute values of parameters has kinks there too."""
     what = "gradient" if jumps.in_gradient else "second derivative"
     where = f"the {what} jumps within {jumps.distance:.1g} of this point, as at z = 0 of a ReLU or ELU or at a hinge"
     return at_a_kink(report._replace(structural=min(report.structural, 0)), where)
 
 
 def _qualified(report: StabilityReport, gradient: Params, params: Params, manifold: Manifold) -> StabilityReport:
-    """Withdraw the verdict where curvature does not give one, and note a gradient that leaves the manifold."""
+    """Withdraw the verdict where the curvature does not justify one, and note a gradient that leaves the manifold."""
     norm = float(tree_norm(gradient))
-    # What rounding can leave of a gradient that vanishes.
+    # How large rounding can make a gradient that vanishes.
     rounding = report.tolerance * max(float(tree_norm(params)), 1.0)
     withdrawn = report._replace(
         verdict=Stability.UNDECIDED, n_plus=-1, n_minus=-1, n_zero=-1, n_undecided=-1, exact=False
     )
     if manifold.rank_loss:
-        return withdrawn._replace(note=f"{manifold.rank_loss} constraints depend on the others: not a manifold here")
+        return withdrawn._replace(
+            note=f"{manifold.rank_loss} constraints depend on the others: this is not a manifold here"
+        )
     if manifold.is_affine is not True and norm > rounding:
         unsaid = "; if it is not curved, say so: Manifold(..., is_affine=True)" if manifold.is_affine is None else ""
         return withdrawn._replace(
-            note=f"not a critical point (gradient {norm:.3g}): the curvature of the loss off a curved manifold depends "
-            f"on how one leaves it, and is not zero even where the manifold's quantities are conserved{unsaid}"
+            note=f"not a critical point (gradient {norm:.3g}): the curvature of the loss normal to a curved manifold "
+            f"depends on how one leaves it, and is not zero even where the manifold's quantities are conserved{unsaid}"
         )
     residual = float(tangency_residual(manifold, gradient))
     if norm * residual > max(rounding, 1e-4 * norm) and not report.note:

@@ -1,4 +1,4 @@
-"""How long a kick off a manifold takes to grow, by linear theory at a critical point."""
+"""How long a kick normal to a manifold takes to grow, by linear theory at a critical point."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 from lopjax.curvature import check_same_tree
 from lopjax.curvature.products import Params
 
-# Halvings of a bracket: more than the digits of a double.
+# Halvings of a bracket: more than a double has binary digits.
 _BISECTIONS = 80
 
 
@@ -40,7 +40,7 @@ def escape_time(
     momentum: float = 0.0,
     continuous: bool = False,
 ) -> Float[Array, ""]:
-    """Steps that a kick off a manifold takes to grow to a distance, by linear theory at a critical point.
+    """Steps that a kick normal to a manifold takes to reach a distance, by linear theory at a critical point.
 
     Along an eigenvector of the normal Hessian with eigenvalue lambda_k a step of gradient descent multiplies the
     component c_k by `1 - eta lambda_k`, and the distance is the root of the sum of squares over all directions that
@@ -49,14 +49,14 @@ def escape_time(
         the smallest t with  sum_k m_k c_k² g_k(t)² >= R²,    g_k(t) = |1 - eta lambda_k|^t  without momentum.
 
     With momentum beta, `g(t) = |a r1^t + (1 - a) r2^t|`, r1 and r2 the roots of `r² - (1 + beta - eta lambda) r + beta`
-    and `a = (1 - eta lambda - r2) / (r1 - r2)`: a start at rest. A direction grows if lambda < 0, or by overshooting,
-    if `eta lambda > 2 (1 + beta)`. What the kick has along the others is left out: it dies away, or stays as small as
-    it was. Where that is small against R, the result agrees with `escape_time_along`.
+    and `a = (1 - eta lambda - r2) / (r1 - r2)`, for a start with zero momentum. A direction grows if lambda < 0, or by
+    overshooting, if `eta lambda > 2 (1 + beta)`. The components along the other directions are left out: they decay, or
+    stay as small as they were. Where they are small compared with R, the result agrees with `escape_time_along`.
 
     This is a law for eigenvalues that are not 0: the time grows with the logarithm of R over the kick. Where the lowest
     eigenvalue is 0 (a NEUTRAL normal Hessian, as at small weights where there are more than two bottleneck layers)
     a kick can still grow by higher orders, in a time that is a power of its size (arXiv 2605.01288). Linear theory does
-    not see that: its answer, infinite, then says that it knows of no growth, not that there is none.
+    not see that: an infinite result then means that linear theory predicts no growth, not that there is none.
 
     The component counts, not the length of the kick: an isotropic one of length e in d dimensions has |c_k| near
     e / sqrt(d). With noise in the gradient, see `transverse_lyapunov` and `escape_probability`.
@@ -66,18 +66,18 @@ def escape_time(
         components: c_k, (pairs,), in units of parameters; see `kick_components`.
         radius: R, in units of parameters, small enough for the linear theory.
         learning_rate: eta.
-        multiplicities: m_k, (pairs,): how often an eigenvalue occurs, c_k then being the root mean square of its
+        multiplicities: m_k, (pairs,): the number of times an eigenvalue occurs, with c_k the root mean square of its
             components; 1 by default. Among n_j clones every eigenvalue of the block M_j occurs n_j - 1 times.
         momentum: beta in [0, 1), of heavy-ball momentum as in `optax.sgd`.
-        continuous: gradient flow in place of gradient descent, its time divided by eta: `g(t) = exp(-eta lambda t)`.
+        continuous: gradient flow instead of gradient descent, with time divided by eta: `g(t) = exp(-eta lambda t)`.
 
     Returns:
         A number of steps, not rounded. 0 if the growing part of the kick has reached the radius; infinite if no
-        direction that grows in linear theory was kicked; NaN if a component is, or an eigenvalue is not finite.
+        direction that grows in linear theory was kicked; NaN if a component is NaN or an eigenvalue is not finite.
 
     Raises:
-        ValueError: a radius or learning rate that is not positive; momentum outside [0, 1), or for gradient flow;
-            arrays of different lengths.
+        ValueError: a radius or learning rate that is not positive; momentum outside [0, 1), or nonzero with gradient
+            flow; arrays of different lengths.
 
     Example:
         >>> round(float(escape_time([-1.0, 2.0], [1e-3, 0.5], radius=0.1, learning_rate=0.1)), 1)
@@ -98,17 +98,17 @@ def escape_time(
         )
     if not values.size:
         return jnp.asarray(jnp.inf)
-    # A broken-off computation must not pass for a network that stays for ever.
+    # A failed computation must not be mistaken for a network that never escapes.
     is_unknown = jnp.any(~jnp.isfinite(values) | jnp.isnan(sizes))
     modes = _growing_modes(values, sizes, times, learning_rate, momentum, continuous)
     return jnp.where(is_unknown, jnp.nan, _first_time(modes, jnp.log(radius)))
 
 
 class _Modes(NamedTuple):
-    """Modes of a kick, of which only the growing ones count; each entry `(pairs,)`.
+    """Modes of a kick, of which only the growing ones count; each field has shape `(pairs,)`.
 
     Attributes:
-        is_growing: which count.
+        is_growing: which modes count.
         starts: `ln(sqrt(m_k) |c_k|)`.
         per_step: `ln |r1|`.
         second: `|r2 / r1|`.
@@ -130,7 +130,7 @@ class _Modes(NamedTuple):
 def _growing_modes(
     values: Array, sizes: Array, times: Array, learning_rate: float, momentum: float, continuous: bool
 ) -> _Modes:
-    """How each mode grows; those that do not are given harmless numbers."""
+    """How each mode grows; placeholders for the modes that do not grow."""
     excess = _excess(learning_rate * values, momentum, continuous)
     is_growing = (excess > 0) & (sizes > 0) & (times > 0)
     excess = jnp.where(is_growing, excess, 1.0)
@@ -142,7 +142,7 @@ def _growing_modes(
 
 def _first_time(modes: _Modes, log_radius: Array) -> Array:
     """The smallest t at which the distance has reached the radius, by bisection; infinite without a growing mode."""
-    # Alone, each mode is as far out as min(share, 1) |c| r1^t at the least: together they are there no later.
+    # Each mode alone has grown to at least min(share, 1) |c| r1^t, so together they reach the radius no later.
     alone = (log_radius - modes.starts - jnp.log(jnp.minimum(modes.share, 1.0))) / modes.per_step
     latest = jnp.maximum(jnp.min(jnp.where(modes.is_growing, alone, jnp.inf)), 0.0)
 
@@ -158,27 +158,27 @@ def _first_time(modes: _Modes, log_radius: Array) -> Array:
 
 
 def _at_least_single(numbers: ArrayLike | Sequence[float]) -> Array:
-    """16 bits would round a number of steps to two or three digits."""
+    """The numbers in at least float32: 16 bits would round a number of steps to two or three digits."""
     array = jnp.asarray(numbers)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _excess(rates: Array, momentum: float, continuous: bool) -> Array:
-    """Positive where a direction grows: -eta lambda below zero, eta lambda - 2 (1 + beta) beyond overshoot's edge."""
+    """Positive where a direction grows: -eta lambda if lambda < 0, else eta lambda - 2 (1 + beta), for overshooting."""
     if continuous:
         return -rates
     return jnp.where(rates < 0, -rates, rates - 2 * (1 + momentum))
 
 
 def _roots(excess: Array, is_downhill: Array, momentum: float) -> tuple[Array, Array, Array]:
-    """`(ln|r1|, |r2 / r1|, a)` of the heavy ball.
+    """`(ln|r1|, |r2 / r1|, a)` of heavy-ball momentum.
 
-    Downhill both roots are positive, of `r² - (1 + beta + x) r + beta`. Beyond the edge of overshoot both are negative,
-    and their absolute values solve the same equation with x counted from the edge.
+    Downhill both roots are positive, of `r² - (1 + beta + x) r + beta`. When overshooting, both are negative, and their
+    absolute values solve the same equation with x the excess over the threshold.
     """
     root = jnp.sqrt((1 - momentum) ** 2 + 2 * excess * (1 + momentum) + excess**2)
     gap = 1 - momentum - excess
-    # r1 - 1, each of two equal forms where it does not cancel.
+    # r1 - 1, in whichever of two equal forms does not cancel.
     beyond = jnp.where(gap > 0, 2 * excess / (root + jnp.maximum(gap, 0)), (root - gap) / 2)
     first = 1 + beyond
     ratio = momentum / first**2

@@ -1,4 +1,4 @@
-"""Escape while the network still moves along the manifold: the curvature is followed, not frozen at one point."""
+"""Escape while the network still moves along the manifold: the curvature is that of the moving point."""
 
 from functools import partial
 
@@ -22,12 +22,13 @@ def escape_time_along(
     learning_rate: float,
     max_steps: int = 10_000,
 ) -> Float[Array, ""]:
-    """Steps that a kick takes to grow to a distance while gradient descent moves along an affine manifold.
+    """Steps that a kick takes to reach a distance while gradient descent moves along an affine manifold.
 
-    Off critical points the normal Hessian changes on the way, so no eigenvalue gives the time. Here the point follows
-    `theta <- theta - eta P_T grad L(theta)` and the deviation v `<- (I - eta P_N H(theta)) v`, whose length grows by
-    `d ln|v| / dt = -eta v'H(theta) v / |v|²` per step to first order: the time integral of the curvature along v. At a
-    critical point it agrees with `escape_time`. Linear in the kick: its length may be far below rounding.
+    Away from critical points the normal Hessian changes along the way, so no single eigenvalue gives the time. Here the
+    point follows `theta <- theta - eta P_T grad L(theta)` and the deviation v `<- (I - eta P_N H(theta)) v`, whose
+    length grows by `d ln|v| / dt = -eta v'H(theta) v / |v|²` per step to first order: the time integral of the
+    curvature along v. At a critical point it agrees with `escape_time`. Linear in the kick: its length may be far below
+    rounding.
 
     Args:
         loss: `params -> scalar`, a mean over samples.
@@ -58,15 +59,15 @@ def escape_time_along(
         )
     if manifold.is_affine is not True:
         raise ValueError(
-            "the manifold is not known to be affine: normal directions of a curved one (a level set) turn on the way; "
-            "of one of your own say Manifold(..., is_affine=True)"
+            "the manifold is not known to be affine: the normal directions of a curved one (a level set) turn "
+            "along the way; for one of your own pass Manifold(..., is_affine=True)"
         )
     check_same_tree(params, manifold.origin, "manifold.origin")
     check_same_tree(params, kick, "kick")
     deviation = _leave(manifold, kick)
     size = tree_norm(deviation)
     if not bool(size > 0):
-        raise ValueError("the kick has no component normal to the manifold: nothing leaves")
+        raise ValueError("the kick has no component normal to the manifold, so nothing can grow")
     deviation = jax.tree.map(lambda leaf: leaf / size.astype(leaf.dtype), deviation)
     growth = _growth(loss, params, manifold, deviation, learning_rate, max_steps)
     logs = jnp.log(size) + jnp.concatenate([jnp.zeros(1, growth.dtype), jnp.cumsum(growth)])
@@ -82,7 +83,7 @@ def _growth(loss, params, manifold, deviation, learning_rate, max_steps) -> Floa
 
     def step(state: tuple[Params, Params], _: None):
         point, vector = state
-        # One pass gives both the gradient, which moves the point, and the product, which moves the deviation.
+        # One pass gives both the gradient, which moves the point, and the Hessian product, which moves the deviation.
         gradient, product = jax.jvp(jax.grad(loss), (point,), (vector,))
         descend = partial(jax.tree.map, lambda leaf, change: leaf - learning_rate * change)
         vector = _leave(manifold, descend(vector, product))

@@ -1,4 +1,4 @@
-"""The law of 1 - R² of clones under noisy heavy-ball descent, from the curvature and gradients at one point."""
+"""The distribution of 1 - R² of clones under noisy heavy-ball descent, from curvature and gradients at one point."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -26,7 +26,8 @@ class HeavyBall(NamedTuple):
 
     Attributes:
         learning_rate: eta.
-        noise_scale: over the norm of the gradient of an array, as in `lopjax.optim.noisy_sgd`, if that is `noise`.
+        noise_scale: factor on `UnitLaw.noise`; if that is the norm of an array's gradient, the scale in
+            `lopjax.optim.noisy_sgd`.
         noise_decay: gamma in [0, 1], per step.
         momentum: beta in [0, 1).
         weight_decay: kappa.
@@ -40,11 +41,11 @@ class HeavyBall(NamedTuple):
 
 
 class UnitLaw(NamedTuple):
-    """What decides the clones of every unit of one space; a pattern over the n clones has coordinates v in R^d.
+    """Curvature, noise and 1 - R² for the clones of every unit of one space; v in R^d are coordinates of a pattern.
 
     Attributes:
         hessian: M_j, `(units, d, d)`.
-        form: F_j, `(units, d, d)`: to first order the space's share of 1 - R² is `sum_j sum_patterns v' F_j v`.
+        form: F_j, `(units, d, d)`: to leading order the space contributes `sum_j sum_patterns v' F_j v` to 1 - R².
         noise: `(d,)`: standard deviation of the noise on the gradient along every coordinate, for `noise_scale` 1.
         multiplicity: n_j - 1 patterns, `(units,)`.
     """
@@ -69,12 +70,13 @@ def escape_law(
     loss: LossOfLogits = mean_cross_entropy,
     gradient_norms: Params | None = None,
 ) -> dict[str, UnitLaw]:
-    """Curvature, noise and the form of 1 - R² for the clones of a base network, in eval mode. Any architecture.
+    """Curvature, noise and the quadratic form of 1 - R² for the clones of any base network, in eval mode.
 
-    Units do not couple at a point of block-constant weights, so that one Hessian product gives a column of every M_j,
-    and one derivative of the activations a column of every root of F_j. With y_j(x) the change of unit j's activation,
-    `F_j = sum_x y_j y_j' / sum_x sum_u (h_u - mean h)²`, averaged over the sites of clones: 1 - R² as in
-    `metrics.partition_r2`, its mean over sites, where R² is near 1. Patterns of outgoing weights change no activation.
+    Units do not couple at a point of block-constant weights, so one Hessian product gives a column of every M_j, and
+    one directional derivative of the activations a column of a square root of every F_j. With y_j(x) the change of unit
+    j's activation, `F_j = sum_x y_j y_j' / sum_x sum_u (h_u - mean h)²`, averaged over the sites with clones: this is
+    the mean over sites of 1 - R² as in `metrics.partition_r2`, for R² near 1. Patterns of outgoing weights change no
+    activation.
 
     Args:
         model: the *base* network.
@@ -83,13 +85,14 @@ def escape_law(
         factor: number of clones of every unit, or `{space: number}`.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         gradient_norms: norm of the gradient of every array of the cloned network, a tree like its parameters; by
-            default on this batch. Of minibatches, whose gradients are larger: the root of the mean square.
+            default on this batch. For minibatches, whose gradients are larger, pass the root mean square.
 
     Returns:
-        By unit space.
+        The law of every unit space.
 
     Raises:
-        ValueError: as in `unit_blocks`; a site whose units are all alike, of which 1 - R² is 0/0.
+        ValueError: as in `unit_blocks`; a site whose units are all equal, for
+            which 1 - R² is 0/0.
     """
     wide_model, wide = widen(model, factor), clone_variables(variables, model.wiring, factor)
     clusters = check_partition(wide_model.wiring, uniform_partition(wide_model.wiring, factor))
@@ -116,7 +119,7 @@ def escape_law(
 def _columns(
     model: Model, wide: Variables, batch: Batch, loss: LossOfLogits, clusters: Any, leaders: Mapping[str, np.ndarray]
 ) -> tuple[Params, dict[str, Array], dict[str, Array]]:
-    """The gradient, and by space M_j and F_j."""
+    """The gradient, and M_j and F_j by space."""
     lift, zero = make_lift(wide["params"], model.wiring, clusters)
     lower = jax.linear_transpose(lift, zero)
 
@@ -129,7 +132,7 @@ def _columns(
 
     gradient = jax.grad(lambda params: loss(model.apply(with_params(params), batch[0]).logits, batch[1]))
     space_of = {site: tap.space for site, tap in model.apply(wide, batch[0]).taps.items() if tap.space in clusters}
-    # Over the pattern, which has entries 1/sqrt(2) and -1/sqrt(2) on the first two clones.
+    # Along the pattern with entries 1/sqrt(2) and -1/sqrt(2) on the first two clones.
     firsts = {site: jnp.asarray(leaders[space]) for site, space in space_of.items()}
 
     def column(index: Array) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -158,7 +161,7 @@ def _columns(
 
 
 def responses(eigenvalues: Float[np.ndarray, "..."], num_steps: int, descent: HeavyBall) -> np.ndarray:
-    """What one unit of noise on the gradient has made of a mode after 1, 2, ... steps: `(num_steps, ...)`.
+    """Response of a mode to unit noise on the gradient after 1, 2, ... steps: `(num_steps, ...)`.
 
     `g(1) = -eta, g(2) = c g(1), g(s + 1) = c g(s) - beta g(s - 1)` with `c = 1 + beta - eta (lambda + kappa)`.
 
@@ -176,9 +179,9 @@ def responses(eigenvalues: Float[np.ndarray, "..."], num_steps: int, descent: He
 
 
 def deviation_covariance(law: UnitLaw, num_steps: int, descent: HeavyBall) -> np.ndarray:
-    """Covariance of the coordinates of a pattern after some steps from the manifold: `(units, d, d)`, float64.
+    """Covariance of the coordinates of a pattern after some steps, starting on the manifold: `(units, d, d)`, float64.
 
-    Modes decouple, their noise does not: in the eigenbasis V of M_j
+    Modes decouple, but their noise is correlated: in the eigenbasis V of M_j
 
         C_kl = (V' S² V)_kl sum_(t<T) gamma^(2t) g_k(T - t) g_l(T - t),    S = noise_scale diag(noise).
 
@@ -197,20 +200,21 @@ def deviation_covariance(law: UnitLaw, num_steps: int, descent: HeavyBall) -> np
 
 
 def departure_probability(law: Law, threshold: float, num_steps: int, descent: HeavyBall) -> float:
-    """`P(1 - R² >= threshold)` after some steps, 1 - R² being the quadratic form of a Gaussian.
+    """`P(1 - R² >= threshold)` after some steps, with 1 - R² a quadratic form of a Gaussian.
 
-    The weights of its chi-squares are the eigenvalues of `F^(1/2) C F^(1/2)`, each n_j - 1 times. Exact for a
-    quadratic loss and constant noise: near a critical point of the base. About the state at step T; whether it has
-    *ever* been so needs `simulated_departures`.
+    It is a sum of chi-squares whose weights are the eigenvalues of `F^(1/2) C F^(1/2)`, each n_j - 1 times. Exact for a
+    quadratic loss and constant noise, hence accurate near a critical point of the base. This is the probability at step
+    T; for the probability of having reached the threshold *at any time* up to T use `simulated_departures`.
 
     Args:
         law: from `escape_law`.
-        threshold: 0.05 for escape, say.
+        threshold: level of 1 - R² that counts as escape, such as 0.05.
         num_steps: T.
-        descent: how training goes.
+        descent: the optimizer's settings.
 
     Raises:
-        ValueError: a threshold that is not positive; deviations that overflow; as in `deviation_covariance`.
+        ValueError: a threshold that is not positive; deviations that
+            overflow; as in `deviation_covariance`.
     """
     weights, degrees = [], []
     for each in law.values():
@@ -219,8 +223,8 @@ def departure_probability(law: Law, threshold: float, num_steps: int, descent: H
             covariance = root @ deviation_covariance(each, num_steps, descent) @ root
         if not np.isfinite(covariance).all():
             raise ValueError(
-                f"num_steps={num_steps}: deviations are beyond the largest double by then, and linear theory has long "
-                "ceased to hold; ask about fewer steps"
+                f"num_steps={num_steps}: deviations exceed the largest double by then, and linear theory has long "
+                "ceased to hold; ask for fewer steps"
             )
         found = np.linalg.eigvalsh(covariance)
         weights.append(np.maximum(found, 0).ravel())
@@ -236,7 +240,7 @@ def _square_root(matrices: np.ndarray) -> np.ndarray:
 def simulated_departures(
     law: Law, descent: HeavyBall, key: Key[Array, ""], every: int, num_records: int, num_runs: int
 ) -> Float[Array, "runs records"]:
-    """1 - R² along runs of the linear process, simulated: what a first passage needs.
+    """1 - R² along simulated runs of the linear process, for first-passage times.
 
     Args:
         law: from `escape_law`.

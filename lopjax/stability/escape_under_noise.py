@@ -1,4 +1,4 @@
-"""When do noisy clones leave? The law of the escape time for Gaussian deviations, at a critical point of the base."""
+"""The distribution of the escape time of noisy clones, for Gaussian deviations at a critical point of the base."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from lopjax.arguments.promotion import standard_promotion
 
-# The tail is an integral along a contour in the complex plane, by the trapezoidal rule, which converges exponentially
-# there. Nodes on one half of the contour, their spacing, and the tangent of the angle by which it leaves the vertical
-# to the left, where the integrand decays.
+# The tail is a contour integral in the complex plane, computed by the trapezoidal rule, which converges exponentially
+# there. These are the nodes on one half of the contour, their spacing, and the tangent of the angle at which the
+# contour bends left of the vertical, where the integrand decays.
 _NODES, _STEP, _TILT = 80, 0.08, 0.5
-# Steps whose probabilities are computed at once.
+# Number of steps whose probabilities are computed at once.
 _BLOCK = 512
 
 
 class DecayingNoise(NamedTuple):
-    """Gradient descent with noise that dies away: `theta <- theta - eta (grad L + kappa theta) + sigma gamma^t xi_t`.
+    """Gradient descent with decaying noise: `theta <- theta - eta (grad L + kappa theta) + sigma gamma^t xi_t`.
 
     Attributes:
         learning_rate: eta.
@@ -39,7 +39,7 @@ class DecayingNoise(NamedTuple):
 def noise_variances(
     eigenvalues: ArrayLike | Sequence[float], num_steps: ArrayLike | Sequence[int], noise: DecayingNoise
 ) -> np.ndarray:
-    """Variance of every normal component after some steps from the manifold, under decaying noise.
+    """Variance of every normal component after some steps that start on the manifold, under decaying noise.
 
     At a critical point the component along an eigenvector of the normal Hessian is Gaussian with mean 0 and
 
@@ -65,12 +65,12 @@ def noise_variances(
     if not (np.isfinite(steps) & (steps >= 0)).all():
         raise ValueError(f"num_steps={num_steps}: must be finite and at least 0")
     rates = np.asarray(eigenvalues, np.float64) + noise.weight_decay
-    # ln f² and ln gamma²; -inf where a factor is 0, of which only the first or the last term of the sum survives.
+    # ln f² and ln gamma²; -inf where a factor is 0, so that only the first or the last term of the sum survives.
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         growth = 2 * np.log(np.abs(1 - noise.learning_rate * rates))
         fading = np.full_like(growth, 2 * np.log(noise.decay))
         slower, gap = np.maximum(growth, fading), np.abs(growth - fading)
-        # The geometric series from its largest term down.
+        # The geometric series, summed from its largest term down.
         series = np.where(gap > 0, np.expm1(-steps * gap) / np.expm1(-gap), steps)
         series = np.where(np.isinf(slower), 1.0, np.where(np.isnan(series), 1.0, series))
         leading = np.where(steps > 1, (steps - 1) * slower, 0.0)
@@ -85,17 +85,17 @@ def _check_noise(noise: DecayingNoise) -> None:
 def weighted_chi_square_tail(
     weights: ArrayLike, threshold: ArrayLike | float, degrees: ArrayLike | Sequence[int] | None = None
 ) -> np.ndarray:
-    """`P(sum_k weights_k chi²_(degrees_k) >= threshold)`: how likely a Gaussian vector is far out.
+    """`P(sum_k weights_k chi²_(degrees_k) >= threshold)`: how likely a Gaussian vector is to be long.
 
-    With K(p) = -1/2 sum_k m_k ln(1 + 2 w_k p), the log of the Laplace transform of the law, the tail is
-    `-1/(2 pi i) int e^(K(p) + p R²) / p dp` on a contour that crosses the axis between the largest branch point
-    -1/(2 w_max) and the pole at 0, and one minus the same integral to the right of the pole. Each is taken where it is
-    small, by the trapezoid rule on a hyperbola through the saddle point: so far tails keep their relative accuracy.
+    With K(p) = -1/2 sum_k m_k ln(1 + 2 w_k p), the logarithm of the Laplace transform of the distribution, the tail is
+    `-1/(2 pi i) int e^(K(p) + p R²) / p dp` on a contour that crosses the axis between the largest branch point -1/(2
+    w_max) and the pole at 0, and one minus the same integral to the right of the pole. Whichever is small is computed,
+    by the trapezoidal rule on a hyperbola through the saddle point, so that far tails keep their relative accuracy.
 
     Args:
         weights: variances w_k >= 0, `(..., components)`; infinite ones put all probability beyond any threshold.
         threshold: R² > 0, broadcast against the leading axes.
-        degrees: m_k, `(components,)`, how often a variance occurs; 1 by default.
+        degrees: m_k, `(components,)`, the number of times a variance occurs; 1 by default.
 
     Returns:
         Probabilities, `(...)`, float64, to a relative error near 1e-10.
@@ -104,16 +104,17 @@ def weighted_chi_square_tail(
         ValueError: weights that are negative or NaN, a threshold that is not positive.
 
     Example:
-        >>> weighted_chi_square_tail([1.0], 1.959963984540054**2).round(12).item()  # two sides of a normal law
+        >>> weighted_chi_square_tail([1.0], 1.959963984540054**2).round(12).item()  # both tails of a Gaussian
         0.05
 
     References:
-        Imhof, Biometrika 48 (1961) 419: the law. Rice, SIAM J. Sci. Stat. Comput. 1 (1980) 438: saddle point contours.
+        Imhof, Biometrika 48 (1961) 419: the distribution. Rice, SIAM J. Sci. Stat. Comput. 1 (1980) 438: saddle point
+            contours.
     """
     shape = np.shape(weights)[:-1]
     variances = np.asarray(weights, np.float64).reshape(math.prod(shape), np.shape(weights)[-1])
     if not variances.size:
-        return np.zeros(shape)  # the sum of nothing is 0
+        return np.zeros(shape)  # an empty sum is 0
     limit = np.broadcast_to(np.asarray(threshold, np.float64), shape).reshape(-1)
     counts = np.ones(variances.shape[-1]) if degrees is None else np.asarray(degrees, np.float64)
     if not (np.all(variances >= 0) and np.all(limit > 0)):
@@ -133,7 +134,8 @@ def weighted_chi_square_tail(
 
 def _saddle_integral(weights: np.ndarray, counts: np.ndarray, side: np.ndarray) -> np.ndarray:
     """`|1/(2 pi i) int e^(K(p) + p) / p dp|` through the saddle point right (side 1) or left (side -1) of the pole."""
-    # Left of the pole p lies in (-1/(2 w_max), 0), right of it in (0, 1 + sum m/2): there the slope has changed sign.
+    # Left of the pole p lies in (-1/(2 w_max), 0), right of it in (0, 1 + sum m/2): at that end the slope has changed
+    # sign.
     far_end = np.where(side > 0, 2 + 0.5 * counts.sum(), 0.5 / weights.max(axis=-1))
 
     def derivatives(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -166,14 +168,15 @@ def escape_probability(
     num_steps: ArrayLike | Sequence[int],
     noise: DecayingNoise,
 ) -> np.ndarray:
-    """Probability that clones which started on the manifold are a distance apart after some steps of noisy descent.
+    """Probability that clones that started on the manifold are a given distance off it after steps of noisy descent.
 
-    `P(sum_k s_k²(T) chi²_(m_k) >= R²)` with the variances of `noise_variances`: exact for a quadratic loss, and so near
-    a critical point of the base as long as R is small enough for the linear theory. About the distance *at* step T: a
-    process that comes back, along a direction with lambda > 0 say, may have left before (`first_passage_times`).
+    `P(sum_k s_k²(T) chi²_(m_k) >= R²)` with the variances of `noise_variances`: exact for a quadratic loss, and hence
+    accurate near a critical point of the base as long as R is small enough for linear theory. This concerns the
+    distance *at* step T: a process that returns, for instance along a direction with lambda > 0, may have been further
+    away before (`first_passage_times`).
 
     Args:
-        eigenvalues: lambda_k of the normal Hessian, (pairs,); those of the blocks M_j.
+        eigenvalues: lambda_k of the normal Hessian, (pairs,), which are those of the blocks M_j.
         multiplicities: m_k, (pairs,): n_j - 1 for the eigenvalues of M_j.
         radius: R, in units of parameters.
         num_steps: T, any shape.
@@ -237,16 +240,18 @@ def first_passage_times(
 ) -> Float[Array, "runs"]:
     """First step at which the linear process is a distance off the manifold, by simulation; infinite if it never is.
 
-    What `escape_probability` does not say: whether clones have *ever* been apart. They agree where nothing returns.
+    Unlike `escape_probability`, this tells whether clones have been apart *at any time*. The two agree if no run
+    returns.
 
     Args:
         eigenvalues: as in `escape_probability`, like the next three.
         multiplicities: m_k.
         radius: R.
-        noise: what kind.
-        num_runs: independent runs.
-        max_steps: steps of each.
-        key: random key.
+        noise: settings of the descent.
+        num_runs: number of independent runs.
+        max_steps: steps of each run.
+        key: random
+            key.
 
     Raises:
         ValueError: eigenvalues that are not finite; a radius that is not positive; noise as in `noise_variances`.
@@ -274,9 +279,9 @@ def propagated_covariance(
 ) -> Float[Array, "d d"]:
     """Covariance of the deviation after steps of `v <- (I - eta M_t) v + xi_t`: `C <- (I - eta M) C (I - eta M)' + D`.
 
-    For noise that is not isotropic, such as that of `lopjax.optim.noisy_sgd`, which gives every array A the standard
-    deviation `eta sigma gamma^t ||g_A||`: D is then diagonal with their squares, in an orthonormal basis of the
-    normal space. The distance has the law of `weighted_chi_square_tail(eigvalsh(C), R²)`.
+    For anisotropic noise, such as that of `lopjax.optim.noisy_sgd`, which gives every array A the standard deviation
+    `eta sigma gamma^t ||g_A||`: D is then diagonal with their squares, in an orthonormal basis of the normal space. The
+    distribution of the distance is then `weighted_chi_square_tail(eigvalsh(C), R²)`.
 
     Args:
         hessians: M_t, `(steps, d, d)`, or one M for all steps, `(d, d)`.

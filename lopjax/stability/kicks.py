@@ -1,4 +1,4 @@
-"""Kicks that cost nothing: changes of outgoing weights that no activation sees, and what follows from them."""
+"""Free kicks: changes of outgoing weights that leave every activation unchanged, and what follows from them."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
@@ -24,13 +24,13 @@ class FreeKick(NamedTuple):
 
     Attributes:
         direction: unit vector, a tree like the parameters: the pattern (+, -)/sqrt(2) over two clones times r in their
-            outgoing parameters. Zero where there is nothing to aim at.
-        response: the incoming pattern `B_j r`, likewise: what a kick of length 1 adds to the next gradient.
+            outgoing parameters. Zero where no direction helps.
+        response: the incoming pattern `B_j r`, in the same form: what a kick of length 1 adds to the next gradient.
         gain: length of the response, in units of the loss per squared parameter; for "next gradient" the largest
             singular value of B_j.
         residual: an eigenvalue of the matrix that Lanczos worked on lies within this of the one it found.
-        rate: -lambda, with lambda the smallest eigenvalue of M_j: what grows along its eigenvector does so by
-            `1 + eta rate` per step. NaN for "next gradient", which does not look at it.
+        rate: -lambda, with lambda the smallest eigenvalue of M_j: a deviation along its eigenvector grows by `1 + eta
+            rate` per step. NaN for "next gradient", which does not compute it.
     """
 
     direction: Params
@@ -52,18 +52,18 @@ def free_kick(
     num_steps: int = 64,
     key: Key[Array, ""] | None = None,
 ) -> FreeKick:
-    """The change of parameters that no activation sees and that moves a cloned unit off the manifold the most.
+    """The parameter change that leaves all activations unchanged and drives a cloned unit off the manifold the most.
 
-    Outgoing patterns r on the clones of unit j, of any size, leave the function as it is. The next gradient has `B_j r`
-    on their incoming weights, with B_j the coupling in the unit's block `M_j = [[A_j, B_j], [B_j', 0]]`. Two directions
-    r of length 1 are the best of all, for different ends:
+    Outgoing patterns r on the clones of unit j, of any size, leave the function unchanged. The next gradient has `B_j
+    r` on their incoming weights, with B_j the coupling in the unit's block `M_j = [[A_j, B_j], [B_j', 0]]`. Two unit
+    directions r are optimal, for different goals:
 
     - "next gradient": the top right singular vector of B_j makes the next gradient on the incoming weights largest.
     - "escape": the outgoing part of the lowest eigenvector of M_j has the largest component along the direction that
-      grows fastest, and so is apart by any *large* distance first. The other is later where A_j != 0 (up to 36 % at
-      a cosine of 0.09 between the two, in 24 blocks); for piecewise linear units, A_j = 0, the two are one.
+        grows fastest, and so reaches any *large* distance first. The other arrives later where A_j != 0 (by up to 36 %
+        at a cosine of 0.09 between the two, in 24 blocks); for piecewise linear units, with A_j = 0, the two coincide.
 
-    Both by Lanczos from Hessian-vector products, so for any wiring.
+    Both are computed by Lanczos from Hessian-vector products, for any wiring.
 
     Args:
         loss: `params -> scalar`, a mean over samples.
@@ -71,7 +71,7 @@ def free_kick(
         wiring: its wiring.
         partition: cluster id of every unit, per space.
         space: space of the unit.
-        unit: its index in the base network: clusters in the order in which they first appear.
+        unit: its index in the base network, whose units are the clusters in order of first appearance.
         aim: "next gradient" or "escape".
         num_steps: Lanczos steps; two Hessian-vector products each for "next gradient", one for "escape".
         key: random key of the start vector, `jax.random.key(0)` by default.
@@ -144,7 +144,8 @@ class RankCeiling(NamedTuple):
     """Result of `rank_ceiling`.
 
     Attributes:
-        ceiling: `sum_j min(n_j - 1, rank B_j)`, singular values that could not be told from zero counted as present.
+        ceiling: `sum_j min(n_j - 1, rank B_j)`, counting singular values that cannot be distinguished from zero as
+            nonzero.
         coupling_ranks: rank of every B_j, counted in the same way, `(units,)`.
         singular_values: of every B_j, descending, `(units, min(p, q))`, in units of the loss per squared parameter.
         threshold: what counts as zero, in the same units.
@@ -159,12 +160,12 @@ class RankCeiling(NamedTuple):
 def rank_ceiling(
     loss: Loss, params: Params, wiring: Wiring, partition: Partition, space: str, *, zero_level: float = 1e-9
 ) -> RankCeiling:
-    """How much rank a free kick can give back to the activations of cloned units, to first order.
+    """How much rank a free kick can restore to the activations of cloned units, to first order.
 
-    After a kick along outgoing patterns r_c and one gradient step the clones of unit j differ by B_j r_c on what comes
-    in, so that new directions among their activations are `f'(z_j) phi' B_j r_c`: no more than the patterns, n_j - 1,
-    and no more than rank B_j. The sum over units bounds the gain of rank. Steps after the first, and orders beyond the
-    first in the size of the kick, can add more.
+    After a kick along outgoing patterns r_c and one gradient step the clones of unit j differ by B_j r_c in their
+    incoming parameters, so the new directions among their activations are `f'(z_j) phi' B_j r_c`: at most as many as
+    there are patterns, n_j - 1, and at most rank B_j. The sum over units bounds the gain of rank. Steps after the
+    first, and orders beyond the first in the size of the kick, can add more.
 
     At a critical point of the base, rank B_j <= q - 1 for a unit with q outgoing weights that are not all 0: the
     ceiling is 0 with one output, and K - 2 per unit before a softmax over K classes.
@@ -174,12 +175,13 @@ def rank_ceiling(
         params: parameters of the cloned network, block constant on the clusters.
         wiring: its wiring.
         partition: cluster id of every unit, per space.
-        space: the space whose activations are asked about.
-        zero_level: singular values up to this share of the largest |eigenvalue| of the whole Hessian count as zero. A
-            base that is only near a critical point needs more than its gradient over the outgoing weights' length.
+        space: the space of the activations.
+        zero_level: singular values up to this fraction of the largest |eigenvalue| of the whole Hessian count as zero.
+            For a base that is only near a critical point the level must exceed its gradient over the length of the
+            outgoing weights.
 
     Returns:
-        The ceiling and the ranks. Needs q Hessian-vector products, for the q outgoing parameters of one unit.
+        The ceiling and the ranks. Takes q Hessian-vector products, one per outgoing parameter of a unit.
 
     Raises:
         ValueError: parameters off BC; a space without clones; a level outside [0, 1).
@@ -194,7 +196,7 @@ def rank_ceiling(
     split, (units, width) = _split(params, wiring, clusters, space), zero[space].shape
 
     def column(index: Array) -> Array:
-        """`B_j e_k` of all units at once: they do not couple."""
+        """`B_j e_k` of all units at once, which do not couple."""
         rows = {**zero, space: jnp.broadcast_to(jax.nn.one_hot(index, width, dtype=zero[space].dtype), (units, width))}
         return jax.linear_transpose(lift, zero)(hvp(loss, params, lift(rows)))[0][space][:, :split]
 
@@ -206,7 +208,7 @@ def rank_ceiling(
 
     values, size = (np.asarray(found, np.float64) for found in measure())
     threshold = float(zero_level * size)
-    # Units without a clone have no pattern, and read zero here.
+    # Units without a clone have no pattern and give zero here.
     ranks = np.where(counts[space] > 1, (values > threshold).sum(axis=1), 0)
     return RankCeiling(int(np.minimum(counts[space] - 1, ranks).sum()), ranks, values, threshold)
 

@@ -1,4 +1,4 @@
-"""Does a derivative jump here? Derivatives at a kink are those of one side and say nothing about curvature."""
+"""Does a derivative jump here? Derivatives at a kink are one-sided and say nothing about curvature."""
 
 from functools import partial
 from typing import NamedTuple
@@ -22,8 +22,8 @@ class Jumps(NamedTuple):
 
     Attributes:
         in_gradient: whether the gradient jumps, as that of a ReLU network with a pre-activation of 0 does.
-        in_curvature: whether the second derivative jumps, as that of an ELU network there.
-        distance: how far from the point was looked.
+        in_curvature: whether the second derivative jumps, as that of an ELU network does there.
+        distance: largest distance from the point at which derivatives were taken.
         gradient: at the point itself.
     """
 
@@ -37,8 +37,8 @@ def find_jumps(loss: Loss, params: Params, direction: Params, hessian_size: floa
     """Whether the gradient or the curvature jumps within rounding of the point, along a direction v.
 
     With s = 640 eps |theta|, a smooth gradient changes by `2 s H v` over the step from `-s v` to `s v`, and its mean
-    over the two ends is that in the middle, both up to s²: anything else is a kink. A smooth product H v changes in
-    proportion to the step, by half as much over half of it; a jump between the ends is as large over half the step.
+    over the two ends equals the gradient in the middle, both up to s²: anything else is a kink. A smooth product H v
+    changes in proportion to the step, by half as much over half the step; a jump is just as large over half the step.
 
     Args:
         loss: `params -> scalar`.

@@ -1,4 +1,4 @@
-"""Training linearised around a manifold: what linear theory says of a whole run, not only at a critical point."""
+"""Training linearised around a manifold: linear theory for a whole run, not only at a critical point."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -13,7 +13,7 @@ Output = TypeVar("Output")
 
 
 class Split(NamedTuple):
-    """A point in two: `params = foot + deviation`.
+    """A point in two parts: `params = foot + deviation`.
 
     Attributes:
         foot: the nearest point of the manifold.
@@ -25,7 +25,7 @@ class Split(NamedTuple):
 
 
 def split(manifold: Manifold, params: Params) -> Split:
-    """The nearest point of an affine manifold, and the way from there.
+    """The nearest point of an affine manifold, and the deviation from it.
 
     Raises:
         ValueError: a manifold that is known to be curved.
@@ -45,11 +45,11 @@ def split(manifold: Manifold, params: Params) -> Split:
 def linearised(function: Callable[[Params], Output], manifold: Manifold, params: Params) -> Output:
     """A function to first order in the distance from a manifold: `f(p) + f'(p) v`, p + v the split of the parameters.
 
-    Of the activations of clones this makes `1 - R²` a quadratic form of v.
+    Applied to the activations of clones, this makes `1 - R²` a quadratic form of v.
 
     Args:
-        function: of parameters, to a tree of arrays.
-        manifold: affine.
+        function: from parameters to a tree of arrays.
+        manifold: an affine manifold.
         params: the point.
 
     Example:
@@ -67,18 +67,19 @@ def linearised(function: Callable[[Params], Output], manifold: Manifold, params:
 def linearised_gradient(loss: Callable[[Params], Float[Array, ""]], manifold: Manifold, params: Params) -> Params:
     """The gradient to first order in the distance from a manifold: `grad L(p) + Hess L(p) v`.
 
-    Any optimizer that is given this in place of the gradient runs the linear theory of its own training: on a manifold
-    that traps gradients p moves as a confined network does, and v is the linear process
+    An optimizer that receives this instead of the gradient follows the linear theory of its own training: on a manifold
+    that traps gradients p moves as a confined network does, and v follows the linear process
 
         v <- v - eta (H_t v + xi_t),    with momentum  m <- beta m + H_t v + xi_t,  v <- v - eta m,
 
     along the moving p, on the batch of every step, with whatever noise, decay and momentum the optimizer adds. Nothing
-    needs to be critical, constant or averaged; what is left out is of second order in v alone. Gradients that leave
-    the manifold, such as those of dropout, are part of xi. A tenth more than two gradients per step.
+    needs to be critical, constant or averaged; only terms of second order in v are left out. Gradients that leave the
+    manifold, such as those of dropout, are part of xi. Costs about ten per cent more than two gradients per step.
 
     Args:
-        loss: of parameters, on one batch.
-        manifold: affine: the leaf of block-constant clones, say.
+        loss: a function of parameters, on one batch.
+        manifold: an affine manifold, such as the leaf of block-constant
+            clones.
         params: the point.
 
     References:

@@ -1,4 +1,4 @@
-"""What noise does off a manifold: growth rates of small deviations under stochastic gradients."""
+"""The effect of noise near a manifold: growth rates of small deviations under stochastic gradients."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from lopjax.arguments.integers import as_integer
 from lopjax.curvature.products import Params
 from lopjax.manifolds import tree_norm
 
-# Growth rates are averaged over this many stretches of a run, whose spread gives the standard error.
+# Growth rates are averaged over this many segments of a run, whose spread gives the standard error.
 NUM_STRETCHES = 32
 
 
@@ -21,10 +21,11 @@ class LyapunovEstimate(NamedTuple):
     """Growth rate of small deviations.
 
     Attributes:
-        exponent: mean of `ln(|v_(t+1)| / |v_t|)` per step: positive means that the manifold repels. Minus infinity if
-            a step maps the deviation to zero.
-        standard_error: of the exponent, from the spread over stretches of the run, which may be correlated inside.
-        num_steps: steps averaged over.
+        exponent: mean of `ln(|v_(t+1)| / |v_t|)` per step; positive if the manifold repels. Minus infinity if a step
+            maps the deviation to zero.
+        standard_error: standard error of the exponent, from the spread over segments of the run, within which steps may
+            be correlated.
+        num_steps: number of steps averaged over.
     """
 
     exponent: Float[Array, ""]
@@ -33,7 +34,7 @@ class LyapunovEstimate(NamedTuple):
 
 
 def noise_exponent(p: int, q: int) -> float:
-    """Exact Lyapunov exponent over eta² off clones that only isotropic noise moves, as eta -> 0.
+    """Exact Lyapunov exponent, divided by eta², near clones driven by isotropic noise alone, as eta -> 0.
 
     The products of `v <- (I - eta M) v`, `M = [[0, B], [B', 0]]`, the entries of B, p x q, independent N(0, 1) at every
     step: the block of a unit with p incoming and q outgoing parameters whose mean coupling vanishes, as on a fitted
@@ -44,16 +45,16 @@ def noise_exponent(p: int, q: int) -> float:
     because the difference of squares has no noise, `d(|u|² - |w|²) = eta² (p |w|² - q |u|²)` per step. The exponent is
     `eta² E[p (1 - x)/4 + q (1 + x)/4 - (1 - x²)]`; for p = q, x = 0 and it is `eta² (p - 2)/2`. Symmetric in p and q.
 
-    Entries of size s multiply it by s²; weight decay lambda takes eta lambda off the exponent, so noise alone frees
-    fitted clones iff `lambda < eta s² noise_exponent(p, q)`. Only for isotropic noise: one loud input among quiet ones
-    has another sign than its effective dimension suggests.
+    Entries of size s multiply it by s²; weight decay lambda lowers the exponent by eta lambda, so noise alone frees
+    fitted clones iff `lambda < eta s² noise_exponent(p, q)`. Valid for isotropic noise only: with one large input among
+    small ones the sign can differ from what the effective dimension suggests.
 
     Args:
         p: number of incoming parameters of the unit, its bias included.
         q: number of its outgoing parameters.
 
     Returns:
-        The exponent per step divided by eta² (and s²): negative where noise attracts, which is at p = q = 1 alone;
+        The exponent per step divided by eta² (and s²): negative where noise attracts, which happens only at p = q = 1;
         exactly 0 at (2, 1), (1, 2) and (2, 2).
 
     Raises:
@@ -90,25 +91,25 @@ def transverse_lyapunov(
     project: Callable[[Params], Params] | None = None,
     burn_in: int = 0,
 ) -> LyapunovEstimate:
-    """Top Lyapunov exponent of stochastic gradient descent off a manifold, by renormalised products.
+    """Top Lyapunov exponent of stochastic gradient descent normal to a manifold, by renormalised products.
 
     A small deviation v follows `v <- (I - eta M_B) v` with M_B the normal Hessian on the minibatch B of the step; the
     exponent is the mean growth of ln |v| per step. Its sign decides whether the clones separate. To second order in eta
     one step adds `-eta v'M_B v + (eta²/2) (||M_B v||² - 2 (v'M_B v)²)` along the running unit direction v. Where all
     M_B share their eigenvectors and have mean zero this is `-(eta²/2) E m²`, and noise attracts as long as eta m is
-    small (eigenvalues eta m = +-3, each half of the time, give +1.04). Where they do not, noise can repel: see
+    small (eigenvalues eta m = +-3, each half of the time, give +1.04). If eigenvectors differ, noise can repel: see
     `noise_exponent`.
 
     Args:
         matvec: `(batch, v) -> M_B v`: `lambda batch, v: hvp(loss_of(batch), params, v)`, or `jnp.matmul` for explicit
-            matrices. If the parameters move, make those of every step part of its batch.
+            matrices. If the parameters move, include those of every step in its batch.
         example: a tree like v; values are not used.
         batches: a tree of arrays whose first axis is the step, one minibatch each.
         learning_rate: eta.
         key: random key of the first deviation.
-        project: orthogonal projector onto the normal space of an invariant manifold, applied after every step against
-            rounding; None for the whole space.
-        burn_in: first steps, left out of the mean while the deviation turns into its typical direction.
+        project: orthogonal projector onto the normal space of an invariant manifold, applied after every step to remove
+            rounding errors; None for the whole space.
+        burn_in: number of first steps left out of the mean, while the deviation turns into its typical direction.
 
     Returns:
         The exponent and its standard error; NaN if a product is not finite.
@@ -127,7 +128,7 @@ def transverse_lyapunov(
     """
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batches)}
     if len(lengths) != 1:
-        raise ValueError(f"batches have first axes of length {sorted(lengths)}: all must count the same steps")
+        raise ValueError(f"batches have first axes of length {sorted(lengths)}: all must have the same number of steps")
     num_steps = lengths.pop() - burn_in
     if burn_in < 0 or num_steps < 2:
         raise ValueError(f"burn_in={burn_in} leaves {num_steps} steps: must be at least 0, and leave at least two")

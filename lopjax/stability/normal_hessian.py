@@ -1,4 +1,4 @@
-"""Signs of the normal Hessian of any loss at any manifold: all of them by dense eigenvalues, or some by Lanczos."""
+"""Signs of the normal Hessian of any loss at any manifold: all of them from dense eigenvalues, or some from Lanczos."""
 
 import math
 
@@ -64,17 +64,17 @@ def by_eigenvalues(
 def _curvature_floor(value: Array, params: Params) -> float:
     """`|L| / max(1, |theta|²)`: a Hessian smaller than this is measured against it.
 
-    Derivatives of a saturated function are differences, such as 1 - tanh², and vanish or stop being symmetric at eps of
-    what cancels in them. A Hessian made of nothing else is small against the loss itself.
+    Derivatives of a saturated function are differences, such as 1 - tanh², which at the level of eps of the cancelling
+    terms vanish or lose their symmetry. A Hessian that consists of nothing else is small compared with the loss itself.
     """
     return float(jnp.abs(value)) / max(1.0, float(tree_norm(params)) ** 2)
 
 
 def _cancellation(value: Array, params: Params, epsilon: float) -> float:
-    """What cancelling terms may leave in a Hessian: `64 eps max(1, |L|) max(1, |theta|²)`.
+    """The rounding error that cancelling terms can leave in a Hessian: `64 eps max(1, |L|) max(1, |theta|²)`.
 
-    Once a cross-entropy is fitted to the last bit, the loss is 0 and probabilities less labels are the rounding of 1;
-    times features and weights they make up the whole Hessian, which then is symmetric by luck only.
+    Once a cross-entropy is fitted to the last bit, the loss is 0 and probabilities minus labels are the rounding errors
+    of 1; multiplied by features and weights they make up the whole Hessian, which then is symmetric only by accident.
     """
     return ROUNDINGS * epsilon * max(1.0, float(jnp.abs(value))) * max(1.0, float(tree_norm(params)) ** 2)
 
@@ -82,10 +82,10 @@ def _cancellation(value: Array, params: Params, epsilon: float) -> float:
 def _symmetric(
     hessian: np.ndarray, epsilon: float, floor: float, cancellation: float
 ) -> tuple[np.ndarray, float, float]:
-    """Symmetric part, its largest |eigenvalue| (at least the floor), and a bound on how far it is from the truth.
+    """Symmetric part, its largest |eigenvalue| (at least the floor), and a bound on its error.
 
-    The bound is the length of what it leaves out; where that is too much for a derivative but no more than cancellation
-    explains, it is the cancellation, and smaller eigenvalues have no sign.
+    The bound is the norm of the antisymmetric part; where that is too large for a derivative but no larger than
+    cancellation explains, the bound is that of the cancellation, and smaller eigenvalues have no sign.
     """
     if not np.isfinite(hessian).all():
         raise ValueError("the Hessian of the loss is not finite at these parameters")
@@ -96,8 +96,8 @@ def _symmetric(
         return symmetric, scale, defect
     if defect > cancellation:
         raise ValueError(
-            f"the Hessian of the loss is not symmetric ({defect:.3g} against {scale:.3g}): a stop_gradient or custom "
-            "derivative makes its gradient the gradient of nothing, remove it"
+            f"the Hessian of the loss is not symmetric ({defect:.3g} against {scale:.3g}): with a stop_gradient or "
+            "custom derivative its gradient is not the gradient of any function; remove it"
         )
     return symmetric, scale, cancellation
 
@@ -119,7 +119,7 @@ def by_lanczos(
     num_steps: int,
     key: Key[Array, ""] | None,
 ) -> StabilityReport:
-    """Some directions of the normal space, from `2 num_steps` products: signs are witnessed, nothing is counted.
+    """Some directions of the normal space, from `2 num_steps` products: signs are witnessed, eigenvalues not counted.
 
     Raises:
         ValueError: a Hessian that is not finite.

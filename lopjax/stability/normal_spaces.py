@@ -11,7 +11,7 @@ from lopjax.tolerance import relative_tolerance
 
 
 class NormalSpace(NamedTuple):
-    """Which directions are left to look at once those that are flat by algebra are known.
+    """The directions that remain to be examined once those that are flat by algebra are known.
 
     Attributes:
         whole: the manifold with its tangent space.
@@ -24,12 +24,12 @@ class NormalSpace(NamedTuple):
     gauge: Subspace | None
 
     def choose(self, is_flat: bool) -> tuple[Manifold, int]:
-        """The manifold whose normal space is left to look at, and how many structural zeros that leaves out."""
+        """The manifold whose normal space remains to be examined, and the number of zeros that this leaves out."""
         return (self.deflated, self.gauge.dimension) if self.gauge is not None and is_flat else (self.whole, 0)
 
 
 def normal_space(params: Params, manifold: Manifold) -> NormalSpace:
-    """The normal space of a manifold at a point of it, with the gauge where the point lies on V."""
+    """The normal space of a manifold at one of its points, with the gauge where the point lies on V."""
     # Along the gauge (redistributions among clones that change no activation) the Hessian on V is zero by algebra, so
     # these directions are counted, not computed: in floating point their eigenvalues would be rounding, of either sign.
     # Off V the argument does not hold, and they stay in the normal space like any others.
@@ -53,7 +53,7 @@ def normal_space(params: Params, manifold: Manifold) -> NormalSpace:
 
 
 def _is_on_family(params: Params, normals: CloneNormals) -> bool:
-    """Whether RE and CE hold: no array has an incoming or outgoing part beyond rounding."""
+    """Whether RE and CE hold: no array has an incoming or outgoing component beyond rounding."""
     incoming, outgoing = normals.incoming.project(params), normals.outgoing.project(params)
     off = jax.tree.map(lambda one, other: float(jnp.linalg.norm(jnp.ravel(one + other))), incoming, outgoing)
     triples = zip(jax.tree.leaves(off), jax.tree.leaves(params), strict=True)

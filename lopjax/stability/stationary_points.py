@@ -1,4 +1,4 @@
-"""Where training with weight decay comes to rest: the stationary point of the decayed loss of the base network."""
+"""Where training with weight decay ends: the stationary point of the decayed loss of the base network."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from lopjax.losses import Batch, of_parameters
 from lopjax.model import Model, Params, Variables
 from lopjax.stability.blocks.matrices import LossOfLogits
 
-# Up to this many parameters Newton's equations are solved, and the base's curvature measured, by a dense Hessian.
+# Up to this many parameters, Newton's equations are solved and the curvature of the base is found with a dense Hessian.
 _DENSE_PARAMETERS = 1_000
 # Where units of the base merge, Newton's method converges by a factor of only 2/3 per step.
 _NEWTON_STEPS = 60
@@ -27,11 +27,11 @@ class DecayedLoss(NamedTuple):
     """`L + decay/2 |y|²` of the base in the clones' coordinates `y = sqrt(n_out / n_in) w`, an isometry onto BC.
 
     Attributes:
-        value_and_grad: `(y, decay) -> (value, gradient)`, compiled like the next two.
+        value_and_grad: `(y, decay) -> (value, gradient)`; this and the next two fields are compiled.
         product: `(y, v, decay) -> H v`.
         hessian: `(y, decay) -> H`.
         scale: `sqrt(n_out / n_in)` of every entry of the flat parameters.
-        unravel: flat parameters to a tree.
+        unravel: from flat parameters to a tree.
     """
 
     value_and_grad: Callable
@@ -42,14 +42,14 @@ class DecayedLoss(NamedTuple):
 
 
 class StationaryPoint(NamedTuple):
-    """Where a search ended.
+    """The point at which a search ended.
 
     Attributes:
-        variables: of the base.
-        gradient_norm: of the decayed loss, by y.
-        distance: `|H^-1 g|`, an estimate of how far the stationary point still is.
+        variables: variables of the base.
+        gradient_norm: norm of the gradient of the decayed loss with respect to y.
+        distance: `|H^-1 g|`, an estimate of the remaining distance to the stationary point.
         curvature: smallest eigenvalue of H.
-        length: of y.
+        length: norm of y.
     """
 
     variables: Variables
@@ -64,7 +64,7 @@ def decayed_loss(model: Model, variables: Variables, batch: Batch, factor: Facto
 
     Args:
         model: the base network.
-        variables: supply shapes and types.
+        variables: variables of the base; only shapes and types are used.
         batch: inputs and labels, all the data.
         factor: number of clones of every unit, or `{space: number}`.
         loss: `(logits, labels) -> scalar`, a mean over samples.
@@ -90,7 +90,7 @@ def decayed_loss(model: Model, variables: Variables, batch: Batch, factor: Facto
 
 
 def stationary_point(decayed: DecayedLoss, start: Variables, decay: float) -> StationaryPoint:
-    """The minimum to which a search from given variables falls: L-BFGS, a trust region, then Newton steps.
+    """The minimum found by a search from given variables: L-BFGS, a trust region, then Newton steps.
 
     Args:
         decayed: the loss.
@@ -105,7 +105,7 @@ def stationary_point(decayed: DecayedLoss, start: Variables, decay: float) -> St
 
     y = np.asarray(ravel_pytree(start["params"])[0]) * decayed.scale
     y = minimize(value_and_grad, y, jac=True, method="L-BFGS-B", options=_LBFGS).x
-    # L-BFGS may rest at a saddle of the base, which a trust region leaves.
+    # L-BFGS may stop at a saddle of the base, which a trust-region method leaves.
     y = minimize(
         value_and_grad,
         y,
@@ -125,7 +125,7 @@ def stationary_point(decayed: DecayedLoss, start: Variables, decay: float) -> St
 
 
 def _polish(decayed: DecayedLoss, y: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Newton steps as long as they shorten the gradient; point, gradient and the next Newton step there."""
+    """Newton steps while they reduce the gradient; the final point, its gradient and the next Newton step."""
     slope = np.asarray(decayed.value_and_grad(y, decay)[1])
     step = _newton_step(decayed, y, slope, decay)
     for _ in range(_NEWTON_STEPS):

@@ -1,4 +1,4 @@
-"""Verdicts of stability, the evidence beside them, and the one rule by which numbers become signs."""
+"""Verdicts on stability with their evidence, and the one rule that decides the sign of a number."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class Stability(Enum):
-    """What the curvature normal to a manifold says about it; the value is the sentence shown to the user."""
+    """Verdict from the curvature normal to a manifold; the value is the sentence shown to the user."""
 
     STABLE = "stable: the loss curves upwards along every direction that leaves the manifold"
     UNSTABLE = "unstable: the loss curves downwards along every direction that leaves the manifold"
@@ -43,30 +43,30 @@ class Stability(Enum):
 class StabilityReport(NamedTuple):
     """A verdict with its evidence.
 
-    Where the method counts, `n_plus + n_minus + n_zero + n_undecided` is the dimension of the normal space.
+    If the method counts, `n_plus + n_minus + n_zero + n_undecided` is the dimension of the normal space.
 
     Attributes:
         verdict: the class.
-        n_plus: eigenvalues of the normal Hessian that are certainly positive; -1 where the method cannot count.
-        n_minus: certainly negative; likewise.
-        n_zero: zero by algebra, or at the level below; likewise.
-        min_eigenvalue: smallest eigenvalue, in units of the loss per squared parameter. Where the method cannot count,
-            the smallest Rayleigh quotient found: the true minimum is at most this.
+        n_plus: number of eigenvalues of the normal Hessian that are certainly positive; -1 if the method cannot count.
+        n_minus: number that are certainly negative; -1 likewise.
+        n_zero: number that are zero by algebra, or zero at `zero_level`; -1 likewise.
+        min_eigenvalue: smallest eigenvalue, in units of the loss per squared parameter. If the method cannot count, the
+            smallest Rayleigh quotient found: the true minimum is at most this.
         max_eigenvalue: the largest, likewise.
-        tolerance: tau, what rounding may have done to an eigenvalue: one has a sign from ten times this plus
-            `residual` on. A smaller one is undecided, not zero.
-        residual: bound on the error of the reported eigenvalues beyond rounding.
-        structural: how many of the zeros are known by algebra rather than by the level; -1 where unknown.
-        exact: whether every eigenvalue was counted and none left undecided.
+        tolerance: tau, the rounding error of an eigenvalue: it has a sign if it exceeds ten times this plus `residual`.
+            A smaller one is undecided, not zero.
+        residual: bound on the error of the reported eigenvalues in addition to rounding.
+        structural: number of zeros known by algebra rather than by the level; -1 where unknown.
+        exact: whether every eigenvalue was counted and none was left undecided.
         method: how they were found: "dense", "lanczos", "closed form", "batched hvp".
-        space: the normal space of what: "leaf", "V", "frozen", ...
-        note: what a reader must know besides: why the verdict is `UNDECIDED`, kinks, coarse types.
-        n_undecided: eigenvalues that rounding leaves without sign and the level does not call zero; -1 likewise.
-        zero_level: an eigenvalue without sign counts as zero if `|eigenvalue| + 10 tolerance + residual` is at most
-            this share of `scale`. `NEUTRAL` means flat *at this level*.
-        scale: size of the terms that make up the Hessian, free of cancellation; in a total the largest of its blocks.
-        radius: changes of a unit's incoming parameters shorter than this meet no kink of its activation, so the
-            verdict is about them only; infinite for smooth activations, NaN where unknown.
+        space: the manifold whose normal space this is: "leaf", "V", "frozen", ...
+        note: anything else the reader needs: why the verdict is `UNDECIDED`, kinks, coarse types.
+        n_undecided: number of eigenvalues whose sign rounding hides and that are not zero at `zero_level`; -1 likewise.
+        zero_level: an eigenvalue of uncertain sign counts as zero if `|eigenvalue| + 10 tolerance + residual` is at
+            most this fraction of `scale`. `NEUTRAL` means flat *at this level*.
+        scale: size of the terms that make up the Hessian, before cancellation; in a total, the largest of its blocks.
+        radius: changes of a unit's incoming parameters shorter than this cross no kink of its activation, and the
+            verdict covers only such changes; infinite for smooth activations, NaN where unknown.
     """
 
     verdict: Stability
@@ -89,7 +89,7 @@ class StabilityReport(NamedTuple):
 
 
 class SignCounts(NamedTuple):
-    """How many eigenvalues have which sign, and how many could be given none."""
+    """The numbers of eigenvalues of each sign, and of those whose sign is undecided."""
 
     plus: int
     minus: int
@@ -97,11 +97,11 @@ class SignCounts(NamedTuple):
     undecided: int = 0
 
     def times(self, multiplicity: int) -> "SignCounts":
-        """Counts of the same spectrum repeated."""
+        """Counts of the spectrum repeated."""
         return SignCounts(*(multiplicity * count for count in self))
 
     def plus_counts(self, other: "SignCounts") -> "SignCounts":
-        """Counts of two spectra together."""
+        """Counts of two spectra combined."""
         return SignCounts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
@@ -114,7 +114,7 @@ def count_signs(
         eigenvalues: any array of eigenvalues; NaN counts as undecided.
         tolerance: see `rounding_tolerance`.
         residual: bound on the error of the eigenvalues.
-        zero_below: absolute level: what lies below it with its error counts as zero.
+        zero_below: absolute level: an eigenvalue that lies below it including its error counts as zero.
 
     Raises:
         ValueError: a negative tolerance or residual.
@@ -134,10 +134,10 @@ def count_signs(
 
 
 def verdict_of(counts: SignCounts) -> Stability:
-    """The verdict that sign counts allow.
+    """The verdict that the sign counts allow.
 
-    One eigenvalue of each sign proves a saddle, whatever the undecided ones are; every other verdict says something
-    about all eigenvalues, so one that is undecided leaves the verdict undecided.
+    One eigenvalue of each sign proves a saddle, whatever the undecided ones are; every other verdict is about all
+    eigenvalues, so a single undecided one leaves the verdict undecided.
     """
     if counts.plus and counts.minus:
         return Stability.SADDLE
@@ -198,16 +198,16 @@ def witnessed_report(
     scale: float = 0.0,
     radius: float = inf,
 ) -> StabilityReport:
-    """The report of a method that sees some directions only: it can prove a saddle, and never a count.
+    """The report of a method that sees some directions only: it can prove a saddle, but never gives counts.
 
     Args:
         extremes: smallest and largest Rayleigh quotient found. A quotient is a witness whatever its residual.
-        tolerance: rounding of one quotient.
-        residual: distance within which each quotient has an eigenvalue.
+        tolerance: rounding error of one quotient.
+        residual: an eigenvalue lies within this distance of each quotient.
         method: name of the method.
-        space: normal space of what.
-        is_zero: whether the operator returned exactly zero for a random vector. That makes it zero up to rounding:
-            flat only if the rounding lies below the level.
+        space: the manifold whose normal space it is.
+        is_zero: whether the operator returned exactly zero for a random vector. This makes it zero up to rounding,
+            which counts as flat only if the rounding error lies below the level.
         zero_level: see `StabilityReport`.
         scale: see `StabilityReport`.
         radius: see `StabilityReport`.
@@ -219,7 +219,7 @@ def witnessed_report(
     if has_negative and has_positive:
         verdict, note = Stability.SADDLE, ""
     elif is_zero and rule.is_zero(0.0):
-        verdict, note = Stability.NEUTRAL, "the Hessian maps a random normal vector to zero exactly"
+        verdict, note = Stability.NEUTRAL, "the Hessian maps a random normal vector exactly to zero"
     elif has_negative:
         note = "not stable: negative curvature was found, positive was not"
     elif has_positive:
@@ -248,17 +248,17 @@ def witnessed_report(
 
 
 def precision_note(dtype: DTypeLike) -> str:
-    """What to say of a verdict computed in less than double precision; nothing of others."""
+    """The note on a verdict computed in less than double precision; empty otherwise."""
     name = jnp.dtype(dtype).name
-    return "" if name == "float64" else f"computed in {name}: what it leaves undecided may be clear in float64"
+    return "" if name == "float64" else f"computed in {name}: what is undecided here may be decided in float64"
 
 
 def at_a_kink(report: StabilityReport, where: str) -> StabilityReport:
-    """Withdraw what a report says about a point at which the loss has no second derivative.
+    """Withdraw the claims of a report about a point at which the loss has no second derivative.
 
     Args:
-        report: what the derivatives of one side say.
-        where: what sits at a kink, for the note.
+        report: the report from one-sided derivatives.
+        where: what lies at a kink, for the note.
     """
     note = (
         f"at a kink: {where}. The loss has no second derivative there and may fall linearly along directions that the "
@@ -279,7 +279,7 @@ def at_a_kink(report: StabilityReport, where: str) -> StabilityReport:
 
 
 def kinks_unknown(report: StabilityReport, sites: Sequence[str]) -> StabilityReport:
-    """A report about functions whose kinks nobody has told: curvature seen stands, flatness does not."""
+    """A report about functions whose kinks are not known: observed curvature stands, flatness does not."""
     note = (
         f"the kinks of the activation at {', '.join(sites)} are not known, so the point may lie at one: pass "
         "lopjax.activations.Activation(name, function, kinks=(...)), () for a smooth function"

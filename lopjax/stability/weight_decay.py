@@ -1,4 +1,4 @@
-"""Weight decay and clones: the decay beyond which they attract, at the point to which training with decay goes."""
+"""Weight decay and clones: the decay beyond which clones attract, where training with decay converges."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -21,20 +21,20 @@ from lopjax.stability.blocks.matrices import LossOfLogits
 from lopjax.stability.stationary_points import DecayedLoss, decayed_loss, stationary_point
 from lopjax.tolerance import CERTAIN_FROM
 
-# The distance to the stationary point, over the length of the parameters, up to which it counts as reached.
+# The distance to the stationary point, relative to the norm of the parameters, up to which it counts as reached.
 _REACHED = 1e-6
-# Relative size of the change between two points of a path.
+# Relative size of the perturbation between two points of a path.
 _SHAKE = 1e-3
 
 DECAYS = tuple(float(value) for value in np.geomspace(1e-3, 1.0, 13))
-"""Where `weight_decay_threshold` looks by default."""
+"""The decays that `weight_decay_threshold` tries by default."""
 
 
 class Attraction(Enum):
-    """Whether clones come together under weight decay; the value is the sentence shown to the user."""
+    """Whether clones merge under weight decay; the value is the sentence shown to the user."""
 
-    ATTRACTS = "attracts: near the decayed stationary point clones that differ a little become equal again"
-    REPELS = "repels: at the decayed stationary point some difference between clones grows"
+    ATTRACTS = "attracts: near the stationary point of the decayed loss, clones that differ slightly become equal again"
+    REPELS = "repels: at the stationary point of the decayed loss, some difference between clones grows"
     UNDECIDED = "undecided: no stationary point was reached, or the rate is too close to zero to have a sign"
 
 
@@ -44,14 +44,17 @@ class DecayedClones(NamedTuple):
     Attributes:
         verdict: the class.
         reason: why it is undecided; empty otherwise.
-        weight_decay: lambda of the clones.
-        variables: of the *base* network, at the stationary point theta(lambda).
+        weight_decay: weight decay lambda of the clones.
+        variables: variables of the *base* network at the stationary point theta(lambda).
         rate: `lambda + min_j lambda_min(M_j(theta(lambda)))`, in units of the loss per squared parameter: the slowest
             normal direction shrinks by `1 - eta rate` per step; below 0 the fastest grows.
-        uncertainty: of the rate, estimated: rounding of the blocks, and the distance to the stationary point.
-        gradient_norm: of the decayed loss, for the clones: sqrt(sum n_in/n_out |g|²) over the base's arrays.
+        uncertainty: estimated uncertainty of the rate, from rounding of the blocks and the distance to the stationary
+            point.
+        gradient_norm: gradient norm of the decayed loss of the cloned network: sqrt(sum n_in/n_out |g|²) over the
+            base's arrays.
         distance: estimate of the distance to the stationary point, `|H^-1 g|`, in the parameters of the clones.
-        base_curvature: smallest eigenvalue of the decayed Hessian along the manifold: below 0 training does not stay.
+        base_curvature: smallest eigenvalue of the decayed Hessian along the manifold; if negative, training does not
+            stay at the point.
     """
 
     verdict: Attraction
@@ -69,16 +72,16 @@ class DecayThreshold(NamedTuple):
     """Result of `weight_decay_threshold`.
 
     Attributes:
-        threshold: from here on, up to the largest decay looked at, clones attract: the middle of the last crossing, to
-            within its width. Infinite if they do not at the largest; 0 if they do at all; NaN if an undecided point
-            lies in between.
-        crossings: `(low, high)` around every change between repelling and attracting on the way up, ascending. There
-            may be several: the rate is not monotone in the decay.
-        upward: the points of the path with growing decay, each started from the one before.
-        downward: the same back from the largest decay, in the order of `upward`; empty if not asked for.
-        branches_agree: whether both ways have the same verdicts. If not, there are several branches of stationary
-            points, and where clones begin to attract depends on where training comes from.
-        note: what else there is to say; may be empty.
+        threshold: from here up to the largest decay tried, clones attract: the middle of the last crossing, accurate to
+            its width. Infinite if they repel at the largest decay; 0 if they attract at every decay tried; NaN if an
+            undecided point lies in between.
+        crossings: `(low, high)` around every change between repelling and attracting as the decay grows, ascending.
+            There may be several, because the rate is not monotone in the decay.
+        upward: the points of the path with growing decay, each found from the previous one.
+        downward: the same going back from the largest decay, in the order of `upward`; empty if not requested.
+        branches_agree: whether both directions have the same verdicts. If not, there are several branches of stationary
+            points, and the decay at which clones begin to attract depends on where training starts.
+        note: further remarks; may be empty.
     """
 
     threshold: float
@@ -99,10 +102,10 @@ def critical_weight_decay(smallest: UnitBlocks | ArrayLike | Sequence[float]) ->
 
     Args:
         smallest: result of `unit_blocks`, or the smallest eigenvalues of the blocks. From "batched hvp" or Lanczos,
-            which see the smallest eigenvalue from above, the result is a lower bound.
+            which bound the smallest eigenvalue from above, the result is a lower bound.
 
     Returns:
-        In units of the loss per squared parameter; NaN if an eigenvalue is.
+        The decay, in units of the loss per squared parameter; NaN if an eigenvalue is NaN.
 
     Raises:
         ValueError: no eigenvalues.
@@ -132,10 +135,11 @@ def decayed_clones(
     On the normal space of clones the Hessian of `L + lambda/2 |theta|²` consists of `M_j + lambda` and of lambda along
     the gauge, so at a stationary point clones attract iff `lambda + min_j lambda_min(M_j) > 0`. In the base's
     coordinates decay lambda of the clones is decay `lambda n_out / n_in` of each array (`lambda n_out` of a bias),
-    since `|W|² = (n_out / n_in) |w|²`. The stationary point minimises the base's loss with that, by L-BFGS, a trust
-    region and Newton steps, from the variables given: of several, the one it falls to.
+    since `|W|² = (n_out / n_in) |w|²`. The stationary point minimises the base's loss with that decay, by L-BFGS, a
+    trust region and Newton steps; of several stationary points, it is the one that this search reaches from the given
+    variables.
 
-    About gradient flow and small steps: at `eta lambda_max > 2` clones leave by overshooting.
+    Valid for gradient flow and small steps: at `eta lambda_max > 2` clones separate by overshooting.
 
     Args:
         model: the *base* network.
@@ -146,8 +150,8 @@ def decayed_clones(
         loss: `(logits, labels) -> scalar`, a mean over samples.
 
     Returns:
-        The point, the rate and the verdict. UNDECIDED where the point was not reached or is no minimum of the base, the
-        rate is below its uncertainty, or the blocks come from Lanczos and show no negative eigenvalue.
+        The point, the rate and the verdict. UNDECIDED if the point was not reached or is not a minimum of the base, if
+        the rate is below its uncertainty, or if the blocks come from Lanczos and show no negative eigenvalue.
 
     Raises:
         ValueError: parameters that are not float64; a negative decay; see also `unit_blocks`.
@@ -167,12 +171,13 @@ def weight_decay_threshold(
     relative_width: float = 1e-3,
     both_ways: bool = True,
 ) -> DecayThreshold:
-    """The weight decay beyond which clones attract, solved together with the point to which that decay leads.
+    """The weight decay beyond which clones attract, found together with the point to which that decay leads.
 
     Follows the stationary point theta(lambda) through growing decays (`decayed_clones`, each from the one before), and
-    halves every step on which the verdict changes. The rate is not monotone in lambda: a little decay can make clones
-    leave *faster*, because it leaves residuals, and clones that attract may repel again at a larger decay, when the
-    base has come to another number of distinct units. What lies between two neighbours of `decays` is not looked at.
+    bisects every step over which the verdict changes. The rate is not monotone in lambda: a little decay can make
+    clones leave *faster*, because it leaves residuals, and clones that attract may repel again at a larger decay, when
+    the base has reached a different number of distinct units. Changes between two neighbouring `decays` with the same
+    verdict go unnoticed.
 
     Positive-homogeneous units (ReLU) have `M_j v = -lambda v` at theta(lambda), v the unit's own weights, so that decay
     never attracts them strictly; where it seems to, they have vanished.
@@ -183,31 +188,31 @@ def weight_decay_threshold(
         batch: inputs and labels, all the data.
         factor: number of clones of every unit, or `{space: number}`.
         loss: `(logits, labels) -> scalar`, a mean over samples.
-        decays: where to look, ascending and positive.
-        relative_width: of the bracket around a change, over its upper end. Where its middle has no verdict it
+        decays: the decays to try, ascending and positive.
+        relative_width: width of the bracket around a change, relative to its upper end. If its middle has no verdict it
             stays wider, and the note says so.
-        both_ways: follow the path back as well, to find other branches.
+        both_ways: also follow the path back, to find other branches.
 
     Returns:
-        The threshold, all changes of the verdict, all points.
+        The threshold, all changes of the verdict and all points.
 
     Raises:
-        ValueError: parameters that are not float64; decays that do not ascend from above 0; see also `unit_blocks`.
+        ValueError: parameters that are not float64; decays that are not positive and ascending; see also `unit_blocks`.
     """
     values = np.asarray(decays, np.float64)
     is_ascending = values.ndim == 1 and values.size and values[0] > 0 and (np.diff(values) > 0).all()
     if not (is_ascending and np.isfinite(values).all()):
-        raise ValueError(f"decays={decays}: must be finite and ascend from above 0")
+        raise ValueError(f"decays={decays}: must be finite, positive and ascending")
 
     search = _search(model, variables, batch, factor, loss)
     upward = _follow(search, values, variables)
     downward = _follow(search, values[::-1], upward[-1].variables)[::-1] if both_ways else ()
     agree = all(up.verdict is down.verdict for up, down in zip(upward, downward))
-    notes = [] if agree else ["several branches: on the way back other decays attract"]
-    # A missing fact counts as a yes: the note warns, it does not decide.
+    notes = [] if agree else ["several branches: going back from the largest decay, clones attract at other decays"]
+    # An unknown fact counts as true: the note is a warning and decides nothing.
     if any(activation(site.activation).is_homogeneous is not False for _, site in model.wiring.sites):
         notes.append(
-            "positive-homogeneous units are never attracted strictly: where the verdict says so, they vanished"
+            "positive-homogeneous units are never strictly attracted: where the verdict says so, they have vanished"
         )
     brackets = [
         _crossing(search, low, high, relative_width)
@@ -237,12 +242,12 @@ def _search(model: Model, variables: Variables, batch: Batch, factor: Factor, lo
             "jax.enable_x64(True), with jax.tree.map(lambda leaf: leaf.astype(float), variables)"
         )
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(variables["params"])):
-        raise ValueError("the parameters are not finite: no stationary point can be found from there")
+        raise ValueError("the parameters are not finite: no stationary point can be found from them")
     return _Search(model, batch, factor, loss, decayed_loss(model, variables, batch, factor, loss))
 
 
 def _judge(search: _Search, start: Variables, weight_decay: float) -> DecayedClones:
-    """Find the stationary point near `start`, and the rate of the clones there."""
+    """Find the stationary point near `start` and the rate of the clones there."""
     if not 0 <= weight_decay < np.inf:
         raise ValueError(f"weight_decay={weight_decay}: must be at least 0, and finite")
     point = stationary_point(search.decayed, start, weight_decay)
@@ -258,11 +263,11 @@ def _judge(search: _Search, start: Variables, weight_decay: float) -> DecayedClo
     elif abs(rate) <= uncertainty:
         reason = f"the rate {rate:.2g} is below its uncertainty {uncertainty:.2g}"
     elif rate > 0 and total.n_plus < 0:
-        # Lanczos sees the smallest eigenvalue from above: it proves that clones repel, never that they attract.
+        # Lanczos bounds the smallest eigenvalue from above: it can prove that clones repel, never that they attract.
         reason = "the blocks come from Lanczos, which cannot exclude a smaller eigenvalue"
     elif rate > 0 and total.radius == 0:
-        # A ReLU unit that has vanished sits at z = 0: derivatives of one side miss what the other couples.
-        reason = "some pre-activation is at a kink, where eigenvalues of one side do not bound the rate"
+        # A ReLU unit that has vanished sits at z = 0, where one-sided derivatives miss the coupling on the other side.
+        reason = "some pre-activation is at a kink, where one-sided eigenvalues do not bound the rate"
     return DecayedClones(
         verdict=Attraction.UNDECIDED if reason else Attraction.ATTRACTS if rate > 0 else Attraction.REPELS,
         reason=reason,
@@ -277,7 +282,7 @@ def _judge(search: _Search, start: Variables, weight_decay: float) -> DecayedClo
 
 
 def _follow(search: _Search, decays: np.ndarray, start: Variables) -> tuple[DecayedClones, ...]:
-    """One point after the other, each from a little beside the last: units that have merged may part again."""
+    """One point after the other, each started slightly off the last, so that merged units can separate again."""
     points, key = [], jax.random.key(0)
     for decay in decays:
         points.append(_judge(search, start, float(decay)))
@@ -294,11 +299,12 @@ def _shaken(variables: Variables, key: Key[Array, ""]) -> Variables:
 def _crossing(
     search: _Search, low: DecayedClones, high: DecayedClones, relative_width: float
 ) -> tuple[tuple[float, float], str]:
-    """Halve the step between two points of opposite verdicts; why it stayed wider than asked for, or nothing."""
+    """Bisect between two points of opposite verdicts; also why the bracket stayed wider than requested, if it did."""
     key = jax.random.key(0)
     while high.weight_decay * (1 - relative_width) > low.weight_decay:
         middle = 0.5 * (low.weight_decay + high.weight_decay)
-        # From beside the last point: a minimum that has turned into a saddle still attracts what starts right on it.
+        # Start slightly off the last point: a search that starts exactly on a minimum that has become a saddle would
+        # stay there.
         point = _judge(search, _shaken(low.variables, key), middle)
         if point.verdict is Attraction.UNDECIDED:
             between = f"between {low.weight_decay:.4g} and {high.weight_decay:.4g}"
@@ -308,7 +314,7 @@ def _crossing(
 
 
 def _threshold(path: Sequence[DecayedClones], crossings: Sequence[tuple[float, float]]) -> float:
-    """Where the last stretch of attraction begins."""
+    """Where the last interval of attraction begins."""
     others = [point for point in path if point.verdict is not Attraction.ATTRACTS]
     if not others:
         return 0.0

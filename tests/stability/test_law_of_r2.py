@@ -101,7 +101,7 @@ def test_of_a_single_unit_there_is_no_r2_and_of_deviations_that_overflow_no_prob
     with pytest.raises(ValueError, match="0/0"):
         escape_law(base, base.init(jax.random.key(0)), batch, factor, loss=mean_squared_error)
     fast = DESCENT._replace(learning_rate=1e6 * factor)
-    with pytest.raises(ValueError, match="ask about fewer steps"):
+    with pytest.raises(ValueError, match="ask for fewer steps"):
         departure_probability(law, 0.05, 200, fast)
     assert departure_probability(law, 0.05, 10, fast) > 1 - 1e-4  # the control: long gone, and still a number
 

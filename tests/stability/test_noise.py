@@ -100,7 +100,7 @@ def test_lyapunov_of_degenerate_products_and_bad_input(unchecked):
     assert jnp.isnan(transverse_lyapunov(jnp.matmul, jnp.zeros(2), ones * jnp.nan, 1.0, key).exponent)
     with pytest.raises(ValueError, match="burn_in=3 leaves 1 steps"):
         transverse_lyapunov(jnp.matmul, jnp.zeros(2), ones, 0.5, key, burn_in=3)
-    with pytest.raises(ValueError, match="same steps"):
+    with pytest.raises(ValueError, match="same number of steps"):
         transverse_lyapunov(lambda b, v: b[0] @ v, jnp.zeros(2), (ones, ones[:2]), 0.5, key)
 
 

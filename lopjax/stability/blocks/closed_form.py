@@ -39,15 +39,15 @@ from lopjax.tolerance import CERTAIN_FROM, default_zero_level
 def blocks_by_closed_form(
     network: ClonedNetwork, plain_spaces: Sequence[PlainSpace], batch: Batch, options: BlockOptions
 ) -> UnitBlocks:
-    """Blocks and reports of every plain space, and the report of the whole.
+    """Blocks and reports of every plain space, and the report of the whole normal space.
 
-    In double precision, whatever the type of the parameters: the verdict is about their exact values.
+    Computed in double precision whatever the type of the parameters: the verdict is about their exact values.
 
     Args:
         network: base and clones.
         plain_spaces: the spaces with clones, all of them plain.
         batch: inputs and labels.
-        options: how to measure.
+        options: the settings of `unit_blocks`.
     """
     spaces = {}
     with jax.enable_x64(True):
@@ -69,7 +69,7 @@ def blocks_by_closed_form(
 
 
 def _sites_without_facts(model: Model, plain: PlainSpace) -> list[str]:
-    """Sites of the space and behind it whose activations may have kinks that are not listed."""
+    """Sites of the space and downstream of it whose activations may have kinks that are not listed."""
     sites = (plain.site, *downstream_sites(model.wiring, plain.space))
     return [site for site in sites if has_unknown_kinks(model.wiring.site(site).activation)]
 
@@ -113,10 +113,10 @@ def _judge_unit(
     compute_type: DTypeLike,
     space: str,
 ) -> StabilityReport:
-    """The report of one block; `off_critical` is how much of B the base may owe to not being at a critical point."""
+    """The report of one block; `off_critical` bounds the part of B that vanishes at a critical point of the base."""
     error = BlockError(float(scales.curvature_error[unit]), float(scales.coupling_error[unit]) + off_critical)
     scale = float(scales.curvature[unit] + scales.coupling[unit] + scales.residual[unit])
-    # At the critical point that is meant, what the gradient explains is zero.
+    # At the nearby critical point that the caller asks about, the part explained by the gradient is zero.
     zero_below = max(default_zero_level(compute_type) * scale, 2 * CERTAIN_FROM * error.total if off_critical else 0.0)
     by_shape = structural_zeros(coupling.shape[0], coupling.shape[1], curvature is not None)
     is_dead = curvature is None and not scales.slope[unit]
@@ -134,15 +134,15 @@ def _judge_unit(
         scale=scale,
         radius=float(scales.radius[unit]),
     )
-    # A kink of the unit's own makes the block itself one-sided, and a slope of 0 then does not mean a dead unit: only
-    # the zeros that follow from the block's shape are left. A kink behind the unit, or of the loss, changes what the
-    # block is made of, but nothing where every eigenvalue is zero by structure.
+    # A kink of the unit's own activation makes the block itself one-sided, and a slope of 0 then does not mean a dead
+    # unit: only the zeros that follow from the block's shape remain certain. A kink downstream of the unit, or of the
+    # loss, changes the factors of the block, which does not matter where every eigenvalue is zero by structure.
     if scales.kinks[unit]:
         return at_a_kink(report._replace(structural=by_shape), "a pre-activation of the unit, on some row")
     if scales.later_kinks and structural < len(spectrum):
-        return at_a_kink(report, f"pre-activations behind it, at {', '.join(scales.later_kinks)}")
+        return at_a_kink(report, f"pre-activations downstream of it, at {', '.join(scales.later_kinks)}")
     if scales.loss_kink and structural < len(spectrum):
-        return at_a_kink(report, "the loss's own derivative by the logits jumps on some sample")
+        return at_a_kink(report, "the derivative of the loss with respect to the logits jumps on some sample")
     return report
 
 
@@ -155,7 +155,7 @@ def _gauge_dimension(network: ClonedNetwork) -> int:
 
 
 def _total(spaces: Mapping[str, SpaceBlocks], gauge: int) -> StabilityReport:
-    """Every block n_j - 1 times, and the gauge directions, along which the Hessian vanishes by algebra."""
+    """Every block n_j - 1 times, and the gauge directions, along which the Hessian vanishes identically."""
     blocks = repeated_reports(spaces)
     reports = [report for report, _ in blocks]
     counts, structural = SignCounts(0, 0, gauge), gauge

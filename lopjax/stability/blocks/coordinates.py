@@ -1,4 +1,4 @@
-"""Coordinates of the normal space of cloned units, and the base network under a point of BC.
+"""Coordinates of the normal space of cloned units, and the base network that a point of BC belongs to.
 
 The normal directions that concern unit j are, for each pattern c over its clones with sum 0, changes `c_a u` of the
 incoming parameters (u constant over the clones of the sources) and `c_a r` of the outgoing ones. At a point of BC every
@@ -21,7 +21,7 @@ UnitRows = dict[str, jax.Array]
 
 
 class ArrayColumns(NamedTuple):
-    """Where one array's coordinates lie in the rows of a space.
+    """Which columns of a space's rows hold the coordinates of one array.
 
     Attributes:
         leaf: index of the array in `jax.tree.leaves(params)`.
@@ -39,12 +39,12 @@ class ArrayColumns(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """Column after the last."""
+        """One past the last column."""
         return self.start + int(np.prod(self.shape[1:]))
 
 
 def clone_counts(clusters: Mapping[str, Clusters]) -> dict[str, np.ndarray]:
-    """n_j, the number of clones of every unit of the base network, per space with clones."""
+    """The number of clones n_j of every unit of the base network, per space with clones."""
     return {space: np.bincount(partition.ids) for space, partition in clusters.items()}
 
 
@@ -73,7 +73,7 @@ def unit_columns(params: Params, wiring: Wiring, clusters: Mapping[str, Clusters
 def make_lift(
     params: Params, wiring: Wiring, clusters: Mapping[str, Clusters]
 ) -> tuple[Callable[[UnitRows], Params], UnitRows]:
-    """The isometry from unit coordinates to parameter changes of the cloned network, and a zero to call it with.
+    """The isometry from unit coordinates to parameter changes of the cloned network, and zeros to call it with.
 
     Its transpose (`jax.linear_transpose`) reads the coordinates back. Clusters of one unit have no pattern: their rows
     map to zero.
@@ -112,8 +112,8 @@ def make_lift(
 def block_constant_residual(variables: Variables, wiring: Wiring, clusters: Mapping[str, Clusters]) -> float:
     """`max over arrays and clusters of ||W - P W|| / ||W||` on the slices of one cluster: 0 on BC.
 
-    P is the average over clusters along every unit axis. Each cluster is measured by its own slices: a loud cluster
-    elsewhere in the array hides nothing. NaN if any number is.
+    P is the average over clusters along every unit axis. Each cluster is measured relative to its own slices, so a
+    cluster with large entries elsewhere in the array hides nothing. NaN if any entry is NaN.
     """
 
     def residual(label: Label, array: jax.Array) -> float:

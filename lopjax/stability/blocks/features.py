@@ -1,7 +1,7 @@
-"""What a plain kernel reads and writes, as rows: one row per sample and position of the unit space in the middle.
+"""What a plain kernel reads and writes, as rows: one row per sample and position of the unit space between the kernels.
 
-The blocks of a unit are sums over these rows, `A = sum phi phi'` and `B = sum phi delta'` with weights. Maps have their
-channels last; the order of the columns is that of the kernel's axes.
+The blocks of a unit are sums over these rows, `A = sum phi phi'` and `B = sum phi delta'` with weights. Feature maps
+have their channels last; columns are in the order of the kernel's axes.
 """
 
 from itertools import product
@@ -21,13 +21,13 @@ def incoming_features(
     source_counts: Float[Array, "sources"],
     has_bias: bool,
 ) -> Float[Array, "rows features"]:
-    """`phi = (sqrt(n_i) h_i for every kernel entry, 1)`: the pre-activation's derivative by the incoming parameters.
+    """`phi = (sqrt(n_i) h_i for every kernel entry, 1)`: the gradient of the pre-activation by incoming parameters.
 
     Args:
         source: activations that the kernel reads, `(samples, ..., sources)`; inputs may have any shape.
         kernel_shape: `(..., sources, units)`.
-        window: how a convolution kernel slides; without one the kernel's axes but the last are contracted.
-        source_counts: n_i, the number of clones of each source unit.
+        window: how a convolution kernel slides; without one, all axes of the kernel but the last are contracted.
+        source_counts: the number of clones n_i of each source unit.
         has_bias: whether to append the column of ones.
     """
     size = prod(kernel_shape[:-1])
@@ -45,18 +45,18 @@ def outgoing_signals(
     map_shape: tuple[int, ...],
     target_counts: Float[Array, "targets"],
 ) -> Float[Array, "rows columns"]:
-    """`delta_next`, column k divided by `sqrt(n_k)`: the loss's derivative by what the outgoing parameters multiply.
+    """`delta_next`, column k divided by `sqrt(n_k)`: the loss's derivative with respect to the outgoing terms.
 
     One column per kernel entry `(..., target)`. For a convolution the entry at an offset is the signal at the position
-    that reads this one through that offset, zero where there is none. For a kernel over whole maps (flatten, then
-    dense) every position is an offset of its own: the row of a position has its signal in that position's columns.
+    that reads this one through that offset, zero where there is none. For a kernel over whole feature maps (flatten,
+    then dense) every position is a separate offset: the row of a position has its signal in that position's columns.
 
     Args:
         delta: backward signal dL/dz where the kernel writes.
         kernel_shape: `(..., units, targets)`.
         window: how a convolution kernel slides.
-        map_shape: positions at which the units in the middle live: `()` for a plain layer.
-        target_counts: n_k, the number of clones of each target unit.
+        map_shape: shape of the grid of positions of the units between the kernels: `()` for a dense layer.
+        target_counts: the number of clones n_k of each target unit.
     """
     delta = delta / jnp.sqrt(target_counts)
     targets, kernel_size = kernel_shape[-1], kernel_shape[:-2]

@@ -6,7 +6,7 @@ With base activations h, pre-activations z, `e = dL/dh`, `delta = dL/dz` (L is a
     A_j = (1/n_j) sum_x e_j f''(z_j) phi phi'
     B_j = sum_x f'(z_j) phi delta_next' ,   column k divided by sqrt(n_k)
 
-Convolutions sum over positions too. The Hessian of the cloned network is never formed.
+For convolutions the sums also run over positions. The Hessian of the cloned network is never formed.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from lopjax.stability.blocks.signals import LossOfLogits, exact_signals
 
 __all__ = ["Counts", "LossOfLogits", "Scales", "unit_matrices", "unit_scales"]
 
-# Accumulated matrices of one group of units, and the factor that one batch multiplies into them, take about this much.
+# Approximate memory of the matrices accumulated for one group of units and of one batch's factor in their products.
 GROUP_BYTES = 96 * 2**20
 
 
@@ -42,7 +42,7 @@ def unit_matrices(
     size: int,
     has_curvature: bool,
 ) -> Iterator[tuple[int, np.ndarray | None, np.ndarray]]:
-    """`(j, A_j, B_j)` of every unit of a space in turn; A_j is `None` unless `has_curvature`.
+    """`(j, A_j, B_j)` of every unit of a space, one at a time; A_j is `None` unless `has_curvature`.
 
     Units are handled in groups, so that memory does not grow with the width.
 
@@ -54,7 +54,7 @@ def unit_matrices(
         space: the plain space.
         counts: number of clones of every unit, per space.
         size: samples per batch.
-        has_curvature: whether some `e_j f''` may not be zero.
+        has_curvature: whether some `e_j f''` may be nonzero.
     """
     first = _rows.eval_shape(model, variables, jax.tree.map(lambda leaf: leaf[:size], batch), loss, space, counts)
     rows, p = first.features.shape

@@ -1,6 +1,7 @@
-"""Where the closed form of the unit blocks applies: unit spaces between one plain kernel and plain readers.
+"""Where the closed form of the unit blocks applies: unit spaces written by one plain kernel and read by plain kernels.
 
-Plain means that a kernel's product, plus at most a bias, *is* the pre-activation: the labels say so (`Label.source`).
+Plain means that a kernel's product, plus at most a bias, *is* the pre-activation, which the labels state
+(`Label.source`).
 """
 
 from typing import NamedTuple
@@ -30,7 +31,7 @@ class PlainSpace(NamedTuple):
 
 
 def plain_space(wiring: Wiring, space: str) -> PlainSpace | str:
-    """The structure of a plain unit space, or the reason why it is not plain, for a message.
+    """The structure of a plain unit space, or the reason it is not plain, as part of an error message.
 
     Args:
         wiring: wiring of the network.

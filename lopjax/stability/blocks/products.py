@@ -1,7 +1,8 @@
 """Extreme eigenvalues of every unit's block for any wiring: one Hessian product of the cloned network serves all units.
 
-At a point of BC units do not couple. With an antisymmetric pattern on two clones of *every* unit at once, one product
-returns `M_j v_j` for all j; Lanczos with inner products taken inside each unit then gives every unit its own spectrum.
+At a point of BC the blocks of different units do not couple. With an antisymmetric pattern on two clones of *every*
+unit at once, one product returns `M_j v_j` for all j; Lanczos with inner products taken inside each unit then gives
+every unit its own spectrum.
 """
 
 from functools import partial
@@ -21,9 +22,9 @@ from lopjax.stability.blocks.coordinates import UnitRows, make_lift
 from lopjax.stability.blocks.signals import LossOfLogits, tap_shapes
 
 FrozenPartition = tuple[tuple[str, tuple[int, ...]], ...]
-"""A partition that can be a static argument: `(space, cluster id of every unit)`."""
+"""A hashable partition, for static arguments: `(space, cluster id of every unit)`."""
 
-# Products spent on the size of the whole Hessian, which only sets the tolerance.
+# Hessian products used to estimate the size of the whole Hessian, which only sets the tolerance.
 _SCALE_STEPS = 12
 
 
@@ -32,9 +33,10 @@ class UnitExtremes(NamedTuple):
 
     Attributes:
         extremes: smallest and largest Rayleigh quotient, `(units, 2)`.
-        residuals: an eigenvalue of the block lies within this of each, `(units, 2)`; infinite where none was found.
-        ritz_values: `(units, steps)`, ascending, NaN beyond the steps that can be believed.
-        is_zero: units whose block maps a random vector to zero exactly.
+        residuals: an eigenvalue of the block lies within this distance of each, `(units, 2)`; infinite where none was
+            found.
+        ritz_values: `(units, steps)`, ascending, NaN beyond the last reliable step.
+        is_zero: units whose block maps a random vector exactly to zero.
         dimension: of one block.
     """
 
@@ -82,8 +84,8 @@ def unit_extremes(
 ) -> dict[str, UnitExtremes]:
     """Lanczos in every unit's block at once.
 
-    Spaces whose blocks' sizes are within a factor of three share a run, and with it every product and its compilation,
-    which for small networks is most of the time.
+    Spaces whose block sizes are within a factor of three share one run, and so every Hessian product and its
+    compilation, which takes most of the time for small networks.
 
     Args:
         product: the cloned network with its loss.
@@ -110,7 +112,7 @@ def unit_extremes(
 
 
 def coarsest_type(model: Model, variables: Variables, inputs: Array) -> DTypeLike:
-    """The floating point type with the largest rounding in which some site or parameter of the network lives."""
+    """The floating point type with the largest rounding error among the sites and parameters of the network."""
     taps = tap_shapes(model, variables, inputs)
     types = [leaf.dtype for leaf in jax.tree.leaves((taps, variables["params"]))]
     return max(types, key=lambda dtype: float(jnp.finfo(dtype).eps))
@@ -118,7 +120,7 @@ def coarsest_type(model: Model, variables: Variables, inputs: Array) -> DTypeLik
 
 @partial(jax.jit, static_argnames=("product",))
 def hessian_size(product: HessianProduct, variables: Variables, batch: Batch, key: Key[Array, ""]) -> Array:
-    """Largest absolute eigenvalue of the Hessian on the whole parameter space, from below, within a few per cent."""
+    """Lower bound, good to a few per cent, on the largest absolute eigenvalue of the Hessian on the whole space."""
     pairs = extreme_eigenvalues(
         lambda vector: product(variables, batch, vector), variables["params"], _SCALE_STEPS, key
     )

@@ -1,4 +1,4 @@
-"""What `unit_blocks` returns, and what its two methods are given."""
+"""What `unit_blocks` returns, and the inputs of its two methods."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -21,14 +21,14 @@ class SpaceBlocks(NamedTuple):
     Attributes:
         space: name of the unit space.
         multiplicity: n_j - 1, how often the block occurs in the normal Hessian.
-        dimension: of one block: incoming plus outgoing parameters of the base unit.
+        dimension: dimension of one block: the number of incoming and outgoing parameters of the base unit.
         reports: one report per unit, of its block counted once.
-        gradient_residual: `|diag(sqrt n_i, 1) g_j| / |diag(sqrt n_k) w_out|` with g_j the base gradient by the unit's
-            incoming parameters: at most this much of B_j's smallest singular value is owed to the base not being at a
-            critical point. NaN where unknown, 0 where the outgoing weights are 0.
-        is_dead: units whose block is zero term by term, as those of a unit that is dead on all data.
-        eigenvalues: the whole spectrum of every block, `(units, dimension)`, ascending; from Lanczos the Ritz values,
-            `(units, steps)`, NaN where there is none.
+        gradient_residual: `|diag(sqrt n_i, 1) g_j| / |diag(sqrt n_k) w_out|` with g_j the base gradient with respect to
+            the unit's incoming parameters: at most this much of B_j's smallest singular value is due to the base not
+            being at a critical point. NaN where unknown, 0 where the outgoing weights are 0.
+        is_dead: units whose block is zero term by term, as for a unit that is dead on all data.
+        eigenvalues: the whole spectrum of every block, `(units, dimension)`, ascending; from Lanczos, the Ritz values,
+            `(units, steps)`, NaN where there are none.
     """
 
     space: str
@@ -55,7 +55,7 @@ class UnitBlocks(NamedTuple):
 
     Attributes:
         spaces: per unit space with clones, its blocks.
-        total: the report of the whole normal space of the leaf: every block n_j - 1 times, and the gauge directions.
+        total: the report on the whole normal space of the leaf: every block n_j - 1 times, and the gauge directions.
     """
 
     spaces: Mapping[str, SpaceBlocks]
@@ -63,11 +63,11 @@ class UnitBlocks(NamedTuple):
 
 
 class ClonedNetwork(NamedTuple):
-    """A network of clones with the base network under it.
+    """A network of clones with its base network.
 
     Attributes:
         base_model: one unit for every cluster.
-        base: its variables.
+        base: variables of the base network.
         wide_model: the cloned network.
         wide: its variables, at a point of BC.
         clusters: clusters of every space with clones.
@@ -81,7 +81,7 @@ class ClonedNetwork(NamedTuple):
 
 
 class BlockOptions(NamedTuple):
-    """How to measure; see `unit_blocks` for every field."""
+    """Settings of `unit_blocks`, which describes every field."""
 
     loss: LossOfLogits
     batch_size: int
@@ -92,10 +92,10 @@ class BlockOptions(NamedTuple):
 
 
 def off_block_constant(blocks: UnitBlocks, residual: float) -> UnitBlocks:
-    """Nothing is exact about variables that are only roughly block constant: the blocks are those of their means."""
+    """Variables that are only roughly block constant have no exact report: the blocks are those of their means."""
     note = (
         f"the variables are block constant up to {residual:.2g} only, which bc_tolerance allows and rounding does not "
-        "explain: this is about the network of their cluster means"
+        "explain: the verdict is about the network of their cluster means"
     )
 
     def qualify(report: StabilityReport) -> StabilityReport:
@@ -106,7 +106,7 @@ def off_block_constant(blocks: UnitBlocks, residual: float) -> UnitBlocks:
 
 
 def repeated_reports(spaces: Mapping[str, SpaceBlocks]) -> list[tuple[StabilityReport, int]]:
-    """Report and multiplicity of every block that occurs."""
+    """Report and multiplicity of every distinct block."""
     return [
         (report, int(multiplicity))
         for blocks in spaces.values()
@@ -116,7 +116,7 @@ def repeated_reports(spaces: Mapping[str, SpaceBlocks]) -> list[tuple[StabilityR
 
 
 def at_least(tree: Variables, dtype: DTypeLike) -> Variables:
-    """The floating-point arrays of a tree in a type at least as fine."""
+    """A tree whose floating-point arrays are promoted to at least this type."""
 
     def widen_array(leaf: Array | np.ndarray) -> Array:
         array = jnp.asarray(leaf)

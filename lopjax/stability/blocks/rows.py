@@ -1,4 +1,4 @@
-"""What the blocks of one unit space sum over: features, derivatives and signals, one row per sample and position."""
+"""The terms summed by the blocks of one unit space: features, derivatives, signals; a row per sample and position."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Rows(NamedTuple):
 
     Attributes:
         features: phi.
-        signals: delta_next of every reader side by side, scaled.
+        signals: delta_next of all readers, scaled and concatenated.
         slope: `f'(z_j)`.
         curvature: `e_j f''(z_j) / n_j`.
         pre: z_j.
@@ -52,7 +52,7 @@ def unit_rows(
         space: the plain space.
         counts: number of clones of every unit, per space.
         found: signals of the batch.
-        move: moves the derivatives of the space's own function, too.
+        move: perturbs the derivatives of the space's own activation, too.
     """
     wired = dict(model.wiring.labels)
     writer = wired["params", *space.kernel]

@@ -28,28 +28,28 @@ from lopjax.stability.blocks.signals import (
 from lopjax.tolerance import CERTAIN_FROM, rounding_unit
 from lopjax.wiring import at_path
 
-# Draws of roundings, each with both signs.
+# Number of draws of rounding errors, each used with both signs.
 _DRAWS = 2
 
 
 class Scales(NamedTuple):
-    """Sizes of the sums and of their errors, free of cancellation, per unit.
+    """Sizes of the sums and of their errors, per unit, without cancellation between terms.
 
     Attributes:
         curvature: `sum_x |e_j f''| ||phi||² / n_j`, of A_j.
         coupling: `2 sum_x |f'| ||phi|| ||delta_next||`, of B_j and its transpose.
-        residual: the same two sums for a backward signal as large as the terms that cancel in dL/d(logits): what the
-            block would be on other labels. A fitted network is flat by this measure.
-        curvature_error: how far A_j moves when every factor of every term is rounded otherwise by 64 eps.
-        coupling_error: how far B_j does.
+        residual: the same two sums for a backward signal as large as the terms that cancel in dL/d(logits), that is,
+            the size of the block on other labels. Measured against it, the block of a fitted network is flat.
+        curvature_error: how far A_j moves when the rounding of every factor of every term changes by 64 eps.
+        coupling_error: the same for B_j.
         gradient: length of `diag(sqrt n_i, 1) dL/d(w_j, b_j) = B_j diag(sqrt n_k) w_out`.
         outgoing: length of `diag(sqrt n_k) w_out`.
-        slope: `sum_x |f'|`: with a function of straight pieces, 0 for a unit that is dead on all rows.
-        radius: `min_x |z - kink| / ||phi||`: shorter changes of the incoming parameters meet no kink; infinite for
+        slope: `sum_x |f'|`: for a piecewise linear function, 0 for a unit that is dead on all rows.
+        radius: `min_x |z - kink| / ||phi||`: shorter changes of the incoming parameters cross no kink; infinite for
             smooth functions.
-        kinks: units with some pre-activation that rounding cannot tell from a kink.
-        later_kinks: sites behind this one, some pre-activation of which cannot be told from a kink.
-        loss_kink: whether the loss's derivative by the logits jumps within rounding on some sample.
+        kinks: units with a pre-activation that lies within rounding of a kink.
+        later_kinks: downstream sites with a pre-activation that lies within rounding of a kink.
+        loss_kink: whether the derivative of the loss with respect to the logits jumps within rounding on some sample.
     """
 
     curvature: np.ndarray
@@ -67,7 +67,7 @@ class Scales(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Means over one batch; the last four are not means, but about the closest kink."""
+    """Means over one batch; the last four fields are not means, they describe the closest kink."""
 
     sizes: tuple[Array, Array, Array]
     residual: Array
@@ -80,7 +80,7 @@ class _Sums(NamedTuple):
 
 
 class _Errors(NamedTuple):
-    """Largest move of every factor of a term, over the draws."""
+    """Largest change of every factor of a term, over the draws."""
 
     features: Array
     signals: Array
@@ -103,7 +103,7 @@ def unit_scales(
     size: int,
     dtype: DTypeLike | None = None,
 ) -> dict[str, Scales]:
-    """Cancellation-free scales of the blocks of all unit spaces and of their rounding, in batches of `size`.
+    """Sizes of the blocks of all unit spaces and of their rounding errors, free of cancellation, in batches of `size`.
 
     Args:
         model: the base model.
@@ -171,7 +171,7 @@ def _outgoing_length(model: Model, variables: Variables, space: PlainSpace, coun
 
 @partial(jax.jit, static_argnames=("model", "loss", "spaces"))
 def _batch_sums(model, variables, batch, loss, spaces, counts, moves, unit, roots) -> dict[str, _Sums]:
-    """Sizes of the terms of A and B and of their errors, the gradient of the base, and the closest kinks."""
+    """Sizes of the terms of A and B and of their errors, the gradient of the base network, and the closest kinks."""
     exact, other, gradient = signals_and_gradient(model, variables, batch, loss)
     rows = {space: unit_rows(model, variables, batch, space, counts, exact) for space in spaces}
     kinky = {site: kinks_of(tap.activation) for site, tap in exact.taps.items() if kinks_of(tap.activation)}
@@ -197,7 +197,7 @@ def _batch_sums(model, variables, batch, loss, spaces, counts, moves, unit, root
         sums[space.space] = _Sums(
             sizes=sizes,
             residual=elsewhere[0] + elsewhere[1],
-            # The terms move with their factors, and each sum of them rounds by one tau more.
+            # The terms change with their factors, and each sum of them adds one more tau of rounding.
             errors=(curvature + tau * sizes[0], coupling + tau * sizes[1] / 2),
             gradient=(
                 kernel_at(model.wiring, {"params": gradient}, space.kernel),
@@ -223,7 +223,7 @@ def _sizes(rows: Rows) -> tuple[Array, Array, Array]:
 
 
 def _errors_of_products(rows: Rows, errors: _Errors) -> tuple[Array, Array]:
-    """Sums of how far the terms of A_j and of B_j move when all their factors do, products of moves included."""
+    """Sums of the changes of the terms of A_j and of B_j when all their factors change, to all orders."""
     length, feature = jnp.linalg.norm(rows.features, axis=1)[:, None], errors.features[:, None]
     signal, moved = jnp.linalg.norm(rows.signals, axis=1)[:, None], errors.signals[:, None]
     curvature, slope = jnp.abs(rows.curvature), jnp.abs(rows.slope)
@@ -245,7 +245,7 @@ def _distance(moved: Rows, rows: Rows) -> _Errors:
 
 
 def _largest(function: Callable[[RoundingDraw], PyTree], moves: RoundingDraw) -> PyTree:
-    """The largest of every number over the draws, one draw at a time."""
+    """The largest value of every number over the draws, one draw at a time."""
 
     def step(so_far: PyTree, move: RoundingDraw) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.maximum, so_far, function(move)), None
@@ -255,7 +255,7 @@ def _largest(function: Callable[[RoundingDraw], PyTree], moves: RoundingDraw) ->
 
 
 def _kink_radius(rows: Rows, kinks: tuple[float, ...]) -> Array:
-    """`min_x |z - kink| / ||phi||` per unit; rows without features cannot move."""
+    """`min_x |z - kink| / ||phi||` per unit; rows without features cannot change."""
     distance = jnp.full(rows.pre.shape, jnp.inf)
     for kink in kinks:
         distance = jnp.minimum(distance, jnp.abs(rows.pre - kink))
@@ -264,14 +264,14 @@ def _kink_radius(rows: Rows, kinks: tuple[float, ...]) -> Array:
 
 
 def _at_own_kink(rows: Rows, at_kink: Array | None) -> Array:
-    """Units with a row at a kink, rows without features left out: no incoming parameter moves those."""
+    """Units with a row at a kink, apart from rows without features, which no incoming parameter changes."""
     if at_kink is None:
         return jnp.zeros(rows.pre.shape[1], bool)
     return jnp.any(at_kink.reshape(rows.pre.shape) & jnp.any(rows.features != 0, axis=1)[:, None], axis=0)
 
 
 def _is_at_kink(pre: Array, error: Array, kinks: tuple[float, ...]) -> Array:
-    """Which pre-activations rounding cannot tell from a kink."""
+    """Which pre-activations lie within rounding of a kink."""
     near = jnp.zeros(pre.shape, bool)
     for kink in kinks:
         near = near | (jnp.abs(pre - kink) <= CERTAIN_FROM * error)

@@ -1,10 +1,10 @@
-"""Activations and backward signals of one batch, and the same with every rounding moved by 64 eps.
+"""Activations and backward signals of one batch, and the same with every rounding error changed by 64 eps.
 
-What rounding does to a product is not a share of the product: a logit may be the difference of large numbers, and the
-derivative of a saturated function is 1 - tanh², wrong by eps and exactly 0 in floating point where it is 1e-17.
-Rounding a dot product is the same as changing its weights by a few eps (backward stability), so a network whose
-parameters, activations, derivatives and residuals are *moved* by random 64 eps shows how far each factor can be
-trusted, whatever the wiring.
+The rounding error of a product need not be small relative to the product: a logit may be the difference of large
+numbers, and the derivative of a saturated unit, 1 - tanh², is wrong by eps and comes out exactly 0 where it is 1e-17.
+Rounding in a dot product has the same effect as changing its weights by a few eps (backward stability), so a network
+whose parameters, activations, derivatives and residuals are *perturbed* by random relative errors of 64 eps shows how
+accurate each factor is, whatever the wiring.
 """
 
 from collections.abc import Callable
@@ -25,25 +25,25 @@ from lopjax.wiring import Wiring
 
 LossOfLogits = Callable[[Array, Array], Array]
 
-# Functions and derivatives are evaluated to a few eps: this share of 64.
+# Functions and derivatives are accurate to a few eps: this fraction of 64 eps.
 _EVALUATION = 1 / 16
 _NOISE_LENGTH = 8191
 THE_LOSS = "the loss itself, by some logit"
 """Names its corners among the places at kinks."""
 
-# A derivative of the loss that changes by this share of its terms within rounding jumps.
+# A derivative of the loss that changes by this fraction of its terms within rounding counts as jumping.
 _LOSS_JUMP = 1e-3
 _GRID = np.concatenate([np.linspace(-45.3, 45.1, 453), np.linspace(-1.03, 1.01, 103)])
 _BESIDE_A_KINK = np.outer([-1.0, 1.0], np.geomspace(1e-4, 1e4, 33)).ravel()
 
 
 class Signals(NamedTuple):
-    """What one forward and one backward pass leave.
+    """Results of one forward and one backward pass.
 
     Attributes:
         taps: pre- and post-activations of every site.
-        gradients: the loss's derivatives by them.
-        output: the loss's derivative by the logits.
+        gradients: the derivatives of the loss with respect to them.
+        output: the derivative of the loss with respect to the logits.
         logits: what the network returns.
     """
 
@@ -54,12 +54,12 @@ class Signals(NamedTuple):
 
 
 class RoundingDraw(NamedTuple):
-    """One draw of roundings.
+    """One draw of rounding errors.
 
     Attributes:
-        noise: standard normal numbers, `(8191,)`, repeated over whatever is moved. (Drawing them where they are needed
-            takes most of the compilation.)
-        unit: their size, `±64 eps` of the type computed in.
+        noise: standard normal numbers, `(8191,)`, tiled over whatever is perturbed. (Drawing them where they are needed
+            would take most of the compilation time.)
+        unit: their size, `±64 eps` of the dtype of the computation.
     """
 
     noise: Array
@@ -67,7 +67,7 @@ class RoundingDraw(NamedTuple):
 
 
 def draw_roundings(dtype: DTypeLike, num_draws: int) -> RoundingDraw:
-    """Draws stacked along a first axis, each with both signs: one sign alone may stay on this side of a kink."""
+    """Draws stacked along a first axis, each with both signs, as one sign alone may stay on the same side of a kink."""
     noise = np.random.default_rng(0).standard_normal((num_draws, _NOISE_LENGTH))
     signs = np.tile([1.0, -1.0], num_draws)
     return RoundingDraw(jnp.asarray(np.repeat(noise, 2, axis=0)), jnp.asarray(rounding_unit(dtype) * signs))
@@ -79,7 +79,7 @@ def _taps(model: Model, variables: Variables, inputs: Array) -> Taps:
 
 
 def tap_shapes(model: Model, variables: Variables, inputs: Array) -> Taps:
-    """Shapes and types of what the sites carry; traced once per model, not once per call."""
+    """Shapes and types of the sites' activations; traced once per model, not once per call."""
     return _taps.eval_shape(model, variables, inputs)
 
 
@@ -98,10 +98,10 @@ def exact_signals(model: Model, variables: Variables, batch: Batch, loss: LossOf
 def signals_and_gradient(
     model: Model, variables: Variables, batch: Batch, loss: LossOfLogits
 ) -> tuple[Signals, Signals, Params]:
-    """Signals of a batch; those of other labels; and the gradient by the parameters.
+    """Signals of a batch, those for other labels, and the gradient with respect to the parameters.
 
-    "Other labels" send back, in place of dL/d(logits), numbers as large as the terms that cancel in it, with random
-    signs: the residuals of a fitted network are differences of large numbers.
+    For "other labels", dL/d(logits) is replaced by numbers as large as the terms that cancel in it, with random signs:
+    the residuals of a fitted network are differences of large numbers.
     """
     shifts = _zero_shifts(model, variables, batch[0])
 
@@ -122,11 +122,11 @@ def signals_and_gradient(
 def perturbed_signals(
     model: Model, variables: Variables, batch: Batch, loss: LossOfLogits, exact: Signals, move: RoundingDraw
 ) -> Signals:
-    """Signals of a network whose every rounding is another one.
+    """Signals of a network in which every rounding error is drawn anew.
 
-    Moved are the parameters (hence every sum), the activations and derivatives of functions that are not made of
-    straight pieces, and the residuals; a derivative by an absolute amount, at its own site and inside the signals that
-    pass through it, so that what saturation hides in several layers counts with its products.
+    The parameters (hence every sum), the activations and derivatives of functions that are not piecewise linear, and
+    the residuals are perturbed; a derivative by an absolute amount, at its own site and inside the signals that pass
+    through it, so that errors hidden by saturation in several layers count with their products.
 
     Args:
         model: the network.
@@ -155,7 +155,7 @@ def perturbed_signals(
     output = output + move.unit.astype(terms.dtype) * terms * _noise(move.noise, 99, terms)
 
     def injected(_, carry):
-        """Errors `df' e` of every signal, e with the errors that come from above: one site further down each time."""
+        """Errors `df' e` of every signal, e with those of the sites above; each call goes one site down."""
         gradients = pull_back((output, carry[0]))[0]
         errors = {
             site: derivative_error(pres[site], move, 200 + index) * gradients[site].post
@@ -183,7 +183,7 @@ def places_at_kinks(
     train: bool,
     dtype: DTypeLike,
 ) -> tuple[str, ...]:
-    """Sites at which rounding cannot tell some pre-activation from a kink, and "the loss" where its derivative jumps.
+    """Sites with a pre-activation within rounding of a kink, and "the loss" where its derivative jumps.
 
     Args:
         model: the network.
@@ -192,7 +192,7 @@ def places_at_kinks(
         loss: `(logits, labels) -> scalar`.
         size: samples per pass.
         train: whether batch norm uses the statistics of the batch.
-        dtype: the coarsest type computed in.
+        dtype: the coarsest dtype of the computation.
     """
     move = jax.tree.map(lambda leaf: leaf[0], draw_roundings(dtype, 1))
     places: set[str] = set()
@@ -217,16 +217,16 @@ def _near_kinks(model, loss, train, variables, batch, move):
 
 
 def is_at_loss_kink(loss: LossOfLogits, logits: Array, labels: Array, move: RoundingDraw) -> Array:
-    """Whether the loss's derivative by some logit jumps within rounding of it: a hinge at its corner, |x| at 0, a tie.
+    """Whether the derivative of the loss by a logit jumps within rounding: a hinge at its corner, |x| at 0, a tie.
 
-    Over a step of ten roundings a smooth derivative changes in proportion, by half as much over half the step; a jump
-    is as large over half the step.
+    Over a step of ten rounding errors a smooth derivative changes in proportion, half as much over half the step; a
+    jump is just as large over half the step.
 
     Args:
         loss: `(logits, labels) -> scalar`.
         logits: as computed.
-        labels: what goes with them.
-        move: a draw of roundings; logits that are all 0 count as 1.
+        labels: the labels of the samples.
+        move: a draw of rounding errors; logits that are all 0 are taken to have size 1.
     """
     size = jnp.max(jnp.abs(logits), axis=-1, keepdims=True)
     noise = _noise(move.noise, 98, logits)
@@ -247,16 +247,16 @@ def kinks_of(given: str | Activation) -> tuple[float, ...]:
 
 
 def has_unknown_kinks(given: str | Activation) -> bool:
-    """Whether nothing is known of an activation's kinks."""
+    """Whether an activation's kinks are unknown."""
     return activation(given).kinks is None
 
 
 @lru_cache
 def is_straight(given: str | Activation) -> bool:
-    """Whether an activation is made of straight pieces: its derivative is exact and its curvature 0 by algebra.
+    """Whether an activation is piecewise linear: its derivative is exact and its curvature identically 0.
 
-    Seen from f'', which is exactly 0 at 556 points of [-45, 45] and at 33 on each side of every kink that is given:
-    one piece may be curved, beyond a cap at 60 say.
+    Judged by f'', which must be exactly 0 at 556 points of [-45, 45] and at 33 on each side of every listed kink: a
+    function may be curved only outside that interval, beyond a cap at 60 for instance.
     """
     points = np.concatenate([_GRID, np.add.outer(kinks_of(given), _BESIDE_A_KINK).ravel()])
     with jax.ensure_compile_time_eval():
@@ -274,7 +274,7 @@ def derivatives(function: Callable, z: Array) -> tuple[Array, Array]:
 
 
 def downstream_sites(wiring: Wiring, space: str) -> tuple[str, ...]:
-    """Sites that a change of the space's units can reach, the space's own left out, in the order of the wiring."""
+    """Sites that a change of the space's units can reach, apart from the space's own, in the order of the wiring."""
     labels, reached, front = dict(wiring.labels), set(), [space]
     while front:
         for path, _ in wiring.outgoing(front.pop()):
@@ -306,5 +306,5 @@ def _residual_terms(loss: LossOfLogits, logits: Array, labels: Array) -> Array:
 
 
 def _noise(noise: Array | np.ndarray, salt: int, like: Array) -> Array:
-    """The numbers from a place of their own on, repeated to a shape; their number is a prime, so no axis sees it."""
+    """The numbers from an offset set by the salt on, tiled to a shape; a prime period does not align with any axis."""
     return jnp.resize(jnp.roll(jnp.asarray(noise, like.dtype), -397 * salt), like.shape)

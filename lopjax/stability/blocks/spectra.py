@@ -13,7 +13,7 @@ Matrix = np.ndarray
 def unit_eigenvalues(curvature: Matrix | None, coupling: Matrix) -> np.ndarray:
     """All eigenvalues of `M = [[A, B], [B', 0]]`, ascending.
 
-    With A = 0 they are plus and minus the singular values of B and zeros, so a thin decomposition of B is enough.
+    With A = 0 they are plus and minus the singular values of B, and zeros, so a thin decomposition of B suffices.
 
     Args:
         curvature: A, `(p, p)` symmetric; `None` for zero.
@@ -27,7 +27,7 @@ def unit_eigenvalues(curvature: Matrix | None, coupling: Matrix) -> np.ndarray:
 
 
 class BlockError(NamedTuple):
-    """tau of the two parts of a block, in the spectral norm; both carry the roundings of their factors.
+    """The tolerance tau of the two parts of a block, in the spectral norm, with the rounding of their factors.
 
     Attributes:
         curvature: of A.
@@ -46,20 +46,20 @@ class BlockError(NamedTuple):
 def block_inertia(
     curvature: Matrix | None, coupling: Matrix, error: BlockError, zero_below: float = 0.0, structural: int = 0
 ) -> SignCounts:
-    """Inertia of `M = [[A, B], [B', 0]]`, by its eigenvalues and by Sylvester's law, whichever decides more.
+    """Inertia of `M = [[A, B], [B', 0]]`, from its eigenvalues or from Sylvester's law, whichever decides more.
 
     B is p x q of rank r, Z an orthonormal basis of ker B' (p - r columns):
     `n_plus = r + n_plus(Z'AZ)`, `n_minus = r + n_minus(Z'AZ)`, `n_zero = n_zero(Z'AZ) + q - r`. This decides signs that
     eigenvalues cannot: with A of size 1 and a singular value s of B, M has an eigenvalue near -s², which drowns in
-    rounding long before s does. Any B that is certainly not zero makes a saddle. Eigenvalues decide where a weak B
+    rounding long before s does. Any B that is certainly nonzero makes a saddle. Eigenvalues decide where a small B
     leaves its kernel uncertain.
 
     Args:
         curvature: A, `(p, p)` symmetric; `None` for zero by algebra.
         coupling: B, `(p, q)`.
         error: tau of both.
-        zero_below: absolute level below which an eigenvalue without sign counts as zero.
-        structural: zeros known by algebra, which need no level.
+        zero_below: absolute level below which an eigenvalue of uncertain sign counts as zero.
+        structural: number of zeros that hold by algebra, whatever the level.
 
     Returns:
         The counts.
@@ -101,9 +101,9 @@ def _signs_on_kernel(curvature: Matrix, left: Matrix, size: float, error: BlockE
 
 
 def structural_zeros(p: int, q: int, has_curvature: bool) -> int:
-    """Zero eigenvalues that M has whatever the numbers: B leaves `|p - q|` directions, or `q - p` next to an A.
+    """Zero eigenvalues that M has whatever its entries: `|p - q|` of them if A = 0, else `q - p` if that is positive.
 
-    `has_curvature` is to be false only where A is zero by algebra, as for functions made of straight pieces.
+    `has_curvature` may be false only where A is identically zero, as for piecewise linear functions.
     """
     return max(q - p, 0) if has_curvature else abs(p - q)
 

@@ -1,4 +1,4 @@
-"""Maxima over units, or sizes of their differences: among clones they tie, a kink that no activation shows."""
+"""Maxima over units, or absolute values of their differences: clones tie there, a kink that no activation shows."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,17 +22,18 @@ _STEP = 1e-9
 def spaces_with_ties(
     model: Model, variables: Variables, batch: Batch, clusters: Mapping[str, Clusters], size: int, train: bool
 ) -> tuple[str, ...]:
-    """Spaces whose clones tie in something that the network takes of its units: a maximum, a sort, |h - h'|.
+    """Spaces whose clones tie in a function that the network takes of its units: a maximum, a sort, |h - h'|.
 
-    Asked of spaces that something reads besides the parameters (`Wiring.coupled`), of a program that orders anything.
-    To first order the outputs of clones do not change along a normal direction of length s, and to second by s², which
-    at s = 1e-9 of the parameters is rounding; at a tie they change by s. One forward program in float64.
+    Only spaces that are read by something other than parameters (`Wiring.coupled`) are tested, and only if the program
+    contains an ordering or an absolute value. Along a normal direction of length s the outputs of clones change only to
+    second order, by s², which is below rounding at s = 1e-9 relative to the parameters; at a tie they change by s. One
+    forward program in float64.
 
     Args:
         model: the cloned network.
         variables: its variables, at a point of BC.
         batch: inputs and labels.
-        clusters: of every space with clones.
+        clusters: clusters of every space with clones.
         size: samples per pass.
         train: whether batch norm uses the statistics of the batch.
     """
@@ -77,7 +78,7 @@ def _normal_direction(model: Model, params: Any, partition: Partition) -> Any:
 
 
 def _primitives(jaxpr: Any) -> Iterator[str]:
-    """Names of the primitives of a program, but for those inside functions with derivatives of their own (softmax)."""
+    """Names of the primitives of a program, except those inside functions with custom derivatives (softmax)."""
     for eqn in jaxpr.eqns:
         yield eqn.primitive.name
         if eqn.primitive.name.startswith("custom_jvp"):

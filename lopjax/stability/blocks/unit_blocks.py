@@ -1,4 +1,4 @@
-"""Is a network of clones trapped at a saddle? One small block for every unit answers for the whole normal space.
+"""Is a network of clones trapped at a saddle? One small block per unit decides for the whole normal space.
 
 At a point of BC the Hessian on the normal space of the leaf is `sum_j I_(n_j - 1) x M_j + 0(gauge)`.
 """
@@ -48,25 +48,26 @@ def unit_blocks(
     Args:
         model: the *base* network.
         variables: its variables.
-        batch: inputs and labels, all the data: it is streamed.
-        factor: number of clones of every unit, or `{space: number}`.
+        batch: inputs and labels of all the data, processed in batches.
+        factor: number of clones of every unit, or
+            `{space: number}`.
         loss: `(logits, labels) -> scalar`, a mean over samples.
-        method: "closed form" counts every eigenvalue, and needs plain layers: kernel, bias, activation, with nothing
-            in between (convolutions and flatten are plain). "batched hvp" takes any network, bounds the ends of every
-            spectrum and counts nothing. "auto" takes the closed form where it applies.
+        method: "closed form" counts every eigenvalue, and needs plain layers: kernel, bias, activation, with nothing in
+            between (convolutions and flatten are plain). "batched hvp" works for any network; it bounds the ends of
+            every spectrum and does not count eigenvalues. "auto" takes the closed form where it applies.
         batch_size: samples per pass.
-        near_critical: take the point for an approximation of a critical point of the base network, at which B_j is
-            rank deficient, and add `gradient_residual` to the tolerance. By default the report is about the point.
+        near_critical: treat the point as an approximation of a critical point of the base network, at which B_j is rank
+            deficient, and add `gradient_residual` to the tolerance. By default the report is about the point itself.
         train: whether batch norm uses the statistics of the batch (all of it at once; "batched hvp" only).
         num_steps: Lanczos steps of "batched hvp".
         key: random key of its start vectors, `jax.random.key(0)` by default.
 
     Returns:
-        Reports and spectra per unit, and the report of the whole.
+        Reports and spectra per unit, and the report on the whole normal space.
 
     Raises:
-        ValueError: see `clone_factors`; a factor that clones nothing; an unknown method; the closed form where it does
-            not apply, or in train mode.
+        ValueError: see `clone_factors`; a factor that clones nothing; an unknown method; the closed form requested
+            where it does not apply, or in train mode.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -107,7 +108,7 @@ def unit_blocks_of_clones(
     num_steps: int = 32,
     key: Key[Array, ""] | None = None,
 ) -> UnitBlocks:
-    """Stability of a cloned network from its own variables: checks that they are on BC, then as `unit_blocks`.
+    """Stability of a cloned network from its own variables: like `unit_blocks`, after checking that they lie on BC.
 
     Clusters of one space may have different sizes.
 
@@ -117,9 +118,9 @@ def unit_blocks_of_clones(
         batch: inputs and labels, all the data.
         partition: cluster id of every unit, per space with clones.
         loss: as in `unit_blocks`, like the arguments after `bc_tolerance`.
-        bc_tolerance: largest `||W - P W|| / ||W||`, on the slices of one cluster, that passes as block constant;
-            default `lopjax.cloning.rounding.parameter_tolerance`. Beyond that default the blocks are those of the
-            cluster means: no report is `exact` then, and each says so.
+        bc_tolerance: largest `||W - P W|| / ||W||`, on the slices of one cluster, that counts as block constant;
+            default `lopjax.cloning.rounding.parameter_tolerance`. With a larger value the blocks are those of the
+            cluster means; then no report is `exact`, and each has a note to that effect.
         method: see `unit_blocks`.
         batch_size: see `unit_blocks`.
         near_critical: see `unit_blocks`.
@@ -128,8 +129,8 @@ def unit_blocks_of_clones(
         key: see `unit_blocks`.
 
     Raises:
-        ValueError: variables that are not block constant: on the rest of V units couple, and blocks would be wrong.
-            Also as in `unit_blocks`, and for invalid partitions.
+        ValueError: variables that are not block constant: elsewhere on V units couple, and the blocks would be wrong;
+            an invalid partition; and as in `unit_blocks`.
     """
     clusters = check_partition(model.wiring, partition, model.wiring.cloneable)
     residual = block_constant_residual(variables, model.wiring, clusters)

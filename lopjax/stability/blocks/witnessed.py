@@ -46,12 +46,12 @@ from lopjax.wiring import Wiring
 
 
 def blocks_by_products(network: ClonedNetwork, batch: Batch, options: BlockOptions) -> UnitBlocks:
-    """Ends of the spectrum of every block, for any wiring, and the report of the whole.
+    """Ends of the spectrum of every block, for any wiring, and the report on the whole normal space.
 
     Args:
         network: base and clones.
         batch: inputs and labels.
-        options: how to measure.
+        options: the settings of `unit_blocks`.
     """
     samples = len(batch[0])
     size = samples if options.train else min(options.batch_size, samples)
@@ -97,7 +97,7 @@ def blocks_by_products(network: ClonedNetwork, batch: Batch, options: BlockOptio
 
 
 def _radius(wiring: Wiring, space: str) -> float:
-    """Infinite for smooth activations; with kinks, these products do not show how far the next one is."""
+    """Infinite for smooth activations; with kinks, Hessian products do not show how far away the next one is."""
     entries = [wiring.site(site).activation for site in wiring.sites_of(space)]
     return np.nan if any(kinks_of(entry) or has_unknown_kinks(entry) for entry in entries) else np.inf
 
@@ -136,10 +136,10 @@ def _judge_unit(
 
 
 def _total(spaces: Mapping[str, SpaceBlocks]) -> StabilityReport:
-    """The ends over all blocks; those at a kink are no witnesses, and leave no room for a verdict about all of them."""
+    """The ends over all blocks; blocks at a kink are not witnesses, and rule out a verdict about all of them."""
     blocks = [report for report, _ in repeated_reports(spaces)]
     smooth = [report for report in blocks if report.radius != 0]
-    # A block of no dimension has no eigenvalues: NaN.
+    # A block of dimension 0 has no eigenvalues: NaN.
     lowest = min(smooth or blocks, key=lambda report: np.nan_to_num(report.min_eigenvalue, nan=np.inf))
     highest = max(smooth or blocks, key=lambda report: np.nan_to_num(report.max_eigenvalue, nan=-np.inf))
     total = witnessed_report(
