@@ -1,7 +1,7 @@
 """Any network, no labels: the wiring read from the program itself.
 
-`trace_model(apply, params, inputs)` reads the unit spaces of any JAX function from its jaxpr, by rules that are sound
-one by one, and gives a `Model` on which everything in the library runs.
+`trace_model(apply, params, inputs)` reads the unit spaces of any JAX function from its jaxpr, by rules each of which is
+sound, and returns a `Model` on which everything in the library runs.
 """
 
 from lopjax.tracing.agreement import wiring_agrees

@@ -1,4 +1,4 @@
-"""Labels written by hand, and the wiring read from the program: do they say the same?"""
+"""Labels written by hand and the wiring read from the program: do they agree?"""
 
 from typing import Any
 
@@ -12,19 +12,19 @@ from lopjax.wiring import In, Wiring
 def wiring_agrees(model: Model, inputs: Any, *, check: bool = False) -> tuple[str, ...]:
     """Compare the labels of a model with what is read from its program.
 
-    Names do not matter. The program may tell more than the labels (a unit space where they have none, a space that can
-    be cloned where they only permute): that is returned. It may not contradict them.
+    Names do not matter. The program may reveal more than the labels (a unit space where they have none, or a space that
+    can be cloned where they say permutable): that is returned. It must not contradict them.
 
     Args:
         model: a labelled model.
         inputs: a batch of two or more; shapes suffice.
-        check: verify what is read, too (`trace_model`).
+        check: also verify the wiring that is read (`trace_model`).
 
     Returns:
-        One sentence for each axis of which the program tells more; empty if both say the same.
+        One sentence for each axis about which the program reveals more; empty if the two agree.
 
     Raises:
-        ValueError: one line for each contradiction, with what the labels and what the program say.
+        ValueError: a contradiction; one line for each, with the claims of the labels and of the program.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,9 +1,9 @@
-"""What an axis is made of: products and direct sums of leaves, found as the program is read.
+"""The structure of an axis: products and direct sums of leaves, found as the program is read.
 
 An axis is a row-major product of atoms. An atom is a *leaf* (units that may be permuted alike wherever the leaf
 occurs), a product (found by a reshape) or a direct sum (found by a slice, a split, a concatenation). Atoms that the
-program forces to be permuted alike are united; what is learned later is known everywhere, since only the structure of
-atoms changes, never which atoms an axis has. A *pinned* leaf cannot be permuted at all, and says why.
+program forces to be permuted alike are united; what is learned later holds everywhere, since only the structure of
+atoms changes, never the atoms that an axis has. A *pinned* leaf cannot be permuted at all, and records why.
 """
 
 from math import prod
@@ -14,17 +14,17 @@ Axis = tuple["Atom", ...]
 
 
 class Position(str):
-    """The reason of a leaf whose entries are places: offsets of a kernel, steps of a loop. They are no units."""
+    """The reason of a leaf whose entries are positions (offsets of a kernel, steps of a loop), not units."""
 
 
 class Atom:
-    """A factor of an axis. `find` it before looking: it may have been united with another.
+    """A factor of an axis. Call `find` on it before reading it, as it may have been united with another.
 
     Attributes:
         size: number of entries, more than 1.
-        product: the axis that it is, or None.
-        parts: the axes that it is the direct sum of, with their sizes; or None.
-        reason: why it is pinned; None if it is not. Of leaves only.
+        product: the axis of its factors, or None.
+        parts: the axes that it is a direct sum of, with their sizes; or None.
+        reason: why it is pinned; None if it is not. For leaves only.
     """
 
     __slots__ = ("parent", "parts", "product", "reason", "size")
@@ -42,7 +42,7 @@ class Atom:
 
 
 def find(atom: Atom) -> Atom:
-    """The atom that stands for all those united with this one."""
+    """The representative of all atoms united with this one."""
     while atom.parent is not None:
         if atom.parent.parent is not None:
             atom.parent = atom.parent.parent
@@ -61,9 +61,9 @@ def size_of(axis: Axis) -> int:
 
 
 def expand(axis: Axis) -> list[Atom]:
-    """The factors of an axis, products resolved: leaves and sums.
+    """The factors of an axis, with products resolved: leaves and sums.
 
-    A sum whose entries are all pinned, or single, is a pinned leaf.
+    A sum whose entries are all pinned, or of size 1, is a pinned leaf.
     """
     expanded: list[Atom] = []
     for atom in map(find, axis):
@@ -75,7 +75,7 @@ def expand(axis: Axis) -> list[Atom]:
 
 
 def leaves(axis: Axis) -> list[Atom]:
-    """All leaves under an axis, each occurrence."""
+    """All leaves under an axis, every occurrence."""
     flat: list[Atom] = []
     for atom in expand(axis):
         flat += [atom] if atom.parts is None else [leaf for _, part in atom.parts for leaf in leaves(part)]
@@ -83,7 +83,7 @@ def leaves(axis: Axis) -> list[Atom]:
 
 
 def pin(axis: Axis, reason: str) -> None:
-    """Say that nothing under an axis may be permuted."""
+    """Record that nothing under an axis may be permuted."""
     for leaf in leaves(axis):
         if leaf.reason is None:
             leaf.reason = reason
@@ -98,14 +98,14 @@ def is_pinned(axis: Axis) -> bool:
 
 
 def split_product(leaf: Atom, outer: int) -> Axis:
-    """Refine a leaf into `outer` times the rest."""
+    """Refine a leaf into a factor of size `outer` times the rest."""
     leaf.product = (*fresh(outer, leaf.reason), *fresh(leaf.size // outer, leaf.reason))
     leaf.reason = None
     return leaf.product
 
 
 def sum_of(parts: list[tuple[int, Axis]], reason: str) -> Axis:
-    """The direct sum of axes; one pinned leaf where all are pinned."""
+    """The direct sum of axes; one pinned leaf if all are pinned."""
     if len(parts) == 1:
         return parts[0][1]
     size = sum(length for length, _ in parts)
@@ -118,7 +118,7 @@ def sum_of(parts: list[tuple[int, Axis]], reason: str) -> Axis:
 
 
 def cut(axis: Axis, at: int, reason: str) -> tuple[Axis, Axis]:
-    """The axes in front of a position and behind it; both are pinned where the cut cannot be expressed."""
+    """The axes before and after a position; both are pinned where the cut cannot be expressed."""
     size = size_of(axis)
     factors = expand(axis)
     inner = prod(atom.size for atom in factors[1:])
@@ -152,7 +152,7 @@ def _cut_atom(atom: Atom, at: int, reason: str) -> tuple[Axis, Axis]:
 
 
 def equal_segments(atom: Atom, reason: str) -> bool:
-    """Turn a sum of n axes of equal length into n times one axis: segments united, their number pinned."""
+    """Turn a sum of n axes of equal length into n times one axis: segments are united, their index is pinned."""
     assert atom.parts is not None
     if len({length for length, _ in atom.parts}) != 1:
         return False
@@ -168,10 +168,10 @@ def equal_segments(atom: Atom, reason: str) -> bool:
 
 
 def unify(left: Axis, right: Axis, reason: str) -> None:
-    """Say that two axes of one length are permuted alike; where their structures do not fit, both are pinned."""
+    """Record that two axes of the same length are permuted alike; if their structures do not fit, both are pinned."""
     one, other = expand(left), expand(right)
     while one and other:
-        # An atom that is on an axis twice may have been united, or refined, since its first place was seen.
+        # An atom that occurs twice on an axis may have been united or refined since its first occurrence was handled.
         a, b = find(one.pop(0)), find(other.pop(0))
         if a.product is not None or b.product is not None:
             one[:0], other[:0] = expand((a,)), expand((b,))
@@ -194,7 +194,7 @@ def unify(left: Axis, right: Axis, reason: str) -> None:
 
 
 def _front(atom: Atom, size: int, reason: str) -> list[Atom] | None:
-    """The factors of an atom whose first one is to have, or to divide, a smaller size; None if that cannot be."""
+    """The factors of an atom, the first of a given smaller size or of a divisor of it; None if that is impossible."""
     if atom.size % size:
         return None
     if atom.is_leaf:
@@ -207,7 +207,7 @@ def _front(atom: Atom, size: int, reason: str) -> list[Atom] | None:
 
 
 def _unite(a: Atom, b: Atom, reason: str) -> None:
-    """Unite two atoms of one size, leaves or sums."""
+    """Unite two atoms of the same size, leaves or sums."""
     if not a.is_leaf and not b.is_leaf:
         _unite_sums(a, b, reason)
         return
@@ -237,7 +237,7 @@ def _unite_sums(a: Atom, b: Atom, reason: str) -> None:
 
 
 def reshape(axes: list[Axis], sizes: tuple[int, ...], reason: str) -> list[Axis]:
-    """The axes of a reshaped array. Where no factors of the old axes make up a new one, the group is pinned."""
+    """The axes of a reshaped array. Where no factors of the old axes multiply to a new one, the group is pinned."""
     atoms = [atom for axis in axes for atom in expand(axis)]
     made: list[Axis] = []
     todo = list(sizes)
@@ -265,7 +265,7 @@ def reshape(axes: list[Axis], sizes: tuple[int, ...], reason: str) -> list[Axis]
 
 
 def _take(atoms: list[Atom], size: int, reason: str) -> Axis | None:
-    """Take factors that make up a size off the front of a list; None, with the list spoilt, if there are none."""
+    """Take factors with a given product off the front of a list; None if there are none (the list is then spoilt)."""
     taken: list[Atom] = []
     while size > 1:
         atom = find(atoms.pop(0))

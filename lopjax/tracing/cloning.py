@@ -1,4 +1,4 @@
-"""The pass that finds how every value scales when units are cloned, and so which units can be."""
+"""The pass that finds how every value scales when units are cloned, and hence which units can be cloned."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -15,13 +15,13 @@ from lopjax.tracing.types import Typing
 
 
 class Cloning(NamedTuple):
-    """What cloning the leaves of a program does.
+    """How the values of a program change when its leaves are cloned.
 
     Attributes:
         read: the unknowns that are `In`.
         failures: the condition at fault for each leaf that cannot be cloned.
-        coupled: the leaves over which something averages.
-        growing: literals that count units, with the axes that they count.
+        coupled: the leaves over which something is averaged.
+        growing: literals that count units, with the axes whose units they count.
     """
 
     read: set[Unknown]
@@ -31,10 +31,11 @@ class Cloning(NamedTuple):
 
 
 def infer_cloning(typing: Typing, num_parameters: int) -> Cloning:
-    """Which leaves can be cloned, and what is divided.
+    """Which leaves can be cloned, and which parameters are divided.
 
-    Where the canonical choice fails (what is contracted with data is divided) two others are tried: parameters that
-    are multiplied and then summed are divided; nothing is (a softmax over experts divides by itself).
+    Where the canonical choice fails (parameters that are contracted with data are divided), two others are tried: to
+    divide parameters that are multiplied and then summed, and to divide nothing (a softmax over experts divides by
+    itself).
     """
     scaling, owners = infer_scaling(typing, num_parameters)
     ledger, failures = scaling.ledger, scaling.ledger.settle()
@@ -60,17 +61,17 @@ def infer_cloning(typing: Typing, num_parameters: int) -> Cloning:
 def infer_scaling(
     typing: Typing, num_parameters: int, forced: Mapping[Atom, frozenset[Unknown]] | None = None
 ) -> tuple[Scaling, dict[Unknown, Atom]]:
-    """Powers of every value, and of every piece of a parameter an unknown for each of its leaves.
+    """Powers of n for every value, with an unknown for each leaf of every piece of a parameter.
 
     Pieces are numbered through all parameters, in the order of `lopjax.tracing.view`.
 
     Args:
-        typing: of the program.
+        typing: axes of the program.
         num_parameters: how many of its inputs are parameters.
-        forced: look at these leaves only, with the unknowns that are `In`.
+        forced: consider these leaves only, with the unknowns that are `In`.
 
     Returns:
-        The pass, and whose unknown each is.
+        The pass, and the parameter axis that each unknown belongs to.
     """
     scaling, number = Scaling(typing), 0
     program, owners = typing.program, {}
@@ -152,7 +153,7 @@ def _scale_blocks(scaling: Scaling, node: Node) -> None:
 def _turns(
     scaling: Scaling, node: Node, body: Block, consts: list[np.ndarray], carry: list[np.ndarray], xs: list[np.ndarray]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The body of a loop, until its carry has the powers it starts with; one that starts as zeros has any at first."""
+    """Repeat the body of a loop until the powers of its carry settle; a carry of zeros starts with arbitrary powers."""
     for _ in range(4):
         saved = scaling.ledger.copy()
         for value, powers in zip(body.inputs, (*consts, *carry, *xs), strict=True):

@@ -1,4 +1,4 @@
-"""Wider networks by the user's own constructor, compared with what the program says."""
+"""Wider networks from the user's own constructor, compared with the wiring read from the program."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ Make = Callable[..., tuple[Callable[[Any, Any], Any], Any]]
 
 @dataclass(eq=False)
 class Constructor:
-    """What a user's constructor makes.
+    """A user's constructor and the unit spaces that it sets.
 
     Attributes:
         make: `make(**sizes) -> (apply, params)`.
-        sizes: with which it makes the network that was traced.
+        sizes: the arguments that make the network that was traced.
         spaces: the unit spaces that grow with each size.
     """
 
@@ -32,8 +32,8 @@ class Constructor:
         """The function and the shapes of its parameters with other numbers of units.
 
         Raises:
-            ValueError: spaces that one size of the constructor sets at once, to different multiples; or one that it
-                does not set.
+            ValueError: spaces that one size of the constructor sets together, asked for in different multiples; or a
+                space that no size sets.
         """
         own = {space.name: space.size for space in diagram.spaces}
         sizes = dict(self.sizes)
@@ -53,7 +53,7 @@ class Constructor:
 
 
 def shaped(make: Make, sizes: Mapping[str, int]) -> tuple[Callable[[Any, Any], Any], Any]:
-    """The function that a constructor makes, and the shapes of its parameters, of which none is computed."""
+    """The function that a constructor makes, and the shapes of its parameters, which are not computed."""
     functions: list[Callable[[Any, Any], Any]] = []
 
     def params() -> Any:
@@ -71,7 +71,7 @@ def read_constructor(make: Make, sizes: Mapping[str, int], diagram: Diagram) -> 
     """Find which unit spaces each size of a constructor sets: those that grow when it is doubled.
 
     Raises:
-        ValueError: an array that grows otherwise than the program says, with both shapes.
+        ValueError: an array that does not grow as the program implies; both shapes are given.
     """
     spaces = {}
     for name, size in sizes.items():
@@ -85,7 +85,7 @@ def read_constructor(make: Make, sizes: Mapping[str, int], diagram: Diagram) -> 
 
 
 def _doubles(layouts: Sequence[Layout], grown: Sequence[tuple[int, ...]], space: str) -> bool:
-    """Whether every axis of the space has grown; by 2 if it has nothing else."""
+    """Whether every axis of the space has grown, and has doubled if nothing else is on it."""
     for layout, shape in zip(layouts, grown, strict=True):
         for axis, size in zip(layout.axes, shape, strict=True):
             before = prod(factor.size for factor in axis)

@@ -1,11 +1,11 @@
 """Dimensional analysis of cloning: how every value scales when the units of a space are cloned n times.
 
 In the cloned network each value is the base network's, repeated, times a power of n. Parameters have the power 0 where
-they write a space (`Out`) and -1 where they read it (`In`: they are divided). A sum over the space adds 1, products
-add, sums need equal powers, what is not linear and the outputs need 0. Which axes of which parameters are `In` is an
-unknown until something is contracted with them: powers are linear forms in these unknowns, and what has to vanish is
-collected.
-A space all of whose conditions hold is cloneable; one that is not names the equation at fault.
+they write a space (`Out`) and -1 where they read it (`In`: they are divided). A sum over the space adds 1, powers of
+    factors add, terms of a sum need equal powers, and nonlinear functions and the outputs need the power 0. Which axes
+    of which parameters are `In` is unknown until something is contracted with them: powers are linear forms in these
+    unknowns, and the forms that must vanish are collected. A space all of whose conditions hold is cloneable; for any
+    other the failing equation is reported.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,13 +16,13 @@ from lopjax.tracing.atoms import Atom
 from lopjax.tracing.jaxprs import Node
 
 Unknown = tuple[int, int]
-"""Number of a parameter's piece, and which of its leaves."""
+"""Number of a parameter's piece, and one of its leaves."""
 
 
 Number = float | int
 
 Place = tuple[int, int]
-"""Number of a parameter, and of its axis."""
+"""Number of a parameter, and of one of its axes."""
 
 
 class Form(NamedTuple):
@@ -43,7 +43,7 @@ class Form(NamedTuple):
         return Form(self.number * factor, tuple((u, c * factor) for u, c in self.terms), self.origin)
 
     def plus(self, other: "Form", node: Node | None = None) -> "Form":
-        """A sum; `node` is where, if this is the first place where the power is not 0."""
+        """A sum; `node` is its origin if this is the first operation with a nonzero power."""
         terms = dict(self.terms)
         for unknown, coefficient in other.terms:
             terms[unknown] = terms.get(unknown, 0) + coefficient
@@ -51,7 +51,7 @@ class Form(NamedTuple):
         return Form(self.number + other.number, kept, self.origin or other.origin or node)
 
     def value(self, read: set[Unknown]) -> Number:
-        """The power if these unknowns are `In`, and all others `Out`."""
+        """The power if these unknowns are `In` and all others `Out`."""
         return self.number - sum(c for u, c in self.terms if u in read)
 
     @property
@@ -63,10 +63,10 @@ class Form(NamedTuple):
 Places = frozenset[Place]
 
 Powers = dict[Atom, Form]
-"""Powers that do not vanish, per leaf."""
+"""Nonzero powers, per leaf."""
 
 ANY = None
-"""The powers of zeros and infinities, which are what they are times any number: `None`."""
+"""`None`: the powers of zeros and infinities, which equal any multiple of themselves and so have no definite power."""
 
 
 class Condition(NamedTuple):
@@ -74,7 +74,7 @@ class Condition(NamedTuple):
 
     Attributes:
         form: the power, or a difference of two that must be equal.
-        node: where; None for the outputs.
+        node: the equation; None for the outputs.
         is_sum: whether two terms meet.
     """
 
@@ -85,17 +85,17 @@ class Condition(NamedTuple):
 
 @dataclass
 class Ledger:
-    """What a pass over the program finds out.
+    """The findings of a pass over the program.
 
     Attributes:
         conditions: per leaf, what must vanish for it to be cloneable.
         read: the unknowns that are `In`.
-        pairs: parameters contracted with parameters: one of the two is `In`.
+        pairs: parameters that are contracted with parameters: one of the two is `In`.
         candidates: per leaf, unknowns that may be `In` if the canonical choice fails: multiplied, then summed.
-        coupled: the leaves over which something is summed that is not a parameter's to divide.
-        factors: the unknowns of parameters that something was multiplied with, entry by entry.
-        forced: the leaves whose `In` are given, and not found; None for all of them found.
-        places: which parameter, and which of its axes, each unknown belongs to.
+        coupled: the leaves of sums that no division of a parameter can compensate.
+        factors: the unknowns of parameters that were multiplied with something entry by entry.
+        forced: the leaves whose `In` are prescribed; None if all are to be found.
+        places: the parameter and the axis that each unknown belongs to.
     """
 
     conditions: dict[Atom, list[Condition]] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Ledger:
     places: dict[Unknown, Place] = field(default_factory=dict)
 
     def copy(self) -> "Ledger":
-        """A ledger that can be gone back to."""
+        """A copy, to which the pass can return."""
         conditions = {leaf: list(each) for leaf, each in self.conditions.items()}
         candidates = {leaf: set(each) for leaf, each in self.candidates.items()}
         return replace(
@@ -122,7 +122,7 @@ class Ledger:
         )
 
     def simplified(self, form: Form) -> Form:
-        """With the unknowns that are known to be `In`."""
+        """The form with the unknowns that are known to be `In` substituted."""
         known = [c for u, c in form.terms if u in self.read]
         if not known:
             return form
@@ -135,7 +135,7 @@ class Ledger:
             self.conditions.setdefault(leaf, []).append(Condition(form, node, is_sum))
 
     def same(self, node: Node | None, one: Powers | None, other: Powers | None) -> Powers | None:
-        """Two terms of a sum have the same powers."""
+        """Require that two terms of a sum have the same powers."""
         if one is None or other is None:
             return other if one is None else one
         for leaf in {*one, *other}:
@@ -145,7 +145,7 @@ class Ledger:
         return one
 
     def none(self, node: Node | None, powers: Powers | None) -> Powers:
-        """What is not linear takes no powers, and has none."""
+        """Require that the operands of a nonlinear operation have no powers; its result has none."""
         for leaf, form in (powers or {}).items():
             self.must_vanish(leaf, form, node)
         return {}
@@ -166,7 +166,7 @@ class Ledger:
         return powers if powers is None else {leaf: form.times(exponent) for leaf, form in powers.items() if exponent}
 
     def counted(self, powers: Powers | None, leaves: Iterable[Atom], node: Node, by: int = 1) -> Powers | None:
-        """Powers after a sum over leaves (or, by -1, a mean of what was summed)."""
+        """Powers after a sum over leaves (or, with -1, after the division that turns a sum into a mean)."""
         if powers is None:
             return None
         made = dict(powers)
@@ -203,10 +203,9 @@ class Ledger:
             one: powers of the first factor.
             other: powers of the second.
             leaves: what is summed over.
-            is_data: whether each factor depends on the network's inputs.
-            summed: which axes of parameters the axes stem from that are summed over, of each factor.
-            node: where.
-        """
+            is_data: for each factor, whether it depends on the network's inputs.
+            summed: for each factor, the parameter axes from which the axes summed over stem.
+            node: the equation."""
         if one is None or other is None:
             return None
         for leaf in leaves:
@@ -224,7 +223,7 @@ class Ledger:
         return self.counted(self.product(one, other), leaves, node)
 
     def _read(self, form: Form, places: Places) -> None:
-        """Parameters are contracted with data: `In`; of an array with one space on two axes, the one in question."""
+        """Mark parameters contracted with data as `In`; of two axes with the same space, only the contracted one."""
         if self.forced is not None:
             return
         for piece in {unknown[0] for unknown, _ in form.terms}:
@@ -235,20 +234,20 @@ class Ledger:
     # --- The end: which choice of unknowns makes everything vanish --------------------
 
     def settle(self) -> dict[Atom, Condition]:
-        """Decide what is left open, leaf by leaf; the condition that fails for each leaf that cannot be cloned."""
+        """Decide the open unknowns leaf by leaf; returns the failing condition of each leaf that cannot be cloned."""
         for leaf, one, other in self.pairs:
             self._decide(leaf, one, other)
         failed = {leaf: _first_failure(conditions, self.read) for leaf, conditions in self.conditions.items()}
         return {leaf: condition for leaf, condition in failed.items() if condition is not None}
 
     def _decide(self, leaf: Atom, one: Form, other: Form) -> None:
-        """Of two parameters contracted with each other one is divided: the one that already reads, or the second."""
+        """Of two parameters contracted with each other divide one: the one that already reads, or else the second."""
         a, b = ([u for u, _ in form.terms] for form in (one, other))
         if self.forced is not None or leaf.reason is not None or any(u in self.read for u in (*a, *b)):
             return
         chosen = b or a
         for mine, others in ((a, b), (b, a)):
-            # The factor nearer to the output reads: the other one reads the input side already.
+            # The factor nearer to the output reads the space: the other one already reads the input side.
             is_first = {piece for piece, _ in mine} & {piece for piece, _ in self.read}
             if is_first and others and not {piece for piece, _ in others} & {piece for piece, _ in self.read}:
                 chosen = others

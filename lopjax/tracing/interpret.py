@@ -1,4 +1,4 @@
-"""Run a program: with what passes its sites recorded and shifted, and at other numbers of units."""
+"""Run a program, recording and shifting the values at its sites, possibly at other numbers of units."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -18,14 +18,14 @@ Recorded = dict[str, tuple[Any, Any]]
 
 
 class Setting(NamedTuple):
-    """What is run, besides the inputs.
+    """The settings of a run, apart from the inputs.
 
     Attributes:
-        sizes: of the network.
-        sites: by name.
-        shifts: what is added at each site, in the program's own axes.
-        opened: the calls that are run node by node.
-        wrapped: the calls that are a site's own, from its pre- to its post-activation.
+        sizes: sizes of the network.
+        sites: the sites by name.
+        shifts: arrays added at each site, in the program's own axes.
+        opened: the calls whose nodes are run one by one.
+        wrapped: the calls that lie between a site's pre- and its post-activation.
     """
 
     sizes: Sizes
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
 
 
 def make_setting(sizes: Sizes, sites: Mapping[str, FoundSite], shifts: Mapping[str, Tap]) -> Setting:
-    """A setting, with the calls that have to be opened: those that hold sites, all where sizes change."""
+    """A setting, with the calls that have to be opened: those that contain sites, or all if sizes change."""
     opened: set[Node] = set()
     wrapped: set[Node] = set()
     for node in walk(sizes.typing.program.block):
@@ -55,7 +55,7 @@ def make_setting(sizes: Sizes, sites: Mapping[str, FoundSite], shifts: Mapping[s
 
 
 def run_program(setting: Setting, inputs: Sequence[Any]) -> tuple[list[Any], Recorded]:
-    """The outputs of a program, and what its sites carry.
+    """The outputs of a program and the values at its sites.
 
     Args:
         setting: sizes, sites and shifts.
@@ -74,14 +74,14 @@ def _value(setting: Setting, values: Mapping[int, Any], value: int) -> Any:
 
 
 def _run(setting: Setting, block: Block, values: dict[int, Any]) -> Recorded:
-    """Run the nodes of a block; `values` grows."""
+    """Run the nodes of a block, adding their results to `values`."""
     recorded: Recorded = {}
     shifted: dict[int, list[tuple[FoundSite, Any]]] = {}
     by_pre = {site.pre: (name, site) for name, site in setting.sites.items()}
     by_post = {site.post: (name, site) for name, site in setting.sites.items()}
 
     def arrived(value: int) -> None:
-        """Record and shift what passes a site."""
+        """Record and shift the values at a site."""
         if value in by_pre and by_pre[value][0] not in recorded:
             name, site = by_pre[value]
             pre = values[value]
@@ -132,7 +132,7 @@ def _plain(block: Block) -> list[Node]:
 
 
 def _is_elementwise(sizes: Sizes, node: Node) -> bool:
-    """Whether a call computes entry by entry, from values of one shape and numbers."""
+    """Whether a call computes entry by entry, from scalars and values of one shape."""
     program = sizes.typing.program
     shapes = {program.shape(value) for value in (*node.inputs, *node.outputs)} - {()}
     return len(shapes) == 1 and all(each.name in ELEMENTWISE for each in _plain(node.blocks[0]))
@@ -161,7 +161,7 @@ def _has(block: Block, site: FoundSite) -> bool:
 
 
 def _entrywise(node: Node, given: list[Any]) -> list[Any]:
-    """An elementwise call with a derivative rule of its own, on arrays of another shape: over chunks of its own."""
+    """An elementwise call with a custom derivative rule on arrays of another shape, in chunks of the traced shape."""
     shape = next(var.aval.shape for var in (*node.eqn.invars, *node.eqn.outvars) if var.aval.shape)
     chunk = prod(shape)
     wide = next(jnp.shape(each) for each in given if jnp.shape(each))

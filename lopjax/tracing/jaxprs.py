@@ -1,7 +1,7 @@
-"""A traced function as a tree of nodes: the only module that touches what is private in JAX, or moves between versions.
+"""A traced function as a tree of nodes: the only module that uses private parts of JAX or depends on its version.
 
-Calls (`jit`, `remat`, custom derivatives) are transparent: the values inside are those outside, under the same number.
-Loops and branches keep inner blocks with numbers of their own. A number names one value of one call, never two.
+Calls (`jit`, `remat`, custom derivatives) are transparent: a value has the same number inside and outside. Loops and
+    branches have inner blocks with numbers of their own. A number identifies one value of one call, never two.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +16,14 @@ from jax.extend import core
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text: names of primitives."""
+    """The words of a text, as names of primitives."""
     return frozenset(text.split())
 
 
 CALLS = words(
     "jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat remat2 checkpoint"
 )
-"""Primitives whose values inside are those outside."""
+"""Primitives whose values are the same inside and outside."""
 
 REMAT = frozenset({"remat", "remat2", "checkpoint"})
 CUSTOM_RULES = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
@@ -31,7 +31,7 @@ CUSTOM_RULES = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call
 
 @dataclass(eq=False)
 class Block:
-    """A sequence of nodes, its inputs and outputs, by number."""
+    """A sequence of nodes, with its inputs and outputs by number."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...] = ()
@@ -40,13 +40,13 @@ class Block:
 
 @dataclass(eq=False)
 class Node:
-    """One equation; for a call, a loop or a branch, with what is inside.
+    """One equation; for a call, a loop or a branch, with its inner blocks.
 
     Attributes:
         eqn: the equation itself.
         inputs: the values that it takes.
         outputs: the values that it makes.
-        caller: the call of a function of JAX's own that it is in, whose line is the user's.
+        caller: the enclosing call of one of JAX's own functions, whose source line is the user's.
         blocks: one for a call, `scan`; two (condition, body) for `while`; one per branch for `cond`.
     """
 
@@ -68,12 +68,12 @@ class Node:
 
     @property
     def is_call(self) -> bool:
-        """Whether the inside is transparent."""
+        """Whether this is a transparent call."""
         return self.name in CALLS and len(self.blocks) == 1
 
     @property
     def where(self) -> str:
-        """`name at file:line`, of the user's code."""
+        """`name at file:line`, in the user's code."""
         place = (self.caller or self).eqn.source_info
         return f"{self.name} at {source_info_util.summarize(place)}"
 
@@ -85,9 +85,9 @@ class Program:
     Attributes:
         block: its nodes.
         avals: shape and type of every value.
-        constants: the values that are known: literals, and arrays that the function closes over.
-        numbers: further values that are one known number everywhere: computed from literals.
-        tree: structure of the output.
+        constants: the known values: literals, and arrays that the function closes over.
+        numbers: further values that equal one known number everywhere, computed from literals.
+        tree: tree structure of the output.
     """
 
     block: Block
@@ -101,7 +101,7 @@ class Program:
         return tuple(getattr(self.avals[value], "shape", ()))
 
     def scalar(self, value: int) -> Any:
-        """The number that a value is known to be everywhere; `None` if it is not known, or not one number."""
+        """The number that all entries of a value are known to equal; `None` if there is none or it is not known."""
         if value in self.numbers:
             return self.numbers[value]
         known = self.constants.get(value)
@@ -114,7 +114,7 @@ class Program:
 
 
 def read_program(function: Callable[..., Any], *args: Any) -> Program:
-    """Trace a function at shapes, and number its values."""
+    """Trace a function at given shapes, and number its values."""
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     program = Program(Block(()), tree=jax.tree.structure(shapes))
     block = Block(tuple(_new(program, var.aval) for var in closed.jaxpr.invars))
@@ -124,7 +124,7 @@ def read_program(function: Callable[..., Any], *args: Any) -> Program:
 
 
 def walk(block: Block) -> Iterator[Node]:
-    """Every node, in order; those inside calls, loops and branches after the node that has them."""
+    """Every node, in order; those inside calls, loops and branches come after the node that contains them."""
     for node in block.nodes:
         yield node
         for inner in node.blocks:
@@ -164,7 +164,7 @@ def _read(
 
 
 def _inner(program: Program, node: Node) -> Iterator[Block]:
-    """The blocks inside an equation; none if it is a plain primitive, or a call of a kind that is not known."""
+    """The blocks inside an equation; none if it is a plain primitive or an unknown type of call."""
     name, params, given = node.name, node.params, node.inputs
     if name in CALLS:
         inner: Any = params.get("jaxpr", params.get("call_jaxpr", params.get("fun_jaxpr")))
@@ -182,7 +182,7 @@ def _inner(program: Program, node: Node) -> Iterator[Block]:
 
 
 def _is_of_jax(jaxpr: Any) -> bool:
-    """Whether a function is JAX's own: where it was traced first says nothing about where it is called."""
+    """Whether a function is JAX's own: the place where it was first traced says nothing about where it is called."""
     return f"{_JAX}/" in str(getattr(jaxpr.debug_info, "func_src_info", ""))
 
 
@@ -202,7 +202,7 @@ _FOLDED: dict[str, Callable[..., Any]] = {
 
 
 def _fold(program: Program, node: Node) -> None:
-    """Note what a value is that is computed from known numbers."""
+    """Record the value of an equation that is computed from known numbers."""
     if node.name in _FOLDED:
         known = [program.scalar(value) if not program.shape(value) else None for value in node.inputs]
         if all(isinstance(number, np.number | int | float) for number in known):
@@ -211,7 +211,7 @@ def _fold(program: Program, node: Node) -> None:
 
 
 def scan_counts(node: Node) -> tuple[int, int]:
-    """Numbers of constants and of carries of a scan; JAX 0.12 says them by three flat trees."""
+    """Numbers of constants and of carries of a scan; JAX 0.12 gives them by three flat trees."""
     if "num_consts" in node.params:
         return node.params["num_consts"], node.params["num_carry"]
     consts, carry, _ = node.params["ft_in"].unpack()
@@ -219,7 +219,7 @@ def scan_counts(node: Node) -> tuple[int, int]:
 
 
 def rebind(node: Node, values: Sequence[Any], params: dict[str, Any] | None = None) -> list[Any]:
-    """Apply a node's primitive to other values, with other parameters if given."""
+    """Apply a node's primitive to other values, and with other parameters if given."""
     primitive = node.eqn.primitive
     bound = primitive.get_bind_params(node.params if params is None else params)
     with node.eqn.ctx.manager:

@@ -19,11 +19,11 @@ from lopjax.wiring import Path
 
 
 class Plan(NamedTuple):
-    """A program at one shape of inputs, and what was found in it.
+    """A program at one shape of inputs, and the findings about it.
 
     Attributes:
         program: the nodes.
-        typing: what the axes of every value are made of.
+        typing: the structure of the axes of every value.
         cloning: which leaves can be cloned.
         diagram: the parameters' spaces, layouts and labels.
         atoms: the space of every free leaf of a parameter.
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     sites: Mapping[str, FoundSite]
 
     def sizes(self, units: Mapping[str, int]) -> Sizes:
-        """The program's sizes with other numbers of units."""
+        """The sizes of the program's axes with other numbers of units."""
         changed = {
             atom: units[name] for atom, name in self.atoms.items() if units.get(name, atom.size) != find(atom).size
         }
@@ -51,9 +51,9 @@ class Network:
 
     Attributes:
         apply: `apply(params, inputs) -> outputs`.
-        shapes: of the parameters.
+        shapes: shapes of the parameters.
         names: other names for some spaces.
-        fixed: spaces that are not to be cloned.
+        fixed: spaces that must not be cloned.
     """
 
     apply: Callable[[Any, Any], Any]
@@ -65,11 +65,11 @@ class Network:
 
     @property
     def paths(self) -> list[Path]:
-        """Of the parameters; the first entry is the collection."""
+        """Paths of the parameters; the first entry is the collection."""
         return parameter_paths(self.shapes)
 
     def plan(self, inputs: Any, dtypes: Sequence[Any] | None = None) -> Plan:
-        """The plan for inputs of one shape, and parameters of given types."""
+        """The plan for inputs of one shape and parameters of given types."""
         flat, structure = jax.tree.flatten(self.shapes)
         dtypes = [leaf.dtype for leaf in flat] if dtypes is None else list(dtypes)
         given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), inputs)
@@ -101,7 +101,7 @@ def _precision() -> bool:
 
 
 def _named_sites(typing: Typing, atoms: Mapping[Atom, str], number: int) -> dict[str, FoundSite]:
-    """Sites after their space, numbered where it has several; none if a batch of one hides the batch axis."""
+    """Sites named after their space, numbered if it has several; none if a batch of one hides the batch axis."""
     inputs = typing.program.block.inputs[number:]
     batch = next((typing.of(value)[0] for value in inputs if typing.of(value) and typing.of(value)[0]), None)
     if batch is None:
@@ -117,14 +117,14 @@ def _named_sites(typing: Typing, atoms: Mapping[Atom, str], number: int) -> dict
 
 
 def parameter_paths(tree: Any) -> list[Path]:
-    """Paths of all arrays as strings; collections are kept where there are any, else all are `"params"`."""
+    """Paths of all arrays as strings; collections are kept if there are any, otherwise all are in `"params"`."""
     keyed, _ = jax.tree_util.tree_flatten_with_path(tree)
     paths = [tuple(_word(key) for key in path) or ("array",) for path, _ in keyed]
     has_collections = isinstance(tree, Mapping) and "params" in tree
     paths = paths if has_collections else [("params", *path) for path in paths]
     if len(set(paths)) < len(paths):
         raise ValueError(
-            f"parameters whose paths read alike: {sorted({'/'.join(p) for p in paths if paths.count(p) > 1})}"
+            f"parameters whose paths are the same as text: {sorted({'/'.join(p) for p in paths if paths.count(p) > 1})}"
         )
     return paths
 
@@ -137,10 +137,10 @@ def _word(key: Any) -> str:
 
 
 def trace(apply: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Program:
-    """The program of a function at shapes.
+    """The program of a function at given shapes.
 
     Raises:
-        ValueError: Python asks for the value of an array, or the outputs are no arrays.
+        ValueError: Python code needs the value of an array, or the outputs are not arrays.
     """
     try:
         return read_program(apply, params, inputs)
@@ -159,10 +159,10 @@ def trace(apply: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Program
 
 
 def check_parameters(params: Any, inputs: Any) -> None:
-    """Refuse parameters that cannot be trained, and inputs without a batch.
+    """Refuse parameters that cannot be trained and inputs without a batch axis.
 
     Raises:
-        ValueError: names the array, what was given and what to do.
+        ValueError: parameters or inputs that cannot be used; the message names the array and says what to do.
     """
     leaves = list(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
     if not leaves:
@@ -182,7 +182,7 @@ def check_parameters(params: Any, inputs: Any) -> None:
 
 
 def generic(shape: Sequence[int], rng: np.random.Generator, fan: int, is_positive: bool) -> np.ndarray:
-    """Numbers of which no two are equal and none is 0, whose sums over `fan` terms have a size of about 1."""
+    """Distinct nonzero numbers whose sums over `fan` terms have a size of about 1."""
     if is_positive:
         return rng.uniform(0.5, 1.5, shape)
     return 1.5 * rng.normal(size=shape) / np.sqrt(fan)

@@ -1,8 +1,7 @@
 """An axis in pieces: one for each choice of a summand in its direct sums, in the order of its entries.
 
-What holds for a whole piece (how it scales when units are cloned, which role it has) is kept in a small array with one
-entry per piece and the axes of the value itself, so that transposing, slicing and reshaping a value does the same to
-it.
+Properties of a whole piece (how it scales when units are cloned, its role) are kept in a small array with the axes of
+the value itself and one entry per piece, so that transposing, slicing and reshaping apply to it as to the value.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from lopjax.tracing.primitives import Type
 
 
 def pieces(axis: Axis) -> list[tuple[Atom, ...]]:
-    """The leaves of each piece of an axis; an axis that is pinned throughout is one piece."""
+    """The leaves of each piece of an axis; an axis that is entirely pinned is one piece."""
     combinations: list[tuple[Atom, ...]] = [()]
     for atom in expand(axis):
         if atom.parts is None:
@@ -34,7 +33,7 @@ def counts(axes: Type) -> tuple[int, ...]:
 
 
 def piece_of(axis: Axis, length: int) -> np.ndarray:
-    """The piece that each entry of an axis lies in, `(length,)`."""
+    """The number of the piece that contains each entry of an axis, `(length,)`."""
     if length == 0 or len(pieces(axis)) == 1:
         return np.zeros(length, int)
     indices = np.zeros(1, int)
@@ -52,11 +51,11 @@ def piece_of(axis: Axis, length: int) -> np.ndarray:
 
 
 Merge = Callable[[Any, Any], Any]
-"""What two pieces that become one have in common."""
+"""Combines the properties of two pieces that become one."""
 
 
 def apply(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
-    """A function of the entries of arrays that broadcast."""
+    """Apply a function to the entries of arrays, with broadcasting."""
     made = np.frompyfunc(function, len(arrays), 1)(*arrays)
     if isinstance(made, np.ndarray):
         return made
@@ -64,7 +63,7 @@ def apply(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
 
 
 def full(shape: tuple[int, ...], entry: Any) -> np.ndarray:
-    """An array with the same object everywhere."""
+    """An array with the same object in every entry."""
     made = np.empty(shape, object)
     for index in np.ndindex(shape):
         made[index] = entry
@@ -72,7 +71,7 @@ def full(shape: tuple[int, ...], entry: Any) -> np.ndarray:
 
 
 def merged(array: np.ndarray, axis: int, merge: Merge) -> np.ndarray:
-    """All pieces of an axis as one, `(1,)` along it."""
+    """All pieces of an axis merged into one, of size 1 along it."""
     rows = np.moveaxis(array, axis, 0)
     total = rows[0]
     for row in rows[1:]:
@@ -83,7 +82,7 @@ def merged(array: np.ndarray, axis: int, merge: Merge) -> np.ndarray:
 
 
 def fit(array: np.ndarray, shape: tuple[int, ...], merge: Merge) -> np.ndarray:
-    """An array with as many pieces as asked for: several become one, one stands for several."""
+    """An array with the requested numbers of pieces: several are merged into one, or one is repeated."""
     for axis, number in enumerate(shape):
         if array.shape[axis] != number and array.shape[axis] != 1:
             array = merged(array, axis, merge)
@@ -96,10 +95,10 @@ def rearranged(
     """Pieces along an axis whose entries come from other arrays.
 
     Args:
-        arrays: what the entries come from, one after the other.
-        sources: for each array, the piece that each of its entries lies in.
-        target: the piece that each entry of the result lies in.
-        axis: which axis.
+        arrays: the arrays from which the entries come, in order.
+        sources: for each array, the piece that contains each of its entries.
+        target: the piece that contains each entry of the result.
+        axis: the axis.
         merge: as in `merged`.
     """
     starts = np.cumsum([0, *(len(source) for source in sources)])

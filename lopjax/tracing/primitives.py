@@ -1,4 +1,4 @@
-"""What primitives are called, and what a rule is."""
+"""Names of primitives, and the type of a rule."""
 
 from collections.abc import Callable
 
@@ -42,7 +42,7 @@ def pinned(program: Program, value: int, reason: str) -> Type:
 
 
 def unknown(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """A primitive of which nothing is known: all that it touches is pinned."""
+    """A primitive without a rule: all axes of its operands and results are pinned."""
     reason = f"{node.where}: no rule for this primitive"
     for each in types:
         for axis in each:

@@ -1,4 +1,4 @@
-"""The activation function between two values of a program, as one of the library's where it is one."""
+"""The activation function between two values of a program, identified with one of the library's where possible."""
 
 from collections.abc import Callable
 from functools import cache
@@ -17,12 +17,12 @@ _POINTS = np.linspace(-6.0, 6.0, 49)
 
 
 def recognised(typing: Typing, site: FoundSite, names: dict[str, str | None]) -> str | Activation:
-    """Name of the library's activation that agrees with a site on a grid, to rounding; else one without facts.
+    """Name of the library's activation that agrees with a site on a grid, up to rounding; else a name without facts.
 
     Args:
-        typing: of the program.
-        site: of which the activation is asked.
-        names: of what has been recognised, by how it is written; grows, so that what is alike is evaluated once.
+        typing: axes of the program.
+        site: the site whose activation is to be named.
+        names: names recognised so far, by program text; extended here, so that equal functions are evaluated once.
     """
     if not site.nodes:
         return "identity"
@@ -33,7 +33,7 @@ def recognised(typing: Typing, site: FoundSite, names: dict[str, str | None]) ->
 
 
 def _written(typing: Typing, site: FoundSite) -> str:
-    """The nodes of a site in order, with parameters, and operands by place or by value."""
+    """The nodes of a site as text: in order, with parameters, and with operands by position or by value."""
     order = _order(site, {value: node for node in site.nodes for value in node.outputs})
     places = {site.pre: "z"} | {node.outputs[0]: f"v{index}" for index, node in enumerate(order)}
     lines = []
@@ -61,7 +61,7 @@ def _known() -> dict[str, np.ndarray]:
 
 
 def entrywise(typing: Typing, site: FoundSite) -> Callable[[Any], Any]:
-    """What a site's nodes do to an array of any shape: they compute entry by entry."""
+    """A site's nodes as a function of an array of any shape, since they compute entry by entry."""
     program = typing.program
     outputs = {value: node for node in site.nodes for value in node.outputs}
     order = _order(site, outputs)
@@ -69,7 +69,7 @@ def entrywise(typing: Typing, site: FoundSite) -> Callable[[Any], Any]:
     def known(value: int, like: Any) -> Any:
         number = program.scalar(value)
         if number is None:
-            raise ValueError("a constant array is no part of an activation function")
+            raise ValueError("a constant array cannot be part of an activation function")
         dtype = program.avals[value].dtype
         return jnp.asarray(number, like.dtype if jnp.issubdtype(dtype, jnp.floating) else dtype)
 
@@ -86,7 +86,7 @@ def entrywise(typing: Typing, site: FoundSite) -> Callable[[Any], Any]:
 
 
 def _params(node: Node, z: Any) -> dict[str, Any]:
-    """Parameters with the type of what is computed."""
+    """Parameters with the type of the computation."""
     params = dict(node.params)
     if node.name == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.floating):
         params["new_dtype"] = z.dtype
@@ -94,7 +94,7 @@ def _params(node: Node, z: Any) -> dict[str, Any]:
 
 
 def _order(site: FoundSite, outputs: dict[int, Node]) -> list[Node]:
-    """The nodes that the post-activation needs, each behind what it needs."""
+    """The nodes on which the post-activation depends, in topological order."""
     order: list[Node] = []
 
     def visit(value: int) -> None:

@@ -1,4 +1,4 @@
-"""What was found, as a table for people."""
+"""The findings as a table to read."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from lopjax.wiring import In, Wiring
 
 
 def written(wiring: Wiring, spaces: Sequence[Space], verification: Verification | None, notes: Sequence[str]) -> str:
-    """Every unit space: size, state, the arrays that it stands on, and why it cannot be cloned.
+    """Every unit space: its size, its state, the arrays that have it, and why it cannot be cloned.
 
     Args:
         wiring: labels and sites.
-        spaces: what was found.
-        verification: what the network itself said.
-        notes: what else to know.
+        spaces: the unit spaces found.
+        verification: the outcome of the test against the network.
+        notes: further remarks.
     """
     lines = []
     for state in (CLONEABLE, PERMUTABLE, FIXED):

@@ -1,8 +1,8 @@
-"""How each primitive permutes: the axes of what it makes, from the axes of what it takes.
+"""How each primitive acts on permutations: the axes of its results, from the axes of its operands.
 
 Every rule is *equivariant*: permuting the leaves of its operands permutes its results accordingly, provided that no
-leaf is pinned. By induction over a program, permuting a leaf that is pinned nowhere leaves the outputs as they are. A
-rule that cannot promise it pins. A primitive without a rule pins all that it touches.
+leaf is pinned. By induction over a program, permuting a leaf that is pinned nowhere leaves the outputs unchanged. A
+rule that cannot guarantee this pins the leaf. A primitive without a rule pins the axes of all its operands and results.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from lopjax.tracing.rules_sums import concatenate, slice_rule, split
 
 
 def elementwise(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """Axes of equal position are permuted alike; those of length 1, and scalars, are broadcast."""
+    """Axes at the same position are permuted alike; axes of length 1 and scalars are broadcast."""
     if node.name == "optimization_barrier":
         return list(types)
     out: list[Axis] = []
@@ -34,12 +34,12 @@ def elementwise(program: Program, node: Node, types: list[Type]) -> list[Type]:
 
 
 def reduction(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """A sum, a maximum over an axis does not depend on the order."""
+    """A sum or a maximum over an axis does not depend on the order."""
     return [tuple(axis for index, axis in enumerate(each) if index not in node.params["axes"]) for each in types]
 
 
 def _along_pinned(program: Program, node: Node, types: list[Type], axes: Sequence[int], why: str) -> list[Type]:
-    """Some axes tell their entries apart; all operands are permuted alike."""
+    """Some axes have distinguishable entries; all operands are permuted alike."""
     for axis in axes:
         pin(types[0][axis], f"{node.where}: {why}")
     for other in types[1:]:
@@ -54,29 +54,29 @@ def cumulative(program: Program, node: Node, types: list[Type]) -> list[Type]:
 
 
 def sort(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """What is sorted is compared with its neighbours."""
+    """Entries that are sorted are compared with one another."""
     return _along_pinned(program, node, types, (node.params["dimension"],), "units compete with one another")
 
 
 def rev(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """A reversed axis is the same only for what does not depend on the order."""
+    """Reversing an axis makes the order matter."""
     return _along_pinned(program, node, types, node.params["dimensions"], "its result depends on the order")
 
 
 def argument(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """The index of a unit loses its meaning if units are permuted."""
+    """The index of a unit is meaningless once units are permuted."""
     (operand,) = types
     axes = node.params["axes"]
     for axis in axes:
-        pin(operand[axis], f"{node.where}: units compete, and are told by number")
+        pin(operand[axis], f"{node.where}: units compete, and are identified by index")
     return [tuple(axis for index, axis in enumerate(operand) if index not in axes)]
 
 
 def top_k(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """The largest entries, by number."""
+    """The largest entries and their indices."""
     (operand,) = types
     along = node.params.get("axis", len(operand) - 1) % len(operand)
-    reason = f"{node.where}: units compete, and are told by number"
+    reason = f"{node.where}: units compete, and are identified by index"
     pin(operand[along], reason)
     k = program.shape(node.outputs[0])[along]
     return [(*operand[:along], fresh(int(k), reason), *operand[along + 1 :])] * 2
@@ -104,14 +104,14 @@ def squeeze(program: Program, node: Node, types: list[Type]) -> list[Type]:
 
 
 def reshape_rule(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """Row-major products are split and put together."""
+    """Row-major products are split and recombined."""
     if node.params.get("dimensions") is not None:
         return unknown(program, node, types)
     return [tuple(reshape(list(types[0]), node.params["new_sizes"], f"{node.where}: cuts through units"))]
 
 
 def iota(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """Entries that are numbered are told apart."""
+    """Entries that are numbered are distinguishable."""
     shape, along = program.shape(node.outputs[0]), node.params["dimension"]
     reason = f"{node.where}: numbers its units"
     return [tuple(fresh(size, reason if index == along else None) for index, size in enumerate(shape))]
@@ -127,7 +127,7 @@ def random(program: Program, node: Node, types: list[Type]) -> list[Type]:
 
 
 def constant(known: Any) -> Type:
-    """Axes of a known array: along which it is constant, units are free; others tell theirs apart."""
+    """Axes of a known array: units are free along an axis on which it is constant, and distinguished along others."""
     if not isinstance(known, np.ndarray | np.generic | int | float | complex) and not _is_plain(known):
         return tuple(fresh(size, "a constant that is no array of numbers") for size in known.shape)
     array = np.asarray(known)
@@ -171,4 +171,4 @@ RULES: dict[str, Rule] = {
     "dynamic_update_slice": dynamic_update_slice,
     "platform_index": lambda program, node, types: [() for _ in node.outputs],
 }
-"""The rule of every known primitive; `pad` and those with blocks are in `lopjax.tracing.types`."""
+"""The rule of every known primitive; `pad` and primitives with blocks are in `lopjax.tracing.types`."""

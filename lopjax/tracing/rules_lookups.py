@@ -1,4 +1,4 @@
-"""How entries are looked up and written by number."""
+"""Rules for reading and writing entries by index."""
 
 from lopjax.tracing.atoms import fresh, pin, size_of, unify
 from lopjax.tracing.jaxprs import Node, Program
@@ -6,7 +6,7 @@ from lopjax.tracing.primitives import Type, unknown
 
 
 def gather(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """Axes taken in full pass, others are looked up by number; indices bring their own axes."""
+    """Axes taken in full pass through, others are indexed and pinned; indices bring their own axes."""
     operand, indices = types
     numbers, sizes = node.params["dimension_numbers"], node.params["slice_sizes"]
     reason = f"{node.where}: looked up by number"
@@ -39,7 +39,7 @@ def dynamic_slice(program: Program, node: Node, types: list[Type]) -> list[Type]
 
 
 def dynamic_update_slice(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """Axes overwritten in full are permuted alike, others are looked up by number."""
+    """Axes overwritten in full are permuted alike, others are indexed and pinned."""
     operand, update = types[:2]
     for one, other in zip(operand, update, strict=True):
         if size_of(one) == size_of(other):
@@ -51,7 +51,7 @@ def dynamic_update_slice(program: Program, node: Node, types: list[Type]) -> lis
 
 
 def scatter(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """Axes written in full are permuted alike, others are looked up by number."""
+    """Axes written in full are permuted alike, others are indexed and pinned."""
     operand, indices, updates = types
     numbers = node.params["dimension_numbers"]
     batching = tuple(numbers.operand_batching_dims)

@@ -1,4 +1,4 @@
-"""How axes meet: contractions, convolutions, and windows that slide."""
+"""Rules for contractions, convolutions and sliding windows."""
 
 from lopjax.tracing.atoms import Axis, Position, expand, fresh, pin, reshape, size_of, unify
 from lopjax.tracing.jaxprs import Node, Program
@@ -6,7 +6,7 @@ from lopjax.tracing.primitives import Type, unknown
 
 
 def dot_general(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """What is summed over together, or runs along together, is permuted alike."""
+    """Contracted axes, and batch axes, are permuted alike in both operands."""
     left, right = types
     (contract_l, contract_r), (batch_l, batch_r) = node.params["dimension_numbers"]
     for one, other in zip((*contract_l, *batch_l), (*contract_r, *batch_r), strict=True):
@@ -18,7 +18,7 @@ def dot_general(program: Program, node: Node, types: list[Type]) -> list[Type]:
 
 
 def convolution(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """Channels as in a product, positions pinned; with g groups, channels are g times the channels of a group."""
+    """Channels behave as in a product, positions are pinned; with g groups, channels are g times those of a group."""
     image, kernel = types
     numbers = node.params["dimension_numbers"]
     (batch, channels, *places) = numbers.lhs_spec
@@ -45,16 +45,16 @@ def convolution(program: Program, node: Node, types: list[Type]) -> list[Type]:
 
 
 def _groups(axis: Axis, groups: int, reason: str) -> tuple[Axis, Axis]:
-    """An axis as so many groups times the rest."""
+    """An axis as a number of groups times the rest."""
     size = size_of(axis)
     outer, inner = reshape([axis], (groups, size // groups), f"{reason}: groups cut through units")
     if (rebuilt := (*outer, *inner)) != tuple(expand(axis)):
-        unify(axis, rebuilt, reason)  # where units were cut, both are pinned
+        unify(axis, rebuilt, reason)  # if a cut divides units, both parts are pinned
     return outer, inner
 
 
 def window(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """Axes with a window of one entry pass, the others are positions."""
+    """Axes with a window of one entry pass through, the others are positions."""
     operand = types[0]
     reason = Position(f"{node.where}: positions of a window")
     shape_in, shape = program.shape(node.inputs[0]), program.shape(node.outputs[0])

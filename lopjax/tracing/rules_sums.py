@@ -1,4 +1,4 @@
-"""How axes come apart and are put side by side: direct sums."""
+"""Rules for cutting and concatenating axes: direct sums."""
 
 from itertools import pairwise
 
@@ -36,7 +36,7 @@ def slice_rule(program: Program, node: Node, types: list[Type]) -> list[Type]:
 
 
 def split(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """As several slices."""
+    """Equivalent to several slices."""
     along, sizes = node.params["axis"], node.params["sizes"]
     ends = np.cumsum([0, *sizes]).tolist()
     parts = [
@@ -47,7 +47,7 @@ def split(program: Program, node: Node, types: list[Type]) -> list[Type]:
 
 
 def concatenate(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """Axes side by side are a direct sum, the others are permuted alike."""
+    """The concatenated axes form a direct sum, the others are permuted alike."""
     along = node.params["dimension"]
     lengths = [program.shape(value)[along] for value in node.inputs]
     for other in types[1:]:
@@ -60,7 +60,7 @@ def concatenate(program: Program, node: Node, types: list[Type]) -> list[Type]:
 
 
 def padded(program: Program, node: Node, types: list[Type]) -> list[tuple[Axis, Axis, Axis]]:
-    """What is in front of each axis, the axis, what is behind it. Entries of a padding are all equal."""
+    """For each axis, the padding before it, the axis, and the padding after it. The entries of a padding are equal."""
     out = []
     config = [tuple(map(int, each)) for each in node.params["padding_config"]]
     for axis, size, (low, high, interior) in zip(types[0], program.shape(node.inputs[0]), config, strict=True):

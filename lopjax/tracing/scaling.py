@@ -1,4 +1,4 @@
-"""The state of the pass that finds how values scale, and what its rules share."""
+"""The state of the pass that finds how values scale, and helpers shared by its rules."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ class Scaling:
     """State of the pass.
 
     Attributes:
-        typing: of the program.
-        ledger: what is found.
+        typing: axes of the program.
+        ledger: the findings.
         powers: per value, the powers of its pieces.
-        sums: per value that is a sum over axes, which axes: a division by the number of terms makes it a mean.
+        sums: for values that are sums, the axes summed over: a division by the number of terms makes it a mean.
         growing: literals that are such a number, `(node, operand)`, with the axes that they count.
-        places: per value without data, which axes of parameters each of its axes stems from.
+        places: per value that does not depend on data, the parameter axes from which each of its axes stems.
     """
 
     typing: Typing
@@ -35,7 +35,7 @@ class Scaling:
     places: dict[int, tuple[Places, ...]] = field(default_factory=dict)
 
     def of(self, value: int) -> np.ndarray:
-        """Powers of a value; those of a constant are 0, and of zeros and infinities anything."""
+        """Powers of a value: 0 for a constant, arbitrary for zeros and infinities."""
         if value not in self.powers:
             known = self.typing.program.scalar(value)
             is_any = known is not None and not is_ordinary(known)
@@ -43,12 +43,12 @@ class Scaling:
         return self.powers[value]
 
     def same(self, node: Node | None) -> Callable[[Powers | None, Powers | None], Powers | None]:
-        """How two pieces that become one, or two terms of a sum, are put together."""
+        """How two pieces that become one, or two terms of a sum, are combined."""
         return lambda one, other: self.ledger.same(node, one, other)
 
 
 def is_ordinary(number: Any) -> bool:
-    """Whether a number is finite and not 0, so that its powers are 0; of others they are anything."""
+    """Whether a number is finite and nonzero, so that its powers are 0; those of other numbers are arbitrary."""
     try:
         return bool(np.isfinite(number) and number != 0)
     except TypeError:
@@ -69,15 +69,15 @@ def types_of(scaling: Scaling, node: Node) -> tuple[list[Type], list[Type]]:
 
 
 def stems_of(scaling: Scaling, value: int) -> tuple[Places, ...]:
-    """For each axis of a value, which axes of parameters it stems from."""
+    """For each axis of a value, the parameter axes from which it stems."""
     return scaling.places.get(value) or (frozenset(),) * len(scaling.typing.of(value))
 
 
 def places_of(scaling: Scaling, node: Node, value: int) -> tuple[Places, ...]:
-    """Which axes of parameters each axis of a result stems from: those of the operands with a leaf in common.
+    """The parameter axes from which each axis of a result stems: those of operands' axes that share a leaf with it.
 
-    Exact where a space is on one axis of an array; of two axes with one space, an array that keeps its number of axes
-    keeps them apart.
+    Exact if a space is on one axis of an array; if it is on two, they are distinguished as long as the number of axes
+    does not change.
     """
     axes = scaling.typing.of(value)
     all_places: list[Places] = []

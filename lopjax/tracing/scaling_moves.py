@@ -1,4 +1,4 @@
-"""How powers move with the entries of arrays: one rule per primitive."""
+"""How powers follow the entries of arrays that are moved: one rule per primitive."""
 
 from itertools import pairwise
 from math import prod
@@ -11,7 +11,7 @@ from lopjax.tracing.scaling import Scaling
 
 
 def broadcast_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
-    """New axes are of one piece."""
+    """New axes consist of one piece."""
     shape = [1] * len(node.params["shape"])
     for index, number in zip(node.params["broadcast_dimensions"], given[0].shape, strict=True):
         shape[index] = number
@@ -36,7 +36,7 @@ def _segment(
 
 
 def slice_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
-    """The pieces that are left."""
+    """The pieces that remain."""
     (powers,) = given
     strides = node.params["strides"] or (1,) * powers.ndim
     for axis, bounds in enumerate(zip(node.params["start_indices"], node.params["limit_indices"], strides)):
@@ -98,7 +98,7 @@ def reshape_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.
 
 
 def gather_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
-    """Axes that are looked up have one power; indices have none."""
+    """Indexed axes have one power; the indices have none."""
     apply(lambda powers: scaling.ledger.none(node, powers), given[1])
     numbers, powers = node.params["dimension_numbers"], given[0]
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
@@ -110,14 +110,14 @@ def gather_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.n
 
 
 def dynamic_slice_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
-    """What is moved keeps its powers; what tells where has none."""
+    """The entries keep their powers; the start indices have none."""
     for other in given[1:]:
         apply(lambda powers: scaling.ledger.none(node, powers), other)
     return given[0]
 
 
 def dynamic_update_slice_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
-    """What is written has the powers of what it replaces."""
+    """The new entries have the powers of those that they replace."""
     for other in given[2:]:
         apply(lambda powers: scaling.ledger.none(node, powers), other)
     update = fit(given[1], given[0].shape, scaling.same(node))
@@ -125,7 +125,7 @@ def dynamic_update_slice_powers(scaling: Scaling, node: Node, given: list[np.nda
 
 
 def scatter_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
-    """Everything that is written has one power."""
+    """All entries written have one power."""
     apply(lambda powers: scaling.ledger.none(node, powers), given[1])
     if node.name in ("scatter-mul", "scatter_mul"):
         return apply(lambda powers: scaling.ledger.none(node, powers), given[0])
@@ -136,5 +136,5 @@ def scatter_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.
 
 
 def first_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
-    """Powers of the first operand: linear in it, or a choice among its entries."""
+    """Powers of the first operand, for results that are linear in it or a selection of its entries."""
     return given[0]

@@ -22,7 +22,7 @@ _PASS_SUMS = words("broadcast_in_dim reshape squeeze convert_element_type transp
 
 
 def results(scaling: Scaling, node: Node) -> list[np.ndarray]:
-    """Powers of what a primitive makes; one without a rule takes none, and has none."""
+    """Powers of the results of a primitive; one without a rule accepts no powers, and its results have none."""
     given = [scaling.of(value) for value in node.inputs]
     name, ledger = node.name, scaling.ledger
     if node.name in _PASS_SUMS and node.inputs[0] in scaling.sums:
@@ -47,7 +47,7 @@ def results(scaling: Scaling, node: Node) -> list[np.ndarray]:
         return [full((1,) * len(scaling.typing.of(node.outputs[0])), {})]
     if name in _EXPONENTS:
         return [apply(lambda powers: ledger.power(powers, _EXPONENTS[name]), given[0])]
-    # The rest is not linear, or unknown: nothing that scales may enter.
+    # The rest is nonlinear or unknown: its operands must not scale.
     for powers in given:
         apply(lambda each: ledger.none(node, each), powers)
     return [full((1,) * len(scaling.typing.of(value)), {}) for value in node.outputs]
@@ -79,7 +79,7 @@ def _div(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
 def _mean(
     scaling: Scaling, node: Node, powers: np.ndarray, operand: int, literal: int, number: float | int | np.number
 ) -> np.ndarray:
-    """A sum divided by the number of its terms is a mean; the number grows with the units."""
+    """A sum divided by the number of its terms is a mean; that number grows with the units."""
     axes = scaling.sums.get(node.inputs[operand])
     axis_leaves = () if axes is None else tuple(leaf for axis in axes for leaf in leaves(axis))
     if axes is None or abs(number - prod(map(size_of, axes))) > 1e-6 * abs(number):
@@ -142,7 +142,7 @@ def _reduce(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray
 
 
 def _summed(scaling: Scaling, node: Node, powers: Powers | None, piece: tuple[Atom, ...]) -> Powers | None:
-    """A sum; parameters that were multiplied before may be the ones to divide."""
+    """A sum; parameters that were multiplied beforehand may be the ones to divide."""
     for leaf in piece:
         form = (powers or {}).get(leaf)
         if form is not None:
@@ -158,9 +158,9 @@ def _contract(
     summed: list[list[tuple[Atom, ...]]],
     axes: tuple[Sequence[int], Sequence[int]],
 ) -> np.ndarray:
-    """Sum over the last axes of two arrays of powers that broadcast.
+    """Contract the last axes of two arrays of powers, with broadcasting.
 
-    `summed` has the leaves of the pieces of each, `axes` the axes of the operands that they are.
+    `summed` holds the leaves of the pieces of each axis, `axes` the corresponding axes of the operands.
     """
     places = full(tuple(len(options) for options in summed), ())
     for place in np.ndindex(places.shape):

@@ -1,7 +1,8 @@
-"""Where unit spaces are written and observed: activations, and sums of a residual stream.
+"""Where unit spaces are written and observed: at activations and at the sums of a residual stream.
 
-An *activation* is what computes entry by entry from one value and is not linear: the largest such stretch behind a
-value, up to the point through which all that follows passes. A *residual sum* adds to a value what descends from it.
+An *activation* is a nonlinear function that is computed entry by entry from one value: the largest such stretch of the
+program after a value, up to a value through which all later dependence passes. A *residual sum* adds to a value
+something computed from it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from lopjax.tracing.primitives import ELEMENTWISE
 from lopjax.tracing.types import Typing
 
 BENDS = words("tanh logistic erf erfc max min clamp select_n sin cos log1p atan sinh asinh")
-"""Primitives that make a stretch an activation; an exponential or a square alone is a part of a norm or a softmax."""
+"""Primitives that make a stretch an activation; an exponential or a square alone belongs to a norm or a softmax."""
 
 _OF_NORMS = frozenset(["rsqrt", "sqrt", "log"])
 
@@ -30,11 +31,11 @@ class FoundSite:
     Attributes:
         pre: value of the pre-activation.
         post: value of the activation; the same for a residual sum.
-        nodes: what computes one from the other.
+        nodes: the nodes that compute one from the other.
         leaf: the units.
         split: the factors of the value's axes, each of one atom or more.
         order: the factors with the batch first and the units last.
-        depth: number of loops that it is in, whose steps are further samples.
+        depth: number of enclosing loops, whose steps count as further samples.
     """
 
     pre: int
@@ -64,7 +65,7 @@ def find_sites(typing: Typing, spaces: Mapping[Atom, str], batch: Axis) -> list[
 
     Args:
         typing: types of the program.
-        spaces: of the free leaves.
+        spaces: names of the spaces of the free leaves.
         batch: the first axis of the inputs.
     """
     recorded = list(_in_block(typing, typing.program.block, spaces, expand(batch), 0))
@@ -76,7 +77,7 @@ def find_sites(typing: Typing, spaces: Mapping[Atom, str], batch: Axis) -> list[
 
 
 def _reads(typing: Typing, spaces: Mapping[Atom, str], batch: Sequence[Atom]) -> Iterator[FoundSite]:
-    """For each space, the value that its first reader reads: heads have no activation."""
+    """For each space, the value that its first reader reads, since heads have no activation."""
     seen: set[str] = set()
     for node in _flat(typing.program.block):
         is_data = [value in typing.data for value in node.inputs]
@@ -93,7 +94,7 @@ def _reads(typing: Typing, spaces: Mapping[Atom, str], batch: Sequence[Atom]) ->
 
 
 def _flat(block: Block) -> Iterator[Node]:
-    """The nodes of a block, with those of its calls in their places."""
+    """The nodes of a block, with each call replaced by its nodes."""
     for node in block.nodes:
         if node.is_call:
             yield from _flat(node.blocks[0])
@@ -103,7 +104,7 @@ def _flat(block: Block) -> Iterator[Node]:
 
 @dataclass
 class _Stretches:
-    """What computes entry by entry from one value: per root, its members in order."""
+    """Values computed entry by entry from one value: per root, its members in order."""
 
     root: dict[int, int] = field(default_factory=dict)
     members: dict[int, list[tuple[int, Node]]] = field(default_factory=dict)
@@ -164,7 +165,7 @@ def _post(
     readers: Mapping[int, list[Node]],
     outputs: set[int],
 ) -> tuple[int, list[Node]] | None:
-    """The first value behind all bends through which all that follows passes, and the nodes up to it."""
+    """The first value after all nonlinear nodes through which all later dependence passes, and the nodes up to it."""
     own = {root, *(member for member, _ in members)}
     bends = [_bends(typing, node, own) for _, node in members]
     if not any(bends):
@@ -201,7 +202,7 @@ def _bends(typing: Typing, node: Node, own: set[int]) -> bool:
 
 
 def _bent(members: Sequence[tuple[int, Node]], bends: Sequence[bool]) -> set[int]:
-    """The values behind a bend."""
+    """The values after a nonlinear node."""
     bent: set[int] = set()
     for (value, node), bend in zip(members, bends, strict=True):
         if bend or any(each in bent for each in node.inputs):

@@ -23,7 +23,7 @@ class Space(NamedTuple):
         size: number of units.
         state: `"cloneable"`, `"permutable"` or `"fixed"`.
         reason: why it is not cloneable; empty if it is.
-        is_coupled: whether something averages over its units.
+        is_coupled: whether something is averaged over its units.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Space(NamedTuple):
 
 @dataclass(frozen=True)
 class Diagram:
-    """What was found about the parameters of one program; static, and equal for all batch sizes.
+    """The findings about the parameters of one program; static, and equal for all batch sizes.
 
     Attributes:
         spaces: in the order in which they are first written.
         layouts: how each parameter is cut, in the order of `jax.tree.leaves`.
-        paths: of the pieces of each parameter.
-        labels: of each piece.
+        paths: paths of the pieces of each parameter.
+        labels: label of each piece.
     """
 
     spaces: tuple[Space, ...]
@@ -60,7 +60,7 @@ def describe(
         cloning: which leaves can be cloned, and what is divided.
         paths: of the parameters.
         names: other names for some spaces.
-        fixed: names of spaces that the user wants fixed.
+        fixed: names of the spaces that the user fixes.
     """
     values = typing.program.block.inputs[: len(paths)]
     used = _in_order_of_use(typing.program, values)
@@ -97,7 +97,7 @@ def describe(
 
 
 def _numbers(pieces: Sequence[Sequence[Any]]) -> list[int]:
-    """The number of the first piece of each parameter."""
+    """The index of the first piece of each parameter."""
     first = [0]
     for each in pieces:
         first.append(first[-1] + len(each))
@@ -105,7 +105,7 @@ def _numbers(pieces: Sequence[Sequence[Any]]) -> list[int]:
 
 
 def _roles(piece: tuple[Run, ...], number: int, cloning: Cloning) -> list[bool]:
-    """Whether each run is read; a pinned one as its first leaf is."""
+    """Whether each run is read; for a pinned one, whether its first leaf is."""
     roles, position = [], 0
     for run in piece:
         roles.append((number, position) in cloning.read)
@@ -120,7 +120,7 @@ def _axis(space: str | None, is_read: bool) -> Axis:
 
 
 def _in_order_of_use(program: Program, values: Sequence[int]) -> list[int]:
-    """For each parameter, when it is first used; beyond their number if never."""
+    """For each parameter, the order of its first use; their number if it is never used."""
     order: dict[int, int] = {}
     for node in walk(program.block):
         if not node.is_call:
@@ -131,7 +131,7 @@ def _in_order_of_use(program: Program, values: Sequence[int]) -> list[int]:
 
 
 def _is_place(run: Run) -> bool:
-    """Whether the entries are positions, or a single one, not units."""
+    """Whether the entries are positions, or a single entry, rather than units."""
     return not run or (
         all(leaf.reason is not None for leaf in run)
         and (any(isinstance(leaf.reason, Position) for leaf in run) or len({leaf.reason for leaf in run}) > 1)
@@ -139,7 +139,7 @@ def _is_place(run: Run) -> bool:
 
 
 def _name(spaces: dict[Run, str], path: Path, piece: tuple[Run, ...], roles: list[bool]) -> None:
-    """Name the spaces that a kernel writes after it, and those of the network's inputs and outputs."""
+    """Name the spaces that a kernel writes after that kernel, and the spaces of the network's inputs and outputs."""
     if not any(roles) and sum(map(bool, piece)) < 2:
         return
     written = [run for run, is_read in zip(piece, roles, strict=True) if not is_read and not _is_place(run)]
@@ -166,7 +166,7 @@ _ARRAYS = words("kernel bias scale offset weight w b embedding mean var")
 
 
 def _module(path: Path) -> Path:
-    """The path without the collection, and without the array's name where a module's name remains."""
+    """The path without the collection, and without the array's name if a module's name remains."""
     inner = path[1:]
     return inner[:-1] if len(inner) > 1 and inner[-1] in _ARRAYS else inner
 
@@ -200,7 +200,7 @@ def _space(run: Run, name: str, cloning: Cloning, fixed: Sequence[str], is_used:
 
 
 def why(condition: Condition, read: set[Any]) -> str:
-    """A condition that fails, in words."""
+    """A failing condition in words."""
     value = condition.form.value(read)
     met = "the output" if condition.node is None else condition.node.where
     grown = f"n^{value:g} times as large with n clones of each unit"

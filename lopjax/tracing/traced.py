@@ -28,8 +28,8 @@ class Traced:
     Attributes:
         model: a `Model`, on which everything in the library runs; its variables are the pieces.
         spaces: every unit space that parameters have, with its state and the reason.
-        verification: what the network itself said about the wiring, at generic parameters; None if it was not asked.
-        notes: what else to know.
+        verification: the outcome of the test against the network at generic parameters; None if it was not run.
+        notes: further remarks.
     """
 
     model: Model
@@ -38,15 +38,15 @@ class Traced:
     notes: tuple[str, ...]
 
     def split(self, params: Any) -> Any:
-        """From the user's own parameters (or a tree like them) to the model's variables."""
+        """Convert the user's own parameters (or a tree like them) to the model's variables."""
         return self.model.view.split(params)
 
     def merge(self, variables: Any) -> Any:
-        """Back to the user's own tree, bit for bit."""
+        """Convert variables back to the user's own tree, bit for bit."""
         return self.model.view.merge(variables)
 
     def report(self) -> str:
-        """Every unit space: its size and state, the arrays that it stands on, and why it cannot be cloned."""
+        """Every unit space: its size and state, the arrays that have it, and why it cannot be cloned."""
         return written(self.model.wiring, self.spaces, self.verification, self.notes)
 
 
@@ -64,22 +64,24 @@ def trace_model(
 ) -> Traced:
     """Read the wiring of a network from its program, without labels.
 
-    Works for any function that JAX can trace: Flax (Linen, NNX), Equinox, Haiku, plain functions. What is found is a
-    subgroup of the network's symmetries by construction: each primitive has a rule that keeps them, and a primitive
-    without one pins what it touches, with the reason. The result is verified once more against the network itself.
+    Works for any function that JAX can trace: Flax (Linen, NNX), Equinox, Haiku, plain functions. By construction, the
+        result is a subgroup of the network's symmetries: each primitive has a rule that preserves them, and a primitive
+        without one pins the axes of its operands and results and records the reason. The result is also verified
+        against the network itself.
 
     Args:
         apply: `apply(params, inputs)` -> outputs, an array or a tree of arrays, in eval mode.
-        params: any tree of floating point arrays; shapes suffice. A mapping with a key `"params"` is taken for
+        params: any tree of floating point arrays; shapes suffice. A mapping with a key `"params"` is treated as
             collections, such as Linen's variables.
         inputs: a batch of two or more, first axis; shapes suffice. An array or a tree of arrays.
         names: other names for spaces, `{name found: name}`.
         fixed: spaces (by their final names) that must not be cloned.
         init: `key -> params`; without it `model.init` draws generic numbers: normal with variance one over the number
             of terms for arrays that read a space, uniform on [0.5, 1.5] for all others.
-        make: `make(**sizes) -> (apply, params)`, the network with other sizes, for wider networks by your own code.
-            Without it a wider network is the same program at other shapes.
-        sizes: with which `make` makes this network, such as `{"width": 64}`; each must set spaces of its own.
+        make: `make(**sizes) -> (apply, params)`, the network at other sizes, so that wider networks are built by your
+            own code. Without it a wider network is the same program at other shapes.
+        sizes: the arguments with which `make` builds this network, such as `{"width": 64}`; each must set different
+            spaces.
         check: verify the wiring at generic parameters: a permutation and a cloning of all spaces at once, and whether
             gradients are equal at equal units. Compiles two programs.
 
@@ -87,8 +89,8 @@ def trace_model(
         The model, with a report.
 
     Raises:
-        ValueError: a function that cannot be traced, parameters that are no floating point numbers, no batch; a name
-            that is not there; or a wiring that the network contradicts (names the space).
+        ValueError: a function that cannot be traced, parameters that are not floating point numbers, inputs without a
+            batch, an unknown name, or a wiring that the network contradicts (the message names the space).
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,7 +136,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
 
 @dataclass(eq=False)
 class _Models:
-    """The models of one network, by the numbers of units."""
+    """The models of one network, by numbers of units."""
 
     network: Network
     inputs: Any
@@ -155,7 +157,7 @@ class _Models:
         return self.made[changed]
 
     def _constructed(self, units: dict[str, int]) -> Model:
-        """The model that the user's constructor makes: of the same wiring, or refused."""
+        """The model that the user's constructor makes, refused unless it has the same wiring."""
         own = self.network
         assert self.constructor is not None
         assert own.diagram is not None
@@ -228,13 +230,13 @@ def _forward(network: Network, units: Mapping[str, int], wiring: Wiring, own: An
 
 
 def _site_shape(plan: Plan, sizes: Any, name: str, tap: Tap) -> tuple[int, ...]:
-    """Shape of a site's value in the program, behind the steps of the loops that it is in."""
+    """Shape of a site's value in the program, after the axes of the steps of its loops."""
     site = plan.sites[name]
     return (*tap.pre.shape[1 : 1 + site.depth], *sizes.shape(site.pre))
 
 
 def make_view(network: Network, diagram: Diagram, units: Mapping[str, int]) -> View:
-    """Between the user's tree and the pieces, at given numbers of units."""
+    """The conversions between the user's tree and the pieces, at given numbers of units."""
     layouts = [layout.resized(units) for layout in diagram.layouts]
     structure = jax.tree.structure(network.shapes)
     has_collections = isinstance(network.shapes, Mapping) and "params" in network.shapes
@@ -305,7 +307,7 @@ def _init(
     init: Callable[[jax.Array], Any] | None,
     key: jax.Array,
 ) -> Variables:
-    """The user's own initialisation; without one, or in a wider network, generic numbers."""
+    """The user's own initialisation; without one, or for a wider network, generic numbers."""
     if init is not None and not units:
         return view.split(init(key))
     assert network.diagram is not None

@@ -1,4 +1,4 @@
-"""The axes of every value of a program, by going through it once."""
+"""The axes of every value of a program, found in one pass."""
 
 from dataclasses import dataclass, field
 
@@ -13,12 +13,12 @@ INPUT, OUTPUT = "network input", "network output"
 
 @dataclass(eq=False)
 class Typing:
-    """What the axes of every value are made of.
+    """The structure of the axes of every value.
 
     Attributes:
-        program: whose values.
-        types: per value, one axis (a product of atoms) for each of the array's.
-        paddings: per `pad`, what is in front of and behind each axis.
+        program: the program whose values these are.
+        types: per value, one axis (a product of atoms) for each axis of the array.
+        paddings: per `pad`, the padding before and after each axis.
         data: the values that depend on the network's inputs; the others depend on parameters only.
     """
 
@@ -41,7 +41,7 @@ def infer_types(program: Program, num_parameters: int, *, pin_outputs: bool = Tr
     Args:
         program: what was traced.
         num_parameters: how many of its inputs are parameters.
-        pin_outputs: whether units of the outputs are told apart, as they are in a network.
+        pin_outputs: whether units of the outputs are distinguished, as they are in a network.
     """
     typing = Typing(program)
     for index, value in enumerate(program.block.inputs):
@@ -72,7 +72,7 @@ def _infer(typing: Typing, block: Block) -> None:
 
 
 def _pads(typing: Typing, node: Node) -> list[tuple[int, int, int]]:
-    """Lengths in front of, of and behind each axis."""
+    """For each axis, the lengths of the padding before it, of the axis, and of the padding after it."""
     lengths = []
     for size, whole, (low, high, interior) in zip(
         typing.program.shape(node.inputs[0]),
@@ -89,7 +89,7 @@ def _padded_axis(part: tuple[Axis, Axis, Axis], lengths: tuple[int, int, int], n
     if not kept:
         return fresh(0, node.where)
     if is_pinned(part[1]) and len(kept) > 1:
-        # Positions: what is added to them is a position, too.
+        # Positions: entries added to them are positions, too.
         return fresh(sum(lengths), next((leaf.reason for leaf in leaves(part[1])), Position(node.where)))
     return sum_of(kept, node.where)
 
@@ -120,7 +120,7 @@ def _infer_blocks(typing: Typing, node: Node) -> None:
 
 
 def _scan(typing: Typing, node: Node) -> None:
-    """Constants and carries pass; what is scanned over loses its first axis, whose order matters."""
+    """Constants and carries pass through; arrays scanned over lose their first axis, whose order matters."""
     (body,) = node.blocks
     reason = Position(f"{node.where}: steps of a loop")
     num_consts, num_carry = scan_counts(node)
@@ -141,7 +141,7 @@ def _scan(typing: Typing, node: Node) -> None:
 
 
 def _while(typing: Typing, node: Node) -> None:
-    """A carry is permuted alike in every turn."""
+    """A carry is permuted alike in every iteration."""
     condition, body = node.blocks
     split = node.params["cond_nconsts"], node.params["body_nconsts"]
     given = [typing.of(value) for value in node.inputs]
@@ -155,7 +155,7 @@ def _while(typing: Typing, node: Node) -> None:
 
 
 def _cond(typing: Typing, node: Node) -> None:
-    """All branches are read, and make the same axes."""
+    """All branches are read, and must have the same axes."""
     for block in node.blocks:
         typing.types |= zip(block.inputs, (typing.of(value) for value in node.inputs[1:]), strict=True)
         _infer(typing, block)
@@ -167,7 +167,7 @@ def _cond(typing: Typing, node: Node) -> None:
 
 
 def _mark_data(block: Block, data: set[int]) -> None:
-    """Add what depends on data, through loops until nothing changes."""
+    """Add the values that depend on data, iterating loops until nothing changes."""
     for node in block.nodes:
         if node.is_call:
             _mark_data(node.blocks[0], data)

@@ -20,14 +20,14 @@ Arrays = dict[Path, np.ndarray]
 
 
 class Verification(NamedTuple):
-    """Relative differences, each of which the wiring says is 0.
+    """Relative differences, all of which are 0 according to the wiring.
 
     Attributes:
         permutation: of the outputs, after all free spaces were permuted.
         cloning: of the outputs, after all cloneable spaces were cloned two or three times.
         tangency: of the gradient between equal units, over its largest entry.
-        tolerance: what rounding may make.
-        is_checked: whether the network is finite at generic parameters, in 32 bits or more.
+        tolerance: largest difference that rounding can explain.
+        is_checked: whether the network is finite at generic parameters and computes in 32 bits or more.
     """
 
     permutation: float
@@ -47,7 +47,7 @@ class Verification(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """A network that can be asked: outputs and gradient at given pieces."""
+    """A network to be tested: its outputs and gradient at given pieces."""
 
     wiring: Wiring
     run: Callable[[Arrays], tuple[np.ndarray, Arrays]]
@@ -56,16 +56,16 @@ class _Asked(NamedTuple):
 
 
 def verify(network: Network, make: Callable[[Mapping[str, int]], Model], params: Any, inputs: Any) -> Verification:
-    """Hold a wiring against its network.
+    """Test a wiring against its network.
 
     Args:
         network: what was traced.
-        make: the model with other numbers of units.
-        params: concrete arrays that are positive throughout are kept positive; shapes otherwise.
-        inputs: integers are taken as they are.
+        make: makes the model with other numbers of units.
+        params: shapes or concrete arrays; arrays that are positive throughout stay positive.
+        inputs: a batch; integers are used as given.
 
     Raises:
-        ValueError: the space that the network contradicts.
+        ValueError: a wiring that the network contradicts; the message names the space.
     """
     asked = None
     with jax.enable_x64(True):
@@ -206,7 +206,7 @@ def _cloned(asked: _Asked, copies: Mapping[str, int]) -> Arrays:
 
 
 def _tangency(asked: _Asked, tolerance: float) -> float:
-    """The first two units of each space made equal in all arrays: so must be their gradients."""
+    """Make the first two units of each space equal in all arrays and compare their gradients, which must be equal."""
     labels = dict(asked.wiring.labels)
     spaces = [space for space in asked.wiring.permutable if asked.wiring.size(space) > 1]
 
@@ -224,7 +224,7 @@ def _tangency(asked: _Asked, tolerance: float) -> float:
         axes = labels[path].unit_axes(spaces)
         for axis in axes:
             rows = np.moveaxis(array, axis.index, 0)
-            # Where an array has a space twice, exchanging its units exchanges both axes.
+            # If an array has a space twice, exchanging its units permutes both axes.
             swapped = array
             for other in axes:
                 if other.space == axis.space:

@@ -1,7 +1,7 @@
-"""The user's arrays in pieces with pure axes, and back: slices and reshapes of arrays that keep their places.
+"""The user's arrays in pieces with pure axes, and back, by slices and reshapes.
 
-A piece is one choice of a summand in each direct sum of an array's axes; its axes are the factors of products.
-Coordinates are only put in another order, so gradients, inner products and Hessians are the user's own.
+A piece is one choice of a summand in each direct sum of an array's axes; its axes are the factors of products. Entries
+are only reordered, so gradients, inner products and Hessians are those of the user's arrays.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from lopjax.tracing.atoms import Atom, Axis, expand, is_pinned, leaves
 
 
 class Factor(NamedTuple):
-    """A factor of an axis: units of one space, entries that are no units, or a direct sum.
+    """A factor of an axis: units of one space, entries that are not units, or a direct sum.
 
     Attributes:
         size: number of entries.
-        space: of the units; None if there are none.
-        parts: the factors of each summand; empty if it is no sum.
+        space: the units' space; None if the entries are not units.
+        parts: the factors of each summand; empty if it is not a sum.
     """
 
     size: int
@@ -37,7 +37,7 @@ class Factor(NamedTuple):
 
 
 Run = tuple[Atom, ...]
-"""The leaves of one factor: one that is free, or neighbours that are pinned."""
+"""The leaves of one factor: a single free one, or neighbouring pinned ones."""
 
 
 def runs(axis: Axis) -> list[Run | list[list[Any]]]:
@@ -122,7 +122,7 @@ class Layout:
 
 
 def _opened(flat: tuple[Factor, ...]) -> tuple[int, list[tuple[Factor, ...]]] | None:
-    """Where the first direct sum is, and the factors with each of its summands in its place."""
+    """The position of the first direct sum, and the factors with each of its summands substituted for it."""
     at = next((index for index, factor in enumerate(flat) if factor.parts), None)
     return None if at is None else (at, [(*flat[:at], *part, *flat[at + 1 :]) for part in flat[at].parts])
 

@@ -15,12 +15,12 @@ from lopjax.tracing.types import Typing
 
 @dataclass(eq=False)
 class Sizes:
-    """Numbers of units in a network that is as wide as asked for.
+    """Numbers of units in a network of the requested width.
 
     Attributes:
         typing: of the program, at its own sizes.
-        units: of the leaves whose number changes.
-        growing: literals that count units, with the axes that they count.
+        units: numbers of units of the leaves that change.
+        growing: literals that count units, with the axes whose units they count.
     """
 
     typing: Typing
@@ -42,14 +42,14 @@ class Sizes:
         return tuple(self.axis(axis) if axis else size for axis, size in sizes)
 
     def offset(self, axis: Axis, at: int) -> int:
-        """Where a position of an axis, a boundary between units, has gone."""
+        """The new position of a boundary between units of an axis."""
         factors = expand(axis)
         if at == 0 or not factors:
             return at
         inner, wide_inner = (prod(size(atom) for atom in factors[1:]) for size in (lambda a: a.size, self._atom))
         outer = factors[0]
         if at % inner:
-            return at  # inside a pinned axis: nothing grows
+            return at  # inside a pinned axis nothing grows
         place = at // inner
         if outer.parts is None:
             units = self._atom(outer)
@@ -63,7 +63,7 @@ class Sizes:
         return moved * wide_inner
 
     def constant(self, value: int, known: Any) -> Any:
-        """A known array, which is constant along all axes that grow."""
+        """A known array at these sizes; it is constant along all axes that grow."""
         shape = self.shape(value)
         before = self.typing.program.shape(value)
         if shape == before:
@@ -72,13 +72,13 @@ class Sizes:
         return np.broadcast_to(np.asarray(known)[first], shape)
 
     def operand(self, node: Node, index: int, value: Any) -> Any:
-        """An operand of a node; a literal that counts units has grown with them."""
+        """An operand of a node; a literal that counts units grows with them."""
         axes = self.growing.get((node, index))
         if axes is None:
             return value
         before = prod(atom.size for axis in axes for atom in expand(axis))
         ratio = prod(self.axis(axis) for axis in axes) / before
-        # Of a product with 1/n, or of a division by n: which one tells the primitive.
+        # A factor 1/n of a product or a divisor n, depending on the primitive.
         return value / ratio if node.name == "mul" else jnp.asarray(value * ratio, jnp.asarray(value).dtype)
 
     def params(self, node: Node) -> dict[str, Any]:
