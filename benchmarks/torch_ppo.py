@@ -44,9 +44,9 @@ def make_iteration(name: str, problem: Any, seed: int = 0) -> Callable[[], float
     """A function that collects one batch and learns from it; returns the mean reward of a step.
 
     Args:
-        name: of the environment in gymnasium.
+        name: name of the environment in gymnasium.
         problem: an `experiments.control.config.ProblemConfig`.
-        seed: of everything random.
+        seed: seed of everything random.
     """
     torch.manual_seed(seed)
     make = [lambda: gymnasium.make(name)] * problem.num_envs

@@ -47,7 +47,7 @@ def band(
         axes: where.
         x: `(points,)`.
         runs: one `(points,)` array a seed.
-        color: of line and band.
+        color: color of line and band.
         label: in the legend.
         style: matplotlib line style.
     """

@@ -24,7 +24,7 @@ class Observed(NamedTuple):
         taps: pre- and post-activations of every site.
         signals: taps of the same shapes, dL/d(pre) and dL/d(post), which carry the 1/N of the mean loss; None unless
             they were asked for.
-        gradient: of the loss by the parameters, a tree like them.
+        gradient: gradient of the loss with respect to the parameters, a tree like them.
         batch: `(inputs, labels)`, as the network saw it.
         task: where a stream of tasks was (`lopjax.training.Task`); None outside a stream.
         variables: the variables after the forward pass: in train mode batch statistics are updated.

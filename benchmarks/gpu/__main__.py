@@ -29,7 +29,7 @@ class Section(NamedTuple):
     """What one process measures.
 
     Attributes:
-        title: of its table.
+        title: title of its table.
         seconds: its share of the time.
     """
 

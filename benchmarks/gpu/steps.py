@@ -25,8 +25,8 @@ class Case(NamedTuple):
     Attributes:
         dtype: in which the network computes.
         lanes: networks side by side.
-        precision: of products, None for JAX's default.
-        road: of convolutions: "library", or "patches" for one batched product of all patches.
+        precision: precision of products, None for JAX's default.
+        road: implementation of convolutions: "library", or "patches" for one batched product of all patches.
     """
 
     dtype: str

@@ -25,10 +25,10 @@ class Numbers(NamedTuple):
     """What tells one lane's training from another's.
 
     Attributes:
-        noise_scale: of the noise on its gradient; 0 for none.
+        noise_scale: scale of the noise on its gradient; 0 for none.
         noise_decay: factor a step on the noise.
         split_every: steps between two splits of clones.
-        key: of the noise and of the splits.
+        key: key of the noise and of the splits.
     """
 
     noise_scale: jax.Array

@@ -50,10 +50,10 @@ class Keys(NamedTuple):
     """What a seed decides.
 
     Attributes:
-        narrow: of the small network's initial parameters.
-        wide: of those of the networks drawn anew: the total budget, the budget of the clone.
-        own: of noise, kicks and splits.
-        data: of the order of the examples.
+        narrow: random key of the small network's initial parameters.
+        wide: random key of the networks drawn anew (those at the total budget, and at the clone's budget).
+        own: random key of noise, kicks and splits.
+        data: random key of the order of the examples.
     """
 
     narrow: jax.Array

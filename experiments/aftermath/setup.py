@@ -21,7 +21,7 @@ class Setup(NamedTuple):
         narrow: the small network.
         wide: the network of its clones.
         preprocess: how images become inputs.
-        stream: of the training examples of the first task.
+        stream: stream of the training examples of the first task.
         tasks: `(training set, test set)` of the first task and of the next, 8-bit images and labels.
         mesh: devices that lanes are spread over; None for one.
     """

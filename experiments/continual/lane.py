@@ -58,7 +58,7 @@ class Trainee(NamedTuple):
     Attributes:
         net: its variables and those of its optimizer.
         meter: how fast it learns this task.
-        memory: of earlier tasks and measurements.
+        memory: state carried from earlier tasks and measurements.
         noise_key: key for what the method draws.
         numbers: the numbers of the method that differ between the lanes of its program.
     """

@@ -39,7 +39,7 @@ class Physics(NamedTuple):
     """What a task is.
 
     Attributes:
-        params: of gymnax.
+        params: parameters of the gymnax environment.
         offset: added to every observation.
     """
 
@@ -53,7 +53,7 @@ class Move(NamedTuple):
     Attributes:
         observation: what the agent sees next; of a new episode if this one has ended.
         state: likewise.
-        reward: of the step.
+        reward: reward of the step.
         terminated: whether the task ended: nothing is to be gained behind it.
         truncated: whether a limit of time ended the episode.
         final: observation of the state that the step led to, before any reset.

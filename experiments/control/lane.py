@@ -33,7 +33,7 @@ class Keys(NamedTuple):
 
     Attributes:
         init: of the networks: that of task k is drawn by `fold_in(init, k)`.
-        own: of what a method draws.
+        own: random key of the method's own draws.
         tasks: of the physics of the tasks, and the states in which they begin.
     """
 
@@ -46,8 +46,8 @@ class Play(NamedTuple):
     """Environments in the middle of their episodes; a leading axis of environments.
 
     Attributes:
-        state: of each.
-        observation: of each.
+        state: state of each.
+        observation: observation of each.
         total: reward of the episode so far.
         discounted: the sum of rewards so far, discounted by their age.
     """
@@ -67,7 +67,7 @@ class Agent(NamedTuple):
         rewards: of the discounted sums of rewards, by which rewards are scaled.
         play: the environments.
         touched: by unit space, which units were reset since the last record.
-        keys: of its seed.
+        keys: keys of its seed.
         numbers: those of the method that differ between the lanes of its program.
     """
 
@@ -102,9 +102,9 @@ class Newborn(NamedTuple):
     """What every task can begin with, whatever the method.
 
     Attributes:
-        variables: of a network that is drawn for this task.
+        variables: variables of a network drawn for this task.
         play: episodes at their starts.
-        keys: of the seed.
+        keys: keys of the seed.
     """
 
     variables: Variables

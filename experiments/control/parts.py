@@ -43,11 +43,11 @@ class Shared(NamedTuple):
     many there are. Measurements, whose LAPACK calls are made one after the other anyway, are not batched.
 
     Attributes:
-        seeds: of every method.
+        seeds: seeds of every method.
         newborn: `(seeds, task) -> Newborn`.
-        measure: of `make_measure`.
-        evaluate: of `make_evaluate`.
-        keys: of the iterations of every seed.
+        measure: result of `make_measure`.
+        evaluate: result of `make_evaluate`.
+        keys: keys of the iterations of every seed.
     """
 
     seeds: jax.Array

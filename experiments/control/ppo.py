@@ -13,9 +13,10 @@ class Experience(NamedTuple):
 
     Attributes:
         action: taken, an integer.
-        log_prob: of the action under the policy that took it.
-        advantage: of the action; normalised over the whole batch, so that the loss is a plain mean over samples.
-        target: of the value.
+        log_prob: log-probability of the action under the policy that took it.
+        advantage: advantage of the action, normalised over the whole batch so that the loss is a plain mean over
+            samples.
+        target: target of the value.
     """
 
     action: Int[Array, " samples"]

@@ -34,7 +34,7 @@ class Bench(NamedTuple):
     """One environment and all that is needed to learn on it.
 
     Attributes:
-        name: of the environment.
+        name: name of the environment.
         problem: its sizes.
         world: its functions.
         model: policy and value.

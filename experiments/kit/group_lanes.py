@@ -63,7 +63,7 @@ class GroupLanes(NamedTuple):
 
         Args:
             lanes: their state.
-            logs: of the steps before, an array over the lanes each.
+            logs: logs of the previous steps, each an array over the lanes.
             where: fields that all records have: phase, step.
             measure: state of a row -> what is measured of it, an array over its seeds each. A row at a time, so that
                 groups with one method and groups with three share the compiled program.

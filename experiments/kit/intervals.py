@@ -45,7 +45,7 @@ def interval(values: Sequence[float] | np.ndarray, *, leave_out_missing: bool = 
     """Mean of independent values, one per seed, and its interval.
 
     Args:
-        values: of the seeds.
+        values: values of the seeds.
         leave_out_missing: leave out values that are not finite. By default they make the result NaN, so that no
             diverged seed is passed over.
 

@@ -17,8 +17,8 @@ def clones_of(data: RunData, method: str, place: int) -> dict[str, Any] | None:
 
     Args:
         data: a run.
-        method: of the lane.
-        place: of its seed among the config's.
+        method: method of the lane.
+        place: position of its seed among the config's.
 
     Returns:
         By unit space, `units`; `silent`, units that are 0 on the whole probe; `alike`, others that do on the probe what

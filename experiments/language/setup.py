@@ -24,7 +24,7 @@ class Setup(NamedTuple):
 
     Attributes:
         run: what `experiments.continual` trains with.
-        digest: of the texts.
+        digest: digest of the texts.
         vocabulary: what each token stands for.
     """
 

@@ -133,9 +133,9 @@ def check_function(name: str, logits: jax.Array, expected: jax.Array) -> None:
     """Refuse an arm that has changed the outputs by more than rounding does.
 
     Args:
-        name: of the arm.
-        logits: of its networks on the probe.
-        expected: of their checkpoints.
+        name: name of the arm.
+        logits: logits of its networks on the probe.
+        expected: logits of their checkpoints.
 
     Raises:
         FunctionChangedError: the largest difference is above 1e-5 in float32, 1e-12 in float64, relative to the

@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
     Attributes:
         tasks: kind of the tasks.
-        activation: of the units.
+        activation: activation of the units.
         width: units of each hidden layer of the checkpoint.
     """
 

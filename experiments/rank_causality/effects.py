@@ -35,7 +35,7 @@ class Cell(NamedTuple):
         change: largest difference of the logits to the checkpoint's.
         losses: on all examples, `(seeds, records)`.
         ranks: likewise.
-        steps: of the records.
+        steps: steps of the records.
     """
 
     loss: np.ndarray

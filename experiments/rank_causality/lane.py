@@ -28,7 +28,7 @@ class Keys(NamedTuple):
 
     Attributes:
         init: of the checkpoint; networks drawn anew for task k are drawn by `fold_in(init, k)`.
-        act: of what an arm draws.
+        act: random key of the arm's own draws.
         lane: of the tasks, the order of their examples, and random directions.
     """
 

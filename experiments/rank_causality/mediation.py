@@ -39,10 +39,10 @@ def mediate(
     of dY exactly. S lets the slope in the two arms differ.
 
     Args:
-        mediator: of the arm, one a seed.
-        mediator_of_control: of its control, the same seeds.
-        outcome: of the arm.
-        outcome_of_control: of its control.
+        mediator: mediator of the arm, one value per seed.
+        mediator_of_control: mediator of its control, for the same seeds.
+        outcome: outcome of the arm.
+        outcome_of_control: outcome of its control.
 
     References:
         Judd, Kenny & McClelland, *Psychological Methods* 6 (2001); Montoya & Hayes, *Psychological Methods* 22 (2017).

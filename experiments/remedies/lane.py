@@ -34,7 +34,7 @@ class Learner(NamedTuple):
 
     Attributes:
         net: its variables, and those of its optimizer and its intervention.
-        keys: of its seed.
+        keys: random keys of its seed.
         setting: which setting of its method it has.
         own_scores: scores on the last tasks when each ended, newest first, `(max(LAGS),)`.
         total: sum of the mean online scores of those records by which settings are compared.

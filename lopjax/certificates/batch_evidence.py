@@ -21,8 +21,8 @@ class SignalResiduals(NamedTuple):
     """Differences inside clusters at one site on the batch: of the worst pair of units, relative to the smaller one.
 
     Attributes:
-        forward: of the activations, over the unit's activations, or its pre-activations if those are larger.
-        backward: of dL/d(pre-activation), over the unit's own.
+        forward: difference of the activations, relative to the unit's activations or, if larger, its pre-activations.
+        backward: difference of dL/d(pre-activation), relative to the unit's own.
     """
 
     forward: float
@@ -87,7 +87,7 @@ def gradient_shares(leaf: Manifold, clusters: Mapping[str, Clusters], gradient: 
     Args:
         leaf: the cloned manifold.
         clusters: its clusters.
-        gradient: of the parameters.
+        gradient: gradient of the parameters.
     """
     labels = leaf.structure.wiring.labels_of(gradient)
     leaves = [np.asarray(each, np.float64) for each in jax.tree.leaves(gradient)]

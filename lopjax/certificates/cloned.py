@@ -62,8 +62,8 @@ class ClonedCertificate(NamedTuple):
             the tangency are those of the network with its units mapped onto each other.
         sites: signal residuals per site of a cloned space; empty without a batch.
         tangency: `||P_N g|| / ||g||` of the loss gradient on the leaf; `None` without a batch.
-        tolerance: of parameter residuals.
-        signal_tolerance: of signal and gradient residuals.
+        tolerance: tolerance of parameter residuals.
+        signal_tolerance: tolerance of signal and gradient residuals.
         notes: what a reader must know besides.
     """
 

@@ -34,7 +34,7 @@ class Observations(NamedTuple):
         params: parameters.
         wiring: their wiring.
         seen: one pass over the batch, if there is one.
-        inputs: of that batch.
+        inputs: inputs of that batch.
         input_box: bounds on inputs, if given.
         tolerance: relative pre-activation that counts as zero, if given.
         slope_threshold: largest slope of a saturated unit.
@@ -58,7 +58,7 @@ class SiteEvidence(NamedTuple):
         largest: largest pre-activation.
         is_active: whether the activation is not flat on some sample, beyond rounding.
         is_flat: whether it is flat on every sample, beyond rounding.
-        slopes: of the activation.
+        slopes: slopes of the activation.
         radius: see `revival_radius`.
         source_radius: `min -z / ||w||`.
         gradient: norm of the gradient on `arrays`.

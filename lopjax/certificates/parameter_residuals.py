@@ -52,7 +52,7 @@ def array_residuals(
     """Residuals of every array with a clustered axis, statistics included.
 
     Args:
-        variables: of float32 or float64; compared in float64.
+        variables: variables in float32 or float64; compared in float64.
         wiring: wiring of the network.
         clusters: clusters of every space with clones.
         excluded: paths that are not counted.

@@ -67,7 +67,7 @@ def is_invisible(
         move: an affine map of variables.
         wiring: wiring of the network.
         variables: supply shapes and statistics.
-        loss: of variables, on a fixed batch.
+        loss: function of variables, on a fixed batch.
         tolerance: relative difference of losses that counts as none.
 
     Returns:

@@ -57,8 +57,8 @@ class WeightedCertificate(NamedTuple):
         multiples: those that were given or found, per space.
         residuals: per array with such units, the largest `(incoming, outgoing)` departure of a unit, relative to it.
         tangency: `||P_N g|| / ||g||` of the loss gradient; `None` without a batch.
-        tolerance: of parameter residuals.
-        signal_tolerance: of the tangency.
+        tolerance: tolerance of parameter residuals.
+        signal_tolerance: tolerance of the tangency.
         notes: assumptions that do not hold or are not known, and which optimizers keep the factors.
     """
 

@@ -255,7 +255,7 @@ def cluster_rows(
         rows: `(units, features)`.
         limits: `(units,)`: two rows agree when their distance is at most the smaller of their limits.
         within: only units with the same id here may share a cluster.
-        order: of the norm that measures distances.
+        order: order of the norm that measures distances.
     """
     leaders: list[int] = []
     clusters = []

@@ -28,7 +28,7 @@ class Archive(NamedTuple):
     Attributes:
         url: where it is published.
         num_bytes: size of the compressed file.
-        sha256: of the compressed file, hexadecimal.
+        sha256: SHA-256 of the compressed file, in hexadecimal.
         records_per_file: images of the test set. All training files of a set have five times as many together.
     """
 

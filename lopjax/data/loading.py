@@ -25,7 +25,7 @@ def load(
         data_dir: TFDS data directory; by default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
         label_noise: fraction of the training labels to redraw uniformly over all classes, see
             `with_label_noise`.
-        seed: of the label noise.
+        seed: seed of the label noise.
         cache_dir: where decoded images are kept; by default `lopjax_cache` in `data_dir` if that is writable,
             otherwise the user's cache folder.
 

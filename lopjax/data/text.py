@@ -56,7 +56,7 @@ class Encoded(NamedTuple):
     """Texts as tokens.
 
     Attributes:
-        tokens: of every text, numbers in 0..len(vocabulary)-1, int32.
+        tokens: tokens of every text, numbers in 0..len(vocabulary)-1, int32.
         vocabulary: what each number stands for: a word, or a byte as a number.
     """
 
@@ -136,7 +136,7 @@ def text_windows(
     """Windows of a text, one after the other: of each the first `length` tokens are inputs, the last ones labels.
 
     Args:
-        tokens: of a text.
+        tokens: tokens of a text.
         length: inputs of a window, which holds one token more.
         num: how many windows.
         first: number of the first one.

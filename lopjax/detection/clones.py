@@ -99,7 +99,7 @@ def near_clones(
     """Which units are within a tolerance of a clone by activations.
 
     Args:
-        distances: of `clone_distances`.
+        distances: result of `clone_distances`.
         tolerance: relative distance.
     """
     return {space: distance.activations.distance <= tolerance for space, distance in distances.items()}

@@ -56,8 +56,8 @@ def dead_on_batch(taps: Sequence[Tap], inputs: Any = None) -> Bool[Array, " unit
     inputs are the same, any unit is constant: there only 0 counts.
 
     Args:
-        taps: of all sites of one space.
-        inputs: of the batch; taken to differ if None.
+        taps: pre- and post-activations of all sites of one space.
+        inputs: inputs of the batch; assumed to differ if None.
     """
     varies = True if inputs is None else jnp.any(jnp.asarray(inputs) != jnp.asarray(inputs)[:1])
 

@@ -44,7 +44,7 @@ def trap_forecast(
     Args:
         distance: d now, relative.
         exponent: Lambda, per step.
-        standard_error: of Lambda.
+        standard_error: standard error of Lambda.
         tolerance: distance that counts as on the manifold.
 
     Raises:
@@ -76,7 +76,7 @@ def measured_rate(distances: Float[Array, " records"], spacing: ArrayLike = 1.0)
     The error takes deviations from the line for independent; NaN for fewer than three measurements that are finite.
 
     Args:
-        distances: of one pair, positive; NaN or infinite ones are left out.
+        distances: distances of one pair, positive; NaN or infinite ones are left out.
         spacing: steps between two measurements.
     """
     distances = jnp.asarray(distances)

@@ -45,7 +45,7 @@ def update_lives(
     Args:
         lives: so far.
         status: what units are now, of `unit_status`.
-        step: of this measurement.
+        step: step of this measurement.
         touched: which units an intervention has changed since the last one (`Report.touched`).
 
     Returns:
@@ -77,7 +77,7 @@ class LifeTable(NamedTuple):
     """The lives of all units of one run, measurement after measurement.
 
     Attributes:
-        steps: of the measurements, `(records,)`.
+        steps: steps of the measurements, `(records,)`.
         status: by unit space, `(records, units)`.
         touched: likewise, whether an intervention changed the unit since the measurement before.
     """

@@ -120,7 +120,7 @@ def unit_status(
     """One number of `Status` per unit.
 
     Args:
-        nearness: of its space.
+        nearness: nearness of its space.
         clone_tolerance: relative distance of activations up to which a unit is a near-clone.
         slope_threshold: a unit is saturated if |f'| is at most this on every sample.
     """
@@ -137,7 +137,7 @@ def describe_units(
     """A summary for users, off the device: one line for the network, and one for each space with a finding.
 
     Args:
-        nearness: of one network.
+        nearness: nearness of one network.
         clone_tolerance: as in `unit_status`.
         slope_threshold: as in `unit_status`.
         most: how many units of a kind are named in a line.

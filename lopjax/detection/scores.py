@@ -14,7 +14,7 @@ class IndicatorScore(NamedTuple):
         false_alarms: share of the healthy runs with an alarm at that threshold.
         detected: share of the runs that lose plasticity in which the alarm came no later than the loss.
         lead: median steps between alarm and loss, over the detected ones; NaN if there are none.
-        leads: of every run that loses plasticity; NaN where it was missed.
+        leads: lead times of all runs that lose plasticity; NaN where it was missed.
     """
 
     threshold: float
@@ -34,7 +34,7 @@ def score_indicator(
 
     Args:
         curves: the indicator, `(runs, records)`, larger is worse; NaN where it is not known.
-        steps: of the records, `(records,)`.
+        steps: steps of the records, `(records,)`.
         onset: step at which each run was seen to lose plasticity, `(runs,)`; infinite for a healthy one.
         false_alarm_rate: in [0, 1).
 

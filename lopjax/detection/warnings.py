@@ -39,9 +39,9 @@ class Symptoms(NamedTuple):
     Attributes:
         train_loss: on the stream.
         validation_loss: on data that are not trained on.
-        effective_rank: of the activations on a fixed probe, mean over sites.
+        effective_rank: effective rank of the activations on a fixed probe, mean over sites.
         clone_r2: share of the variance that clusters of clones explain; `pair_r2` where the clusters are not known.
-        dead_fraction: of all units, on a fixed probe.
+        dead_fraction: fraction of all units that are dead on a fixed probe.
     """
 
     train_loss: Any = np.nan
@@ -145,10 +145,10 @@ def update_warnings(
     recovered.
 
     Args:
-        state: of the detectors.
-        symptoms: of this measurement.
-        step: of this measurement.
-        limits: of `thresholds`; the defaults if None.
+        state: state of the detectors.
+        symptoms: symptoms of this measurement.
+        step: step of this measurement.
+        limits: result of `thresholds`; the defaults if None.
     """
     limits = thresholds() if limits is None else limits
     history = Symptoms(
@@ -197,10 +197,10 @@ def symptoms_of(
     Args:
         model: any model.
         variables: its variables.
-        nearness: of `unit_nearness` on the same probe.
-        inputs: of the probe.
-        train_loss: of the stream.
-        validation_loss: of data that are not trained on; that of the probe will do.
+        nearness: result of `unit_nearness` on the same probe.
+        inputs: inputs of the probe.
+        train_loss: training loss on the stream.
+        validation_loss: loss on data that are not trained on; the loss on the probe will do.
 
     Returns:
         Symptoms; NaN of activations that are not finite, and of a network without units.

@@ -83,7 +83,7 @@ def matched(arrays: Flat, expected: Any, where: str) -> Any:
     an optimizer) is left aside if it lies beside the collections that are wanted.
 
     Args:
-        arrays: of `read_arrays`.
+        arrays: result of `read_arrays`.
         expected: a tree of arrays or shapes.
         where: what the message calls the checkpoint.
 

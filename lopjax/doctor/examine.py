@@ -40,9 +40,9 @@ class Patient(NamedTuple):
         model: the network.
         variables: its variables.
         batch: inputs and labels.
-        loss: of the network.
-        nearness: of `unit_nearness` on the batch, on the host.
-        status: of every unit, by space.
+        loss: loss of the network.
+        nearness: result of `unit_nearness` on the batch, on the host.
+        status: status of every unit, by space.
         clone_tolerance: relative distance up to which a unit is near a clone.
     """
 
@@ -196,7 +196,7 @@ class _Frozen(NamedTuple):
     """Certificates of the units of one kind.
 
     Attributes:
-        texts: of each unit.
+        texts: text about each unit.
         certificates: one per space; those that the wiring does not allow are missing.
         notes: why.
     """

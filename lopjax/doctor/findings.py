@@ -16,11 +16,11 @@ class Finding(NamedTuple):
         where: unit spaces or sites.
         units: those concerned, `(space, unit)`.
         says: one sentence.
-        verdict: of the certificate; "SYMPTOM" where nothing is proved.
+        verdict: verdict of the certificate; "SYMPTOM" where nothing is proved.
         evidence: the certificate's report, or the numbers.
         tolerance: what counted as zero; None where nothing did.
         leaves: whether training can get out by itself, one sentence.
-        time: of gradient flow until then, in steps times learning rate; infinite for never, None for not known.
+        time: time of gradient flow until then, in steps times learning rate; infinite for never, None if unknown.
         remedy: what would mend it.
     """
 
@@ -53,7 +53,7 @@ class UnitRecord(NamedTuple):
         nearest: the nearest unit, and how far: "unit 5 x 2.5, 0.3 %".
         death_radius: see `lopjax.detection.UnitNearness`.
         slope: largest |f'|.
-        time_scale: of its incoming parameters.
+        time_scale: time scale of its incoming parameters.
         certificate: text; empty for a unit that is well.
     """
 
@@ -74,7 +74,7 @@ class Diagnosis(NamedTuple):
         findings: worst first; empty if nothing is wrong.
         units: every unit, space by space.
         summary: how many units are near clones, dead, saturated.
-        facts: of the network and the batch: parameters, units, samples, loss.
+        facts: facts about the network and the batch: parameters, units, samples, loss.
         learning_rate: that times in steps are for; None if not given.
         lives: what units were along the run; None if that was not logged.
         notes: what could not be looked at, and why.

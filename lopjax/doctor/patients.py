@@ -43,7 +43,7 @@ def admit_run(path: Path, data: Path | None, name: str | None, seed: int) -> Adm
     """The network of a run folder, as training ended, on the probe batch of the run.
 
     Args:
-        path: of the run.
+        path: path of the run.
         data: another batch.
         name: `method/network`, such as `sgd/clone`; None for the last network of the last method.
         seed: which of the seeds, by its place.

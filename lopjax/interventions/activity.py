@@ -35,7 +35,7 @@ def weight_magnitude(
     Weight arrays are those that read a space: biases, positions and scales of norms do not count.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
         tree: parameters, or a tree like them, such as a gradient.
         wanted: `In(space)` for outgoing weights, `Out(space)` for incoming ones.
         reduce: `jnp.sum` or `jnp.mean`.

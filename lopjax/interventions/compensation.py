@@ -44,7 +44,7 @@ def move_means_into_biases(
     A convolution adds it at every position, so at the border, where part of the kernel reads zeros, too much.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
         params: parameters; outgoing weights as they are before they are zeroed.
         units: by space, which.
         means: by space, mean activations.

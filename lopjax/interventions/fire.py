@@ -43,7 +43,7 @@ def fire(
     Args:
         strength: :math:`\alpha` in [0, 1] of the published code: the new kernel is
             :math:`(1 - \alpha) X + \alpha X_{10}`; 1 in the paper.
-        num_iterations: of Newton and Schulz.
+        num_iterations: number of Newton-Schulz iterations.
         every: act after every so many steps instead of at the first step of every task.
         arrays: act on kernels with one of these names in their path; by default all, or with heads "query" and "key".
 

@@ -31,7 +31,7 @@ class Survival(NamedTuple):
 
     Attributes:
         steps: ends of its intervals, 2, 4, 8, ....
-        share: of recycled units that are not replaced again before.
+        share: fraction of recycled units that have not been replaced again by then.
         at_risk: how many were observed for as long as the interval's beginning.
         deaths: how many were replaced again within it.
     """
@@ -98,7 +98,7 @@ def survival(lifetimes: Lifetimes, step: int, space: str | None = None) -> Survi
     """Survival of recycled units until step `step`; those that still live are censored at their age.
 
     Args:
-        lifetimes: of one network, from the second part of the intervention's own state.
+        lifetimes: lifetimes of one network, from the second part of the intervention's own state.
         step: number of the last step.
         space: one unit space; None for all together.
 

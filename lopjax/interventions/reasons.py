@@ -34,7 +34,7 @@ def describe(report: Report, step: int) -> str:
     its maturity, is seen at once.
 
     Args:
-        report: of one network.
+        report: report about one network.
         step: number of the step, from 0.
     """
     report = jax.device_get(report)

@@ -32,7 +32,7 @@ def reset_units(
 
     Args:
         setting: model and optimizer.
-        state: of the network.
+        state: state of the network.
         units: by unit space, which; may be traced.
         key: for the new weights.
         crossing: a weight from one chosen unit to another is both outgoing and incoming: "zero" (a fresh unit

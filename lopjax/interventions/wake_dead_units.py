@@ -108,7 +108,7 @@ def constant_units(taps: Sequence[Tap], tolerance: ArrayLike = 0.0) -> Constant:
     """Which units are constant on a batch. At several sites (a residual stream) only 0 counts.
 
     Args:
-        taps: of all sites of one space.
+        taps: pre- and post-activations of all sites of one space.
         tolerance: largest minus smallest activation.
     """
     is_dead, value = jnp.bool_(True), jnp.zeros(())
@@ -129,7 +129,7 @@ def constants_moved(
     constant; where there is neither, it is lost.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
         variables: parameters and statistics.
         space: whose units.
         constants: activation of every unit; 0 for those that are not meant.

@@ -153,11 +153,11 @@ def _ranks(
     """`_rank` at every depth, and the rank that the first half of the samples has.
 
     Args:
-        values: of theta, the functions whose gradients are the fields, `(samples, functions)`.
+        values: from theta to the functions whose gradients are the fields, `(samples, functions)`.
         theta: the parameters.
-        shape: of `values`.
+        shape: shape of `values`.
         depth: longest brackets.
-        key: of the random combinations.
+        key: random key of the combinations.
     """
 
     def potential(theta: Array, weights: Array) -> Array:

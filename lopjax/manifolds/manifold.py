@@ -76,7 +76,7 @@ class Manifold(NamedTuple):
         structure: for cloned and frozen units, the clusters and masks that define the manifold.
         rank_loss: for level sets, the number of constraints whose gradients are not independent of the others; not
             zero means that the level set need not be a manifold at `origin`. `None` elsewhere, or under a trace.
-        kind: of which constructor; of the user's own, `OTHER`.
+        kind: the kind that the constructor makes; `OTHER` for the user's own manifolds.
         is_affine: whether the manifold is `origin + range(project)`; `None` if it is not known. Off a critical point
             the curvature of a loss gives no verdict about a manifold that may be curved.
     """

@@ -21,7 +21,7 @@ class Seen(NamedTuple):
     """One forward pass.
 
     Attributes:
-        logits: of the network.
+        logits: logits of the network.
         pre: pre-activations per site, units last.
         post: activations per site.
     """
@@ -39,7 +39,7 @@ class Probe(NamedTuple):
         run: `(arrays, shifts) -> Seen`.
         arrays: generic parameters and statistics, by path.
         seen: the pass without any change.
-        inputs: of all passes, in float64 if they are floating point numbers.
+        inputs: inputs of all passes, in float64 if they are floating point numbers.
         tolerance: relative difference that rounding may make.
     """
 

@@ -55,7 +55,7 @@ def is_recorded(model: Model, prefix: str) -> bool:
 
     Args:
         model: any model.
-        prefix: of the constructor's name, such as `"lopjax.models."`.
+        prefix: prefix of the constructor's name, such as `"lopjax.models."`.
     """
     return model.constructor is not None and model.constructor.make.startswith(prefix) and model in _RECORDED
 

@@ -131,7 +131,7 @@ def normalise(
         site: site that every path from the layer's scale and offset passes.
         affine: whether there are a scale and an offset per unit.
         train: whether batch norm uses the statistics of this batch and updates its running ones.
-        name: of the submodule.
+        name: name of the submodule.
         num_axes: number of trailing axes that layer norm averages over.
     """
     if norm == "batch":

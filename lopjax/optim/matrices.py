@@ -35,7 +35,7 @@ def matrix_axes(wiring: Wiring, params: PyTree, by_head: bool = True) -> PyTree[
     put in front of stacked layers cannot be told from a position.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
         params: parameters, or a tree like them, of which some may be left out (`optax.masked`).
         by_head: whether heads have matrices of their own; if not, they are rows or columns like any unit.
     """
@@ -62,7 +62,7 @@ def map_matrices(
     """Apply `function(matrices, *rest)`, `(batch, rows, columns)` to the same shape, to every kernel.
 
     Args:
-        function: of a batch of matrices, and of the further trees' nodes as they are.
+        function: called with a batch of matrices, and with the further trees' nodes unchanged.
         axes: as `matrix_axes` returns them.
         tree: what is reshaped and passed first.
         rest: further trees, which `axes` is a prefix of.

@@ -32,9 +32,9 @@ def spectral(
 
     Args:
         strength: :math:`\lambda`, at least 0.
-        wiring: of the network: says which axes are rows and columns.
+        wiring: wiring of the network: says which axes are rows and columns.
         power: k, a positive integer; 2 in the paper.
-        num_iterations: of power iteration in each update.
+        num_iterations: number of power iterations in each update.
 
     Returns:
         The transformation; `update` needs `params`.
@@ -86,7 +86,7 @@ def parseval(strength: ArrayLike, wiring: Wiring, scale: ArrayLike = 1.0) -> opt
 
     Args:
         strength: :math:`\lambda`, at least 0.
-        wiring: of the network: says which axes are rows and columns.
+        wiring: wiring of the network: says which axes are rows and columns.
         scale: s, at least 0: squared norm of a unit's incoming weights.
 
     Returns:

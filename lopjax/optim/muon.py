@@ -20,7 +20,7 @@ def muon_dimension_numbers(wiring: Wiring, params: PyTree, by_head: bool = True,
     among them, and leaves kernels of more axes, of convolutions and of heads, to Adam.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
         params: its parameters, or a tree like them.
         by_head: a head is a matrix of its own (see `lopjax.optim.matrix_axes`). If not, all heads of a layer are one.
         spare_ends: leave kernels that read the inputs or write the outputs to Adam, as Muon's author recommends for
@@ -63,10 +63,10 @@ def muon(
 
     Args:
         learning_rate: :math:`\alpha`, a number or a schedule.
-        wiring: of the network.
-        momentum: of the average that is made orthogonal, with Nesterov's look-ahead.
+        wiring: wiring of the network.
+        momentum: decay of the average that is orthogonalised, with Nesterov's look-ahead.
         weight_decay: decoupled, times the rate; of the kernels and of what Adam has.
-        adam_learning_rate: of the arrays that are no kernels; `None` for the same.
+        adam_learning_rate: learning rate of the arrays that are not kernels; `None` for the same.
         by_head: see `muon_dimension_numbers`.
         spare_ends: see `muon_dimension_numbers`.
 

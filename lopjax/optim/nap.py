@@ -28,7 +28,7 @@ def nap(wiring: Wiring) -> optax.GradientTransformationExtraArgs:
     does); here they, biases, positions and kernels that started at 0 or have become 0 pass.
 
     Args:
-        wiring: of the network: says which arrays are kernels.
+        wiring: wiring of the network: says which arrays are kernels.
 
     Returns:
         The transformation; `update` needs `params`.

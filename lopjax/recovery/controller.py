@@ -120,7 +120,7 @@ def recovery_controller(
             any.
         strengths: numbers of the rungs.
         clone_tolerance: relative distance of activations up to which a unit is near a clone.
-        entries: of the log that are kept.
+        entries: number of entries of the log that are kept.
 
     Returns:
         The intervention, whose state is a `ControllerState`.

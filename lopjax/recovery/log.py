@@ -36,12 +36,12 @@ class Log(NamedTuple):
     """The last actions, `(entries,)` each; entry `number % entries` is overwritten.
 
     Attributes:
-        step: of the action; -1 where there is none.
+        step: step of the action; -1 where there is none.
         symptom: number in `SYMPTOMS`.
         rung: number in the controller's ladder.
-        outcome: of `Outcome`.
+        outcome: a number of `Outcome`.
         reason: code of the rung's own report, a number in `lopjax.interventions.REASONS`.
-        score: of the symptom, before; its threshold was passed.
+        score: the symptom's score before; it had passed its threshold.
         score_after: when it was judged.
         judged: the step of that.
         units: how many units the action changed.
@@ -88,8 +88,8 @@ def explain(log: Log, ladder: tuple[str, ...] = tuple(RUNGS)) -> list[str]:
     """A sentence for every action, oldest first, off the device.
 
     Args:
-        log: of one network.
-        ladder: of its controller.
+        log: log of one network.
+        ladder: ladder of its controller.
     """
     log = jax.device_get(log)
     order = [place for place in np.argsort(log.step, kind="stable") if log.step[place] >= 0]

@@ -35,7 +35,7 @@ class MonitorState(NamedTuple):
     """Memory of a monitor; a tree of arrays, to be carried through the loop or saved with it.
 
     Attributes:
-        warnings: of the detectors.
+        warnings: warnings of the detectors.
         lives: what units are, and since when.
         distances: by space, of every unit to its nearest clone at the last measurements, `(window, units)`.
         params: at the last measurement.

@@ -78,10 +78,10 @@ class Strengths(NamedTuple):
     """Numbers of the rungs; they may be traced.
 
     Attributes:
-        noise: of "noise": see `kick_clones`; by space what `critical_noise` gives.
-        split: of "split_clones" and "kick_and_fire": length of the push over that of the outgoing weights.
-        dormant: of "redo": its threshold.
-        shrink: of "shrink_and_perturb": share of the parameters that is kept.
+        noise: setting of "noise": see `kick_clones`; by space, the result of `critical_noise`.
+        split: setting of "split_clones" and "kick_and_fire": length of the push relative to the outgoing weights.
+        dormant: threshold of "redo".
+        shrink: setting of "shrink_and_perturb": fraction of the parameters that is kept.
     """
 
     noise: ArrayLike | Mapping[str, ArrayLike] = 0.01

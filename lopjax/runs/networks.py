@@ -20,7 +20,7 @@ def recipe_of(model: Model, make: str | Callable[..., Model] | None, arguments: 
         model: the network.
         make: the function that makes it, up to its numbers of units, or its name as `package.module:function`; default:
             what `model.constructor` says.
-        arguments: of `make`, by name.
+        arguments: arguments of `make`, by name.
 
     Raises:
         ValueError: the model does not say how it was made, or making it again gives another network.

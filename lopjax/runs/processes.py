@@ -86,7 +86,7 @@ def flocks_are_shared(path: Path, mounts: str | None = None) -> bool:
     Lustre mounted with `flock`; of CephFS. Anything else is not known to, and counts as if it did not.
 
     Args:
-        path: of the file.
+        path: path of the file.
         mounts: text in the format of `/proc/self/mountinfo`; default: that file.
     """
     kind, options = _mount(path.resolve(), _text("/proc/self/mountinfo") if mounts is None else mounts)

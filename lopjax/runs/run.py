@@ -112,7 +112,7 @@ class Run(NamedTuple):
             model: of `lopjax.models`, of a function decorated with `lopjax.models.recorded`, or, with `make`, any; its
                 numbers of units may be other ones, as `lopjax.cloning.widen` makes them.
             make: the function that makes it, or its name as `package.module:function`.
-            arguments: of `make`, by name.
+            arguments: arguments of `make`, by name.
 
         Raises:
             ValueError: the network does not say how it was made, cannot be made again, or `name` is no name of a file.

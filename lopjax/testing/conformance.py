@@ -72,7 +72,7 @@ def check_intervention(
             constant into biases.
         state: a network on which it acts, instead of the one prepared.
         max_steps: how many steps it is given.
-        seed: of the network and of the keys.
+        seed: seed of the network and of the keys.
         throw: raise where a property fails.
 
     Returns:

@@ -43,13 +43,13 @@ class Act(NamedTuple):
     """One step on which an intervention has acted; arrays are NumPy's.
 
     Attributes:
-        setting: of the network.
+        setting: model and optimizer of the network.
         before: the state that it was given.
         after: the state that it has left.
         observed: what it saw.
         touched: which units it says that it has changed.
         step: number of the step.
-        slices: of the units that it has touched, over variables.
+        slices: slices of the units that it has touched, over variables.
     """
 
     setting: Setting
@@ -65,8 +65,8 @@ def prepared(setting: Setting, seed: int) -> TrainState:
     """A network in the middle of training, drawn by NumPy: no moment of the optimizer and no statistic is at its start.
 
     Args:
-        setting: of the network.
-        seed: of the draw.
+        setting: model and optimizer of the network.
+        seed: seed of the draw.
     """
     random = np.random.default_rng(seed)
 

@@ -59,7 +59,7 @@ def run_program(setting: Setting, inputs: Sequence[Any]) -> tuple[list[Any], Rec
 
     Args:
         setting: sizes, sites and shifts.
-        inputs: of the program, flat.
+        inputs: inputs of the program, flat.
     """
     program = setting.sizes.typing.program
     values = dict(zip(program.block.inputs, inputs, strict=True))

@@ -58,7 +58,7 @@ def describe(
     Args:
         typing: types of the program.
         cloning: which leaves can be cloned, and what is divided.
-        paths: of the parameters.
+        paths: paths of the parameters.
         names: other names for some spaces.
         fixed: names of the spaces that the user fixes.
     """

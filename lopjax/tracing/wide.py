@@ -18,7 +18,7 @@ class Sizes:
     """Numbers of units in a network of the requested width.
 
     Attributes:
-        typing: of the program, at its own sizes.
+        typing: axes of the program at its own sizes.
         units: numbers of units of the leaves that change.
         growing: literals that count units, with the axes whose units they count.
     """

@@ -29,8 +29,8 @@ class Target(NamedTuple):
     """The fixed network that makes the targets; all weights and biases are -1 or 1.
 
     Attributes:
-        weights: of the units, `(num_inputs, units)`.
-        bias: of the units.
+        weights: weights of the units, `(num_inputs, units)`.
+        bias: bias of the units.
         thresholds: a unit gives 1 where its input sum, bias included, exceeds this, otherwise 0.
         output: weights of the linear output.
         output_bias: its bias.
@@ -60,7 +60,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         inputs: row `c` has the present slow bits, then the binary digits of `c`, the lowest first.
-        targets: of the rows.
+        targets: targets of the rows.
         codes: the rows of the steps of the block, from its first multiple of `BLOCK` on.
     """
 
@@ -95,10 +95,10 @@ def bit_flipping(
         num_inputs: m, bits of an input.
         num_slow: f, how many of them are slow.
         flip_every: T, steps of a task.
-        units: of the target network.
+        units: number of units of the target network.
         beta: share of its pattern that an input must match for a unit to fire.
         flip: what happens between tasks.
-        threshold: of the target's units.
+        threshold: threshold of the target network's units.
 
     Returns:
         The stream. The target network is another for every key: `target_network`.

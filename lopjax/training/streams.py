@@ -161,7 +161,7 @@ def tasks(streams: Sequence[Stream], steps: int) -> Stream:
     share a program, in which forty tasks compile like one; any others are drawn from by branches.
 
     Args:
-        streams: of every task; their batches must have the same shapes.
+        streams: the stream of every task; their batches must have the same shapes.
         steps: steps per task.
 
     Raises:

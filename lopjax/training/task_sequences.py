@@ -36,10 +36,10 @@ def class_incremental(
     Args:
         images: `(images, ...)`.
         labels: `(images,)`, 0..num_classes-1; labels stay as they are in every task.
-        num_classes: of the set.
+        num_classes: number of classes of the set.
         num_tasks: different ones.
-        classes_per_task: of each.
-        order: of the classes, a permutation; None for one drawn by the key, another in every lane.
+        classes_per_task: number of classes of each task.
+        order: order of the classes, a permutation; None for one drawn by the key, another in every lane.
         images_per_class: how many images of each class; None for as many as the smallest class has.
         is_masked: labels are `lopjax.losses.Masked`, the classes of the task beside each label; else integers.
 
@@ -174,7 +174,7 @@ def gaussian_mixtures(
     Args:
         num_examples: points of a task, a multiple of `num_classes * num_centres`.
         num_classes: classes of a task.
-        num_centres: of each class.
+        num_centres: number of centres of each class.
         shift: standard deviation of what all centres of a task have in common.
         spread: standard deviation of the centres around it.
         noise: standard deviation of the points around their centre.

@@ -25,7 +25,7 @@ class TaskSequence(NamedTuple):
         prepare: `(data, key, task) -> what makes the task`: indices of its images, a permutation, points.
         take: `(data, prepared, chosen) -> (inputs, labels)`: the examples at positions `chosen` of 0..num_examples-1;
             every leaf has a leading axis of examples.
-        num_examples: of each task.
+        num_examples: number of examples of each task.
     """
 
     data: PyTree
@@ -44,7 +44,7 @@ def task_stream(sequence: TaskSequence, batch_size: int, steps: int, change: int
     Args:
         sequence: the tasks.
         batch_size: examples per step.
-        steps: of each task.
+        steps: number of steps of each task.
         change: steps that the passage from one task to the next takes, at most `steps`; 0 for an abrupt change.
 
     Raises:
@@ -122,7 +122,7 @@ def upgd_toy(
 
     Args:
         batch_size: examples per step; 1 in the paper.
-        steps: of each task.
+        steps: number of steps of each task.
         num_inputs: a multiple of `num_relevant`.
         num_relevant: inputs in the mean.
         change: "inputs" or "sign".

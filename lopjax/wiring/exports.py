@@ -31,7 +31,7 @@ class GroupMember(NamedTuple):
     """One axis of one array whose slices belong to the units of a space.
 
     Attributes:
-        path: of the array, the collection first.
+        path: path of the array, the collection first.
         axis: which axis.
         is_read: whether the array reads the unit (its outgoing weights) or writes it (incoming weights, bias, norm,
             statistics).
@@ -49,7 +49,7 @@ def permutation_spec(wiring: Wiring) -> PermutationSpec:
     collection, `"hidden_0/kernel"`. Batch statistics are left out: they are recomputed after matching.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
 
     Raises:
         ValueError: an array with two axes of one space, which that format cannot hold.
@@ -82,7 +82,7 @@ def unf_spec(wiring: Wiring, params: PyTree) -> PyTree:
     what is equivariant under the larger group is equivariant under the network's.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
         params: parameters (or variables, or shapes of them).
 
     Returns:
@@ -105,7 +105,7 @@ def pruning_groups(wiring: Wiring) -> dict[str, tuple[GroupMember, ...]]:
     """What must be removed together with a unit: by permutable space, every axis of every array that has a slice of it.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
     """
     return {
         space: tuple(
@@ -124,7 +124,7 @@ def keep_units(wiring: Wiring, variables: PyTree, kept: Mapping[str, Sequence[in
     units of its space (`Wiring.coupled`). The model that takes the result is `model.resize` to the new sizes.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
         variables: parameters or variables.
         kept: by unit space, indices of the units to keep; spaces left out keep all.
 
@@ -158,7 +158,7 @@ def sharding_rules(wiring: Wiring, variables: PyTree, mesh_axes: Mapping[str, st
     computed where its units are.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
         variables: parameters or variables, or shapes of them.
         mesh_axes: by unit space, the name of the mesh axis that its units are spread over; others are on every device.
 

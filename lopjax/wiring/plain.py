@@ -17,7 +17,7 @@ class PlainKernel(NamedTuple):
     Attributes:
         kernel: path of its kernel, collection included.
         bias: path of its bias, or `None`.
-        label: of the kernel.
+        label: label of the kernel.
     """
 
     kernel: Path
@@ -50,7 +50,7 @@ def plain_kernel(wiring: Wiring, site: str) -> PlainKernel | None:
     """The kernel and bias that alone make a site's pre-activation, or `None` where something stands in between.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
         site: a site, or an output space for the layer that makes the logits.
     """
     own = [(path, label) for path, label in wiring.labels if label.site == site and path[0] == "params"]

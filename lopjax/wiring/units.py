@@ -33,7 +33,7 @@ def unit_masks(wiring: Wiring, tree: PyTree, units: Mapping[str, Bool[ArrayLike,
     """Masks of the slices of chosen units, over all arrays.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
         tree: parameters or variables, or a tree like them.
         units: by unit space, which of its units are chosen; may be traced. A space that is left out has none.
 
@@ -69,7 +69,7 @@ def unit_norms(wiring: Wiring, tree: PyTree, space: str) -> tuple[Float[Array, "
     """Euclidean norm of every unit's incoming and outgoing parameters, over all arrays that have the space.
 
     Args:
-        wiring: of the network.
+        wiring: wiring of the network.
         tree: parameters (statistics are not counted), or a tree like them, such as a gradient.
         space: a unit space.
 

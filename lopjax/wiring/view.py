@@ -43,9 +43,9 @@ class Segment(NamedTuple):
     """A stretch of one axis: a product of pure axes, row-major.
 
     Attributes:
-        name: of the pieces that it makes; empty if the whole axis is one.
+        name: name of the pieces that it makes; empty if the whole axis is one.
         axes: what each factor indexes.
-        sizes: of the factors.
+        sizes: sizes of the factors.
     """
 
     name: str

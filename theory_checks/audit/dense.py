@@ -20,7 +20,7 @@ def audit_classify(num_networks: int, seed: int, num_structures: int) -> Tally:
 
     Args:
         num_networks: how many.
-        seed: of everything random.
+        seed: seed of everything random.
         num_structures: how many architectures.
     """
     rng, tally = np.random.default_rng([seed, 1]), Tally()

@@ -17,7 +17,7 @@ def run_audit(num_networks: int, seed: int, num_structures: int) -> Iterator[tup
 
     Args:
         num_networks: how many in all.
-        seed: of everything random.
+        seed: seed of everything random.
         num_structures: how many architectures have their blocks checked in closed form.
     """
     num_dense, num_normed = max(num_networks // 35, 1), max(num_networks // 14, 1)

@@ -23,7 +23,7 @@ def audit_near_clones(num_networks: int, seed: int) -> Tally:
 
     Args:
         num_networks: how many.
-        seed: of everything random.
+        seed: seed of everything random.
     """
     rng, tally = np.random.default_rng([seed, 3]), Tally()
     model = mlp((3,), (4,), 2, activation="tanh")

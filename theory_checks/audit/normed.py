@@ -68,7 +68,7 @@ def audit_normed(num_networks: int, seed: int, num_structures: int = len(STRUCTU
 
     Args:
         num_networks: how many.
-        seed: of everything random.
+        seed: seed of everything random.
         num_structures: how many of `STRUCTURES`.
     """
     rng, tally = np.random.default_rng([seed, 2]), Tally()

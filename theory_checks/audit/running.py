@@ -35,7 +35,7 @@ def audit(num_networks: int, seed: int, num_structures: int = 60, first_structur
 
     Args:
         num_networks: how many networks in all.
-        seed: of everything random.
+        seed: seed of everything random.
         num_structures: how many architectures, at most.
         first_structure: index of the first: depth and activation go by the index.
     """

@@ -37,7 +37,7 @@ class UnitExtremes(NamedTuple):
             found.
         ritz_values: `(units, steps)`, ascending, NaN beyond the last reliable step.
         is_zero: units whose block maps a random vector exactly to zero.
-        dimension: of one block.
+        dimension: dimension of one block.
     """
 
     extremes: np.ndarray

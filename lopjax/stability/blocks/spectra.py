@@ -30,8 +30,8 @@ class BlockError(NamedTuple):
     """The tolerance tau of the two parts of a block, in the spectral norm, with the rounding of their factors.
 
     Attributes:
-        curvature: of A.
-        coupling: of B.
+        curvature: tau of A.
+        coupling: tau of B.
     """
 
     curvature: float
