@@ -1,4 +1,4 @@
-"""Certificates: is this network trapped, by which claim, and on what evidence?"""
+"""Certificates: is this network trapped, in what sense, and on what evidence?"""
 
 from lopjax.certificates.batch_evidence import SignalResiduals
 from lopjax.certificates.cloned import ClonedCertificate, CloneVerdict, certify_cloned

@@ -1,4 +1,4 @@
-"""What a batch shows about units: activations, backward signals and gradients, each cluster on its own scale."""
+"""Evidence from a batch about units: activations, backward signals and gradients, each cluster on its own scale."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,7 +18,7 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class SignalResiduals(NamedTuple):
-    """Differences inside clusters at one site on the batch: of the worst pair of units, relative to the smaller one.
+    """Differences inside clusters at one site on the batch, for the worst pair of units, relative to the smaller one.
 
     Attributes:
         forward: difference of the activations, relative to the unit's activations or, if larger, its pre-activations.
@@ -51,7 +51,7 @@ def _run(model: Model, variables: Variables, batch: Batch, loss: Loss, train: bo
 
 
 def signal_residuals(clusters: Mapping[str, Clusters], seen: Pass) -> dict[str, SignalResiduals]:
-    """Residuals of every site of a space with clusters."""
+    """Residuals at every site of a space with clusters."""
     residuals = {}
     for site, tap in seen.taps.items():
         if tap.space in clusters:
@@ -66,7 +66,7 @@ def _rows(signal: jax.Array) -> np.ndarray:
 
 
 def _spread(ids: np.ndarray, rows: np.ndarray, *scales: np.ndarray) -> float:
-    """Largest distance of a unit from the first one of its cluster, over the norm of the smaller of the two."""
+    """Largest distance of a unit from the first one of its cluster, relative to the norm of the smaller of the two."""
     _, leaders = np.unique(ids, return_index=True)
     largest = max((float(np.abs(each).max(initial=0)) for each in scales), default=0.0) or 1.0
     first = leaders[ids]
@@ -81,8 +81,8 @@ def _spread(ids: np.ndarray, rows: np.ndarray, *scales: np.ndarray) -> float:
 def gradient_shares(leaf: Manifold, clusters: Mapping[str, Clusters], gradient: Params) -> dict[str, float]:
     """Per array: the gradient's part normal to the leaf in one cluster's slices, over that cluster's whole gradient.
 
-    Of the worst cluster. A cluster's gradient is that of all its incoming and outgoing parameters together: that of
-    one array alone may be zero (a key bias) and then holds rounding only.
+    The share of the worst cluster is returned. A cluster's gradient is that of all its incoming and outgoing parameters
+    together: the gradient of one array alone may be zero (a key bias), and its value then is rounding error.
 
     Args:
         leaf: the cloned manifold.

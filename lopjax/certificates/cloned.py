@@ -1,4 +1,4 @@
-"""Are the units in these clusters clones? Evidence from the parameters, and from what they do on a batch."""
+"""Are the units in these clusters clones? Evidence from the parameters and from their signals on a batch."""
 
 from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
@@ -58,13 +58,13 @@ class ClonedCertificate(NamedTuple):
 
     Attributes:
         verdict: the conclusion.
-        arrays: residuals of every array with a cloned axis, statistics included. For UP_TO_SYMMETRY they, the sites and
-            the tangency are those of the network with its units mapped onto each other.
+        arrays: residuals of every array with a cloned axis, statistics included. For UP_TO_SYMMETRY, arrays, sites and
+            tangency refer to the network after its units are mapped onto each other.
         sites: signal residuals per site of a cloned space; empty without a batch.
         tangency: `||P_N g|| / ||g||` of the loss gradient on the leaf; `None` without a batch.
         tolerance: tolerance of parameter residuals.
         signal_tolerance: tolerance of signal and gradient residuals.
-        notes: what a reader must know besides.
+        notes: anything else the reader needs to know.
     """
 
     verdict: CloneVerdict
@@ -95,7 +95,7 @@ class ClonedCertificate(NamedTuple):
 
 
 class _OnBatch(NamedTuple):
-    """What a batch shows; without one, nothing and a tolerance."""
+    """Evidence from a batch; empty, apart from the tolerance, without one."""
 
     seen: Pass | None
     sites: Mapping[str, SignalResiduals]
@@ -105,7 +105,7 @@ class _OnBatch(NamedTuple):
 
 
 class _Case(NamedTuple):
-    """All that a verdict is drawn from: residuals of the arrays that count, and what a batch shows."""
+    """All the evidence for a verdict: residuals of the arrays that count, and the evidence from a batch."""
 
     arrays: Mapping[str, ArrayResiduals]
     on_batch: _OnBatch
@@ -120,7 +120,7 @@ class _Case(NamedTuple):
         return all(self.worst(kind) <= self.tolerance for kind in kinds)
 
     def is_signal(self, kind: str) -> bool:
-        """Whether some residual of this kind is beyond doubt."""
+        """Whether some residual of this kind is certainly not zero."""
         return CERTAIN_FROM * self.tolerance <= self.worst(kind) < float("inf")
 
 
@@ -141,22 +141,23 @@ def certify_cloned(
 
     The parameters propose a verdict (RE and CE in every array put them on V, arXiv 2510.00304, 4.1), and a batch must
     confirm it: if activations, backward signals or the gradient contradict the parameters, or, for FORWARD_ONLY and
-    NOT_CLONED, do not show the difference, the verdict is UNDECIDED. With a batch the verdict is also modulo what its
-    loss cannot see, as shown by `lopjax.certificates.symmetries`: constants added to outgoing weights (over the classes
-    of a softmax, or over a space that only layer norms read), signs of units, rotations inside attention heads.
+    NOT_CLONED, do not show the difference, the verdict is UNDECIDED. With a batch the verdict is also modulo changes
+    that its loss cannot see, as detected by `lopjax.certificates.symmetries`: constants added to outgoing weights (over
+    the classes of a softmax, or over a space that only layer norms read), signs of units, rotations inside attention
+    heads.
 
     Args:
         model: the network.
-        variables: its variables. Running statistics count like biases. 16-bit variables are judged, and the network is
-            run, in float32: their values are exact there.
-        batch: `(inputs, labels)`, for forward, backward and gradient residuals; `None`: judge by the parameters
+        variables: its variables. Running statistics count like biases. 16-bit variables are converted to float32,
+            exactly, before they are compared and the network is run.
+        batch: `(inputs, labels)`, for forward, backward and gradient residuals; `None` to judge by the parameters
             alone.
         partition: cluster id of every unit, per space.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         train: run the batch in train mode (batch norm with its own statistics); dropout stays off.
-        exclude: paths, such as "hidden_0/bias", that the verdict must ignore: parameters whose true gradient is zero
-            (a bias before batch norm, a key bias) are moved by Adam and Lion on rounding noise. They move the running
-            mean along: exclude "batch_stats/hidden_0_norm/mean" too.
+        exclude: paths, such as "hidden_0/bias", that the verdict ignores: parameters whose true gradient is zero (a
+            bias before batch norm, a key bias) are moved by Adam and Lion on rounding noise. They move the running mean
+            with them: exclude "batch_stats/hidden_0_norm/mean" too.
         tolerance: relative residual that counts as zero; default `parameter_tolerance`.
 
     Raises:
@@ -184,7 +185,7 @@ def certify_cloned(
 
 
 class _Question(NamedTuple):
-    """What is to be certified."""
+    """The network and clusters to be certified."""
 
     model: Model
     variables: Variables
@@ -197,7 +198,7 @@ class _Question(NamedTuple):
 
     @property
     def only_permutable(self) -> tuple[str, ...]:
-        """Spaces with clusters whose units cannot be cloned: there only equal units are known to stay equal."""
+        """Spaces with clusters whose units cannot be cloned: in these, only equal units are known to stay equal."""
         return tuple(space for space in self.clusters if space not in self.model.wiring.cloneable)
 
     def case(self, tolerance: float, blind: Collection[str] = ()) -> _Case:
@@ -242,11 +243,11 @@ def _resolve_excluded(exclude: str | Sequence[str], names: Sequence[str]) -> set
 
 
 def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, list[str]]:
-    """Verdict, the residuals it rests on, and notes.
+    """The verdict, the residuals behind it, and notes.
 
-    The parameters propose. First what the loss cannot see is taken out of them (constants added to outgoing weights);
-    then the strongest claim whose residuals are all zero is made, or, where one is beyond doubt, its denial; then the
-    batch may object. What lies between zero and beyond doubt stays undecided.
+    The parameters propose a verdict: first, constants added to outgoing weights that the loss cannot see are removed;
+        then the strongest claim whose residuals are all zero is made or, if a residual is certainly not zero, the claim
+        is denied. Then the batch may contradict it. Anything in between stays undecided.
     """
     case = question.case(tolerance)
     if not any(each.counted for each in case.arrays.values()):
@@ -274,12 +275,12 @@ def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, 
 def _judge_unequal(
     question: _Question, case: _Case, blind: Collection[str], maybe: Collection[str], notes: list[str]
 ) -> tuple[CloneVerdict, _Case, list[str]]:
-    """Not RE: clones up to a symmetry, or no clones, or neither shown."""
+    """Not RE: clones up to a symmetry, not clones, or undecided."""
     wiring, variables, tolerance = question.model.wiring, question.variables, case.tolerance
     hidden = {*blind, *maybe}
     ids = {space: own.ids for space, own in question.clusters.items()}
     # Before units are called unequal, each is mapped onto the first of its cluster by the best sign or rotation. If
-    # that makes them clones, it only says so of parameters; whether the loss sees the map is asked of the loss.
+    # that makes them clones, this holds for the parameters only; whether the loss sees the map is tested on the loss.
     alignment = align(wiring, variables, ids, hidden)
     mapped = question._replace(variables=changed(wiring, alignment, variables))
     arrays = array_residuals(mapped.variables, wiring, question.clusters, question.excluded, {}, hidden)
@@ -299,7 +300,7 @@ def _judge_unequal(
 
 
 def _hidden_constants(question: _Question, case: _Case) -> tuple[set[str], set[str], list[str]]:
-    """Arrays that break CE by what the loss does not see, arrays that may do so, and notes."""
+    """Arrays that break CE only in ways that the loss does not see, arrays that may do so, and notes."""
     names = [name for name, each in case.arrays.items() if each.counted and not each.ce <= case.tolerance]
     if not names:
         return set(), set(), []
@@ -320,7 +321,7 @@ def _hidden_constants(question: _Question, case: _Case) -> tuple[set[str], set[s
 
 
 def _largest(case: _Case) -> list[str]:
-    """Which arrays and clusters are not within tolerance."""
+    """The arrays and clusters that are not within tolerance."""
     notes = []
     for kind in KINDS:
         if not case.is_zero(kind):
@@ -339,7 +340,7 @@ def _unless(doubt: str, verdict: CloneVerdict, case: _Case, notes: list[str]) ->
 
 
 def _contradiction(case: _Case, kinds: Sequence[str], multiple: float = CERTAIN_FROM) -> str:
-    """What on the batch contradicts equal signals of these kinds (backward: and gradients); empty if nothing does."""
+    """What on the batch contradicts equal signals of these kinds (backward includes gradients); empty if nothing."""
     data = case.on_batch
     limit = multiple * data.tolerance
     for name, residuals in data.sites.items():
@@ -356,9 +357,9 @@ def _contradiction(case: _Case, kinds: Sequence[str], multiple: float = CERTAIN_
 
 
 def _silence(case: _Case, kinds: Sequence[str], multiple: float) -> str:
-    """A sentence if no signal of these kinds, nor the gradient, differs by so many tolerances on the batch; else empty.
+    """A sentence if neither signals of these kinds nor the gradient differ by this many tolerances; else empty.
 
-    One that differs by less than `CERTAIN_FROM` proves nothing, but does not contradict unequal parameters either.
+    A difference of less than `CERTAIN_FROM` proves nothing, but does not contradict unequal parameters either.
     """
     if case.on_batch.seen is None or _contradiction(case, kinds, multiple):
         return ""

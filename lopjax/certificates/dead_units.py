@@ -1,8 +1,7 @@
 """How far a dead unit is from waking up: radii on data, and interval bounds over all inputs of a box.
 
 Both need the unit's pre-activation as an affine function of what it reads, `z = <w, h_prev> + b`. The labels of the
-wiring say where this is so (`Label.source`); the patch that a convolution reads at one position plays the part of
-h_prev.
+wiring say where this is so (`Label.source`); for a convolution, h_prev is the patch that it reads at one position.
 """
 
 from typing import NamedTuple
@@ -35,7 +34,7 @@ class PlainLayer(NamedTuple):
 
 
 def plain_layer(params: Params, wiring: Wiring, site: str) -> PlainLayer | None:
-    """The layer that alone computes a site's pre-activation, or `None` where something stands in between."""
+    """The layer that alone computes a site's pre-activation, or `None` if something stands in between."""
     own = plain_kernel(wiring, site)
     if own is None:
         return None
@@ -71,7 +70,7 @@ def apply_layer(layer: PlainLayer, kernel: jax.Array, sources: jax.Array) -> Flo
 
 
 def source_norms(layer: PlainLayer, sources: jax.Array) -> Float[Array, "samples"]:
-    """What one unit of change in (w, b) can do to z at every sample and position: `||(h_prev, 1)||`.
+    """How far a unit change of (w, b) can move z at every sample and position: `||(h_prev, 1)||`.
 
     `||h_prev||` for a layer without bias.
     """
@@ -94,8 +93,8 @@ def revival_radius(pre: Float[Array, "samples units"], norms: Float[Array, "samp
     """How much a unit's incoming parameters may change before it can wake up.
 
     `r = min_x -z(x) / ||(h_prev(x), 1)||`: with h_prev fixed, a ReLU unit stays dead on these samples under every
-    change of (w, b) of Euclidean norm below r, and some change of norm r reaches z = 0. Not positive for a unit that
-    is alive. Without a bias the norm is `||h_prev||`, and where that is 0 nothing can wake the unit.
+    change of (w, b) of Euclidean norm below r, and some change of norm r reaches z = 0. Zero or negative for a unit
+    that is alive. Without a bias the norm is `||h_prev||`, and where that is 0 no change wakes the unit.
 
     Args:
         pre: pre-activations z, positions counted as samples.
@@ -115,7 +114,7 @@ def joint_margin(
     parameter_change: jax.typing.ArrayLike,
     source_change: jax.typing.ArrayLike,
 ) -> Float[Array, "units"]:
-    """How far the unit stays from being active when it and everything upstream of it change at once.
+    """How far a unit stays from being active when it and everything upstream of it change at once.
 
     `min_x -z - ||d(w,b)|| ||(h_prev,1)|| - (||w|| + ||d(w,b)||) ||dh_prev||`: positive means dead on every sample.
 
@@ -133,13 +132,13 @@ def joint_margin(
 
 
 def _at_least_single(array: Array) -> Array:
-    """16 bits would round a radius upwards."""
+    """The array in at least float32: 16 bits could round a radius up."""
     return jnp.asarray(array).astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _check_samples(pre: Array) -> None:
     if not len(pre):
-        raise ValueError("pre-activations of no sample: a radius needs at least one")
+        raise ValueError("there are no samples: a radius needs at least one")
 
 
 def dead_by_sign(
@@ -151,14 +150,14 @@ def dead_by_sign(
 ) -> np.ndarray:
     """Which units are dead by signs alone, whatever the data and the weights upstream: h_prev >= 0, w <= 0, b <= 0.
 
-    Then z <= 0 in every rounding, and the derivative of `jax.nn.relu` is 0 there, at 0 too.
+    Then z <= 0 however it is rounded, and the derivative of `jax.nn.relu` is 0 there, also at 0.
 
     Args:
         layer: the layer.
         wiring: its wiring.
         input_box: a network input counts as non-negative if its lower bound says so.
-        silent: `(source units,)`, which of them are 0 and stay so: weights from them may have any sign, and a unit that
-            reads nothing else needs no sign of h_prev.
+        silent: `(source units,)`, whether each is 0 and stays so: weights from such units may have any sign, and a unit
+            that reads nothing else needs no condition on h_prev.
         is_dead_at_zero: whether the derivative is 0 at z = 0 as well. That of `jnp.maximum(z, 0)` is 1/2 there, and
             then b must be negative.
     """
@@ -188,8 +187,8 @@ def interval_bounds(
     """Bounds on the pre-activations of a site over all inputs of a box, by interval arithmetic.
 
     `z_max = W+ h_max + W- h_min + b` (W+ and W- the positive and negative parts), layer by layer; activations must be
-    monotone. In general not tight. Sound for the network as it computes: by default the intervals are widened, layer
-    by layer, by the most that rounding can do to it and to the bounds.
+    monotone. In general not tight. Sound for the network as it computes: by default the intervals are widened, layer by
+    layer, by a bound on the rounding errors of the network and of the bounds.
 
     Args:
         params: parameters.
@@ -197,13 +196,13 @@ def interval_bounds(
         site: the site.
         input_box: lower and upper bounds, each shaped like one input.
         tolerance: intervals are widened by this times `|W| max|h| + |b|`; default `2 (n + 3) eps` for n summands. With
-            0 the bounds are those of exact arithmetic, which the rounding of a network may exceed.
+            0 the bounds are those of exact arithmetic, which a network with rounding may exceed.
 
     Returns:
         Lower and upper bounds.
 
     Raises:
-        ValueError: a norm, pooling or a residual sum on the way, or an activation that is not monotone.
+        ValueError: a norm, pooling or a residual sum on the path to the site, or an activation that is not monotone.
     """
     layer = plain_layer(params, wiring, site)
     if layer is None:
@@ -222,7 +221,7 @@ def interval_bounds(
         lower, upper = interval_bounds(params, wiring, source, input_box, tolerance)
         lower, upper = (entry(bound)[None] for bound in (lower, upper))
         if not entry.rounds_nothing and tolerance is None:
-            # Exponentials are off by a few units in the last place, and not always monotone there.
+            # Exponentials are accurate to a few units in the last place only, and not always monotone at that level.
             slack = 8 * eps * (1 + jnp.maximum(jnp.abs(lower), jnp.abs(upper)))
             lower, upper = lower - slack, upper + slack
     return _propagate(layer, lower, upper, 2 * rounding_level(layer, eps) + 2 * eps if tolerance is None else tolerance)

@@ -1,4 +1,4 @@
-"""Are these units dead, how safely, and does anything that can still change keep them dead?"""
+"""Are these units dead, by what margin, and does their death depend on anything that can still change?"""
 
 from enum import Enum
 from typing import NamedTuple
@@ -47,25 +47,25 @@ class FrozenVerdict(Enum):
 
 
 class UnitEvidence(NamedTuple):
-    """Evidence about one unit; `None` where it was not asked for or the architecture does not allow it.
+    """Evidence about one unit; `None` where it was not requested or the architecture does not allow it.
 
     Attributes:
-        site: where the unit is.
+        site: the unit's site.
         unit: its index.
         verdict: the conclusion for this unit.
         largest: largest pre-activation on the batch.
-        radius: change of (w, b), with h_prev fixed, that first wakes a ReLU unit: `min -z / ||(h_prev, 1)||`, or
+        radius: smallest change of (w, b), with h_prev fixed, that can wake a ReLU unit: `min -z / ||(h_prev, 1)||`, or
             `min -z / ||h_prev||` for a layer without bias.
-        source_radius: change of h_prev, with (w, b) fixed, below which it stays dead: `min -z / ||w||`.
+        source_radius: changes of h_prev, with (w, b) fixed, below this norm leave it dead: `min -z / ||w||`.
         gradient: norm of the loss gradient on the unit's slices of `arrays`.
         time_scale: norm of these slices over `gradient`: time of gradient flow (steps times learning rate) in which
             they change by their own size. Infinite for a gradient of zero; `None` at a turning point of the activation,
             where the present gradient says nothing about the next step.
         box_upper: upper bound on the pre-activation over the input box.
         by_sign: whether signs alone prove it dead: h_prev >= 0, w <= 0, b <= 0.
-        depends_on: what must not change for the verdict to last; empty means trapped, by gradients alone, for good.
+        depends_on: what must not change for the verdict to last; if empty, gradients alone never free the unit.
         arrays: paths of the parameters that the verdict is about: those whose every path to the output passes the
-            unit. Behind layer norm its scale and offset, not the weights in front of it.
+            unit. After a layer norm these are its scale and offset, not the weights before it.
     """
 
     site: str
@@ -88,9 +88,9 @@ class FrozenCertificate(NamedTuple):
     Attributes:
         verdict: the weakest verdict of all units.
         units: evidence per unit.
-        tolerance: relative size of a pre-activation that counts as zero, over `|w| |h_prev| + |b|` (behind a norm: over
-            the unit's largest one); the largest over the sites.
-        notes: what a reader must know besides.
+        tolerance: relative size of a pre-activation that counts as zero, over `|w| |h_prev| + |b|` (after a norm: over
+            the unit's largest pre-activation); the largest over the sites.
+        notes: anything else the reader needs to know.
     """
 
     verdict: FrozenVerdict
@@ -143,24 +143,25 @@ def certify_frozen(
 ) -> FrozenCertificate:
     """Certify that units are frozen: dead, so that gradients leave their incoming parameters where they are.
 
-    Three independent proofs: on a batch (with the radius up to which it holds), over a box of inputs by interval
-    bounds, and without any data by signs. A first-layer unit that is dead on fixed data is trapped, and so is one dead
-    by signs, or one that reads dead and trapped units only; any other only while the layers below leave it dead:
-    `depends_on` says so for every unit. What is frozen are the parameters named in `arrays`. Weight decay and stored
-    momentum move them too.
+    There are three independent proofs: on a batch (with the radius up to which it holds), over a box of inputs by
+        interval bounds, and by signs without any data. A first-layer unit that is dead on fixed data is trapped, and so
+        is one dead
+    by signs, or one that reads dead and trapped units only; any other is trapped only while the layers below leave it
+    dead, as `depends_on` says for every unit. The frozen parameters are those named in `arrays`; weight decay and
+    stored momentum still move them.
 
     Args:
         model: the network.
         variables: its variables; 16-bit ones are judged in float32.
-        batch: `(inputs, labels)`; `None` for what holds without data, by signs or over `input_box`.
+        batch: `(inputs, labels)`; `None` for the proofs without data, by signs or over `input_box`.
         frozen_units: per site, or per unit space with a single site, the indices of the units.
         input_box: lower and upper bounds, each shaped like one input.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         train: run the batch in train mode; dropout stays off.
         slope_threshold: a unit of a smooth activation is saturated if |f'| is at most this on every sample and from
             there on outwards (and |f''| at most ten times this): see `lopjax.certificates.saturation`.
-        tolerance: relative pre-activation that counts as zero; default: what rounding can do to it, `(n + 2) eps` for
-            n summands and as much for each layer below.
+        tolerance: relative pre-activation that counts as zero; by default its rounding error, `(n + 2) eps` for n
+            summands and as much for each layer below.
 
     Raises:
         ValueError: units that do not exist; a box that does not fit, or that cannot be propagated to the unit.
@@ -206,7 +207,7 @@ def _check_box(input_box: tuple[jax.Array, jax.Array] | None, batch: Batch | Non
 
 
 def _upstream(wiring: Wiring, site: str, layer: PlainLayer | None) -> tuple[str, ...]:
-    """What can bring a unit back to life: parameters at earlier sites, and what stands between layer and unit."""
+    """What can revive a unit: parameters at earlier sites, and anything that stands between the layer and the unit."""
     if layer is None:
         return (*wiring.upstream(site), "norm and sum before it")
     source = layer.label.source
@@ -242,7 +243,7 @@ def _notes(
         )
     for u in units:
         if u.verdict is FrozenVerdict.FROZEN and u.largest == 0:
-            notes.append(f"{site}[{u.unit}]: z = 0 at most, on the kink: frozen since JAX's derivative at 0 is 0")
+            notes.append(f"{site}[{u.unit}]: z reaches 0, the kink: frozen since JAX's derivative at 0 is 0")
         if u.verdict is FrozenVerdict.UNDECIDED and u.time_scale is None and u.gradient is not None and not missing:
             notes.append(
                 f"{site}[{u.unit}]: f' is small on every sample but not beyond: a turning point of the activation, "
@@ -258,15 +259,15 @@ def _judge(wiring: Wiring, site: str, unit: int, evidence: SiteEvidence, depends
     entry = activation(wiring.site(site).activation)
     is_relu = bool(entry.is_zero_below_zero)
     by_sign = is_relu and bool(evidence.by_sign[unit])
-    # Flat pieces first: there the gradient is exactly zero. Only where they leave it open, and never for a ReLU, whose
-    # slope is 0 or 1, does a small slope count, and then as slow, not as frozen.
+    # Flat pieces first: on them the gradient is exactly zero. A small slope counts only where flat pieces do not
+    # decide, and never for a ReLU, whose slope is 0 or 1; it then counts as slow, not as frozen.
     is_boxed_in = is_relu and evidence.box_upper is not None and _is_dead_up_to(evidence.box_upper[unit], entry)
     everywhere = FrozenVerdict.FROZEN_EVERYWHERE if by_sign or is_boxed_in else None
     verdict = _judge_flat(evidence, unit, everywhere) if entry.flat else FrozenVerdict.UNDECIDED
     if verdict is FrozenVerdict.UNDECIDED and not is_relu:
         verdict = _judge_slope(evidence, unit, entry.flat is not None)
     gradient, size = of(evidence.gradient), float(evidence.size[unit])
-    # A unit that is flat above zero, as ReLU6 is, would wake from the other side.
+    # A unit that is flat above zero, like ReLU6, would wake from the other side.
     is_flat_above = verdict is FrozenVerdict.FROZEN and evidence.largest is not None and evidence.largest[unit] > 0
     has_radius = is_relu and not is_flat_above
     is_turning = not is_relu and verdict is FrozenVerdict.UNDECIDED
@@ -287,12 +288,12 @@ def _judge(wiring: Wiring, site: str, unit: int, evidence: SiteEvidence, depends
 
 
 def _is_dead_up_to(largest: float, entry: Activation) -> bool:
-    """Whether no pre-activation up to this one has a derivative."""
+    """Whether the derivative is 0 at all pre-activations up to this one."""
     return bool(largest < 0 or (largest == 0 and entry.slope_at(0) == 0))
 
 
 def _judge_flat(evidence: SiteEvidence, unit: int, everywhere: FrozenVerdict | None) -> FrozenVerdict:
-    """The verdict on a unit whose activation is constant on some interval; UNDECIDED if it cannot be said from that."""
+    """The verdict on a unit whose activation is constant on some interval; UNDECIDED if that does not decide."""
     if evidence.is_active is None or evidence.is_flat is None or evidence.gradient is None:
         return everywhere or FrozenVerdict.UNDECIDED
     if evidence.is_active[unit]:
@@ -302,7 +303,7 @@ def _judge_flat(evidence: SiteEvidence, unit: int, everywhere: FrozenVerdict | N
 
 
 def _judge_slope(evidence: SiteEvidence, unit: int, is_known: bool) -> FrozenVerdict:
-    """The verdict from the slope of the activation; saturation takes its facts."""
+    """The verdict from the slope of the activation; saturation needs facts about the activation."""
     if evidence.slopes is None:
         return FrozenVerdict.UNDECIDED
     if evidence.slopes.largest[unit] > evidence.threshold:

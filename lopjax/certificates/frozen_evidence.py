@@ -1,4 +1,4 @@
-"""Evidence about the units of one site: how far below zero, for which reason, and what it depends on."""
+"""Evidence about the units of one site: how far below zero they are, why, and on what that depends."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,12 +28,12 @@ from lopjax.wiring import Wiring, tree_paths, unit_rows
 
 
 class Observations(NamedTuple):
-    """What a certificate looks at.
+    """The inputs of a certificate.
 
     Attributes:
         params: parameters.
         wiring: their wiring.
-        seen: one pass over the batch, if there is one.
+        seen: one pass over the batch, if there is a batch.
         inputs: inputs of that batch.
         input_box: bounds on inputs, if given.
         tolerance: relative pre-activation that counts as zero, if given.
@@ -50,7 +50,7 @@ class Observations(NamedTuple):
 
 
 class SiteEvidence(NamedTuple):
-    """Evidence for all units of a site at once; arrays `(units,)`, or `None` where it was not asked for or is unknown.
+    """Evidence for all units of a site at once; arrays `(units,)`, or `None` if not requested or unknown.
 
     Attributes:
         level: relative pre-activation that counts as zero.
@@ -65,7 +65,7 @@ class SiteEvidence(NamedTuple):
         size: norm of `arrays`.
         box_upper: upper bound over the box.
         by_sign: dead by signs.
-        is_trapped: dead on the batch, and kept so by what cannot change there.
+        is_trapped: dead on the batch, and kept dead by things that cannot change on it.
         arrays: paths of the parameters whose every path to the output passes the unit.
         others: paths of other parameters that write the unit's space.
     """
@@ -88,7 +88,7 @@ class SiteEvidence(NamedTuple):
 
 
 def gather(observations: Observations, site: str) -> SiteEvidence:
-    """Everything the certificate knows about the units of a site."""
+    """All evidence about the units of a site."""
     params, wiring = observations.params, observations.wiring
     layer = plain_layer(params, wiring, site)
     arrays, others = incoming_arrays(wiring, site)
@@ -132,7 +132,8 @@ def gather(observations: Observations, site: str) -> SiteEvidence:
 def incoming_arrays(wiring: Wiring, site: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Paths of the parameters that are frozen when units are dead at a site, and of others that write the same units.
 
-    The others reach the output past the site as well: a kernel before layer norm, an earlier writer of a stream.
+    The others also reach the output by paths that bypass the site: a kernel before layer norm, an earlier writer of a
+    stream.
     """
     space = wiring.site(site).space
     writers = [(path, label) for path, label in wiring.labels if path[0] == "params" and space in label.writes()]
@@ -152,7 +153,7 @@ def slice_norms(tree: Params, wiring: Wiring, site: str, names: tuple[str, ...])
 
 
 def _read(observations: Observations, layer: PlainLayer) -> jax.Array:
-    """What a layer reads on the batch."""
+    """The activations that a layer reads on the batch."""
     assert observations.seen is not None
     source = str(layer.label.source)
     if source in observations.seen.taps:
@@ -162,7 +163,7 @@ def _read(observations: Observations, layer: PlainLayer) -> jax.Array:
 
 
 def _level(observations: Observations, site: str, layer: PlainLayer | None) -> float:
-    """Relative pre-activation that counts as zero: rounding of this layer and as much for each one that feeds it."""
+    """Relative pre-activation that counts as zero: rounding of this layer and as much for each layer below it."""
     if observations.tolerance is not None:
         return observations.tolerance
     taps = None if observations.seen is None else observations.seen.taps
@@ -179,9 +180,9 @@ def _level(observations: Observations, site: str, layer: PlainLayer | None) -> f
 def _flatness(
     observations: Observations, site: str, layer: PlainLayer | None, intervals: Sequence[tuple[float, float]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether some sample lies outside all of these intervals beyond rounding, and whether all lie inside.
+    """Whether some sample lies outside all of these intervals by more than rounding, and whether all lie inside.
 
-    An end belongs to its interval if the derivative that JAX takes there is that of the flat side.
+    An end point belongs to its interval if JAX's derivative there is that of the flat side.
     """
     assert observations.seen is not None
     entry = activation(observations.wiring.site(site).activation)
@@ -196,7 +197,7 @@ def _flatness(
 
 
 def _noise(observations: Observations, site: str, layer: PlainLayer | None, pre: np.ndarray) -> np.ndarray:
-    """What rounding can do to each pre-activation.
+    """Bound on the rounding error of each pre-activation.
 
     Raises:
         ValueError: the labelled source does not produce the pre-activation.
@@ -204,8 +205,8 @@ def _noise(observations: Observations, site: str, layer: PlainLayer | None, pre:
     assert observations.seen is not None
     tap, level = observations.seen.taps[site], _level(observations, site, layer)
     if layer is None:
-        # Behind a norm or a sum nothing bounds the rounding: each unit goes by its own size, or an ordinary unit's eps;
-        # a unit that is 0 on every sample does not get there by rounding.
+        # After a norm or a sum nothing bounds the rounding: each unit is measured by its own size, or by the eps of an
+        # ordinary unit; a unit does not come out 0 on every sample by rounding.
         own = np.abs(pre).max(axis=0)
         floor = float(jnp.finfo(tap.pre.dtype).eps) * np.median(own)
         return np.broadcast_to(np.where(own == 0, 0.0, np.maximum(level * own, floor)), pre.shape)
@@ -219,15 +220,16 @@ def _noise(observations: Observations, site: str, layer: PlainLayer | None, pre:
         raise ValueError(
             f"site {site!r}: its kernel applied to {source!r} does not give its pre-activation; fix the label"
         )
-    # What two ways of computing the same sum differ by is rounding, too: matrix units may be coarser than their type.
+    # The difference between two ways of computing the same sum is rounding, too: matrix units may be coarser than their
+    # type.
     return np.maximum(level * np.asarray(sizes, np.float64), difference)
 
 
 def _trapped(observations: Observations, site: str) -> np.ndarray:
-    """Units that are dead on the batch and that nothing which moves can wake.
+    """Units that are dead on the batch and that no change during training can wake.
 
-    In the first layer the data are all they read. Further up: by their signs, or because every unit that they read
-    with another sign is itself dead and trapped.
+    In the first layer units read only the data. Higher up they are trapped by their signs, or because every unit that
+    they read with the other sign is itself dead and trapped.
     """
     wiring = observations.wiring
     size = wiring.size(wiring.site(site).space)
@@ -235,9 +237,9 @@ def _trapped(observations: Observations, site: str) -> np.ndarray:
     entry = activation(wiring.site(site).activation)
     if layer is None or observations.seen is None or not entry.is_zero_below_zero:
         return np.zeros(size, bool)
-    # Dead is not yet trapped: what the unit reads may change and wake it. Data do not change; nor do units that are
-    # dead and trapped themselves, which is asked of the layer below. The recursion ends at the input, or at a site that
-    # no plain layer makes, of which nothing is claimed.
+    # A dead unit need not be trapped: its inputs may change and wake it. Data do not change, nor do units that are dead
+    # and trapped themselves, which is found by recursion into the layer below. The recursion ends at the input, or at a
+    # site not computed by a plain layer, about which nothing is claimed.
     gradient = slice_norms(observations.seen.gradient, wiring, site, incoming_arrays(wiring, site)[0])
     is_dead = _flatness(observations, site, layer, ((-np.inf, 0.0),))[1] & (gradient == 0)
     if layer.label.source not in dict(wiring.sites):

@@ -15,21 +15,21 @@ KINDS = ("re", "ce", "bc")
 
 
 class ArrayResiduals(NamedTuple):
-    """Violations of one array: of its worst block, over that block's own size (0 for blocks of equal entries).
+    """Violations in the worst block of one array, relative to that block's own size (0 for blocks of equal entries).
 
-    A block holds what one cluster (or single unit) of the sources gives to one of the targets, at one kernel offset or
-    position. Its size is its largest entry, or what its row and column let one expect
+    A block holds the entries from one cluster (or single unit) of the sources to one of the targets, at one kernel
+    offset or position. Its size is its largest entry, or the size that its row and column suggest
     (`lopjax.cloning.equality.block_sizes`).
 
     Attributes:
-        re: row equality: largest difference between what two units of a cluster get from a source cluster (means).
-        ce: column equality: largest difference between what two units of a cluster give to a target cluster (means).
-        bc: block constancy: largest difference between two entries: RE, CE and equal gauge.
-        gradient: the gradient's part normal to the leaf in one cluster's slices of this array, over that cluster's
-            whole gradient; of the worst cluster. `None` without a batch.
+        re: row equality: largest difference between the means that two units of a cluster get from a source cluster.
+        ce: column equality: largest difference between the means that two units of a cluster give to a target cluster.
+        bc: block constancy: largest difference between two entries; 0 means RE, CE and equal entries.
+        gradient: the gradient's component normal to the leaf in the worst cluster's slices of this array, over that
+            cluster's whole gradient. `None` without a batch.
         counted: whether the verdict uses this array.
-        worst: where `re`, `ce` and `bc` occur, as `(kind, space, first unit of the cluster)`, where they are not 0.
-        blind: CE and BC leave out what is constant along the output axes, because the loss cannot see it.
+        worst: where nonzero `re`, `ce` and `bc` occur, as `(kind, space, first unit of the cluster)`.
+        blind: whether CE and BC ignore what is constant along the output axes, because the loss cannot see it.
     """
 
     re: float
@@ -57,7 +57,7 @@ def array_residuals(
         clusters: clusters of every space with clones.
         excluded: paths that are not counted.
         gradients: `ArrayResiduals.gradient` by path.
-        blind: paths whose constants along the output axes do not matter.
+        blind: paths of arrays whose constants along the output axes are ignored.
     """
     ids = {space: own.ids for space, own in clusters.items()}
     residuals = {}
@@ -77,7 +77,7 @@ def array_residuals(
 
 
 def _where(label: Label, blocks: np.ndarray, kind: str, clusters: Mapping[str, Clusters]) -> tuple[str, int]:
-    """Space and first unit of the cluster whose block is worst."""
+    """Space and first unit of the cluster with the worst block."""
     index = np.unravel_index(np.argmax(blocks), blocks.shape)
     for is_read in {"re": (False,), "ce": (True,), "bc": (False, True)}[kind]:
         for axis, space, _ in label.unit_axes(clusters, is_read=is_read):

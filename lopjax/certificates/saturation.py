@@ -1,4 +1,4 @@
-"""Saturated, or only at a turning point? The slope of an activation from a pre-activation out to infinity."""
+"""Saturated or only at a turning point? The slope of an activation from a pre-activation out to infinity."""
 
 from typing import NamedTuple
 
@@ -9,19 +9,21 @@ from jaxtyping import Array, Float
 
 from lopjax.activations import Activation
 
-# Beyond this every activation of the library is flat, straight or periodic; f' is taken at the sample itself as well.
+# Beyond this every activation of the library is constant, linear or periodic; f' is evaluated at the sample itself as
+# well.
 REACH, POINTS = 60.0, 4801
 
 CURVATURE = 10.0
-"""f'' may be this many times larger than f' where an activation counts as saturated: erf has f'' = -2 z f'."""
+"""For an activation to count as saturated, f'' may be this many times larger than f': erf has f'' = -2 z f'."""
 
 
 class Slopes(NamedTuple):
-    """What the activation does where the units stand on a batch; arrays `(units,)`.
+    """Slopes of the activation at the units' pre-activations on a batch; arrays `(units,)`.
 
     Attributes:
         largest: largest |f'(z)|.
-        is_saturated: f' and f'' are small on every sample, and stay so on one side of it for ever.
+        is_saturated: whether f' and f'' are small on every sample, and stay small all the way to infinity on one side
+            of it.
     """
 
     largest: np.ndarray
@@ -31,9 +33,9 @@ class Slopes(NamedTuple):
 def slopes(entry: Activation, pre: Float[Array, "samples units"], threshold: float) -> Slopes:
     """Whether units are saturated.
 
-    A small f' is not enough: at the minimum of GELU or SiLU f' is 0, f'' is not, and the next small change of a weight
-    has a gradient again. So |f'| (and |f''| / `CURVATURE`) must be at most the threshold on the whole tail of the
-    activation, left or right of the sample: beyond its last extremum.
+    A small f' is not enough: at the minimum of GELU or SiLU f' is 0, f'' is not, and after the next small change of a
+    weight there is a gradient again. So |f'| (and |f''| / `CURVATURE`) must be at most the threshold on the whole tail
+    of the activation, left or right of the sample: beyond its last extremum.
 
     Args:
         entry: the activation; only the ends towards which it `saturates` count, and none if that is unknown.

@@ -1,9 +1,9 @@
-"""What a loss cannot see: constants added to outgoing weights, and orthogonal maps of units.
+"""Changes that a loss cannot see: constants added to outgoing weights, and orthogonal maps of units.
 
 If `theta -> U theta + t` with U orthogonal leaves the loss of every batch unchanged, gradient descent and momentum are
-equivariant under it. So what holds of the clones at `U theta + t` holds at theta: they are trapped there as well.
-Whether a map does leave the loss unchanged is asked of the loss itself, at parameters drawn at random: two analytic
-functions that agree there agree everywhere, with probability one.
+equivariant under it. So if clones are trapped at `U theta + t`, they are trapped at theta as well. Whether a map leaves
+the loss unchanged is tested on the loss itself at random parameters: two analytic functions that agree there agree
+everywhere, with probability one.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,7 +27,7 @@ Change = Callable[[str, Label, np.ndarray], np.ndarray]
 
 
 class Alignment(NamedTuple):
-    """Orthogonal maps of units that bring a network's clusters together.
+    """Orthogonal maps of units that align the units of a network's clusters.
 
     Attributes:
         maps: `{(path, units' axis): (units, d, d)}`, to be applied to the coordinates of each unit's slice.
@@ -61,17 +61,17 @@ def is_invisible(
     loss: Callable[[Variables], jax.Array],
     tolerance: float,
 ) -> bool | None:
-    """Whether a change of variables leaves the loss unchanged at random parameters, where noise of its size does not.
+    """Whether a change of variables leaves the loss unchanged at random parameters while noise of its size does not.
 
     Args:
         move: an affine map of variables.
         wiring: wiring of the network.
-        variables: supply shapes and statistics.
+        variables: variables that provide shapes and statistics.
         loss: function of variables, on a fixed batch.
-        tolerance: relative difference of losses that counts as none.
+        tolerance: relative difference of losses that counts as zero.
 
     Returns:
-        `None` if noise of that size does not move the loss either, or the difference is within ten tolerances.
+        `None` if noise of that size does not change the loss either, or if the difference is within ten tolerances.
     """
     random, answer = np.random.default_rng(0), True
     for _ in range(DRAWS):
@@ -98,22 +98,23 @@ def leaves_loss_unchanged(
     loss: Loss = mean_cross_entropy,
     train: bool = False,
 ) -> bool | None:
-    """Whether a map of parameters is a symmetry of the loss: what `isometric_manifold` assumes.
+    """Whether a map of parameters is a symmetry of the loss, as `isometric_manifold` assumes.
 
-    Asked of the loss itself on this batch, at three draws of random parameters. For an analytic network that settles
-    all parameters with probability one; other batches are covered as far as this one is generic. It is evidence, not a
-    proof: a map that only some inputs would show, a ReLU that no draw reaches, are not seen.
+    Tested on the loss itself on this batch, at three draws of random parameters. For an analytic network that decides
+    the question for all parameters with probability one, and for other batches as far as this one is generic. It is
+    evidence, not proof: an effect that only some inputs would show, or a ReLU region that no draw reaches, goes
+    unnoticed.
 
     Args:
         model: the network.
-        variables: supply shapes and statistics.
+        variables: variables that provide shapes and statistics.
         batch: `(inputs, labels)`.
         isometry: the map.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         train: run the batch in train mode; dropout stays off.
 
     Returns:
-        `None` if it cannot be said: the loss changes by about as much as rounding, or as little under noise.
+        `None` if undecided: the loss changes by about as much as rounding, or noise changes it no more.
     """
 
     def move(given: Variables) -> Variables:
@@ -142,14 +143,14 @@ def align(
 ) -> Alignment:
     """The orthogonal map of each unit, array by array, that brings it closest to the first unit of its cluster.
 
-    For units of one coordinate it is a sign. Where an array does not determine the map (a bias of a head), it is one
-    of those that the unit's other arrays ask for.
+    For units with one coordinate it is a sign. If an array does not determine the map (a bias of a head), one of the
+    maps of the unit's other arrays is used.
 
     Args:
         wiring: wiring of the network.
         variables: its variables.
         clusters: cluster of every unit, per space.
-        blind: paths of arrays whose constants along the output axes say nothing about a unit that they read.
+        blind: paths of arrays whose constants along the output axes are irrelevant to the units that they read.
     """
     names = ["/".join(path) for path in tree_paths(variables)]
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(variables)]
@@ -223,6 +224,6 @@ def _drawn(wiring: Wiring, params: Any, random: np.random.Generator) -> Any:
 
 
 def _with_noise(array: jax.Array, moved: jax.Array, random: np.random.Generator) -> jax.Array:
-    """The array with noise as large as what a change has done to it."""
+    """The array with noise as large as the effect of a change on it."""
     size = np.sqrt(np.mean(np.square(np.asarray(moved, np.float64) - np.asarray(array, np.float64))))
     return array + jax.numpy.asarray(size * random.normal(size=array.shape), array.dtype)

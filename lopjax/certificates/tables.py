@@ -5,7 +5,7 @@ from math import isnan
 
 
 def number(value: float | None) -> str:
-    """Two digits, or a dash for what is not known."""
+    """Two digits, or a dash if unknown."""
     return "-" if value is None or isnan(value) else f"{value:.1e}"
 
 

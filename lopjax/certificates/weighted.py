@@ -1,4 +1,4 @@
-"""Are units fixed multiples of one another, and does that trap them? Facts of the network, parameters, and a batch."""
+"""Are units fixed multiples of one another, and does that trap them? From the network, its parameters and a batch."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -45,8 +45,8 @@ class WeightedVerdict(Enum):
         "clones up to fixed factors: each unit of a cluster is a multiple of one unit, in what it reads and in what it "
         "gives; trapped under gradient descent with or without momentum"
     )
-    NOT_WEIGHTED = "no clones up to these factors: on this batch the gradient takes them apart"
-    UNDECIDED = "undecided: residuals between rounding and signal, an unknown fact, or nothing that the batch shows"
+    NOT_WEIGHTED = "not clones up to these factors: on this batch the gradient drives them apart"
+    UNDECIDED = "undecided: residuals between rounding and signal, an unknown fact, or no difference on the batch"
 
 
 class WeightedCertificate(NamedTuple):
@@ -54,8 +54,9 @@ class WeightedCertificate(NamedTuple):
 
     Attributes:
         verdict: the conclusion.
-        multiples: those that were given or found, per space.
-        residuals: per array with such units, the largest `(incoming, outgoing)` departure of a unit, relative to it.
+        multiples: the factors that were given or fitted, per space.
+        residuals: per array with such units, the largest `(incoming, outgoing)` deviation of a unit, relative to its
+            slice.
         tangency: `||P_N g|| / ||g||` of the loss gradient; `None` without a batch.
         tolerance: tolerance of parameter residuals.
         signal_tolerance: tolerance of the tangency.
@@ -97,12 +98,13 @@ def certify_weighted(
 ) -> WeightedCertificate:
     """Certify that the units of each cluster are fixed multiples of one unit, and trapped as such.
 
-    Three things must agree. The network: the activation is homogeneous where a factor is not 0 or ±1, odd where one is
-    negative, 0 at 0 where a unit has vanished, and nothing but a kernel and a bias makes its pre-activation. The
+    Three conditions must hold. The network: the activation is homogeneous if a factor is not 0 or ±1, odd if one is
+        negative, and 0 at 0 if a unit has vanished, and the pre-activation is computed by a kernel and a bias alone.
+        The
     parameters: incoming totals and outgoing amounts are multiples (`lopjax.manifolds.weighted_manifold`). A batch, if
-    there is one: the gradient stays tangent. Unequal units are called so only where the gradient takes them apart. What
-    no label shows is assumed: whatever stands between the activation and the kernels that read it (pooling) commutes
-    with positive factors; for negative ones a kernel must name the site as its `source`.
+        there is one: the gradient is tangent. Units are called unequal only if the gradient drives them apart. One
+        assumption is not visible in the labels: whatever stands between the activation and the kernels that read it
+        (pooling) commutes with positive factors; for negative ones a kernel must name the site as its `source`.
 
     Args:
         model: the network.
@@ -117,7 +119,7 @@ def certify_weighted(
         ValueError: nothing to certify; see also `weighted_manifold` and `certify_cloned`.
 
     References:
-        This library; equal clones are those of arXiv 2510.00304, section 4.
+        This library's own; for equal clones see arXiv 2510.00304, section 4.
     """
     wiring, variables = model.wiring, at_least_float32(variables)
     params = variables["params"]
@@ -145,24 +147,24 @@ def certify_weighted(
     verdict, notes = _judge(residuals, limit, seen, signal_limit, missing)
     tangency = None if seen is None else seen.tangency
     assumed = [space for space in factors if _is_read_through_something(wiring, space)]
-    notes += [f"assumed: what stands between {space} and its readers (pooling) keeps factors" for space in assumed]
+    notes += [f"assumed: operations between {space} and its readers (pooling) preserve factors" for space in assumed]
     if any(abs(c) not in (0, 1) for each in factors.values() for c in each):
-        notes += ["factors other than 0, 1 and -1: coordinate-wise updates such as Adam's leave them"]
+        notes += ["factors other than 0, 1 and -1: coordinate-wise updates such as Adam's change them"]
     return WeightedCertificate(verdict, factors, residuals, tangency, limit, signal_limit, tuple(notes))
 
 
 class _OnBatch(NamedTuple):
-    """What the gradient does: `|P_N g| / |g|`, and `|P_N g|` relative to the size of the terms that cancel in g."""
+    """The gradient's normal part: `|P_N g| / |g|`, and `|P_N g|` over the size of the terms that cancel in g."""
 
     tangency: float
     share: float
 
 
 def _on_batch(leaf: Manifold, seen: Pass, batch: Batch) -> _OnBatch:
-    """Near a critical point g is what cancellation has left, and its direction may be noise.
+    """Both ratios; near a critical point g is a remainder after cancellation, and its direction may be noise.
 
-    By Cauchy-Schwarz no entry of g has terms that add up to more than |h| |delta|, norms over the samples; and delta is
-    itself a difference at the outputs, of numbers of size 1 over the number of samples.
+    By the Cauchy-Schwarz inequality the terms of an entry of g add up to at most |h| |delta|, norms over the samples;
+    delta itself is a difference, at the outputs, of numbers of size 1 over the number of samples.
     """
     largest = max(float(jnp.linalg.norm(each)) for each in (batch[0], *(tap.post for tap in seen.taps.values())))
     back = sum(float(jnp.linalg.norm(tap.pre)) for tap in seen.backward.values()) + len(batch[0]) ** -0.5
@@ -177,19 +179,23 @@ def _judge(
     signal_limit: float,
     missing: list[str],
 ) -> tuple[WeightedVerdict, list[str]]:
-    """Never more than all the evidence bears: parameters, facts and batch for one, the batch for the other."""
+    """The verdict; equality needs parameters, facts and batch, inequality needs the batch."""
     worst = max((value if value == value else np.inf for pair in residuals.values() for value in pair), default=0.0)
     leaves = seen is not None and CERTAIN_FROM * signal_limit <= seen.share < np.inf
     stays = seen is None or seen.share < CERTAIN_FROM * signal_limit
     if worst <= limit and not missing:
         if stays:
             return WeightedVerdict.WEIGHTED, []
-        return WeightedVerdict.UNDECIDED, ["the parameters fit, but the gradient leaves"]
+        return WeightedVerdict.UNDECIDED, ["the parameters fit, but the gradient leaves the manifold"]
     is_unequal = worst >= CERTAIN_FROM * limit
     why = [*missing, *([f"largest residual {worst:.1e}"] if worst > limit else [])]
     if leaves and (is_unequal or missing):
         return WeightedVerdict.NOT_WEIGHTED, why
-    unshown = "a batch would show whether they are taken apart" if seen is None else "the gradient shows nothing"
+    unshown = (
+        "a batch would show whether the gradient drives them apart"
+        if seen is None
+        else "the gradient shows no difference"
+    )
     return WeightedVerdict.UNDECIDED, [*why, unshown]
 
 
@@ -199,7 +205,7 @@ def fitted_multiples(params: Params, wiring: Wiring, clusters: Mapping[str, Clus
     Args:
         params: parameters.
         wiring: their wiring.
-        clusters: clusters of every space that has some.
+        clusters: clusters of every space that has clusters.
 
     Returns:
         Per space one factor for each unit: 1 for the largest, 0 for one whose incoming weights are all zero.
@@ -215,7 +221,7 @@ def fitted_multiples(params: Params, wiring: Wiring, clusters: Mapping[str, Clus
         largest = np.array([max(np.flatnonzero(ids == own), key=lambda unit: lengths[unit]) for own in ids])
         squares = lengths[largest] ** 2
         products = np.sum(rows * rows[largest], axis=1)
-        # Factors of rounding's size away from 0 and ±1 are these: signs and vanished units are exact.
+        # Factors within rounding of 0 or ±1 are set to these: signs and vanished units are exact.
         factors = np.divide(products, squares, out=np.zeros(len(ids)), where=squares > 0)
         nearest = np.round(factors)
         multiples[space] = tuple(np.where(np.abs(factors - nearest) <= parameter_tolerance(params), nearest, factors))
@@ -232,7 +238,7 @@ def _relative(factors: tuple[float, ...], ids: np.ndarray) -> tuple[float, ...]:
 def _totals(
     label: Label, array: np.ndarray, clusters: Mapping[str, Clusters], multiples: Mapping[str, tuple[float, ...]]
 ) -> np.ndarray:
-    """What an array adds up to for its writers where it reads clusters whose factors are known: the rest is free."""
+    """The totals over clusters that an array reads, weighted by their factors; the other entries are free."""
     for axis, space, _ in label.unit_axes(multiples, is_read=True):
         factors = along(np.asarray(multiples[space]), axis, array.ndim)
         squares = mean_over_clusters(np.square(factors), axis, clusters[space])
@@ -244,7 +250,7 @@ def _totals(
 def _residuals(
     params: Params, wiring: Wiring, spaces: set[str], normals: CloneNormals
 ) -> dict[str, tuple[float, float]]:
-    """Per array, the largest incoming and outgoing departure of a unit, relative to the unit's own slice."""
+    """Per array, the largest incoming and outgoing deviation of a unit, relative to the unit's own slice."""
     names = ["/".join(path) for path in tree_paths(params)]
     parts = [jax.tree.leaves(part.project(params)) for part in (normals.incoming, normals.outgoing)]
     residuals = {}
@@ -279,14 +285,14 @@ def _missing(wiring: Wiring, space: str, factors: tuple[float, ...]) -> str:
     if has_signs and not entry.is_odd:
         return f"{space}: activation {entry.name} {_unless_known(entry.is_odd, 'odd')}"
     if has_signs and _is_read_through_something(wiring, space):
-        return f"{space}: something that need not be odd may stand between its activation and what reads it (pooling)"
+        return f"{space}: an operation that need not be odd (pooling) may stand between its activation and its readers"
     if 0.0 in factors and not entry.is_zero_at_zero:
         return f"{space}: activation {entry.name} is not 0 at 0, so a unit without weights is not silent"
     return ""
 
 
 def _is_read_through_something(wiring: Wiring, space: str) -> bool:
-    """Whether some array that reads a space does not say that it reads the activations of its only site."""
+    """Whether some array that reads a space does not name the space's only site as its source."""
     labels, sites = dict(wiring.labels), wiring.sites_of(space)
     return any((labels[path].source,) != sites for path, _ in wiring.outgoing(space))
 

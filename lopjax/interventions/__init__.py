@@ -1,11 +1,11 @@
-"""Interventions: what acts on a network after the optimizer has, on every architecture, through the wiring.
+"""Interventions: changes to a network after the optimizer's step, on every architecture, through the wiring.
 
-Each is made by a function of numbers, which may be traced, so that lanes with other settings share one program:
+Each is made by a function of numbers, which may be traced, so that lanes with different settings share one program:
 
 state = start_intervention(redo(threshold=0.1, every=1000), setting, state)
 state, report = intervene(redo(threshold=0.1, every=1000), setting, state, observed, key, step)
 
-A new one is a module, its name here, and its row in `EXAMPLES`: with that the conformance suite holds it to its
+A new intervention is a module, its name here, and its row in `EXAMPLES`, with which the conformance suite tests its
 promises on every architecture.
 """
 
@@ -69,12 +69,12 @@ __all__ = [
 
 
 class Example(NamedTuple):
-    """An intervention at numbers with which it acts within a few steps where a unit of every space is silent.
+    """An intervention with settings at which it acts within a few steps if a unit of every space is silent.
 
     Attributes:
-        make: makes it.
-        promises: the names of the promises of `lopjax.testing.Property` that it makes; empty for all.
-        without: those that it does not make, of all.
+        make: function that makes the intervention.
+        promises: names of the properties of `lopjax.testing.Property` that it promises; empty for all.
+        without: names of those that it does not promise, if it promises the others.
     """
 
     make: Callable[[], Intervention]
@@ -85,12 +85,12 @@ class Example(NamedTuple):
 EXAMPLES: Mapping[str, Example] = MappingProxyType(
     {
         "redo": Example(lambda: redo(0.0, 3), without=("UTILITIES",)),
-        # It moves a running mean into biases; a unit that has just died no longer gives that mean.
+        # It moves a running mean into biases; a unit that has just died no longer has that mean.
         "continual_backprop": Example(lambda: continual_backprop(0.05, 0.99, 2), without=("JUST_DIED",)),
         "self_normalized_resets": Example(lambda: self_normalized_resets(0.9, 3), without=("UTILITIES",)),
         "regrama": Example(lambda: regrama(0.05, 3), without=("UTILITIES",)),
         "cpr": Example(lambda: cpr(0.1, 3), ("SLICES", "AGEING", "NOTHING_ELSE", "KEYS")),
-        # What touches no unit by choice: the promises that any step can keep.
+        # For interventions that choose no units: the promises that any step can keep.
         "reset_optimizer": Example(lambda: reset_optimizer(3), ("AGEING", "KEYS")),
         "from_optax": Example(lambda: from_optax(shrink_and_perturb(0.9, 0.1, seed=0, every=3)), ("AGEING",)),
         "fire": Example(lambda: fire(every=3), ("AGEING", "NOTHING_ELSE", "KEYS")),
@@ -99,7 +99,8 @@ EXAMPLES: Mapping[str, Example] = MappingProxyType(
             without=("FUNCTION", "JUST_DIED", "OUTGOING", "STATISTICS", "UTILITIES"),
         ),
         "wake_dead_units": Example(lambda: wake_dead_units(3), without=("UTILITIES",)),
-        # Any pair is near enough, and any price is paid: what it promises of clones is tested with clones.
+        # At these settings any pair is near enough and any cost allowed; its promises about clones are tested with
+        # clones.
         "split_clones": Example(
             lambda: split_clones(10.0, every=3, loss_tolerance=1e9, num_steps=4), ("AGEING", "NOTHING_ELSE", "KEYS")
         ),

@@ -1,4 +1,4 @@
-"""What units do on a batch, over all sites of their space, and how large the weights are that write and read them."""
+"""Activity of units on a batch, over all sites of their space, and the magnitudes of their weights."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ PerUnit = Float[Array, " units"]
 
 
 def over_sites(wiring: Wiring, taps: Taps, space: str, of: Callable[[Tap], jax.Array]) -> Shaped[Array, "sites units"]:
-    """A number per unit at each site that writes the space: a residual stream has many, a plain layer one."""
+    """One number per unit at each site that writes the space: a residual stream has many sites, a plain layer one."""
     return jnp.stack([of(taps[site]) for site in wiring.sites_of(space)])
 
 
@@ -30,7 +30,7 @@ def mean_magnitude(tap: Tap) -> PerUnit:
 def weight_magnitude(
     wiring: Wiring, tree: PyTree, wanted: In | Out, reduce: Callable[..., jax.Array]
 ) -> Float[Array, "arrays units"]:
-    """A number per unit of each weight array with that axis, over its other axes, of the magnitudes.
+    """For each weight array with that axis, the magnitudes reduced over its other axes: one number per unit.
 
     Weight arrays are those that read a space: biases, positions and scales of norms do not count.
 
@@ -50,6 +50,6 @@ def weight_magnitude(
 
 
 def relative(scores: Float[Array, "rows units"]) -> Float[Array, "rows units"]:
-    """Each row over its mean; a row of zeros stays one."""
+    """Each row divided by its mean; a row of zeros is left unchanged."""
     mean = jnp.mean(scores, axis=-1, keepdims=True)
     return scores / jnp.where(mean == 0, 1, mean)

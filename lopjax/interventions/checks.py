@@ -1,4 +1,4 @@
-"""What interventions refuse, before anything is compiled."""
+"""Checks that interventions make before anything is compiled."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def spaces_of(wiring: Wiring, spaces: Spaces) -> tuple[str, ...]:
     """
     if isinstance(spaces, str):
         raise ValueError(f"spaces={spaces!r}: must be a sequence of names, such as [{spaces!r}]")
-    # The width of an attention head is observed nowhere: its units are reset with their head.
+    # The width of an attention head is not observed anywhere: its units are reset with their head.
     chosen = wiring.cloned_by_default if spaces is None else tuple(spaces)
     for space in chosen:
         wiring.size(space)
@@ -42,7 +42,7 @@ def spaces_of(wiring: Wiring, spaces: Spaces) -> tuple[str, ...]:
 
 
 def check_state(setting: Setting, state: TrainState) -> None:
-    """Refuse a state of another optimizer: its moments could not be cleared.
+    """Refuse a state of a different optimizer, whose moments could not be cleared.
 
     Raises:
         ValueError: structure, shapes or types are not those of `setting.optimizer.init`.
@@ -53,13 +53,13 @@ def check_state(setting: Setting, state: TrainState) -> None:
     trees = [jax.tree.structure(tree) for tree in (expected, state.opt_state)]
     if trees[0] != trees[1] or _shapes(expected) != _shapes(state.opt_state):
         raise ValueError(
-            "opt_state is not a state of this optimizer: its structure, shapes or types are others; make it with "
+            "opt_state is not a state of this optimizer: its structure, shapes or types differ; make it with "
             "lopjax.training.init_state(variables, optimizer), one network at a time (vmap over several)"
         )
 
 
 def check_every(every: Any, name: str = "every") -> None:
-    """Refuse a number of steps that is not a positive integer; a traced one passes."""
+    """Refuse a number of steps that is not a positive integer; traced values pass."""
     if isinstance(every, Tracer):
         return
     number = np.asarray(every)
@@ -68,7 +68,7 @@ def check_every(every: Any, name: str = "every") -> None:
 
 
 def is_due(step: Int[ArrayLike, ""], every: Int[ArrayLike, ""]) -> Bool[Array, ""]:
-    """Whether a method that acts after every so many steps acts after this one: first after `every` of them."""
+    """Whether a method that acts every `every` steps acts after this one; the first time is after `every` steps."""
     return (jnp.asarray(step) + 1) % every == 0
 
 
@@ -76,7 +76,7 @@ def is_start(observed: Observed, name: str) -> Bool[Array, ""]:
     """Whether this is the first step of a task.
 
     Raises:
-        ValueError: the stream does not say.
+        ValueError: the stream does not provide task boundaries.
     """
     start = getattr(observed.task, "is_start", None)
     if start is None:
@@ -88,5 +88,5 @@ def is_start(observed: Observed, name: str) -> Bool[Array, ""]:
 
 
 def _shapes(tree: Any) -> list[tuple[tuple[int, ...], Any]]:
-    """Shapes and types: a moment in another precision would end the scan that it is carried through."""
+    """Shapes and types: a moment of a different dtype would break the scan that carries it."""
     return [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)]

@@ -1,4 +1,4 @@
-"""Move what a removed unit gave on average into the biases of what reads it."""
+"""Move the mean output of a removed unit into the biases of the arrays that read it."""
 
 from collections.abc import Mapping
 
@@ -11,9 +11,10 @@ from lopjax.wiring import In, Out, Path, Wiring, tree_paths
 
 
 def biases(wiring: Wiring) -> dict[Path, Path]:
-    """The bias beside each weight array that has one.
+    """The bias of each weight array that has one.
 
-    It is an array of the same module with the same output axes that reads nothing; modules with several are left out.
+    It is the array of the same module that has the same output axes and reads nothing; modules with several are
+    skipped.
     """
     biases_beside: dict[Path, Path] = {}
     for path, label in wiring.labels:
@@ -34,23 +35,23 @@ def move_means_into_biases(
     units: Mapping[str, Bool[Array, " units"]],
     means: Mapping[str, Float[Array, " units"]],
 ) -> Params:
-    r"""Add what chosen units give on average to the biases of what reads them: `b += sum over units of mean * w_out`.
+    r"""Add the mean outputs of chosen units to the biases of their readers: `b += sum over units of mean * w_out`.
 
-    Done where the wiring says that a weight array reads the units' site directly (`Label.source`) and there is a bias
-    beside it. Behind batch norm nothing is lost without it in train mode, as the norm takes means away; in eval mode
-    its running mean has to follow. Where pooling, a layer norm or a residual sum stands between, the mean at the site
-    is not what is read, and nothing is moved.
+    Done where the wiring says that a weight array reads the units' site directly (`Label.source`) and has a bias.
+    Before a batch norm this is unnecessary in train mode, since the norm removes means; in eval mode its running mean
+    has to adapt. Where pooling, a layer norm or a residual sum stands between, the mean at the site is not what is
+    read, and nothing is moved.
 
-    A convolution adds it at every position, so at the border, where part of the kernel reads zeros, too much.
+    A convolution adds it at every position, which is too much at the border, where part of the kernel reads zeros.
 
     Args:
         wiring: wiring of the network.
-        params: parameters; outgoing weights as they are before they are zeroed.
-        units: by space, which.
+        params: parameters, with outgoing weights not yet set to zero.
+        units: by space, the chosen units.
         means: by space, mean activations.
 
     Returns:
-        Parameters in which some biases differ.
+        Parameters with changed biases.
     """
     paths, (leaves, structure) = tree_paths(params), jax.tree.flatten(params)
     place: dict[Path, int] = {("params", *path): index for index, path in enumerate(paths)}
@@ -60,7 +61,7 @@ def move_means_into_biases(
         for space, chosen in units.items():
             if In(space) in label.axes and label.source in wiring.sites_of(space):
                 activation = jnp.where(chosen, means[space], 0).astype(leaves[place[bias]].dtype)
-                # Axes in front of the outputs, the unit's own and kernel offsets, are summed over.
+                # The axes before the outputs (the unit's own and kernel offsets) are summed over.
                 moved = jnp.moveaxis(leaves[place[path]], label.axes.index(In(space)), 0)
                 total = jnp.tensordot(activation, moved, 1)
                 surplus = total.ndim - leaves[place[bias]].ndim
@@ -69,7 +70,7 @@ def move_means_into_biases(
 
 
 def zero_biases(wiring: Wiring, params: Params, incoming: PyTree) -> Params:
-    """Set marked entries of the biases beside weight arrays to zero."""
+    """Set marked entries of the biases of weight arrays to zero."""
     chosen = set(biases(wiring).values())
     leaves, structure = jax.tree.flatten(params)
     masks = structure.flatten_up_to(incoming)

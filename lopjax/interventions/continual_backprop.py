@@ -1,4 +1,4 @@
-"""Continual backprop: the least useful of the mature units are replaced, a few at a time."""
+"""Continual backprop: replace the least useful of the mature units, a few at a time."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -26,13 +26,13 @@ UTILITIES = ("contribution", "adaptable_contribution")
 
 
 class Utilities(NamedTuple):
-    """What continual backprop remembers of the units of every space.
+    """State of continual backprop about the units of every space.
 
     Attributes:
-        utility: trace of the utility, not corrected; `(units,)` each.
-        mean: trace of the mean activation, not corrected.
-        age: steps since the unit was made, int32.
-        owed: replacements that are due, a number below 1 each: what is left when whole units are taken.
+        utility: trace of the utility without bias correction; `(units,)` each.
+        mean: trace of the mean activation without bias correction.
+        age: steps since the unit was created, int32.
+        owed: fraction of a replacement, below 1, that is carried over after whole units are replaced.
     """
 
     utility: PerSpace
@@ -42,7 +42,7 @@ class Utilities(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The numbers of the method."""
+    """Settings of the method."""
 
     rate: Any
     decay: Any
@@ -60,7 +60,7 @@ def continual_backprop(
     variant: Literal["paper", "official"] = "paper",
     spaces: Spaces = None,
 ) -> Intervention:
-    r"""Replace the least useful of the mature units, at a given rate.
+    r"""Replace the least useful of the mature units at a given rate.
 
     At every step the age of each unit grows by 1 and its utility is
 
@@ -68,31 +68,31 @@ def continual_backprop(
 
     with :math:`y = \overline{|h|} \sum |w_{out}|` (`"contribution"`; equation 1) or
     :math:`y = \overline{|h - \hat{\bar h}|}\; \overline{|w_{out}|} / \overline{|w_{in}|}`
-    (`"adaptable_contribution"`, of the published supervised runs), means over samples and entries,
+    (`"adaptable_contribution"`, used in the published supervised runs), with means over samples and entries and
     :math:`\hat{\bar h}` the corrected trace of the mean activation. Of the :math:`n` units of a space older than the
-    maturity, :math:`\rho n` are due; whole ones are replaced, lowest :math:`\hat u` first, and the rest is carried.
-    (The paper's pseudo-code replaces at most one per step and space; at its rates that is the same.) The new unit has
-    fresh incoming weights, zero outgoing ones, and age and utility 0; a weight between two units that are replaced at
-    one step is drawn, as by a loop over layers.
+    maturity, :math:`\rho n` are due; whole units are replaced, lowest :math:`\hat u` first, and the remainder is
+    carried over. (The paper's pseudo-code replaces at most one unit per step and space, which is the same at its
+    rates.) The new unit has fresh incoming weights, zero outgoing ones, and age and utility 0; a weight between two
+    units that are replaced in the same step is drawn anew, as in a loop over layers.
 
-    - `variant="paper"`: what the unit gave on average is moved into the biases behind it
-      (`move_means_into_biases`); the optimizer forgets its slices, whatever it is.
-    - `variant="official"`: as the authors' code does. The mean is set to 0 before it is used, so nothing is moved;
-      outgoing magnitudes are means instead of sums (the same order of units); new biases are 0 instead of drawn; Adam's
-      moments are cleared, and step counts per weight (`lopjax.optim.adam_per_weight`), momentum is not.
+    - `variant="paper"`: the unit's mean output is moved into the biases of its readers (`move_means_into_biases`); the
+        optimizer's state for its slices is cleared, whatever the optimizer.
+    - `variant="official"`: follows the authors' code. The mean is set to 0 before it is used, so nothing is moved;
+        outgoing magnitudes are means instead of sums (units are ranked the same); new biases are 0 instead of drawn;
+        Adam's moments and per-weight step counts (`lopjax.optim.adam_per_weight`) are cleared, momentum is not.
 
-    A fresh unit starts with utility 0 and zero outgoing weights: if it is still the least useful when it is mature, it
-    is replaced again and again (`with_lifetimes` counts that). In a run no longer than the maturity, nothing is
-    ever replaced: `report.logs["mature"]` and `describe` say so.
+    A fresh unit starts with utility 0 and zero outgoing weights: if it is still the least useful when it reaches
+        maturity, it is replaced again and again (`with_lifetimes` counts this). In a run no longer than the maturity,
+        nothing is ever replaced; `report.logs["mature"]` and `describe` show this.
 
     In a space with several sites, activations are averaged over them; magnitudes are those of all weight arrays.
 
     Args:
-        rate: :math:`\rho` in [0, 1], units replaced per mature unit and step.
+        rate: :math:`\rho` in [0, 1], the number of units replaced per mature unit and step.
         decay: :math:`\eta` in [0, 1).
-        maturity: steps, at least 0.
-        utility: which.
-        variant: which.
+        maturity: number of steps, at least 0.
+        utility: name of the utility.
+        variant: name of the variant.
         spaces: unit spaces; None for all that can be reset.
 
     Returns:
@@ -142,7 +142,7 @@ def _act(
     key: jax.Array,
     step: Any,
 ) -> tuple[TrainState, Utilities, Report]:
-    """One step: everything is observed, and what is due is replaced."""
+    """One step: update all traces and replace the units that are due."""
     updated, ranks, means = _observe(settings, setting.model.wiring, own, state.variables["params"], observed)
     mature, owed, num_due, chosen = _due(settings, updated, ranks)
     is_any = jnp.any(jnp.array([jnp.any(units) for units in chosen.values()]))
@@ -155,7 +155,7 @@ def _act(
 
 
 def _due(settings: Settings, updated: Utilities, ranks: PerSpace) -> tuple[PerSpace, PerSpace, PerSpace, PerSpace]:
-    """Which units are mature, how many replacements are owed, how many of them are whole, and which units they take."""
+    """Which units are mature, how many replacements are owed, how many of those are whole, and the chosen units."""
     mature = {space: age > settings.maturity for space, age in updated.age.items()}
     owed = {space: left + settings.rate * jnp.sum(mature[space]) for space, left in updated.owed.items()}
     num_due = {space: jnp.floor(number) for space, number in owed.items()}
@@ -173,14 +173,14 @@ def _report(mature: PerSpace, chosen: PerSpace) -> Report:
 def lowest(
     ranks: Float[Array, " units"], eligible: Bool[Array, " units"], number: Float[ArrayLike, ""]
 ) -> Bool[Array, " units"]:
-    """The eligible units of lowest rank, so many; equal ones by index."""
+    """The given number of eligible units of lowest rank; ties are broken by index."""
     order = jnp.argsort(jnp.where(eligible, ranks, jnp.inf))
     position = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
     return eligible & (position < number)
 
 
 def corrected(trace: Float[Array, " units"], decay: Any, age: Int32[Array, " units"]) -> Float[Array, " units"]:
-    r"""A trace that started from 0, over :math:`1 - \eta^{age}`; the difference is taken without cancellation."""
+    r"""A trace that started from 0, divided by :math:`1 - \eta^{age}`, which is computed without cancellation."""
     weight = -jnp.expm1(age * jnp.log(jnp.asarray(decay, trace.dtype)))
     return trace / jnp.where(weight == 0, 1, weight)
 
@@ -231,7 +231,7 @@ def _replace(
 
 
 def _renewed(updated: Utilities, chosen: PerSpace, owed: PerSpace, whole: PerSpace) -> Utilities:
-    """Replaced units start anew, and what was taken is no longer owed."""
+    """Traces of replaced units start anew, and the replacements made are no longer owed."""
 
     def zeroed(tree: PerSpace) -> PerSpace:
         return {space: jnp.where(chosen[space], 0, values) for space, values in tree.items()}

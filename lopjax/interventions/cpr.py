@@ -1,4 +1,4 @@
-"""CPR: weights drift back to a fresh draw, the more so the less a unit learns."""
+"""CPR: weights are pulled towards a fresh draw, more strongly the less a unit learns."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,17 +23,17 @@ STEEPNESS = 16.0
 def cpr(
     strength: ArrayLike = 0.015, every: ArrayLike = 1000, decay: ArrayLike = 0.99, spaces: Spaces = None
 ) -> Intervention:
-    r"""Move the weights of units that learn little towards a fresh draw, every so many steps.
+    r"""Move the weights of units that learn little towards a fresh draw, at regular intervals.
 
     The utility of a unit is a trace of its gradient score (`gradient_scores`, whose mean over a layer is 1),
-    :math:`u \leftarrow \eta u + (1-\eta) s`, from 1. At every :math:`F`-th step
+    :math:`u \leftarrow \eta u + (1-\eta) s`, started at 1. At every :math:`F`-th step
 
     .. math:: w_{in} \leftarrow (1-\rho f) w_{in} + \rho f w_{init}, \qquad w_{out} \leftarrow (1-\rho f) w_{out},
         \qquad f = \min(2 \sigma(-16 (u - 1)), 1)
 
-    with :math:`w_{init}` drawn anew from the law of each array; then all utilities are 1 again. Biases and parameters
-    of norms are kept, and so is all that the optimizer remembers. There is no correction of the trace, and none is
-    needed: it starts from the mean.
+    with :math:`w_{init}` drawn anew from the initial distribution of each array; then all utilities are reset to 1.
+    Biases and norm parameters are kept, and so is the optimizer's state. The trace needs no bias correction, because it
+    starts at the mean.
 
     Args:
         strength: :math:`\rho` in [0, 1].
@@ -87,12 +87,12 @@ def cpr(
 
 
 def pull(utility: Float[Array, " units"]) -> Float[Array, " units"]:
-    """`f = min(2 sigmoid(-16 (u - 1)), 1)`: 1 up to the mean of the layer, then falling."""
+    """`f = min(2 sigmoid(-16 (u - 1)), 1)`: 1 up to the mean of the layer, and decreasing beyond it."""
     return jnp.minimum(2 * jax.nn.sigmoid(-STEEPNESS * (utility - 1)), 1)
 
 
 def _moved(share: Mapping[str, Any], label: Label, leaf: jax.Array, fresh: jax.Array) -> jax.Array:
-    """One array: towards the draw along output axes, then towards zero along input axes."""
+    """One array, moved towards the draw along output axes, then towards zero along input axes."""
     if not label.reads():
         return leaf
     moved = leaf

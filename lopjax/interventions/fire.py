@@ -1,4 +1,4 @@
-"""FIRE: kernels are replaced by the nearest matrices with equal singular values."""
+"""FIRE: replace kernels by the nearest matrices with equal singular values."""
 
 from collections.abc import Sequence
 from math import prod
@@ -28,31 +28,32 @@ def fire(
     every: ArrayLike | None = None,
     arrays: Sequence[str] | None = None,
 ) -> Intervention:
-    r"""Make every kernel a multiple of an isometry, as close to itself as one can be, where a task starts.
+    r"""At the start of a task, replace every kernel by the nearest multiple of an isometry.
 
     For a kernel X of `inputs x units`: :math:`X_0 = X / \lVert X \rVert_F`,
     :math:`X \leftarrow 1.5 X - 0.5 X X' X` ten times, then times :math:`\sqrt{units / inputs}` and, for a convolution,
-    whose positions are matrices of their own, divided by their number. The function changes; a dead unit may stay dead,
-    as its incoming weights are not drawn anew. Singular values of 0 stay 0 (and small ones grow by 1.5 per iteration):
-    exact clones stay clones, a small difference between them is magnified.
+    in which every position is a separate matrix, divided by the number of positions. The function changes; a dead unit
+    may stay dead, since its incoming weights are not drawn anew. Singular values of 0 stay 0, and small ones grow by a
+    factor of 1.5 per iteration: exact clones stay clones, but a small difference between clones is magnified.
 
-    A kernel with positions is a convolution where what it writes has positions too; a dense layer behind a flattened
-    map is one matrix. In a network with attention heads the published code acts on queries and keys alone, and so
-    does this one, on all heads of a layer as one matrix. Biases, norms and the optimizer's state are kept.
+    A kernel with positions is a convolution if its output has positions too; a dense layer after flattening is one
+    matrix. In a network with attention heads the published code acts on queries and keys alone, and so does this one,
+    on all heads of a layer as one matrix. Biases, norms and the optimizer's state are kept.
 
     Args:
         strength: :math:`\alpha` in [0, 1] of the published code: the new kernel is
             :math:`(1 - \alpha) X + \alpha X_{10}`; 1 in the paper.
         num_iterations: number of Newton-Schulz iterations.
-        every: act after every so many steps instead of at the first step of every task.
-        arrays: act on kernels with one of these names in their path; by default all, or with heads "query" and "key".
+        every: act every this many steps instead of at the first step of every task.
+        arrays: act on kernels with one of these names in their path; by default on all or, in a network with heads, on
+            "query" and "key".
 
     Returns:
         The intervention; it has no state of its own.
 
     Raises:
         ValueError: a number out of range; on `init`, no kernel of these names, or a state of another optimizer; on
-            `apply`, a stream that hides where tasks start, without `every`.
+            `apply`, a stream without task boundaries, if `every` is not given.
 
     References:
         Han et al., arXiv 2602.08040, algorithm 1; isaac7778/FIRE, `vision/interventions/fire.py`.
@@ -78,7 +79,7 @@ def fire(
 
         new = jax.lax.cond(due, act, lambda params: params, params)
         pairs = zip(jax.tree.leaves(new), jax.tree.leaves(params), strict=True)
-        # With strength 0, or where all kernels are 0, nothing moves, and the report must not say that it did.
+        # With strength 0, or if all kernels are 0, nothing changes, and the report must say so.
         has_moved = jax.lax.cond(due, lambda: jnp.any(jnp.stack([jnp.any(a != b) for a, b in pairs])), lambda: due)
         state = state._replace(variables={**state.variables, "params": new})
         written = _spaces_of_kernels(wiring, params, arrays)
@@ -97,7 +98,7 @@ def isometric(
     num_iterations: int = 10,
     arrays: Sequence[str] | None = None,
 ) -> Params:
-    """The parameters after FIRE; arguments as in `fire`, `taps` (or their shapes) say which kernels slide."""
+    """The parameters after FIRE; arguments as in `fire`; `taps` (or shapes) show which kernels are convolutions."""
     labels, leaves = wiring.labels_of(params), jax.tree.leaves(params)
     kinds = jax.tree.leaves(matrix_axes(wiring, params, by_head=False), is_leaf=_is_kind)
     chosen = _chosen(wiring, params, arrays)
@@ -118,7 +119,7 @@ def isometric(
 
 
 def newton_schulz(matrices: Float[Array, "batch m n"], num_iterations: int) -> Float[Array, "batch m n"]:
-    """`X / |X|`, then `1.5 X - 0.5 X X' X` so many times: singular values go to 1, or stay 0. A matrix of 0 stays."""
+    """`X / |X|`, then `1.5 X - 0.5 X X' X` repeatedly: singular values go to 1, or stay 0. Zero matrices stay zero."""
     size = jnp.linalg.norm(matrices, axis=(1, 2), keepdims=True)
     x = matrices / jnp.where(size > 0, size, 1)
     is_wide = x.shape[2] > x.shape[1]
@@ -129,7 +130,7 @@ def newton_schulz(matrices: Float[Array, "batch m n"], num_iterations: int) -> F
 
 
 def _chosen(wiring: Wiring, params: Params, arrays: Sequence[str] | None) -> list[bool]:
-    """Which arrays are acted on, in the order of the leaves."""
+    """Which arrays are changed, in the order of the leaves."""
     kinds = jax.tree.leaves(matrix_axes(wiring, params), is_leaf=_is_kind)
     has_heads = any(kind is not None and kind.batch for kind in kinds)
     names = QUERIES_AND_KEYS if arrays is None and has_heads else arrays
@@ -145,14 +146,14 @@ def _chosen(wiring: Wiring, params: Params, arrays: Sequence[str] | None) -> lis
 
 
 def _spaces_of_kernels(wiring: Wiring, params: Params, arrays: Sequence[str] | None) -> tuple[str, ...]:
-    """The spaces that kernels which are acted on write: all their units change."""
+    """The spaces written by the chosen kernels: all their units change."""
     labels = zip(wiring.labels_of(params), _chosen(wiring, params, arrays), strict=True)
     written = {space for label, is_chosen in labels if is_chosen for space in label.writes()}
     return tuple(space for space in wiring.cloneable if space in written)
 
 
 def _slides(wiring: Wiring, taps: Taps, label: Label) -> bool:
-    """Whether what a kernel writes has positions: then it is a convolution, not a layer behind a flattened map."""
+    """Whether a kernel's output has positions: then it is a convolution, not a layer after flattening."""
     own = () if label.site is None or label.site not in taps else (label.site,)
     sites = own or tuple(site for space in label.writes() for site in wiring.sites_of(space))
     return bool(sites) and len(jnp.shape(taps[sites[0]].pre)) > 2

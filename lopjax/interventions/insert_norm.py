@@ -1,4 +1,4 @@
-"""Putting a norm into a trained network without a change of what it computes."""
+"""Inserting a norm into a trained network without changing its function."""
 
 import importlib
 from math import prod
@@ -13,16 +13,16 @@ from lopjax.models.norms import BatchNorm
 from lopjax.wiring import Path, Wiring, tree_paths
 
 ROUNDING = 1e4
-"""What a norm that undoes itself may add to a logit, in units of eps times the largest logit."""
+"""Largest change of a logit by a norm that undoes itself, in units of eps times the largest logit."""
 
 
 class _Norm(NamedTuple):
-    """One norm that is new.
+    """One inserted norm.
 
     Attributes:
-        module: where it is, without the collection.
-        samples: over how many numbers it averages on the batch.
-        bias: what the layer in front of it had for a bias and has no more, `(units,)` or 0.
+        module: path of its module, without the collection.
+        samples: how many numbers it averages over on the batch.
+        bias: the bias that the layer before it had and no longer has, `(units,)` or 0.
     """
 
     module: Path
@@ -31,30 +31,33 @@ class _Norm(NamedTuple):
 
 
 def insert_norm(model: Model, variables: Variables, batch: Any, norm: str = "batch") -> tuple[Model, Variables]:
-    r"""The network with batch norms where its architecture has them, computing in eval mode what it computed before.
+    r"""The network with batch norms where its architecture has them and, in eval mode, the same function as before.
 
-    A norm that a network should have had from the start (arXiv 2510.00304 finds that it prevents much of the loss of
-    plasticity), put in afterwards. Each batch norm gets the mean :math:`\mu` and variance v of its input on the batch
-    for its running statistics, the scale :math:`\sqrt{v + \epsilon}` and the offset :math:`\mu`, so that it undoes
-    itself in eval mode, whatever the batch. From then on training sees it: in train mode the statistics are those of
-    the minibatch, as for any batch norm.
+    This inserts a norm that a network should have had from the start (arXiv 2510.00304 finds that it prevents much of
+    the loss of plasticity). Each batch norm gets the mean :math:`\mu` and variance v of its input on the batch for its
+    running statistics, the scale :math:`\sqrt{v + \epsilon}` and the offset :math:`\mu`, so that it undoes itself in
+    eval mode, whatever the batch. From then on it affects training: in train mode the statistics are those of the
+    minibatch, as for any batch norm.
 
-    Layer norm cannot be put in so: it divides every sample by a spread of its own, and no scale and offset undo that.
+    A layer norm cannot be inserted in this way: it divides each sample by its own standard deviation, which no scale
+        and offset can undo.
 
     Args:
         model: a network whose constructor has an argument `norm`, which is "none": those of `lopjax.models`, and others
             that are `lopjax.models.recorded`.
         variables: its variables.
-        batch: inputs, or `(inputs, labels)`; more samples make better statistics, the function is kept with any.
+        batch: inputs, or `(inputs, labels)`; more samples give better statistics; the function is preserved with any
+            number.
         norm: "batch".
 
     Returns:
         The new network, and its variables: the old parameters and the norms. A bias that the architecture has only
-        without norms is in the offset of the norm behind it. The state of an optimizer has to be made anew.
+            without norms is absorbed by the offset of the norm that follows it. The state of an optimizer has to be
+            initialised again.
 
     Raises:
-        ValueError: the network does not say how it was made, or has a norm; "layer", or an unknown norm; logits that
-            would change by more than rounding, because the architecture changes otherwise with its norm.
+        ValueError: a network that does not record how it was made, or has a norm; "layer" or an unknown norm; logits
+            that would change by more than rounding, because the architecture differs in more than its norm.
     """
     inputs = jnp.asarray(batch[0] if isinstance(batch, tuple) else batch)
     new_model = _with_batch_norm(model, norm)
@@ -62,14 +65,14 @@ def insert_norm(model: Model, variables: Variables, batch: Any, norm: str = "bat
 
     @jax.jit
     def seen(params: Any) -> Any:
-        """Mean and unbiased variance of the input of every norm; what a norm changes in train mode its scale undoes."""
+        """Mean and unbiased variance of the input of every norm; in train mode each scale undoes its norm."""
         shapes = jax.eval_shape(new_model.init, jax.random.key(0))["batch_stats"]
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         after = new_model.apply({"params": params, "batch_stats": nothing}, inputs, train=True, dropout_rate=0.0)[1]
         return jax.tree.map(lambda leaf: leaf / (1 - BatchNorm.momentum), after["batch_stats"])
 
     statistics = seen(params)
-    for _ in norms:  # Each pass puts at least one more norm right, the first in the order of the forward pass.
+    for _ in norms:  # Each pass fixes at least one more norm, the next in the order of the forward pass.
         old, statistics = statistics, seen(_undoing(params, statistics, norms, is_biased=True))
         if all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(statistics), strict=True)):
             break
@@ -91,7 +94,7 @@ def _with_batch_norm(model: Model, norm: str) -> Model:
     arguments = dict(model.constructor.arguments)
     if arguments.get("norm") != "none":
         raise ValueError(
-            f"the network was made with norm={arguments.get('norm')!r}: must be 'none', or there is no place"
+            f"the network was made with norm={arguments.get('norm')!r}: must be 'none' for one to be inserted"
         )
     module, _, name = model.constructor.make.partition(":")
     affine = {"affine": True} if "affine" in arguments else {}
@@ -100,7 +103,7 @@ def _with_batch_norm(model: Model, norm: str) -> Model:
 
 
 def _start(model: Model, new_model: Model, variables: Variables, inputs: jax.Array) -> tuple[Any, list[_Norm]]:
-    """Parameters of the new network, its norms at scale 1 and offset 0, and what is to be known of each norm."""
+    """Parameters of the new network, with its norms at scale 1 and offset 0, and the facts about each norm."""
     old = dict(zip(tree_paths(variables["params"]), jax.tree.leaves(variables["params"]), strict=True))
     shapes = jax.eval_shape(new_model.init, jax.random.key(0))["params"]
     paths, dtype = tree_paths(shapes), jnp.result_type(*old.values())
@@ -121,7 +124,7 @@ def _norm(wiring: Wiring, old_wiring: Wiring, module: Path, taps: Any, lost: dic
     label = dict(wiring.labels)[("params", *module, "offset")]
     site = label.site if label.site in taps else wiring.sites_of(label.writes()[0])[0]
     labels = dict(old_wiring.labels)
-    # The bias of the layer in front of the norm: it shares the module around both.
+    # The bias of the layer before the norm: both are in the same module.
     biases = [
         leaf
         for path, leaf in lost.items()

@@ -1,4 +1,4 @@
-"""How long recycled units live: a method may replace the same fresh unit again and again."""
+"""Lifetimes of recycled units: a method may replace the same fresh unit again and again."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ class Lifetimes(NamedTuple):
 
     Attributes:
         born: step at which each unit was last replaced, int32 `(units,)`; -1 for an original one.
-        deaths: how many recycled units were replaced again after 2**k to 2**(k + 1) - 1 steps, int32 `(31,)`.
+        deaths: number of recycled units that were replaced again after 2**k to 2**(k + 1) - 1 steps, int32 `(31,)`.
     """
 
     born: dict[str, jax.Array]
@@ -30,10 +30,10 @@ class Survival(NamedTuple):
     """A survival curve of recycled units (Kaplan-Meier).
 
     Attributes:
-        steps: ends of its intervals, 2, 4, 8, ....
+        steps: end points of its intervals, 2, 4, 8, ....
         share: fraction of recycled units that have not been replaced again by then.
-        at_risk: how many were observed for as long as the interval's beginning.
-        deaths: how many were replaced again within it.
+        at_risk: number of units observed until at least the interval's beginning.
+        deaths: number of units replaced again within the interval.
     """
 
     steps: np.ndarray
@@ -43,20 +43,21 @@ class Survival(NamedTuple):
 
 
 def with_lifetimes(intervention: Intervention) -> Intervention:
-    """The same intervention, which also logs how long the units live that it touches.
+    """The same intervention, which also logs the lifetimes of the units that it replaces.
 
-    Its reports have in `logs`: `replaced`, units touched at this step; `replaced_again`, those of them that it had
-    touched before; `lifetime`, the sum of steps that these have lived. Over a run, `replaced_again / replaced` near 1
-    with short lifetimes is churn: the same fresh units are thrown away, and the others are never reached.
+    Its reports have in `logs`: `replaced`, the number of units replaced in this step; `replaced_again`, those of them
+        that had been replaced before; `lifetime`, the sum of their lifetimes in steps. Over a run, `replaced_again /
+        replaced` near 1
+    with short lifetimes is churn: the same fresh units are discarded again and again, and the others are never reached.
 
     Args:
-        intervention: one whose reports name the units that it replaces.
+        intervention: an intervention whose reports name the units that it replaces.
 
     Returns:
         The intervention; its state is `(own, Lifetimes)`.
 
     Raises:
-        ValueError: no intervention.
+        ValueError: the argument is not an intervention.
     """
     if not isinstance(intervention, Intervention):
         raise ValueError(f"intervention={intervention!r}: must be an Intervention, such as redo()")
@@ -95,12 +96,12 @@ def _counted(lifetimes: Lifetimes, report: Report, step: Int[ArrayLike, ""]) -> 
 
 
 def survival(lifetimes: Lifetimes, step: int, space: str | None = None) -> Survival:
-    """Survival of recycled units until step `step`; those that still live are censored at their age.
+    """Survival of recycled units until step `step`; units still alive are censored at their age.
 
     Args:
         lifetimes: lifetimes of one network, from the second part of the intervention's own state.
         step: number of the last step.
-        space: one unit space; None for all together.
+        space: a unit space; None for all combined.
 
     Raises:
         ValueError: an unknown space.

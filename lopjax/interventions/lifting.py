@@ -19,15 +19,15 @@ def from_optax(
     """An optax transform that acts after the optimizer: `params += transform.update(seen, own, params)`.
 
     Args:
-        transform: what it returns is *added* to the parameters: that of `lopjax.optim.shrink_and_perturb` can be lifted
-            as it is, a gradient needs `optax.scale(-learning_rate)` behind it.
-        sees: what stands in the place of updates: "nothing", zeros, or "gradient", that of the step.
+        transform: its result is *added* to the parameters: `lopjax.optim.shrink_and_perturb` can be used directly,
+            while a gradient must be followed by `optax.scale(-learning_rate)`.
+        sees: the updates passed to it: zeros ("nothing") or the step's gradient ("gradient").
 
     Returns:
-        The intervention; its state is that of the transform. It touches no unit in particular.
+        The intervention; its state is that of the transform. It does not act on particular units.
 
     Raises:
-        ValueError: an unknown name, or no transform.
+        ValueError: an unknown name, or an argument that is not a transform.
 
     Example:
         >>> import optax

@@ -1,4 +1,4 @@
-"""What an optimizer remembers of chosen entries of the parameters: forgotten, for any chain of optax transforms."""
+"""Clearing an optimizer's state for chosen entries of the parameters, for any chain of optax transforms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,21 +19,21 @@ def forget(
     mask: PyTree,
     only: Callable[[Any], bool] | None = None,
 ) -> PyTree:
-    """Set what an optimizer remembers of marked entries to what it would be at the start of training.
+    """Reset an optimizer's state for marked entries to its values at the start of training.
 
-    Every part of the state that is a tree like the parameters is found by its structure, wherever it stands in a chain,
+    Every part of the state that is a tree like the parameters is found by its structure, wherever it is in a chain,
     inside `optax.masked`, `multi_transform` or `inject_hyperparams`; its marked entries become those of
-    `optimizer.init(params)`: zeros for moments, the anchor of an L2 penalty the new weights, the step sizes of Rprop
-    their first ones. Arrays with further leading axes (the memory of L-BFGS) and the factored second moments of
-    Adafactor count: of these a row or column is forgotten where all that it averages is marked. Numbers without an axis
-    of units, such as step counts, are kept.
+    `optimizer.init(params)`: zeros for moments, the new weights for the anchor of an L2 penalty, the initial step sizes
+        for Rprop. Arrays with further leading axes (the memory of L-BFGS) and the factored second moments of Adafactor
+        are included: of the latter a row or column is reset if everything that it averages is marked. Scalars, such as
+        step counts, are kept.
 
     Args:
-        optimizer: what made the state.
+        optimizer: the optimizer that made the state.
         opt_state: its state.
         params: the parameters as they are now.
-        mask: a tree like them, True where to forget.
-        only: limits it to those nodes of the state for which this is true.
+        mask: a tree like them, True on the entries to reset.
+        only: restricts the reset to nodes of the state for which this is true.
 
     Returns:
         The state with the same structure and shapes.
@@ -75,14 +75,14 @@ def _is_left_out(node: Any) -> bool:
 
 
 def _by_leaf(function: Callable[..., Any], node: Any, start: Any, masks: list[jax.Array]) -> Any:
-    """Map over trees like the parameters, some of whose arrays may be left out."""
+    """Map over trees like the parameters, from which some arrays may be missing."""
     leaves, structure = jax.tree.flatten(node, is_leaf=_is_left_out)
     starts = structure.flatten_up_to(start)
     return structure.unflatten([function(*args) for args in zip(leaves, starts, masks, strict=True)])
 
 
 def _restored(leaf: Any, start: Any, mask: jax.Array) -> Any:
-    """Marked entries of one array as at the start; arrays of another shape are kept."""
+    """One array with marked entries reset; arrays of another shape are kept."""
     if _is_left_out(leaf):
         return leaf
     shape = jnp.shape(leaf)

@@ -1,4 +1,4 @@
-"""Pairs of units that are, or nearly are, clones: their point of equality, and the directions that part them.
+"""Pairs of units that are clones or nearly so: where they would be equal, and the directions that separate them.
 
 A pair is a unit i, a unit j and a number c: unit i is c times unit j. On the manifold of such clones both the incoming
 and the outgoing parameters of i are c times those of j (c = 1 for plain clones, -1 for mirror twins of odd activations,
@@ -22,7 +22,7 @@ class Pair(NamedTuple):
         first: i.
         second: j.
         multiple: c.
-        is_near: whether it counts; what follows of a pair that does not is zero.
+        is_near: whether the pair counts; results for a pair that does not are zero.
     """
 
     first: Int[Array, ""]
@@ -32,10 +32,10 @@ class Pair(NamedTuple):
 
 
 class Place(NamedTuple):
-    """One axis on which the slices of a space's units lie.
+    """One axis that indexes the units of a space.
 
     Attributes:
-        leaf: number of the array in `jax.tree.leaves`.
+        leaf: index of the array in `jax.tree.leaves`.
         axis: its axis.
         is_outgoing: whether the array reads the space.
     """
@@ -46,11 +46,11 @@ class Place(NamedTuple):
 
 
 Rows = dict[str, list[Array]]
-"""By space, one slice for every place: coordinates of the directions that part a pair."""
+"""By space, one slice for every place: coordinates of the directions that separate a pair."""
 
 
 def places_of(wiring: Wiring, tree: PyTree, space: str) -> list[Place]:
-    """Where the slices of a space's units lie in a tree of parameters or variables.
+    """The axes that index a space's units in a tree of parameters or variables.
 
     Raises:
         ValueError: an array that both reads and writes the space: its two slices would overlap.
@@ -68,7 +68,7 @@ def places_of(wiring: Wiring, tree: PyTree, space: str) -> list[Place]:
 def merged(wiring: Wiring, tree: PyTree, space: str, pair: Pair) -> PyTree:
     """The nearest point at which the pair are clones: `(p_j + c p_i) / (1 + c²)` for j, c times that for i.
 
-    Outgoing parameters keep the sum `c a_i + a_j`, so the function changes as far as the incoming ones do.
+    The sum `c a_i + a_j` of outgoing parameters is kept, so the function changes only as far as the incoming ones do.
     """
     leaves, structure = jax.tree.flatten(tree)
     for leaf, axis, _ in places_of(wiring, tree, space):
@@ -81,7 +81,7 @@ def merged(wiring: Wiring, tree: PyTree, space: str, pair: Pair) -> PyTree:
 
 
 def zero_rows(wiring: Wiring, params: Params, spaces: tuple[str, ...]) -> Rows:
-    """Coordinates of no change at all."""
+    """Zero coordinates."""
     leaves = jax.tree.leaves(params)
     return {
         space: [
@@ -116,7 +116,7 @@ def outgoing_part(wiring: Wiring, params: Params, rows: Rows) -> Rows:
 
 
 def push_length(wiring: Wiring, params: Params, space: str, unit: Int[Array, ""]) -> Float[Array, ""]:
-    """Euclidean norm of one unit's outgoing parameters; of its incoming ones where it has none, as after a reset."""
+    """Euclidean norm of one unit's outgoing parameters or, if that is 0, as after a reset, of its incoming ones."""
     leaves = jax.tree.leaves(params)
 
     def norm(wanted: bool) -> Array:

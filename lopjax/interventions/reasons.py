@@ -1,4 +1,4 @@
-"""Why an intervention has done what it has: codes that fit in a log, and their sentences."""
+"""Why an intervention did or did not act: codes for the logs, and their sentences."""
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +15,23 @@ REASONS = (
     "no unit was old enough",
     "it would have changed the function by more than its tolerance",
     "no direction of descent leads away from the clones",
-    "it has started the optimizer anew",
+    "it has reset the optimizer",
     "it has left every parameter as it was",
 )
 """By code: `Report.reason`."""
 
 
 def reason_of(is_due: Bool[Array, ""], touched: dict[str, Bool[Array, " units"]]) -> Int32[Array, ""]:
-    """The code of a step on which chosen units are changed."""
+    """The code of a step that changes chosen units."""
     is_any = jnp.any(jnp.array([jnp.any(chosen) for chosen in touched.values()]))
     return jnp.where(is_due, jnp.where(is_any, CHANGED, NO_UNIT_CHOSEN), NOT_ITS_STEP).astype(jnp.int32)
 
 
 def describe(report: Report, step: int) -> str:
-    """One sentence about a report, off the device: what was done, to how many units, and why if nothing was.
+    """One sentence about a report, on the host: what was done, to how many units, or why nothing was done.
 
-    A method that waits until units are mature says how many are: one that never fires, because the run is shorter than
-    its maturity, is seen at once.
+    For a method that waits until units are mature it says how many are, so that a method that never acts, because the
+    run is shorter than the maturity, is noticed at once.
 
     Args:
         report: report about one network.

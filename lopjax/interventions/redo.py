@@ -19,21 +19,21 @@ from lopjax.training.steps import TrainState
 
 
 def redo(threshold: ArrayLike = 0.025, every: ArrayLike = 1000, spaces: Spaces = None) -> Intervention:
-    r"""Reset the units that are dormant on the batch of every so many steps.
+    r"""Reset the units that are dormant on the batch, at regular intervals.
 
     The score of a unit is its mean magnitude over the mean of the layer
     (`lopjax.metrics.dormant_scores`); units with :math:`s_j \le \tau` get new incoming weights and zero
-    outgoing ones, and the optimizer forgets both. A unit that is seen at several sites (a residual stream) has the
-    largest of its scores: it is dormant if it is so wherever it is seen.
+    outgoing ones, and the optimizer forgets both. A unit that is observed at several sites (a residual stream) has the
+    largest of its scores: it is dormant only if it is dormant at all of them.
 
-    The authors' code divides by the mean, as here, though the paper's text says that scores sum to 1; it repeats a mask
-    where it should tile it at a dense layer behind a flattened convolution, so that it resets other rows there; here
-    the wiring says which rows are a channel's.
+    The authors' code divides by the mean, as here, though the paper's text says that scores sum to 1. At a dense layer
+    after a flattened convolution, it repeats a mask that it should tile, and so resets the wrong rows; here the wiring
+    says which rows belong to a channel.
 
     Args:
-        threshold: :math:`\tau`, at least 0; 0 resets units that are zero on the whole batch. 0.025 is the default of
-            the authors' code, 0.1 that of their runs.
-        every: :math:`F`, steps between two resets, the first after :math:`F` steps.
+        threshold: :math:`\tau`, at least 0; 0 resets units that are zero on the whole batch. The authors' code has the
+            default 0.025; their runs used 0.1.
+        every: :math:`F`, the number of steps between two resets; the first is after :math:`F` steps.
         spaces: unit spaces; None for all that can be reset.
 
     Returns:

@@ -19,15 +19,16 @@ from lopjax.wiring import Out, Wiring
 
 
 def regrama(threshold: ArrayLike, every: ArrayLike = 1000, spaces: Spaces = None) -> Intervention:
-    r"""Reset the units whose incoming weights have small gradients, every so many steps.
+    r"""Reset the units whose incoming weights have small gradients, at regular intervals.
 
     The score of a unit is the mean magnitude of the gradient of its incoming weights over the mean of the same over the
-    layer (`gradient_scores`); units with a score of at most :math:`\tau` are reset as by `redo`. A layer
-    without any gradient is reset whole, unless the network has none at all: a batch that teaches nothing says nothing.
+    layer (`gradient_scores`); units with a score of at most :math:`\tau` are reset as by `redo`. A layer without any
+    gradient is reset entirely, unless the whole network has no gradient, since such a batch gives no information about
+    units.
 
     Args:
         threshold: :math:`\tau`, at least 0.
-        every: steps between two resets, the first after so many.
+        every: number of steps between two resets, and before the first.
         spaces: unit spaces; None for all that can be reset.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Self-normalized resets: a unit is reset when it has been silent for longer than it usually is."""
+"""Self-normalized resets: reset a unit that has been silent for longer than usual."""
 
 from typing import Any, NamedTuple
 
@@ -19,11 +19,11 @@ from lopjax.training.steps import TrainState
 
 
 class Silences(NamedTuple):
-    """How long units are silent, by space.
+    """Durations of silence of units, by space.
 
     Attributes:
         now: steps since the unit last fired, int32 `(units,)`.
-        record: how often a silence of g steps has ended, int32 `(units, longest)`; column g - 1.
+        record: number of silences that ended after g steps, int32 `(units, longest)`, in column g - 1.
     """
 
     now: dict[str, jax.Array]
@@ -33,16 +33,17 @@ class Silences(NamedTuple):
 def self_normalized_resets(percentile: ArrayLike = 0.99, longest: int = 128, spaces: Spaces = None) -> Intervention:
     r"""Reset units that have been silent for longer than a percentile of their own silences.
 
-    A unit fires on a batch if its pre-activation is positive somewhere. A silence of :math:`g` batches that ends is put
-    on the unit's record; a unit whose present silence is longer than the :math:`1-\eta` percentile of its record (the
-    smallest :math:`g` that so large a share does not exceed), or than `longest`, gets fresh incoming weights and
-    zero outgoing ones, and a record of its own. A unit with an empty record, one that always fires or is new, has
-    `longest` for threshold; the authors' code divides 0 by 0 there. Silences are counted in steps: of batches of one
-    size, the paper's count of examples is a multiple. In a space with several sites a unit fires if it does at any.
+    A unit fires on a batch if its pre-activation is positive somewhere. When a silence of :math:`g` batches ends, it is
+    added to the unit's record; a unit whose current silence is longer than the :math:`1-\eta` percentile of its record
+    (the smallest :math:`g` that at least this fraction of silences does not exceed), or than `longest`, gets fresh
+    incoming weights, zero outgoing ones and an empty record. For a unit with an empty record, because it always fires
+    or is new, the threshold is `longest`; the authors' code divides 0 by 0 there. Silences are counted in steps; for
+    batches of constant size, the paper's count of examples is a multiple of this. In a space with several sites a unit
+    fires if it does at any.
 
     Args:
         percentile: :math:`1-\eta` in [0, 1].
-        longest: :math:`\tau_{max}` in steps, a Python integer: the record has so many columns.
+        longest: :math:`\tau_{max}` in steps, a Python integer: the number of columns of the record.
         spaces: unit spaces; None for all that can be reset.
 
     Returns:
@@ -93,7 +94,7 @@ def self_normalized_resets(percentile: ArrayLike = 0.99, longest: int = 128, spa
 def listen(
     now: Int32[Array, " units"], record: Int32[Array, "units longest"], fires: Bool[Array, " units"]
 ) -> tuple[Int32[Array, " units"], Int32[Array, "units longest"]]:
-    """Silences and records after one more batch: where a silence ends it is put on record."""
+    """Silences and records after one more batch: a silence that ends is added to the record."""
     columns = jnp.arange(1, record.shape[1] + 1)
     ends = (fires & (now > 0))[:, None] & (columns[None] == jnp.minimum(now, record.shape[1])[:, None])
     return jnp.where(fires, 0, now + 1), record + ends.astype(record.dtype)
@@ -102,10 +103,10 @@ def listen(
 def is_overdue(
     now: Int32[Array, " units"], record: Int32[Array, "units longest"], percentile: ArrayLike
 ) -> Bool[Array, " units"]:
-    """Whether a silence is longer than the smallest that the given share of those on record does not exceed.
+    """Whether a silence is longer than the given percentile of those on record.
 
-    That is so if this share of the record is shorter than the silence: one sum, and no quantile. With an empty record
-    the threshold is `longest`, the number of columns.
+    It is if at least that fraction of the record is shorter than the silence, which takes one sum and no quantile. With
+    an empty record the threshold is `longest`, the number of columns.
     """
     columns = jnp.arange(1, record.shape[1] + 1)
     shorter = jnp.sum(jnp.where(columns[None] < now[:, None], record, 0), axis=1)

@@ -1,4 +1,4 @@
-"""Splitting clones without a change of the function: the smallest push that gradient descent can go on from."""
+"""Splitting clones without changing the function: a small push from which gradient descent drives them apart."""
 
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from lopjax.training.steps import TrainState
 
 
 class _Escape(NamedTuple):
-    """Coordinates of the kick of each space, how long they are together, and whether the loss falls that way."""
+    """Coordinates of the kick of each space, their total length, and whether the loss decreases along it."""
 
     rows: Rows
     sizes: Float[Array, " spaces"]
@@ -46,29 +46,29 @@ def split_clones(
     num_steps: int = 24,
     spaces: Spaces = None,
 ) -> Intervention:
-    r"""Part one pair of clones, leaving the function as it is: the next gradient tells them apart.
+    r"""Separate one pair of clones without changing the function, so that the next gradient differs between them.
 
-    Of every space the nearest pair by activations (`lopjax.detection.clone_distances`) is a candidate if it is
-    within `tolerance`. Moved to the nearest point at which they are clones, each has a block of second derivatives
-    :math:`M_j` for the changes that part them; candidates of different spaces do not couple, so Lanczos finds the
-    lowest eigenvector over all of them with one product for each step. The pair it belongs to is moved to its point
-    of equality, if that changes the loss by less than `loss_tolerance`, and its *outgoing* weights are pushed along the
-    outgoing part r of the eigenvector, :math:`(r, -c r)` for units that are (c, 1) times one another. What is added to
-    one is taken from the other, so no activation and no logit changes, whatever the size of the push; its gradient has
-    :math:`B_j r` on the incoming weights, and they part at the rate of the eigenvalue.
+    In every space the nearest pair by activations (`lopjax.detection.clone_distances`) is a candidate if it is within
+    `tolerance`. At the nearest point at which the two are clones, each pair has a block of second derivatives
+    :math:`M_j` for the changes that separate them; candidates of different spaces do not couple, so Lanczos finds the
+    lowest eigenvector over all of them with one product per step. The pair it belongs to is moved to its point of
+    equality, if that changes the loss by less than `loss_tolerance`, and its *outgoing* weights are pushed along the
+    outgoing part r of the eigenvector, :math:`(r, -c r)` for units that are (c, 1) times the same unit. The two changes
+    cancel, so no activation and no logit changes, whatever the size of the push; the gradient there has :math:`B_j r`
+    on the incoming weights, and the units separate at the rate of the eigenvalue.
 
-    Where the lowest eigenvalue is not negative within its error (clones of a fitted task, or dead ones) nothing is
-    done. Off a critical point this is a good direction, not a proven best one. A pair that is no clone of a trapped
-    kind, with unequal outgoing weights, is made one and then parted. The optimizer's memory is kept.
+    If the lowest eigenvalue is not negative within its error (clones on a fitted task, or dead ones) nothing is done.
+    Away from a critical point this is a good direction, not one proven to be the best. A pair with unequal outgoing
+    weights, which is not trapped, is made a pair of clones and then separated. The optimizer's state is kept.
 
     Args:
-        tolerance: relative distance of activations up to which two units are near; 0 for exact clones alone.
-        every: steps between two acts; one pair per act.
-        size: positive; length of the push over that of one unit's outgoing weights; where these are zero, as after
-            a reset, over that of its incoming ones.
+        tolerance: relative distance of activations up to which two units are near; 0 for exact clones only.
+        every: number of steps between two splits of one pair each.
+        size: positive; length of the push relative to that of one unit's outgoing weights or, if these are zero, as
+            after a reset, of its incoming ones.
         loss_tolerance: largest change of the loss, on the batch and in eval mode, that moving to the point of equality
-            and the push may cost; 0 allows none, not even of rounding.
-        num_steps: Lanczos steps: so many Hessian-vector products of the batch's loss in each act.
+            and the push may cause; 0 allows no change, not even by rounding.
+        num_steps: number of Lanczos steps, each a Hessian-vector product of the batch's loss.
         spaces: unit spaces; None for all that can be cloned.
 
     Returns:
@@ -85,7 +85,7 @@ def split_clones(
     for name, value in {"tolerance": tolerance, "size": size, "loss_tolerance": loss_tolerance}.items():
         check(name, value, minimum=0.0)
     if not isinstance(size, jax.core.Tracer) and not np.all(np.asarray(size) > 0):
-        raise ValueError(f"size={size!r}: must be positive: a push of no length parts nothing")
+        raise ValueError(f"size={size!r}: must be positive: a push of length 0 separates nothing")
     check_every(every)
     num_steps = as_integer(num_steps, 1, f"num_steps={num_steps!r}: must be a positive integer")
 
@@ -120,7 +120,7 @@ def split_clones(
 def _candidates(
     model: Model, variables: Variables, inputs: Any, spaces: tuple[str, ...], tolerance: ArrayLike
 ) -> dict[str, Pair]:
-    """The nearest pair of every space, in eval mode at the parameters as they are now."""
+    """The nearest pair of every space, in eval mode at the current parameters."""
     taps = model.apply(variables, inputs, dropout_rate=0.0)[2]
     pairs = {}
     for space in spaces:
@@ -135,7 +135,7 @@ def _candidates(
 def _escape(
     setting: Setting, variables: Variables, batch: Any, pairs: dict[str, Pair], num_steps: int, key: jax.Array
 ) -> _Escape:
-    """The lowest eigenvector over all candidates where all are clones, and its outgoing part."""
+    """The lowest eigenvector over all candidates, at the point where all are clones, and its outgoing part."""
     wiring = setting.model.wiring
     for space, pair in pairs.items():
         variables = merged(wiring, variables, space, pair)
@@ -167,7 +167,7 @@ def _parted(
     size: ArrayLike,
     loss_tolerance: ArrayLike,
 ) -> tuple[Variables, dict[str, Array], Array]:
-    """The pair along whose outgoing weights the eigenvector is longest, made equal and pushed apart, or nothing."""
+    """The pair with the longest outgoing part of the eigenvector, made equal and pushed apart, or nothing."""
     wiring = setting.model.wiring
     names, best = list(pairs), jnp.argmax(escape.sizes)
     pairs = {s: pair._replace(is_near=pair.is_near & (best == index)) for index, (s, pair) in enumerate(pairs.items())}

@@ -1,4 +1,4 @@
-"""Waking dead units: new incoming weights where nothing listens, so that the function stays."""
+"""Waking dead units: new incoming weights and zero outgoing ones, so that the function is preserved."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,11 +20,11 @@ from lopjax.wiring import Axis, In, Label, Path, Wiring, tree_paths
 
 
 class Constant(NamedTuple):
-    """What the units of a space are on a batch.
+    """Activations of the units of a space that are constant on a batch.
 
     Attributes:
-        value: smallest activation, at the last of its sites.
-        is_dead: whether it is the only one, at every site.
+        value: smallest activation, at the last of the space's sites.
+        is_dead: whether the unit takes only this value, at every site.
     """
 
     value: Float[Array, " units"]
@@ -32,7 +32,7 @@ class Constant(NamedTuple):
 
 
 class _Attempt(NamedTuple):
-    """The state after waking some units, and by how much that changes the logits."""
+    """The state after waking some units, and the resulting change of the logits."""
 
     state: TrainState
     units: dict[str, Bool[Array, " units"]]
@@ -45,32 +45,33 @@ def wake_dead_units(
     function_tolerance: ArrayLike = 1e-6,
     spaces: Spaces = None,
 ) -> Intervention:
-    r"""Give units that are constant on the batch a new start, without a change of the function.
+    r"""Re-initialise units that are constant on the batch, without changing the function.
 
     A unit is dead on the batch if its activation is the same number c at every sample and position: a ReLU that never
-    fires (c = 0), or a unit that is saturated for good. It has no gradient on its way in, and its outgoing weights are
-    a second bias. That constant is moved into what it feeds, :math:`b_k \leftarrow b_k + c \sum W_{jk}` (the running
-    mean of a batch norm where the layer has no bias); outgoing weights become 0, incoming ones are drawn anew from the
-    law of their array, statistics and what the optimizer remembers of both become those of the start. The next
-    gradient acts on the outgoing weights alone.
+    fires (c = 0), or a unit that is saturated for good. It has no gradient on its incoming weights, and its outgoing
+    weights act as a second bias. Its constant is moved into the layers that it feeds, :math:`b_k \leftarrow b_k + c
+    \sum W_{jk}` (the running mean of a batch norm where the layer has no bias); outgoing weights become 0, incoming
+    ones are drawn anew from the initial distribution of their array, and statistics and the optimizer's state for both
+    are reset. The next gradient acts on the outgoing weights alone.
 
-    A unit of a residual stream is dead if it is 0 wherever the stream is seen. Spaces over whose units a layer norm
-    averages are left out: there a dead unit still moves the others (redrawn, it changed logits by 0.45). Where a
-    constant that is not 0 meets the edge of a convolution's map it is no constant. Instead of trusting any such rule,
-    the logits on the batch are compared in eval mode: if they would change by more than `function_tolerance`, only
-    units at c = 0 are woken, and if that does not help, none.
+    A unit of a residual stream is dead if it is 0 at all sites of the stream. Spaces over whose units a layer norm
+    averages are left out: there a dead unit still affects the others (redrawing one changed logits by 0.45). At the
+    edge of a convolution's map, a nonzero constant is padded with zeros and so is not constant. Instead of relying on
+    such rules, the logits on the batch are compared in eval mode: if they would change by more than
+    `function_tolerance`, only units with c = 0 are woken, and if that is still too much, none.
 
-    "Dead" is dead on this batch; how far a unit is from waking up by itself is the radius of
+    "Dead" means dead on this batch; for how far a unit is from waking up by itself see the radius in
     `lopjax.certificates.certify_frozen`.
 
     Args:
-        every: steps between two acts.
-        tolerance: largest minus smallest activation of a unit that counts as constant; 0 for exactly constant ones.
-        function_tolerance: largest change of a logit over the largest logit of the batch.
+        every: number of steps between two actions.
+        tolerance: largest range (largest minus smallest activation) of a unit that counts as constant; 0 for exactly
+            constant ones.
+        function_tolerance: largest change of a logit, relative to the largest logit of the batch.
         spaces: unit spaces; None for all that can be reset and whose units no norm couples.
 
     Returns:
-        The intervention; it has no state of its own. The report's logs hold `change`, the change of the logits in
+        The intervention; it has no state of its own. The report's logs contain `change`, the change of the logits in
         these units.
 
     Raises:
@@ -78,7 +79,7 @@ def wake_dead_units(
             state of another optimizer.
 
     References:
-        This library's own; fresh incoming with zero outgoing weights is the reset of arXiv 2302.12902 (ReDo).
+        This library's own; fresh incoming and zero outgoing weights are those of a reset in arXiv 2302.12902 (ReDo).
     """
     check_every(every)
     check("tolerance", tolerance, minimum=0.0)
@@ -105,7 +106,7 @@ def wake_dead_units(
 
 
 def constant_units(taps: Sequence[Tap], tolerance: ArrayLike = 0.0) -> Constant:
-    """Which units are constant on a batch. At several sites (a residual stream) only 0 counts.
+    """Which units are constant on a batch. At several sites (a residual stream) only the constant 0 counts.
 
     Args:
         taps: pre- and post-activations of all sites of one space.
@@ -123,16 +124,16 @@ def constant_units(taps: Sequence[Tap], tolerance: ArrayLike = 0.0) -> Constant:
 def constants_moved(
     wiring: Wiring, variables: Variables, space: str, constants: Float[ArrayLike, " units"]
 ) -> Variables:
-    """Add what units feed at constant activations to the biases of the arrays that read them.
+    """Add the contributions of units at constant activations to the biases of the arrays that read them.
 
-    The weights stay. Of a kernel without a bias in its own module, the running mean of the norm behind it takes the
-    constant; where there is neither, it is lost.
+    The weights are unchanged. If a kernel has no bias in its module, the running mean of the norm after it takes the
+    constant; if there is neither, the constant is lost.
 
     Args:
         wiring: wiring of the network.
         variables: parameters and statistics.
-        space: whose units.
-        constants: activation of every unit; 0 for those that are not meant.
+        space: the units' space.
+        constants: activation of every unit; 0 for units that are to be ignored.
     """
     labels, leaves = dict(wiring.labels), jax.tree.leaves(dict(variables))
     new, beside = list(leaves), biases(wiring)
@@ -149,7 +150,7 @@ def constants_moved(
 
 
 def _uncoupled(wiring: Wiring, spaces: Spaces) -> tuple[str, ...]:
-    """The spaces that are acted on."""
+    """The spaces on which the method acts."""
     if spaces is None:
         spaces = [s for s in wiring.cloned_by_default if s not in wiring.coupled and wiring.sites_of(s)]
     if coupled := [space for space in spaces if space in wiring.coupled]:
@@ -168,7 +169,7 @@ def _best_attempt(
     tolerance: ArrayLike,
     function_tolerance: ArrayLike,
 ) -> tuple[_Attempt, Array]:
-    """All dead units, or those at 0, or none: the first that keeps the function."""
+    """Wake all dead units, those at 0, or none: the first of these that preserves the function."""
     wiring, state = setting.model.wiring, nothing.state
     logits, _, taps = setting.model.apply(state.variables, inputs, dropout_rate=0.0)
     constant = {s: constant_units([taps[site] for site in wiring.sites_of(s)], tolerance) for s in nothing.units}
@@ -179,7 +180,7 @@ def _best_attempt(
     anyone = [jnp.any(jnp.concatenate(list(one.units.values()))) for one in tries]
     good = [is_kept & is_any for is_kept, is_any in zip(keeps_function, anyone, strict=True)]
     choice = jnp.where(good[0], 0, jnp.where(good[1], 1, 2))
-    # The change that was too large is what the log is for.
+    # Log the change that was too large.
     nothing = nothing._replace(change=jnp.where(anyone[0], tries[0].change, 0).astype(tries[0].change.dtype))
     best = jax.lax.switch(choice, [lambda: tries[0], lambda: tries[1], lambda: nothing])
     reason = jnp.where(anyone[0], jnp.where(choice < 2, CHANGED, NOT_PRESERVED), NO_UNIT_CHOSEN)
@@ -206,7 +207,7 @@ def _attempt(
 
 
 def _running_mean(wiring: Wiring, kernel: Path) -> Path | None:
-    """The running mean of the norm behind a kernel without a bias: in a module beside that of the kernel."""
+    """The running mean of the norm after a kernel without a bias: in a module next to that of the kernel."""
     written, around = dict(wiring.labels)[kernel].writes(), kernel[1:-2]
     found = [
         path
@@ -217,7 +218,7 @@ def _running_mean(wiring: Wiring, kernel: Path) -> Path | None:
 
 
 def _kept_axes(bias: Label, rest: Sequence[Axis]) -> list[int]:
-    """Which axes of a kernel, without the one that reads the units, the bias has too, in its order."""
+    """The axes of a kernel, apart from the one that reads the units, that the bias shares, in its order."""
     written = next(axis for axis in bias.axes if axis is not None)
     start = rest.index(written)
     return list(range(start, start + len(bias.axes) - bias.axes.index(written)))

@@ -1,4 +1,4 @@
-"""Resets without a measure of units: whole layers, and the optimizer."""
+"""Resets that do not depend on measures of units: whole layers, and the optimizer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,21 +16,23 @@ from lopjax.training.steps import TrainState
 
 
 def reset_layer(spaces: Sequence[str], every: ArrayLike | None = None) -> Intervention:
-    """Draw everything that writes a unit space anew: a head at every new task, or any layer now and then.
+    """Draw every array that writes a unit space anew: a head at every new task, or any layer at regular intervals.
 
-    Outgoing weights are kept, so the function changes. The optimizer forgets what has been drawn. It acts after the
-    update of a step, which is lost on these layers; without `every`, not after the first step of a run.
+    Outgoing weights are kept, so the function changes. The optimizer's state for the new weights is reset. The
+    intervention acts after the update of a step, which is lost on these layers; without `every`, it does not act after
+    the first step of a run.
 
     Args:
         spaces: unit spaces that are written: hidden ones or the outputs (`"classes"`).
-        every: a number of steps, the first after so many; None for the first step of every task but the first.
+        every: number of steps between two resets, and before the first; None for the first step of every task but the
+            first.
 
     Returns:
         The intervention; without `every` it needs boundaries.
 
     Raises:
         ValueError: a number out of range, no space; on `init`, an unknown space or one that nothing writes, or a state
-            of another optimizer; in a step, a stream that hides where tasks start.
+            of another optimizer; in a step, a stream without task boundaries.
 
     References:
         Nikishin et al., *The Primacy Bias in Deep Reinforcement Learning*, arXiv 2205.07802.
@@ -61,16 +63,16 @@ def reset_layer(spaces: Sequence[str], every: ArrayLike | None = None) -> Interv
 
 
 def reset_optimizer(every: ArrayLike | None = None) -> Intervention:
-    """Start the optimizer anew: moments, step counts and all else in its state but injected hyperparameters.
+    """Re-initialise the optimizer: moments, step counts and everything else in its state but injected hyperparameters.
 
-    What `optax.inject_hyperparams` holds is a setting, not a memory, and stays. Schedules begin again; noise that is
-    drawn by a key in the state repeats itself; the anchor of an L2 penalty moves to where the parameters are.
+    Hyperparameters held by `optax.inject_hyperparams` are settings and are kept. Schedules start again; noise drawn
+    with a key in the state repeats itself; the anchor of an L2 penalty moves to the current parameters.
 
     Args:
         every: as in `reset_layer`.
 
     Returns:
-        The intervention; without `every` it needs boundaries. It touches no unit.
+        The intervention; without `every` it needs task boundaries. It acts on no units.
 
     Raises:
         ValueError: as `reset_layer`.
@@ -100,7 +102,7 @@ def reset_optimizer(every: ArrayLike | None = None) -> Intervention:
 
 
 def _with_hyperparameters_of(old: Any, fresh: Any) -> Any:
-    """A fresh state with the hyperparameters that are injected into an old one, wherever in a chain."""
+    """A fresh state with the hyperparameters injected into an old one, wherever they are in a chain."""
 
     def is_injected(node: Any) -> bool:
         return hasattr(node, "hyperparams") and hasattr(node, "inner_state")
@@ -120,7 +122,7 @@ def _check_every_or_none(every: Any) -> None:
 
 
 def _is_time(observed: Observed, step: Any, every: Any, name: str) -> Bool[Array, ""]:
-    """Whether it acts: after so many steps, or where a task starts, but not where training does."""
+    """Whether to act: after every `every` steps, or at the start of a task, but not at the start of training."""
     if every is not None:
         return is_due(step, every)
     return is_start(observed, name) & (jnp.asarray(step) > 0)

@@ -205,7 +205,8 @@ class Ledger:
             leaves: what is summed over.
             is_data: for each factor, whether it depends on the network's inputs.
             summed: for each factor, the parameter axes from which the axes summed over stem.
-            node: the equation."""
+            node: the equation.
+        """
         if one is None or other is None:
             return None
         for leaf in leaves:
