@@ -1,6 +1,6 @@
-"""Manifolds that trap training: clones, equal or weighted, frozen units, level sets, what symmetries fix.
+"""Manifolds that trap training: equal or weighted clones, frozen units, level sets, fixed points of symmetries.
 
-Whether there is any beyond those known, `functional_codimension` says.
+`functional_codimension` bounds what other manifolds there can be.
 """
 
 from lopjax.manifolds.affine import (

@@ -1,7 +1,7 @@
 """The affine manifolds that trap gradient descent: cloned units, frozen units, and both at once.
 
-All three are built by one rule, array by array, from the wiring: average over clusters along unit axes, and keep
-nothing in the slices of frozen units. A cloned manifold has no frozen slices, a frozen one has no clusters.
+All three are built by one rule, array by array, from the wiring: average over clusters along unit axes, and set the
+slices of frozen units to zero. A cloned manifold has no frozen slices, a frozen one has no clusters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,13 +27,13 @@ FrozenUnits = Mapping[str, Sequence[int]]
 
 
 class AffineStructure(NamedTuple):
-    """What a cloned or frozen manifold is made of.
+    """The data that define a cloned or frozen manifold.
 
     Attributes:
         wiring: wiring of the network.
         clusters: per space with clones, its clusters.
         frozen: per site with frozen units, their indices in ascending order.
-        multiples: per space, the multiple that each of its units is of one unit of its cluster; equal ones if absent.
+        multiples: per space, the factor between each unit and a common unit of its cluster; all equal if absent.
     """
 
     wiring: Wiring
@@ -67,7 +67,7 @@ class _AxisOfClones(NamedTuple):
 
 
 class _ArrayPlan(NamedTuple):
-    """How one array is projected: axes of clones, read and written, and which entries are not frozen.
+    """How one array is projected: the axes of clones that read and that write, and the entries that are not frozen.
 
     `ranks` are the dimensions of the four components in this array.
     """
@@ -83,8 +83,8 @@ def cloned_manifold(params: Params, wiring: Wiring, partition: Partition, space:
 
     With P the average over clusters along the axes of one side of an array and Q = I - P, the tangent space is, in
     every array, `P_in P_out` for `space="leaf"` (M_D = W + BC, the leaf that traps) and `P_in P_out + Q_in Q_out` for
-    `space="V"` (V = RE and CE; the family of all leaves). It is invariant when `params` is on V: `certify_cloned`
-    tells. Cluster sizes may differ. Of spaces that are permutable but not cloneable only the leaf through equal units
+    `space="V"` (V = RE and CE; the family of all leaves). It is invariant if `params` is on V, which `certify_cloned`
+    tests. Cluster sizes may differ. For spaces that are permutable but not cloneable, only the leaf through equal units
     (BC) is invariant, by the symmetry that exchanges them.
 
     Args:
@@ -95,7 +95,7 @@ def cloned_manifold(params: Params, wiring: Wiring, partition: Partition, space:
 
     Raises:
         ValueError: parameters that do not match the wiring; an unknown space, not one integer id per unit, clusters of
-            inputs or outputs, for "V" also of a space that is not cloneable; another `space`.
+            inputs or outputs, for "V" also of a space that is not cloneable; an unknown `space`.
 
     Example:
         >>> from lopjax.models import mlp
@@ -116,9 +116,9 @@ def cloned_manifold(params: Params, wiring: Wiring, partition: Partition, space:
 def frozen_manifold(params: Params, wiring: Wiring, frozen_units: FrozenUnits) -> Manifold:
     """The affine space on which the parameters of dead units keep their values.
 
-    Frozen are the slices, along the output axis, of every array whose every path to the output passes the unit at that
-    site (`Label.site`): incoming weights and bias, norm scale and offset. That the units are dead is for
-    `certify_frozen` to say.
+    The frozen parameters are the slices, along the output axis, of every array all of whose paths to the output pass
+    the unit at that site (`Label.site`): incoming weights and bias, norm scale and offset. `certify_frozen` tests
+    whether the units are dead.
 
     Args:
         params: the point.
@@ -138,7 +138,7 @@ def intersection(first: Manifold, second: Manifold) -> Manifold:
 
     Args:
         first: from `cloned_manifold`, `weighted_manifold`, `frozen_manifold` or `intersection`.
-        second: likewise; only one of the two may have clusters.
+        second: another one; only one of the two may have clusters.
 
     Raises:
         ValueError: a frozen set that cuts a cluster (the product would not be an orthogonal projector), two sets of
@@ -188,9 +188,9 @@ def resolve_frozen_units(wiring: Wiring, frozen_units: FrozenUnits) -> dict[str,
 
 
 def _why_nothing_belongs(wiring: Wiring) -> str:
-    """What to say of a site that no label names; labels of traced networks name none, which is no fact about units."""
+    """The message for a site that no label names; labels of traced networks never do, whatever the units."""
     if any(label.site for _, label in wiring.labels):
-        return "no parameter belongs to it alone, so nothing is frozen when it is dead"
+        return "no parameter belongs to it alone, so nothing is frozen when its units are dead"
     return (
         "the labels of this network name no sites (those read by trace_model do not), so which parameters a dead unit "
         "freezes is not known; label the network for a certificate (lopjax.models.from_linen)"
@@ -227,12 +227,12 @@ def _check_whole_clusters(structure: AffineStructure) -> None:
 
 
 def build(params: Params, structure: AffineStructure, kind: ManifoldKind) -> Manifold:
-    """The manifold whose projector is the leaf's or V's, with nothing left in frozen slices.
+    """The manifold whose projector is that of the leaf or of V, with zeros in frozen slices.
 
     Args:
         params: the point.
         structure: clusters, multiples and frozen units.
-        kind: LEAF or FAMILY for clones, FROZEN without.
+        kind: LEAF or FAMILY for clones, FROZEN without clones.
     """
     plans = _plans(params, structure)
 
@@ -267,7 +267,7 @@ def build(params: Params, structure: AffineStructure, kind: ManifoldKind) -> Man
 class _Projector:
     """Projector onto the sum of some components.
 
-    Hashable, and compiled as a whole, once for all manifolds of the same structure: called operation by operation it
+    Hashable, and compiled as a whole, once for all manifolds of the same structure: executed operation by operation it
     would cost seconds of compilation for every new network.
     """
 
@@ -299,9 +299,9 @@ def _plan(label: Label, shape: tuple[int, ...], structure: AffineStructure) -> _
     frozen = structure.frozen.get(label.site, ()) if label.site is not None else ()
     frozen_space = structure.wiring.site(label.site).space if frozen and label.site is not None else None
     axes: dict[bool, list[_AxisOfClones]] = {True: [], False: []}
-    # Of the axes that read and of those that write: how many entries are free, and on how many averages they leave
-    # something. Both are counts of units, multiplied over the axes of one side, because P of a side is the product of
-    # the averages along its axes, and its rank the product of theirs.
+    # For the axes that read and for those that write: the number of entries that are free, and the number of averages
+    # of these. Both are counts of units, multiplied over the axes of one side, because P of a side is the product of
+    # the averages along its axes, and its rank the product of their ranks.
     sizes, averages, is_free = {True: 1, False: 1}, {True: 1, False: 1}, None
     for index, space, is_read in label.unit_axes():
         clusters, is_kept = structure.clusters.get(space), np.ones(shape[index], bool)
@@ -313,10 +313,10 @@ def _plan(label: Label, shape: tuple[int, ...], structure: AffineStructure) -> _
         if clusters is not None:
             multiples = structure.multiples.get(space)
             axes[is_read].append(_AxisOfClones(index, clusters, multiples))
-            # A frozen unit has taken its whole cluster along, and a cluster that has vanished has no average.
+            # The whole cluster of a frozen unit is frozen, and a vanished cluster has no average.
             is_kept = is_kept[clusters.leaders] & has_average(clusters, multiples)
         averages[is_read] *= int(is_kept.sum())
-    # With P the averages and Q the rest, P P, P Q, Q P, Q Q of a kernel have these dimensions for each offset.
+    # With P the averages and Q = I - P, the components PP, PQ, QP, QQ of a kernel have these dimensions per offset.
     offsets = prod(size for index, size in enumerate(shape) if label.axes[index] is None)
     p_in, p_out = averages[True], averages[False]
     q_in, q_out = sizes[True] - p_in, sizes[False] - p_out
@@ -327,10 +327,10 @@ def _plan(label: Label, shape: tuple[int, ...], structure: AffineStructure) -> _
 def _project(plan: _ArrayPlan, array: jax.Array, components: tuple[Component, ...]) -> jax.Array:
     """Sum of the projections onto some components.
 
-    P of one side averages over the clusters along all of its axes, one after the other; Q is what an average takes
-    away. The two sides act on different axes, so they commute, and each component takes two averages: no matrix of
-    units by units is formed. A component that keeps what the average takes away subtracts it, so what is equal inside
-    clusters leaves exactly zero.
+    P of one side averages over the clusters along all of its axes, one after the other; Q is the deviation from the
+    average. The two sides act on different axes, so they commute, and each component takes two averages: no
+    units-by-units matrix is formed. Q is computed by subtracting the average, so entries that are equal inside clusters
+    give exactly zero.
     """
     if plan.is_free is not None:
         array = jnp.where(plan.is_free, array, jnp.zeros((), array.dtype))

@@ -1,9 +1,9 @@
-"""What a symmetry of the loss traps: its fixed points, and all manifolds that it maps onto manifolds that trap.
+"""Manifolds trapped by a symmetry of the loss: its fixed points, and all manifolds that it maps onto trapping ones.
 
 If `g: theta -> U theta + t` with U orthogonal leaves the loss of every batch unchanged, then its gradient is
 equivariant, `grad L(g theta) = U grad L(theta)`: differentiate `L(g theta) = L(theta)`. So gradient descent, with or
-without momentum, from `g theta` is the image of that from `theta`. That the loss is unchanged is for the caller to
-know, or for `lopjax.certificates.leaves_loss_unchanged` to test.
+without momentum, from `g theta` is the image of that from `theta`. The caller must know that the loss is unchanged, or
+test it by `lopjax.certificates.leaves_loss_unchanged`.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ Isometry = Callable[[Params], Params]
 def isometric_manifold(params: Params, isometry: Isometry, manifold_at: Callable[[Params], Manifold]) -> Manifold:
     """The manifold through a point that a symmetry of the loss maps onto a known one.
 
-    Heads that differ by rotations of (Q, K) and of (V, O), or units that differ by what a softmax or a layer norm
-    cannot see, are clones after such a map. Where the image traps, so does this manifold, and its normal Hessian has
-    the same eigenvalues, because the map is orthogonal.
+    Heads that differ by rotations of (Q, K) and of (V, O), or units that differ in ways that a softmax or a layer norm
+    cannot see, are clones after such a map. If the image traps training, so does this manifold, and its normal Hessian
+    has the same eigenvalues, because the map is orthogonal.
 
     Args:
         params: the point.
@@ -36,7 +36,7 @@ def isometric_manifold(params: Params, isometry: Isometry, manifold_at: Callable
             `lambda there: cloned_manifold(there, wiring, partition)`.
 
     Raises:
-        ValueError: a map that is not affine, or whose linear part is not orthogonal, as seen on random vectors.
+        ValueError: a map that is not affine, or whose linear part is not orthogonal, as tested on random vectors.
 
     References:
         This library.
@@ -58,19 +58,20 @@ def isometric_manifold(params: Params, isometry: Isometry, manifold_at: Callable
 
 
 def fixed_point_manifold(params: Params, isometry: Isometry, order: int = 2) -> Manifold:
-    """The affine space of the points that a symmetry of the loss leaves where they are.
+    """The affine space of the fixed points of a symmetry of the loss.
 
-    At a fixed point `grad L = U grad L`, so the gradient is tangent. Swapping two units gives clones, changing the sign
-    of an odd unit's incoming and outgoing weights gives vanished units, both together mirrored clones. The projector is
-    the mean of the powers of U.
+    At a fixed point `grad L = U grad L`, so the gradient is tangent. Swapping two units has clones as fixed points;
+    changing the sign of an odd unit's incoming and outgoing weights has vanished units; both together, mirrored clones.
+    The projector is the mean of the powers of U.
 
     Args:
         params: a fixed point.
         isometry: the map; must leave the loss of every batch unchanged (not checked here).
-        order: number of times after which the map is the identity: 2 for swaps and signs.
+        order: number of applications after which the map is the identity: 2 for swaps and signs.
 
     Raises:
-        ValueError: as `isometric_manifold`; an order that is not positive or not that of the map; a point that moves.
+        ValueError: as `isometric_manifold`; an order that is not positive or is not the map's; a point that is not
+            fixed.
 
     References:
         This library.
@@ -82,7 +83,7 @@ def fixed_point_manifold(params: Params, isometry: Isometry, order: int = 2) -> 
     if not moved <= _allowed(params) * max(length, 1.0):
         raise ValueError(f"the point is not fixed: the map moves it by {moved:.3g}; project it first")
     if not _returns(isometry, order, params):
-        raise ValueError(f"order={order}: the map is not the identity after so many times")
+        raise ValueError(f"order={order}: the map is not the identity after this many applications")
     return Manifold(
         origin=params, project=_MeanOfPowers(isometry, order), space="fixed points of a symmetry", is_affine=True
     )
@@ -101,7 +102,7 @@ class _PulledBack:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _pull_back(isometry: Isometry, project: Projector, vector: Params) -> Params:
-    # An affine map has the same derivative everywhere, also at zero: forward it is U, backward U'.
+    # An affine map has the same derivative everywhere, also at zero: U in forward mode, U' in reverse mode.
     zero = jax.tree.map(jnp.zeros_like, vector)
     (back,) = jax.vjp(isometry, zero)[1](project(_linear(isometry, vector)))
     return back

@@ -24,8 +24,9 @@ def level_set_manifold(
     """The level set `{theta : c(theta) = c(params)}` at `params`, through the Jacobian J of the constraints.
 
     The normal space is spanned by the gradients of the constraints: `P_N = J' (J J')^+ J`, computed from the right
-    singular vectors of J with rows scaled to unit length, so that constraints of different magnitude count alike and
-    dependent ones are dropped. Where J loses rank the level set need not be a manifold: `rank_loss` counts it.
+    singular vectors of J with rows scaled to unit length, so that constraints of different magnitude are treated alike
+    and dependent ones are dropped. Where J loses rank the level set need not be a manifold: `rank_loss` is the number
+    of lost ranks.
 
     Args:
         params: the point.
@@ -38,7 +39,7 @@ def level_set_manifold(
         ValueError: the Jacobian would exceed `max_bytes`, or is not finite.
 
     References:
-        arXiv 2510.00304 asks for non-linear examples; conserved quantities: arXiv 1806.00900.
+        Conserved quantities: arXiv 1806.00900; they are non-linear examples in the sense of arXiv 2510.00304.
     """
     jacobian = constraint_jacobian(constraint, params, max_bytes)
     count, size = jacobian.shape
@@ -88,13 +89,13 @@ def homogeneous_conserved(wiring: Wiring, spaces: Sequence[str] | None = None) -
 
     `c_j = ||w_j||² + b_j² - ||a_j||²`, incoming weights and bias against outgoing weights: scaling the first by s and
     the second by 1/s changes no output, hence `<theta_in, g_in> = <theta_out, g_out>` for every gradient g. The
-    constraint is the quadratic form of the parameters alone, so it also gives its own drift: see `conserved_drift`.
-    What the kernel reads does not matter (a norm, pooling); what stands between the activation and the kernels that
-    read it must be positive-homogeneous, as pooling and flattening are: a layer norm without parameters is not seen.
+    constraint is a quadratic form of the parameters alone, so it also gives its own drift: see `conserved_drift`.
+    Operations before the kernel do not matter (a norm, pooling); those between the activation and the kernels that read
+    it must be positive-homogeneous, as pooling and flattening are. A layer norm without parameters would go unnoticed.
 
     Args:
         wiring: wiring of the network.
-        spaces: unit spaces to include; default all those for which the law holds.
+        spaces: unit spaces to include; by default all for which the law holds.
 
     Returns:
         `params -> (units,)`, units in the order of `spaces`.
@@ -130,9 +131,9 @@ def homogeneous_conserved(wiring: Wiring, spaces: Sequence[str] | None = None) -
 def conserved_drift(
     quantities: Constraint, gradient: Params, learning_rate: jax.typing.ArrayLike
 ) -> Float[Array, "constraints"]:
-    """What one step of gradient descent adds to the quantities of `homogeneous_conserved`: `eta² (|g_in|² - |g_out|²)`.
+    """Change of the quantities of `homogeneous_conserved` in one step of gradient descent: `eta² (|g_in|² - |g_out|²)`.
 
-    Exact, not first order: the quantity is a quadratic form and its cross term with the gradient vanishes.
+    Exact, not only to first order: the quantity is a quadratic form whose cross term with the gradient vanishes.
 
     Args:
         quantities: from `homogeneous_conserved`.
@@ -143,7 +144,7 @@ def conserved_drift(
 
 
 def _obstacle(wiring: Wiring, space: str) -> str:
-    """Why the units of a space have no conserved quantity; empty if they have."""
+    """Why the units of a space have no conserved quantity; empty if they have one."""
     sites = wiring.sites_of(space)
     if space in wiring.fixed:
         return "it belongs to the inputs or outputs"
@@ -172,10 +173,10 @@ def what_stands_between(wiring: Wiring, space: str) -> str:
     incoming = [(path, label) for path, label in wiring.labels if space in label.writes()]
     is_apart = any(path[0] != "params" or label.site != site for path, label in incoming)
     kernels = [path for path, label in incoming if label.reads()]
-    # A norm shows by statistics or a scale, or, where it couples units, by kernels without a site.
+    # A norm is recognised by statistics or a scale or, if it couples units, by kernels without a site.
     if is_apart or not kernels or any(label.scales for _, label in incoming):
         return "something stands between its kernel and its activation (a norm, a sum)"
     unsaid = ["/".join(path) for path, label in incoming if label.scales is None]
     if unsaid and len(incoming) > 1:
-        return f"{unsaid} do not say whether they are added or multiply: labelled(..., scales=False) if they are added"
+        return f"{unsaid} are not labelled as added or multiplied: pass labelled(..., scales=False) if they are added"
     return ""

@@ -1,4 +1,4 @@
-"""How much of parameter space gradient flow can reach at all: the rank of the Lie algebra of its vector fields."""
+"""How much of parameter space gradient flow can reach: the rank of the Lie algebra of its vector fields."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,10 +15,10 @@ from lopjax.model import Model, Params, Variables
 from lopjax.tolerance import CERTAIN_FROM, rounding_tolerance
 
 MAX_PARAMETERS = 1024
-"""More brackets than parameters are computed at each depth, and their singular values: the cost is cubic."""
+"""Largest number of parameters: the cost, singular values of more brackets than parameters, is cubic."""
 
 _CHUNK = 64
-"""Draws whose brackets are computed at a time."""
+"""Number of draws whose brackets are computed at a time."""
 
 Loss = Callable[[Array, Array], Array]
 Field = Callable[[Array], Array]
@@ -26,24 +26,24 @@ Tower = Callable[[Array], tuple[tuple[Array, Array], ...]]
 
 
 class FunctionalCodimension(NamedTuple):
-    """An **upper bound** on the number of directions that gradient flow can never take from this point, on any data.
+    """An **upper bound** on the number of directions in which gradient flow from this point never moves, on any data.
 
-    Brackets up to a finite depth on finitely many inputs can only miss directions. Where `ranks` has stopped growing,
-    and twice the inputs do not add to it, the bound is likely to be attained; that is evidence, not proof.
+    Brackets up to a finite depth on finitely many inputs can only miss directions. If `ranks` has stopped growing, also
+    when the number of inputs is doubled, the bound is likely to be attained; that is evidence, not proof.
 
     Attributes:
         codimension: parameters minus rank: the dimension of the largest structure that could trap training on every
             data set; 0 proves that there is none.
         rank: dimension of the span of the brackets found.
         num_parameters: dimension of parameter space.
-        gap: smallest singular value counted over the largest not counted (infinite if all are, or the rest is 0): the
-            rank is clear if this is far above 1.
+        gap: ratio of the smallest singular value counted to the largest one not counted (infinite if all are counted,
+            or the rest are 0): the rank is clear if this is far above 1.
         tolerance: singular values up to this are rounding; those up to ten times it are undecided and not counted.
-        depth: the longest brackets: 1 is the fields themselves, 2 adds [X, Y], 3 adds [X, [Y, Z]].
+        depth: length of the longest brackets: 1 is the fields themselves, 2 adds [X, Y], 3 adds [X, [Y, Z]].
         ranks: rank at each depth up to `depth`.
         is_saturated_in_depth: whether the last depth added nothing.
         is_saturated_in_samples: whether half the inputs give the same rank.
-        notes: what the bound does not say, and assumptions that this network does not meet.
+        notes: limits of the bound, and assumptions that this network does not meet.
     """
 
     codimension: int
@@ -67,13 +67,14 @@ def functional_codimension(
     depth: int = 3,
     key: jax.Array | None = None,
 ) -> FunctionalCodimension:
-    """Bound the codimension of the smallest manifold through the parameters that gradient flow leaves on no data.
+    """Bound the codimension of the smallest manifold through the parameters that gradient flow never leaves.
 
     Gradient flow of any data set is a combination of the fields `X(theta) = grad_theta (c . f(theta, x))`, one for
-    every input x and every output vector c that gradients of the loss by the outputs span. Where it can get by
-    switching data sets is their orbit, whose dimension is the rank of the Lie algebra that they generate (Sussmann);
-    it is contained in every manifold that traps training for all data, affine or curved. Cross-entropy produces the c
-    of sum zero only, the squared error all: this is read off the loss itself.
+    every input x and every output vector c in the span of the gradients of the loss with respect to the outputs. The
+    points that it can reach by switching data sets form the orbit of these fields, whose dimension is the rank of the
+    Lie algebra that they generate (Sussmann); it is contained in every manifold that traps training for all data,
+    affine or curved. Cross-entropy produces only vectors c with sum zero, the squared error all vectors; this is
+    determined from the loss itself.
 
     Brackets `[X, Y] = DY X - DX Y` of random combinations of the fields are nested Jacobian-vector products; no Hessian
     is formed. Eval mode: batch norm with its running statistics, no dropout.
@@ -81,18 +82,18 @@ def functional_codimension(
     Args:
         model: the network, of at most 1024 parameters.
         variables: its variables; float32 is computed in float64.
-        batch: `(inputs, labels)`. Only its size and ranges count: as many inputs are drawn uniformly between the least
-            and the largest value of every input entry. Labels say what kind the loss takes.
+        batch: `(inputs, labels)`. Only its size and ranges matter: the same number of inputs is drawn uniformly between
+            the smallest and the largest value of every input entry. Labels only show the type that the loss takes.
         loss: `(outputs, labels) -> scalar`, a mean over samples.
-        depth: longest brackets, at least 1.
-        key: for the draws; default `jax.random.key(0)`.
+        depth: length of the longest brackets, at least 1.
+        key: random key of the draws; default `jax.random.key(0)`.
 
     Returns:
         The bound, with its evidence.
 
     Raises:
         ValueError: a depth below 1, too many parameters, an empty batch, inputs, parameters or brackets that are not
-            finite, or a loss whose gradient by the outputs is 0.
+            finite, or a loss whose gradient with respect to the outputs is 0.
         RuntimeError: if double precision is off.
 
     References:
@@ -132,7 +133,7 @@ def functional_codimension(
         tolerance=tolerance,
         depth=depth,
         ranks=ranks,
-        # Nothing is left to find at full rank.
+        # At full rank nothing more can be found.
         is_saturated_in_depth=is_full or (depth > 1 and ranks[-1] == ranks[-2]),
         is_saturated_in_samples=is_full or with_half == rank,
         notes=(*output_notes, *_notes(model, variables, is_constant, undecided)),
@@ -140,7 +141,7 @@ def functional_codimension(
 
 
 def _redrawn(inputs: Array, key: jax.Array) -> tuple[Array, Array]:
-    """As many inputs, uniform between the least and the largest value of every entry, and which entries do not vary."""
+    """The same number of inputs, uniform over the range of every entry, and which entries do not vary."""
     if inputs.shape[0] == 0 or not bool(jnp.isfinite(inputs).all()):
         raise ValueError(f"inputs of shape {inputs.shape}: must be finite, and at least one")
     low, high = (jnp.asarray(bound, float) for bound in (inputs.min(axis=0), inputs.max(axis=0)))
@@ -150,13 +151,13 @@ def _redrawn(inputs: Array, key: jax.Array) -> tuple[Array, Array]:
 def _ranks(
     values: Callable[[Array], Array], theta: Array, shape: tuple[int, ...], depth: int, key: jax.Array
 ) -> tuple[list[tuple[int, float, float, int]], int]:
-    """`_rank` at every depth, and the rank that the first half of the samples has.
+    """`_rank` at every depth, and the rank of the first half of the samples.
 
     Args:
         values: from theta to the functions whose gradients are the fields, `(samples, functions)`.
         theta: the parameters.
         shape: shape of `values`.
-        depth: longest brackets.
+        depth: length of the longest brackets.
         key: random key of the combinations.
     """
 
@@ -174,7 +175,7 @@ def _ranks(
 
 
 def _flat_parameters(variables: Variables, depth: int) -> tuple[Array, Callable[[Array], Params]]:
-    """The parameters as one float64 vector and the way back, after refusing what cannot be computed."""
+    """The parameters as one float64 vector and its inverse map, after checking that the rank can be computed."""
     if jnp.zeros(()).dtype != jnp.float64:
         raise RuntimeError(
             "the rank of brackets needs float64, and JAX is set to float32: call "
@@ -184,7 +185,7 @@ def _flat_parameters(variables: Variables, depth: int) -> tuple[Array, Callable[
         raise ValueError(f"depth={depth}: must be at least 1, the fields themselves")
     theta, unravel = ravel_pytree(_to_float64(variables["params"]))
     if not 0 < theta.size <= MAX_PARAMETERS:
-        raise ValueError(f"{theta.size} parameters: must be between 1 and {MAX_PARAMETERS}; ask a smaller network")
+        raise ValueError(f"{theta.size} parameters: must be between 1 and {MAX_PARAMETERS}; use a smaller network")
     if not bool(jnp.isfinite(theta).all()):
         raise ValueError("parameters are not finite: no rank can be found")
     return theta, unravel
@@ -195,7 +196,7 @@ def _to_float64(tree: Params) -> Params:
 
 
 def _require_float64_throughout(model: Model, variables: Variables, inputs: Array) -> None:
-    """Refuse a network that rounds to fewer digits inside: its rounding would pass for directions."""
+    """Refuse a network that computes in lower precision: its rounding errors would be counted as directions."""
     logits, _, taps = jax.eval_shape(lambda v, x: model.apply(v, x, dropout_rate=0.0), variables, inputs)
     types = {str(leaf.dtype) for leaf in (logits, *jax.tree.leaves(taps))}
     if types != {"float64"}:
@@ -207,8 +208,8 @@ def _output_terms(
 ) -> tuple[Callable[[Array], Array], tuple[str, ...]]:
     """Functions of one sample's output whose gradients span those of the loss.
 
-    A constant span C is what the usual losses have (sum zero, or all): then `c . f` for a basis c of C. Otherwise the
-    losses under drawn labels themselves, of which gradient flow is a combination by definition.
+    The usual losses have a constant span C (sum zero, or everything): the functions are then `c . f` for a basis c of
+    C. Otherwise they are the losses under random labels, of which gradient flow is a combination by definition.
     """
     shape = outputs.shape[1:]
     for_labels, for_places = jax.random.split(key)
@@ -223,7 +224,7 @@ def _output_terms(
     def losses(output: Array) -> Array:
         return jax.vmap(lambda label: loss(output[None], label[None]))(drawn)
 
-    # Where the network is, and at outputs of the usual size.
+    # At the network's own outputs, and at outputs of typical size.
     places = jnp.concatenate([outputs[:1], jax.random.normal(for_places, (5, *shape))])
     gradients = np.asarray(jax.jit(jax.vmap(jax.jacrev(losses)))(places)).reshape(len(places), -1, size)
     if not np.isfinite(gradients).all():
@@ -247,7 +248,7 @@ def _brackets(
     """Left-normed brackets [X_d, [..., [X_2, X_1]]] of random fields, at every depth; these span the Lie algebra.
 
     Each is divided by the size of the terms that cancelled in it, so that rounding is about eps in all of them and a
-    bracket that is nothing but rounding cannot pose as a direction.
+    bracket that consists of rounding errors is not mistaken for a direction.
     """
 
     def one(weights: Array) -> Array:
@@ -277,7 +278,7 @@ def _one_deeper(tower: Tower, field: Field) -> Tower:
 
 
 def _by_kept_digits(terms: tuple[tuple[Array, Array], ...]) -> list[Array]:
-    """The brackets as vectors of length 1/a, where a is how much cancellation has amplified the rounding in them."""
+    """The brackets as vectors of length 1/a, with a the factor by which cancellation amplified their rounding."""
     vectors, amplified = [], jnp.ones(())
     for first, second in terms:
         bracket = first - second
@@ -289,7 +290,7 @@ def _by_kept_digits(terms: tuple[tuple[Array, Array], ...]) -> list[Array]:
 
 
 def _rank(vectors: Float[np.ndarray, "draws depth parameters"], size: int) -> tuple[int, float, float, int]:
-    """Rank, gap, tolerance `64 eps sqrt(vectors) sigma_1`, and how many singular values lie between 1 and 10 of it."""
+    """Rank, gap, tolerance `64 eps sqrt(vectors) sigma_1`, and the number of values between 1 and 10 times that."""
     rows = vectors.reshape(-1, size)
     values = np.linalg.svd(rows, compute_uv=False)
     tolerance = float(rounding_tolerance(np.float64, len(rows), values[0]))

@@ -22,7 +22,7 @@ Projector = Callable[[Params], Params]
 
 
 class ManifoldKind(Enum):
-    """What a manifold is made of; the value is its name in reports."""
+    """The kind of a manifold; the value is its name in reports."""
 
     LEAF = "leaf"
     FAMILY = "V"
@@ -50,9 +50,9 @@ class CloneNormals(NamedTuple):
     leaf, `P_in P_out`, the components span everything (on an intersection with frozen units: everything not frozen).
 
     Attributes:
-        incoming: `P_in Q_out`, clones that get different totals; normal to V. For arrays without an input axis
+        incoming: `P_in Q_out`, clones with different incoming totals; normal to V. For arrays without an input axis
             (biases, norm parameters): `Q_out`.
-        outgoing: `Q_in P_out`, clones that give different amounts; normal to V.
+        outgoing: `Q_in P_out`, clones with different outgoing totals; normal to V.
         gauge: `Q_in Q_out`, redistributions that change neither totals nor any activation; tangent to V.
     """
 
@@ -64,21 +64,21 @@ class CloneNormals(NamedTuple):
 class Manifold(NamedTuple):
     """A manifold of parameters, seen from one of its points.
 
-    Only the first two fields are required by the tools; the constructors of this package fill in the rest.
+    Only the first two fields are needed by the library; the constructors of this package fill in the others.
 
     Attributes:
         origin: the point.
         project: orthogonal projector onto the tangent space at `origin`: linear, idempotent, self-adjoint.
         tangent_dimension: dimension of the tangent space; `None` if it is not known from the structure.
         space: name for reports: "leaf" or "V" (cloned units), "frozen", "leaf & frozen", "weighted leaf", "level set"
-            and the like, or the user's own word. Nothing is decided by it.
+            and so on, or a name of the user's own. No decision depends on it.
         normals: for cloned units, the components of the leaf's normal space, whichever `space` is used.
         structure: for cloned and frozen units, the clusters and masks that define the manifold.
-        rank_loss: for level sets, the number of constraints whose gradients are not independent of the others; not
-            zero means that the level set need not be a manifold at `origin`. `None` elsewhere, or under a trace.
+        rank_loss: for level sets, the number of constraints whose gradients are not independent of the others; if
+            nonzero, the level set need not be a manifold at `origin`. `None` for other manifolds, or under a trace.
         kind: the kind that the constructor makes; `OTHER` for the user's own manifolds.
-        is_affine: whether the manifold is `origin + range(project)`; `None` if it is not known. Off a critical point
-            the curvature of a loss gives no verdict about a manifold that may be curved.
+        is_affine: whether the manifold is `origin + range(project)`; `None` if unknown. Away from a critical point the
+            curvature of a loss gives no verdict about a manifold that may be curved.
     """
 
     origin: Params
@@ -93,15 +93,15 @@ class Manifold(NamedTuple):
 
 
 def num_parameters(manifold: Manifold) -> int:
-    """Number of coordinates of the surrounding space."""
+    """Dimension of the ambient parameter space."""
     return sum(leaf.size for leaf in jax.tree.leaves(manifold.origin))
 
 
 def dimension(manifold: Manifold, max_bytes: int = DENSE_LIMIT_BYTES) -> int:
     """Dimension of the tangent space.
 
-    Known without computation for the manifolds of this package; for a projector of the user's own it is the trace,
-    which takes a dense matrix.
+    It is known for the manifolds of this package; for a user's own projector it is the trace, which takes a dense
+    matrix.
 
     Args:
         manifold: any manifold.
@@ -158,17 +158,18 @@ def distance(manifold: Manifold, params: Params) -> Float[Array, ""]:
 
 
 def tangency_residual(manifold: Manifold, vector: Params) -> Float[Array, ""]:
-    """Share of a vector that leaves the manifold, `||P_N v|| / ||v||`, between 0 and 1.
+    """Fraction of a vector that is normal to the manifold, `||P_N v|| / ||v||`, between 0 and 1.
 
-    0 for a gradient means that gradient descent does not leave to first order; on affine manifolds not at all. Zero at
-    one point is necessary, not sufficient: every critical point gives it. For another optimizer, pass the update.
+    If it is 0 for a gradient, gradient descent does not leave the manifold to first order, and an affine manifold not
+    at all. Zero at one point is necessary, not sufficient: it is zero at every critical point. For another optimizer,
+    pass the update.
 
     Args:
         manifold: any manifold.
-        vector: a tree like its origin; of any magnitude, as it is scaled by its largest entry first.
+        vector: a tree like its origin, of any magnitude: it is first scaled by its largest entry.
 
     Returns:
-        A scalar, float32 at least. 0 if the vector is 0; infinite if it has an entry that is not finite.
+        A scalar, at least float32. 0 if the vector is 0; infinite if it has an entry that is not finite.
 
     Raises:
         ValueError: the vector does not match the parameters.
@@ -184,7 +185,7 @@ def tangency_residual(manifold: Manifold, vector: Params) -> Float[Array, ""]:
 def _residual(project: Projector, vector: Params) -> Float[Array, ""]:
     scale, divide = _scaling(vector)
     norm = tree_norm(divide(vector))
-    # Project before scaling: compiled together, a scaled difference is one rounding, and equal entries do not cancel.
+    # Project before scaling: compiled together, a scaled difference is rounded once, and equal entries do not cancel.
     normal = jax.tree.map(jnp.subtract, vector, project(vector))
     residual = tree_norm(divide(normal)) / jnp.where(norm > 0, norm, 1)
     return jnp.where(jnp.isfinite(scale), residual, jnp.inf)
@@ -226,7 +227,7 @@ def random_normal_vector(key: Key[Array, ""], manifold: Manifold) -> Params:
         raise ValueError("the manifold fills the parameter space: it has no normal directions")
     flat, unravel = ravel_pytree(manifold.origin)
     draw = unravel(jax.random.normal(key, flat.shape, flat.dtype))
-    # The second projection removes what the rounding of the first one left.
+    # The second projection removes the rounding errors of the first.
     normal = normal_part(manifold, normal_part(manifold, draw))
     norm = tree_norm(normal)
     return jax.tree.map(lambda leaf: leaf / norm.astype(leaf.dtype), normal)
@@ -234,7 +235,7 @@ def random_normal_vector(key: Key[Array, ""], manifold: Manifold) -> Params:
 
 @jax.jit
 def tree_norm(tree: Params) -> Float[Array, ""]:
-    """Euclidean norm of all entries of a tree together, accumulated in float32 at least."""
+    """Euclidean norm of all entries of a tree, accumulated in at least float32."""
     dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(tree)), jnp.float32)
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(tree)))
 

@@ -1,4 +1,4 @@
-"""Weighted, signed and vanished clones: units that are fixed multiples of one another, in what they read and give."""
+"""Weighted, signed and vanished clones: units whose incoming and outgoing weights are multiples of each other's."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from lopjax.manifolds.manifold import Manifold, ManifoldKind, Params
 from lopjax.wiring import Wiring
 
 Multiples = Mapping[str, Sequence[float]]
-"""Per unit space, the multiple `c_t` that each of its units is of one unit of its cluster; 0 where it has vanished."""
+"""Per unit space, the factor `c_t` between each unit and a common unit of its cluster; 0 for a vanished unit."""
 
 
 def weighted_manifold(
@@ -27,16 +27,16 @@ def weighted_manifold(
 
     Then activations and backward signals are `c_t` times those of one unit, and so is every gradient: gradient descent
     with or without momentum never leaves, whatever the data. Coordinate-wise updates such as Adam's keep `c_t` in
-    {-1, 0, 1} only. The projector is that of equal clones (`cloned_manifold`) with P the nearest multiples, and as
-    there the incoming totals and outgoing amounts alone must be multiples: `space="leaf"` is `W + BC`, "V" the family
-    of all leaves. Whether the network does what is assumed here, `certify_weighted` says.
+    {-1, 0, 1} only. The projector is that of equal clones (`cloned_manifold`) with P the projection onto multiples, and
+    as there only the incoming and outgoing totals must be multiples: `space="leaf"` is `W + BC`, "V" the family of all
+    leaves. `certify_weighted` tests the assumptions about the network.
 
     Args:
         params: the point.
         wiring: wiring of the network.
         partition: cluster id of every unit, per space; a space that is absent has no clones.
         multiples: `c_t` of every unit, per space; a space that is absent has equal clones. Only their ratios inside a
-            cluster matter, and where they are 0.
+            cluster matter, and which are 0.
         space: "leaf" or "V".
 
     Raises:
@@ -53,7 +53,7 @@ def weighted_manifold(
         (9, 'weighted leaf')
 
     References:
-        This library; equal clones are those of arXiv 2510.00304, section 4.
+        This library's own; for equal clones see arXiv 2510.00304, section 4.
     """
     if space not in ("leaf", "V"):
         raise ValueError(f"space={space!r}: must be 'leaf' or 'V'")
@@ -69,7 +69,7 @@ def check_multiples(
     Args:
         wiring: wiring of the network.
         partition: as in `weighted_manifold`.
-        multiples: likewise.
+        multiples: as in `weighted_manifold`.
 
     Raises:
         ValueError: see `weighted_manifold`.

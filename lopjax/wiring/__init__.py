@@ -2,8 +2,8 @@
 
 A network is a set of *unit spaces* joined by arrays. An axis of an array either reads a space (`In`: it is summed
 over), writes one (`Out`), or does neither (`None`: a kernel offset, a position in a sequence).
-Written once, beside each array in the model code, this is all that cloning, manifolds, certificates, stability and
-resets need to know about an architecture. No other module derives any of it from layer order, shapes or names.
+These labels, written once next to each array in the model code, are all that cloning, manifolds, certificates,
+stability and resets need to know about an architecture. No other module infers it from layer order, shapes or names.
 """
 
 from lopjax.wiring.build import build_wiring

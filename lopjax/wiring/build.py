@@ -1,4 +1,4 @@
-"""From the labels of a model's arrays to a wiring that does not contradict itself."""
+"""From the labels of a model's arrays to a consistent wiring."""
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
@@ -16,26 +16,26 @@ def build_wiring(
     permutable: Mapping[str, str] = MappingProxyType({}),
     coordinates: Collection[str] = (),
 ) -> Wiring:
-    """Build a wiring and refuse one that contradicts itself.
+    """Build a wiring, and refuse inconsistent labels.
 
-    Spaces that no parameter writes are network inputs and fixed. Spaces that none reads are outputs and fixed as well,
-    unless they are said to be permutable. Whether the labels describe the network, only the network can tell:
+    Spaces that no parameter writes are network inputs, and fixed. Spaces that none reads are outputs, and fixed as well
+    unless they are declared permutable. Whether the labels describe the network can only be tested on the network:
     `lopjax.models.check_wiring`.
 
     Args:
-        labels: label of every array (`None`: the array came without one).
+        labels: label of every array (`None`: the array has no label).
         shapes: shape of every array.
-        sites: every site the model taps, in the order of the forward pass.
+        sites: every site that the model taps, in the order of the forward pass.
         fixed: further spaces whose units must not be cloned.
-        coupled: spaces over whose units something averages.
-        permutable: spaces whose units may be exchanged but not cloned, and why not.
+        coupled: spaces over whose units something is averaged.
+        permutable: spaces whose units may be exchanged but not cloned, with the reason.
         coordinates: spaces that index the coordinates of larger units (the width of an attention head).
 
     Raises:
-        ValueError: arrays without a label (all are listed), labels without an array, a label whose number of axes is
-            not the array's, an axis that is not `In`, `Out` or `None`, a space with two sizes, a site or a fixed space
-            that no array knows, a site whose space no array writes, an array labelled with a site of a space that it
-            does not write, or with a source that it does not read.
+        ValueError: arrays without a label (all are listed), labels without an array, a label whose number of axes
+            differs from the array's, an axis that is not `In`, `Out` or `None`, a space with two sizes, a site or a
+            fixed space that no array knows, a site whose space no array writes, an array labelled with a site of a
+            space that it does not write, or with a source that it does not read.
     """
     known = _known_labels(labels, shapes)
     sizes = _sizes(known, shapes)
@@ -78,7 +78,7 @@ def _known_labels(labels: Mapping[Path, Label | None], shapes: Mapping[Path, tup
 
 
 def _check_what_is_said(said: Mapping[str, Collection[str]], sizes: Mapping[str, int], inputs: set[str]) -> None:
-    """Refuse statements about spaces that do not exist, and statements that contradict each other."""
+    """Refuse declarations about spaces that do not exist, and contradictory declarations."""
     for kind, spaces in said.items():
         if unknown := [space for space in spaces if space not in sizes]:
             raise ValueError(f"{kind} space {unknown[0]!r}: not in this wiring; its spaces are {list(sizes)}")
@@ -124,7 +124,7 @@ def _check_sites(sites: Mapping[str, Site], sizes: Mapping[str, int], written: s
 def _check_ends(path: Path, label: Label, sites: Mapping[str, Site], inputs: set[str], outputs: set[str]) -> None:
     """A label's `site` is on a space that its array writes, its `source` on one that it reads.
 
-    What makes the logits has no site: the output space stands for it, as an input space does for a source.
+    The layer that makes the logits has no site: the output space takes its place, as an input space does for a source.
     """
     for kind, given, at_the_end, verb, spaces in (
         ("site", label.site, outputs, "write", label.writes()),

@@ -1,4 +1,4 @@
-"""The wiring diagram as a whole: the questions it answers, and how it is applied to the arrays of a network."""
+"""The wiring diagram as a whole: queries about it, and its application to the arrays of a network."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,14 +22,15 @@ class Wiring:
         sizes: `(space, number of units)`.
         sites: `(name, Site)`, in the order of the forward pass.
         fixed: spaces whose units differ from one another: network inputs (never written), outputs (never read), and
-            what the model's author named.
-        coupled: spaces over whose units something averages (layer norm): there a function survives cloning only if all
-            units have the same number of clones.
+            spaces that the model's author fixed.
+        coupled: spaces over whose units something is averaged (layer norm): cloning them preserves the function only if
+            all units have the same number of clones.
         reasons: `(space, why its units cannot be cloned)` of every space that is not cloneable. One that is not fixed
             either is *permutable*: its units may be exchanged, so equal ones stay equal under gradient descent, but
-            repeating and dividing them does not keep the function (queries and keys: their products would add up).
+                repeating and dividing them does not preserve the function (queries and keys: their products would add
+                up).
         coordinates: spaces that index the coordinates of larger units, as the width of an attention head does. Their
-            units are cloned only where a factor names them; what treats a unit as a whole takes its coordinates along.
+            units are cloned only if a factor names them; operations on a whole unit include its coordinates.
     """
 
     labels: tuple[tuple[Path, Label], ...]
@@ -42,7 +43,7 @@ class Wiring:
 
     @property
     def spaces(self) -> tuple[str, ...]:
-        """Every unit space: inputs, then in the order of the forward pass, then outputs."""
+        """Every unit space: inputs, hidden spaces in the order of the forward pass, then outputs."""
         return tuple(space for space, _ in self.sizes)
 
     @property
@@ -53,7 +54,7 @@ class Wiring:
 
     @property
     def cloned_by_default(self) -> tuple[str, ...]:
-        """Spaces that are cloned where a single factor is given: the cloneable ones but coordinates of larger units."""
+        """Spaces cloned when a single factor is given: the cloneable ones except coordinates of larger units."""
         return tuple(space for space in self.cloneable if space not in self.coordinates)
 
     @property
@@ -62,7 +63,7 @@ class Wiring:
         return tuple(space for space in self.spaces if space not in self.fixed)
 
     def why_not_cloneable(self, space: str) -> str:
-        """Why the units of a space cannot be cloned, for a message; empty if they can."""
+        """Why the units of a space cannot be cloned, as part of a message; empty if they can."""
         if space in self.cloneable:
             return ""
         state = "fixed" if space in self.fixed else "permutable, not cloneable"
@@ -70,18 +71,18 @@ class Wiring:
         return state if reason is None else f"{state} ({reason})"
 
     def is_coordinate(self, axis: Axis) -> bool:
-        """Whether an axis of an array indexes no units, or only the coordinates of larger ones."""
+        """Whether an axis of an array does not index units, or indexes only coordinates of larger ones."""
         return axis is None or axis.space in self.coordinates
 
     def size(self, space: str) -> int:
-        """Number of units of a space. Raises ValueError that lists the spaces when there is no such space."""
+        """Number of units of a space. Raises a ValueError that lists the spaces if there is no such space."""
         sizes = dict(self.sizes)
         if space not in sizes:
             raise ValueError(f"unit space {space!r}: not in this wiring; its spaces are {list(self.spaces)}")
         return sizes[space]
 
     def site(self, name: str) -> Site:
-        """The site of that name. Raises ValueError that lists the sites when there is none."""
+        """The site of that name. Raises a ValueError that lists the sites if there is none."""
         sites = dict(self.sites)
         if name not in sites:
             raise ValueError(f"site {name!r}: not in this wiring; its sites are {list(sites)}")
@@ -95,13 +96,13 @@ class Wiring:
     def upstream(self, site: str) -> tuple[str, ...]:
         """Names of the sites whose activations can reach a site, in the order of the forward pass.
 
-        From the labels' graph: all sites of the spaces from which arrays lead to the site's space, as far as they come
-        before it. More than needed where a space has several sites, never less, if the order of the sites is that of
-        the forward pass (`lopjax.models.check_wiring` compares it with what the network does).
+        Found from the graph of labels: all earlier sites of the spaces from which arrays lead to the site's space. For
+            a space with several sites these may be more than needed, but never fewer, provided that the order of the
+            sites is that of the forward pass (`lopjax.models.check_wiring` tests this on the network).
         """
         reached = [self.site(site).space]
         labels = dict(self.labels)
-        for space in reached:  # grows while it is read
+        for space in reached:  # grows during the iteration
             read = [each for path, _ in self.incoming(space) for each in labels[path].reads()]
             reached += [each for each in dict.fromkeys(read) if each not in reached]
         names = [name for name, _ in self.sites]
@@ -145,8 +146,8 @@ class Wiring:
 
         Args:
             tree: as in `map`.
-            partial: accept a tree in which some arrays are left out on purpose: `None`, or an empty node such as the
-                `optax.MaskedNode` of `optax.masked`, stands in their place. For what works array by array only.
+            partial: accept a tree in which some arrays are replaced by `None` or an empty node, such as the
+                `optax.MaskedNode` of `optax.masked`. Only for operations that work array by array.
         """
         prefix: Path = () if isinstance(tree, Mapping) and "params" in tree else ("params",)
         labels = dict(self.labels)
@@ -173,7 +174,7 @@ class Wiring:
             if len(shape) != len(expected) or any(n not in (None, size) for n, size in zip(expected, shape)):
                 raise ValueError(
                     f"tree does not match the wiring: {'/'.join(path)} has shape {tuple(shape)}, "
-                    f"its unit spaces ask for {expected} (None: any); pass the parameters (or variables) of the model "
+                    f"its unit spaces require {expected} (None: any); pass the parameters (or variables) of the model "
                     "this wiring belongs to, one network at a time (vmap over several)"
                 )
         return [labels[path] for path in paths]
@@ -186,7 +187,7 @@ def tree_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[
 
 
 def tree_from_paths(leaves: Mapping[Path, Any]) -> dict[str, Any]:
-    """The nested dict with these leaves: the way back from `tree_paths`."""
+    """The nested dict with these leaves: the inverse of `tree_paths`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         branch = tree
@@ -197,7 +198,7 @@ def tree_from_paths(leaves: Mapping[Path, Any]) -> dict[str, Any]:
 
 
 def _left_out(tree: Any) -> list[Path]:
-    """The places of a tree that hold nothing: `None` and empty tuples, `optax.MaskedNode` among them."""
+    """The paths of the empty nodes of a tree: `None` and empty tuples, including `optax.MaskedNode`."""
 
     def is_empty(node: Any) -> bool:
         return node is None or (isinstance(node, tuple) and not node)
@@ -215,8 +216,8 @@ def multiplicity(label: Label, factors: Mapping[str, int | tuple[int, ...]]) -> 
         factors: number of clones per space: one number, or one for every unit.
 
     Returns:
-        Two Python ints; where the units of a space have numbers of their own, integer arrays that broadcast against
-        the array that is cloned.
+        Two Python ints or, if numbers differ between the units of a space, integer arrays that broadcast against the
+        array that is cloned.
     """
 
     def product(is_read: bool) -> Any:

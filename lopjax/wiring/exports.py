@@ -1,4 +1,4 @@
-"""The wiring in the formats of other tools: matching of networks, networks over weights, pruning, sharding.
+"""The wiring in the formats of other tools: network matching, weight-space networks, pruning, sharding.
 
 Muon's dimension numbers need more than the wiring's axes: `lopjax.optim.muon_dimension_numbers`.
 """
@@ -16,11 +16,11 @@ from lopjax.wiring.labels import Path
 
 
 class PermutationSpec(NamedTuple):
-    """Which axes one permutation of units acts on together; the fields of git-re-basin (arXiv 2209.04836).
+    """The axes on which each permutation of units acts; the fields are those of git-re-basin (arXiv 2209.04836).
 
     Attributes:
-        perm_to_axes: by permutation, the `(array, axis)` that it acts on.
-        axes_to_perm: by array, the permutation of each axis; None for one that must stay as it is.
+        perm_to_axes: by permutation, the pairs `(array, axis)` on which it acts.
+        axes_to_perm: by array, the permutation of each axis; None for an axis that must not be permuted.
     """
 
     perm_to_axes: dict[str, list[tuple[str, int]]]
@@ -32,7 +32,7 @@ class GroupMember(NamedTuple):
 
     Attributes:
         path: path of the array, the collection first.
-        axis: which axis.
+        axis: index of the axis.
         is_read: whether the array reads the unit (its outgoing weights) or writes it (incoming weights, bias, norm,
             statistics).
     """
@@ -43,16 +43,16 @@ class GroupMember(NamedTuple):
 
 
 def permutation_spec(wiring: Wiring) -> PermutationSpec:
-    """The permutations under which the parameters keep their function, for weight or activation matching.
+    """The permutations of parameters that preserve the function, for weight or activation matching.
 
-    Every space that is not fixed is a permutation by its own name. Arrays are named by their path below the
+    Every space that is not fixed gives a permutation of the same name. Arrays are named by their path without the
     collection, `"hidden_0/kernel"`. Batch statistics are left out: they are recomputed after matching.
 
     Args:
         wiring: wiring of the network.
 
     Raises:
-        ValueError: an array with two axes of one space, which that format cannot hold.
+        ValueError: an array with two axes of the same space, which the format cannot represent.
 
     References:
         Ainsworth, Hayase and Srinivasa, arXiv 2209.04836.
@@ -66,7 +66,7 @@ def permutation_spec(wiring: Wiring) -> PermutationSpec:
         name = "/".join(path[1:])
         perms = tuple(None if axis is None or axis.space not in permutable else axis.space for axis in label.axes)
         if len(set(perms) - {None}) < sum(perm is not None for perm in perms):
-            raise ValueError(f"{name}: two of its axes index units of one space, {perms}; the format has one a space")
+            raise ValueError(f"{name}: two of its axes index units of one space, {perms}; the format has one per space")
         axes_to_perm[name] = perms
         for axis, perm in enumerate(perms):
             if perm is not None:
@@ -75,11 +75,11 @@ def permutation_spec(wiring: Wiring) -> PermutationSpec:
 
 
 def unf_spec(wiring: Wiring, params: PyTree) -> PyTree:
-    """The permutation of every axis as an integer, a tuple for each array: `perm_spec` of universal neural functionals.
+    """The permutation of every axis as an integer, one tuple per array: `perm_spec` of universal neural functionals.
 
-    Axes of one space have its number; an axis that indexes no units (the offsets of a kernel) has a number of its own.
-    The format has no word for an axis that must stay as it is, so inputs, outputs and offsets count as permutable too:
-    what is equivariant under the larger group is equivariant under the network's.
+    Axes of the same space share a number; an axis that does not index units (the offsets of a kernel) has a number of
+    its own. The format cannot express that an axis must not be permuted, so inputs, outputs and offsets count as
+    permutable too: a map that is equivariant under the larger group is equivariant under the network's.
 
     Args:
         wiring: wiring of the network.
@@ -102,7 +102,7 @@ def unf_spec(wiring: Wiring, params: PyTree) -> PyTree:
 
 
 def pruning_groups(wiring: Wiring) -> dict[str, tuple[GroupMember, ...]]:
-    """What must be removed together with a unit: by permutable space, every axis of every array that has a slice of it.
+    """The slices to be removed together with a unit: by permutable space, every axis of every array that has it.
 
     Args:
         wiring: wiring of the network.
@@ -118,10 +118,10 @@ def pruning_groups(wiring: Wiring) -> dict[str, tuple[GroupMember, ...]]:
 
 
 def keep_units(wiring: Wiring, variables: PyTree, kept: Mapping[str, Sequence[int]]) -> PyTree:
-    """Arrays with the slices of the units that are kept, in the order given: structured pruning.
+    """Structured pruning: arrays with the slices of the units that are kept, in the order given.
 
     Removing a unit whose outgoing weights are zero does not change the function, except where a norm averages over the
-    units of its space (`Wiring.coupled`). The model that takes the result is `model.resize` to the new sizes.
+    units of its space (`Wiring.coupled`). The model for the result is `model.resize` at the new sizes.
 
     Args:
         wiring: wiring of the network.
@@ -132,7 +132,7 @@ def keep_units(wiring: Wiring, variables: PyTree, kept: Mapping[str, Sequence[in
         A tree of smaller arrays.
 
     Raises:
-        ValueError: an unknown or fixed space, no unit kept, an index out of range or twice.
+        ValueError: an unknown or fixed space, no unit kept, or an index that is out of range or repeated.
     """
     for space, units in kept.items():
         size = wiring.size(space)
@@ -152,18 +152,18 @@ def keep_units(wiring: Wiring, variables: PyTree, kept: Mapping[str, Sequence[in
 
 
 def sharding_rules(wiring: Wiring, variables: PyTree, mesh_axes: Mapping[str, str]) -> PyTree:
-    """How to spread units over the axes of a mesh: a `PartitionSpec` for every array.
+    """Sharding of units over the axes of a mesh: a `PartitionSpec` for every array.
 
-    Of two axes of an array whose spaces go to one mesh axis, the one that writes is spread: the array's product is then
-    computed where its units are.
+    If the spaces of two axes of an array are assigned to the same mesh axis, the axis that writes is sharded: the
+    array's product is then computed on the device that holds its units.
 
     Args:
         wiring: wiring of the network.
         variables: parameters or variables, or shapes of them.
-        mesh_axes: by unit space, the name of the mesh axis that its units are spread over; others are on every device.
+        mesh_axes: by unit space, the name of the mesh axis over which its units are sharded; others are replicated.
 
     Returns:
-        A tree like `variables` of `PartitionSpec`, for `jax.sharding.NamedSharding`.
+        A tree of `PartitionSpec` like `variables`, for `jax.sharding.NamedSharding`.
 
     Raises:
         ValueError: an unknown space.

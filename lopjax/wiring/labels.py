@@ -1,4 +1,4 @@
-"""What one array or one site is in a wiring diagram: the words in which a model describes itself."""
+"""Labels of arrays and sites in a wiring diagram: the vocabulary in which a model describes itself."""
 
 from collections.abc import Container
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from lopjax.activations import Activation
 
 Path = tuple[str, ...]
-"""Where an array is in a tree: the keys from the top."""
+"""Path of an array in a tree: the keys from the root."""
 
 
 class _Composable:
-    """Axes put side by side with `+` and multiplied with `*`, for arrays that hold several (`lopjax.wiring.view`)."""
+    """Axes that can be concatenated with `+` and multiplied with `*`, for compound arrays (`lopjax.wiring.view`)."""
 
     def __add__(self, other: Any) -> "Sum":
         return Sum((*axis_parts(self), *axis_parts(other)))
@@ -32,7 +32,7 @@ class Product(_Composable):
     """An axis that is a flattened product, row-major: `Out("heads") * 64` has 64 coordinates for each head.
 
     Attributes:
-        factors: `In`, `Out`, or a number of entries that index no units.
+        factors: `In`, `Out`, or a number of entries that do not index units.
     """
 
     factors: tuple[Any, ...]
@@ -40,22 +40,22 @@ class Product(_Composable):
 
 @dataclass(frozen=True)
 class Sum(_Composable):
-    """An axis of several stretches: `Out("q") + Out("k") + Out("v")`, or `In("a") + 1`, whose last entry is no unit.
+    """A concatenated axis: `Out("q") + Out("k") + Out("v")`, or `In("a") + 1`, whose last entry is not a unit.
 
     Attributes:
-        parts: `In`, `Out`, `Product`, or a number of entries that index no units.
+        parts: `In`, `Out`, `Product`, or a number of entries that do not index units.
     """
 
     parts: tuple[Any, ...]
 
 
 def axis_parts(axis: Any) -> tuple[Any, ...]:
-    """The stretches of an axis; one if it is no sum."""
+    """The parts of an axis; just one if it is not a sum."""
     return axis.parts if isinstance(axis, Sum) else (axis,)
 
 
 def axis_factors(axis: Any) -> tuple[Any, ...]:
-    """The factors of a stretch; one if it is no product. Raises ValueError for a sum."""
+    """The factors of a part; just one if it is not a product. Raises a ValueError for a sum."""
     if isinstance(axis, Sum):
         raise ValueError(f"{axis} cannot be a factor: multiply its parts and add the products")
     return axis.factors if isinstance(axis, Product) else (axis,)
@@ -76,15 +76,15 @@ class Out(_Composable):
 
 
 Axis = In | Out | None
-"""The label of one axis; `None` where it is no unit axis."""
+"""The label of one axis; `None` if it does not index units."""
 
 
 class UnitAxis(NamedTuple):
     """An axis of an array that indexes units.
 
     Attributes:
-        index: which axis.
-        space: whose units.
+        index: index of the axis.
+        space: the units' space.
         is_read: whether the array reads the space (`In`) or writes it (`Out`).
     """
 
@@ -94,7 +94,7 @@ class UnitAxis(NamedTuple):
 
 
 class Window(NamedTuple):
-    """How a convolution kernel slides: what is needed to rebuild the patches it reads."""
+    """The sliding window of a convolution kernel: what is needed to reconstruct the patches it reads."""
 
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
@@ -102,20 +102,20 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Label:
-    """What one array is in the wiring.
+    """The role of one array in the wiring.
 
     Attributes:
         axes: one entry per array axis.
         site: the site that *every* path from this array to the output passes, unit by unit: when unit j is dead there,
-            the array's slice j has no gradient. `None` where there is no such site (a kernel followed by layer
-            norm, which couples the units; an early writer of a residual stream).
+            the array's slice j has no gradient. `None` if there is no such site (a kernel followed by layer norm, which
+            couples the units; an early writer of a residual stream).
         source: for a kernel whose product, plus at most a bias, *is* the pre-activation of `site` (or the logits): the
-            site whose activations it reads, or the name of the input space. `None` where something else (norm,
-            pooling, a residual sum) stands in between. Where given, the closed form of the stability blocks applies.
-        window: for a convolution kernel with a `source`, how it slides.
+            site whose activations it reads, or the name of the input space. `None` if something else (norm, pooling, a
+            residual sum) stands in between. If given, the closed form of the stability blocks applies.
+        window: for a convolution kernel with a `source`, its sliding window.
         scales: whether it multiplies what other arrays write at its `site` (the scale of a norm, a gain, a query that
-            meets keys), or what it writes is added to that (a bias; a kernel, whose product is); `None` if it does not
-            say. Which it is matters where an array is not alone.
+            meets keys), or is added to it (a bias, or the product of a kernel); `None` if that is not stated. It
+            matters only if several arrays write the site.
     """
 
     axes: tuple[Axis, ...]
@@ -128,8 +128,8 @@ class Label:
         """The axes that index units, in axis order.
 
         Args:
-            spaces: only those of these spaces.
-            is_read: only input axes (True), or only output axes (False).
+            spaces: restrict the result to these spaces.
+            is_read: restrict it to input axes (True) or to output axes (False).
         """
         every = (
             UnitAxis(index, axis.space, isinstance(axis, In))
@@ -153,7 +153,7 @@ class Label:
         return tuple(axis.index for axis in self.unit_axes(is_read=False))
 
     def num_summed(self, shape: tuple[int, ...]) -> int:
-        """Number of terms in each of an array's sums: the product of its sizes but for the axes that write."""
+        """Number of terms in each of an array's sums: the product of the sizes of all axes but those that write."""
         return prod(size for index, size in enumerate(shape) if index not in self.output_axes)
 
     def reads(self) -> tuple[str, ...]:
@@ -185,11 +185,11 @@ class CompoundLabel:
 
 
 class Site(NamedTuple):
-    """A place where a unit space is written and observed: a residual stream has many, a plain layer one.
+    """A point of the network where a unit space is written and observed: a residual stream has many, a plain layer one.
 
     Attributes:
         space: the unit space.
-        activation: name in `lopjax.activations.ACTIVATIONS`, or the `Activation` if it is none of those.
+        activation: name in `lopjax.activations.ACTIVATIONS`, or an `Activation` that is not among those.
     """
 
     space: str

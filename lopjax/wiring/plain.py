@@ -1,8 +1,8 @@
-"""Plain layers: a kernel, at most a bias, and nothing else between what is read and the pre-activation.
+"""Plain layers: a kernel, at most a bias, and nothing else between the activations read and the pre-activation.
 
-The labels say where this is so (`Label.source`), and which axis of the kernel is which: `(units in, units out)` of
-Flax, `(units out, units in)` of Equinox and PyTorch, or a convolution with its offsets in front, behind or between.
-Formulas are written for one layout, `(*offsets or positions, units in, units out)`.
+The labels say which layers are plain (`Label.source`), and which axis of the kernel is which: `(units in, units out)`
+of Flax, `(units out, units in)` of Equinox and PyTorch, or a convolution with its offsets before, after or between
+them. Formulas are written for one layout, `(*offsets or positions, units in, units out)`.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class PlainKernel(NamedTuple):
 
 
 def standard_order(label: Label) -> tuple[int, ...] | None:
-    """The axes of a kernel in the order `(*others, units in, units out)`; `None` if it has not just one of each."""
+    """The axes of a kernel in the order `(*others, units in, units out)`; `None` unless it has exactly one of each."""
     reads, writes = label.input_axes, label.output_axes
     if len(reads) != 1 or len(writes) != 1:
         return None
@@ -38,7 +38,7 @@ def standard_layout(label: Label, kernel: Any) -> Any:
     """A kernel (NumPy's or JAX's) transposed to `(*others, units in, units out)`.
 
     Raises:
-        ValueError: a label that has not just one input and one output axis.
+        ValueError: a label without exactly one input and one output axis.
     """
     order = standard_order(label)
     if order is None:
@@ -47,7 +47,7 @@ def standard_layout(label: Label, kernel: Any) -> Any:
 
 
 def plain_kernel(wiring: Wiring, site: str) -> PlainKernel | None:
-    """The kernel and bias that alone make a site's pre-activation, or `None` where something stands in between.
+    """The kernel and bias that alone make a site's pre-activation, or `None` if something stands in between.
 
     Args:
         wiring: wiring of the network.

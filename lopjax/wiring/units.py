@@ -1,4 +1,4 @@
-"""Slices of units: the parameters that write a unit, those that read it, and what is done to them.
+"""Slices of units: the parameters that write a unit, those that read it, and operations on both.
 
 Every array that has the axis `Out(space)` holds one *incoming* slice for each unit of the space, batch statistics
 included; every array with `In(space)` holds one *outgoing* slice. `Label.unit_axes` finds their axes.
@@ -20,9 +20,9 @@ class UnitMasks(NamedTuple):
     """Which entries of a tree belong to chosen units.
 
     Attributes:
-        incoming: a boolean array for each array of the tree, True on the slices that write a chosen unit. In the
+        incoming: a boolean array for each array of the tree, True on the slices that write a chosen unit; in the
             collection `"batch_stats"` these are the units' statistics.
-        outgoing: likewise, True on the slices that read a chosen unit.
+        outgoing: the same for the slices that read a chosen unit.
     """
 
     incoming: PyTree
@@ -88,7 +88,7 @@ def unit_norms(wiring: Wiring, tree: PyTree, space: str) -> tuple[Float[Array, "
             for label, array in zip(labels, leaves, strict=True)
             for axis in label.unit_axes((space,), is_read=is_read)
         ]
-        # Relative to the largest entry of all, or the squares of a saturated unit's gradient vanish.
+        # Scaled by the largest entry of all, or the squares of a saturated unit's gradient would underflow.
         largest = reduce(jnp.maximum, (jnp.max(jnp.abs(array), initial=0) for array, _ in found), jnp.zeros(()))
         safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
         squares = [sum_per_unit(jnp.square(array / safe.astype(array.dtype)), index) for array, index in found]

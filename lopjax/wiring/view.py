@@ -1,10 +1,10 @@
-"""A view of a network in which every axis of every array indexes one unit space, or none.
+"""A view of a network in which every axis of every array indexes one unit space or none.
 
-Fused, concatenated and flattened arrays have axes that index several: queries, keys and values side by side, the
-features of two layers, heads times their width. `split` cuts them into pieces by slices and reshapes, `merge` puts them
-together again. Both only reorder coordinates, so inner products, gradients and Hessians are those of the network as
-its author wrote it. Rules that look at whole arrays (the norm of an array, Muon, Adafactor) act on the author's arrays:
-merge first, or wrap the optimizer in `lopjax.optim.on_own_arrays`.
+Fused, concatenated and flattened arrays have axes that index several spaces: concatenated queries, keys and values, the
+features of two layers, heads times their width. `split` cuts them into pieces by slices and reshapes, and `merge`
+reassembles them. Both only reorder coordinates, so inner products, gradients and Hessians are those of the network as
+its author wrote it. Rules that depend on whole arrays (the norm of an array, Muon, Adafactor) should act on the
+author's arrays: merge first, or wrap the optimizer in `lopjax.optim.on_own_arrays`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,10 +20,11 @@ from lopjax.wiring.labels import Axis, CompoundLabel, In, Label, Out, Path, axis
 
 
 class View(NamedTuple):
-    """Two functions of trees: parameters, variables, gradients, masks.
+    """Two functions on trees of parameters, variables, gradients or masks.
 
     Attributes:
-        split: from the author's arrays to pieces with pure axes; a piece lies at the array's path and its own name.
+        split: from the author's arrays to pieces with pure axes; a piece is stored under the array's path and its own
+            name.
         merge: its inverse.
     """
 
@@ -36,15 +37,15 @@ def _same(tree: Any) -> Any:
 
 
 IDENTITY = View(_same, _same)
-"""Of a network whose arrays are its own."""
+"""The view of a network without compound arrays."""
 
 
 class Segment(NamedTuple):
-    """A stretch of one axis: a product of pure axes, row-major.
+    """A segment of one axis: a row-major product of pure axes.
 
     Attributes:
         name: name of the pieces that it makes; empty if the whole axis is one.
-        axes: what each factor indexes.
+        axes: label of each factor.
         sizes: sizes of the factors.
     """
 
@@ -55,12 +56,12 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Cut:
-    """How one array is cut: the segments of each of its axes."""
+    """The segments of each axis of one array."""
 
     axes: tuple[tuple[Segment, ...], ...]
 
     def pieces(self) -> Iterator[tuple[str, tuple[Segment, ...], tuple[slice, ...]]]:
-        """Name, segments and place of every piece, row-major."""
+        """Name, segments and slices of every piece, row-major."""
         stretches = []
         for segments in self.axes:
             ends = np.cumsum([0, *(prod(segment.sizes) for segment in segments)]).tolist()
@@ -70,14 +71,14 @@ class Cut:
             yield "-".join(named), tuple(segment for segment, _ in chosen), tuple(place for _, place in chosen)
 
     def split(self, array: Any) -> dict[str, Any]:
-        """The pieces by name, each with one axis for every factor."""
+        """The pieces by name, each with one axis per factor."""
         return {
             name: array[places].reshape([size for segment in segments for size in segment.sizes])
             for name, segments, places in self.pieces()
         }
 
     def merge(self, pieces: Mapping[str, Any]) -> Any:
-        """The array made of the pieces."""
+        """The array assembled from the pieces."""
         flat = [
             pieces[name].reshape([prod(segment.sizes) for segment in segments]) for name, segments, _ in self.pieces()
         ]
@@ -93,7 +94,7 @@ class Cut:
 def make_view(
     labels: Mapping[Path, Label | CompoundLabel | None], shapes: Mapping[Path, tuple[int, ...]]
 ) -> tuple[View, dict[Path, Label | None], dict[Path, tuple[int, ...]]]:
-    """The view of a network, and the labels and shapes of its arrays seen through it.
+    """The view of a network, and the labels and shapes of its pieces.
 
     Args:
         labels: label of every array, compound or not.
@@ -103,7 +104,7 @@ def make_view(
         The view (`IDENTITY` if no label is compound), pure labels, and their shapes.
 
     Raises:
-        ValueError: parts whose sizes cannot be told, or do not add up to the axis.
+        ValueError: parts whose sizes cannot be determined, or do not add up to the axis.
     """
     compound = {path: label for path, label in labels.items() if isinstance(label, CompoundLabel)}
     pure: dict[Path, Label | None] = {
@@ -118,7 +119,7 @@ def make_view(
         for name, segments, _ in cut.pieces():
             pure[*path, name] = _pure(compound[path], segments)
             seen[*path, name] = tuple(size for segment in segments for size in segment.sizes)
-    # In the order of the arrays they come from.
+    # In the order of the arrays that they come from.
     order = {path: index for index, path in enumerate(labels)}
     ranked = sorted(pure, key=lambda path: order.get(path, order.get(path[:-1], 0)))
     split = lambda tree: _changed(tree, cuts, Cut.split)  # noqa: E731
@@ -127,7 +128,7 @@ def make_view(
 
 
 def _changed(tree: Any, cuts: Mapping[Path, Cut], change: Callable[[Cut, Any], Any]) -> Any:
-    """The tree with a change made at the paths that are cut; other branches are shared."""
+    """The tree with a change applied at the paths that are cut; other branches are shared."""
     prefix: Path = () if isinstance(tree, Mapping) and "params" in tree else ("params",)
 
     def at(branch: Any, path: Path) -> Any:
@@ -141,7 +142,7 @@ def _changed(tree: Any, cuts: Mapping[Path, Cut], change: Callable[[Cut, Any], A
 
 
 def _pure(label: CompoundLabel, segments: tuple[Segment, ...]) -> Label:
-    """The label of a piece, with the site and the source of its array that are on spaces of the piece."""
+    """The label of a piece, with those sites and sources of its array that are on the piece's spaces."""
     axes = tuple(axis for segment in segments for axis in segment.axes)
     writes = [axis.space for axis in axes if isinstance(axis, Out)]
     reads = [axis.space for axis in axes if isinstance(axis, In)]
@@ -160,9 +161,9 @@ def _sizes(labels: Mapping[Path, Any], shapes: Mapping[Path, tuple[int, ...]]) -
         if axis is not None
     ]
     sizes = {axis.space: size for _, axis, size in axes if isinstance(axis, In | Out)}
-    # What is left of an axis when the known parts are taken off belongs to the unknown ones, and a size that one array
-    # gives may be what another one lacks: so the axes are read again until nothing new is learnt. A part with two
-    # unknown spaces cannot be told, nor can a length that the unknown parts do not share evenly.
+    # The rest of an axis after its known parts belongs to the unknown ones, and a size found from one array may be
+    # needed for another, so the axes are read again until nothing new is found. A part with two unknown spaces cannot
+    # be resolved, nor can a length that the unknown parts do not share evenly.
     before = -1
     while len(sizes) != before:
         before = len(sizes)
@@ -171,7 +172,7 @@ def _sizes(labels: Mapping[Path, Any], shapes: Mapping[Path, tuple[int, ...]]) -
             if not unknown:
                 continue
             rest = size - sum(_length(part, sizes) or 0 for part in axis_parts(axis) if part not in unknown)
-            # Parts of which nothing is known are as long as one another: fused queries and keys.
+            # Parts of unknown size are taken to be equally long, as for fused queries and keys.
             share, remainder = divmod(rest, len(unknown))
             for part in dict.fromkeys(unknown):
                 spaces = [factor.space for factor in axis_factors(part) if isinstance(factor, In | Out)]
@@ -180,7 +181,7 @@ def _sizes(labels: Mapping[Path, Any], shapes: Mapping[Path, tuple[int, ...]]) -
                 if len(set(missing)) != 1 or len(missing) != 1 or remainder or share % known or share < known:
                     raise ValueError(
                         f"{'/'.join(path)}: an axis of length {size} is labelled {axis}, of which {unknown} have no "
-                        "size; let another array have the space on an axis of its own"
+                        "size; another array must have the space on an axis of its own"
                     )
                 sizes[missing[0]] = share // known
     return sizes
@@ -213,13 +214,13 @@ def _cut(path: Path, label: CompoundLabel, shape: tuple[int, ...], sizes: Mappin
 
 
 def _with_name(axes: tuple[tuple[Segment, ...], ...]) -> tuple[tuple[Segment, ...], ...]:
-    """An array that is one piece, with factors of its own: the piece needs a name, too."""
+    """The segments of an array that is a single piece with several factors, which needs a name, too."""
     ((first, *others), *rest) = axes
     return ((first._replace(name="whole"), *others), *rest)
 
 
 def _name(parts: tuple[Any, ...], index: int) -> str:
-    """The spaces of a part; numbered where several parts have the same."""
+    """The name of a part from its spaces, numbered if several parts have the same."""
 
     def spaces(part: Any) -> str:
         return "_".join(f.space for f in axis_factors(part) if isinstance(f, In | Out)) or "rest"

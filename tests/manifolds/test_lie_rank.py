@@ -170,7 +170,7 @@ def test_bad_arguments(unchecked):
             with pytest.raises(ValueError, match=message):
                 call(*given[:2], **given[2])
         big = mlp((30,), (60,), 2)
-        with pytest.raises(ValueError, match="ask a smaller network"):
+        with pytest.raises(ValueError, match="use a smaller network"):
             functional_codimension(big, big.init(jax.random.key(0)), (jnp.ones((4, 30)), CLASSES[:4]))
         with pytest.raises(ValueError, match=r"bfloat16.*must be float64 throughout"):
             functional_codimension(mlp((3,), (4,), 2, compute_dtype="bfloat16"), variables, batch)

@@ -173,12 +173,12 @@ def test_a_scale_is_told_from_a_bias_by_its_label_and_not_by_the_number_of_array
         homogeneous_conserved(conserving(*good), ["h"])
     refused = (
         ([added, scale], "a norm, a sum"),
-        ([added, unsaid], r"\['params/1'\] do not say whether"),
-        ([kernel, kernel], r"\['params/0', 'params/1'\] do not say whether"),
+        ([added, unsaid], r"\['params/1'\] are not labelled as"),
+        ([kernel, kernel], r"\['params/0', 'params/1'\] are not labelled as"),
         ([bias], "a norm, a sum"),
     )
     # Queries and keys are multiplied: before labels said so, the law was claimed for heads, too, where it is false.
-    with pytest.raises(ValueError, match=r"'heads_0'.* do not say whether"):
+    with pytest.raises(ValueError, match=r"'heads_0'.* are not labelled as"):
         homogeneous_conserved(vit((4, 4, 1), 2, patch=2, width=4, depth=1, heads=2).wiring, ["heads_0"])
     for bad, message in refused:
         with pytest.raises(ValueError, match=message):
