@@ -1,14 +1,16 @@
 """The pass that finds how every value scales when units are cloned, and hence which units can be cloned."""
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
-from lopjax.tracing.atoms import Atom, Axis
+from lopjax.tracing.atoms import Atom, Axis, leaves
 from lopjax.tracing.degrees import Condition, Form, Powers, Unknown
 from lopjax.tracing.jaxprs import Block, Node, scan_counts
 from lopjax.tracing.pieces import apply, counts, fit, full, merged, pieces
+from lopjax.tracing.recipes import groups_of, solve
 from lopjax.tracing.scaling import Scaling, all_same, places_of, stems_of
 from lopjax.tracing.scaling_rules import results
 from lopjax.tracing.types import Typing
@@ -20,14 +22,17 @@ class Cloning(NamedTuple):
     Attributes:
         read: the unknowns that are `In`.
         failures: the condition at fault for each leaf that cannot be cloned.
-        coupled: the leaves over which something is averaged.
-        growing: literals that count units, with the axes whose units they count.
+        coupled: the leaves over which something averages.
+        growing: literals that count units, with the axes that they count.
+        others: for a leaf that the divide rule does not clone but another choice of exponents does: the leaves that
+            must have the same factor, and the exponent of every piece of a parameter, if it is not 0.
     """
 
     read: set[Unknown]
     failures: dict[Atom, Condition]
     coupled: set[Atom]
     growing: dict[tuple[Node, int], tuple[Axis, ...]]
+    others: dict[Atom, tuple[tuple[Atom, ...], dict[int, Fraction]]]
 
 
 def infer_cloning(typing: Typing, num_parameters: int) -> Cloning:
@@ -55,11 +60,63 @@ def infer_cloning(typing: Typing, num_parameters: int) -> Cloning:
         for leaf in (leaf for leaf in forced if leaf not in failed):
             read = {unknown for unknown in read if owners[unknown] is not leaf} | forced[leaf]
             del failures[leaf]
-    return Cloning(read, failures, ledger.coupled, growing)
+    others, more = _other_exponents(typing, num_parameters, failures, ledger.meetings, read)
+    return Cloning(read, failures, ledger.coupled, growing | more, others)
+
+
+def _other_exponents(
+    typing: Typing,
+    num_parameters: int,
+    failures: Mapping[Atom, Condition],
+    meetings: set[frozenset[Atom]],
+    read: set[Unknown],
+) -> tuple[dict[Atom, tuple[tuple[Atom, ...], dict[int, Fraction]]], dict[tuple[Node, int], tuple[Axis, ...]]]:
+    """What the linear system says of leaves that the divide rule does not clone: one by one, then together.
+
+    Returns:
+        `others` and further `growing`, as in `Cloning`.
+    """
+    others: dict[Atom, tuple[tuple[Atom, ...], dict[int, Fraction]]] = {}
+    growing: dict[tuple[Node, int], tuple[Axis, ...]] = {}
+    free = [leaf for leaf in failures if leaf.reason is None]
+    for is_alone in (True, False):
+        left = [leaf for leaf in free if leaf not in others]
+        groups = [frozenset({leaf}) for leaf in left] if is_alone else groups_of(left, meetings)
+        if not groups:
+            continue
+        first = {group: min(group, key=free.index) for group in groups}
+        joined = {leaf: first[group] for group in groups for leaf in group}
+        forced = dict.fromkeys(first.values(), frozenset[Unknown]())
+        scaling, _ = infer_scaling(typing, num_parameters, forced, joined, all_arrays=True)
+        for group in groups:
+            conditions = scaling.ledger.conditions.get(first[group], [])
+            exponents = solve(conditions, lambda unknown: -int(unknown in read))
+            if exponents is not None:
+                members = tuple(leaf for leaf in free if leaf in group)
+                per_piece = _per_piece(exponents)
+                others |= dict.fromkeys(members, (members, per_piece))
+        growing |= {
+            key: axes
+            for key, axes in scaling.growing.items()
+            if any(leaf in others for axis in axes for leaf in leaves(axis))
+        }
+    return others, growing
+
+
+def _per_piece(exponents: Mapping[Unknown, Fraction]) -> dict[int, Fraction]:
+    total: dict[int, Fraction] = {}
+    for (piece, _), power in exponents.items():
+        total[piece] = total.get(piece, Fraction(0)) + power
+    return {piece: power for piece, power in total.items() if power}
 
 
 def infer_scaling(
-    typing: Typing, num_parameters: int, forced: Mapping[Atom, frozenset[Unknown]] | None = None
+    typing: Typing,
+    num_parameters: int,
+    forced: Mapping[Atom, frozenset[Unknown]] | None = None,
+    joined: Mapping[Atom, Atom] | None = None,
+    *,
+    all_arrays: bool = False,
 ) -> tuple[Scaling, dict[Unknown, Atom]]:
     """Powers of n for every value, with an unknown for each leaf of every piece of a parameter.
 
@@ -68,14 +125,16 @@ def infer_scaling(
     Args:
         typing: axes of the program.
         num_parameters: how many of its inputs are parameters.
-        forced: consider these leaves only, with the unknowns that are `In`.
+        forced: look at these leaves only, with the unknowns that are `In`.
+        joined: leaves that are cloned together, with the one of them that is in `forced`.
+        all_arrays: whether arrays without a leaf have an unknown for it, too: a power that they are multiplied by.
 
     Returns:
         The pass, and the parameter axis that each unknown belongs to.
     """
     scaling, number = Scaling(typing), 0
     program, owners = typing.program, {}
-    scaling.ledger.forced = forced
+    scaling.ledger.forced, scaling.ledger.joined = forced, joined or {}
     if forced is not None:
         scaling.ledger.read.update(*forced.values())
     for index, value in enumerate(program.block.inputs):
@@ -89,9 +148,12 @@ def infer_scaling(
             for position, leaf in enumerate(flat):
                 owners[number, position] = leaf
                 scaling.ledger.places[number, position] = index, sum(position >= end for end in ends)
-                if forced is None or leaf in forced:
+                key = scaling.ledger.key(leaf)
+                if forced is None or key in forced:
                     form = Form(0, (((number, position), 1),))
-                    powers[leaf] = powers[leaf].plus(form) if leaf in powers else form
+                    powers[key] = powers[key].plus(form) if key in powers else form
+            if all_arrays:
+                powers |= {leaf: Form(0, (((number, -1), 1),)) for leaf in forced or () if leaf not in powers}
             made[place] = {leaf: scaling.ledger.simplified(form) for leaf, form in powers.items()}
             number += 1
         scaling.powers[value] = made

@@ -92,10 +92,12 @@ class Ledger:
         read: the unknowns that are `In`.
         pairs: parameters that are contracted with parameters: one of the two is `In`.
         candidates: per leaf, unknowns that may be `In` if the canonical choice fails: multiplied, then summed.
-        coupled: the leaves of sums that no division of a parameter can compensate.
-        factors: the unknowns of parameters that were multiplied with something entry by entry.
-        forced: the leaves whose `In` are prescribed; None if all are to be found.
-        places: the parameter and the axis that each unknown belongs to.
+        coupled: the leaves over which something is summed that is not a parameter's to divide.
+        factors: the unknowns of parameters that something was multiplied with, entry by entry.
+        forced: the leaves whose `In` are given, and not found; None for all of them found.
+        joined: leaves that are cloned together, with the one that stands for all of them.
+        meetings: sets of leaves whose powers met in one place where none may be left.
+        places: which parameter, and which of its axes, each unknown belongs to.
     """
 
     conditions: dict[Atom, list[Condition]] = field(default_factory=dict)
@@ -105,7 +107,13 @@ class Ledger:
     coupled: set[Atom] = field(default_factory=set)
     factors: set[Unknown] = field(default_factory=set)
     forced: Mapping[Atom, frozenset[Unknown]] | None = None
+    joined: Mapping[Atom, Atom] = field(default_factory=dict)
+    meetings: set[frozenset[Atom]] = field(default_factory=set)
     places: dict[Unknown, Place] = field(default_factory=dict)
+
+    def key(self, leaf: Atom) -> Atom:
+        """The leaf that stands for all those cloned together with this one."""
+        return self.joined.get(leaf, leaf)
 
     def copy(self) -> "Ledger":
         """A copy, to which the pass can return."""
@@ -119,6 +127,7 @@ class Ledger:
             candidates=candidates,
             coupled=set(self.coupled),
             factors=set(self.factors),
+            meetings=set(self.meetings),
         )
 
     def simplified(self, form: Form) -> Form:
@@ -138,16 +147,20 @@ class Ledger:
         """Require that two terms of a sum have the same powers."""
         if one is None or other is None:
             return other if one is None else one
+        unequal = set()
         for leaf in {*one, *other}:
             a, b = one.get(leaf, _ZERO), other.get(leaf, _ZERO)
             if a.number != b.number or a.terms != b.terms:
                 self.must_vanish(leaf, a.plus(b.times(-1)), node, is_sum=True)
+                unequal.add(leaf)
+        self.meetings.add(frozenset(unequal))
         return one
 
     def none(self, node: Node | None, powers: Powers | None) -> Powers:
         """Require that the operands of a nonlinear operation have no powers; its result has none."""
         for leaf, form in (powers or {}).items():
             self.must_vanish(leaf, form, node)
+        self.meetings.add(frozenset(powers or ()))
         return {}
 
     def product(self, one: Powers | None, other: Powers | None, sign: int = 1) -> Powers | None:
@@ -170,7 +183,7 @@ class Ledger:
         if powers is None:
             return None
         made = dict(powers)
-        for leaf in leaves:
+        for leaf in map(self.key, leaves):
             if self.forced is not None and leaf not in self.forced:
                 continue
             if leaf.reason is None:
@@ -209,7 +222,7 @@ class Ledger:
         """
         if one is None or other is None:
             return None
-        for leaf in leaves:
+        for leaf in leaves if self.forced is None else ():
             a, b = one.get(leaf, _ZERO), other.get(leaf, _ZERO)
             if is_data[0] == is_data[1]:
                 if is_data[0] or not (a.terms or b.terms):
@@ -224,9 +237,7 @@ class Ledger:
         return self.counted(self.product(one, other), leaves, node)
 
     def _read(self, form: Form, places: Places) -> None:
-        """Mark parameters contracted with data as `In`; of two axes with the same space, only the contracted one."""
-        if self.forced is not None:
-            return
+        """Parameters are contracted with data: `In`; of an array with one space on two axes, the one in question."""
         for piece in {unknown[0] for unknown, _ in form.terms}:
             own = [unknown for unknown, _ in form.terms if unknown[0] == piece]
             here = [unknown for unknown in own if self.places[unknown] in places]

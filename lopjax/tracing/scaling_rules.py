@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.tracing import scaling_moves as moves
-from lopjax.tracing.atoms import Atom, leaves, size_of
+from lopjax.tracing.atoms import Atom, Axis, leaves, size_of
 from lopjax.tracing.degrees import Form, Places, Powers
 from lopjax.tracing.jaxprs import Node, words
 from lopjax.tracing.pieces import apply, full, merged, pieces
@@ -84,13 +84,24 @@ def _mean(
     axis_leaves = () if axes is None else tuple(leaf for axis in axes for leaf in leaves(axis))
     if axes is None or abs(number - prod(map(size_of, axes))) > 1e-6 * abs(number):
         return np.broadcast_to(powers, np.broadcast_shapes(powers.shape, scaling.of(node.inputs[literal]).shape))
+    if any(len(pieces(axis)) > 1 for axis in axes):
+        axis_leaves = _joint(scaling, axes)  # a mean over two spaces survives equal numbers of clones only
     free = [leaf for leaf in axis_leaves if leaf.reason is None]
     if not free or len(set(free)) != len(free):
         return powers
-    if any(len(pieces(axis)) > 1 for axis in axes):
-        return powers  # a mean over two spaces survives equal numbers of clones only
     scaling.growing[node, literal] = axes
     return apply(lambda each: scaling.ledger.counted(each, axis_leaves, node, -1), powers)
+
+
+def _joint(scaling: Scaling, axes: tuple[Axis, ...]) -> tuple[Atom, ...]:
+    """The leaves that count the entries of direct sums whose spaces are cloned together; none if some are not."""
+    counting: list[Atom] = []
+    for axis in axes:
+        options = [tuple(scaling.ledger.key(leaf) for leaf in piece if leaf.reason is None) for piece in pieces(axis)]
+        if len(set(options)) > 1:
+            return ()
+        counting += options[0]
+    return tuple(counting)
 
 
 def _integer_pow(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
@@ -126,7 +137,7 @@ def _reduce(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray
     if node.name == "reduce_prod":
         powers = apply(lambda each: ledger.none(node, each), powers)
         for leaf in (leaf for axis in axes for leaf in leaves(operand[axis]) if leaf.reason is None):
-            ledger.must_vanish(leaf, Form(1, (), node), node)
+            ledger.must_vanish(ledger.key(leaf), Form(1, (), node), node)
     for axis in axes:
         places = full(tuple(shape[axis] if index == axis else 1 for index in range(len(shape))), ())
         for index, piece in enumerate(pieces(operand[axis])):

@@ -8,6 +8,7 @@ from lopjax.tracing.atoms import Atom, Position, find
 from lopjax.tracing.cloning import Cloning
 from lopjax.tracing.degrees import Condition
 from lopjax.tracing.jaxprs import Program, walk, words
+from lopjax.tracing.recipes import Recipe
 from lopjax.tracing.types import INPUT, OUTPUT, Typing
 from lopjax.tracing.view import Layout, Run, factors, runs_of_pieces
 from lopjax.wiring import Axis, In, Label, Out, Path
@@ -23,7 +24,8 @@ class Space(NamedTuple):
         size: number of units.
         state: `"cloneable"`, `"permutable"` or `"fixed"`.
         reason: why it is not cloneable; empty if it is.
-        is_coupled: whether something is averaged over its units.
+        is_coupled: whether something averages over its units.
+        recipe: how it is cloned by other powers than the divide rule's, if it can be.
     """
 
     name: str
@@ -31,6 +33,12 @@ class Space(NamedTuple):
     state: str
     reason: str
     is_coupled: bool
+    recipe: Recipe | None = None
+
+    @property
+    def can_be_cloned(self) -> bool:
+        """Whether its units can be cloned, by the divide rule or by a recipe."""
+        return self.state == CLONEABLE or self.recipe is not None
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ def describe(
     }
     states = tuple(_space(run, name, cloning, fixed, is_used[run]) for run, name in spaces.items())
     atoms = {run[0]: name for run, name in spaces.items() if run[0].reason is None}
+    states = _with_recipes(states, cloning, {name: atom for atom, name in atoms.items()}, labelled)
     return Diagram(states, layouts, tuple(piece_paths), tuple(labelled)), atoms
 
 
@@ -197,6 +206,25 @@ def _space(run: Run, name: str, cloning: Cloning, fixed: Sequence[str], is_used:
     if leaf in cloning.failures:
         return Space(name, size, PERMUTABLE, why(cloning.failures[leaf], cloning.read), coupled)
     return Space(name, size, CLONEABLE, "", coupled)
+
+
+def _with_recipes(
+    spaces: Sequence[Space], cloning: Cloning, atoms: Mapping[str, Atom], labelled: Sequence[tuple[Path, Label]]
+) -> tuple[Space, ...]:
+    """The spaces, with the other clonings of those that the divide rule does not clone."""
+    permutable = {atoms[space.name]: space.name for space in spaces if space.state == PERMUTABLE}
+    made = []
+    for space in spaces:
+        members, exponents = cloning.others.get(atoms.get(space.name), ((), {}))
+        if space.name not in permutable.values() or not members or not permutable.keys() >= set(members):
+            made.append(space)
+            continue
+        names = tuple(permutable[leaf] for leaf in members)
+        recipe = Recipe(names, tuple((labelled[piece][0], power) for piece, power in sorted(exponents.items())))
+        words = recipe.words(space.name, dict(labelled))
+        reason = f"{space.reason}; `Traced.clone` can clone it: {words}"
+        made.append(space._replace(recipe=recipe, reason=reason))
+    return tuple(made)
 
 
 def why(condition: Condition, read: set[Any]) -> str:

@@ -14,6 +14,7 @@ from lopjax.tracing.constructed import Constructor, Make, read_constructor
 from lopjax.tracing.interpret import make_setting, run_program
 from lopjax.tracing.jaxprs import walk
 from lopjax.tracing.network import Network, Plan, check_parameters
+from lopjax.tracing.recipes import cloned_variables, factors_of
 from lopjax.tracing.recognise import recognised
 from lopjax.tracing.report import written
 from lopjax.tracing.spaces import CLONEABLE, FIXED, Diagram, Space
@@ -36,6 +37,7 @@ class Traced:
     spaces: tuple[Space, ...]
     verification: Verification | None
     notes: tuple[str, ...]
+    _make: Callable[[Mapping[str, int]], Model]
 
     def split(self, params: Any) -> Any:
         """Convert the user's own parameters (or a tree like them) to the model's variables."""
@@ -44,6 +46,24 @@ class Traced:
     def merge(self, variables: Any) -> Any:
         """Convert variables back to the user's own tree, bit for bit."""
         return self.model.view.merge(variables)
+
+    def clone(self, params: Any, factors: int | Mapping[str, int]) -> tuple[Model, Variables]:
+        """Repeat every unit of some spaces n times such that the function stays, by the divide rule or by a recipe.
+
+        Args:
+            params: the user's own parameters.
+            factors: n for every space that can be cloned, or `{space: n}`.
+
+        Returns:
+            The wide model, and its variables.
+
+        Raises:
+            ValueError: a factor that is no positive integer, a space that cannot be cloned, or spaces that must have
+                the same factor and have not.
+        """
+        copies, wiring = factors_of(self.spaces, factors), self.model.wiring
+        wide = self._make({space: n * wiring.size(space) for space, n in copies.items()})
+        return wide, cloned_variables(self.split(params), wiring, copies, self.spaces)
 
     def report(self) -> str:
         """Every unit space: its size and state, the arrays that have it, and why it cannot be cloned."""
@@ -117,7 +137,7 @@ def trace_model(
     models = _Models(network, inputs, init, constructor)
     model = models.make({})
     verification = verify(network, models.make, params, inputs) if check else None
-    return Traced(model, plan.diagram.spaces, verification, _notes(plan))
+    return Traced(model, plan.diagram.spaces, verification, _notes(plan), models.make)
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:

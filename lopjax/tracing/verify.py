@@ -14,6 +14,7 @@ import numpy as np
 
 from lopjax.model import Model
 from lopjax.tracing.network import Network, generic
+from lopjax.tracing.recipes import Recipe, cloned
 from lopjax.wiring import Path, Wiring, tree_from_paths
 
 Arrays = dict[Path, np.ndarray]
@@ -23,11 +24,11 @@ class Verification(NamedTuple):
     """Relative differences, all of which are 0 according to the wiring.
 
     Attributes:
-        permutation: change of the outputs after all free spaces were permuted.
-        cloning: change of the outputs after all cloneable spaces were cloned two or three times.
-        tangency: difference of the gradient between equal units, over its largest entry.
-        tolerance: largest difference that rounding can explain.
-        is_checked: whether the network is finite at generic parameters and computes in 32 bits or more.
+        permutation: of the outputs, after all free spaces were permuted.
+        cloning: of the outputs, after all spaces that can be cloned, by whatever rule, were cloned two or three times.
+        tangency: of the gradient between equal units, over its largest entry.
+        tolerance: what rounding may make.
+        is_checked: whether the network is finite at generic parameters, in 32 bits or more.
     """
 
     permutation: float
@@ -50,6 +51,7 @@ class _Asked(NamedTuple):
     """A network to be tested: its outputs and gradient at given pieces."""
 
     wiring: Wiring
+    recipes: Mapping[str, Recipe]
     run: Callable[[Arrays], tuple[np.ndarray, Arrays]]
     arrays: Arrays
     output: np.ndarray
@@ -144,7 +146,9 @@ def _ask(network: Network, model: Model, arrays: Arrays, x: Any) -> _Asked:
             output, gradient = forward(tree_from_paths(arrays))
         return np.asarray(output), {path: np.asarray(_at(gradient, path)) for path in arrays}
 
-    return _Asked(model.wiring, run, arrays, run(arrays)[0])
+    assert network.diagram is not None
+    recipes = {space.name: space.recipe for space in network.diagram.spaces if space.recipe is not None}
+    return _Asked(model.wiring, recipes, run, arrays, run(arrays)[0])
 
 
 def _at(tree: Any, path: Path) -> Any:
@@ -178,31 +182,23 @@ def _permutation(asked: _Asked, tolerance: float) -> float:
 
 
 def _cloning(asked: _Asked, make: Callable[[Mapping[str, int]], Model], x: Any, tolerance: float) -> float:
-    spaces = asked.wiring.cloneable
+    units = [(space,) for space in asked.wiring.cloneable]
+    units += list(dict.fromkeys(recipe.together for recipe in asked.recipes.values()))
+    labels = dict(asked.wiring.labels)
 
-    def gap(chosen: Sequence[str]) -> float:
-        copies = {space: 2 + index % 2 for index, space in enumerate(chosen)}
+    def gap(chosen: Sequence[tuple[str, ...]]) -> float:
+        copies = {space: 2 + index % 2 for index, spaces in enumerate(chosen) for space in spaces}
         wide = make({space: n * asked.wiring.size(space) for space, n in copies.items()})
-        variables = tree_from_paths(_cloned(asked, copies))
+        variables = tree_from_paths(cloned(asked.arrays, labels, copies, asked.recipes))
         output = _flat(jax.jit(lambda tree: wide.apply(tree, x).logits)(variables))
         return _gap(np.asarray(output), asked.output)
 
-    if not spaces or (total := gap(spaces)) <= tolerance:
-        return total if spaces else 0.0
-    for space in spaces:
-        if (own := gap((space,))) > tolerance:
-            raise ValueError(_refuted(space, f"cloning its units changes the outputs by {own:.1e}"))
-    raise ValueError(_refuted(str(list(spaces)), f"cloning all of them changes the outputs by {total:.1e}"))
-
-
-def _cloned(asked: _Asked, copies: Mapping[str, int]) -> Arrays:
-    labels, arrays = dict(asked.wiring.labels), {}
-    for path, array in asked.arrays.items():
-        for axis in labels[path].unit_axes(copies):
-            n = copies[axis.space]
-            array = np.repeat(array, n, axis.index) / (n if axis.is_read else 1)
-        arrays[path] = array
-    return arrays
+    if not units or (total := gap(units)) <= tolerance:
+        return total if units else 0.0
+    for spaces in units:
+        if (own := gap((spaces,))) > tolerance:
+            raise ValueError(_refuted(spaces[0], f"cloning its units changes the outputs by {own:.1e}"))
+    raise ValueError(_refuted(str(units), f"cloning all of them changes the outputs by {total:.1e}"))
 
 
 def _tangency(asked: _Asked, tolerance: float) -> float:

@@ -45,6 +45,10 @@ def recurrence(h, u):
     return jnp.stack(lax.scan(step, h[:, 0], jnp.moveaxis(h, 1, 0))[1], 1)
 
 
+def normalised(h):
+    return h / jnp.sqrt((h * h).mean(-1, keepdims=True) + 0.1)
+
+
 def convolve(h, kernel, groups=1):
     form = ("NHC", "HIO", "NHC")
     return lax.conv_general_dilated(h, kernel, (1,), "SAME", dimension_numbers=form, feature_group_count=groups)
@@ -128,6 +132,10 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "maximum of neighbours": (none, pooled(lax.max, -jnp.inf)),
     "sum of neighbours": (none, pooled(lax.add, 0.0)),
     "random": (none, lambda h: h * (1 + jax.random.bits(jax.random.key(0), h.shape[-1:]).astype(h.dtype) / 2.0**32)),
+    "normalised weights": (
+        lambda s: ((s[-1], 3), (3,)), lambda h, w, g: h @ (w / jnp.sqrt((w * w).sum(0, keepdims=True))) * g,
+    ),
+    "norm of a join": (square, lambda h, w: normalised(jnp.concatenate([h, jnp.tanh(h @ w)], -1))),
     "fourier": (none, lambda h: jnp.real(jnp.fft.fft(h))),
     "scan": (square, recurrence, is_3),
     "while": (square, loop),

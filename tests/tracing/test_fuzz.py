@@ -27,8 +27,9 @@ def false_claim(program, seed=0) -> str:
     arrays = [rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[0] if leaf.shape else 1) for leaf in program.params]
     x = rng.normal(size=program.inputs.shape)
     pieces = [layout.split(array) for layout, array in zip(plan.diagram.layouts, arrays, strict=True)]
-    labels = iter(plan.diagram.labels)
-    labels = [[next(labels)[1] for _ in own] for own in pieces]
+    pairs = iter(plan.diagram.labels)
+    labels = [[next(pairs) for _ in own] for own in pieces]
+    paths, labels = ([[each[which] for each in own] for own in labels] for which in (0, 1))
 
     def output(units, changed):
         layouts = [layout.resized(units) for layout in plan.diagram.layouts]
@@ -52,12 +53,27 @@ def false_claim(program, seed=0) -> str:
             wide = changed(lambda piece, label, name=space.name: cloned(piece, label, name, 3))
             if np.abs(output({space.name: 3 * space.size}, wide) - base).max() > TOLERANCE * size:
                 return f"{space.name} is not cloneable"
+        if space.recipe is not None:
+            powers, together = dict(space.recipe.exponents), space.recipe.together
+            wide = [
+                [repeated(*each, together, 3) * 3.0 ** float(powers.get(path, 0)) for path, *each in zip(*own)]
+                for own in zip(paths, pieces, labels, strict=True)
+            ]
+            units = {each.name: 3 * each.size for each in plan.diagram.spaces if each.name in together}
+            if np.abs(output(units, wide) - base).max() > TOLERANCE * size:
+                return f"{space.name} is not cloned by its recipe"
     return ""
 
 
 def permuted(piece, label, space, order):
     for axis in label.unit_axes((space,)):
         piece = np.take(piece, order, axis.index)
+    return piece
+
+
+def repeated(piece, label, spaces, n):
+    for axis in label.unit_axes(spaces):
+        piece = np.repeat(piece, n, axis.index)
     return piece
 
 
@@ -83,6 +99,7 @@ def assert_no_claim_is_false(run, number):
             assert not (claim := false_claim(program)), f"{program.steps}: {claim}"
             diagram = Network(program.apply, program.params, {}, ()).plan(program.inputs).diagram
             states.update(space.state for space in diagram.spaces)
+            states.update("recipe" for space in diagram.spaces if space.recipe is not None)
     return states
 
 
@@ -92,6 +109,7 @@ def test_no_claim_about_random_programs_is_false():
     assert states["cloneable"] > 100
     assert states["permutable"] > 30
     assert states["fixed"] > 100
+    assert states["recipe"] > 20
 
 
 @pytest.mark.slow
