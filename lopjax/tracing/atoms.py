@@ -111,7 +111,7 @@ def sum_of(parts: list[tuple[int, Axis]], reason: str) -> Axis:
     size = sum(length for length, _ in parts)
     if all(is_pinned(part) for _, part in parts):
         known = [leaf.reason for _, part in parts for leaf in leaves(part)]
-        return fresh(size, known[0] if known else reason)
+        return fresh(size, known[0] if known else Position(reason))
     atom = Atom(size)
     atom.parts = parts
     return (atom,)

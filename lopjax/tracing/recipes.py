@@ -8,17 +8,15 @@ n^(-1/2) in the gain behind it, a mean over two spaces that have the same factor
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from lopjax.arguments.integers import as_integer
-from lopjax.model import Variables
 from lopjax.tracing.atoms import Atom
 from lopjax.tracing.degrees import Condition, Unknown
-from lopjax.wiring import Label, Path, Wiring, at_path, tree_from_paths, tree_paths
+from lopjax.wiring import Label, Path
 
 _OWN, _WHOLE = 1.0, 3.0
 """Costs of a change: an exponent of an array that has the space is preferred to one of an array that has not."""
@@ -87,7 +85,7 @@ def solve(conditions: Sequence[Condition], canonical: Callable[[Unknown], int]) 
     if found.x is None:
         return None
     up, down = np.split(found.x, 2)
-    exponents = {u: _exact(value) for u, value in zip(unknowns, (start + up - down).tolist(), strict=True)}
+    exponents = {u: _exact(float(power)) for u, power in zip(unknowns, start + up - down, strict=True)}
     if any(number + sum(_exact(c) * exponents[u] for u, c in terms) for number, terms in rows):
         return None
     return {unknown: power for unknown, power in exponents.items() if power}
@@ -95,54 +93,6 @@ def solve(conditions: Sequence[Condition], canonical: Callable[[Unknown], int]) 
 
 def _exact(number: float) -> Fraction:
     return Fraction(number).limit_denominator(48)
-
-
-class Cloned(Protocol):
-    """What of a unit space (`lopjax.tracing.spaces.Space`) says how it is cloned."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def recipe(self) -> Recipe | None: ...
-    @property
-    def can_be_cloned(self) -> bool: ...
-
-
-def factors_of(spaces: Sequence[Cloned], factors: int | Mapping[str, int]) -> dict[str, int]:
-    """The number of clones of each space.
-
-    Raises:
-        ValueError: as in `Traced.clone`.
-    """
-    by_name = {space.name: space for space in spaces}
-    if not isinstance(factors, Mapping):
-        factors = {space.name: factors for space in spaces if space.can_be_cloned}
-    copies = {}
-    for name, n in factors.items():
-        if name not in by_name:
-            raise ValueError(f"factors: no unit space {name!r}; the spaces are {list(by_name)}")
-        if not by_name[name].can_be_cloned:
-            raise ValueError(f"factors[{name!r}]: its units cannot be cloned: {by_name[name].reason}")
-        copies[name] = as_integer(n, 1, f"factors[{name!r}]={n!r}: must be a positive integer")
-    for name in copies:
-        recipe = by_name[name].recipe
-        if recipe is not None and len({copies.get(other, 1) for other in recipe.together}) > 1:
-            given = {other: copies.get(other, 1) for other in recipe.together}
-            raise ValueError(f"factors {given}: these spaces must be cloned by the same factor")
-    return copies
-
-
-def cloned_variables(
-    variables: Variables, wiring: Wiring, copies: Mapping[str, int], spaces: Sequence[Cloned]
-) -> Variables:
-    """Variables of the wide network, from those of the network itself; of parameters alone, parameters."""
-    recipes = {space.name: space.recipe for space in spaces if space.recipe is not None}
-    whole = variables if "params" in variables else {"params": variables}
-    arrays = {path: at_path(whole, path) for path in tree_paths(whole)}
-    wide = tree_from_paths(cloned(arrays, dict(wiring.labels), copies, recipes))
-    return wide if "params" in variables else wide["params"]
 
 
 def cloned(

@@ -16,12 +16,12 @@ from lopjax.tracing.jaxprs import Node, Program
 from lopjax.tracing.primitives import ELEMENTWISE, REDUCTIONS, SCATTERS, WINDOWS, Rule, Type, pinned, unknown
 from lopjax.tracing.rules_lookups import dynamic_slice, dynamic_update_slice, gather, scatter
 from lopjax.tracing.rules_products import convolution, dot_general, window
-from lopjax.tracing.rules_sums import concatenate, slice_rule, split
+from lopjax.tracing.rules_sums import concatenate, slice_rule, split, stack, tile, unstack
 
 
 def elementwise(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """Axes at the same position are permuted alike; axes of length 1 and scalars are broadcast."""
-    if node.name == "optimization_barrier":
+    """Axes of equal position are permuted alike; those of length 1, and scalars, are broadcast."""
+    if node.name in ("optimization_barrier", "device_put"):
         return list(types)
     out: list[Axis] = []
     shape = program.shape(node.outputs[0])
@@ -164,6 +164,9 @@ RULES: dict[str, Rule] = {
     "slice": slice_rule,
     "split": split,
     "concatenate": concatenate,
+    "stack": stack,
+    "unstack": unstack,
+    "tile": tile,
     "dot_general": dot_general,
     "conv_general_dilated": convolution,
     "gather": gather,

@@ -7,7 +7,7 @@ import numpy as np
 
 from lopjax.tracing.jaxprs import Node
 from lopjax.tracing.pieces import apply, counts, fit, full, merged, piece_of, pieces, rearranged
-from lopjax.tracing.scaling import Scaling
+from lopjax.tracing.scaling import Scaling, all_same
 
 
 def broadcast_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
@@ -63,6 +63,11 @@ def concatenate_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) ->
     if not kept:
         return given[0]
     return rearranged([each for each, _ in kept], [part for _, part in kept], target, along, scaling.same(node))
+
+
+def stack_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
+    """What is put side by side has equal powers."""
+    return np.expand_dims(all_same(scaling, node, given), node.params["axis"])
 
 
 def pad_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:

@@ -14,8 +14,8 @@ from lopjax.tracing.pieces import apply, full, merged, pieces
 from lopjax.tracing.primitives import REDUCTIONS, SCATTERS
 from lopjax.tracing.scaling import Scaling, all_same, is_ordinary, stems_of, types_of
 
-_KEEP = words("abs neg copy copy_p real imag reduce_precision stop_gradient")
-_SUMS = words("add sub add_any max min clamp rem")
+_KEEP = words("abs conj neg copy copy_p name real imag reduce_precision sharding_constraint stop_gradient tile")
+_SUMS = words("add sub add_any complex max min clamp rem")
 _COMPARISONS = words("eq ne lt le gt ge")
 _EXPONENTS = {"sqrt": 0.5, "rsqrt": -0.5, "cbrt": 1 / 3, "square": 2}
 _PASS_SUMS = words("broadcast_in_dim reshape squeeze convert_element_type transpose copy")
@@ -29,8 +29,11 @@ def results(scaling: Scaling, node: Node) -> list[np.ndarray]:
         scaling.sums[node.outputs[0]] = scaling.sums[node.inputs[0]]
     if name in _RULES:
         return [_RULES[name](scaling, node, given)]
-    if name in ("optimization_barrier", "sort"):
+    if name in ("optimization_barrier", "device_put", "sort"):
         return given
+    if name == "unstack":
+        kept = merged(given[0], node.params["axis"], scaling.same(node)).squeeze(node.params["axis"])
+        return [kept for _ in node.outputs]
     if name == "split":
         return moves.split_powers(scaling, node, given[0])
     if name in ("top_k", "argmax", "argmin"):
@@ -240,6 +243,7 @@ _RULES = {
     "squeeze": moves.reshape_powers,
     "slice": moves.slice_powers,
     "concatenate": moves.concatenate_powers,
+    "stack": moves.stack_powers,
     "pad": moves.pad_powers,
     "gather": moves.gather_powers,
     "dynamic_slice": moves.dynamic_slice_powers,

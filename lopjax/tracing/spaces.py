@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from lopjax.arguments.integers import as_integer
+from lopjax.model import Variables
 from lopjax.tracing.atoms import Atom, Position, find
 from lopjax.tracing.cloning import Cloning
 from lopjax.tracing.degrees import Condition
 from lopjax.tracing.jaxprs import Program, walk, words
-from lopjax.tracing.recipes import Recipe
+from lopjax.tracing.recipes import Recipe, cloned
 from lopjax.tracing.types import INPUT, OUTPUT, Typing
 from lopjax.tracing.view import Layout, Run, factors, runs_of_pieces
-from lopjax.wiring import Axis, In, Label, Out, Path
+from lopjax.wiring import Axis, In, Label, Out, Path, Wiring, at_path, tree_from_paths, tree_paths
 
 CLONEABLE, PERMUTABLE, FIXED = "cloneable", "permutable", "fixed"
 
@@ -101,7 +103,7 @@ def describe(
     }
     states = tuple(_space(run, name, cloning, fixed, is_used[run]) for run, name in spaces.items())
     atoms = {run[0]: name for run, name in spaces.items() if run[0].reason is None}
-    states = _with_recipes(states, cloning, {name: atom for atom, name in atoms.items()}, labelled)
+    states = _with_recipes(states, cloning, dict(zip(atoms.values(), atoms, strict=True)), labelled)
     return Diagram(states, layouts, tuple(piece_paths), tuple(labelled)), atoms
 
 
@@ -215,10 +217,11 @@ def _with_recipes(
     permutable = {atoms[space.name]: space.name for space in spaces if space.state == PERMUTABLE}
     made = []
     for space in spaces:
-        members, exponents = cloning.others.get(atoms.get(space.name), ((), {}))
-        if space.name not in permutable.values() or not members or not permutable.keys() >= set(members):
+        found = cloning.others.get(atoms[space.name]) if space.name in permutable.values() else None
+        if found is None or not permutable.keys() >= set(found[0]):
             made.append(space)
             continue
+        members, exponents = found
         names = tuple(permutable[leaf] for leaf in members)
         recipe = Recipe(names, tuple((labelled[piece][0], power) for piece, power in sorted(exponents.items())))
         words = recipe.words(space.name, dict(labelled))
@@ -237,3 +240,41 @@ def why(condition: Condition, read: set[Any]) -> str:
     if condition.form.origin is None:
         return f"{grown} where it meets {met}"
     return f"{grown} after {condition.form.origin.where}, met by {met}"
+
+
+# --- Clones --------------------------------------
+
+
+def factors_of(spaces: Sequence[Space], factors: int | Mapping[str, int]) -> dict[str, int]:
+    """The number of clones of each space.
+
+    Raises:
+        ValueError: as in `Traced.clone`.
+    """
+    by_name = {space.name: space for space in spaces}
+    if not isinstance(factors, Mapping):
+        factors = {space.name: factors for space in spaces if space.can_be_cloned}
+    copies = {}
+    for name, n in factors.items():
+        if name not in by_name:
+            raise ValueError(f"factors: no unit space {name!r}; the spaces are {list(by_name)}")
+        if not by_name[name].can_be_cloned:
+            raise ValueError(f"factors[{name!r}]: its units cannot be cloned: {by_name[name].reason}")
+        copies[name] = as_integer(n, 1, f"factors[{name!r}]={n!r}: must be a positive integer")
+    for name in copies:
+        recipe = by_name[name].recipe
+        if recipe is not None and len({copies.get(other, 1) for other in recipe.together}) > 1:
+            given = {other: copies.get(other, 1) for other in recipe.together}
+            raise ValueError(f"factors {given}: these spaces must be cloned by the same factor")
+    return copies
+
+
+def cloned_variables(
+    variables: Variables, wiring: Wiring, copies: Mapping[str, int], spaces: Sequence[Space]
+) -> Variables:
+    """Variables of the wide network, from those of the network itself; of parameters alone, parameters."""
+    recipes = {space.name: space.recipe for space in spaces if space.recipe is not None}
+    whole = variables if "params" in variables else {"params": variables}
+    arrays = {path: at_path(whole, path) for path in tree_paths(whole)}
+    wide = tree_from_paths(cloned(arrays, dict(wiring.labels), copies, recipes))
+    return wide if "params" in variables else wide["params"]

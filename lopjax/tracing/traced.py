@@ -14,10 +14,9 @@ from lopjax.tracing.constructed import Constructor, Make, read_constructor
 from lopjax.tracing.interpret import make_setting, run_program
 from lopjax.tracing.jaxprs import walk
 from lopjax.tracing.network import Network, Plan, check_parameters
-from lopjax.tracing.recipes import cloned_variables, factors_of
 from lopjax.tracing.recognise import recognised
 from lopjax.tracing.report import written
-from lopjax.tracing.spaces import CLONEABLE, FIXED, Diagram, Space
+from lopjax.tracing.spaces import CLONEABLE, FIXED, Diagram, Space, cloned_variables, factors_of
 from lopjax.tracing.verify import Verification, verify
 from lopjax.wiring import Site, View, Wiring
 

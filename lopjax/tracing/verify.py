@@ -147,7 +147,8 @@ def _ask(network: Network, model: Model, arrays: Arrays, x: Any) -> _Asked:
         return np.asarray(output), {path: np.asarray(_at(gradient, path)) for path in arrays}
 
     assert network.diagram is not None
-    recipes = {space.name: space.recipe for space in network.diagram.spaces if space.recipe is not None}
+    by_rule = model.wiring.cloneable
+    recipes = {each.name: each.recipe for each in network.diagram.spaces if each.recipe and each.name not in by_rule}
     return _Asked(model.wiring, recipes, run, arrays, run(arrays)[0])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from lopjax.tracing.atoms import Atom, Axis, expand, find
 from lopjax.tracing.jaxprs import Node
+from lopjax.tracing.rules_sums import period
 from lopjax.tracing.types import Typing
 
 
@@ -89,9 +90,11 @@ class Sizes:
         elif name in ("broadcast_in_dim", "iota"):
             params["shape"] = self.shape(node.outputs[0])
         elif name == "slice":
-            axes = self.typing.of(node.inputs[0])
-            for key in ("start_indices", "limit_indices"):
-                params[key] = tuple(self.offset(axis, at) for axis, at in zip(axes, params[key], strict=True))
+            bounds = [self._sliced(node, index) for index in range(len(params["start_indices"]))]
+            params["start_indices"], params["limit_indices"] = tuple(zip(*bounds, strict=True)) or ((), ())
+        elif name == "tile":
+            shapes = self.shape(node.outputs[0]), self.shape(node.inputs[0])
+            params["reps"] = tuple(new // max(old, 1) for new, old in zip(*shapes, strict=True))
         elif name == "split":
             params["sizes"] = tuple(self.shape(value)[params["axis"]] for value in node.outputs)
         elif name == "dynamic_slice":
@@ -110,6 +113,16 @@ class Sizes:
                 )
             )
         return params
+
+    def _sliced(self, node: Node, index: int) -> tuple[int, int]:
+        """Where a slice of an axis starts and stops; with a stride, of whole strides."""
+        axis, size = self.typing.of(node.inputs[0])[index], self.typing.program.shape(node.inputs[0])[index]
+        start, stop = (int(node.params[key][index]) for key in ("start_indices", "limit_indices"))
+        stride = int((node.params["strides"] or (1,) * (index + 1))[index])
+        part = period((start, stop, stride), size) if stride > 1 else None
+        if part is None:
+            return self.offset(axis, start), self.offset(axis, stop)
+        return self.offset(axis, part[0]) + start % stride, self.offset(axis, part[1])
 
     def _looked_up(self, node: Node) -> tuple[int, ...]:
         whole = self.typing.program.shape(node.inputs[0])

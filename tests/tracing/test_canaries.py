@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lopjax.tracing.jaxprs import CALLS, CUSTOM_RULES, REMAT, read_program, scan_counts, walk
 from lopjax.tracing.primitives import ELEMENTWISE
 from lopjax.tracing.rules import RULES
 
 X, I, B = np.full((3, 4), 0.5, np.float32), np.ones((3, 4), np.int32), np.ones((3, 4), bool)
+REPLICATED = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("x",)), PartitionSpec())
 KEY = jax.eval_shape(jax.random.key, 0)
 CONV = dict(window_strides=(1,), padding="SAME", dimension_numbers=("NHC", "HIO", "NHC"))
 
@@ -91,6 +94,12 @@ MADE_BY = {
     "slice": (lambda x: lax.slice(x, (0, 1), (3, 4)), (X,), "start_indices limit_indices strides"),
     "split": (lambda x: jnp.split(x, [1], 1), (X,), "sizes axis"),
     "concatenate": (lambda x: jnp.concatenate([x, x]), (X,), "dimension"),
+    "stack": (lambda x: jnp.stack([x, x]), (X,), "axis"),
+    "unstack": (lambda x: lax.unstack(x, axis=1), (X,), "axis"),
+    "tile": (lambda x: jnp.tile(x, (1, 2)), (X,), "reps"),
+    "name": (lambda x: checkpoint_name(x, "x"), (X,), ""),
+    "device_put": (jax.device_put, (X,), ""),
+    "sharding_constraint": (lambda x: lax.with_sharding_constraint(x, REPLICATED), (X,), ""),
     "pad": (lambda x: jnp.pad(x, 1), (X,), "padding_config"),
     "dot_general": (lambda x: x @ x.T, (X,), "dimension_numbers"),
     "conv_general_dilated": (

@@ -157,7 +157,7 @@ def test_a_wrong_exponent_is_refuted_and_the_space_named(monkeypatch):
     wrong = lambda *given: {key: power * 2 for key, power in (true(*given) or {}).items()}  # noqa: E731
     monkeypatch.setattr(cloning_module, "solve", wrong)
     network = EXAMPLES["unit_features"]()
-    with pytest.raises(ValueError, match="unit space 'w'.*cloning its units changes the outputs"):
+    with pytest.raises(ValueError, match=r"unit space 'w'.*cloning its units changes the outputs"):
         trace_model(network.apply, network.params, network.inputs)
 
 

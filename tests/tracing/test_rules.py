@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from permuting import Asked
 
 from lopjax.tracing import primitives, rules, rules_lookups, rules_products, rules_sums, types
@@ -60,7 +61,13 @@ CASES = {
     "slice twice": (lambda a: (a[:, :3], a[:, 2:]), [(3, 6)], 3, False),
     "slice of a product": (lambda a: a.reshape(3, 6, 2)[:, 1:4], [(3, 12)], 4, False),
     "slice through a product": (lambda a: a.reshape(12)[3:], [(6, 2)], 0, True),
-    "every second": (lambda a: a[:, ::2], [(3, 4)], 1, True),
+    "every second": (lambda a: a[:, ::2], [(3, 4)], 2, True),
+    "both of two": (lambda a: (a[:, ::2], a[:, 1::2]), [(3, 6)], 2, True),
+    "every second of a part": (lambda a: (a[:, 3::2], a[:, :2]), [(2, 8)], 3, True),
+    "every second of an odd number": (lambda a: a[:, ::2], [(3, 5)], 1, True),
+    "every second of a product": (lambda a: a.reshape(3, 12)[:, ::2], [(3, 3, 4)], 3, True),
+    "every second through a product": (lambda a: a.reshape(9)[:8:2], [(3, 3)], 0, True),
+    "every third, from behind": (lambda a: a[:, 5::-1][:, ::3], [(3, 6)], 1, True),
     "split": (lambda a: jnp.split(a, [1, 3], 1), [(3, 6)], 3, False),
     "concatenate": (lambda a, b: jnp.concatenate([a, b], 1), [(3, 2), (3, 4)], 3, True),
     "concatenate and add": (lambda a, b, c: jnp.concatenate([a, b], 1) + c, [(3, 2), (3, 4), (3, 6)], 3, True),
@@ -71,6 +78,11 @@ CASES = {
         lambda a, b, c: jnp.concatenate([a, b], 0) + c.reshape(6), [(3,), (3,), (2, 3)], 1, True
     ),
     "sum against product": (lambda a, b, c: jnp.concatenate([a, b]) + c.reshape(6), [(2,), (4,), (2, 3)], 0, True),
+    "stack": (lambda a, b: lax.stack([a, b], 1), [(3, 4), (3, 4)], 2, True),
+    "stack into pairs": (lambda a, b, c: lax.stack([a, b], 1).reshape(8) * c, [(4,), (4,), (8,)], 1, True),
+    "unstack": (lambda a: lax.unstack(a, 1), [(3, 4)], 1, True),
+    "tile": (lambda a, b: lax.tile(a, (1, 2)) + b, [(3, 4), (3, 8)], 3, True),
+    "name": (lambda a, b: checkpoint_name(a * b, "h"), [(3,), (3,)], 1, True),
     "pad": (lambda a: jnp.pad(a, ((0, 0), (1, 2))), [(3, 4)], 2, False),
     "pad and add": (lambda a, b: jnp.pad(a, ((0, 0), (0, 2))) + b, [(3, 4), (3, 6)], 3, True),
     "pad inside": (lambda a: lax.pad(a, 0.0, ((0, 0, 0), (0, 0, 1))), [(3, 4)], 1, True),
@@ -163,7 +175,13 @@ def test_a_rule_that_forgets_is_found_out(monkeypatch, name):
         for function in ("pin", "unify"):
             if hasattr(module, function):
                 monkeypatch.setattr(module, function, forgetful)
-    if name in ("reshape across", "slice through a product", "sum against product", "equal segments"):
+    if name in (
+        "reshape across",
+        "slice through a product",
+        "every second through a product",
+        "sum against product",
+        "equal segments",
+    ):
         pytest.skip("pinned inside lopjax.tracing.atoms, whose structure there would be none")
     true = rules.fresh
     free = lambda size, reason=None: true(size, None)  # noqa: E731

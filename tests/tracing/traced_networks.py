@@ -311,7 +311,36 @@ def every_second_unit():
         h = jnp.tanh(x @ p["w"])
         return (h[:, ::2] * h[:, 1::2]) @ p["head"]
 
-    return Example(apply, dict(w=of(4, 6), head=of(3, 2)), of(7, 4), [], [])
+    # Pairs are exchanged, not the two of a pair.
+    return Example(apply, dict(w=of(4, 6), head=of(3, 2)), of(7, 4), [3], [])
+
+
+@example
+def interleaved_gate():
+    def apply(p, x):
+        h = x @ p["w"] + p["b"]
+        return (jax.nn.silu(h[..., ::2]) * h[..., 1::2]) @ p["head"]
+
+    return Example(apply, dict(w=of(4, 12), b=of(12), head=of(6, 2)), of(3, 4), [6], [])
+
+
+@example
+def some_of_every_third():
+    def apply(p, x):
+        h = jnp.tanh(x @ p["w"])
+        return jnp.concatenate([h[:, 1:10:3], h[:, 9:] ** 2], -1) @ p["head"]
+
+    # Nine units in triples of which only the second is read, and four of their own behind them.
+    return Example(apply, dict(w=of(4, 13), head=of(7, 2)), of(5, 4), [3, 4], [])
+
+
+@example
+def every_second_of_an_odd_number():
+    def apply(p, x):
+        return jnp.tanh(x @ p["w"])[:, ::2] @ p["head"]
+
+    # The last unit has no partner: missed.
+    return Example(apply, dict(w=of(4, 5), head=of(3, 2)), of(7, 4), [], [])
 
 
 @example
@@ -519,6 +548,45 @@ def rotary():
         return jax.nn.softmax(q @ k.mT) @ (x @ p["v"]) @ p["out"]
 
     return Example(apply, dict(q=of(6, 4), k=of(6, 4), v=of(6, 5), out=of(5, 2)), of(3, 7, 6), [5], [])
+
+
+def turned(a, angle):
+    one, other = a[..., ::2], a[..., 1::2]
+    pairs = [one * jnp.cos(angle) - other * jnp.sin(angle), other * jnp.cos(angle) + one * jnp.sin(angle)]
+    return jnp.stack(pairs, -1).reshape(a.shape)
+
+
+@example
+def rotary_in_pairs():
+    def apply(p, x):
+        q, k = (heads(x @ p[name], 4) for name in "qk")
+        angle = jnp.arange(x.shape[1])[:, None] / 10.0 ** jnp.arange(2)
+        y = jax.nn.softmax(turned(q, angle) @ turned(k, angle).mT) @ heads(x @ p["v"], 5)
+        return y.swapaxes(1, 2).reshape(*x.shape[:2], -1) @ p["out"]
+
+    # Heads and the width of values; each pair of queries and keys has a frequency of its own.
+    return Example(apply, dict(q=of(6, 8), k=of(6, 8), v=of(6, 10), out=of(10, 2)), of(3, 7, 6), [2, 5], [])
+
+
+@example
+def rotary_of_one_frequency():
+    def apply(p, x):
+        angle = jnp.arange(x.shape[1])[:, None] / 10.0
+        q, k = (turned(x @ p[name], angle) for name in "qk")
+        return jax.nn.softmax(q @ k.mT) @ (x @ p["v"]) @ p["out"]
+
+    return Example(apply, dict(q=of(6, 6), k=of(6, 6), v=of(6, 5), out=of(5, 2)), of(4, 7, 6), [5], [3])
+
+
+@example
+def queries_keys_and_values_interleaved():
+    def apply(p, x):
+        h = x @ p["w"]
+        q, k, v = (h[..., index::3] for index in range(3))
+        return jax.nn.softmax(q @ k.mT) @ v @ p["out"]
+
+    # One space: a triple of a query's, a key's and a value's coordinate.
+    return Example(apply, dict(w=of(6, 15), out=of(5, 2)), of(4, 7, 6), [], [5])
 
 
 @example
