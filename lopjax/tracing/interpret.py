@@ -77,26 +77,21 @@ def _run(setting: Setting, block: Block, values: dict[int, Any]) -> Recorded:
     """Run the nodes of a block, adding their results to `values`."""
     recorded: Recorded = {}
     shifted: dict[int, list[tuple[FoundSite, Any]]] = {}
-    by_pre = {site.pre: (name, site) for name, site in setting.sites.items()}
-    by_post = {site.post: (name, site) for name, site in setting.sites.items()}
+    by_pre, by_post = _grouped(setting.sites, "pre"), _grouped(setting.sites, "post")
 
     def arrived(value: int) -> None:
-        """Record and shift the values at a site."""
-        if value in by_pre and by_pre[value][0] not in recorded:
-            name, site = by_pre[value]
-            pre = values[value]
-            if name in setting.shifts:
-                pre = pre + setting.shifts[name].pre.astype(pre.dtype)
-            recorded[name] = (pre, pre)
-            if site.nodes:
-                shifted.setdefault(value, []).append((site, pre))
+        """Record and shift what passes a site; one value may be that of several spaces."""
+        names = [name for name in by_pre.get(value, ()) if name not in recorded]
+        if names:
+            pre = _shifted(setting, values[value], names, "pre")
+            recorded.update(dict.fromkeys(names, (pre, pre)))
+            if setting.sites[names[0]].nodes:
+                shifted.setdefault(value, []).append((setting.sites[names[0]], pre))
             else:
                 values[value] = pre
-        if value in by_post:
-            name, site = by_post[value]
-            if name in setting.shifts:
-                values[value] = values[value] + setting.shifts[name].post.astype(values[value].dtype)
-            recorded[name] = (recorded[name][0], values[value])
+        if names := by_post.get(value, ()):
+            values[value] = _shifted(setting, values[value], names, "post")
+            recorded.update((name, (recorded[name][0], values[value])) for name in names)
 
     def operand(node: Node, index: int) -> Any:
         value = node.inputs[index]
@@ -125,6 +120,21 @@ def _run(setting: Setting, block: Block, values: dict[int, Any]) -> Recorded:
         arrived(value)
     go(block)
     return recorded
+
+
+def _grouped(sites: Mapping[str, FoundSite], kind: str) -> dict[int, list[str]]:
+    """The names of the sites whose pre- or post-activation a value is."""
+    grouped: dict[int, list[str]] = {}
+    for name, site in sites.items():
+        grouped.setdefault(getattr(site, kind), []).append(name)
+    return grouped
+
+
+def _shifted(setting: Setting, value: Any, names: Sequence[str], kind: str) -> Any:
+    for name in names:
+        if name in setting.shifts:
+            value = value + getattr(setting.shifts[name], kind).astype(value.dtype)
+    return value
 
 
 def _plain(block: Block) -> list[Node]:

@@ -181,6 +181,12 @@ def _inner(program: Program, node: Node) -> Iterator[Block]:
         yield block
 
 
+def is_of_jax(node: Node) -> bool:
+    """Whether what a node calls is a function of JAX's own."""
+    inner: Any = next((node.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in node.params), None)
+    return inner is not None and _is_of_jax(getattr(inner, "jaxpr", inner))
+
+
 def _is_of_jax(jaxpr: Any) -> bool:
     """Whether a function is JAX's own: the place where it was first traced says nothing about where it is called."""
     return f"{_JAX}/" in str(getattr(jaxpr.debug_info, "func_src_info", ""))

@@ -1,7 +1,7 @@
 """A function of parameters and inputs, traced once for every shape of its inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.tracing.atoms import Atom, find
+from lopjax.tracing.claims import follow, with_sites
 from lopjax.tracing.cloning import Cloning, infer_cloning
 from lopjax.tracing.jaxprs import Program, is_symbolic, read_program
+from lopjax.tracing.plain_kernels import Kernels, offsets_of, with_sources
 from lopjax.tracing.sites import FoundSite, find_sites
-from lopjax.tracing.spaces import Diagram, describe
+from lopjax.tracing.spaces import AN_INPUT, AN_OUTPUT, Diagram, describe
 from lopjax.tracing.types import Typing, infer_types
 from lopjax.tracing.wide import Sizes
 from lopjax.wiring import Path
@@ -53,7 +55,10 @@ class Network:
         apply: `apply(params, inputs) -> outputs`.
         shapes: shapes of the parameters.
         names: other names for some spaces.
-        fixed: spaces that must not be cloned.
+        fixed: spaces that are not to be cloned.
+        plans: by the shapes and types of what they are for.
+        diagram: of the first plan, with sites and sources.
+        described: the same without them, as that of every other plan must be.
     """
 
     apply: Callable[[Any, Any], Any]
@@ -62,6 +67,7 @@ class Network:
     fixed: Sequence[str]
     plans: dict[Any, Plan] = field(default_factory=dict)
     diagram: Diagram | None = None
+    described: Diagram | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -86,14 +92,16 @@ class Network:
         typing = infer_types(program, number)
         cloning = infer_cloning(typing, number)
         diagram, atoms = describe(typing, cloning, self.paths, self.names, self.fixed)
-        if self.diagram is None:
-            self.diagram = diagram
-        elif self.diagram.labels != diagram.labels:
+        sites = _named_sites(typing, atoms, number)
+        if self.diagram is None or self.described is None:
+            self.described = diagram
+            self.diagram = claimed(typing, diagram, sites, {name: atoms[s.leaf] for name, s in sites.items()})
+        elif not self.described.agrees_with(diagram):
             raise ValueError(
                 "the wiring of this network depends on the shape of its inputs: trace_model was called with others; "
                 "trace a network for each shape"
             )
-        return Plan(program, typing, cloning, diagram, atoms, _named_sites(typing, atoms, number))
+        return Plan(program, typing, cloning, self.diagram, atoms, sites)
 
 
 def _precision() -> bool:
@@ -114,6 +122,38 @@ def _named_sites(typing: Typing, atoms: Mapping[Atom, str], number: int) -> dict
         index = of_space[space] = of_space.get(space, -1) + 1
         named[f"{space}:{index}" if index else space] = site
     return named
+
+
+def claimed(typing: Typing, diagram: Diagram, sites: Mapping[str, FoundSite], spaces: Mapping[str, str]) -> Diagram:
+    """A diagram whose labels say which site their arrays pass, and what plain kernels read.
+
+    Args:
+        typing: types of the program.
+        diagram: labels without sites.
+        sites: by name.
+        spaces: the unit space of every site.
+    """
+    values, given = inputs_of(typing, len(diagram.paths))
+    followed, labels = follow(typing, sites, len(values)), dict(diagram.labels)
+    pieces = [[(path, labels[path]) for path in paths] for paths in diagram.paths]
+    whole = {value: own[0][0] for value, own in zip(values, pieces, strict=True) if len(own) == 1}
+    kernels = Kernels(followed, labels, whole, given[0] if len(given) == 1 else None, spaces)
+    of_inputs, of_outputs = (
+        frozenset(space.name for space in diagram.spaces if space.reason == kind) for kind in (AN_INPUT, AN_OUTPUT)
+    )
+    diagram = diagram.without_axes({whole[value]: offsets_of(kernels, value, of_inputs) for value in whole})
+    labels = dict(diagram.labels)
+    pieces = [[(path, labels[path]) for path in paths] for paths in diagram.paths]
+    labels, no_site = with_sites(followed, values, pieces, of_outputs)
+    plain, no_source = with_sources(replace(kernels, labels=labels))
+    ordered = tuple((path, plain.get(path, labels[path])) for path, _ in diagram.labels)
+    return replace(diagram, labels=ordered, no_site=tuple(no_site.items()), no_source=tuple(no_source.items()))
+
+
+def inputs_of(typing: Typing, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The parameters of a program, and the network's inputs."""
+    inputs = typing.program.block.inputs
+    return inputs[:number], inputs[number:]
 
 
 def parameter_paths(tree: Any) -> list[Path]:

@@ -1,13 +1,12 @@
 """Where unit spaces are written and observed: at activations and at the sums of a residual stream.
 
-An *activation* is a nonlinear function that is computed entry by entry from one value: the largest such stretch of the
-program after a value, up to a value through which all later dependence passes. A *residual sum* adds to a value
-something computed from it.
+An *activation* is what computes entry by entry from one value and is not linear: the largest such stretch behind a
+value, up to the point through which all that follows passes. A *residual sum* adds to a value what descends from it; the
+stream that it makes is observed where it starts, too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from lopjax.tracing.atoms import Atom, Axis, expand, find
 from lopjax.tracing.jaxprs import Block, Node, walk, words
 from lopjax.tracing.primitives import ELEMENTWISE
 from lopjax.tracing.types import Typing
+from lopjax.tracing.wide import Sizes
 
 BENDS = words("tanh logistic erf erfc max min clamp select_n sin cos log1p atan sinh asinh")
 """Primitives that make a stretch an activation; an exponential or a square alone belongs to a norm or a softmax."""
@@ -33,7 +33,11 @@ class FoundSite:
         post: value of the activation; the same for a residual sum.
         nodes: the nodes that compute one from the other.
         leaf: the units.
-        split: the factors of the value's axes, each of one atom or more.
+        axis: the value's axis that they are on.
+        start: their first entry along it; more than 0 where others lie in front, as in concatenated features.
+        stop: behind their last entry.
+        whole: that axis, all of it.
+        split: the factors of the value's axes, each of one atom or more; of that axis, those of the stretch.
         order: the factors with the batch first and the units last.
         depth: number of enclosing loops, whose steps count as further samples.
     """
@@ -42,22 +46,36 @@ class FoundSite:
     post: int
     nodes: frozenset[Node]
     leaf: Atom
+    axis: int
+    start: int
+    stop: int
+    whole: Axis
     split: tuple[tuple[Atom, ...], ...]
     order: tuple[int, ...]
     depth: int = 0
 
-    def to_tap(self, value: Any, sizes: Mapping[Atom, int]) -> Any:
+    def to_tap(self, value: Any, sizes: Sizes) -> Any:
         """From the program's axes to `(batch, ..., units)`."""
-        steps = value.shape[: self.depth]
-        factors = [prod(sizes.get(find(atom), atom.size) for atom in factor) for factor in self.split]
-        value = value.reshape(*steps, *factors)
+        steps, (start, stop) = value.shape[: self.depth], self._stretch(sizes)
+        value = value[(*(slice(None),) * (self.depth + self.axis), slice(start, stop))]
+        value = value.reshape(*steps, *(sizes.axis(factor) for factor in self.split))
         order = [self.depth + index for index in self.order]
         return value.transpose(order[0], *range(self.depth), *order[1:])
 
-    def from_tap(self, value: Any, shape: Sequence[int]) -> Any:
-        """Back to the program's axes."""
+    def from_tap(self, value: Any, sizes: Sizes) -> Any:
+        """Back to the program's axes; zeros for what else is on the axis of the units."""
         order = [self.depth + index for index in self.order]
-        return value.transpose(np.argsort([order[0], *range(self.depth), *order[1:]])).reshape(shape)
+        value = value.transpose(np.argsort([order[0], *range(self.depth), *order[1:]]))
+        (start, stop), shape = self._stretch(sizes), list(sizes.shape(self.pre))
+        rest = (start, shape[self.axis] - stop)
+        shape[self.axis] = stop - start
+        value = value.reshape(*value.shape[: self.depth], *shape)
+        around = [(0, 0)] * value.ndim
+        around[self.depth + self.axis] = rest
+        return jnp.pad(value, around) if any(rest) else value
+
+    def _stretch(self, sizes: Sizes) -> tuple[int, int]:
+        return sizes.offset(self.whole, self.start), sizes.offset(self.whole, self.stop)
 
 
 def find_sites(typing: Typing, spaces: Mapping[Atom, str], batch: Axis) -> list[FoundSite]:
@@ -127,11 +145,10 @@ def _in_block(
             post, inside = chosen
             sites = _sites(typing, root, post, frozenset(inside), spaces, batch, depth)
             placed += [(position[post], site) for site in sites]
-    for node in _residual_sums(typing, nodes):
-        (value,) = node.outputs
-        if any(site.pre == value for _, site in placed):
-            continue
-        placed += [(position[value], site) for site in _sites(typing, value, value, frozenset(), spaces, batch, depth)]
+    for value in _streams(typing, nodes):
+        if not any(value in (site.pre, site.post) for _, site in placed):
+            found = _sites(typing, value, value, frozenset(), spaces, batch, depth)
+            placed += [(position[value], site) for site in found]
     for index, node in enumerate(nodes):
         if node.name == "scan":
             placed += [(index, site) for site in _in_block(typing, node.blocks[0], spaces, batch, depth + 1)]
@@ -220,28 +237,56 @@ def _sites(
     depth: int,
 ) -> Iterator[FoundSite]:
     """One site for each unit space on the axes of a value that has a batch."""
-    split: list[tuple[Atom, ...]] = []
-    first = []
-    for axis in typing.of(pre):
-        atoms = expand(axis)
-        if batch and atoms[: len(batch)] == list(batch):
-            first.append(len(split))
-            split.append(tuple(batch))
-            atoms = atoms[len(batch) :]
-        split += [(atom,) for atom in atoms]
-    if len(first) != 1 or any(atom.parts is not None for factor in split for atom in factor):
+    shape, axes = typing.program.shape(pre), typing.of(pre)
+    first = [index for index, axis in enumerate(axes) if batch and expand(axis)[: len(batch)] == list(batch)]
+    if len(first) != 1:
         return
-    for index, factor in enumerate(split):
-        if factor[0] in spaces and split.count(factor) == 1:
-            others = [other for other in range(len(split)) if other not in (first[0], index)]
-            yield FoundSite(pre, post, nodes, factor[0], tuple(split), (first[0], *others, index), depth)
+    for index, axis in enumerate(axes):
+        for start, stop, part in _parts(axis, 0, shape[index]):
+            split = [_factors(part if other == index else each) for other, each in enumerate(axes)]
+            if index != first[0]:
+                split[first[0]] = [tuple(batch), *_factors(tuple(expand(axes[first[0]])[len(batch) :]), is_rest=True)]
+            flat = [factor for each in split for factor in each]
+            place, begin = (sum(map(len, split[:other])) for other in (first[0], index))
+            for at in range(begin, begin + len(split[index]) if index != first[0] else begin):
+                if flat[at] and flat[at][0] in spaces and flat.count(flat[at]) == 1:
+                    others = [other for other in range(len(flat)) if other not in (place, at)]
+                    order = (place, *others, at)
+                    yield FoundSite(pre, post, nodes, flat[at][0], index, start, stop, axis, tuple(flat), order, depth)
 
 
-def _residual_sums(typing: Typing, nodes: Sequence[Node]) -> list[Node]:
-    """Additions one of whose terms descends from the other through a contraction."""
+def _factors(axis: Axis, is_rest: bool = False) -> list[tuple[Atom, ...]]:
+    """The units on an axis, and what is pinned between them; of an axis of length 1 one factor without atoms."""
+    made: list[tuple[Atom, ...]] = []
+    for atom in expand(axis):
+        is_open = bool(made) and made[-1][0].reason is not None
+        if atom.reason is not None and is_open:
+            made[-1] += (atom,)
+        else:
+            made.append((atom,))
+    return made or ([] if is_rest else [()])
+
+
+def _parts(axis: Axis, start: int, length: int) -> Iterator[tuple[int, int, Axis]]:
+    """The stretches of an axis that is a direct sum, with their first and last entries; else the axis."""
+    atoms = expand(axis)
+    if len(atoms) != 1 or atoms[0].parts is None:
+        yield start, start + length, axis
+        return
+    for size, part in atoms[0].parts:
+        yield from _parts(part, start, size)
+        start += size
+
+
+def _streams(typing: Typing, nodes: Sequence[Node]) -> list[int]:
+    """What a residual stream carries: what it starts with, and each sum with what descends from it by a contraction.
+
+    A start that comes from outside the block is left out: it is the carry of a loop, whose sums are sites.
+    """
     ancestors: dict[int, int] = {}
     contracted: dict[int, int] = {}
-    found = []
+    found: dict[int, None] = {}
+    made = {value for node in nodes for value in node.outputs}
     for node in nodes:
         before = after = 0
         for value in node.inputs:
@@ -249,10 +294,10 @@ def _residual_sums(typing: Typing, nodes: Sequence[Node]) -> list[Node]:
             after |= contracted.get(value, 0)
         if node.name in ("add", "add_any") and all(value in typing.data for value in node.inputs):
             a, b = node.inputs
-            if contracted.get(b, 0) >> a & 1 or contracted.get(a, 0) >> b & 1:
-                found.append(node)
+            starts = [x for x, y in ((a, b), (b, a)) if contracted.get(y, 0) >> x & 1]
+            found |= dict.fromkeys(value for value in (*starts, *node.outputs) if starts and value in made)
         if node.name in ("dot_general", "conv_general_dilated") or node.blocks:
             after = before
         for value in node.outputs:
             ancestors[value], contracted[value] = before, after
-    return found
+    return list(found)

@@ -1,7 +1,7 @@
 """Unit spaces of a typed program: their names, their state, and the labels of every piece of every parameter."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from lopjax.arguments.integers import as_integer
@@ -16,6 +16,7 @@ from lopjax.tracing.view import Layout, Run, factors, runs_of_pieces
 from lopjax.wiring import Axis, In, Label, Out, Path, Wiring, at_path, tree_from_paths, tree_paths
 
 CLONEABLE, PERMUTABLE, FIXED = "cloneable", "permutable", "fixed"
+AN_INPUT, AN_OUTPUT = "a network input", "a network output"
 
 
 class Space(NamedTuple):
@@ -50,14 +51,45 @@ class Diagram:
     Attributes:
         spaces: in the order in which they are first written.
         layouts: how each parameter is cut, in the order of `jax.tree.leaves`.
-        paths: paths of the pieces of each parameter.
-        labels: label of each piece.
+        paths: of the pieces of each parameter.
+        labels: of each piece.
+        no_site: why no site is known that all the array does passes, for each piece that names none.
+        no_source: why a kernel that names a site does not make its pre-activation alone.
     """
 
     spaces: tuple[Space, ...]
     layouts: tuple[Layout, ...]
     paths: tuple[tuple[Path, ...], ...]
     labels: tuple[tuple[Path, Label], ...]
+    no_site: tuple[tuple[Path, str], ...] = ()
+    no_source: tuple[tuple[Path, str], ...] = ()
+
+    def agrees_with(self, other: "Diagram") -> bool:
+        """Whether two networks have the same axes; sites are looked for in one of them."""
+        axes = [[(path, label.axes) for path, label in each.labels] for each in (self, other)]
+        return axes[0] == axes[1]
+
+    def without_axes(self, axes: Mapping[Path, Sequence[int]]) -> "Diagram":
+        """The same without the labels of some axes, which index no units; spaces that no axis has are left out."""
+        labels = tuple(
+            (path, replace(label, axes=tuple(None if i in axes.get(path, ()) else a for i, a in enumerate(label.axes))))
+            for path, label in self.labels
+        )
+        left = {axis.space for _, label in labels for axis in label.axes if axis is not None}
+        had = {axis.space for _, label in self.labels for axis in label.axes if axis is not None}
+        spaces = tuple(space for space in self.spaces if space.name in left or space.name not in had)
+        inputs = [space.name for space in spaces if space.name.startswith("input_")]
+        if any(axes.values()) and len(inputs) == 1 and "input" not in left:
+            return replace(self, labels=labels, spaces=spaces)._renamed(inputs[0], "input")
+        return replace(self, labels=labels, spaces=spaces)
+
+    def _renamed(self, old: str, new: str) -> "Diagram":
+        labels = tuple(
+            (path, replace(label, axes=tuple(In(new) if axis == In(old) else axis for axis in label.axes)))
+            for path, label in self.labels
+        )
+        spaces = tuple(space._replace(name=new) if space.name == old else space for space in self.spaces)
+        return replace(self, labels=labels, spaces=spaces)
 
 
 def describe(
@@ -199,7 +231,7 @@ def _space(run: Run, name: str, cloning: Cloning, fixed: Sequence[str], is_used:
     leaf = find(run[0])
     coupled = leaf in cloning.coupled
     if leaf.reason is not None:
-        known = {INPUT: "a network input", OUTPUT: "a network output"}
+        known = {INPUT: AN_INPUT, OUTPUT: AN_OUTPUT}
         return Space(name, size, FIXED, known.get(leaf.reason, leaf.reason), False)
     if name in fixed:
         return Space(name, size, FIXED, "fixed by the caller", False)

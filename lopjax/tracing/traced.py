@@ -16,7 +16,7 @@ from lopjax.tracing.jaxprs import walk
 from lopjax.tracing.network import Network, Plan, check_parameters
 from lopjax.tracing.recognise import recognised
 from lopjax.tracing.report import written
-from lopjax.tracing.spaces import CLONEABLE, FIXED, Diagram, Space, cloned_variables, factors_of
+from lopjax.tracing.spaces import AN_INPUT, AN_OUTPUT, CLONEABLE, FIXED, Diagram, Space
 from lopjax.tracing.verify import Verification, verify
 from lopjax.wiring import Site, View, Wiring
 
@@ -183,7 +183,7 @@ class _Models:
         apply, shapes = self.constructor.at(units, own.diagram)
         wide = Network(apply, shapes, own.names, own.fixed)
         widened = wide.plan(self.inputs).diagram
-        if widened.labels != own.diagram.labels:
+        if not own.diagram.agrees_with(widened):
             raise ValueError(f"make with {units}: the network that it makes has another wiring; widen without make")
         model = _Models(wide, self.inputs, self.init).make({})
         return model._replace(resize=lambda changed: self.make({**units, **changed}))
@@ -232,8 +232,8 @@ def _forward(network: Network, units: Mapping[str, int], wiring: Wiring, own: An
     own_shifts = {
         name: Tap(
             tap.space,
-            plan.sites[name].from_tap(tap.pre, _site_shape(plan, sizes, name, tap)),
-            plan.sites[name].from_tap(tap.post, _site_shape(plan, sizes, name, tap)),
+            plan.sites[name].from_tap(tap.pre, sizes),
+            plan.sites[name].from_tap(tap.post, sizes),
         )
         for name, tap in shifts.items()
     }
@@ -243,15 +243,9 @@ def _forward(network: Network, units: Mapping[str, int], wiring: Wiring, own: An
     kinds = dict(wiring.sites)
     taps = {}
     for name, (pre, post) in recorded.items():
-        seen = plan.sites[name].to_tap(pre, sizes.units), plan.sites[name].to_tap(post, sizes.units)
+        seen = plan.sites[name].to_tap(pre, sizes), plan.sites[name].to_tap(post, sizes)
         taps[name] = Tap(kinds[name].space, *seen, kinds[name].activation)
     return logits, taps
-
-
-def _site_shape(plan: Plan, sizes: Any, name: str, tap: Tap) -> tuple[int, ...]:
-    """Shape of a site's value in the program, after the axes of the steps of its loops."""
-    site = plan.sites[name]
-    return (*tap.pre.shape[1 : 1 + site.depth], *sizes.shape(site.pre))
 
 
 def make_view(network: Network, diagram: Diagram, units: Mapping[str, int]) -> View:
@@ -304,8 +298,8 @@ def _get(tree: Any, path: Sequence[str]) -> Any:
 
 def make_wiring(diagram: Diagram, units: Mapping[str, int], sites: Mapping[str, Site]) -> Wiring:
     """The wiring at given numbers of units."""
-    inputs = [space for space in diagram.spaces if space.state == FIXED and space.reason == "a network input"]
-    outputs = [space for space in diagram.spaces if space.state == FIXED and space.reason == "a network output"]
+    inputs = [space for space in diagram.spaces if space.state == FIXED and space.reason == AN_INPUT]
+    outputs = [space for space in diagram.spaces if space.state == FIXED and space.reason == AN_OUTPUT]
     between = [space for space in diagram.spaces if space not in inputs and space not in outputs]
     ordered = [*inputs, *between, *outputs]
     return Wiring(

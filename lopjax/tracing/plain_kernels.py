@@ -1,0 +1,403 @@
+"""Kernels that alone make a pre-activation: what the closed form of the unit blocks and the radii of dead units rest on.
+
+A kernel is plain if its product with the activations of a site (or the network's input), plus at most biases, *is* the
+pre-activation of its site, or the output. That is read off the program: nothing but steps that put entries in another
+order lies between. Axes are followed as lists of factors, so that what is claimed holds entry by entry.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from lopjax.tracing.claims import Followed
+from lopjax.tracing.flow import Flow, Step
+from lopjax.tracing.view import runs
+from lopjax.wiring import In, Label, Path, Window, standard_order
+
+
+@dataclass(eq=False)
+class Factor:
+    """A factor of an axis, followed through the program.
+
+    Attributes:
+        size: number of entries.
+    """
+
+    size: int
+
+
+Axes = tuple[tuple[Factor, ...], ...]
+"""The factors of each axis of a value, row-major; axes of length 1 have none."""
+
+
+class Plain(NamedTuple):
+    """What a plain kernel reads.
+
+    Attributes:
+        source: a site, or the space of the inputs.
+        window: of a convolution.
+        step: that contracts.
+    """
+
+    source: str
+    window: Window | None
+    step: Step
+
+
+class _Read(NamedTuple):
+    """What a kernel is contracted with: its source, the axes there, and those of the source in the order of a tap."""
+
+    source: str
+    is_site: bool
+    axes: Axes
+    tap: tuple[Factor, ...]
+
+
+class NotPlainError(Exception):
+    """Why a kernel is not plain."""
+
+
+@dataclass(eq=False)
+class Kernels:
+    """Where kernels are looked at.
+
+    Attributes:
+        followed: the graph with its sites.
+        labels: of every piece of every array, with sites.
+        whole: path of the arrays that are one piece, by value.
+        network_input: the network's only input; None if it has several.
+        spaces: the unit space of every site.
+    """
+
+    followed: Followed
+    labels: Mapping[Path, Label]
+    whole: Mapping[int, Path]
+    network_input: int | None
+    spaces: Mapping[str, str]
+
+    @property
+    def flow(self) -> Flow:
+        """The graph."""
+        return self.followed.flow
+
+
+def with_sources(kernels: Kernels) -> tuple[dict[Path, Label], dict[Path, str]]:
+    """Labels of the plain kernels, with source and window; and why other kernels that have a site are not plain."""
+    found: dict[Path, Plain] = {}
+    reasons: dict[Path, str] = {}
+    for value, path in kernels.whole.items():
+        label = kernels.labels[path]
+        if label.site is None or not label.reads():
+            continue
+        try:
+            found[path] = _plain(kernels, value, label)
+        except NotPlainError as why:
+            reasons[path] = str(why)
+    for path in _not_alone(kernels, found):
+        reasons[path] = f"what {found[path].source} carries is used without a kernel, too"
+        del found[path]
+    made = {
+        path: replace(kernels.labels[path], source=each.source, window=each.window) for path, each in found.items()
+    }
+    return made, reasons
+
+
+def _not_alone(kernels: Kernels, found: Mapping[Path, Plain]) -> list[Path]:
+    """Plain kernels that seem to be all that reads a source, while its activations are used past them, too.
+
+    Each claim is true by itself; all together would say that the function depends on the source through them only.
+    """
+    refused = []
+    for site in dict.fromkeys(each.source for each in found.values() if each.source in kernels.spaces):
+        own = [path for path, each in found.items() if each.source == site]
+        space = kernels.spaces[site]
+        readers = {path for path, label in kernels.labels.items() if space in label.reads()}
+        is_only = list(kernels.spaces.values()).count(space) == 1
+        if is_only and readers <= set(own) and _leads_past(kernels, site, [found[path].step for path in own]):
+            refused += own
+    return refused
+
+
+def _leads_past(kernels: Kernels, site: str, steps: Sequence[Step]) -> bool:
+    flow = kernels.flow
+    todo = [flow.known_as(kernels.followed.sites[site].post)]
+    while todo:
+        value = todo.pop()
+        if value in flow.outputs:
+            return True
+        for step, _ in flow.readers.get(value, ()):
+            if step in steps:
+                continue
+            if not _is_layout(step):
+                return True
+            todo += step.outputs
+    return False
+
+
+def _plain(kernels: Kernels, value: int, label: Label) -> Plain:
+    order = standard_order(label)
+    if order is None:
+        raise NotPlainError("it does not have one axis that reads and one that writes")
+    flow = kernels.flow
+    own = _own_factors(flow, value)
+    kernel = tuple(own[index] for index in order)
+    step, place, axes = _to_contraction(flow, value, _grouped(own, flow.shape(value)))
+    read = _source(kernels, step.inputs[1 - place], label.reads()[0])
+    given = (read.axes, axes) if place == 1 else (axes, read.axes)
+    if step.node.name == "dot_general":
+        window, (made, tap) = None, _dot(step, given, place, kernel, read)
+    else:
+        window, (made, tap) = _convolved(flow, step, given, place, kernel, read)
+    _check_target(kernels, step.outputs[0], made, tap, label)
+    return Plain(read.source, window, step)
+
+
+def offsets_of(kernels: Kernels, value: int, inputs: frozenset[str]) -> list[int]:
+    """Axes of a kernel that reads the network's input which are offsets, or positions: all it reads but the features.
+
+    Everything about an input is pinned, so that types do not tell them apart.
+
+    Args:
+        kernels: where it is looked at.
+        value: an array that is one piece.
+        inputs: the spaces of the network's inputs.
+    """
+    label = kernels.labels[kernels.whole[value]]
+    reads = [axis.index for axis in label.unit_axes(inputs, is_read=True)]
+    if len(reads) < 2 or len(reads) != len(label.input_axes):
+        return []
+    own = _own_factors(kernels.flow, value)
+    try:
+        step, place, axes = _to_contraction(kernels.flow, value, _grouped(own, kernels.flow.shape(value)))
+    except NotPlainError:
+        return []
+    if step.node.name == "dot_general":
+        summed = [factor for axis in step.node.params["dimension_numbers"][0][place] for factor in axes[axis]]
+        features = [own[index] for index in reads if own[index] in summed][-1:]
+        return [index for index in reads if own[index] in summed and own[index] not in features]
+    features = axes[step.node.params["dimension_numbers"].rhs_spec[1]] if place == 1 else ()
+    return [index for index in reads if own[index] not in features] if features else []
+
+
+def _own_factors(flow: Flow, value: int) -> list[Factor]:
+    return [Factor(prod(leaf.size for leaf in run)) for axis in flow.typing.of(value) for run in runs(axis)]
+
+
+# --- Steps that put entries in another order --------------------
+
+_LAYOUTS = frozenset("transpose broadcast_in_dim squeeze reshape convert_element_type copy".split())
+
+
+def _is_layout(step: Step) -> bool:
+    return not step.is_opaque and not step.is_slicing and step.node.name in _LAYOUTS
+
+
+def _without_ones(factors: Iterable[Factor]) -> list[Factor]:
+    return [factor for factor in factors if factor.size > 1]
+
+
+def _grouped(factors: Iterable[Factor], shape: Sequence[int]) -> Axes:
+    """Factors in the order of entries, as the axes of a shape."""
+    rest, made = _without_ones(factors), []
+    for size in shape:
+        own: list[Factor] = []
+        while prod(factor.size for factor in own) < size and rest:
+            own.append(rest.pop(0))
+        if prod(factor.size for factor in own) != size:
+            raise NotPlainError("a reshape cuts through its axes")
+        made.append(tuple(own))
+    return tuple(made)
+
+
+def _laid_out(flow: Flow, step: Step, axes: Axes) -> Axes:
+    """The axes of what a step makes that only puts entries in another order."""
+    params, shape = step.node.params, flow.shape(step.outputs[0])
+    if step.node.name == "transpose":
+        return tuple(axes[axis] for axis in params["permutation"])
+    if step.node.name == "convert_element_type" and not jnp.issubdtype(params["new_dtype"], jnp.floating):
+        raise NotPlainError(f"it is rounded at {step.node.where}")
+    if prod(shape) != prod(factor.size for axis in axes for factor in axis):
+        raise NotPlainError(f"it is repeated at {step.node.where}")
+    # New axes of a broadcast have length 1 here, so the order of entries stays: dimensions are in ascending order.
+    return _grouped([factor for axis in axes for factor in axis], shape)
+
+
+def _only_reader(flow: Flow, value: int) -> tuple[Step, int]:
+    readers = flow.readers.get(value, [])
+    if len(readers) != 1:
+        raise NotPlainError(f"it, or its product, is used {len(readers)} times")
+    return readers[0]
+
+
+def _to_contraction(flow: Flow, value: int, axes: Axes) -> tuple[Step, int, Axes]:
+    """The contraction with data that a kernel goes to, which operand it is there, and its axes."""
+    while True:
+        step, place = _only_reader(flow, value)
+        if _is_layout(step):
+            axes, value = _laid_out(flow, step, axes), step.outputs[0]
+            continue
+        is_product = step.node.name in ("dot_general", "conv_general_dilated")
+        if not is_product or step.inputs[1 - place] not in flow.typing.data:
+            raise NotPlainError(f"it is changed at {step.node.where}")
+        return step, place, axes
+
+
+def _source(kernels: Kernels, value: int, space: str) -> _Read:
+    """The site or input whose entries, in another order, a value holds."""
+    flow, steps = kernels.flow, []
+    sites = kernels.followed.sites
+    while True:
+        here = [
+            name for name, site in sites.items() if flow.known_as(site.post) == value and kernels.spaces[name] == space
+        ]
+        if here or value == kernels.network_input:
+            break
+        step = flow.made.get(value)
+        if step is None or not _is_layout(step):
+            raise NotPlainError(f"what it reads comes from {'an input' if step is None else step.node.where}")
+        steps.append(step)
+        value = step.inputs[0]
+    shape = flow.shape(value)
+    if here:
+        site = sites[here[0]]
+        if site.depth or (site.start, site.stop) != (0, shape[site.axis]):
+            raise NotPlainError("it reads units inside a loop, or beside others on one axis")
+        own = [Factor(prod(atom.size for atom in factor)) for factor in site.split]
+        tap = tuple(own[index] for index in site.order)
+    else:
+        own = [Factor(size) for size in shape]
+        tap = tuple(own)
+    axes = _grouped(own, shape)
+    for step in reversed(steps):
+        axes = _laid_out(flow, step, axes)
+    return _Read(here[0] if here else space, bool(here), axes, tap)
+
+
+# --- Contractions --------------------
+
+
+def _dot(
+    step: Step, given: tuple[Axes, Axes], place: int, kernel: tuple[Factor, ...], read: _Read
+) -> tuple[Axes, list[Factor]]:
+    """The axes of a product, and the order that `(batch, ..., units)` has."""
+    contracted, batch = step.node.params["dimension_numbers"]
+    if batch[0]:
+        raise NotPlainError(f"it runs along with what it reads at {step.node.where}")
+    (*others, units_in, units_out), (first, *rest) = kernel, read.tap
+    pairs = [
+        (list(given[1 - place][data]), list(given[place][own]))
+        for data, own in zip(contracted[1 - place], contracted[place], strict=True)
+    ]
+    made = tuple(
+        axis for axes, gone in zip(given, contracted, strict=True) for i, axis in enumerate(axes) if i not in gone
+    )
+    if pairs == [(_without_ones(rest[-1:]), _without_ones([units_in]))] and not _without_ones(others):
+        return made, [first, *rest[:-1], units_out]
+    # A flattened map: all positions, in one order on both sides, and unit by unit if there are units.
+    if read.is_site:
+        pairs, rest = [part for pair in pairs for part in _around(pair, rest[-1], units_in)], rest[:-1]
+    else:
+        others = [*others, units_in]
+    positions, offsets = _without_ones(rest), _without_ones(others)
+    pairs = sorted((pair for pair in pairs if pair[0]), key=lambda pair: _index(positions, pair[0][0]))
+    if [factor for pair in pairs for factor in pair[0]] != positions or [f for p in pairs for f in p[1]] != offsets:
+        raise NotPlainError(f"it reads what is flattened in another order at {step.node.where}")
+    if any(prod(f.size for f in one) != prod(f.size for f in other) for one, other in pairs):
+        raise NotPlainError(f"it reads what is cut otherwise at {step.node.where}")
+    return made, [first, units_out]
+
+
+def _index(factors: Sequence[Factor], factor: Factor) -> int:
+    return factors.index(factor) if factor in factors else -1
+
+
+_Pair = tuple[list[Factor], list[Factor]]
+
+
+def _around(pair: _Pair, read: Factor, own: Factor) -> list[_Pair]:
+    """What lies in front of the units, and behind them, on an axis that is summed over."""
+    data, kernel = pair
+    if read not in data and own not in kernel:
+        return [pair]
+    if read not in data or own not in kernel:
+        raise NotPlainError("units and positions are summed over in another order than it has them")
+    at, place = data.index(read), kernel.index(own)
+    parts = [(data[:at], kernel[:place]), (data[at + 1 :], kernel[place + 1 :])]
+    if any(bool(one) != bool(other) for one, other in parts):
+        raise NotPlainError("units and positions are summed over in another order than it has them")
+    return [part for part in parts if part[0]]
+
+
+def _convolved(
+    flow: Flow, step: Step, given: tuple[Axes, Axes], place: int, kernel: tuple[Factor, ...], read: _Read
+) -> tuple[Window, tuple[Axes, list[Factor]]]:
+    """The window of a convolution, the axes of its result, and the order that `(batch, ..., units)` has."""
+    params = step.node.params
+    numbers, padding = params["dimension_numbers"], tuple((int(a), int(b)) for a, b in params["padding"])
+    is_dilated = any(each != 1 for key in ("lhs_dilation", "rhs_dilation") for each in params[key] or ())
+    if is_dilated or params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+        raise NotPlainError(f"its convolution has groups or gaps at {step.node.where}")
+    if any(each < 0 for pair in padding for each in pair):
+        raise NotPlainError(f"its convolution cuts the map at {step.node.where}")
+    (first, *positions, units), (*offsets, units_in, units_out) = read.tap, kernel
+    image, weights = given
+    expected = {numbers.lhs_spec[0]: first, numbers.lhs_spec[1]: units} | dict(zip(numbers.lhs_spec[2:], positions))
+    of_kernel = {numbers.rhs_spec[0]: units_out, numbers.rhs_spec[1]: units_in} | dict(
+        zip(numbers.rhs_spec[2:], offsets)
+    )
+    is_plain = place == 1 and len(expected) == len(image) and len(of_kernel) == len(weights)
+    for axes, each in ((image, expected), (weights, of_kernel)):
+        is_plain = is_plain and all(tuple(_without_ones([each[i]])) == axis for i, axis in enumerate(axes) if i in each)
+    if not is_plain:
+        raise NotPlainError(f"its convolution has axes in another order at {step.node.where}")
+    shape = flow.shape(step.outputs[0])
+    out = {axis: Factor(shape[axis]) for axis in numbers.out_spec[2:]}
+    placed = {numbers.out_spec[0]: first, numbers.out_spec[1]: units_out, **out}
+    made = tuple(tuple(_without_ones([placed[axis]])) for axis in range(len(shape)))
+    return Window(tuple(params["window_strides"]), padding), (made, [first, *out.values(), units_out])
+
+
+# --- What stands between a product and its target --------------------
+
+
+def _check_target(kernels: Kernels, value: int, axes: Axes, tap: Sequence[Factor], label: Label) -> None:
+    """Refuse a product that is not, but for biases, the pre-activation of its label's site, or the output."""
+    flow, site = kernels.flow, kernels.followed.sites.get(str(label.site))
+    target = flow.outputs[0] if site is None else flow.known_as(site.pre)
+    while value != target:
+        step, place = _only_reader(flow, value)
+        if step.node.name == "add" and _is_bias(kernels, step.inputs[1 - place], label):
+            pass
+        elif _is_layout(step):
+            axes = _laid_out(flow, step, axes)
+        else:
+            raise NotPlainError(f"its product is changed at {step.node.where}")
+        value = step.outputs[0]
+    factors = [factor for axis in axes for factor in axis]
+    if site is None:
+        order = factors
+    else:
+        if (site.start, site.stop) != (0, flow.shape(target)[site.axis]):
+            raise NotPlainError("it writes units beside others on one axis")
+        sizes = [prod(atom.size for atom in factor) for factor in site.split]
+        if [size for size in sizes if size > 1] != [factor.size for factor in factors]:
+            raise NotPlainError("its product has axes that are cut otherwise")
+        every = iter(factors)
+        split = [next(every) if size > 1 else None for size in sizes]
+        order = [factor for factor in (split[index] for index in site.order) if factor is not None]
+    if order != _without_ones(tap):
+        raise NotPlainError("its product has axes in another order")
+
+
+def _is_bias(kernels: Kernels, value: int, label: Label) -> bool:
+    """Whether a value is a vector of the same site, one entry per unit."""
+    while value not in kernels.whole:
+        step = kernels.flow.made.get(value)
+        if step is None or not _is_layout(step):
+            return False
+        value = step.inputs[0]
+    bias = kernels.labels[kernels.whole[value]]
+    return bias.site == label.site and len(bias.axes) == 1 and not isinstance(bias.axes[0], In)
