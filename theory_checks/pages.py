@@ -1,8 +1,9 @@
 """Pages of `docs/theory`, written from the JSON of a run: `python -m theory_checks --write-docs`.
 
-Statement, source and consequence live beside each check in the code, the numbers in `docs/theory/results.json`; a page
-is a function of that file and of the docstring of the theorem's module. Text outside the two markers of a page is
-written by hand and stays.
+Statement, source and consequence live beside each check in the code, assumptions and proof in
+`theory_checks/proofs/<theorem>.md`, the numbers in `docs/theory/results.json`; a page is a function of the last two and
+of the docstring of the theorem's module. Text outside the two markers of a page is written by hand and stays.
+`python -m theory_checks.pages` writes the pages anew from changed words, without running a check.
 """
 
 import importlib
@@ -12,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from theory_checks.check import Row, Size, Verdict, describe
+from theory_checks.check import Check, Row, Size, Verdict, describe
+from theory_checks.proof import KINDS, NOTATION, Proof, proofs_of
 
 BEGIN, END = "<!-- measured: written by `python -m theory_checks --write-docs` -->", "<!-- end measured -->"
 FOLDER = Path(__file__).parent.parent / "docs" / "theory"
@@ -23,18 +25,31 @@ Record = dict[str, Any]
 
 def record(verdict: Verdict, size: Size) -> Record:
     """Words and every row of a check that was run at a size."""
-    check = verdict.check
     return {
-        "name": check.name,
-        "statement": check.statement,
-        "source": check.source,
-        "consequence": check.consequence,
-        **({"correction": check.correction} if check.correction else {}),
+        **_words(verdict.check),
         "size": size,
         "holds": verdict.holds,
         "reason": verdict.reason,
         "rows": [{**row._asdict(), "as_claimed": row.is_as_claimed} for row in verdict.rows],
     }
+
+
+def _words(check: Check) -> Record:
+    words = {name: getattr(check, name) for name in ("name", "statement", "source", "consequence")}
+    return {**words, **({"correction": check.correction} if check.correction else {})}
+
+
+def with_words_of(checks: Sequence[Check], records: Sequence[Record]) -> list[Record]:
+    """The records with the words that the checks have now; numbers and verdicts stay.
+
+    Raises:
+        ValueError: a check that has never been run.
+    """
+    by_name = {each["name"]: each for each in records}
+    if missing := [check.name for check in checks if check.name not in by_name]:
+        raise ValueError(f"no numbers of {missing}: run `python -m theory_checks --only NAME --write-docs`")
+    measured = ("size", "holds", "reason", "rows")
+    return [{**_words(check), **{key: by_name[check.name][key] for key in measured}} for check in checks]
 
 
 def merged(old: Sequence[Record], new: Sequence[Record], names: Sequence[str]) -> list[Record]:
@@ -94,8 +109,10 @@ def page(existing: str, theorem: str, records: Sequence[Record]) -> str:
 
 
 def section(one: Record) -> str:
-    """One check: statement, source, consequence, and a table of its numbers."""
+    """One check: statement, source, assumptions, proof, consequence, and a table of its numbers."""
     lines = [f"## `{one['name']}`", "", one["statement"], "", f"*Source:* {one['source']}."]
+    if proof := _proof(one):
+        lines += ["", proof.assumptions, "", proof.text]
     if one["consequence"]:
         lines += ["", f"*In practice:* {one['consequence']}"]
     if one.get("correction"):
@@ -110,20 +127,28 @@ def section(one: Record) -> str:
     return "\n".join([*lines, "", f"`python -m theory_checks --only {one['name']}{_flag(one)}`"])
 
 
+def _proof(one: Record) -> Proof | None:
+    return proofs_of(one["name"].split(".")[0]).get(one["name"])
+
+
 def index(records: Sequence[Record]) -> str:
-    """The table of all checks."""
+    """The table of all checks, and the notation of the proofs."""
     holding = sum(each["holds"] for each in records)
     lines = [
         "# The theory, checked",
         "",
         "Every statement that this library rests on, measured in float64 against a bound, beside controls for which it",
         "must fail. `python -m theory_checks` runs all of them and exits with an error if one does not hold;",
-        "`--write-docs` writes these pages. Names and notation: [architecture](../architecture.md).",
+        "`--write-docs` writes these pages. Names: [architecture](../architecture.md).",
         "",
-        f"{holding} of {len(records)} checks hold.",
+        f"{holding} of {len(records)} checks hold. {_count_proofs(records)}",
         "",
-        "| check | statement | source | worst claim (share of its bound) | verdict |",
-        "|---|---|---|---:|---|",
+        NOTATION.read_text(encoding="utf-8").strip(),
+        "",
+        "## All checks",
+        "",
+        "| check | statement | source | proof | worst claim (share of its bound) | verdict |",
+        "|---|---|---|---|---:|---|",
     ]
     for theorem, of_theorem in by_theorem(records).items():
         for each in of_theorem:
@@ -131,9 +156,20 @@ def index(records: Sequence[Record]) -> str:
             anchor = f"{theorem}.md#{name.replace('.', '')}"
             verdict = "holds" if each["holds"] else "**does not hold**"
             texts = (_escaped(each["statement"]), _escaped(each["source"]))
-            cells = (f"[`{name}`]({anchor})", *texts, _worst(each), verdict)
+            proof = _proof(each)
+            cells = (f"[`{name}`]({anchor})", *texts, proof.kind if proof else "-", _worst(each), verdict)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _count_proofs(records: Sequence[Record]) -> str:
+    """How many checks have their proof where."""
+    kinds = [proof.kind for each in records if (proof := _proof(each))]
+    here, source, measured = (kinds.count(kind) for kind in KINDS.values())
+    return (
+        f"Each page states the assumptions of its checks; {here} are proved there, of {source} the proof is in the "
+        f"source, and {measured} are measured, without a proof."
+    )
 
 
 def _worst(one: Record) -> str:
@@ -152,3 +188,15 @@ def _escaped(text: str) -> str:
 
 def _flag(one: Record) -> str:
     return " --full" if one["size"] == "full" else ""
+
+
+def main() -> None:
+    """Write the pages with the words that checks and proofs have now."""
+    from theory_checks.check import all_checks
+
+    for path in write_pages(FOLDER, with_words_of(all_checks(), read_records(FOLDER / "results.json"))):
+        print(f"  {path}")
+
+
+if __name__ == "__main__":
+    main()
