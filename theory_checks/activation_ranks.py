@@ -139,11 +139,13 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "activation.hard_rank",
-        "Units that are not copies of each other have full rank after any function that is not a polynomial.",
+        "Units no two of which are copies or opposites of each other have full rank after any function that is not a"
+        " polynomial.",
         f"{PAPER}, section 4; Schur's product theorem",
         check_hard_rank,
         "Numerical rank recovers after one non-linear layer even from very few directions, so it is no "
         "sign of health: watch the effective rank.",
+        "This page used to leave out opposite units, of which many pairs cost rank: see opposite_units.",
     ),
     Check(
         "activation.opposite_units",

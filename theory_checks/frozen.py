@@ -236,10 +236,11 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "frozen.radius",
         "A sleeping unit wakes under no change of its incoming parameters smaller than r = min -z / ||(h, 1)||, and"
-        " under one of size r.",
+        " under some change of every larger size.",
         "this library (lopjax.certificates)",
         check_radius,
         "The certificate says how much noise on the weights it takes to revive a unit on given data.",
+        "This page used to say that a change of size r wakes it. That brings its pre-activation to 0, on the edge.",
     ),
     Check(
         "frozen.training",

@@ -74,7 +74,7 @@ def check_memory(size: Size) -> list[Row]:
     steps = 300 if size == "small" else 3_000
     _, gradients = _weights_and_gradients(1, (8, 6))
     trace = np.abs(gradients[0, :, 0]).max() * (1 - 0.9**AWAKE) / (1 - 0.9)
-    momentum, spike = travelled("momentum", steps), _after_a_spike(8_000, steps)
+    momentum, spike, ramp = travelled("momentum", steps), _after(np.ones(1), steps), _after(ADAM_RAMP, steps)
     return [
         *(
             Row(f"{name}: learning rates travelled", travelled(name, steps), 0.0)
@@ -84,6 +84,8 @@ def check_memory(size: Size) -> list[Row]:
         Row("adam: travelled minus 10", abs(travelled("adam", steps) - 10), 2),
         Row(f"adam, after a spike: travelled minus {ADAM_SPIKE:.1f}", abs(spike - ADAM_SPIKE), 0.1),
         Row("adam, after a spike: travelled minus 10", abs(spike - 10), 2, control=True),
+        Row(f"adam, after gradients that grew by 11 %: travelled minus {ADAM_MOST:.1f}", abs(ramp - ADAM_MOST), 0.1),
+        Row(f"adam, after the same: travelled minus {ADAM_SPIKE:.1f}", abs(ramp - ADAM_SPIKE), 0.1, control=True),
         Row(f"lion: travelled over {steps} steps, minus 1", abs(travelled("lion", steps) / steps - 1), 1e-9),
         Row("muon: travelled", travelled("muon", steps), 5, ">="),
         Row("muon, (8, 6): travelled", travelled("muon", steps)),
@@ -93,8 +95,8 @@ def check_memory(size: Size) -> list[Row]:
     ]
 
 
-def _after_a_spike(quiet: int, steps: int) -> float:
-    """Learning rates that Adam moves a parameter by after its only gradient, after many steps without one."""
+def _after(last: np.ndarray, steps: int, quiet: int = 8_000) -> float:
+    """Learning rates that Adam moves a parameter by after its last gradients, with none before these either."""
     optimizer = MAKE["adam"]()
 
     @jax.jit
@@ -107,12 +109,15 @@ def _after_a_spike(quiet: int, steps: int) -> float:
         weight = jnp.zeros(())
         return jax.lax.scan(step, (weight, optimizer.init(weight)), gradients)[1]
 
-    places = np.asarray(run(jnp.zeros(quiet + 1 + steps).at[quiet].set(1.0)))
-    return float(abs(places[-1] - places[quiet]) / RATE)
+    places = np.asarray(run(jnp.concatenate([jnp.zeros(quiet), jnp.asarray(last), jnp.zeros(steps)])))
+    return float(abs(places[-1] - places[-1 - steps]) / RATE)
 
 
 # Of a spike g, m = 0.1 g and v = 0.001 g²: 0.1 / sqrt(0.001) steps at once, and sum_k (0.9 / sqrt(0.999))^k after it.
 ADAM_SPIKE = 0.1 / 0.001**0.5 * 0.9 / (0.999**0.5 - 0.9)
+# The most that any history can do, by Cauchy and Schwarz, and the gradients that do it.
+ADAM_MOST = ADAM_SPIKE / (1 - 0.9**2 / 0.999) ** 0.5
+ADAM_RAMP = (0.999 / 0.9) ** np.arange(-299.0, 1.0)
 
 
 def check_zero_moments(size: Size) -> list[Row]:
@@ -178,9 +183,10 @@ CHECKS: tuple[Check, ...] = (
         "this library",
         check_memory,
         "An optimizer's moments can carry a unit past the edge, or back over it: reset the moments with the unit. Adam"
-        " coasts by about 10 learning rates after steady gradients, and by up to 28.6 after a spike, which is how"
-        " units die.",
-        "This page used to give about 10 learning rates for Adam in any case; that holds after steady gradients.",
+        " coasts by about 10 learning rates after steady gradients, by 28.6 after a lone spike, which is how units die,"
+        " and never by more than 65.8, which gradients reach that grow by 11 % a step.",
+        "This page used to give about 10 learning rates for Adam in any case; that holds after steady gradients. Then"
+        " it said up to 28.6, which is so after a lone spike, and not after gradients that grow.",
     ),
     Check(
         "frozen_optimizers.weight_decay",

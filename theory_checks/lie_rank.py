@@ -126,8 +126,8 @@ def check_loss(size: Size) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     Check(
         "lie_rank.conserved",
-        "A network of one hidden layer of positive-homogeneous units has its conserved quantities and nothing else that"
-        " traps gradient flow on every data set; a linear one has the symmetric matrix W'W + bb' - AA'.",
+        "Around a random point a 3-4-2 network of positive-homogeneous units has its conserved quantities and nothing"
+        " else that traps gradient flow on every data set; a linear one has the symmetric matrix W'W + bb' - AA'.",
         "Sussmann 1973; laws: arXiv 1806.00900, 2307.00144; the count of all structure: this library",
         check_conserved,
         "For a small network one rank says whether there may be a hidden trap. ReLU is not analytic: there the"
@@ -146,8 +146,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "lie_rank.loss",
-        "Under cross-entropy five more directions are closed: the sums over classes of the head's weights and of its"
-        " bias.",
+        "Under cross-entropy more directions are closed, one for each hidden unit and one for the bias: the sums over"
+        " classes of the head's weights and of its bias.",
         "softmax shift; this library",
         check_loss,
         "The loss takes part in what is trapped: the sum of the logits never learns from cross-entropy.",

@@ -57,9 +57,10 @@ def check_decay(size: Size) -> list[Row]:
 
 
 def check_told_apart(size: Size) -> list[Row]:
-    """Share of an update that leaves BC from BC; and how far it leaves V from V."""
+    """Share of an update that leaves BC from BC; and how far it leaves V from V, unless clusters are pairs."""
     del size
-    rows = []
+    in_pairs = [departures(optimizer, "mlp", has_pairs=True).v.v for optimizer in OPTIMIZERS if optimizer.keeps == "BC"]
+    rows = [Row("mlp, clusters of two: V, from V, the largest of all", max(in_pairs), ROUNDING)]
     for (name, optimizer), shares in of_kind("BC", TABLES).items():
         rows.append(Row(f"{name}: BC from BC", shares.bc.leaf, optimizer.slack * ROUNDING))
         rows.append(Row(f"{name}: V, from V", shares.v.v, SIGNAL, control=True))
@@ -131,12 +132,14 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "optimizers.coupled_decay",
-        "L2 inside an optimizer that rescales each coordinate, and clipping unit by unit, keep BC and leave V.",
+        "L2 inside an optimizer that rescales each coordinate, and clipping unit by unit, keep BC. They leave V where a"
+        " cluster has three units or more, and keep it where none has more than two.",
         "this library",
         check_told_apart,
         "Adam with L2 in the loss is not AdamW here either: clones with unequal weights drift apart under it. So"
         " they do under Optax's Muon on a ViT: it leaves kernels of more than two axes to Adam, unless told which are"
-        " rows.",
+        " rows. Where every unit has one clone they do not: there V is what a single swap of all pairs fixes.",
+        "This page used to say that V is left, whatever the sizes of the clusters.",
     ),
     Check(
         "optimizers.rounding_errors",

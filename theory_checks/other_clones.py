@@ -122,11 +122,12 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "other_clones.vanished",
-        "A unit with w = b = a = 0 stays there if f(0) = 0, at a saddle of the loss unless its coupling B is 0.",
+        "A unit with w = b = a = 0 stays there if f(0) = 0, at a saddle across this manifold unless its coupling B is"
+        " 0.",
         "this library; zero initialisation in many texts",
         check_vanished,
         "Units set to zero, by pruning or by decay, do not come back by themselves; a small kick is enough where B is"
-        " not 0, which it is on a fitted task, and for a ReLU, whose slope at 0 is 0.",
+        " not 0. On a fitted task B is 0; of a ReLU, which has a kink there, second derivatives do not tell.",
         "This page used to leave out the condition on B.",
     ),
 )

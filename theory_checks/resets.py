@@ -37,7 +37,7 @@ from theory_checks.clusters import cloned_points
 SIGNAL = 1e-3
 CLUSTERS = (0, 0, 1, 1, 2, 2)
 DEAD, STEPS = 0, 4
-MODEL = mlp((4,), (6,), 3)
+MODEL, DEEP = mlp((4,), (6,), 3), mlp((4,), (6, 2), 3)
 OPTIMIZER = optax.sgd(0.01, 0.9)
 
 METHODS: dict[str, Callable[[], Intervention]] = {
@@ -111,6 +111,30 @@ def apart(params: Any, clusters: tuple[int, ...]) -> float:
     return float(max(np.max(np.abs(rows[2 * c] - rows[2 * c + 1])) for c in clusters))
 
 
+@cache
+def behind_live_clones() -> np.ndarray:
+    """Difference of what live clones send, `(pairs, units behind)`, after ReDo has reset the first unit behind them."""
+    points = cloned_points(DEEP.wiring, {"hidden_0": CLUSTERS}, random_variables(DEEP))
+    params = jax.tree.map(jnp.asarray, points.bc["params"])
+    params["hidden_0"] = {**params["hidden_0"], "bias": jnp.ones(len(CLUSTERS))}
+    params["hidden_1"] = {**params["hidden_1"], "bias": jnp.array([-100.0, 1.0])}
+    setting, batch = (
+        Setting(DEEP, OPTIMIZER, mean_cross_entropy),
+        jax.tree.map(lambda leaf: leaf[0], random_batches((4,), 1)),
+    )
+    method = redo(0.1, 1)
+
+    @jax.jit
+    def run() -> Any:
+        started = init_state({"params": params}, OPTIMIZER)
+        _, observed = train_step(DEEP, OPTIMIZER, started, batch)
+        own = start_intervention(method, setting, started)
+        return intervene(method, setting, own, observed, jax.random.key(0), 0)[0].variables["params"]
+
+    sent = np.asarray(run()["hidden_1"]["kernel"])
+    return np.abs(sent[::2] - sent[1::2])
+
+
 def check_live(size: Size) -> list[Row]:
     """One pair is dead: what becomes of the two that live."""
     del size
@@ -126,6 +150,13 @@ def check_live(size: Size) -> list[Row]:
     return [
         *rows,
         Row("optimizer reset: the same for the dead pair", apart(by_method["optimizer reset"].after, (DEAD,)), 0.0),
+        Row(
+            "ReDo of a unit behind live clones: difference in what they send it",
+            behind_live_clones()[:, 0].max(),
+            SIGNAL,
+            ">=",
+        ),
+        Row("the same, to the unit beside it", behind_live_clones()[:, 1].max(), 0.0),
         Row("CPR: live clones", apart(by_method["CPR"].after, live), 0.0, control=True),
         Row("layer reset: live clones", apart(by_method["layer reset"].after, live), 0.0, control=True),
     ]
@@ -169,19 +200,23 @@ def check_dead(size: Size) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     Check(
         "resets.live_clones",
-        "Resets that go by what units do (ReDo, self-normalised resets, ReGraMa) keep live clones exactly equal; what"
-        " they reset is told apart, as each unit is drawn independently.",
+        "Resets that go by what units do (ReDo, self-normalised resets, ReGraMa) keep live clones exactly equal where"
+        " no unit that reads them is reset; what they reset is told apart, as each unit is drawn independently.",
         "this library; the methods: arXiv 2302.12902, 2410.20098, 2505.24061, 2607.24996",
         check_live,
-        "A method that recycles dead units does nothing against duplicates. CPR frees them, as its draw is noise of"
-        " each unit's own; resetting a layer does, too, and nothing else here.",
+        "A method that recycles dead units does nothing against duplicates, except where it draws new weights for a"
+        " unit behind them. CPR frees them, as its draw is noise of each unit's own; resetting a layer does, too.",
+        "This page used to leave out units behind the clones, having looked at one hidden layer: a unit that is reset"
+        " reads the two with weights drawn independently, which parts them.",
     ),
     Check(
         "resets.ties",
-        "Continual backprop splits live clones only through a tie: of two equal utilities, one comes first.",
+        "In one layer continual backprop splits live clones only through a tie: of two equal utilities, one comes"
+        " first.",
         "this library; Dohare et al., Nature 632 (2024)",
         check_ties,
         "Duplicates are freed one at a time, at the rate of replacement, and only when they are the least useful.",
+        "This page used to leave out deeper networks, where replacing a unit behind the clones parts them as well.",
     ),
     Check(
         "resets.dead_units",

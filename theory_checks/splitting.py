@@ -220,7 +220,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "splitting.dead",
-        "Waking a dead unit changes its incoming weights and no logit; FIRE changes them, too.",
+        "Waking a dead unit changes its incoming weights and no logit on the batch; FIRE changes these weights, too.",
         "this library",
         check_frozen,
         "Dead units can be given a new start at no cost in what the network computes, as long as no norm averages over"

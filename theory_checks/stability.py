@@ -244,13 +244,15 @@ CHECKS = (
     ),
     Check(
         "stability.inertia",
-        "A block [[A, B], [B', 0]] has rank(B) eigenvalues of each sign, and those of A on the kernel of B'.",
+        "A block [[A, B], [B', 0]] has rank(B) eigenvalues of each sign, as many more as A has on the kernel of B', and"
+        " zeros.",
         "Sylvester's law of inertia",
         check_inertia,
         "Any coupling between a unit's incoming and outgoing weights makes its clones a saddle: some kick "
         "of them grows.",
         "This page used to say that noise can free clones at a saddle. Whether it does on average is decided by an "
-        "exponent, not by the signs: see noise_that_repels.",
+        "exponent, not by the signs: see noise_that_repels. It also spoke of the eigenvalues of A on the kernel of B'; "
+        "it is their signs that count, values differ.",
     ),
     Check(
         "stability.fukumizu_amari",

@@ -55,11 +55,18 @@ def network(name: str) -> Network:
     return NETWORKS[name]()
 
 
+def clusters(name: str, has_pairs: bool = False) -> dict[str, tuple[int, ...]]:
+    """Clusters of 1, 3 and 2 units in every space that is cloned, or pairs."""
+    wiring = network(name).model.wiring
+    pairs = tuple(unit // 2 for unit in range(UNITS))
+    return dict.fromkeys(wiring.cloned_by_default, pairs) if has_pairs else unequal_partition(wiring)
+
+
 @cache
-def raw_history(name: str) -> tuple[Params, Params]:
+def raw_history(name: str, has_pairs: bool = False) -> tuple[Params, Params]:
     """Parameters along gradient descent from BC and from V, and their gradients: arrays `(2, steps, ...)`."""
     model, shape = network(name)
-    points = cloned_points(model.wiring, unequal_partition(model.wiring), random_variables(model))
+    points = cloned_points(model.wiring, clusters(name, has_pairs), random_variables(model))
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), points.bc["params"], points.v["params"])
     gradient = jax.jit(jax.vmap(lambda params, batch: jax.grad(cross_entropy(model, {}, batch))(params), (0, None)))
     visited = []
@@ -70,9 +77,9 @@ def raw_history(name: str) -> tuple[Params, Params]:
 
 
 @cache
-def history(name: str) -> tuple[Params, Params]:
+def history(name: str, has_pairs: bool = False) -> tuple[Params, Params]:
     """The same, with zeros for an array whose gradient is rounding alone (see `optimizers.check_rounding_errors`)."""
-    params, gradients = raw_history(name)
+    params, gradients = raw_history(name, has_pairs)
     shares = shares_of_largest(gradients)
     return params, jax.tree.map(lambda leaf, share: leaf * (share > ROUNDING), gradients, shares)
 
@@ -128,16 +135,16 @@ class Departures(NamedTuple):
 
 
 @cache
-def departures(optimizer: Optimizer, name: str, has_errors: bool = False) -> Departures:
-    """The update after a history of gradients, from both points, with or without errors of rounding.
+def departures(optimizer: Optimizer, name: str, has_errors: bool = False, has_pairs: bool = False) -> Departures:
+    """The update after a history of gradients, from both points, with or without errors of rounding, or for pairs.
 
     Run operation by operation: the optimizers of the table consist of few operations on arrays of few shapes and share
     what is compiled. Those with loops of their own do not.
     """
     wiring, rule = network(name).model.wiring, transformation(optimizer, name)
-    partition = unequal_partition(wiring)
+    partition = clusters(name, has_pairs)
     step = jax.jit(rule.update) if optimizer.has_loops else rule.update
-    params, gradients = history_with_errors(name) if has_errors else history(name)
+    params, gradients = history_with_errors(name) if has_errors else history(name, has_pairs)
 
     def at(tree: Params, point: int, k: int) -> Params:
         return jax.tree.map(jnp.asarray, take(tree, point, k))

@@ -3,12 +3,13 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-from theory_checks import THEOREMS, __main__, check, pages
+from theory_checks import THEOREMS, __main__, check, pages, proof
 from theory_checks.check import Check, Row, all_checks, judge, select
 from theory_checks.running import judge_all
 
@@ -211,6 +212,59 @@ def test_every_check_has_its_record_with_the_words_of_the_code():
         assert {name: record[name] for name in words} == words
         assert all(words.values()), one.name
         assert record["holds"]
+
+
+@pytest.mark.parametrize("theorem", THEOREMS)
+def test_every_check_has_assumptions_and_a_proof_and_no_proof_is_without_its_check(theorem):
+    of_theorem = [one.name for one in CHECKS if one.name.startswith(f"{theorem}.")]
+    assert list(proof.proofs_of(theorem)) == of_theorem
+    text = (proof.FOLDER / f"{theorem}.md").read_text(encoding="utf-8")
+    assert max(map(len, text.splitlines())) <= 120
+    # A forge, and the site, would make a list or a heading of such a line in the middle of a sentence or a formula.
+    assert re.search(r"^\s*([+*>=]|\d+[.)])\s", text, re.M) is None
+    assert text.count("$$") % 2 == text.replace("$$", "").count("$") % 2 == 0
+    page = (pages.FOLDER / f"{theorem}.md").read_text()
+    assert all(one.assumptions in page and one.text in page for one in proof.proofs_of(theorem).values())
+
+
+def test_there_is_no_file_of_proofs_without_its_theorem():
+    assert {path.stem for path in proof.FOLDER.glob("*.md")} == {*THEOREMS, proof.NOTATION.stem}
+
+
+GOOD_PROOF = "*Assumes:* nothing.\n\n**Proof.** Clear."
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("**Proof.** Clear.", "must begin with '\\*Assumes:"),
+        ("*Assumes:* nothing.\n\nClear.", "the proof begins with 'Clear.'"),
+        ("*Assumes:* nothing.", "the proof begins with ''"),
+        (GOOD_PROOF + "\n." * proof.MAX_LINES, "a proof of 21 lines"),
+        (f"{GOOD_PROOF}\n\n## toy.one\n\n{GOOD_PROOF}", "has two sections"),
+    ],
+)
+def test_a_proof_is_refused_that(body, reason):
+    with pytest.raises(ValueError, match=reason):
+        proof.parse(f"# Toy\n\n## toy.one\n\n{body}\n")
+
+
+def test_a_proof_is_read():
+    text = "# Toy\n\n## toy.one\n\n" + GOOD_PROOF + "\n." * (proof.MAX_LINES - 1)
+    one = proof.parse(text)["toy.one"]
+    assert one.assumptions == "*Assumes:* nothing."
+    assert one.text.startswith("**Proof.** Clear.")
+    assert one.kind == "here"
+    assert proof.proofs_of("no theorem") == {}
+
+
+def test_words_are_taken_from_the_code_and_numbers_from_the_record():
+    new, old = Check("toy.one", "New.", "us", lambda size: [], "Use it."), {"name": "toy.one", "statement": "Old."}
+    measured = {"size": "full", "holds": True, "reason": "", "rows": []}
+    (words,) = pages.with_words_of([new], [{**old, **measured, "correction": "No longer."}])
+    assert words == {"name": "toy.one", "statement": "New.", "source": "us", "consequence": "Use it.", **measured}
+    with pytest.raises(ValueError, match=r"no numbers of \['toy.one'\]"):
+        pages.with_words_of([new], [])
 
 
 def test_a_page_keeps_what_is_written_by_hand_and_replaces_what_is_measured():
