@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.continual.methods import is_fresh, lanes_of
 from experiments.continual.report import at_ends, less_fresh, over_tasks
-from lopjax.detection import IndicatorScore, score_indicator
+from lopjax.detection import IndicatorScore, measured_rate, score_indicator, trap_forecast
 from lopjax.detection.trends import trend
 from lopjax.runs import RunData, load
 
@@ -59,6 +59,26 @@ def autocorrelation(curve: np.ndarray) -> np.ndarray:
     return correlations
 
 
+def _approach(curve: np.ndarray) -> np.ndarray:
+    """One over the tasks until a distance to a clone is 0.1 %, at its rate over the last `WINDOW` tasks; 0 for never.
+
+    The trap-aware forecast, from the rate that is measured instead of a Lyapunov exponent; NaN until it is known.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    if len(curve) < WINDOW:
+        return np.full(len(curve), math.nan)
+    windows = jnp.asarray(np.lib.stride_tricks.sliding_window_view(curve, WINDOW))
+
+    def forecast(window: jax.Array) -> jax.Array:
+        rate = measured_rate(window)
+        return trap_forecast(window[-1], rate.exponent, rate.standard_error).steps
+
+    steps = np.asarray(jax.vmap(forecast)(windows))
+    return np.concatenate([np.full(WINDOW - 1, math.nan), 1 / np.maximum(steps, 1)])
+
+
 def _worst_site(prefix: str, worse: Callable[[np.ndarray], np.ndarray]) -> Indicator:
     """The largest value over sites of what is derived from each site's curve."""
 
@@ -71,6 +91,12 @@ def _worst_site(prefix: str, worse: Callable[[np.ndarray], np.ndarray]) -> Indic
 
 def _mean(name: str, worse: Callable[[np.ndarray], np.ndarray] = lambda curve: curve) -> Indicator:
     return lambda run, lane, seed: worse(at_ends(run, name, lane, seed))
+
+
+def _readiness(run: RunData, lane: str, seed: int) -> np.ndarray:
+    """How far what a step is sure to gain has fallen, in powers of ten (arXiv 2605.09044: optimization readiness)."""
+    gains = [at_ends(run, f"gradient/{name}", lane, seed) for name in ("strength", "reliability")]
+    return -np.log10(np.maximum(gains[0] * gains[1], 1e-30))
 
 
 def _noise(run: RunData, lane: str, seed: int) -> np.ndarray:
@@ -87,9 +113,11 @@ INDICATORS: Mapping[str, Indicator] = {
     "duplicate units, worst site": _worst_site("probe/duplicate_fraction", lambda curve: curve),
     "saturated units": _mean("probe/saturated_fraction/mean"),
     "nearest clones, worst space": _worst_site("clones/nearest", lambda curve: -np.log10(np.maximum(curve, 1e-12))),
+    "forecast of clones, worst space": _worst_site("clones/nearest", _approach),
     "near-clones, worst space": _worst_site("clones/near", lambda curve: curve),
     "weights, root mean square": _mean("weight_norm"),
     "weights, growth": _mean("weight_norm", lambda curve: curve / curve[:1]),
+    "gradient strength x reliability": _readiness,
     "per-sample plasticity, fall": lambda run, lane, seed: fallen(over_tasks(run, "plasticity", lane, seed)),
     "autocorrelation of the online loss": lambda run, lane, seed: autocorrelation(
         over_tasks(run, "online_loss", lane, seed)

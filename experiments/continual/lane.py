@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from experiments.continual.methods import method_of
 from experiments.continual.setup import Setup
 from experiments.kit.methods import Group
+from lopjax.detection import Status
 from lopjax.model import Variables
 from lopjax.training import (
     Drawn,
@@ -46,10 +47,14 @@ class Memory(NamedTuple):
         head: of every task that is over, the output layer's slices of its classes as they were then: what follows
             forgets them when the layer is set to zero, and its trunk is tested with these.
         dead: by site, which units were dead at the last measurement.
+        status: by unit space, what each unit was at the last measurement, a number of `lopjax.detection.Status`.
+        touched: by unit space, which units the method's intervention has changed since then.
     """
 
     head: Any
     dead: Mapping[str, jax.Array]
+    status: Mapping[str, jax.Array]
+    touched: Mapping[str, jax.Array]
 
 
 class Trainee(NamedTuple):
@@ -96,13 +101,16 @@ def make_program(setup: Setup, group: Group) -> Program:
         return Setting(model, method.optimizer(numbers_of(lane), lane.noise_key), problem.loss)
 
     def start(variables: Variables, noise_key: jax.Array, numbers: Mapping[str, Any]) -> Trainee:
-        lane = Trainee(TrainState(variables, ()), _unmet(), Memory((), {}), noise_key, numbers)
+        lane = Trainee(TrainState(variables, ()), _unmet(), Memory((), {}, {}, {}), noise_key, numbers)
         net = init_state(variables, setting(lane).optimizer)
         if method.intervention is not None:
             net = start_intervention(method.intervention(numbers_of(lane)), setting(lane), net)
         head = jax.tree.map(jnp.zeros_like, head_of(setup, variables)) if problem.classes is not None else ()
         dead = {name: jnp.zeros(model.wiring.size(site.space), bool) for name, site in model.wiring.sites}
-        return lane._replace(net=net, memory=Memory(head, dead))
+        units = {s: model.wiring.size(s) for s in model.wiring.cloneable if model.wiring.sites_of(s)}
+        status = {space: jnp.full(num, Status.UNKNOWN, jnp.int8) for space, num in units.items()}
+        touched = {space: jnp.zeros(num, bool) for space, num in units.items()}
+        return lane._replace(net=net, memory=Memory(head, dead, status, touched))
 
     def begin(lane: Trainee) -> Trainee:
         net = lane.net
@@ -119,8 +127,11 @@ def make_program(setup: Setup, group: Group) -> Program:
         net, observed = train_step(
             model, current.optimizer, lane.net, batch, step_key, loss=problem.loss, dropout_rate=rate, task=drawn.task
         )
+        memory = lane.memory
         if method.intervention is not None:
-            net, _ = intervene(method.intervention(numbers_of(lane)), current, net, observed, own_key, index)
+            net, report = intervene(method.intervention(numbers_of(lane)), current, net, observed, own_key, index)
+            touched = {space: old | report.touched.get(space, False) for space, old in memory.touched.items()}
+            memory = memory._replace(touched=touched)
 
         def gained() -> jax.Array:
             logits = model.apply(net.variables, batch[0], train=True, key=step_key, dropout_rate=rate)[0]
@@ -133,7 +144,7 @@ def make_program(setup: Setup, group: Group) -> Program:
             "plasticity": jax.lax.cond(index % PLASTICITY_EVERY == 0, gained, lambda: jnp.zeros_like(observed.loss)),
         }
         within = index % config.steps
-        return lane._replace(net=net, meter=_metered(lane.meter, online, within, config.level)), logs
+        return lane._replace(net=net, meter=_metered(lane.meter, online, within, config.level), memory=memory), logs
 
     return Program(start, begin, step)
 

@@ -9,8 +9,9 @@ import optax
 
 from experiments.continual.lane import Memory, Meter, head_of, mixed_head, with_head
 from experiments.continual.setup import Setup
-from experiments.continual.traps import trap_distances
+from experiments.continual.traps import trap_distances, unit_lives
 from experiments.kit.own_metrics import own_metrics
+from lopjax.detection import count_events, gradient_readiness
 from lopjax.metrics import dead_units
 from lopjax.model import Variables, samples_by_units
 from lopjax.probes import symptoms
@@ -31,8 +32,11 @@ def make_measure(setup: Setup) -> Measure:
         `train_loss`, `train_accuracy` on examples of the task, `test_*` on its test set; `earlier/k` the accuracy on
         the test set of the task `k` back, if there is one, with the output layer that its classes had at its end;
         symptoms by site, of the fixed `probe/` and of the `stream/`; `units/dead`, and how many `died` and `revived`
-        since the last measurement, on the fixed probe; what `trap_distances` finds there; `weight_norm`, root mean
-        square of all parameters; `steps_to_level`, NaN while it is not reached.
+        since the last measurement, on the fixed probe; how many were `cloned`, `freed`, `saturated` and `reset`; what
+        `trap_distances` finds there;
+        `gradient/strength` and `gradient/reliability` (`lopjax.detection.gradient_readiness`, at the batch size of
+        training); `weight_norm`, root mean square of all parameters; `steps_to_level`, NaN while it is not reached.
+        What each unit is (`unit_lives`) is in the memory.
     """
     config, problem, model = setup.config, setup.problem, setup.model
     metrics = own_metrics(config.metrics)
@@ -88,15 +92,20 @@ def make_measure(setup: Setup) -> Measure:
         taps = model.apply(variables, fixed[0])[2]
         dead = {site: dead_units(samples_by_units(tap.post)) for site, tap in taps.items()}
         values |= _census(memory.dead, dead) | trap_distances(model, variables, fixed[0], taps)
+        status = unit_lives(model, fixed[0], taps)
+        happened = count_events(memory.status, status, memory.touched)
+        values |= {f"units/{event}": happened[event] for event in ("cloned", "freed", "saturated", "reset")}
         parameters = variables["params"]
         size = sum(leaf.size for leaf in jax.tree.leaves(parameters))
+        ready = gradient_readiness(model, variables, fixed, config.batch_size, loss=problem.loss)
+        values |= {f"gradient/{name}": value for name, value in ready._asdict().items()}
         values["weight_norm"] = optax.tree.norm(parameters) / jnp.sqrt(size)
         values["steps_to_level"] = jnp.where(meter.reached < 0, jnp.nan, meter.reached)
         head = memory.head
         if mask is not None:
             updated = mixed_head(setup, head, head_of(setup, variables), mask)
             head = jax.tree.map(lambda new, before: jnp.where(is_end, new, before), updated, head)
-        return Memory(head, dead), values
+        return Memory(head, dead, status, memory.touched), values
 
     return measure
 

@@ -14,6 +14,8 @@ from experiments.continual.methods import is_fresh
 from experiments.continual.setup import Setup
 from experiments.kit.ahead import compiled_ahead
 from experiments.kit.group_lanes import GroupLanes
+from lopjax.detection import lives_as_text
+from lopjax.detection.lives import RECORDED
 from lopjax.runs.schedule import Part
 from lopjax.training import Lanes, Logs, make_chunk, over_lanes, place, start_lanes
 
@@ -157,15 +159,20 @@ class Life:
             for row, _ in self.lanes.rows()
         ]
         logs, frozen_at, records = self.lanes.read(logs), self.lanes.read(lanes.frozen_at), []
-        for (row, names), (_, values) in zip(self.lanes.rows(), measurements, strict=True):
-            values = self.lanes.read(values)
+        for (row, names), (memory, values) in zip(self.lanes.rows(), measurements, strict=True):
+            values, lives = self.lanes.read(values), self.lanes.read((memory.status, memory.touched))
             for index, lane in enumerate(names):
                 position = row.start + index
                 frozen = {"frozen_at": int(frozen_at[position])} if frozen_at[position] >= 0 else {}
                 numbers = {name: float(array[position]) for name, array in logs.items()}
                 numbers |= {name: float(array[index]) for name, array in values.items()}
-                records.append({**lane.fields(), **where, **frozen, **numbers})
+                units = {
+                    f"{RECORDED}{space}": lives_as_text(status[index], lives[1][space][index])
+                    for space, status in lives[0].items()
+                }
+                records.append({**lane.fields(), **where, **frozen, **numbers, **units})
         memory = _joined([memory for memory, _ in measurements])
+        memory = memory._replace(touched=jax.tree.map(jnp.zeros_like, memory.touched))
         return lanes._replace(state=state._replace(memory=self.lanes.placed(memory))), records
 
     @staticmethod

@@ -16,7 +16,14 @@ from lopjax.certificates.dead_units import (
     source_norms,
     summand_sizes,
 )
-from lopjax.detection import activation_rows, multiples_by_activations, nearest_units
+from lopjax.detection import (
+    activation_rows,
+    dead_on_batch,
+    largest_slope,
+    multiples_by_activations,
+    nearest_units,
+    status_from,
+)
 from lopjax.model import Model, Taps, Variables, samples_by_units
 from lopjax.training import Logs
 
@@ -44,26 +51,38 @@ def trap_distances(model: Model, variables: Variables, inputs: jax.Array, taps: 
         incoming weights and bias of a smaller norm wakes it on a sample of the probe
         (`lopjax.certificates.revival_radius`).
     """
-    return _clones(model, taps) | _dead(model, variables, inputs, taps)
+    logs = _dead(model, variables, inputs, taps)
+    for space, distance in clone_distance(model, taps).items():
+        logs |= {
+            f"clones/nearest/{space}": jnp.min(distance),
+            f"clones/near/{space}": jnp.mean(distance <= NEAR),
+        }
+    return logs
 
 
-def _clones(model: Model, taps: Taps) -> Logs:
+def unit_lives(model: Model, inputs: jax.Array, taps: Taps) -> dict[str, jax.Array]:
+    """What every unit is now, by unit space: numbers of `lopjax.detection.Status`. Arguments as of `trap_distances`."""
+    statuses = {}
+    for space, distance in clone_distance(model, taps).items():
+        tapped = [taps[site] for site in model.wiring.sites_of(space)]
+        statuses[space] = status_from(largest_slope(tapped), distance, dead_on_batch(tapped, inputs), NEAR)
+    return statuses
+
+
+def clone_distance(model: Model, taps: Taps) -> dict[str, jax.Array]:
+    """Distance of every unit to its nearest clone by activations, for every cloneable space with a site."""
     # Spaces of one kind share a vmapped program: compiling is what a short run waits for.
     alike: dict[Any, dict[str, jax.Array]] = {}
     for space in model.wiring.cloneable:
         if tapped := [taps[site] for site in model.wiring.sites_of(space)]:
             rows, multiples = activation_rows(tapped), multiples_by_activations(model.wiring, space)
             alike.setdefault((rows.shape, multiples), {})[space] = rows
-    logs = {}
+    found = {}
     for (_, multiples), spaces in alike.items():
         stacked = jnp.stack(list(spaces.values()))
         distances = jax.vmap(lambda rows, multiples=multiples: nearest_units(rows, multiples).distance)(stacked)
-        for space, distance in zip(spaces, distances, strict=True):
-            logs |= {
-                f"clones/nearest/{space}": jnp.min(distance),
-                f"clones/near/{space}": jnp.mean(distance <= NEAR),
-            }
-    return logs
+        found |= dict(zip(spaces, distances, strict=True))
+    return found
 
 
 def _dead(model: Model, variables: Variables, inputs: jax.Array, taps: Taps) -> Logs:

@@ -72,7 +72,7 @@ def make_program(bench: Bench, remedy: Remedy) -> Program:
     def setting_of(keys: Keys, number: jax.Array) -> tuple[Setting, Any]:
         numbers = {name: column[number] for name, column in table.items()}
         setting = Setting(model, bench.optimizer(remedy, numbers, keys.own), bench.loss)
-        return setting, None if remedy.intervention is None else remedy.intervention(numbers)
+        return setting, None if remedy.intervention is None else remedy.intervention({**numbers, "probe": bench.probe})
 
     def drawn_anew(keys: Keys, number: jax.Array, task: Any) -> TrainState:
         setting, intervention = setting_of(keys, number)

@@ -23,7 +23,8 @@ class Remedy(NamedTuple):
         settings: by plain optimizer, "sgd" or "adam", the settings that are tried; none where it makes no sense. One
             that `is_fresh` has its network drawn anew for every task.
         optimizer: `(base, settings, rate, model, key) -> optax transformation`, with `base(rate)` the plain one.
-        intervention: `settings -> lopjax.training.Intervention`, applied after every update; None for none.
+        intervention: `settings -> lopjax.training.Intervention`, applied after every update; None for none. Beside its
+            numbers it is given the `probe` of the stream, which may be None.
         needs_boundaries: whether it looks at where a task starts; tables mark such methods with a star.
     """
 
@@ -150,12 +151,12 @@ def _wake_dead_units(settings: Settings) -> Any:
 
 
 def _recovery(settings: Settings) -> Any:
-    """The controller with its default ladder, which looks at the batch of the step: a stream has no fixed probe."""
+    """The controller with its default ladder; it looks at the stream's probe, or else at the batch of the step."""
     from lopjax.recovery import ON, recovery_controller
 
     on = {name: settings["threshold"] * value for name, value in ON.items()}
     off = {name: value / 2 for name, value in on.items()}
-    return recovery_controller(every=100, cool_down=settings["cool_down"], on=on, off=off)
+    return recovery_controller(every=100, cool_down=settings["cool_down"], on=on, off=off, probe=settings.get("probe"))
 
 
 _RATES = _both(*_each("times_rate", 0.1, 0.3, 1.0, 3.0))
@@ -220,7 +221,11 @@ METHODS: dict[str, Remedy] = {
     ),
     "recovery": Remedy(
         "recovery controller",
-        _both(*({"threshold": t, "cool_down": c} for t in (0.5, 1.0) for c in (100, 400))),
+        {
+            # A linear network has no unit that dies or saturates; its rank falls slowly.
+            "sgd": tuple({"threshold": t, "cool_down": c} for t in (0.15, 0.5) for c in (100, 400)),
+            "adam": tuple({"threshold": t, "cool_down": c} for t in (0.5, 1.0) for c in (100, 400)),
+        },
         intervention=_recovery,
     ),
     "reset_head": Remedy("reset of the head", _PERIODS, intervention=_reset_head),

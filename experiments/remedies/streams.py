@@ -37,6 +37,7 @@ class Bench(NamedTuple):
         is_accuracy: whether the score is an accuracy; else it is the negative loss.
         model: the network.
         base: name of the plain optimizer, "sgd" or "adam".
+        probe: `(inputs, labels)`, a fixed batch for methods that watch symptoms; None where that of a step will do.
     """
 
     sizes: StreamConfig
@@ -49,6 +50,7 @@ class Bench(NamedTuple):
     is_accuracy: bool
     model: Model
     base: str
+    probe: tuple[Any, Any] | None = None
 
     def optimizer(self, remedy: Remedy, settings: Any, key: jax.Array) -> optax.GradientTransformation:
         """The optimizer of a method with a setting, whose numbers may be traced."""
@@ -114,6 +116,8 @@ def _regression(sizes: StreamConfig) -> Bench:
         is_accuracy=False,
         model=mlp((16,), sizes.widths, 1, activation="identity"),
         base="sgd",
+        # One example shows no symptom. What inputs look like is the same in every task, so a probe gives nothing away.
+        probe=test.draw((), jax.random.key(0), 0).batch,
     )
 
 

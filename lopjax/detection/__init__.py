@@ -4,6 +4,7 @@ clones.py      graded distances to the nearest clone, by activations and by para
 death.py       how far incoming weights must move until a unit dies, or a dead one wakes
 nearness.py    all of it for every unit, and the sentence that a user wants: "3 units within 1 % of a clone"
 lives.py       births and deaths of units along a run
+readiness.py   how strong gradients are, and how far a minibatch can be relied on
 trends.py      tests for a trend in a window of measurements
 warnings.py    the four signatures of lost plasticity as detectors with hysteresis
 forecast.py    when will a unit have become a clone?
@@ -25,8 +26,27 @@ from lopjax.detection.clones import (
 )
 from lopjax.detection.death import dead_on_batch, death_radius
 from lopjax.detection.forecast import Forecast, Rate, measured_rate, trap_forecast
-from lopjax.detection.lives import LifeTable, Lives, load_lives, save_lives, start_lives, update_lives
-from lopjax.detection.nearness import Status, UnitNearness, describe_units, unit_nearness, unit_status
+from lopjax.detection.lives import (
+    LifeTable,
+    Lives,
+    count_events,
+    lives_as_text,
+    lives_of_records,
+    load_lives,
+    save_lives,
+    start_lives,
+    update_lives,
+)
+from lopjax.detection.nearness import (
+    Status,
+    UnitNearness,
+    describe_units,
+    largest_slope,
+    status_from,
+    unit_nearness,
+    unit_status,
+)
+from lopjax.detection.readiness import Readiness, gradient_readiness
 from lopjax.detection.scores import IndicatorScore, score_indicator
 from lopjax.detection.trends import Trend, trend
 from lopjax.detection.warnings import (
@@ -53,6 +73,7 @@ __all__ = [
     "Multiples",
     "Nearest",
     "Rate",
+    "Readiness",
     "Status",
     "Symptoms",
     "Thresholds",
@@ -62,11 +83,16 @@ __all__ = [
     "Warnings",
     "activation_rows",
     "clone_distances",
+    "count_events",
     "dead_on_batch",
     "death_radius",
     "describe_units",
     "describe_warnings",
+    "gradient_readiness",
     "is_odd",
+    "largest_slope",
+    "lives_as_text",
+    "lives_of_records",
     "load_lives",
     "measured_rate",
     "multiples_by_activations",
@@ -79,6 +105,7 @@ __all__ = [
     "score_indicator",
     "start_lives",
     "start_warnings",
+    "status_from",
     "symptoms_of",
     "thresholds",
     "trap_forecast",

@@ -1,8 +1,8 @@
 """Births and deaths of units along a run: what each was at every measurement, and what happened to it in between."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,17 @@ from lopjax.detection.nearness import Status
 
 EVENTS = ("died", "revived", "cloned", "freed", "saturated", "reset")
 """What can happen to a unit between two measurements."""
+
+LETTERS: Mapping[Status, str] = {
+    Status.ALIVE: "a",
+    Status.SATURATED: "s",
+    Status.NEAR_CLONE: "c",
+    Status.DEAD: "d",
+    Status.UNKNOWN: "u",
+}
+"""How a status is written in the records of a run; a capital where an intervention has touched the unit."""
+RECORDED = "lives/"
+"""Fields of a record that hold the units of a space are called this and the space."""
 
 Statuses = Mapping[str, Int[Array, " units"]]
 
@@ -51,19 +62,32 @@ def update_lives(
     Returns:
         The lives, and how often each of `EVENTS` happened since the last measurement.
     """
-    before, reset = lives.status, touched or {}
-
-    def total(event: str) -> jax.Array:
-        return sum((jnp.sum(_happened(event, before[s], status[s]), dtype=jnp.int32) for s in status), jnp.int32(0))
-
-    counts = {event: total(event) for event in EVENTS[:-1]}
-    counts["reset"] = sum((jnp.sum(chosen, dtype=jnp.int32) for chosen in reset.values()), jnp.int32(0))
+    counts, reset = count_events(lives.status, status, touched), touched or {}
     since = {
-        space: jnp.where((found != before[space]) | reset.get(space, False), step, lives.since[space]).astype(jnp.int32)
+        space: jnp.where((found != lives.status[space]) | reset.get(space, False), step, lives.since[space])
         for space, found in status.items()
     }
     totals = {event: lives.totals[event] + counts[event] for event in EVENTS}
-    return Lives(dict(status), since, totals), counts
+    return Lives(dict(status), {space: when.astype(jnp.int32) for space, when in since.items()}, totals), counts
+
+
+def count_events(
+    before: Statuses, now: Statuses, touched: Mapping[str, Bool[Array, " units"]] | None = None
+) -> dict[str, jax.Array]:
+    """How often each of `EVENTS` has happened between two measurements, over all spaces, int32.
+
+    Args:
+        before: what units were.
+        now: what they are.
+        touched: which units an intervention has changed in between.
+    """
+
+    def total(event: str) -> jax.Array:
+        return sum((jnp.sum(_happened(event, before[s], now[s]), dtype=jnp.int32) for s in now), jnp.int32(0))
+
+    counts = {event: total(event) for event in EVENTS[:-1]}
+    counts["reset"] = sum((jnp.sum(units, dtype=jnp.int32) for units in (touched or {}).values()), jnp.int32(0))
+    return counts
 
 
 def _happened(event: str, before: jax.Array, now: jax.Array) -> jax.Array:
@@ -85,6 +109,48 @@ class LifeTable(NamedTuple):
     steps: np.ndarray
     status: dict[str, np.ndarray]
     touched: dict[str, np.ndarray]
+
+
+def lives_as_text(status: ArrayLike, touched: ArrayLike | None = None) -> str:
+    """The units of one space as a string for a record, a letter each.
+
+    Args:
+        status: numbers of `Status`, `(units,)`.
+        touched: which units an intervention has changed since the record before; None for none.
+
+    Example:
+        >>> lives_as_text([0, 3, 2, -1], [False, True, False, False])
+        'aDcu'
+    """
+    letters = [LETTERS[Status(int(number))] for number in np.asarray(status)]
+    capitals = np.zeros(len(letters), bool) if touched is None else np.asarray(touched)
+    return "".join(one.upper() if is_touched else one for one, is_touched in zip(letters, capitals, strict=True))
+
+
+def lives_of_records(records: Sequence[Mapping[str, Any]]) -> LifeTable | None:
+    """The lives of the units of one network from its records, in their order; None where they tell nothing of units.
+
+    Args:
+        records: of one lane, with `step` and, for every space, `lives/<space>` as `lives_as_text` writes it.
+
+    Raises:
+        ValueError: letters that mean nothing, or numbers of units that change.
+    """
+    told = [record for record in records if any(name.startswith(RECORDED) for name in record)]
+    if not told:
+        return None
+    steps, status, touched = np.array([record["step"] for record in told]), {}, {}
+    numbers = {letter: int(one) for one, letter in LETTERS.items()}
+    for name in (name for name in told[0] if name.startswith(RECORDED)):
+        rows = [record.get(name, "") for record in told]
+        unknown = set("".join(rows).lower()) - set(numbers)
+        if unknown or len(set(map(len, rows))) > 1:
+            lengths = sorted(set(map(len, rows)))
+            raise ValueError(f"{name}: {lengths} units and letters {sorted(unknown)}: must be as many in every record")
+        space = name.removeprefix(RECORDED)
+        status[space] = np.array([[numbers[letter.lower()] for letter in row] for row in rows], np.int8)
+        touched[space] = np.array([[letter.isupper() for letter in row] for row in rows])
+    return LifeTable(steps, status, touched)
 
 
 def save_lives(table: LifeTable, path: Path | str) -> Path:

@@ -1,6 +1,6 @@
 """How near every unit is to being lost: to a clone, to death, to saturation. Graded, and in one sentence."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -100,18 +100,27 @@ def unit_nearness(
             is_dead=dead_on_batch(taps, batch[0]),
             death_radius=radius,
             death_steps=radius / unit_norms(wiring, step, space)[0] if step is not None else radius * jnp.nan,
-            slope=jnp.max(jnp.stack([_largest_slope(tap) for tap in taps]), axis=0),
+            slope=largest_slope(taps),
             time_scale=unit_norms(wiring, params, space)[0] / unit_norms(wiring, observed.gradient, space)[0],
         )
     return nearness
 
 
-def _largest_slope(tap: Tap) -> Float[Array, " units"]:
-    pre = samples_by_units(tap.pre)
-    pre = pre.astype(jnp.promote_types(pre.dtype, jnp.float32))
-    slopes = jax.jvp(activation(tap.activation).function, (pre,), (jnp.ones_like(pre),))[1]
-    # The derivative of a ReLU at NaN is 0.
-    return jnp.max(jnp.where(jnp.isnan(pre), jnp.nan, jnp.abs(slopes)), axis=0)
+def largest_slope(taps: Sequence[Tap]) -> Float[Array, " units"]:
+    """Largest |f'| of every unit of a space, over samples and sites; NaN where a pre-activation is.
+
+    Args:
+        taps: of all sites of the space.
+    """
+
+    def of_site(tap: Tap) -> jax.Array:
+        pre = samples_by_units(tap.pre)
+        pre = pre.astype(jnp.promote_types(pre.dtype, jnp.float32))
+        slopes = jax.jvp(activation(tap.activation).function, (pre,), (jnp.ones_like(pre),))[1]
+        # The derivative of a ReLU at NaN is 0.
+        return jnp.max(jnp.where(jnp.isnan(pre), jnp.nan, jnp.abs(slopes)), axis=0)
+
+    return jnp.max(jnp.stack([of_site(tap) for tap in taps]), axis=0)
 
 
 def unit_status(
@@ -124,10 +133,31 @@ def unit_status(
         clone_tolerance: relative distance of activations up to which a unit is a near-clone.
         slope_threshold: a unit is saturated if |f'| is at most this on every sample.
     """
-    status = jnp.where(nearness.slope <= slope_threshold, Status.SATURATED, Status.ALIVE)
-    status = jnp.where(nearness.activations.distance <= clone_tolerance, Status.NEAR_CLONE, status)
-    status = jnp.where(nearness.is_dead, Status.DEAD, status)
-    is_known = ~jnp.isnan(nearness.slope) & ~jnp.isnan(nearness.activations.distance)
+    return status_from(
+        nearness.slope, nearness.activations.distance, nearness.is_dead, clone_tolerance, slope_threshold
+    )
+
+
+def status_from(
+    slope: Float[Array, " units"],
+    distance: Float[Array, " units"],
+    is_dead: Bool[Array, " units"],
+    clone_tolerance: ArrayLike = 0.01,
+    slope_threshold: ArrayLike = 1e-4,
+) -> Int8[Array, " units"]:
+    """One number of `Status` per unit, from what activations alone tell.
+
+    Args:
+        slope: largest |f'| on the batch, see `largest_slope`.
+        distance: to the nearest clone by activations, see `nearest_units`.
+        is_dead: see `dead_on_batch`.
+        clone_tolerance: as in `unit_status`.
+        slope_threshold: as in `unit_status`.
+    """
+    status = jnp.where(slope <= slope_threshold, Status.SATURATED, Status.ALIVE)
+    status = jnp.where(distance <= clone_tolerance, Status.NEAR_CLONE, status)
+    status = jnp.where(is_dead, Status.DEAD, status)
+    is_known = ~jnp.isnan(slope) & ~jnp.isnan(distance)
     return jnp.where(is_known, status, Status.UNKNOWN).astype(jnp.int8)
 
 
