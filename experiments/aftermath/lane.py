@@ -1,6 +1,7 @@
 """Pure functions of one lane: a network in training, with noise and splits of its own, and what is measured of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -8,14 +9,24 @@ import jax.numpy as jnp
 import optax
 
 from experiments.aftermath.setup import Setup
-from lopjax.cloning import uniform_partition
 from lopjax.curvature import extreme_eigenvalues, hvp
 from lopjax.interventions import split_clones
 from lopjax.losses import accuracy, mean_cross_entropy
 from lopjax.metrics import duplicate_fraction, effective_rank, partition_r2
 from lopjax.model import Model, Variables, samples_by_units
 from lopjax.optim import add_relative_noise
-from lopjax.training import Drawn, Logs, Setting, TrainState, evaluate, init_state, intervene, logs_of, train_step
+from lopjax.training import (
+    Drawn,
+    Logs,
+    Preprocess,
+    Setting,
+    TrainState,
+    evaluate,
+    init_state,
+    intervene,
+    logs_of,
+    train_step,
+)
 
 # Lanczos steps: the largest eigenvalue of a Hessian stands out, and forty find it to a per cent and better.
 LANCZOS = 40
@@ -98,14 +109,15 @@ def start_quietly(setup: Setup, variables: Variables) -> TrainState:
     return init_state(variables, quiet(setup))
 
 
-def make_measure(setup: Setup, model: Model) -> Callable[[Variables, Any, Any, Any], Logs]:
+def make_measure(
+    model: Model, preprocess: Preprocess, partition: Mapping[str, Sequence[int]] = MappingProxyType({})
+) -> Callable[[Variables, Any, Any, Any], Logs]:
     """`(variables, probe inputs, probe labels, test set) -> numbers`.
 
     Loss and accuracy on the probe, which are training examples, and on the test set; effective rank (mean over sites);
     distinct units (all sites together: no later unit has a cosine above 0.95 with it, up to sign); the largest
-    eigenvalue of the Hessian of the probe's loss; of doubled networks R² by the clusters of clones, mean over sites.
+    eigenvalue of the Hessian of the probe's loss; where there is a partition, R² by its clusters, mean over sites.
     """
-    partition = uniform_partition(setup.wide.wiring, setup.config.factor) if model is setup.wide else {}
 
     def measure(variables: Variables, inputs: Any, labels: Any, test: Any) -> Logs:
         params = variables["params"]
@@ -125,7 +137,7 @@ def make_measure(setup: Setup, model: Model) -> Callable[[Variables, Any, Any, A
         }
         if partition:
             measured["r2"] = _mean([partition_r2(sites[space], clusters) for space, clusters in partition.items()])
-        tested = evaluate(model, variables, test, setup.preprocess)
+        tested = evaluate(model, variables, test, preprocess)
         return measured | {f"test_{name}": value for name, value in tested.items()}
 
     return measure

@@ -91,8 +91,11 @@ class Life:
                 ("freeing", freeing_step(setup)),
             )
         }
-        models = {"narrow": setup.narrow, "wide": setup.wide}
-        self.measures = {name: over_lanes(make_measure(setup, model), 1, setup.mesh) for name, model in models.items()}
+        measures = {
+            "narrow": make_measure(setup.narrow, setup.preprocess),
+            "wide": make_measure(setup.wide, setup.preprocess, uniform_partition(setup.wide.wiring, config.factor)),
+        }
+        self.measures = {name: over_lanes(measure, 1, setup.mesh) for name, measure in measures.items()}
 
     def _lanes(self, arms: list[str]) -> GroupLanes:
         lanes = tuple(Lane(arm, (), seed) for arm in arms for seed in self.config.seeds)

@@ -1,6 +1,7 @@
 """What an aftermath run has shown: a row an arm, with paired differences to the arms it has to be measured by."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,12 +47,17 @@ def values_of(data: RunData, arm: str) -> dict[str, np.ndarray]:
 
 def summarise(data: RunData) -> list[dict[str, Any]]:
     """One row an arm: means over seeds, and `[mean, low, high]` of the paired differences to the references."""
-    values = {arm: values_of(data, arm) for arm in (BASE, *ARMS)}
+    return rows_of(data, tuple(LABELS), REFERENCES)
+
+
+def rows_of(data: RunData, arms: Sequence[str], references: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of `summarise` for any arms and references; a null for what an arm does not have."""
+    values = {arm: values_of(data, arm) for arm in arms}
     rows = []
     for arm, own in values.items():
         row: dict[str, Any] = {"arm": arm, "seeds": len(data.config["seeds"])}
         row |= {name: _plain(interval(of_seeds).mean) for name, of_seeds in own.items()}
-        for reference in REFERENCES:
+        for reference in references:
             if reference != arm:
                 row[f"less_{reference}"] = {
                     name: [_plain(number) for number in interval(own[name] - values[reference][name])]
@@ -72,9 +78,9 @@ def table(data: RunData) -> Table:
     )  # fmt: skip
     lines = [
         (
-            LABELS[row["arm"]], _cell(row["r2"], 3), _cell(row["train_loss"], 3), _cell(row["test_accuracy"], 3),
-            _cell(row["effective_rank"], 1), _cell(row["distinct_units"], 1), _cell(row["sharpness"], 1),
-            _cell(row["next_accuracy"], 3), *(_difference(row, other, "next_accuracy") for other in REFERENCES[:2]),
+            LABELS[row["arm"]], cell(row["r2"], 3), cell(row["train_loss"], 3), cell(row["test_accuracy"], 3),
+            cell(row["effective_rank"], 1), cell(row["distinct_units"], 1), cell(row["sharpness"], 1),
+            cell(row["next_accuracy"], 3), *(difference(row, other, "next_accuracy") for other in REFERENCES[:2]),
         )
         for row in rows
     ]  # fmt: skip
@@ -101,11 +107,13 @@ def _plain(number: float) -> float | None:
     return float(number) if math.isfinite(number) else None
 
 
-def _cell(number: float | None, digits: int) -> str:
+def cell(number: float | None, digits: int) -> str:
+    """A mean as text; a dash where it is not known."""
     return "-" if number is None else f"{number:.{digits}f}"
 
 
-def _difference(row: dict[str, Any], reference: str, name: str) -> str:
+def difference(row: dict[str, Any], reference: str, name: str) -> str:
+    """A paired difference as text; a dash where there is none."""
     if f"less_{reference}" not in row or None in row[f"less_{reference}"][name]:
         return "-"
     between = Interval(*row[f"less_{reference}"][name])

@@ -2,15 +2,18 @@
 
 noise.py        how much noise frees clones, by the stability module, and the kick
 rungs.py        the rungs of the ladder
-controller.py   the controller, an `Intervention`
+options.py      what a controller is told, and its state
+acting.py       one action: applied, weighed, kept or undone, logged
+controller.py   the controller, an `Intervention`: looks, judges, acts
 log.py          what it did, why, and whether the symptom went
 monitor.py      symptoms and warnings in a loop that is not ours
 """
 
-from lopjax.recovery.controller import OFF, ON, ControllerState, recovery_controller
+from lopjax.recovery.controller import recovery_controller
 from lopjax.recovery.log import Log, Outcome, explain
 from lopjax.recovery.monitor import Monitor, MonitorReport, MonitorState, life_table, monitor
 from lopjax.recovery.noise import critical_noise, kick_clones
+from lopjax.recovery.options import OFF, ON, ControllerState
 from lopjax.recovery.rungs import RUNGS, SYMPTOMS, Rung, Strengths, pull_to_start
 
 __all__ = [

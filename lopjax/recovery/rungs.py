@@ -93,36 +93,42 @@ class Strengths(NamedTuple):
 DEFAULT_STRENGTHS = Strengths()
 
 
-def make_rung(name: str, strengths: Strengths, clone_tolerance: ArrayLike) -> Intervention:
-    """The intervention of a rung."""
-    split = split_clones(clone_tolerance, _ALWAYS, strengths.split)
+class Treatments(NamedTuple):
+    """What the rungs of a ladder apply.
+
+    Attributes:
+        interventions: each once, although two rungs may use it.
+        of_rung: by rung, the places of those that it applies, one after the other.
+    """
+
+    interventions: tuple[Intervention, ...]
+    of_rung: tuple[tuple[int, ...], ...]
+
+
+# FIRE keeps exact clones, which have a singular value of 0, and magnifies any difference: a free kick goes first.
+_APPLIES = {"kick_and_fire": ("split_clones", "fire")}
+
+
+def make_treatments(ladder: Sequence[str], strengths: Strengths, clone_tolerance: ArrayLike) -> Treatments:
+    """The interventions of a ladder."""
+    applied = [_APPLIES.get(name, (name,)) for name in ladder]
+    names = list(dict.fromkeys(name for each in applied for name in each))
+    interventions = tuple(_intervention(name, strengths, clone_tolerance) for name in names)
+    return Treatments(interventions, tuple(tuple(names.index(name) for name in each) for each in applied))
+
+
+def _intervention(name: str, strengths: Strengths, clone_tolerance: ArrayLike) -> Intervention:
     if name == "noise":
         return kick_clones(strengths.noise, clone_tolerance, _ALWAYS)
     if name == "split_clones":
-        return split
+        return split_clones(clone_tolerance, _ALWAYS, strengths.split)
     if name == "wake_dead_units":
         return wake_dead_units(_ALWAYS)
     if name == "redo":
         return redo(strengths.dormant, _ALWAYS)
-    if name == "kick_and_fire":
-        return _both(split, fire(every=_ALWAYS))
+    if name == "fire":
+        return fire(every=_ALWAYS)
     return pull_to_start(strengths.shrink, _ALWAYS)
-
-
-def _both(first: Intervention, second: Intervention) -> Intervention:
-    """One after the other; FIRE keeps exact clones, which have a singular value of 0, and magnifies any difference."""
-
-    def init(setting: Setting, state: TrainState) -> tuple[Any, Any]:
-        return first.init(setting, state), second.init(setting, state)
-
-    def apply(
-        setting: Setting, own: tuple[Any, Any], state: TrainState, observed: Observed, key: jax.Array, step: Any
-    ) -> tuple[TrainState, tuple[Any, Any], Report]:
-        state, own_first, _ = first.apply(setting, own[0], state, observed, key, step)
-        state, own_second, report = second.apply(setting, own[1], state, observed, key, step)
-        return state, (own_first, own_second), report
-
-    return Intervention(init, apply)
 
 
 def pull_to_start(shrink: ArrayLike = 0.8, every: ArrayLike = 1000) -> Intervention:

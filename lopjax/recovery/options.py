@@ -1,0 +1,107 @@
+"""What a recovery controller is told and what it remembers: its arguments, checked, and its state."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
+
+from lopjax.interventions.checks import check_every
+from lopjax.optim.checks import check
+from lopjax.recovery.log import Log
+from lopjax.recovery.rungs import RUNGS, SYMPTOMS, Treatments
+
+ON: Mapping[str, float] = {"cloning": 0.1, "dying": 0.3, "saturation": 0.3, "rank_collapse": 0.3}
+"""The score from which on treatment begins, by symptom."""
+OFF: Mapping[str, float] = {"cloning": 0.02, "dying": 0.2, "saturation": 0.2, "rank_collapse": 0.15}
+"""The score below which a symptom has gone."""
+
+
+class ControllerState(NamedTuple):
+    """Memory of a controller.
+
+    Attributes:
+        is_on: which of `SYMPTOMS` are being treated, `(4,)`.
+        rung: place of each in its own part of the ladder, int32.
+        best_rank: largest effective rank so far.
+        rests_until: step before which nothing is done, int32.
+        period: number of the budget's period, int32.
+        spent: units and relative change of parameters that it has cost in this period, `(2,)`.
+        pending: number of the log's entry that is not judged yet; -1 for none.
+        actions: entries written so far, int32.
+        log: the last of them.
+        own: states of the interventions that the rungs apply.
+    """
+
+    is_on: jax.Array
+    rung: jax.Array
+    best_rank: jax.Array
+    rests_until: jax.Array
+    period: jax.Array
+    spent: jax.Array
+    pending: jax.Array
+    actions: jax.Array
+    log: Log
+    own: tuple[Any, ...]
+
+
+class Options(NamedTuple):
+    """The arguments of `recovery_controller`, checked; `treatments` are what its rungs apply."""
+
+    ladder: tuple[str, ...]
+    treatments: Treatments
+    on: Float[Array, "4"]
+    off: Float[Array, "4"]
+    probe: tuple[Any, Any] | None
+    every: ArrayLike
+    cool_down: ArrayLike
+    budget: Float[Array, "2"]
+    budget_every: ArrayLike
+    max_jump: ArrayLike
+    clone_tolerance: ArrayLike
+    entries: int
+
+    @property
+    def parts(self) -> list[list[int]]:
+        """By symptom, the rungs of the ladder that treat it, lowest first."""
+        return [[n for n, name in enumerate(self.ladder) if s in RUNGS[name].treats] for s in SYMPTOMS]
+
+    @property
+    def heights(self) -> np.ndarray:
+        """By symptom, how many rungs treat it."""
+        return np.array([len(part) for part in self.parts])
+
+
+def checked_limits(on: Mapping[str, ArrayLike], off: Mapping[str, ArrayLike]) -> tuple[Array, Array]:
+    """Thresholds in the order of `SYMPTOMS`; those that are left out are the defaults, traced ones pass unchecked.
+
+    Raises:
+        ValueError: an unknown symptom, a number that is no share, an end that is not below its beginning.
+    """
+    for thresholds in (on, off):
+        if unknown := sorted(set(thresholds) - set(SYMPTOMS)):
+            raise ValueError(f"thresholds {unknown}: must be of {list(SYMPTOMS)}")
+    begin, end = {**ON, **on}, {**OFF, **off}
+    for name in SYMPTOMS:
+        for word, each in (("on", begin), ("off", end)):
+            check(f"{word}[{name!r}]", each[name], minimum=0.0, maximum=1.0)
+        is_traced = any(isinstance(each[name], Tracer) for each in (begin, end))
+        if not is_traced and not np.all(np.asarray(end[name]) < np.asarray(begin[name])):
+            raise ValueError(f"{name}: on={begin[name]}, off={end[name]}: must be off < on, or treatment flickers")
+    stacked = [jnp.stack([jnp.asarray(each[name], float) for name in SYMPTOMS]) for each in (begin, end)]
+    return stacked[0], stacked[1]
+
+
+def check_numbers(every: Any, cool_down: Any, budget_every: Any, **numbers: Any) -> None:
+    """Refuse what is out of range: periods, the budget, the jump, the tolerance."""
+    check_every(every)
+    check_every(cool_down, "cool_down")
+    check_every(budget_every, "budget_every")
+    max_jump = numbers.pop("max_jump")
+    for name, value in numbers.items():
+        check(name, value, minimum=0.0)
+    if not isinstance(max_jump, Tracer) and not np.all(np.asarray(max_jump) >= 0):
+        raise ValueError(f"max_jump={max_jump!r}: must be at least 0; infinity for any")
