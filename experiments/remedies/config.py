@@ -8,7 +8,7 @@ from experiments.remedies.methods import METHODS
 if TYPE_CHECKING:
     StreamName = MethodName = str
 else:
-    StreamName = Literal["upgd", "mixtures", "random_labels", "permuted_labels"]
+    StreamName = Literal["upgd", "mixtures", "random_labels", "bit_flipping", "permuted_labels"]
     MethodName = Literal[tuple(METHODS)]
 
 
@@ -36,7 +36,7 @@ class StreamConfig:
 class Config:
     """Everything that decides the result."""
 
-    streams: tuple[StreamName, ...] = ("upgd", "mixtures", "random_labels")
+    streams: tuple[StreamName, ...] = ("upgd", "mixtures", "random_labels", "bit_flipping")
     """Which streams of tasks."""
     methods: tuple[MethodName, ...] = tuple(METHODS)
     """Which remedies."""
@@ -51,6 +51,8 @@ class Config:
     """Pairs of mixtures of Gaussians in the plane: a deep tanh network, Adam."""
     random_labels: StreamConfig = field(default_factory=lambda: StreamConfig(30, 400, 16, 0.003, (32, 32), 3, 160))
     """Digits with labels drawn anew for every task, to be learnt by heart: a ReLU network, Adam."""
+    bit_flipping: StreamConfig = field(default_factory=lambda: StreamConfig(60, 10_000, 1, 0.01, (5,), 5))
+    """Online regression on bits, all slow ones drawn anew at every task: one hidden layer of ReLU units, SGD."""
     permuted_labels: StreamConfig = field(default_factory=lambda: StreamConfig(40, 200, 16, 0.003, (32, 32), 4))
     """Digits whose classes are renamed at every task: a ReLU network, Adam."""
 

@@ -81,7 +81,7 @@ def _noise(base: Any, settings: Settings, rate: float, model: Any, key: "jax.Arr
 def _upgd(base: Any, settings: Settings, rate: float, model: Any, key: "jax.Array") -> Any:
     from lopjax.optim import upgd
 
-    return upgd(settings["rate"], settings["noise"], key, settings["utility_decay"])
+    return upgd(rate * settings["times_rate"], settings["noise"], key, settings["utility_decay"])
 
 
 def _parseval(base: Any, settings: Settings, rate: float, model: Any, key: "jax.Array") -> Any:
@@ -175,8 +175,10 @@ METHODS: dict[str, Remedy] = {
     "upgd": Remedy(
         "UPGD",
         {
-            "sgd": tuple({"rate": 0.02, "noise": n, "utility_decay": d} for n in (1e-4, 1e-3) for d in (0.9, 0.999)),
-            "adam": tuple({"rate": r, "noise": n, "utility_decay": 0.999} for r in (0.03, 0.3) for n in (1e-4, 1e-3)),
+            "sgd": tuple({"times_rate": 1.0, "noise": n, "utility_decay": d} for n in (1e-4, 1e-3) for d in (0.9, 0.999)),
+            "adam": tuple(
+                {"times_rate": r, "noise": n, "utility_decay": 0.999} for r in (10.0, 100.0) for n in (1e-4, 1e-3)
+            ),
         },
         _upgd,
     ),

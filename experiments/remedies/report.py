@@ -13,7 +13,10 @@ from lopjax.runs import RunData
 
 # "kept" allows for losing this share of what the plain optimizer loses.
 MARGIN = 0.25
-BASES = {"upgd": "sgd", "mixtures": "adam", "random_labels": "adam", "permuted_labels": "adam"}
+BASES = {
+    **{"upgd": "sgd", "mixtures": "adam", "random_labels": "adam"},
+    **{"bit_flipping": "sgd", "permuted_labels": "adam"},
+}
 COLUMNS = (
     *("method", "setting", "plasticity", "late - fresh", "late - early", "late - plain"),
     *("earlier tasks", "less plain's", "useful", "cost"),
@@ -178,7 +181,7 @@ def title(data: RunData) -> list[str]:
     lines = [
         f"{NUM_SETTINGS} settings per method, chosen on {len(config['tuning_seeds'])} tuning seed(s) by online score "
         f"over the last half of the tasks; then {seeds} other seed(s), 95 % intervals over them.",
-        "score: accuracy before each update; on upgd minus the squared error. late - fresh: score over the last half",
+        "score: accuracy before each update; on regressions minus the squared error. late - fresh: score over the last half",
         "of the tasks minus that of a network drawn anew for each; late - early: minus the same over the first fifth;",
         "late - plain: minus that of the plain optimizer at the stream's own rate. plasticity: lost or gained where",
         f"late - early lies on one side of 0; kept where it does not and excludes {MARGIN:.0%} of what plain loses.",

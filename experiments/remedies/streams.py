@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.bit_flipping.setup import network, squared_error
 from experiments.continual.config import MLPConfig
 from experiments.continual.problem import make_problem
 from experiments.kit.experiment import NO_RESOURCES, Resources
@@ -15,7 +16,8 @@ from experiments.remedies.config import Config, StreamConfig
 from experiments.remedies.methods import METHODS, NUM_SETTINGS, Remedy
 from lopjax.model import Model
 from lopjax.models import mlp
-from lopjax.training import Stream, check_lanes, task_examples, task_stream, upgd_toy
+from lopjax.training import Stream, bit_flipping, check_lanes, task_examples, task_stream, upgd_toy
+from lopjax.training.bit_flipping import Problem, prepared_block
 
 TEST_EXAMPLES = 100
 # Test inputs are drawn from indices that no run reaches.
@@ -99,10 +101,11 @@ def make_bench(name: str, sizes: StreamConfig, resources: Resources = NO_RESOURC
         ValueError: a size out of range; the message names it.
     """
     _check_sizes(name, sizes)
-    return _regression(sizes) if name == "upgd" else _classification(name, sizes, resources)
+    regressions = {"upgd": _upgd, "bit_flipping": _bit_flipping}
+    return regressions[name](sizes) if name in regressions else _classification(name, sizes, resources)
 
 
-def _regression(sizes: StreamConfig) -> Bench:
+def _upgd(sizes: StreamConfig) -> Bench:
     """Appendix H of arXiv 2404.00781. The network is linear, so nothing in it can die, and yet it loses plasticity."""
     test = upgd_toy(TEST_EXAMPLES, sizes.steps)
     return Bench(
@@ -121,9 +124,30 @@ def _regression(sizes: StreamConfig) -> Bench:
     )
 
 
-def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean over examples and outputs, without the half of `lopjax.losses.mean_squared_error`, as in the paper."""
-    return jnp.mean((outputs - targets) ** 2)
+def _bit_flipping(sizes: StreamConfig) -> Bench:
+    """The stream and the network of `experiments.bit_flipping`; tested on all inputs that a task can have.
+
+    All slow bits are drawn anew at every task (the default of the official code): with one flip at a time, tasks that
+    follow one another are nearly the same, and what is lost takes longer to show.
+    """
+    problem = Problem(flip_every=sizes.steps, flip="all")
+
+    def test(data: Any, key: jax.Array, task: Any) -> Any:
+        of_task = prepared_block(problem, key, task * sizes.steps)
+        return of_task.inputs, of_task.targets
+
+    return Bench(
+        sizes=sizes,
+        stream=bit_flipping(*problem),
+        inputs=lambda stored: stored,
+        test=test,
+        test_data=(),
+        loss=squared_error,
+        score=lambda outputs, targets: -squared_error(outputs, targets),
+        is_accuracy=False,
+        model=network(problem.num_inputs, sizes.widths[0], "relu"),
+        base="sgd",
+    )
 
 
 def _classification(name: str, sizes: StreamConfig, resources: Resources) -> Bench:
@@ -156,6 +180,11 @@ def _check_sizes(name: str, sizes: StreamConfig) -> None:
         raise ValueError(
             f"{name}.tasks_per_record={sizes.tasks_per_record}: must divide {name}.num_tasks={sizes.num_tasks} into at "
             "least five records"
+        )
+    if name == "bit_flipping" and (len(sizes.widths), sizes.batch_size) != (1, 1):
+        raise ValueError(
+            f"bit_flipping.widths={sizes.widths}, bit_flipping.batch_size={sizes.batch_size}: must be one hidden layer, "
+            "one example at a time"
         )
     if not 0 < sizes.learning_rate < math.inf:
         raise ValueError(f"{name}.learning_rate={sizes.learning_rate}: must be positive and finite")
