@@ -10,9 +10,10 @@ from jax.flatten_util import ravel_pytree
 
 from experiments.conditions.config import CONDITIONS, Condition, Config
 from experiments.kit.experiment import NO_RESOURCES, Resources
+from lopjax.cloning.quotient import multiplicities
 from lopjax.losses import mean_cross_entropy, mean_squared_error
 from lopjax.model import Model, Variables
-from lopjax.models import mlp
+from lopjax.models import mlp, resnet18, vit
 
 LOSSES = {"cross-entropy": mean_cross_entropy, "squared error": mean_squared_error}
 Batch = tuple[jax.Array, jax.Array]
@@ -41,18 +42,23 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
 
 
 def _network(condition: Condition) -> Model:
-    _, activation, *norm = condition.network.split(" ", 2)
-    kind = norm[0].split()[0] if norm else "none"
-    return mlp((_inputs(condition),), (3,), condition.outputs, activation=activation, norm=kind)
+    family, activation, *norm = condition.network.split(" ", 2)
+    options = {"activation": activation, "norm": norm[0].split()[0] if norm else "none"}
+    shape = _input_shape(condition)
+    if family == "resnet":
+        return resnet18(shape, condition.outputs, width=2, blocks=(1,), **options)
+    if family == "vit":
+        return vit(shape, condition.outputs, patch=2, width=4, depth=1, heads=2, mlp_ratio=0.75, **options)
+    return mlp(shape, (3,), condition.outputs, **options)
 
 
 def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Batch]:
     """A random network of a condition, moved to its point, and the data there; float64 must be on.
 
-    Normal weights and inputs; random labels or normal targets. "critical": the stationary point to which a
-    search from a teacher falls whose outputs, with noise, are the targets. "fitted": the targets are
-    the network's own outputs; "relabelled": those of another network. "dead": biases so low that no hidden unit is
-    active.
+    Normal weights and inputs; random labels or normal targets. "critical": the stationary point, of the loss with the
+    condition's weight decay, to which a search falls from a teacher whose outputs, with noise, are the targets.
+    "fitted": the targets are the network's own outputs; "relabelled": those of another network. "dead": biases so low
+    that no hidden unit is active.
     """
     model, rng = setup.models[condition.name], np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -66,7 +72,7 @@ def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Bat
             statistics["batch_stats"] = jax.tree.map_with_path(_statistic, statistics["batch_stats"])
         return {**statistics, "params": params}
 
-    variables, inputs = draw(), jnp.asarray(rng.normal(size=(_samples(setup, condition), _inputs(condition))))
+    variables, inputs = draw(), jnp.asarray(rng.normal(size=(_samples(setup, condition), *_input_shape(condition))))
     if condition.point == "dead":
         variables["params"]["hidden_0"]["bias"] -= 50.0
     teacher = variables if condition.point in ("fitted", "critical") else draw()
@@ -80,41 +86,66 @@ def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Bat
     batch = inputs, targets
     if condition.point != "critical":
         return variables, batch
-    return stationary(model, LOSSES[condition.loss], variables, batch), batch
+    return stationary(decayed(setup, condition, variables), variables, batch), batch
 
 
-def stationary(model: Model, loss: Any, start: Variables, batch: Batch) -> Variables:
-    """The stationary point to which BFGS and Newton steps converge, if they do."""
-    from scipy.optimize import minimize
+class Decayed(NamedTuple):
+    """The loss of a flat parameter vector with weight decay, `(vector, batch) -> ...`, each compiled once a condition.
 
-    value, gradient, hessian, unravel = _derivatives(model, loss)
-    point = np.asarray(ravel_pytree(start["params"])[0])
-    point = minimize(value, point, (batch,), "BFGS", gradient, options={"gtol": 1e-6}).x
-    for _ in range(6):
-        slope, curvature = gradient(point, batch), hessian(point, batch)
-        point = point - np.linalg.lstsq(np.asarray(curvature), np.asarray(slope), rcond=1e-10)[0]
-    return {**start, "params": unravel(jnp.asarray(point))}
+    Attributes:
+        value: loss and decay.
+        gradient: of both.
+        hessian: of both.
+        unravel: vector to parameters.
+    """
+
+    value: Any
+    gradient: Any
+    hessian: Any
+    unravel: Any
+
+
+def decayed(setup: Setup, condition: Condition, variables: Variables) -> Decayed:
+    """The loss of the base whose clones have the condition's weight decay: `n_out / n_in` times it of every array."""
+    return _decayed(setup.models[condition.name], LOSSES[condition.loss], condition.decay, setup.config.factor)
 
 
 @cache
-def _derivatives(model: Model, loss: Any) -> tuple[Any, Any, Any, Any]:
-    """Loss, gradient and Hessian of a flat parameter vector on a batch, compiled; and how to unravel the vector."""
+def _decayed(model: Model, loss: Any, decay: float, factor: int) -> Decayed:
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    n_in, n_out = multiplicities(params, model.wiring, factor)
     unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params))[1]
 
-    def value(place: jax.Array, batch: Batch) -> jax.Array:
-        return loss(model.apply({"params": unravel(place)}, batch[0]).logits, batch[1])
+    def value(vector: jax.Array, batch: Batch) -> jax.Array:
+        own = unravel(vector)
+        squares = jax.tree.map(lambda leaf, i, o: jnp.sum(o / i * leaf**2), own, n_in, n_out)
+        size = sum(jax.tree.leaves(squares))
+        return loss(model.apply({"params": own}, batch[0]).logits, batch[1]) + 0.5 * decay * size
 
-    return jax.jit(value), jax.jit(jax.grad(value)), jax.jit(jax.hessian(value)), unravel
+    return Decayed(jax.jit(value), jax.jit(jax.grad(value)), jax.jit(jax.hessian(value)), unravel)
+
+
+def stationary(descent: Decayed, start: Variables, batch: Batch) -> Variables:
+    """The stationary point to which BFGS and Newton steps converge, if they do."""
+    from scipy.optimize import minimize
+
+    point = np.asarray(ravel_pytree(start["params"])[0])
+    point = minimize(descent.value, point, (batch,), "BFGS", descent.gradient, options={"gtol": 1e-6}).x
+    for _ in range(6):
+        slope, curvature = descent.gradient(point, batch), descent.hessian(point, batch)
+        point = point - np.linalg.lstsq(np.asarray(curvature), np.asarray(slope), rcond=1e-10)[0]
+    return {**start, "params": descent.unravel(jnp.asarray(point))}
 
 
 def _samples(setup: Setup, condition: Condition) -> int:
     return setup.config.samples * (3 if condition.point == "critical" else 1)
 
 
-def _inputs(condition: Condition) -> int:
-    """Number of inputs; two where stationary points are searched for."""
-    return 2 if condition.point == "critical" else 4
+def _input_shape(condition: Condition) -> tuple[int, ...]:
+    """Shape of one input: small images, vectors of 4, or of 2 where stationary points are searched for."""
+    if not condition.network.startswith("mlp"):
+        return (4, 4, 1)
+    return (2,) if condition.point == "critical" else (4,)
 
 
 def _statistic(path: Any, leaf: jax.Array) -> jax.Array:

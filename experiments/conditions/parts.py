@@ -1,19 +1,26 @@
 """The conditions experiment as a list of parts: one per condition, with a record per network."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from experiments.conditions.config import CONDITIONS, Condition, Config
-from experiments.conditions.networks import LOSSES, Setup, place
+from experiments.conditions.networks import LOSSES, Batch, Setup, decayed, place
+from lopjax.cloning import clone_variables, uniform_partition, widen
+from lopjax.manifolds import cloned_manifold, normal_basis
+from lopjax.model import Model, Params, Variables
 from lopjax.runs.schedule import Part
-from lopjax.stability import unit_blocks
+from lopjax.stability import Attraction, Stability, unit_blocks
+from lopjax.tolerance import CERTAIN_FROM
 
-# A search that ends with a larger `SpaceBlocks.gradient_residual` has not found its stationary point.
+# A search that ends with a longer gradient has not found its stationary point.
 STATIONARY = 1e-8
+# Rounding of a dense Hessian in float64 is far below this share of its largest eigenvalue.
+CERTAIN = 1e-9
 
 
 def parts(config: Config, setup: Setup) -> list[Part]:
@@ -32,14 +39,57 @@ def _measure_all(setup: Setup, condition: Condition, nothing: Any) -> tuple[Any,
 
 
 def measure(setup: Setup, condition: Condition, seed: int) -> dict[str, Any]:
-    """The verdict on the curvature of the clones of one network."""
-    model, loss, factor = setup.models[condition.name], LOSSES[condition.loss], setup.config.factor
+    """The verdict on the clones of one network: on their curvature or, under weight decay, on whether they attract."""
     variables, batch = place(setup, condition, seed)
     record: dict[str, Any] = {"condition": condition.name, "seed": seed}
-    is_critical = condition.point == "critical"
-    blocks = unit_blocks(model, variables, batch, factor, loss=loss, near_critical=is_critical)
-    total = blocks.total
-    residual = max(float(np.max(space.gradient_residual)) for space in blocks.spaces.values())
-    if is_critical and not residual <= STATIONARY:
-        return {**record, "verdict": "NOT_REACHED", "extremes": [total.min_eigenvalue, total.max_eigenvalue]}
-    return {**record, "verdict": total.verdict.name, "extremes": [total.min_eigenvalue, total.max_eigenvalue]}
+    if not condition.network.startswith("mlp"):
+        return {**record, **_dense(setup, condition, variables, batch)}
+    slope = _slope(setup, condition, variables, batch) if condition.point == "critical" else 0.0
+    model, loss = setup.models[condition.name], LOSSES[condition.loss]
+    # Under decay the loss itself has a gradient there, which is no error of the blocks.
+    is_critical = condition.point == "critical" and not condition.decay
+    total = unit_blocks(model, variables, batch, setup.config.factor, loss=loss, near_critical=is_critical).total
+    record["extremes"] = [total.min_eigenvalue, total.max_eigenvalue]
+    if not slope <= STATIONARY:
+        return {**record, "verdict": "NOT_REACHED"}
+    if not condition.decay:
+        return {**record, "verdict": total.verdict.name}
+    rate = condition.decay + total.min_eigenvalue
+    is_certain = abs(rate) > CERTAIN_FROM * total.tolerance
+    sign = (Attraction.ATTRACTS if rate > 0 else Attraction.REPELS) if is_certain else Attraction.UNDECIDED
+    return {**record, "rate": float(rate), "verdict": sign.name}
+
+
+def _slope(setup: Setup, condition: Condition, variables: Variables, batch: Batch) -> float:
+    """Norm of the gradient, decay included, at what should be a stationary point."""
+    vector = ravel_pytree(variables["params"])[0]
+    return float(jnp.linalg.norm(decayed(setup, condition, variables).gradient(vector, batch)))
+
+
+def _dense(setup: Setup, condition: Condition, variables: Variables, batch: Batch) -> dict[str, Any]:
+    """Verdict from all eigenvalues of the normal Hessian, for networks that the closed form does not cover.
+
+    Signs are those of eigenvalues beyond `CERTAIN` times the largest; what lies within is not counted as either.
+    """
+    model, factor = setup.models[condition.name], setup.config.factor
+    cloned = clone_variables(variables, model.wiring, factor)["params"]
+    values = np.linalg.eigvalsh(np.asarray(_normal_hessian(model, LOSSES[condition.loss], factor)(cloned, batch)))
+    threshold = CERTAIN * np.abs(values).max()
+    has_negative, has_positive = bool(values[0] < -threshold), bool(values[-1] > threshold)
+    verdict = Stability.SADDLE.name if has_negative and has_positive else Stability.UNDECIDED.name
+    return {"verdict": verdict, "extremes": [float(values[0]), float(values[-1])]}
+
+
+@cache
+def _normal_hessian(model: Model, loss: Any, factor: int) -> Any:
+    """`(parameters, batch) -> Hessian of the loss across the manifold of clones`, compiled once for all networks."""
+    wide = widen(model, factor)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(wide.init, jax.random.key(0))["params"])
+    rows = normal_basis(cloned_manifold(zeros, wide.wiring, uniform_partition(wide.wiring, factor)))
+    unravel = ravel_pytree(zeros)[1]
+
+    def along(coordinates: jax.Array, params: Params, batch: Batch) -> jax.Array:
+        moved = jax.tree.map(jnp.add, params, unravel(coordinates @ rows))
+        return loss(wide.apply({"params": moved}, batch[0]).logits, batch[1])
+
+    return jax.jit(lambda params, batch: jax.hessian(along)(jnp.zeros(len(rows)), params, batch))

@@ -37,6 +37,7 @@ def formation_figure(data: RunData, names: list[str]) -> "Figure":
                 where = {"activation": name, "stream": STREAMS[0], "arm": arm}
                 _over_decays(middle, data, "next_mean_loss", color, label, **where)
                 _over_decays(bottom, data, "next_rank", color, label, **where)
+            middle.set_yscale("log")
             top.set(title=name, ylim=(0, data.config["width"] + 1))
             bottom.set(xlabel="weight decay")
         for axes, label in zip(panels[:, 0], ("distinct units", "next task: mean loss", "rank after it")):

@@ -102,7 +102,7 @@ def _kicked(setup: Setup, params: Params, units: list[Units], keys: jax.Array) -
 
 
 def _predict(setup: Setup, name: str, nothing: Any) -> tuple[Any, Records]:
-    """Whether the clusters that formed attract: at their own decay, and at the next smaller one."""
+    """Whether the clusters that formed attract: at their own decay, and at the smallest, where few or none form."""
     del nothing
     config = setup.config
     seeds = config.seeds[: config.predicted_seeds]
@@ -115,7 +115,7 @@ def _predict(setup: Setup, name: str, nothing: Any) -> tuple[Any, Records]:
         units = _units(setup, name, activations)
         judged = {
             "own": config.decays[decay],
-            "below": max((each for each in config.decays if each < config.decays[decay]), default=None),
+            "smallest": min((each for each in config.decays if 0 < each < config.decays[decay]), default=None),
         }
         records.append(
             {

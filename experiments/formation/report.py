@@ -75,11 +75,11 @@ def predictions(data: RunData) -> list[str]:
     sentences = []
     for name in data.config["activations"]:
         judged = data.select(activation=name, arm="prediction")
-        counts = {where: verdicts(judged, where) for where in ("at_own", "at_below")}
+        counts = {where: verdicts(judged, where) for where in ("at_own", "at_smallest")}
         if counts["at_own"].total():
             sentences.append(
                 f"{name}: clusters that formed, by their blocks at their own decay: {_counted(counts['at_own'])}; "
-                f"at the next smaller one: {_counted(counts['at_below'])}"
+                f"at the smallest decay: {_counted(counts['at_smallest'])}"
             )
     return sentences
 

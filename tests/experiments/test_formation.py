@@ -112,8 +112,8 @@ def test_differences_are_paired_by_seed_and_verdicts_counted():
     ]  # fmt: skip
     verdict = {"activation": "tanh", "decay": 0.1, "arm": "prediction"}
     records += [
-        verdict | {"seed": 0, "at_own": {"verdict": "ATTRACTS"}, "at_below": {"verdict": "REPELS"}},
-        verdict | {"seed": 1, "at_own": {"verdict": "REPELS"}, "at_below": None},
+        verdict | {"seed": 0, "at_own": {"verdict": "ATTRACTS"}, "at_smallest": {"verdict": "REPELS"}},
+        verdict | {"seed": 1, "at_own": {"verdict": "REPELS"}, "at_smallest": None},
     ]
     data = RunData(Path(), dataclasses.asdict(SMALL), records, None, "formation")
     (row, *others) = summarise(data)
@@ -123,7 +123,7 @@ def test_differences_are_paired_by_seed_and_verdicts_counted():
     assert row["kick"] == pytest.approx([-0.2, -0.2, -0.2])
     (sentence,) = predictions(data)
     assert "own decay: 1 attracts, 1 repels;" in sentence
-    assert sentence.endswith("smaller one: 1 repels")
+    assert sentence.endswith("smallest decay: 1 repels")
     assert len(table(data).rows) == 4
     assert set(figures(data)) == {"formation"}
     assert figures(RunData(Path(), dataclasses.asdict(SMALL), [], None, "formation")) == {}
