@@ -41,7 +41,7 @@ _NARROW = "B_j = 0 at a critical point; the sign of A_j decides, which no theore
 _FITTED = "no residual: every term of M_j is 0"
 _ANY = "what clones send can change freely in any architecture: a zero block, and B_j is not 0"
 _DECAY = "attracts where decay + min lambda_min(M_j) > 0 there; its sign is computed, no theorem gives it"
-_HOMOGENEOUS = "never attracts: M_j v = -decay v, v the weights of the unit"
+_HOMOGENEOUS = "M_j v = -decay v, v the weights of the unit: no attraction unless all units vanish (v = 0)"
 
 CONDITIONS: tuple[Condition, ...] = (
     Condition("mlp tanh", "cross-entropy", 3, "random", "SADDLE", _COUPLED),

@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from experiments.conditions.config import CONDITIONS, Condition, Config
 from experiments.conditions.networks import LOSSES, Batch, Setup, decayed, place
+from experiments.conditions.report import AT_A_KINK, NOT_REACHED
+from lopjax.activations import activation
 from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.manifolds import cloned_manifold, normal_basis
 from lopjax.model import Model, Params, Variables
@@ -21,6 +23,8 @@ from lopjax.tolerance import CERTAIN_FROM
 STATIONARY = 1e-8
 # Rounding of a dense Hessian in float64 is far below this share of its largest eigenvalue.
 CERTAIN = 1e-9
+# A pre-activation this near to a kink is at it.
+KINK = 1e-9
 
 
 def parts(config: Config, setup: Setup) -> list[Part]:
@@ -51,9 +55,11 @@ def measure(setup: Setup, condition: Condition, seed: int) -> dict[str, Any]:
     total = unit_blocks(model, variables, batch, setup.config.factor, loss=loss, near_critical=is_critical).total
     record["extremes"] = [total.min_eigenvalue, total.max_eigenvalue]
     if not slope <= STATIONARY:
-        return {**record, "verdict": "NOT_REACHED"}
+        return {**record, "verdict": NOT_REACHED}
     if not condition.decay:
         return {**record, "verdict": total.verdict.name}
+    if _is_at_a_kink(model, variables, batch):
+        return {**record, "verdict": AT_A_KINK}
     rate = condition.decay + total.min_eigenvalue
     is_certain = abs(rate) > CERTAIN_FROM * total.tolerance
     sign = (Attraction.ATTRACTS if rate > 0 else Attraction.REPELS) if is_certain else Attraction.UNDECIDED
@@ -64,6 +70,14 @@ def _slope(setup: Setup, condition: Condition, variables: Variables, batch: Batc
     """Norm of the gradient, decay included, at what should be a stationary point."""
     vector = ravel_pytree(variables["params"])[0]
     return float(jnp.linalg.norm(decayed(setup, condition, variables).gradient(vector, batch)))
+
+
+def _is_at_a_kink(model: Model, variables: Variables, batch: Batch) -> bool:
+    """Whether a unit with a kink at 0 is at it on some sample, as a unit is whose weights decay has driven to 0."""
+    taps = model.apply(variables, batch[0]).taps.values()
+    return any(
+        bool(jnp.min(jnp.abs(tap.pre)) < KINK) for tap in taps if 0.0 in (activation(tap.activation).kinks or ())
+    )
 
 
 def _dense(setup: Setup, condition: Condition, variables: Variables, batch: Batch) -> dict[str, Any]:

@@ -11,19 +11,23 @@ from lopjax.runs import RunData
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NOT_REACHED, AT_A_KINK = "NOT_REACHED", "AT_A_KINK"
+NO_VERDICT = frozenset([NOT_REACHED, AT_A_KINK])
+"""In place of a verdict: the search for a stationary point did not arrive, or arrived where there is no Hessian."""
 COLUMNS = ("network, loss, point", "predicted", "verdicts on clones", "as predicted", "theorem")
 
 
 def summarise(data: RunData) -> list[dict[str, Any]]:
     """One row per condition that has records: `verdicts` counts them, `agrees` says whether all are as predicted.
 
-    `agrees` is None where theory is silent.
+    `agrees` is None where theory is silent, and where no network has a verdict.
     """
     rows = []
     for condition in CONDITIONS:
         counts = Counter(record["verdict"] for record in data.select(condition=condition.name))
         if counts:
-            agrees = set(counts) == {condition.predicted} if condition.predicted else None
+            judged = set(counts) - NO_VERDICT
+            agrees = judged == {condition.predicted} if condition.predicted and judged else None
             verdicts = dict(sorted(counts.items(), key=lambda each: -each[1]))
             rows.append({**condition._asdict(), "condition": condition.name, "verdicts": verdicts, "agrees": agrees})
     return rows
@@ -31,7 +35,7 @@ def summarise(data: RunData) -> list[dict[str, Any]]:
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """A row of the table."""
-    total = sum(row["verdicts"].values())
+    total = sum(count for name, count in row["verdicts"].items() if name not in NO_VERDICT)
     counted = ", ".join(f"{count} {name.lower().replace('_', '-')}" for name, count in row["verdicts"].items())
     predicted = row["predicted"].lower().replace("_", "-") or "theory is silent"
     agreed = f"{row['verdicts'].get(row['predicted'], 0)} of {total}" if row["predicted"] else "-"

@@ -23,6 +23,7 @@ from lopjax.tolerance import CERTAIN_FROM
 
 # The distance to the stationary point, relative to the norm of the parameters, up to which it counts as reached.
 _REACHED = 1e-6
+_EPS = float(np.finfo(np.float64).eps)
 # Relative size of the perturbation between two points of a path.
 _SHAKE = 1e-3
 
@@ -180,7 +181,7 @@ def weight_decay_threshold(
     verdict go unnoticed.
 
     Positive-homogeneous units (ReLU) have `M_j v = -lambda v` at theta(lambda), v the unit's own weights, so that decay
-    never attracts them strictly; where it seems to, they have vanished.
+    never attracts them strictly; once they have vanished they are at their kink, and the verdict is UNDECIDED.
 
     Args:
         model: the *base* network.
@@ -212,7 +213,7 @@ def weight_decay_threshold(
     # An unknown fact counts as true: the note is a warning and decides nothing.
     if any(activation(site.activation).is_homogeneous is not False for _, site in model.wiring.sites):
         notes.append(
-            "positive-homogeneous units are never strictly attracted: where the verdict says so, they have vanished"
+            "positive-homogeneous units are never strictly attracted; where no verdict is given, they may have vanished"
         )
     brackets = [
         _crossing(search, low, high, relative_width)
@@ -265,8 +266,9 @@ def _judge(search: _Search, start: Variables, weight_decay: float) -> DecayedClo
     elif rate > 0 and total.n_plus < 0:
         # Lanczos bounds the smallest eigenvalue from above: it can prove that clones repel, never that they attract.
         reason = "the blocks come from Lanczos, which cannot exclude a smaller eigenvalue"
-    elif rate > 0 and total.radius == 0:
+    elif rate > 0 and total.radius <= CERTAIN_FROM * max(point.distance, _EPS * point.length):
         # A ReLU unit that has vanished sits at z = 0, where one-sided derivatives miss the coupling on the other side.
+        # Up to rounding: what is left of its weights puts it on either side by chance.
         reason = "some pre-activation is at a kink, where one-sided eigenvalues do not bound the rate"
     return DecayedClones(
         verdict=Attraction.UNDECIDED if reason else Attraction.ATTRACTS if rate > 0 else Attraction.REPELS,

@@ -41,17 +41,23 @@ def test_settings_out_of_range_are_refused(changes):
 
 def test_summary_counts_verdicts_beside_the_prediction():
     predicted, silent = CONDITIONS[0], condition("mlp tanh", 3, "critical", 0.1)
+    reached = condition("mlp tanh", 3, "critical")
     records = [
         {"condition": predicted.name, "seed": 0, "verdict": "SADDLE"},
         {"condition": predicted.name, "seed": 1, "verdict": "UNDECIDED"},
         {"condition": silent.name, "seed": 0, "verdict": "ATTRACTS"},
+        {"condition": reached.name, "seed": 0, "verdict": "NOT_REACHED"},
+        {"condition": reached.name, "seed": 1, "verdict": "SADDLE"},
     ]
     data = RunData(Path(), dataclasses.asdict(Config(seeds=(0, 1))), records, None, "conditions")
-    first, second = summarise(data)
+    first, third, second = summarise(data)
     assert (first["agrees"], first["verdicts"]) == (False, {"SADDLE": 1, "UNDECIDED": 1})
     assert second["agrees"] is None
-    assert len(table(data).rows) == 2
+    assert third["agrees"] is True
+    assert len(table(data).rows) == 3
     assert "1 of 2" in texts(data)["conditions.md"]
+    # Searches that did not arrive are no evidence.
+    assert "1 of 1" in texts(data)["conditions.md"]
     assert set(figures(data)) == {"conditions"}
 
 
@@ -88,6 +94,8 @@ def test_relu_clones_never_attract(x64):
     chosen, setup = condition("mlp relu", 3, "critical", 0.1), build(Config())
     reached = [each for each in (measure(setup, chosen, seed) for seed in (1, 2)) if each["verdict"] != "NOT_REACHED"]
     assert reached
+    # Where decay has driven all weights to 0 the units are at their kinks, and nothing is said.
+    assert measure(setup, chosen, 4)["verdict"] == "AT_A_KINK"
     # A unit's own weights are an eigenvector of its block, of eigenvalue minus the decay.
     assert all(record["rate"] < 1e-9 for record in reached)
     # The control: tanh clones do attract at that decay.

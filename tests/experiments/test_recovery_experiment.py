@@ -64,7 +64,9 @@ def test_old_arms_start_from_the_stream_and_the_others_do_not():
         assert len(new) == part.num_records
         assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, part.like())
         if part.name == "stream":
-            kernels = {name: np.asarray(one.state[0].variables["params"]["hidden_0"]["kernel"]) for name, one in state.items()}
+            kernels = {
+                name: np.asarray(one.state[0].variables["params"]["hidden_0"]["kernel"]) for name, one in state.items()
+            }
             untreated, long, short = kernels["plain"].reshape(3, 2, *kernels["plain"].shape[1:])
             for method in ("recovery", "noise", "redo"):
                 np.testing.assert_array_equal(kernels[method], untreated)

@@ -124,12 +124,18 @@ def test_decay_never_attracts_relu_clones_that_have_not_vanished(x64):
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), model.init(jax.random.key(1)))
     kept = decayed_clones(model, start, batch, 2, 0.02, loss=mean_squared_error)
     assert kept.verdict is not Attraction.ATTRACTS
+    # Units that have vanished, up to rounding, are at their kink: the derivative there is one-sided by chance.
     gone = decayed_clones(model, start, batch, 2, 10.0, loss=mean_squared_error)
-    assert gone.verdict is Attraction.ATTRACTS
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gone.variables["params"]["hidden_0"])) < 1e-8
+    assert gone.rate > 0
+    assert gone.verdict is Attraction.UNDECIDED
+    assert "kink" in gone.reason
     found = weight_decay_threshold(model, start, batch, 2, loss=mean_squared_error, decays=[10.0], both_ways=False)
     assert "vanished" in found.note
-    assert found.threshold == 0
+    assert np.isnan(found.threshold)
+    # The control: a smooth unit that has vanished has no kink, and its clones attract.
+    smooth = mlp((2,), (2,), 1, activation="tanh")
+    assert decayed_clones(smooth, start, batch, 2, 10.0, loss=mean_squared_error).verdict is Attraction.ATTRACTS
 
 
 def test_decay_refuses_single_precision_and_disorder(unchecked):
