@@ -67,7 +67,7 @@ UNITS = 6
 
 
 @cache
-def staircase(seeds: int, steps: int) -> np.ndarray:
+def staircase(seeds: int, steps: int, decays: tuple[float, ...] = DECAYS) -> np.ndarray:
     """Numbers of distinct units, `(seeds, decays)`, of six tanh units after training with decay from random starts."""
     inputs, targets = random_batch(2, "squared error", 2, samples=16)
     features = jnp.concatenate([inputs, jnp.ones((16, 1))], axis=1)
@@ -90,7 +90,7 @@ def staircase(seeds: int, steps: int) -> np.ndarray:
 
     keys = jax.random.split(jax.random.key(0), seeds)
     grid = jax.jit(jax.vmap(jax.vmap(train, (None, 0)), (0, None)))
-    columns = np.asarray(grid(keys, jnp.asarray(DECAYS)))
+    columns = np.asarray(grid(keys, jnp.asarray(decays)))
     return np.array([[_num_distinct(units) for units in of_seed] for of_seed in columns])
 
 

@@ -7,9 +7,10 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from theory_checks import THEOREMS, __main__, check, pages, proof
+from theory_checks import THEOREMS, __main__, check, figures, pages, proof
 from theory_checks.check import Check, Row, all_checks, judge, select
 from theory_checks.running import judge_all
 
@@ -295,3 +296,28 @@ def test_processes_give_the_same_verdicts_in_the_same_order(x64):
     for verdict, alone in zip(verdicts, judge_all(chosen, "small", processes=1), strict=True):
         assert [row.what for row in verdict.rows] == [row.what for row in alone.rows]
         assert verdict.holds
+
+
+@pytest.mark.parametrize("theorem", figures.FIGURES)
+def test_figures_are_small_and_shown_with_their_command(theorem):
+    assert (figures.FOLDER / f"{theorem}.png").stat().st_size < 100_000
+    page = (pages.FOLDER / f"{theorem}.md").read_text()
+    assert page.count(f"](../figures/theory/{theorem}.png)") == 1
+    assert f"`python -m theory_checks.figures {theorem}`" in page
+
+
+def test_no_figure_is_left_over_and_a_wrong_name_is_refused(tmp_path, x64):
+    assert {path.stem for path in figures.FOLDER.iterdir()} == set(figures.FIGURES)
+    figures.main(("frozen", "conserved"), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"frozen.png", "conserved.png"}
+    with pytest.raises(ValueError, match=r"\['muon'\]: figures are cloning"):
+        figures.main(("muon",), tmp_path)
+
+
+def test_the_frozen_figure_has_the_radius_of_the_certificate(x64):
+    """The circle touches the nearest of the five lines, and crosses none."""
+    axes = figures.draw_frozen().axes[0]
+    (circle,) = axes.patches
+    inputs = np.array([-1.2, -0.5, 0.1, 0.7, 1.6])
+    to_lines = np.abs(inputs * circle.center[0] + circle.center[1]) / np.hypot(inputs, 1)
+    assert circle.get_radius() == pytest.approx(to_lines.min(), rel=1e-12)
