@@ -1,8 +1,9 @@
 """Numerical checks of the theory, one file per theorem: `python -m theory_checks`.
 
-To add a theorem: write `theory_checks/<theorem>.py` with a tuple `CHECKS` of `theory_checks.check.Check`, and add its
-name to `THEOREMS`. The runner, its figure and `tests/repository/test_theory_checks.py` pick it up from there; its page
-and its rows of the index are written by `python -m theory_checks --only <theorem> --write-docs`.
+To add a theorem: write `theory_checks/<theorem>.py` with a tuple `CHECKS` of `theory_checks.check.Check`, assumptions
+and proofs in `theory_checks/proofs/<theorem>.md` (see `theory_checks.proof`), and add its name to `THEOREMS`. The
+runner, its figure and `tests/repository/test_theory_checks.py` pick it up from there; its page and its rows of the
+index are written by `python -m theory_checks --only <theorem> --write-docs`.
 """
 
 from importlib.metadata import version

@@ -53,7 +53,7 @@ def describe(row: Row) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class Check:
-    """One statement and the measurement that could refute it.
+    """One statement and the measurement that could refute it; what it assumes and its proof are in `proofs/`.
 
     Attributes:
         name: `<theorem>.<statement>`, the theorem being the module's name.

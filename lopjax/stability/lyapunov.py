@@ -38,12 +38,14 @@ def noise_exponent(p: int, q: int) -> float:
 
     The products of `v <- (I - eta M) v`, `M = [[0, B], [B', 0]]`, the entries of B, p x q, independent N(0, 1) at every
     step: the block of a unit with p incoming and q outgoing parameters whose mean coupling vanishes, as on a fitted
-    task. With v = (u, w), `x = (|u|² - |w|²) / |v|²` and t = 1/x, p > q, the stationary density on t > 1 is
+    task. With v = (u, w), p >= q, the drift of `ln |u|²` is `eta² (p - 2) |w|² / |u|²` per step, and |w| < |u| in the
+    long run. So the exponent is `eta² (p - 2)/2 E[|w|² / |u|²]`, and has the sign of max(p, q) - 2. For p > q the ratio
+    is (t - 1)/(t + 1) with `t = |v|² / (|u|² - |w|²)`, whose stationary density on t > 1 is
 
         (t + 1)^(p/2 - 1) (t - 1)^(q/2 - 1) e^(-(p - q) t / 4),   up to a constant,
 
-    because the difference of squares has no noise, `d(|u|² - |w|²) = eta² (p |w|² - q |u|²)` per step. The exponent is
-    `eta² E[p (1 - x)/4 + q (1 + x)/4 - (1 - x²)]`; for p = q, x = 0 and it is `eta² (p - 2)/2`. Symmetric in p and q.
+    because the difference of squares has no noise, `d(|u|² - |w|²) = eta² (p |w|² - q |u|²)` per step; for p = q the
+    ratio tends to 1. Symmetric in p and q. Proof: docs/theory/stability.md.
 
     Entries of size s multiply it by s²; weight decay lambda lowers the exponent by eta lambda, so noise alone frees
     fitted clones iff `lambda < eta s² noise_exponent(p, q)`. Valid for isotropic noise only: with one large input among
@@ -67,7 +69,7 @@ def noise_exponent(p: int, q: int) -> float:
     for name, value in (("p", p), ("q", q)):
         as_integer(value, 1, f"{name}={value!r}: must be a positive integer, a number of parameters")
     more, less = max(p, q), min(p, q)
-    if more == less or (more, less) == (2, 1):
+    if more == less:
         return more / 2 - 1
     # s = t - 1 on a logarithmic grid, where the trapezoid rule converges geometrically: the integrand is analytic in a
     # strip of width pi and decays at both ends.
@@ -76,9 +78,7 @@ def noise_exponent(p: int, q: int) -> float:
     s = np.exp(logs)
     log_weights = (more / 2 - 1) * np.log(s + 2) + less / 2 * logs - (more - less) / 4 * s
     weights = np.exp(log_weights - log_weights.max())
-    x = 1 / (1 + s)
-    rates = more * (1 - x) / 4 + less * (1 + x) / 4 - (1 - x**2)
-    return float(weights @ rates / weights.sum())
+    return float((more / 2 - 1) * (weights @ (s / (s + 2))) / weights.sum())
 
 
 def transverse_lyapunov(
