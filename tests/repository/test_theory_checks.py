@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.patches import Circle
 
 from theory_checks import THEOREMS, __main__, check, figures, pages, proof
 from theory_checks.check import Check, Row, all_checks, judge, select
@@ -318,6 +319,7 @@ def test_the_frozen_figure_has_the_radius_of_the_certificate(x64):
     """The circle touches the nearest of the five lines, and crosses none."""
     axes = figures.draw_frozen().axes[0]
     (circle,) = axes.patches
+    assert isinstance(circle, Circle)
     inputs = np.array([-1.2, -0.5, 0.1, 0.7, 1.6])
     to_lines = np.abs(inputs * circle.center[0] + circle.center[1]) / np.hypot(inputs, 1)
     assert circle.get_radius() == pytest.approx(to_lines.min(), rel=1e-12)
