@@ -106,12 +106,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def points_of(grid: Sequence[str]) -> list[dict[str, str]]:
     """Every point of a grid: `{flag: words}`.
 
+    Raises:
+        ValueError: no axis, an axis twice, or one that is not FLAG=VALUE,VALUE.
+
     Example:
         >>> points_of(["factor=2,3", "net.widths=16 16"])
         [{'factor': '2', 'net.widths': '16 16'}, {'factor': '3', 'net.widths': '16 16'}]
-
-    Raises:
-        ValueError: no axis, an axis twice, or one that is not FLAG=VALUE,VALUE.
     """
     axes = []
     for text in grid:

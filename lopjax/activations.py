@@ -186,7 +186,7 @@ def activation(given: str | Callable) -> Activation:
         The activation: call it on an array. A function that this module does not know comes without facts.
 
     Raises:
-        ValueError: if there is no activation of that name, or the function cannot be hashed.
+        ValueError: there is no activation of that name, or the function cannot be hashed.
 
     Example:
         >>> activation("relu")(jnp.array([-1.0, 2.0])).tolist()

@@ -106,7 +106,7 @@ def all_checks() -> tuple[Check, ...]:
     """Collect the checks of every theorem in `THEOREMS`.
 
     Raises:
-        ValueError: if two checks share a name, or a name does not start with its module's.
+        ValueError: two checks share a name, or a name does not start with its module's.
     """
     checks: list[Check] = []
     for theorem in THEOREMS:
@@ -122,7 +122,7 @@ def select(checks: Iterable[Check], only: str) -> tuple[Check, ...]:
     """Return the checks called `only`, or all those of the theorem `only`; everything if it is empty.
 
     Raises:
-        ValueError: if nothing has that name; lists the names.
+        ValueError: nothing has that name; lists the names.
     """
     checks = tuple(checks)
     selected = tuple(check for check in checks if not only or check.name == only or check.name.split(".")[0] == only)

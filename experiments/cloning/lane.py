@@ -1,13 +1,14 @@
 """Pure functions of one lane: how it starts, is cloned, is released, and takes a step."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from experiments.cloning.setup import Setup
-from experiments.kit.methods import METHODS, OFF, Group
+from experiments.kit.methods import METHODS, OFF, Group, Method
 from lopjax.cloning import clone_variables
 from lopjax.cloning.quotient import quotient_optimizer
 from lopjax.losses import mean_cross_entropy
@@ -61,71 +62,86 @@ class Program(NamedTuple):
     step: Callable[[Pair, Drawn, jax.Array, jax.Array], tuple[Pair, Logs]]
 
 
-def make_program(setup: Setup, group: Group) -> Program:
-    """The functions of a group; numbers that all its lanes have in common are constants of the program."""
-    config = setup.config
-    method = METHODS[group.methods[0]]  # all methods of a fused group have the same optimizer
+@dataclass(frozen=True)
+class _Training:
+    """How the networks of a group's pairs are trained; all methods of a fused group have the same optimizer."""
 
-    def numbers_of(pair: Pair) -> dict[str, Any]:
-        return {**group.constants, **pair.numbers}
+    setup: Setup
+    group: Group
 
-    def quiet(pair: Pair) -> optax.GradientTransformation:
-        """The method without noise, which trains the bases and the quotient."""
-        return method.optimizer({**numbers_of(pair), "noise_scale": OFF["noise_scale"]}, None)
+    @property
+    def method(self) -> Method:
+        return METHODS[self.group.methods[0]]
 
-    def loud(pair: Pair) -> optax.GradientTransformation:
-        return method.optimizer(numbers_of(pair), pair.noise_key)
+    def numbers(self, pair: Pair) -> dict[str, Any]:
+        """The settings of a lane; numbers that all lanes have in common are constants of the program."""
+        return {**self.group.constants, **pair.numbers}
 
-    def started(pair: Pair, variables: Variables) -> TrainState:
+    def without_noise(self, pair: Pair) -> optax.GradientTransformation:
+        """The optimizer of the bases; the quotient's is made from it."""
+        return self.method.optimizer({**self.numbers(pair), "noise_scale": OFF["noise_scale"]}, None)
+
+    def with_noise(self, pair: Pair) -> optax.GradientTransformation:
+        """The optimizer of the clones."""
+        return self.method.optimizer(self.numbers(pair), pair.noise_key)
+
+    def of_quotient(self, pair: Pair) -> optax.GradientTransformation:
+        """The optimizer under which a base network trains as its trapped clone does."""
+        return quotient_optimizer(self.without_noise(pair), self.setup.base.wiring, self.setup.config.factor)
+
+    def intervention(self, pair: Pair) -> Intervention | None:
+        """What acts on the clone after its optimizer has."""
+        return None if self.method.intervention is None else self.method.intervention(self.numbers(pair))
+
+    def setting(self, pair: Pair) -> Setting:
+        """The static setting of a clone's intervention."""
+        return Setting(self.setup.wide, self.with_noise(pair), mean_cross_entropy)
+
+    def started(self, pair: Pair, variables: Variables) -> TrainState:
         """A clone at the start of training by the method, its intervention included."""
-        state, intervention = init_state(variables, loud(pair)), intervention_of(pair)
-        return state if intervention is None else start_intervention(intervention, setting(pair), state)
+        state, intervention = init_state(variables, self.with_noise(pair)), self.intervention(pair)
+        return state if intervention is None else start_intervention(intervention, self.setting(pair), state)
 
-    def intervention_of(pair: Pair) -> Intervention | None:
-        return None if method.intervention is None else method.intervention(numbers_of(pair))
 
-    def setting(pair: Pair) -> Setting:
-        return Setting(setup.wide, loud(pair), mean_cross_entropy)
+def make_program(setup: Setup, group: Group) -> Program:
+    """The functions of a group."""
+    config, training = setup.config, _Training(setup, group)
 
     def start(variables: Variables, noise_key: jax.Array, numbers: Mapping[str, Any]) -> Pair:
         pair = Pair(TrainState(variables, ()), None, None, noise_key, numbers)
-        return pair._replace(base=init_state(variables, quiet(pair)))
-
-    def quotient_of(pair: Pair) -> optax.GradientTransformation:
-        return quotient_optimizer(quiet(pair), setup.base.wiring, config.factor)
+        return pair._replace(base=init_state(variables, training.without_noise(pair)))
 
     def clone(pair: Pair) -> Pair:
         variables = clone_variables(pair.base.variables, setup.base.wiring, config.factor)
-        quotient = init_state(pair.base.variables, quotient_of(pair)) if config.release_at else None
-        return pair._replace(clone=started(pair, variables), quotient=quotient)
+        quotient = init_state(pair.base.variables, training.of_quotient(pair)) if config.release_at else None
+        return pair._replace(clone=training.started(pair, variables), quotient=quotient)
 
     def release(pair: Pair, noise_key: jax.Array, numbers: Mapping[str, Any]) -> Pair:
         assert pair.clone is not None
         variables, pair = pair.clone.variables, pair._replace(noise_key=noise_key, numbers=numbers)
         # Plain SGD has no state that could be lost here.
-        return pair._replace(clone=started(pair, variables))
+        return pair._replace(clone=training.started(pair, variables))
 
     def step(pair: Pair, drawn: Drawn, key: jax.Array, index: jax.Array) -> tuple[Pair, Logs]:
         images, labels = drawn.batch
         augment_key, base_key, clone_key = jax.random.split(key, 3)
         batch = setup.preprocess.inputs(images, augment_key if config.augment else None), labels
-        rate = numbers_of(pair)["dropout"]
-        base, observed = train_step(setup.base, quiet(pair), pair.base, batch, base_key, dropout_rate=rate)
+        rate = training.numbers(pair)["dropout"]
+        optimizer = training.without_noise(pair)
+        base, observed = train_step(setup.base, optimizer, pair.base, batch, base_key, dropout_rate=rate)
         logs = _named("base", observed)
         if pair.clone is None:
             return pair._replace(base=base), logs
-        task, intervention = drawn.task, intervention_of(pair)
-        cloned, observed = train_step(
-            setup.wide, loud(pair), pair.clone, batch, clone_key, dropout_rate=rate, task=task
-        )
+        task, intervention, optimizer = drawn.task, training.intervention(pair), training.with_noise(pair)
+        cloned, observed = train_step(setup.wide, optimizer, pair.clone, batch, clone_key, dropout_rate=rate, task=task)
         if intervention is not None:
             own_key = jax.random.fold_in(clone_key, 1)
-            cloned, _ = intervene(intervention, setting(pair), cloned, observed, own_key, index)
+            cloned, _ = intervene(intervention, training.setting(pair), cloned, observed, own_key, index)
         pair, logs = pair._replace(base=base, clone=cloned), logs | _named("clone", observed)
         if pair.quotient is None:
             return pair, logs
         # What the clone would do if it were still trapped: neither noise nor dropout.
-        quotient, observed = train_step(setup.base, quotient_of(pair), pair.quotient, batch, dropout_rate=0.0)
+        quotient, observed = train_step(setup.base, training.of_quotient(pair), pair.quotient, batch, dropout_rate=0.0)
         return pair._replace(quotient=quotient), logs | _named("quotient", observed)
 
     return Program(start, clone, release, step)

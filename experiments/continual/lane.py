@@ -44,8 +44,8 @@ class Memory(NamedTuple):
     """What a lane remembers of the past; it has no effect on training.
 
     Attributes:
-        head: of every task that is over, the output layer's slices of its classes as they were then: what follows
-            forgets them when the layer is set to zero, and its trunk is tested with these.
+        head: for every finished task, the output layer's slices of its classes as they were at its end. Later tasks
+            lose them when the layer is set to zero, and earlier tasks are tested with these.
         dead: by site, which units were dead at the last measurement.
         status: by unit space, what each unit was at the last measurement, a number of `lopjax.detection.Status`.
         touched: by unit space, which units the method's intervention has changed since then.

@@ -1,6 +1,6 @@
 """What is measured at every record, as pure functions of a lane: learning, symptoms, forgetting, births and deaths."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -41,24 +41,6 @@ def make_measure(setup: Setup) -> Measure:
     config, problem, model = setup.config, setup.problem, setup.model
     metrics = own_metrics(config.metrics)
 
-    def scored(variables: Variables, inputs: jax.Array, labels: Any) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply(variables, inputs)[0]
-        return problem.loss(logits, labels), problem.accuracy(logits, labels)
-
-    def measured(variables: Variables, batch: Any) -> dict[str, dict[str, jax.Array]]:
-        table = symptoms(model, variables, batch, loss=problem.loss, metrics=metrics)
-        return {name: table[name] for name in (*SYMPTOMS, *metrics)}
-
-    def with_old_head(variables: Variables, memory: Memory, mask: Any) -> Variables:
-        if problem.classes is None:
-            return variables
-        return with_head(setup, variables, mixed_head(setup, memory.head, head_of(setup, variables), mask))
-
-    def tested(variables: Variables, key: jax.Array, task: jax.Array, test: Any) -> tuple[jax.Array, jax.Array]:
-        assert problem.test is not None
-        stored, labels = task_examples(problem.test, test, key, task)
-        return scored(variables, problem.inputs(stored, None), labels)
-
     def measure(
         variables: Variables,
         meter: Meter,
@@ -74,19 +56,19 @@ def make_measure(setup: Setup) -> Measure:
         stored, labels = task_examples(problem.train, train, key, task, config.probe_samples)
         stream = problem.inputs(stored, None), labels
         fixed = problem.inputs(probe[0], None), jax.tree.map(jnp.asarray, probe[1])
-        loss, accuracy = scored(variables, *stream)
+        loss, accuracy = _scored(setup, variables, *stream)
         values = {"train_loss": loss, "train_accuracy": accuracy}
         mask = problem.classes(train, key, task) if problem.classes is not None else None
         if problem.test is not None:
             back = jnp.array([0, *config.earlier])
-            old = with_old_head(variables, memory, mask)
-            losses, right = jax.lax.map(lambda lag: tested(old, key, jnp.maximum(task - lag, 0), test), back)
+            old = _with_old_head(setup, variables, memory, mask)
+            losses, right = jax.lax.map(lambda lag: _tested(setup, old, key, jnp.maximum(task - lag, 0), test), back)
             values |= {"test_loss": losses[0], "test_accuracy": right[0]}
             accuracies = jnp.where(back <= task, right, jnp.nan)
             values |= {f"earlier/{lag}": accuracies[index] for index, lag in enumerate(config.earlier, start=1)}
         # Both batches go through one program: compiling the symptoms is what a short run waits for.
         batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), fixed, stream)
-        for metric, sites in jax.lax.map(lambda batch: measured(variables, batch), batches).items():
+        for metric, sites in jax.lax.map(lambda batch: _symptoms(setup, metrics, variables, batch), batches).items():
             for site, pair in sites.items():
                 values |= {f"probe/{metric}/{site}": pair[0], f"stream/{metric}/{site}": pair[1]}
         taps = model.apply(variables, fixed[0])[2]
@@ -108,6 +90,36 @@ def make_measure(setup: Setup) -> Measure:
         return Memory(head, dead, status, memory.touched), values
 
     return measure
+
+
+def _scored(setup: Setup, variables: Variables, inputs: jax.Array, labels: Any) -> tuple[jax.Array, jax.Array]:
+    """Loss and accuracy."""
+    logits = setup.model.apply(variables, inputs)[0]
+    return setup.problem.loss(logits, labels), setup.problem.accuracy(logits, labels)
+
+
+def _tested(
+    setup: Setup, variables: Variables, key: jax.Array, task: jax.Array, test: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Loss and accuracy on the test set of a task."""
+    assert setup.problem.test is not None
+    stored, labels = task_examples(setup.problem.test, test, key, task)
+    return _scored(setup, variables, setup.problem.inputs(stored, None), labels)
+
+
+def _with_old_head(setup: Setup, variables: Variables, memory: Memory, mask: Any) -> Variables:
+    """The network with the output layer that the classes of earlier tasks had at the end of theirs."""
+    if setup.problem.classes is None:
+        return variables
+    return with_head(setup, variables, mixed_head(setup, memory.head, head_of(setup, variables), mask))
+
+
+def _symptoms(
+    setup: Setup, metrics: Mapping[str, Callable[..., Any]], variables: Variables, batch: Any
+) -> dict[str, dict[str, jax.Array]]:
+    """Symptoms by name and site, the user's own metrics included."""
+    table = symptoms(setup.model, variables, batch, loss=setup.problem.loss, metrics=metrics)
+    return {name: table[name] for name in (*SYMPTOMS, *metrics)}
 
 
 def _census(before: Any, now: Any) -> Logs:

@@ -32,9 +32,9 @@ class Keys(NamedTuple):
     """What a seed decides; every method has the same.
 
     Attributes:
-        init: of the networks: that of task k is drawn by `fold_in(init, k)`.
+        init: random key of the networks; that of task k is drawn by `fold_in(init, k)`.
         own: random key of the method's own draws.
-        tasks: of the physics of the tasks, and the states in which they begin.
+        tasks: random key of the physics of the tasks and of their initial states.
     """
 
     init: jax.Array
@@ -63,8 +63,8 @@ class Agent(NamedTuple):
 
     Attributes:
         net: policy and value, their optimizer, and the state of an intervention.
-        moments: of the observations, by which they are normalised.
-        rewards: of the discounted sums of rewards, by which rewards are scaled.
+        moments: moments of the observations, by which they are normalised.
+        rewards: moments of the discounted sums of rewards, by which rewards are scaled.
         play: the environments.
         touched: by unit space, which units were reset since the last record.
         keys: keys of its seed.

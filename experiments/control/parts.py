@@ -28,7 +28,7 @@ class Pupil(NamedTuple):
 
     Attributes:
         agent: in training.
-        lives: of its units, as last measured.
+        lives: lives of its units, as last measured.
     """
 
     agent: Agent

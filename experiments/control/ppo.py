@@ -113,7 +113,7 @@ class Moments(NamedTuple):
 
     Attributes:
         count: samples so far.
-        mean: of them.
+        mean: their mean.
         squares: sum of the squared distances from the mean.
     """
 

@@ -28,12 +28,12 @@ Grid = Annotated[tuple[Axis, ...], UseAppendAction]
 def read_axis(text: str) -> Axis:
     """Read an axis as it is typed.
 
+    Raises:
+        ValueError: it is not `name=number,number,...`.
+
     Example:
         >>> read_axis("noise_scale=0.01,0.02")
         Axis(name='noise_scale', values=(0.01, 0.02))
-
-    Raises:
-        ValueError: it is not `name=number,number,...`.
     """
     name, equals, values = text.partition("=")
     try:

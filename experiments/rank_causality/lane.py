@@ -27,9 +27,9 @@ class Keys(NamedTuple):
     """What a seed decides; the arms of a seed share all of it.
 
     Attributes:
-        init: of the checkpoint; networks drawn anew for task k are drawn by `fold_in(init, k)`.
+        init: random key of the checkpoint; networks drawn anew for task k are drawn by `fold_in(init, k)`.
         act: random key of the arm's own draws.
-        lane: of the tasks, the order of their examples, and random directions.
+        lane: random key of the tasks, of the order of their examples, and of random directions.
     """
 
     init: jax.Array

@@ -28,7 +28,7 @@ class Bench(NamedTuple):
     """One stream of tasks and all that is needed to train on it.
 
     Attributes:
-        sizes: of the stream and the network.
+        sizes: sizes of the stream and the network.
         stream: batches of one task after the other.
         inputs: what is stored -> what the model takes.
         test: `(data, key, task) -> (stored, labels)`: unseen examples of a task, or all of them where there are none;

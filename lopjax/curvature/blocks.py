@@ -22,15 +22,15 @@ class BlockSpectra(NamedTuple):
     """Lanczos results for each block of a block-diagonal symmetric operator.
 
     Attributes:
-        ritz_values: Ascending over the valid entries of each row, NaN beyond. With as many steps as dimensions and
+        ritz_values: ascending over the valid entries of each row, NaN beyond. With as many steps as dimensions and
             no defect these are the block's distinct eigenvalues; multiplicities are invisible.
-        valid: Which Ritz values exist.
-        eigenvalues: Smallest and largest Rayleigh quotient of each block; NaN, like the vectors, where there is none.
-        eigenvectors: Their unit vectors.
+        valid: which Ritz values exist.
+        eigenvalues: smallest and largest Rayleigh quotient of each block; NaN, like the vectors, where there is none.
+        eigenvectors: their unit vectors.
         residuals: `||M_j v - theta v||`: an eigenvalue of block j lies this close, up to the rounding of one product
             (which the blocks share: eps times the size of the largest). Infinite where there is no pair.
-        converged: Whether the residual is at most `tolerance` times the block's own size.
-        num_steps: Steps believed in each block.
+        converged: whether the residual is at most `tolerance` times the block's own size.
+        num_steps: steps believed in each block.
     """
 
     ritz_values: Float[Array, "blocks steps"]
@@ -62,23 +62,23 @@ def block_eigenvalues(
     (one fixes the scale, two confirm the ends).
 
     Args:
-        matvec: Maps the stack of vectors (blocks, dim) to the stack of `M_j v_j`; each M_j symmetric, and rows must
+        matvec: maps the stack of vectors (blocks, dim) to the stack of `M_j v_j`; each M_j symmetric, and rows must
             not influence each other.
-        num_blocks: Number of blocks.
-        dim: Length of a row; blocks may be smaller, see `block_dimensions`.
-        num_steps: Iterations; each block believes at most as many as it has dimensions.
-        key: Random key of the start vectors.
-        block_dimensions: Dimension of each block, 0..dim: block j uses the first entries of its row, and the others
+        num_blocks: number of blocks.
+        dim: length of a row; blocks may be smaller, see `block_dimensions`.
+        num_steps: iterations; each block believes at most as many as it has dimensions.
+        key: random key of the start vectors.
+        block_dimensions: dimension of each block, 0..dim: block j uses the first entries of its row, and the others
             are held at zero. Default: all `dim`.
-        start: Start vectors in place of random ones.
-        dtype: Default: that of `start`, else JAX's default float.
-        tolerance: Relative residual below which a pair counts as converged; default sqrt(eps) of the dtype.
+        start: start vectors in place of random ones.
+        dtype: default: that of `start`, else JAX's default float.
+        tolerance: relative residual below which a pair counts as converged; default sqrt(eps) of the dtype.
 
     Returns:
         The spectra. A row whose start vector is zero, or which has no dimensions, has no Ritz values.
 
     Raises:
-        ValueError: If a size is not positive, or `matvec` does not keep the shape of the stack.
+        ValueError: a size is not positive, or `matvec` does not keep the shape of the stack.
 
     Example:
         >>> scales = jnp.array([[2.0], [0.0]])

@@ -17,7 +17,7 @@ class SpectralDensity(NamedTuple):
 
     Attributes:
         nodes: Ritz values of each probe; zero where the weight is.
-        weights: Non-negative, summing to 1 over all probes and nodes (to 0 if every start vector vanished, to
+        weights: non-negative, summing to 1 over all probes and nodes (to 0 if every start vector vanished, to
             NaN if a product with one was not finite).
         num_steps: Lanczos steps believed for each probe.
     """
@@ -45,19 +45,19 @@ def spectral_density(
     moment falls as `1 / sqrt(num_probes * d)`.
 
     Args:
-        matvec: The symmetric operator on trees like `example`.
-        example: A tree with the operator's structure, shapes and dtypes; values are not used.
-        num_steps: Products for each probe; cut to the dimension of the (sub)space.
-        num_probes: Random probes, run one after another.
-        key: Random key of the probes.
-        project: Orthogonal projector onto the subspace to look at, or None for the whole space.
-        dimension: Dimension of that subspace, if known.
+        matvec: the symmetric operator on trees like `example`.
+        example: a tree with the operator's structure, shapes and dtypes; values are not used.
+        num_steps: products for each probe; cut to the dimension of the (sub)space.
+        num_probes: random probes, run one after another.
+        key: random key of the probes.
+        project: orthogonal projector onto the subspace to look at, or None for the whole space.
+        dimension: dimension of that subspace, if known.
 
     Returns:
         Nodes and weights; `jnp.sum(weights * nodes**k)` estimates `trace(A^k) / d`.
 
     Raises:
-        ValueError: If `num_steps`, `num_probes` or `dimension` is out of range, or `matvec` changes the tree.
+        ValueError: `num_steps`, `num_probes` or `dimension` is out of range, or `matvec` changes the tree.
 
     References:
         Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J. Matrix Anal.
@@ -89,9 +89,9 @@ def smooth_density(
     """Density on a grid: every node becomes a Gaussian of standard deviation `width`.
 
     Args:
-        density: Result of `spectral_density`.
-        grid: Where to evaluate it, in units of eigenvalues.
-        width: Standard deviation of the kernel, positive.
+        density: result of `spectral_density`.
+        grid: where to evaluate it, in units of eigenvalues.
+        width: standard deviation of the kernel, positive.
 
     Returns:
         Values whose integral over the real line is the sum of the weights.

@@ -24,10 +24,10 @@ class Eigenpairs(NamedTuple):
     Attributes:
         eigenvalues: Rayleigh quotients theta, ascending: `[0]` is the smallest found, `[-1]` the largest. With fewer
             Ritz values than pairs the two halves overlap, and entries that do not exist are NaN.
-        eigenvectors: Unit vectors v: a tree like the parameters with a leading axis over pairs; NaN likewise.
+        eigenvectors: unit vectors v: a tree like the parameters with a leading axis over pairs; NaN likewise.
         residuals: `||A v - theta v||`: an eigenvalue of A lies within this distance of theta, up to the rounding
             of one product. Infinite where there is no pair.
-        converged: Whether the residual is at most `tolerance` times the operator's size.
+        converged: whether the residual is at most `tolerance` times the operator's size.
         num_steps: Lanczos steps believed, at most the number asked for; 0 if the start vector vanished.
     """
 
@@ -57,20 +57,20 @@ def extreme_eigenvalues(
     Multiplicities are invisible. Memory: `num_steps` vectors. Works under `jax.jit`.
 
     Args:
-        matvec: The symmetric operator on trees like `example`, such as `lambda v: hvp(loss, params, v)`.
-        example: A tree with the operator's structure, shapes and dtypes (the parameters); values are not used.
-        num_steps: Products to spend on the Krylov space; cut to the dimension of the (sub)space.
-        key: Random key of the start vector.
-        project: Orthogonal projector onto the subspace to look at, or None for the whole space.
-        dimension: Dimension of that subspace, if known.
-        num_pairs: Pairs to report from each end.
-        tolerance: Relative residual below which a pair counts as converged; default sqrt(eps) of the dtype.
+        matvec: the symmetric operator on trees like `example`, such as `lambda v: hvp(loss, params, v)`.
+        example: a tree with the operator's structure, shapes and dtypes (the parameters); values are not used.
+        num_steps: products to spend on the Krylov space; cut to the dimension of the (sub)space.
+        key: random key of the start vector.
+        project: orthogonal projector onto the subspace to look at, or None for the whole space.
+        dimension: dimension of that subspace, if known.
+        num_pairs: pairs to report from each end.
+        tolerance: relative residual below which a pair counts as converged; default sqrt(eps) of the dtype.
 
     Returns:
         The pairs, each confirmed by one more product.
 
     Raises:
-        ValueError: If `num_steps`, `num_pairs` or `dimension` is out of range, or `matvec` changes the tree.
+        ValueError: `num_steps`, `num_pairs` or `dimension` is out of range, or `matvec` changes the tree.
 
     Example:
         >>> import jax.numpy as jnp

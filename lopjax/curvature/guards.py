@@ -29,11 +29,11 @@ def check_loss(loss: Callable[[PyTree], object], params: PyTree) -> None:
     as in ReLU, pass.
 
     Args:
-        loss: The candidate, `params -> scalar`.
-        params: A point at which to try it: concrete arrays, so call this outside `jax.jit`.
+        loss: the candidate, `params -> scalar`.
+        params: a point at which to try it: concrete arrays, so call this outside `jax.jit`.
 
     Raises:
-        ValueError: If a parameter is not floating point; if the value is not one real floating-point number, differs
+        ValueError: a parameter is not floating point; if the value is not one real floating-point number, differs
             between two calls or is not finite; if it does not depend differentiably on any parameter, its gradient is
             not its derivative, or its Hessian cannot be taken, is not finite or is not symmetric.
 
@@ -56,12 +56,12 @@ def check_same_tree(params: PyTree, other: PyTree, name: str) -> None:
     """Refuse a tree whose structure, shapes or dtypes are not those of `params`.
 
     Args:
-        params: The reference.
-        other: The tree to compare.
-        name: What to call it in the message.
+        params: the reference.
+        other: the tree to compare.
+        name: what to call it in the message.
 
     Raises:
-        ValueError: Naming the first array that differs.
+        ValueError: naming the first array that differs.
     """
     if jax.tree.structure(params) != jax.tree.structure(other):
         raise ValueError(
@@ -81,14 +81,14 @@ def check_size(what: str, shape: Sequence[int], dtype: DTypeLike, max_bytes: int
     """Refuse an array of more than `max_bytes`.
 
     Args:
-        what: Name of the array in the message.
-        shape: Its shape.
-        dtype: Its dtype.
-        max_bytes: The limit.
-        instead: What to use in its place, for the message.
+        what: name of the array in the message.
+        shape: its shape.
+        dtype: its dtype.
+        max_bytes: the limit.
+        instead: what to use in its place, for the message.
 
     Raises:
-        ValueError: With the shape, the size in bytes and the alternative.
+        ValueError: with the shape, the size in bytes and the alternative.
     """
     num_bytes = prod(shape) * jnp.dtype(dtype).itemsize
     if num_bytes > max_bytes:

@@ -30,11 +30,11 @@ class RitzDecomposition(NamedTuple):
 
     Attributes:
         values: Ritz values, ascending over the first `num_steps` entries; zero beyond.
-        coordinates: Column i holds Ritz vector i in the Lanczos basis; zero beyond `num_steps`.
+        coordinates: column i holds Ritz vector i in the Lanczos basis; zero beyond `num_steps`.
         basis: Lanczos vectors as rows, the normalised start first; the first `num_steps` are orthonormal.
-        valid: Which entries to believe.
-        num_steps: How many.
-        scale: The power of two by which the operator was divided while iterating.
+        valid: which entries to believe.
+        num_steps: how many.
+        scale: the power of two by which the operator was divided while iterating.
     """
 
     values: Float[Array, "steps"]
@@ -69,16 +69,16 @@ def flatten(matvec: Matvec, project: Callable[[Params], Params] | None, example:
     """Cross from pytrees to flat vectors, restricting the operator to the range of `project`.
 
     Args:
-        matvec: The operator on trees like `example`.
-        project: Orthogonal projector on such trees, or None for the whole space.
-        example: A tree with the right structure, shapes and dtypes; its values are not used.
+        matvec: the operator on trees like `example`.
+        project: orthogonal projector on such trees, or None for the whole space.
+        example: a tree with the right structure, shapes and dtypes; its values are not used.
 
     Returns:
         The flat operator `P A`, to be given vectors of the subspace; half-precision trees are handled in float32
         between products.
 
     Raises:
-        ValueError: If `example` has arrays that are not floating point, or `matvec` changes the tree.
+        ValueError: `example` has arrays that are not floating point, or `matvec` changes the tree.
     """
     flat, unravel_native = ravel_pytree(example)
     if not jnp.issubdtype(flat.dtype, jnp.floating):
@@ -113,15 +113,15 @@ def limit_steps(num_steps: int, dimension: int | None, num_coordinates: int) -> 
     """Number of iterations that make sense, at most the dimension of the (sub)space.
 
     Args:
-        num_steps: What was asked for.
-        dimension: Dimension of the subspace, or None if it is the whole space.
-        num_coordinates: Dimension of the whole space.
+        num_steps: what was asked for.
+        dimension: dimension of the subspace, or None if it is the whole space.
+        num_coordinates: dimension of the whole space.
 
     Returns:
         The smaller of the two.
 
     Raises:
-        ValueError: If `num_steps` is not positive or `dimension` not in 1..num_coordinates.
+        ValueError: `num_steps` is not positive or `dimension` not in 1..num_coordinates.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps}: must be a positive integer")
@@ -148,12 +148,12 @@ def ritz_decomposition(
     is not finite, and at `max_steps`. Spends `num_steps + 1` products, one of them on the operator's scale.
 
     Args:
-        matvec: Symmetric flat operator that maps the subspace to itself; only given vectors of the subspace.
-        project: Projector onto the subspace (the identity for the whole space).
-        start: Start vector; a zero vector gives zero steps.
-        num_steps: Iterations to run (static).
-        max_steps: Iterations to believe at most: the dimension of the subspace (may be traced).
-        epsilon: Rounding unit of the operator's products.
+        matvec: symmetric flat operator that maps the subspace to itself; only given vectors of the subspace.
+        project: projector onto the subspace (the identity for the whole space).
+        start: start vector; a zero vector gives zero steps.
+        num_steps: iterations to run (static).
+        max_steps: iterations to believe at most: the dimension of the subspace (may be traced).
+        epsilon: rounding unit of the operator's products.
 
     Returns:
         The decomposition; `num_steps` says how much of it is valid.
@@ -280,11 +280,11 @@ def confirm_pairs(
     For a symmetric operator some eigenvalue lies within `||A v - theta v||` of theta (v a unit vector).
 
     Args:
-        vectors: Unit vectors v.
-        products: A v.
-        exists: Which of them to use; the others get NaN with an infinite residual.
-        scale: Size of the operator, to keep squares within range.
-        tolerance: A pair counts as converged when its residual is at most this times the largest ||A v||.
+        vectors: unit vectors v.
+        products: a v.
+        exists: which of them to use; the others get NaN with an infinite residual.
+        scale: size of the operator, to keep squares within range.
+        tolerance: a pair counts as converged when its residual is at most this times the largest ||A v||.
 
     Returns:
         The confirmed pairs.

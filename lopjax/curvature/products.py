@@ -29,14 +29,14 @@ def hvp(loss: Loss, params: Params, vector: Params) -> Params:
 
     Args:
         loss: `params -> scalar`, deterministic; `check_loss` says whether it qualifies.
-        params: The point, a pytree of float arrays.
-        vector: The direction `v`: same tree, shapes and dtypes as `params`.
+        params: the point, a pytree of float arrays.
+        vector: the direction `v`: same tree, shapes and dtypes as `params`.
 
     Returns:
         `H v`, a tree like `params`.
 
     Raises:
-        ValueError: If `vector` does not match `params`.
+        ValueError: `vector` does not match `params`.
 
     Example:
         >>> hvp(lambda p: p["w"] ** 3, {"w": jnp.array(2.0)}, {"w": jnp.array(1.0)})["w"].item()
@@ -60,14 +60,14 @@ def ggn_vp(
     Args:
         model_fn: `params -> outputs` for a fixed batch, an array or a pytree of arrays (logits, say).
         loss_fn: `outputs -> scalar`, the mean loss over that batch.
-        params: The point.
-        vector: The direction `v`: same tree, shapes and dtypes as `params`.
+        params: the point.
+        vector: the direction `v`: same tree, shapes and dtypes as `params`.
 
     Returns:
         The product, a tree like `params`.
 
     Raises:
-        ValueError: If `vector` does not match `params`.
+        ValueError: `vector` does not match `params`.
 
     Example:
         >>> ggn_vp(lambda p: p**2, lambda y: 0.5 * y**2, jnp.array(3.0), jnp.array(1.0)).item()  # (2 p)²
@@ -91,8 +91,8 @@ def restrict(matvec: Matvec, project: Callable[[Params], Params]) -> Matvec:
     they start inside the subspace and stay there.
 
     Args:
-        matvec: The symmetric operator `A`.
-        project: An orthogonal projector `P`: linear, idempotent, self-adjoint.
+        matvec: the symmetric operator `A`.
+        project: an orthogonal projector `P`: linear, idempotent, self-adjoint.
 
     Returns:
         The operator `P A P`.
@@ -111,14 +111,14 @@ def dense_hessian(
 
     Args:
         loss: `params -> scalar`.
-        params: The point, P parameters in all.
-        max_bytes: Refuse a matrix larger than this.
+        params: the point, P parameters in all.
+        max_bytes: refuse a matrix larger than this.
 
     Returns:
         The (P, P) matrix, in the dtype of the ravelled parameters.
 
     Raises:
-        ValueError: If the matrix would exceed `max_bytes`; the message gives its size and the methods to use instead.
+        ValueError: the matrix would exceed `max_bytes`; the message gives its size and the methods to use instead.
 
     Example:
         >>> dense_hessian(lambda p: p["a"] * p["b"], {"a": jnp.array(1.0), "b": jnp.array(2.0)}).tolist()
@@ -151,15 +151,15 @@ def per_sample_gradients(
 
     Args:
         sample_loss: `(params, sample) -> scalar` for one sample, without a batch axis.
-        params: The point.
-        samples: A pytree of arrays whose first axis counts the N samples.
-        max_bytes: Refuse a result larger than this.
+        params: the point.
+        samples: a pytree of arrays whose first axis counts the N samples.
+        max_bytes: refuse a result larger than this.
 
     Returns:
         A tree like `params` with a first axis of length N on every array.
 
     Raises:
-        ValueError: If the result would exceed `max_bytes`.
+        ValueError: the result would exceed `max_bytes`.
     """
     num_samples = jax.tree.leaves(samples)[0].shape[0]
     flat = jax.eval_shape(lambda tree: ravel_pytree(tree)[0], params)
@@ -182,14 +182,14 @@ def constraint_jacobian(
 
     Args:
         constraint: `params -> values`, an array or a pytree of arrays with c numbers in all.
-        params: The point, P parameters in all.
-        max_bytes: Refuse a matrix larger than this.
+        params: the point, P parameters in all.
+        max_bytes: refuse a matrix larger than this.
 
     Returns:
         The (c, P) matrix.
 
     Raises:
-        ValueError: If the matrix would exceed `max_bytes`.
+        ValueError: the matrix would exceed `max_bytes`.
 
     Example:
         >>> constraint_jacobian(lambda p: p @ p, jnp.array([1.0, -2.0])).tolist()

@@ -22,14 +22,14 @@ def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_
 
     Args:
         function: `batch -> pytree of float arrays`, a mean over the samples of the batch.
-        data: A pytree of arrays whose first axis counts the N samples, of any dtype.
-        batch_size: Samples in a batch; at most N are used.
+        data: a pytree of arrays whose first axis counts the N samples, of any dtype.
+        batch_size: samples in a batch; at most N are used.
 
     Returns:
         The mean, a tree like the value of `function`, same dtypes; summed in at least float32.
 
     Raises:
-        ValueError: If `batch_size` is not a positive integer, or the first axes of `data` differ or are empty.
+        ValueError: `batch_size` is not a positive integer, or the first axes of `data` differ or are empty.
 
     Example:
         >>> mean_over_batches(jnp.mean, jnp.arange(7.0), batch_size=3).item()
@@ -64,16 +64,16 @@ def hvp_over_batches(
 
     Args:
         batch_loss: `(params, batch) -> scalar`, the mean over the samples of the batch.
-        params: The point.
-        vector: The direction: same tree, shapes and dtypes as `params`.
-        data: A pytree of arrays whose first axis counts the samples.
-        batch_size: Samples in a batch; the last one may be smaller and counts by its size.
+        params: the point.
+        vector: the direction: same tree, shapes and dtypes as `params`.
+        data: a pytree of arrays whose first axis counts the samples.
+        batch_size: samples in a batch; the last one may be smaller and counts by its size.
 
     Returns:
         The product, a tree like `params`.
 
     Raises:
-        ValueError: As `mean_over_batches` and `hvp`.
+        ValueError: as `mean_over_batches` and `hvp`.
     """
     return mean_over_batches(
         lambda batch: hvp(lambda params: batch_loss(params, batch), params, vector), data, batch_size

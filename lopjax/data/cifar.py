@@ -46,7 +46,7 @@ class Layout(NamedTuple):
         folder: folder of all files.
         train: training files.
         test: the test file.
-        labels: of every label byte of a record, in order, TFDS's feature and the file of its class names.
+        labels: for every label byte of a record, in order, TFDS's feature and the file of its class names.
     """
 
     builder: str
@@ -118,9 +118,9 @@ def prepare_cifar(name: str, data_dir: Path, archive: Path | None, expected: Arc
         The folder of the prepared set.
 
     Raises:
-        FileNotFoundError: if `archive` does not exist.
-        ConnectionError: if the download fails; the message says how to go on without a network.
-        ValueError: if the archive is not the expected one.
+        FileNotFoundError: `archive` does not exist.
+        ConnectionError: the download fails; the message says how to go on without a network.
+        ValueError: the archive is not the expected one.
     """
     if archive is None:
         archive = download(expected, data_dir / "downloads")
@@ -134,7 +134,7 @@ def read_archive(path: Path, layout: Layout, records_per_file: int) -> Contents:
     """Reads the binary files and the class names, in memory: nothing is extracted.
 
     Raises:
-        ValueError: if a file is missing, has another size, or has a label without a name.
+        ValueError: a file is missing, has another size, or has a label without a name.
     """
     with tarfile.open(path) as tar:
 

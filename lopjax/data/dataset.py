@@ -160,7 +160,7 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
         seed: a non-negative integer.
 
     Raises:
-        ValueError: if `fraction` is outside [0, 1] or `seed` is negative.
+        ValueError: `fraction` is outside [0, 1] or `seed` is negative.
     """
     check_label_noise(fraction, seed)
     fraction, generator = float(fraction), np.random.default_rng(int(seed))

@@ -13,7 +13,7 @@ def load_digits() -> Dataset:
     class), every fifth goes to the test set, so class shares differ from a fifth by less than one image.
 
     Raises:
-        ImportError: if scikit-learn is not installed.
+        ImportError: scikit-learn is not installed.
 
     References:
         Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998

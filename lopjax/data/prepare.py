@@ -26,7 +26,7 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None, archive: str |
     Args:
         name: `set`, `set/config`, with `:1.2.3` appended for a certain version.
         data_dir: TFDS data directory; by default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
-        archive: of the three sets above: the authors' file (`cifar-10-binary.tar.gz`, `cifar-100-binary.tar.gz`,
+        archive: for the first three sets, the authors' file (`cifar-10-binary.tar.gz`, `cifar-100-binary.tar.gz`,
             `tiny-imagenet-200.zip` or a cut of it), instead of a download.
 
     Returns:

@@ -110,7 +110,7 @@ def import_tfds() -> ModuleType:
     """TFDS, imported when first needed because it takes half a second.
 
     Raises:
-        ImportError: if it is not installed, with the command that installs it.
+        ImportError: it is not installed, with the command that installs it.
     """
     try:
         import tensorflow_datasets

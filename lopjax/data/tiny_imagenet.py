@@ -67,8 +67,8 @@ def prepare_tiny_imagenet(data_dir: Path, archive: Path | None = None, expected:
         The folder of the prepared set.
 
     Raises:
-        FileNotFoundError: if `archive` does not exist.
-        ConnectionError: if the download fails; the message says how to go on.
+        FileNotFoundError: `archive` does not exist.
+        ConnectionError: the download fails; the message says how to go on.
         ValueError: no zip archive, one of the official size with another checksum, or one with contents that are not
             right; names the member.
     """

@@ -24,7 +24,7 @@ def epoch_permutation(key: Key[Array, ""], num_examples: int, batch_size: int) -
         Indices `(num_examples // batch_size, batch_size)`, each example at most once.
 
     Raises:
-        ValueError: if `batch_size` is outside 1..num_examples.
+        ValueError: `batch_size` is outside 1..num_examples.
 
     Example:
         >>> epoch_permutation(jax.random.key(0), num_examples=10, batch_size=4).shape
@@ -83,7 +83,7 @@ def random_crop(key: Key[Array, ""], images: Images, padding: int) -> Images:
         padding: pixels on each side (static); 0 returns the batch unchanged.
 
     Raises:
-        ValueError: if `padding` is negative.
+        ValueError: `padding` is negative.
     """
     if padding < 0:
         raise ValueError(f"padding={padding}: must be 0 or a positive integer")

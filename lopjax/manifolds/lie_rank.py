@@ -94,11 +94,7 @@ def functional_codimension(
     Raises:
         ValueError: a depth below 1, too many parameters, an empty batch, inputs, parameters or brackets that are not
             finite, or a loss whose gradient with respect to the outputs is 0.
-        RuntimeError: if double precision is off.
-
-    References:
-        Sussmann, Orbits of families of vector fields and integrability of distributions (1973); for conservation laws
-        of gradient flow: Marcotte, Gribonval, Peyré, arXiv 2307.00144.
+        RuntimeError: double precision is off.
 
     Example:
         >>> from lopjax.losses import mean_squared_error
@@ -109,6 +105,10 @@ def functional_codimension(
         ...     batch = jnp.linspace(0, 1, 8)[:, None], jnp.zeros((8, 1))
         ...     functional_codimension(model, variables, batch, loss=mean_squared_error).codimension  # w² + b² - a²
         1
+
+    References:
+        Sussmann, Orbits of families of vector fields and integrability of distributions (1973); for conservation laws
+        of gradient flow: Marcotte, Gribonval, Peyré, arXiv 2307.00144.
     """
     theta, unravel = _flat_parameters(variables, depth)
     drawn, of_outputs, of_fields = jax.random.split(jax.random.key(0) if key is None else key, 3)

@@ -1,16 +1,17 @@
 """Symptoms of lost plasticity: functions from an array of activations (or backward signals) to one number.
 
-Every function takes ``h`` of shape ``(samples, units)``. Bring convolutional maps and token sequences to that
-shape first, units last: ``h.reshape(-1, h.shape[-1])`` for channels-last arrays. All functions are pure, keep
-fixed shapes (so they work under ``jit`` and ``vmap``), compute in the dtype of ``h`` but at least in float32, and
-are finite for finite input of any size, from the smallest subnormal number to the largest. A NaN or an infinity in
-``h`` gives NaN: a diverged network must not look healthy.
+Every function takes ``h`` of shape ``(samples, units)``. Reshape convolutional maps and token sequences first, units
+last: ``h.reshape(-1, h.shape[-1])`` for channels-last arrays. All functions are pure, keep fixed shapes (so they work
+under ``jit`` and ``vmap``), compute in the dtype of ``h`` but at least in float32, and are finite for finite input of
+any size, from the smallest subnormal number to the largest. A NaN or an infinity in ``h`` gives NaN: a diverged network
+must not look healthy.
 
-Some names mean several things in the literature; here each meaning has its own (see the rank functions). Under
-one ``jit`` XLA computes a decomposition once, however many of these functions use it.
+Some names have several meanings in the literature; here each meaning has its own name (see the rank functions). Under
+one ``jit`` XLA computes a decomposition only once, however many of these functions use it.
 
-``SITE_METRICS`` lists what :func:`lopjax.probes.symptoms` measures at every site, and so what a run records. A new
-metric is a function in one of the modules here and a row there; one of your own needs neither: ``symptoms(metrics=)``.
+``SITE_METRICS`` lists what :func:`lopjax.probes.symptoms` measures at every site, and hence what a run records. A new
+metric is a function in one of these modules and a row of ``SITE_METRICS``; for one of your own pass
+``symptoms(metrics=)``.
 """
 
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ SITE_METRICS: Mapping[str, SiteMetric] = MappingProxyType(
         "excess_kurtosis": lambda site: excess_kurtosis(site.pre),
     }
 )
-"""What is measured at every site of a network, by the name under which it is recorded."""
+"""Metrics measured at every site of a network, by the name under which they are recorded."""
 
 __all__ = [
     "SITE_METRICS",

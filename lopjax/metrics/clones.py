@@ -1,4 +1,4 @@
-"""How close units are to clones: the share of the variance between units that their clusters explain."""
+"""How close units are to clones: the fraction of the variance between units that their clusters explain."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,20 @@ from lopjax.metrics.scaling import Samples, Scalar, as_samples, on_one_scale, sc
 
 
 def cloning_r2(h: Samples, factor: int) -> Scalar:
-    """Share of the variance between units that their clusters of `factor` adjacent clones explain.
+    """Fraction of the variance between units that is explained by clusters of `factor` adjacent clones.
 
     `partition_r2` with clusters `0, ..., 0, 1, ..., 1, ...`: 1 for perfect clones, about `1 / factor`
     for independent units. Call it with the backward signal of a layer for the backward R².
 
     Args:
-        h: Activations or backward signals, `(samples, units)`; the clones of a unit stand side by side.
-        factor: Number of clones of each unit.
+        h: activations or backward signals, `(samples, units)`; the clones of a unit are adjacent.
+        factor: number of clones of each unit.
 
     Returns:
         R² in [0, 1]; 1 if all units are equal on each sample (an all-zero `h` included).
 
     Raises:
-        ValueError: If `factor` is not a positive integer that divides the number of units.
+        ValueError: `factor` is not a positive integer that divides the number of units.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,14 +52,14 @@ def partition_r2(h: Samples, clusters: Sequence[int] | np.ndarray) -> Scalar:
     Independent units of equal mean and variance give `(clusters - 1) / (units - 1)` on average, not 0.
 
     Args:
-        h: Activations or backward signals, `(samples, units)`.
-        clusters: The cluster id of each unit; static, so a tuple or an array that is not traced.
+        h: activations or backward signals, `(samples, units)`.
+        clusters: cluster id of each unit; static, hence a tuple or an array that is not traced.
 
     Returns:
         R² in [0, 1]; 1 if all units are equal on each sample (an all-zero `h` included) or all are singletons.
 
     Raises:
-        ValueError: If `clusters` does not name one cluster for each unit.
+        ValueError: `clusters` does not name one cluster for each unit.
     """
     h = as_samples(h)
     if np.shape(clusters) != h.shape[1:]:
@@ -70,7 +70,7 @@ def partition_r2(h: Samples, clusters: Sequence[int] | np.ndarray) -> Scalar:
     _, first, cluster, sizes = np.unique(
         np.asarray(clusters), return_index=True, return_inverse=True, return_counts=True
     )
-    # Relative to one unit of their cluster, exact clones are exact zeros: R² is then exactly 1 at any size.
+    # Relative to one unit of their cluster, exact clones are exactly zero: R² is then exactly 1 at any scale.
     rows, exponents = scaled(h, axis=1)
     shifted, shift = on_one_scale(rows - rows[:, :1], exponents, axis=1)
     relative = times_power_of_two(rows - rows[:, first[cluster]], shift)

@@ -1,4 +1,4 @@
-"""How far units are from Gaussian: the distance of their distribution functions, and the kurtosis."""
+"""How far units are from Gaussian: distance between distribution functions, and kurtosis."""
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,17 @@ def _standardised(h: Float[Array, "samples units"]) -> tuple[Array, Array]:
     parts, exponent = centred(h)
     deviation, more = scaled(parts, axis=0)
     variance = (deviation**2).mean(axis=0, keepdims=True)
-    # A constant unit is divided by 1: the square root has no derivative at 0.
+    # A constant unit is divided by 1, since the square root has no derivative at 0.
     std = jnp.sqrt(jnp.where(variance == 0, 1, variance))
     return deviation / std, jnp.where(variance == 0, 0, times_power_of_two(std, exponent + more))
 
 
 @jax.custom_jvp
 def sorted_columns(z: Float[Array, "samples units"]) -> Float[Array, "samples units"]:
-    """Sort each column through integers of the same order: XLA's CPU sort of floats is 4 times slower."""
+    """Sort each column as integers in the same order: XLA's CPU sort of floats is 4 times slower."""
     bits = {4: jnp.int32, 8: jnp.int64}[z.dtype.itemsize]
 
-    def flip(i: Array) -> Array:  # an involution between the bits of a float and an integer of the same order
+    def flip(i: Array) -> Array:  # an involution between the bits of a float and an integer with the same ordering
         return jnp.where(i < 0, i ^ jnp.iinfo(bits).max, i)
 
     ordered = jnp.sort(flip(jax.lax.bitcast_convert_type(z, bits)), axis=0, stable=False)
@@ -31,7 +31,7 @@ def sorted_columns(z: Float[Array, "samples units"]) -> Float[Array, "samples un
 
 @sorted_columns.defjvp
 def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Bits have no derivative; the derivatives of the entries move with them."""
+    """Bits have no derivative; the tangents are permuted with the entries."""
     order = jnp.argsort(primals[0], axis=0)
     return sorted_columns(primals[0]), jnp.take_along_axis(tangents[0], order, axis=0)
 
@@ -44,8 +44,8 @@ def ks_non_gaussianity(h: Samples, constant_tolerance: float = 1e-6) -> Scalar:
     2510.00304).
 
     Args:
-        h: Activations, `(samples, units)`.
-        constant_tolerance: Units with a standard deviation below this (on the scale of `h`) count as constant.
+        h: activations, `(samples, units)`.
+        constant_tolerance: units with a standard deviation below this (on the scale of `h`) count as constant.
 
     Returns:
         A number in [0, 1]; constant units contribute 1.
@@ -60,13 +60,13 @@ def ks_non_gaussianity(h: Samples, constant_tolerance: float = 1e-6) -> Scalar:
 def excess_kurtosis(h: Samples, constant_tolerance: float = 1e-6, cap: float = 10.0) -> Scalar:
     """Magnitude of the excess kurtosis of each unit, capped, averaged over the units: 0 for Gaussian units.
 
-    For one unit `min(|m4 / m2**2 - 3|, cap)` with central moments (1/N). The convention of arXiv 2510.00304:
+    For one unit `min(|m4 / m2**2 - 3|, cap)` with central moments (1/N). This is the convention of arXiv 2510.00304:
     light and heavy tails do not cancel.
 
     Args:
-        h: Activations, `(samples, units)`.
-        constant_tolerance: Units with a standard deviation below this (on the scale of `h`) count as constant.
-        cap: Largest contribution of a unit.
+        h: activations, `(samples, units)`.
+        constant_tolerance: units with a standard deviation below this (on the scale of `h`) count as constant.
+        cap: largest contribution of a unit.
 
     Returns:
         A number in [0, cap]; constant units contribute `cap`.

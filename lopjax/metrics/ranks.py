@@ -1,4 +1,4 @@
-"""Ranks of a representation: how many directions the activations use, in the five senses of the literature."""
+"""Ranks of a representation: how many directions the activations use, in five senses from the literature."""
 
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ Spectrum = Literal["singular", "covariance", "second_moment"]
 def _singular_values(h: Float[Array, "samples units"], is_centred: bool = False) -> Float[Array, " rank"]:
     """Singular values of `h` times a power of two, largest first; all metrics that use them are scale-free.
 
-    From `h` itself: eigenvalues of the Gram matrix would lose half of the digits.
+    Computed from `h` itself: eigenvalues of the Gram matrix would lose half of the digits.
     """
     matrix = _deviations(h) if is_centred else scaled(h)[0]
     if matrix.shape[0] < matrix.shape[1]:
@@ -24,7 +24,7 @@ def _singular_values(h: Float[Array, "samples units"], is_centred: bool = False)
 
 
 def _deviations(h: Float[Array, "samples units"]) -> Float[Array, "samples units"]:
-    """`h` minus the mean of each unit, times a power of two that brings the largest deviation into [1/2, 1)."""
+    """`h` minus the mean of each unit, times a power of two that scales the largest deviation into [1/2, 1)."""
     return on_one_scale(*centred(h), axis=0)[0]
 
 
@@ -33,22 +33,22 @@ def effective_rank(h: Samples, spectrum: Spectrum = "singular") -> Scalar:
 
     .. math:: \exp\Big(-\sum_i p_i \ln p_i\Big), \qquad p_i = w_i / \sum_j w_j
 
-    The gradient is that of the formula where there is one. `"singular"` has none at a singular value of 0 (a dead
-    unit): the slope grows like :math:`-\ln p`, in a direction that is arbitrary. By convention such values, up to
+    The gradient is that of the formula where it exists. For `"singular"` it does not exist at a singular value of 0 (a
+    dead unit): the slope diverges like :math:`-\ln p`, in an arbitrary direction. By convention such values, up to
     `max(samples, units)` times the machine epsilon of the largest, contribute nothing to the gradient. For the other
     spectra their contribution *is* 0, since :math:`w` is a square.
 
     Args:
-        h: Activations, `(samples, units)`.
-        spectrum: What the weights `w` are. `"singular"`: singular values of `h`, uncentred (as in the
-            experiments of arXiv 2510.00304). `"covariance"`: eigenvalues of the centred covariance.
-            `"second_moment"`: eigenvalues of `h.T @ h / samples` (as in the theory of arXiv 2510.00304).
+        h: activations, `(samples, units)`.
+        spectrum: the weights `w`. `"singular"`: singular values of `h`, uncentred (as in the experiments of arXiv
+            2510.00304). `"covariance"`: eigenvalues of the centred covariance. `"second_moment"`: eigenvalues of `h.T @
+            h / samples` (as in the theory of arXiv 2510.00304).
 
     Returns:
         The effective rank; 0 if the spectrum vanishes (all-zero `h`; constant units for `"covariance"`).
 
     Raises:
-        ValueError: If `spectrum` is unknown or `h` is not a non-empty real matrix.
+        ValueError: `spectrum` is unknown or `h` is not a non-empty real matrix.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,25 +69,25 @@ def effective_rank(h: Samples, spectrum: Spectrum = "singular") -> Scalar:
         weights = weights**2
     total = weights.sum()
     shares = weights / jnp.where(total == 0, 1, total)
-    # p ln p is 0 at 0 and at 1, but only at 1 has it a slope; a NaN stays one.
+    # p ln p is 0 at 0 and at 1, but has a finite slope only at 1; NaN stays NaN.
     entropy = jax.scipy.special.entr(jnp.where(shares == 0, 1, shares)).sum()
     return jnp.where(total == 0, 0, jnp.exp(entropy))
 
 
 def _rounding(h: Float[Array, "samples units"]) -> float:
-    """Singular values below this share of the largest are rounding, as in `numpy.linalg.matrix_rank`."""
+    """Singular values below this fraction of the largest are rounding errors, as in `numpy.linalg.matrix_rank`."""
     return max(h.shape) * float(jnp.finfo(h.dtype).eps)
 
 
 def renyi2_rank(h: Samples) -> Scalar:
     r"""Participation ratio `tr(C)**2 / tr(C @ C)` of the centred covariance `C`.
 
-    1: one direction carries all variance; `units`: the activations are isotropic. It is the exponential of the
-    Renyi entropy of order 2 of the covariance spectrum; the code of arXiv 2510.00304 calls it "stable rank". Both
-    traces are sums of squares, so no digits are lost and no SVD is needed.
+    It is 1 if one direction carries all the variance, and `units` if the activations are isotropic. It is the
+    exponential of the Renyi entropy of order 2 of the covariance spectrum; the code of arXiv 2510.00304 calls it
+    "stable rank". Both traces are sums of squares, so no digits are lost and no SVD is needed.
 
     Args:
-        h: Activations, `(samples, units)`.
+        h: activations, `(samples, units)`.
 
     Returns:
         The participation ratio; 0 if every unit is constant.
@@ -103,7 +103,7 @@ def stable_rank(h: Samples) -> Scalar:
     """Stable rank `||h||_F**2 / ||h||_2**2` in the textbook sense, uncentred: between 1 and the rank.
 
     Args:
-        h: Activations, `(samples, units)`.
+        h: activations, `(samples, units)`.
 
     Returns:
         The stable rank; 0 for an all-zero `h`.
@@ -116,8 +116,8 @@ def numerical_rank(h: Samples, tol: float | None = None) -> Scalar:
     """Number of singular values of `h` above `tol` times the largest.
 
     Args:
-        h: Activations, `(samples, units)`.
-        tol: Relative tolerance; by default `max(samples, units)` times the machine epsilon, as in
+        h: activations, `(samples, units)`.
+        tol: relative tolerance; by default `max(samples, units)` times the machine epsilon, as in
             `numpy.linalg.matrix_rank`.
 
     Returns:
@@ -130,22 +130,22 @@ def numerical_rank(h: Samples, tol: float | None = None) -> Scalar:
 
 
 def srank(h: Samples, delta: float = 0.01) -> Scalar:
-    r"""Effective dimension of Kumar et al.: how many singular values carry a share `1 - delta` of their sum.
+    r"""Effective dimension of Kumar et al.: number of singular values that make up `1 - delta` of their sum.
 
     .. math:: \min\Big\{k : \sum_{i \le k} \sigma_i \ge (1 - \delta) \sum_i \sigma_i\Big\}
 
-    Singular values, not their squares; uncentred. A sum that misses the bound by rounding alone (4 machine epsilons of
-    the total) counts as reaching it: 100 equal singular values give 99 at `delta=0.01`.
+    It uses singular values, not their squares, without centring. A sum that misses the bound only by rounding (4
+    machine epsilons of the total) counts as reaching it: 100 equal singular values give 99 at `delta=0.01`.
 
     Args:
-        h: Activations, `(samples, units)`.
+        h: activations, `(samples, units)`.
         delta: :math:`\delta` in [0, 1).
 
     Returns:
         The number k as a floating-point number; 0 for an all-zero `h`.
 
     Raises:
-        ValueError: If `delta` is outside [0, 1) or `h` is not a non-empty real matrix.
+        ValueError: `delta` is outside [0, 1) or `h` is not a non-empty real matrix.
 
     References:
         Kumar, Agarwal, Ghosh & Levine, *Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement
@@ -155,6 +155,6 @@ def srank(h: Samples, delta: float = 0.01) -> Scalar:
         raise ValueError(f"delta={delta!r}: must be in [0, 1)")
     h = as_samples(h)
     values = _singular_values(h)
-    tails = jnp.flip(jnp.cumsum(jnp.flip(values)))  # what the values from k on add up to
+    tails = jnp.flip(jnp.cumsum(jnp.flip(values)))  # sum of the values from k on
     needed = tails > (delta + 4 * float(jnp.finfo(h.dtype).eps)) * tails[0]
     return jnp.where(jnp.isnan(tails[0]), jnp.nan, needed.sum(dtype=h.dtype))

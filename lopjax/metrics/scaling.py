@@ -1,9 +1,9 @@
-"""What makes the metrics free of scale: exact multiplication by powers of two, read off the bits of the numbers.
+"""Scale-free metrics by exact multiplication with powers of two, taken from the bits of the numbers.
 
 Squares and sums of finite numbers overflow from 1e19 on in float32 and vanish below 1e-19; dividing by the largest
-entry fails at both ends, where its reciprocal is subnormal (XLA flushes it to zero on a CPU) or infinite. A power of
-two rounds nothing: constant units stay constant and clones stay equal. It is also constant under small changes, so
-derivatives pass as through any constant.
+entry fails at both ends, where its reciprocal is subnormal (XLA flushes it to zero on a CPU) or infinite. Scaling by a
+power of two is exact: constant units stay constant and clones stay equal. The factor is also constant under small
+changes, so it counts as a constant for derivatives.
 """
 
 import jax
@@ -16,7 +16,7 @@ Scalar = Float[Array, ""]
 
 
 def as_samples(h: Samples, name: str = "h") -> Float[Array, "samples units"]:
-    """Check shape and type, and leave half precision: neither an SVD nor a fourth moment survives it."""
+    """Check shape and type, and convert half precision to float32, as SVDs and fourth moments require."""
     h = jnp.asarray(h)
     if h.ndim != 2 or 0 in h.shape:
         raise ValueError(
@@ -31,17 +31,17 @@ def as_samples(h: Samples, name: str = "h") -> Float[Array, "samples units"]:
 
 
 def magnitude_bits(h: Float[Array, "..."]) -> Int[Array, "..."]:
-    """The bits of `|h|` as an integer: ordered like `|h|`, and a subnormal number is not mistaken for zero."""
+    """The bits of `|h|` as an integer: ordered like `|h|`, without flushing subnormal numbers to zero."""
     integer = {4: jnp.int32, 8: jnp.int64}[h.dtype.itemsize]
     return jax.lax.bitcast_convert_type(h, integer) & jnp.iinfo(integer).max
 
 
 def scaled(h: Float[Array, "..."], axis: int | None = None) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
-    """`h * 2**-exponent`, exact, with the largest magnitude in [1/2, 1); zeros, and what is not finite, stay.
+    """`h * 2**-exponent`, exact, with the largest magnitude in [1/2, 1); zeros and non-finite values are kept.
 
     Args:
         h: float32 or float64, of any finite size, subnormal numbers included.
-        axis: scale each slice along this axis by itself; None: the whole array at once.
+        axis: scale each slice along this axis separately; None to scale the whole array at once.
 
     Returns:
         The scaled array, and the exponents with `axis` of size 1 (None: a scalar).
@@ -57,15 +57,16 @@ def scaled(h: Float[Array, "..."], axis: int | None = None) -> tuple[Float[Array
     first = times_power_of_two(h, -exponent)
     is_subnormal = (bits > 0) & (bits >> significand == 0)
     whole = jnp.where(jax.lax.bitcast_convert_type(h, bits.dtype) < 0, -bits, bits).astype(h.dtype)
-    # Multiplied, a subnormal number may have been flushed; its integer is not. Derivatives come from the product.
+    # In the product a subnormal number may be flushed to zero, in its integer it is not. Derivatives come from the
+    # product.
     missing = jnp.where(is_subnormal, times_power_of_two(whole, lowest - exponent) - first, 0)
     return first + jax.lax.stop_gradient(missing), exponent
 
 
 def times_power_of_two(h: Float[Array, "..."], exponent: Int[Array, "..."]) -> Float[Array, "..."]:
-    """`h * 2**exponent`, rounded only if the result is subnormal; beyond the range of the type, 0 or infinite.
+    """`h * 2**exponent`, rounded only if the result is subnormal; 0 or infinite beyond the range of the type.
 
-    Two factors, because a single one would overflow where the product does not.
+    Two factors, because a single one could overflow where the product does not.
     """
     half = exponent // 2
     return h * _power_of_two(half, h.dtype) * _power_of_two(exponent - half, h.dtype)
@@ -82,7 +83,7 @@ def _power_of_two(exponent: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array,
 def on_one_scale(
     parts: Float[Array, "..."], exponents: Int[Array, "..."], axis: int
 ) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
-    """Bring slices that were scaled apart to one scale: the largest entry of all comes to lie in [1/2, 1).
+    """Bring separately scaled slices to one scale, with the largest entry of all in [1/2, 1).
 
     Args:
         parts: slices along `axis`, each divided by its own `2**exponents`.
@@ -90,7 +91,7 @@ def on_one_scale(
         axis: as in `scaled`.
 
     Returns:
-        The array on one scale, and by which exponents the slices were shifted for it.
+        The array on one scale, and the exponents by which the slices were shifted.
     """
     parts, more = scaled(parts, axis)
     total = exponents + more
@@ -112,6 +113,6 @@ def centred(h: Float[Array, "samples units"]) -> tuple[Float[Array, "samples uni
 
 
 def share_of_units(is_affected: Array, *inputs: Array) -> Scalar:
-    """Share of units, NaN if an input is not finite (comparisons with NaN are silently false)."""
+    """Fraction of units; NaN if an input is not finite, since comparisons with NaN are false."""
     is_finite = jnp.stack([jnp.isfinite(x).all() for x in inputs]).all()
     return jnp.where(is_finite, is_affected.mean(dtype=inputs[0].dtype), jnp.nan)

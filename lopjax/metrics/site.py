@@ -1,4 +1,4 @@
-"""What a metric can be computed from at one site of a network."""
+"""The arrays from which a metric is computed at one site of a network."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,4 +21,4 @@ class SiteActivity(NamedTuple):
 
 
 SiteMetric = Callable[[SiteActivity], Any]
-"""A metric as it is measured at every site: returns one real number, and works under `jit` and `vmap`."""
+"""A metric that is measured at every site: it returns one real number and works under `jit` and `vmap`."""

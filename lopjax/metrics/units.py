@@ -1,4 +1,4 @@
-"""Units that no longer contribute: dead, dormant, duplicate and saturated ones, each by one published definition."""
+"""Units that no longer contribute: dead, dormant, duplicate and saturated units, each by a published definition."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -15,7 +15,7 @@ from lopjax.metrics.scaling import (
 
 
 def dead_units(h: Samples, zero_tolerance: float = 1e-7, threshold: float = 0.95) -> Bool[Array, " units"]:
-    """Which units `dead_fraction` counts; arguments as there."""
+    """The units that `dead_fraction` counts; same arguments."""
     h = as_samples(h)
     tolerance = jnp.asarray(zero_tolerance, h.dtype)
     is_zero = (magnitude_bits(h) <= magnitude_bits(tolerance)) & (tolerance >= 0)
@@ -28,9 +28,9 @@ def dead_fraction(h: Samples, zero_tolerance: float = 1e-7, threshold: float = 0
     The convention of arXiv 2510.00304 (its code has `<`; with `<=` a tolerance of 0 counts exact zeros).
 
     Args:
-        h: Activations, `(samples, units)`.
-        zero_tolerance: Largest magnitude that counts as zero, in the units of `h`.
-        threshold: A unit is dead if it is zero on strictly more than this fraction of the samples.
+        h: activations, `(samples, units)`.
+        zero_tolerance: largest magnitude that counts as zero, in the units of `h`.
+        threshold: a unit is dead if it is zero on strictly more than this fraction of the samples.
 
     Returns:
         A fraction in [0, 1]; 1 for an all-zero `h`, 0 for a constant of larger magnitude.
@@ -44,12 +44,12 @@ def dormant_scores(h: Samples) -> Float[Array, " units"]:
 
     .. math:: s_j = \frac{\frac1N \sum_i |h_{ij}|}{\frac1n \sum_k \frac1N \sum_i |h_{ik}|}
 
-    So the scores of a layer average 1. (The paper's text says that they sum to 1; its formula and its code divide by
-    the mean, as here, and its thresholds are meant for that.) Code that adds 1e-9 to the denominator is not scale-free;
-    this is.
+    The mean score of a layer is therefore 1. (The paper's text says that they sum to 1; its formula and its code divide
+    by the mean, as here, and its thresholds refer to that.) Unlike code that adds 1e-9 to the denominator, this is
+    scale-free.
 
     Args:
-        h: Activations, `(samples, units)`; of a convolution, positions count as samples.
+        h: activations, `(samples, units)`; for a convolution, positions count as samples.
 
     Returns:
         The scores, at least 0; all 0 for an all-zero `h`.
@@ -71,12 +71,12 @@ def dormant_scores(h: Samples) -> Float[Array, " units"]:
 def dormant_fraction(h: Samples, threshold: float = 0.025) -> Scalar:
     r"""The dormant ratio of ReDo: fraction of units whose `dormant_scores` are at most `threshold`.
 
-    Not `dead_fraction`: a dormant unit is weak beside its layer, a dead one is zero.
+    This differs from `dead_fraction`: a dormant unit is weak compared with its layer, a dead one is zero.
 
     Args:
-        h: Activations, `(samples, units)`.
-        threshold: :math:`\tau`, inclusive; 0.025 is the default of the authors' code, their runs use 0.1 as well. 0
-            counts units that are exactly zero on every sample.
+        h: activations, `(samples, units)`.
+        threshold: :math:`\tau`, inclusive; 0.025 is the default of the authors' code; their runs also use 0.1. 0 counts
+            units that are exactly zero on every sample.
 
     Returns:
         A fraction in [0, 1]; 1 for an all-zero `h`.
@@ -89,19 +89,19 @@ def dormant_fraction(h: Samples, threshold: float = 0.025) -> Scalar:
 
 
 def duplicate_fraction(h: Samples, threshold: float = 0.95, signed: bool = True) -> Scalar:
-    """Fraction of units that a later unit repeats: cosine of the two activation vectors above `threshold`.
+    """Fraction of units duplicated by a later unit: the cosine of the two activation vectors is above `threshold`.
 
-    The convention of arXiv 2510.00304: cosines are not centred, and of `c` equal units `c - 1` count.
+    The convention of arXiv 2510.00304: cosines are uncentred, and `c - 1` of `c` equal units count.
 
     Args:
-        h: Activations, `(samples, units)`.
-        threshold: Smallest cosine (exclusive) of a duplicate.
-        signed: Whether a unit and its negative are different, as in arXiv 2510.00304. False takes the magnitude of the
-            cosine: with an odd activation function a unit of opposite sign is as redundant as a copy.
+        h: activations, `(samples, units)`.
+        threshold: smallest cosine (exclusive) of a duplicate.
+        signed: whether a unit and its negative count as different, as in arXiv 2510.00304. If False, the magnitude of
+            the cosine is used: for an odd activation function a unit of opposite sign is as redundant as a copy.
 
     Returns:
-        A fraction in [0, 1 - 1 / units]. All-zero units have no direction and are no duplicates; constant units
-        of one sign duplicate one another; a single unit gives 0.
+        A fraction in [0, 1 - 1 / units]. All-zero units have no direction and are not duplicates; constant units of the
+        same sign are duplicates of one another; a single unit gives 0.
     """
     h = as_samples(h)
     columns, _ = scaled(h, axis=0)
@@ -113,30 +113,30 @@ def duplicate_fraction(h: Samples, threshold: float = 0.95, signed: bool = True)
 
 
 def saturated_fraction(h: Samples, grad: Samples, threshold: float = 1e-4, fraction: float = 0.99) -> Scalar:
-    r"""Fraction of units whose backward signal is negligible beside their activation.
+    r"""Fraction of units whose backward signal is negligible compared with their activation.
 
     Unit j is saturated if :math:`|g_{ij}| < \text{threshold} \cdot \frac1N \sum_k |h_{kj}|` on more than
-    `fraction` of the samples i. The convention of arXiv 2510.00304; it is not scale-free: `grad` carries the
-    1/N of a mean loss, so values compare only at equal batch size.
+    `fraction` of the samples i. This is the convention of arXiv 2510.00304. It is not scale-free: `grad` contains the
+    factor 1/N of a mean loss, so values are comparable only at equal batch sizes.
 
     Args:
-        h: Activations, `(samples, units)`.
-        grad: Gradient of the mean loss with respect to `h`, same shape.
-        threshold: Largest ratio (exclusive) of the two magnitudes.
-        fraction: A unit is saturated if the ratio is small on strictly more than this share of the samples.
+        h: activations, `(samples, units)`.
+        grad: gradient of the mean loss with respect to `h`, same shape.
+        threshold: largest ratio (exclusive) of the two magnitudes.
+        fraction: a unit is saturated if the ratio is small on strictly more than this fraction of the samples.
 
     Returns:
         A fraction in [0, 1]. Mean activations below 1e-12 are raised to it, so a dead unit counts as saturated
         when its gradient is zero too.
 
     Raises:
-        ValueError: If the shapes differ or are not `(samples, units)`.
+        ValueError: the shapes differ or are not `(samples, units)`.
     """
     h, grad = as_samples(h), as_samples(grad, "grad")
     if h.shape != grad.shape:
         raise ValueError(f"grad has shape {grad.shape}: must be that of h, {h.shape}")
     columns, exponent = scaled(h, axis=0)
     magnitude = jnp.maximum(times_power_of_two(jnp.abs(columns).mean(axis=0, keepdims=True), exponent), 1e-12)
-    # A product: the quotient of two large numbers goes through a reciprocal that is flushed to zero.
+    # A product, because the quotient of two large numbers uses a reciprocal that is flushed to zero.
     is_small = jnp.abs(grad) < (threshold * magnitude).astype(grad.dtype)
     return share_of_units(is_small.mean(axis=0, dtype=h.dtype) > fraction, h, grad)

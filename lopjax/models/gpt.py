@@ -95,7 +95,7 @@ def gpt(
         heads: number of attention heads of each block.
         mlp_ratio: units of each MLP over units of the stream.
         tied: whether the logits are products of the stream with the token embeddings, plus a bias; else a dense layer.
-        activation: of the MLPs, as in `vit`.
+        activation: activation of the MLPs, as in `vit`.
         norm: `"layer"` (per token), `"none"`, or `"batch"` (over samples and positions: in train mode its statistics
             see later tokens, and the network is causal in eval mode only).
         affine: whether the norm has a scale and an offset per unit.

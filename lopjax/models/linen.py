@@ -33,8 +33,8 @@ def from_linen(
             `(space, units)`, the model can be resized (and so cloned into a wider one).
         input_shape: shape of one input, without the batch axis.
         fixed: unit spaces that must not be cloned, besides inputs and outputs.
-        input_dtype: of the inputs; an integer type for tokens. The model then does not say its `input_shape`, from
-            which random inputs could be made.
+        input_dtype: dtype of the inputs; an integer type for tokens. The model then has no `input_shape` from which
+            random inputs could be made.
 
     Raises:
         ValueError: an array without a label (all are listed), or labels that contradict each other.

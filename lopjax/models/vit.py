@@ -93,8 +93,9 @@ def vit(
         depth: number of blocks.
         heads: number of attention heads of each block.
         mlp_ratio: units of each MLP over units of the stream.
-        activation: of the MLPs, a name in `lopjax.activations.ACTIVATIONS` or any elementwise function. Keep the
-            function: it identifies the model. Verdicts that need facts about it take an `Activation`.
+        activation: activation of the MLPs, a name in `lopjax.activations.ACTIVATIONS` or any elementwise function.
+            Reuse the same function object: it identifies the model. Pass an `Activation` if verdicts need facts about
+            it.
         norm: `"layer"` (per token), `"batch"` (over samples and tokens) or `"none"`.
         affine: whether the norm has a scale and an offset per unit.
         dropout: rate on the embedding, on what attention and MLP add to the stream, and after the MLP's activation.

@@ -1,17 +1,17 @@
-"""Gradient transformations that perturb, pull back or confine the parameters, for use with optax.
+"""Optax transformations that perturb parameters, pull them back or confine them.
 
 Each function returns an `optax.GradientTransformationExtraArgs` that composes with `optax.chain`, `optax.masked`
-(to spare some arrays) and `optax.inject_hyperparams`. Numbers may be traced, so that a grid of settings is one
-vmapped program; concrete ones are checked where the transformation is made. Dtypes of parameters are preserved; noise
-is drawn in float32 (float64 for float64 parameters) and then cast. Complex parameters are refused. (Beware that
+(to exempt some arrays) and `optax.inject_hyperparams`. Numbers may be traced, so that a grid of settings is one vmapped
+program; concrete ones are checked when the transformation is made. Dtypes of parameters are preserved; noise is drawn
+in float32 (float64 for float64 parameters) and then cast. Complex parameters are refused. (Beware that
 `inject_hyperparams` stores numbers in the dtype of the parameters: in bfloat16 a decay of 0.999 is 1. Give it
 `hyperparam_dtype=jnp.float32`.)
 
-Randomness is a pure function of (seed, step, position of the array in the tree, which of the two laws below): nothing
-else is in the state, and a resumed run draws what the uninterrupted run would have drawn. An int seed makes a
-`philox4x32` key, which JAX draws from three times as fast as from its default on CPU. **Under vmap give each lane its
-own key**: with an int, all lanes get the same noise. A state owns its buffers: it may be donated to a compiled step,
-and neither the seed nor another state made by the same transformation is lost with it.
+Randomness is a pure function of the seed, the step, the position of the array in the tree and the transformation: the
+state contains no other source of randomness, and a resumed run draws what the uninterrupted run would have drawn. An
+int seed makes a `philox4x32` key, from which JAX draws three times as fast as from its default on CPU. **Under vmap
+give each lane its own key**: with an int, all lanes get the same noise. A state owns its buffers: it may be donated to
+    a compiled step without invalidating the seed or another state made by the same transformation.
 """
 
 from lopjax.optim.adam import AdamPerWeightState, adam_per_weight

@@ -1,4 +1,4 @@
-"""Adam with a step count for every weight."""
+"""Adam with a separate step count for every weight."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ from lopjax.optim.checks import Params, check, check_real, transformation
 
 
 class AdamPerWeightState(NamedTuple):
-    """State of `adam_per_weight`: steps since each weight was new (int32), and its two moments."""
+    """State of `adam_per_weight`: steps since each weight was last reset (int32), and its two moments."""
 
     count: Params
     mu: Params
@@ -27,22 +27,22 @@ def adam_per_weight(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam whose bias correction counts the steps of each weight, so that a reset weight starts like a new one.
 
-    With `optax.adam` a reset clears the moments of a weight but not the one count of all: its first updates are
-    :math:`(1-\beta_1)/\sqrt{1-\beta_2} \approx 3` times the learning rate for a gradient of constant size, instead of
-    1. Here resets clear the counts, too (every reset of `lopjax.interventions` finds them by their structure).
-    Without resets it is `optax.adam`.
+    With `optax.adam` a reset clears the moments of a weight but not the count that all weights share: its first updates
+    are :math:`(1-\beta_1)/\sqrt{1-\beta_2} \approx 3` times the learning rate for a gradient of constant size, instead
+    of 1. Here resets clear the counts, too (all resets in `lopjax.interventions` find them by their structure). Without
+    resets it is `optax.adam`.
 
     - `variant="paper"`: :math:`\hat m / (\sqrt{\hat v} + \epsilon)`, algorithm 1 of Kingma & Ba.
-    - `variant="official"`: what the code of continual backprop does, :math:`(1-\beta_2^t)\, m/(\sqrt v + \epsilon)`.
-      The correction is not Adam's :math:`\sqrt{1-\beta_2^t}/(1-\beta_1^t)`: a new weight starts with a thousandth of
-      it and needs some :math:`1/(1-\beta_2)` steps to move at the full rate. (Read off traces of that code.)
+    - `variant="official"`: as in the code of continual backprop, :math:`(1-\beta_2^t)\, m/(\sqrt v + \epsilon)`.
+      The correction is not Adam's :math:`\sqrt{1-\beta_2^t}/(1-\beta_1^t)`: a new weight starts at a thousandth of that
+      rate and needs about :math:`1/(1-\beta_2)` steps to reach the full rate. (Determined from traces of that code.)
 
     Args:
         learning_rate: a number or a schedule.
         b1: :math:`\beta_1` in [0, 1).
         b2: :math:`\beta_2` in [0, 1).
         eps: :math:`\epsilon`, at least 0.
-        variant: which.
+        variant: name of the variant.
 
     Returns:
         The optimizer.
@@ -65,7 +65,7 @@ def adam_per_weight(
         return AdamPerWeightState(count, optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
     def direction(count: jax.Array, mu: jax.Array, nu: jax.Array) -> jax.Array:
-        # In bfloat16 beta_2 itself is 1, and the correction would divide by zero.
+        # In bfloat16 beta_2 rounds to 1, and the correction would divide by zero.
         dtype = jnp.promote_types(mu.dtype, jnp.float32)
         first, second = ((1 - jnp.asarray(b, dtype) ** count).astype(mu.dtype) for b in (b1, b2))
         if variant == "paper":

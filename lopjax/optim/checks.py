@@ -1,4 +1,4 @@
-"""Checks and keys that all transformations share."""
+"""Checks and random keys shared by all transformations."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Params = PyTree[Array]
 
 
 def check(name: str, value: Any, minimum: float, maximum: float = math.inf, *, is_open: bool = False) -> None:
-    """Refuse a concrete number out of range, and the maximum itself where the range is open; a traced one passes."""
+    """Refuse a concrete number out of range, or equal to the maximum if the range is open; traced values pass."""
     if isinstance(value, Tracer):
         return
     number = np.asarray(value)
@@ -32,7 +32,7 @@ def check(name: str, value: Any, minimum: float, maximum: float = math.inf, *, i
 
 
 def as_key(seed: ArrayLike) -> Key[Array, ""]:
-    """One key from an integer or a key, either of them possibly traced."""
+    """One key from an integer or a key, either of which may be traced."""
     array = seed if isinstance(seed, jax.Array) else np.asarray(seed)
     is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     if not is_key and not jnp.issubdtype(array.dtype, jnp.integer):
@@ -40,19 +40,19 @@ def as_key(seed: ArrayLike) -> Key[Array, ""]:
     if array.shape:
         raise ValueError(f"seed has shape {array.shape}: must be one integer or one key; vmap over several")
     key = own_copy(jnp.asarray(seed)) if is_key else jax.random.key(seed, impl="philox4x32")
-    # A program over several devices has two of them to run on; `standard_normal` needs the products under any key.
+    # Programs over several devices compile Philox keys only if their products are spelled out (`lopjax.random`).
     if jax.device_count() > 1:
         spell_out_products()
     return key
 
 
 def own_copy(key: Key[Array, ""]) -> Key[Array, ""]:
-    """The same key in a buffer of its own: donated, it takes no other with it."""
+    """The same key in its own buffer, so that donating it invalidates no other array."""
     return jax.random.wrap_key_data(jnp.array(jax.random.key_data(key)), impl=jax.random.key_impl(key))
 
 
 def check_is_wiring(wiring: Any) -> None:
-    """Refuse what says nothing of rows and columns, such as the model itself."""
+    """Refuse an argument that is not a wiring, such as the model itself."""
     if not isinstance(wiring, Wiring):
         raise ValueError(f"wiring is a {type(wiring).__name__}: must be a Wiring; a model's own is model.wiring")
 
@@ -60,12 +60,12 @@ def check_is_wiring(wiring: Any) -> None:
 def transformation(
     init: Callable[..., Any], update: Callable[..., tuple[Params, Any]]
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation that ignores the extra arguments of others in its chain."""
+    """A transformation that ignores extra arguments meant for others in its chain."""
     return optax.with_extra_args_support(optax.GradientTransformation(init, update))
 
 
 def keep_dtypes(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same optimizer with updates and state in the types they came in: a traced float32 rate promotes bfloat16."""
+    """The same optimizer with dtypes of updates and state preserved: a traced float32 rate would promote bfloat16."""
 
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
         new, new_state = optimizer.update(updates, state, params)
@@ -75,7 +75,7 @@ def keep_dtypes(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 
 
 def check_real(params: Params) -> None:
-    """Refuse integers and complex numbers, by the name of the array."""
+    """Refuse integer and complex arrays, naming the array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             name = jax.tree_util.keystr(path)
@@ -83,6 +83,6 @@ def check_real(params: Params) -> None:
 
 
 def check_params(name: str, params: Params | None) -> None:
-    """Refuse an update without the parameters."""
+    """Refuse an update without parameters."""
     if params is None:
         raise ValueError(f"{name} needs the parameters: call update(updates, state, params)")

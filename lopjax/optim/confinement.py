@@ -1,4 +1,4 @@
-"""What pulls parameters back to where they started, or confines them to a manifold."""
+"""Transformations that pull parameters back to their initial values or confine them to a manifold."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ from lopjax.optim.checks import Params, check, check_params, check_real, transfo
 
 
 class L2InitState(NamedTuple):
-    """State of `l2_init`: the parameters it was initialised with."""
+    """State of `l2_init`: the initial parameters."""
 
     initial: Params
 
@@ -21,14 +21,14 @@ class L2InitState(NamedTuple):
 def l2_init(
     strength: ArrayLike, variant: Literal["paper", "official"] = "paper"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Pull the parameters towards where they started; place it before the optimizer.
+    r"""Pull the parameters towards their initial values; place it before the optimizer.
 
     Adds the gradient of a penalty, a sum over parameters. The paper and its authors' code differ by a factor of 2:
 
     - `variant="paper"`: :math:`\lambda \lVert\theta-\theta_0\rVert^2`, so :math:`2\lambda (\theta-\theta_0)`.
     - `variant="official"`: :math:`\frac\lambda2 \lVert\theta-\theta_0\rVert^2`, so
-      :math:`\lambda (\theta-\theta_0)`; published strengths are meant for it. The code also spares the parameters of
-      norms, which `optax.masked` does here.
+      :math:`\lambda (\theta-\theta_0)`; published strengths refer to it. The code also exempts norm parameters; use
+      `optax.masked` for that here.
 
     Args:
         strength: :math:`\lambda`, at least 0.
@@ -38,7 +38,7 @@ def l2_init(
         The transformation; `update` needs `params`. Its state holds a copy of the initial parameters.
 
     Raises:
-        ValueError: If a concrete `strength` is negative or not finite, `variant` is unknown, or parameters are
+        ValueError: a concrete `strength` is negative or not finite, `variant` is unknown, or parameters are
             missing or not real.
 
     References:
@@ -71,15 +71,15 @@ def l2_init(
 def keep_on_manifold(project: Callable[[Params], Params]) -> optax.GradientTransformationExtraArgs:
     """Project every update onto the tangent space of an affine manifold; place it last in a chain.
 
-    In exact arithmetic most optimizers keep clones equal; in floating point their differences start from rounding
-    and then grow like any perturbation of a saddle. Projecting the *update* removes what this step has added.
+    In exact arithmetic most optimizers keep clones equal; in floating point differences between them arise from
+    rounding and then grow like any perturbation of a saddle. Projecting the *update* removes what the step has added.
 
-    Inside `optax.masked` and `optax.multi_transform` the arrays that are left to this transformation are projected,
-    the others pass: the projectors of cloned and frozen units act array by array. (Those of level sets do not, and
-    refuse a part of the parameters.)
+    Inside `optax.masked` and `optax.multi_transform` the arrays assigned to this transformation are projected and the
+    others are unchanged: the projectors of cloned and frozen units act array by array. (Those of level sets do not, and
+    refuse a subset of the parameters.)
 
     Args:
-        project: A linear projector from parameters to parameters, for example `manifold.project`.
+        project: linear projector from parameters to parameters, for example `manifold.project`.
 
     Returns:
         The transformation; it has no state.

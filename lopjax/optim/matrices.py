@@ -13,10 +13,10 @@ from lopjax.wiring import In, Label, Out, Wiring
 
 
 class MatrixAxes(NamedTuple):
-    """How an array is a matrix, or a batch of them.
+    """How an array is read as a matrix or a batch of matrices.
 
     Attributes:
-        batch: axes that count matrices: heads.
+        batch: axes that index matrices: heads.
         rows: axes that are summed over: inputs and the positions of a kernel.
         columns: axes that are written.
     """
@@ -30,13 +30,13 @@ def matrix_axes(wiring: Wiring, params: PyTree, by_head: bool = True) -> PyTree[
     """The rows and columns of every kernel; None for an array that reads no unit space (bias, norm, positions).
 
     A kernel `(height, width, channels, units)` is a matrix of `height * width * channels` rows. A head is a unit with
-    coordinates of its own, an axis behind it where it is written, `(inputs, heads, width of a head)`: it has a matrix
-    of its own on both sides, `inputs x width` for a query, `width x outputs` where it is read. An axis that `nn.scan`
-    put in front of stacked layers cannot be told from a position.
+    coordinates, which are the axis after it in the arrays that write it, `(inputs, heads, width of a head)`: each head
+    has its own matrix on both sides, `inputs x width` for a query, `width x outputs` for an array that reads it. An
+    axis that `nn.scan` puts before stacked layers cannot be distinguished from a position.
 
     Args:
         wiring: wiring of the network.
-        params: parameters, or a tree like them, of which some may be left out (`optax.masked`).
+        params: parameters, or a tree like them, from which some arrays may be missing (`optax.masked`).
         by_head: whether heads have matrices of their own; if not, they are rows or columns like any unit.
     """
     heads = _spaces_with_coordinates(wiring)
@@ -45,7 +45,7 @@ def matrix_axes(wiring: Wiring, params: PyTree, by_head: bool = True) -> PyTree[
         if not label.reads():
             return None
         written = set(label.output_axes)
-        # What lies behind a head that is written are its coordinates.
+        # The axis after a head that is written holds its coordinates.
         written |= {index + 1 for index in written if label.axes[index] in {Out(space) for space in heads}}
         of_heads = {axis.index for axis in label.unit_axes(heads)}
         batch = tuple(sorted(of_heads)) if by_head else ()
@@ -63,10 +63,10 @@ def map_matrices(
 
     Args:
         function: called with a batch of matrices, and with the further trees' nodes unchanged.
-        axes: as `matrix_axes` returns them.
-        tree: what is reshaped and passed first.
-        rest: further trees, which `axes` is a prefix of.
-        others: applied to `(array, *rest)` of every array that is no kernel.
+        axes: result of `matrix_axes`.
+        tree: tree whose arrays are reshaped and passed first.
+        rest: further trees, of which `axes` is a prefix.
+        others: applied to `(array, *rest)` for every array that is not a kernel.
     """
 
     def apply(kind: MatrixAxes | None, array: Array, *nodes: PyTree) -> Array:
@@ -79,7 +79,7 @@ def map_matrices(
 
 
 def as_matrices(array: Array, axes: MatrixAxes) -> tuple[Float[Array, "batch rows columns"], Callable[[Array], Array]]:
-    """The matrices of an array, and the way back."""
+    """The matrices of an array, and the inverse map."""
     order = (*axes.batch, *axes.rows, *axes.columns)
     moved = jnp.transpose(array, order)
     shape = tuple(prod(array.shape[index] for index in part) for part in axes)
@@ -92,7 +92,7 @@ def _is_kind(node: object) -> bool:
 
 
 def _spaces_with_coordinates(wiring: Wiring) -> frozenset[str]:
-    """Spaces whose units some kernel writes with one axis of coordinates behind them."""
+    """Spaces whose units are followed by an axis of coordinates in some kernel that writes them."""
     return frozenset(
         units.space
         for _, label in wiring.labels

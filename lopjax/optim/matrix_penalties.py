@@ -1,4 +1,4 @@
-"""Penalties on kernels as matrices: the largest singular value near 1, or incoming weights orthogonal."""
+"""Penalties on kernels as matrices: largest singular value near 1, or orthogonal incoming weights."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from lopjax.wiring import Wiring
 
 
 class SpectralState(NamedTuple):
-    """State of `spectral`: for every kernel its right singular vectors, `(batch, columns)`; others hold None."""
+    """State of `spectral`: right singular vectors of every kernel, `(batch, columns)`; None for other arrays."""
 
     right: Params
 
@@ -27,12 +27,12 @@ def spectral(
 
     Adds the gradient of :math:`\lambda \sum (\sigma_1^k - 1)^2`, a sum over kernels (heads one by one), which is
     :math:`2k\lambda(\sigma_1^k - 1)\sigma_1^{k-1} u v'` with the singular vectors u and v. They come from power
-    iteration that goes on from the vectors of the step before, so they lag behind where parameters move fast. Biases
-    and the parameters of norms are left alone; the paper pulls these to 0 and 1, with a sum of the same form.
+    iteration started at the vectors of the previous step, so they lag behind if parameters change quickly. Biases and
+    norm parameters are unchanged; the paper pulls these towards 0 and 1 by a penalty of the same form.
 
     Args:
         strength: :math:`\lambda`, at least 0.
-        wiring: wiring of the network: says which axes are rows and columns.
+        wiring: wiring of the network, which determines rows and columns.
         power: k, a positive integer; 2 in the paper.
         num_iterations: number of power iterations in each update.
 
@@ -40,8 +40,8 @@ def spectral(
         The transformation; `update` needs `params`.
 
     Raises:
-        ValueError: If a concrete `strength` is negative or not finite, `power` or `num_iterations` is no positive
-            integer, or parameters are missing, not real or not the wiring's.
+        ValueError: a concrete `strength` is negative or not finite, `power` or `num_iterations` is not a positive
+            integer, or parameters are missing, not real or do not match the wiring.
 
     References:
         Lewandowski et al., *Learning Continually by Spectral Regularization*, arXiv 2406.06811.
@@ -81,20 +81,20 @@ def parseval(strength: ArrayLike, wiring: Wiring, scale: ArrayLike = 1.0) -> opt
     r"""Keep the incoming weights of the units of every kernel orthogonal; place it before the optimizer.
 
     Adds the gradient of :math:`\lambda \sum \lVert W'W - sI \rVert_F^2`, a sum over kernels W of `inputs x units`
-    (heads one by one, positions of a convolution among the inputs), which is :math:`4\lambda W(W'W - sI)`. Where a
-    layer has more units than inputs, not all of them can be orthogonal. Papers and PyTorch write W the other way round.
+    (heads one by one, positions of a convolution among the inputs), which is :math:`4\lambda W(W'W - sI)`. If a layer
+    has more units than inputs, not all of them can be orthogonal. The papers and PyTorch use the transpose of W.
 
     Args:
         strength: :math:`\lambda`, at least 0.
-        wiring: wiring of the network: says which axes are rows and columns.
+        wiring: wiring of the network, which determines rows and columns.
         scale: s, at least 0: squared norm of a unit's incoming weights.
 
     Returns:
         The transformation; `update` needs `params`. It has no state.
 
     Raises:
-        ValueError: If a concrete number is negative or not finite, or parameters are missing, not real or not the
-            wiring's.
+        ValueError: a concrete number is negative or not finite, or parameters are missing, not real or do not match
+            the wiring.
 
     References:
         Chung et al., *Parseval Regularization for Continual Reinforcement Learning*, arXiv 2412.07224; Cisse et al.,
@@ -123,7 +123,7 @@ def parseval(strength: ArrayLike, wiring: Wiring, scale: ArrayLike = 1.0) -> opt
 
 
 def _generic_vectors(wiring: Wiring, params: Params) -> Params:
-    """One start vector of length 1 for every matrix; fixed, and orthogonal to no singular vector by chance."""
+    """One unit start vector for every matrix, fixed; generic, so that it is not orthogonal to a singular vector."""
     axes = matrix_axes(wiring, params)
     counter = iter(range(len(jax.tree.leaves(params))))
 
@@ -141,7 +141,7 @@ def _generic_vectors(wiring: Wiring, params: Params) -> Params:
 def _iterate(
     matrices: Float[Array, "batch rows columns"], right: Float[Array, "batch columns"], num_iterations: int
 ) -> Float[Array, "batch columns"]:
-    """Power iteration of `W'W`. A vector that W maps to 0 stays as it is."""
+    """Power iteration of `W'W`. A vector that W maps to 0 is left unchanged."""
 
     def once(_: Any, right: Array) -> Array:
         image = jnp.einsum("bij,bi->bj", matrices, jnp.einsum("bij,bj->bi", matrices, right))

@@ -14,17 +14,18 @@ from lopjax.wiring import Wiring
 
 
 def muon_dimension_numbers(wiring: Wiring, params: PyTree, by_head: bool = True, spare_ends: bool = False) -> Any:
-    """Which axes of every kernel Optax's Muon takes for rows and columns; None for what it leaves to Adam.
+    """The axes of every kernel that Optax's Muon treats as rows and columns; None for arrays left to Adam.
 
-    Left to itself, `optax.contrib.muon` takes every array of two axes, position embeddings and the biases of heads
-    among them, and leaves kernels of more axes, of convolutions and of heads, to Adam.
+    By default, `optax.contrib.muon` takes every array with two axes, including position embeddings and the biases of
+    heads, and leaves kernels with more axes, those of convolutions and of heads, to Adam.
 
     Args:
         wiring: wiring of the network.
         params: its parameters, or a tree like them.
-        by_head: a head is a matrix of its own (see `lopjax.optim.matrix_axes`). If not, all heads of a layer are one.
-        spare_ends: leave kernels that read the inputs or write the outputs to Adam, as Muon's author recommends for
-            embeddings and heads of language models.
+        by_head: whether each head is a separate matrix (see `lopjax.optim.matrix_axes`); otherwise all heads of a layer
+            form one.
+        spare_ends: whether to leave kernels that read the inputs or write the outputs to Adam, as Muon's author
+            recommends for embeddings and heads of language models.
 
     Returns:
         A tree like `params` of `optax.contrib.MuonDimensionNumbers` or None.
@@ -55,7 +56,7 @@ def muon(
     by_head: bool = True,
     spare_ends: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Muon, told by the wiring which axes of each kernel are rows and columns; Adam for all other arrays.
+    r"""Muon on kernels, whose rows and columns are read from the wiring, and Adam on all other arrays.
 
     The update of a kernel is :math:`-\alpha \sqrt{\max(1, \mathrm{columns}/\mathrm{rows})}\, UV'` with
     :math:`U S V'` the momentum as a matrix, singular values between about 0.7 and 1.2 (five Newton-Schulz steps). A
@@ -65,7 +66,8 @@ def muon(
         learning_rate: :math:`\alpha`, a number or a schedule.
         wiring: wiring of the network.
         momentum: decay of the average that is orthogonalised, with Nesterov's look-ahead.
-        weight_decay: decoupled, times the rate; of the kernels and of what Adam has.
+        weight_decay: decoupled weight decay, multiplied by the learning rate; applies to kernels and to the arrays left
+            to Adam.
         adam_learning_rate: learning rate of the arrays that are not kernels; `None` for the same.
         by_head: see `muon_dimension_numbers`.
         spare_ends: see `muon_dimension_numbers`.
@@ -74,7 +76,7 @@ def muon(
         The optimizer.
 
     Raises:
-        ValueError: If a concrete number is out of its range, or parameters are not the wiring's.
+        ValueError: a concrete number is out of its range, or parameters do not match the wiring.
 
     References:
         Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024; `optax.contrib.muon`.

@@ -1,4 +1,4 @@
-"""Normalise and project: kernels keep the norm that they started with."""
+"""Normalise-and-project: kernels keep their initial norm."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from lopjax.wiring import Label, Wiring
 
 
 class NaPState(NamedTuple):
-    """State of `nap`: Euclidean norm of every array at the start, a tree of scalars."""
+    """State of `nap`: initial Euclidean norm of every array, a tree of scalars."""
 
     norms: Params
 
@@ -21,20 +21,20 @@ def nap(wiring: Wiring) -> optax.GradientTransformationExtraArgs:
     r"""Rescale every kernel to its initial norm after every update; place it last in a chain.
 
     With u the update, :math:`\theta \leftarrow \lVert\theta_0\rVert\,(\theta + u) / \lVert\theta + u\rVert`, Euclidean
-    norms of whole arrays. Where batch or layer norm stands behind a kernel this leaves the function in train mode as it
-    is (running statistics, seen in eval mode, follow later), and keeps the effective learning rate from falling as
-    weights grow; elsewhere, as in the output layer, it is a constraint. The paper puts a norm
-    before every activation, and pulls its scales and offsets to their start (`l2_init` under `optax.masked`
-    does); here they, biases, positions and kernels that started at 0 or have become 0 pass.
+    norms of whole arrays. If a batch or layer norm follows a kernel, this leaves the function unchanged in train mode
+    (the running statistics of eval mode adapt later), and keeps the effective learning rate from falling as weights
+    grow; elsewhere, as in the output layer, it is a constraint. The paper puts a norm before every activation and pulls
+    its scales and offsets towards their initial values (use `l2_init` under `optax.masked`); here these are unchanged,
+    as are biases, positions, and kernels that are or were initially 0.
 
     Args:
-        wiring: wiring of the network: says which arrays are kernels.
+        wiring: wiring of the network, which determines the kernels.
 
     Returns:
         The transformation; `update` needs `params`.
 
     Raises:
-        ValueError: If `wiring` is none, or parameters are missing, not real or not the wiring's.
+        ValueError: `wiring` is not a wiring, or parameters are missing, not real or do not match it.
 
     References:
         Lyle et al., *Normalization and effective learning rates in reinforcement learning*, arXiv 2407.01800.

@@ -1,4 +1,4 @@
-"""Noise in proportion to gradients, and how all transformations draw theirs."""
+"""Noise proportional to gradients, and how all transformations draw noise."""
 
 import math
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from lopjax.random.normals import standard_normals
 
 
 class RelativeNoiseState(NamedTuple):
-    """State of `add_relative_noise`: steps taken so far, and the key that all steps derive theirs from."""
+    """State of `add_relative_noise`: steps taken, and the key from which the keys of all steps are derived."""
 
     step: Int[Array, ""]
     key: Key[Array, ""]
 
 
 def _norm(array: Array) -> Array:
-    """Euclidean norm of all entries, finite where it can be.
+    """Euclidean norm of all entries, finite whenever it is representable.
 
-    Where squares overflow, or vanish so that the sum would notice, entries are scaled by a power of two, which rounds
-    nothing. Elsewhere one pass is enough; the others would cost a sixth of the noise or more.
+    If squares overflow, or underflow enough to affect the sum, entries are scaled by a power of two, which is exact.
+    Otherwise one pass is enough; the others would cost a sixth of the time of the noise or more.
     """
     if not array.size:
         return jnp.zeros((), array.dtype)
@@ -55,25 +55,26 @@ def map_with_noise(function: Callable[..., Array], key: Key[Array, ""], *trees: 
 def add_relative_noise(
     noise_scale: ArrayLike, noise_decay: ArrayLike, seed: ArrayLike
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Add Gaussian noise in proportion to the norm of each gradient array, decaying geometrically.
+    r"""Add Gaussian noise proportional to the norm of each gradient array, decaying geometrically.
 
     For each array g of the gradient, at step t = 0, 1, ...:
 
     .. math:: g \leftarrow g + \sigma_0 \gamma^t \lVert g \rVert_2 \, \xi, \qquad \xi \sim N(0, I)
 
-    The norm is that of the whole array and the noise is not normalised, so an array of d entries gets noise of norm
-    about :math:`\sigma_0 \gamma^t \sqrt d` times that of its gradient. An array without gradient gets none.
+    The norm is that of the whole array and the noise is not normalised, so for an array of d entries the norm of the
+    noise is about :math:`\sigma_0 \gamma^t \sqrt d` times that of the gradient. An array with zero gradient gets no
+    noise.
 
     Args:
         noise_scale: :math:`\sigma_0`, at least 0.
-        noise_decay: :math:`\gamma` in [0, 1]; 0 makes a single noisy step, 1 noise that does not decay.
-        seed: An integer or a `jax.random.key` (one for each lane under vmap).
+        noise_decay: :math:`\gamma` in [0, 1]; 0 gives a single noisy step, 1 noise that does not decay.
+        seed: an integer or a `jax.random.key` (one for each lane under vmap).
 
     Returns:
         The transformation; its state is a `RelativeNoiseState`.
 
     Raises:
-        ValueError: If a concrete argument is out of its range, or parameters are not real.
+        ValueError: a concrete argument is out of its range, or parameters are not real.
 
     References:
         The "noisy SGD" of arXiv 2510.00304.
@@ -116,14 +117,14 @@ def noisy_sgd(
         learning_rate: :math:`\eta`, a number or a schedule.
         noise_scale: :math:`\sigma_0`, at least 0.
         noise_decay: :math:`\gamma` in [0, 1], per step.
-        seed: An integer or a `jax.random.key` (one for each lane under vmap).
+        seed: an integer or a `jax.random.key` (one for each lane under vmap).
         momentum: :math:`\mu` in [0, 1]. The Python number 0 keeps no momentum array; a traced one always does.
 
     Returns:
         The optimizer.
 
     Raises:
-        ValueError: If a concrete argument is out of its range, or parameters are not real.
+        ValueError: a concrete argument is out of its range, or parameters are not real.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Optimizers on the arrays that a network's author wrote, where the library sees pieces of them."""
+"""Optimizers on the original arrays of a network of which the library sees pieces."""
 
 from typing import Any
 
@@ -9,18 +9,19 @@ from lopjax.wiring import View
 
 
 def on_own_arrays(optimizer: optax.GradientTransformation, view: View) -> optax.GradientTransformation:
-    """An optimizer for a network's pieces that does to them what `optimizer` does to the arrays they come from.
+    """An optimizer for a network's pieces that acts on them as `optimizer` acts on the original arrays.
 
-    Rules that look at whole arrays need it (noise by the norm of an array, Muon, Adafactor, LAMB): a fused kernel is
-    one array to them. Coordinate-wise rules do not, but may have it: its state is then that of the author's arrays.
+    Rules that depend on whole arrays need it (noise proportional to the norm of an array, Muon, Adafactor, LAMB),
+    because a fused kernel is one array to them. Coordinate-wise rules do not, but may be wrapped: their state is then
+    that of the original arrays.
 
     Args:
-        optimizer: for parameters as the network's author has them.
+        optimizer: an optimizer for the network's original parameters.
         view: the model's `view`.
 
     Returns:
         A transformation for parameters of the model. Extra arguments are passed on, `grad` and `value_fn` in terms of
-        the author's arrays.
+        the original arrays.
     """
     takes_extra = optax.with_extra_args_support(optimizer)
 

@@ -1,4 +1,4 @@
-"""Shrinking the parameters and adding something: four laws of one name."""
+"""Shrink and perturb: four different methods of that name."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
@@ -24,9 +24,9 @@ class ShrinkAndPerturbState(NamedTuple):
     """State of `shrink_and_perturb`.
 
     Attributes:
-        step: updates so far.
-        key: the key that all steps derive theirs from.
-        initial: for `law="start"` the parameters it was initialised with, otherwise empty.
+        step: number of updates so far.
+        key: the key from which the keys of all steps are derived.
+        initial: the initial parameters for `law="start"`, otherwise empty.
     """
 
     step: Int[Array, ""]
@@ -42,38 +42,39 @@ def shrink_and_perturb(
     law: Law = "kumar",
     initialise: Initialise | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink the parameters and add to them after every `every`-th update; place it last in a chain.
+    r"""Shrink and perturb the parameters after every `every`-th update; place it last in a chain.
 
     With u the update of the optimizer (:math:`-\alpha g` for SGD), s the factor, :math:`\sigma` the scale and
-    :math:`\xi \sim N(0, I)`, every array alike. Four publications mean four things by the name:
+    :math:`\xi \sim N(0, I)`, for every array alike. Four publications use the name for four methods:
 
     - `"kumar"`: :math:`\theta \leftarrow s(\theta + u) + \sigma \xi`.
     - `"ash_adams"`: :math:`\theta \leftarrow s(\theta + u) + \sigma \theta'` with :math:`\theta'` a *fresh draw of
       the initial parameters*, so that each array is perturbed on its own scale. With :math:`\sigma = 1 - s` it moves
-      towards a new start.
-    - `"dohare"`: :math:`\theta \leftarrow s\theta + u + \sigma \xi`: weight decay and noise at every step
-      (`every=1`), the update itself not shrunk. The code of continual backprop has :math:`s = 1 - \alpha\lambda` (L2
-      of SGD) and :math:`\sigma` as it stands; that of UPGD adds the noise to the gradient, so its scale is
-      :math:`\alpha` times its `sigma`.
+      towards a new initialisation.
+    - `"dohare"`: :math:`\theta \leftarrow s\theta + u + \sigma \xi`: weight decay and noise at every step (`every=1`),
+        without shrinking the update itself. In the code of continual backprop :math:`s = 1 - \alpha\lambda` (SGD with
+        L2) and :math:`\sigma` is used directly; the code of UPGD adds the noise to the gradient, so the scale is
+        :math:`\alpha` times its `sigma`.
     - `"start"`: :math:`\theta \leftarrow s(\theta + u) + \sigma \theta_0` with :math:`\theta_0` the *initial
-      parameters themselves*, and no noise: the baseline of FIRE at every task, :math:`s = 0.8, \sigma = 1 - s` there.
+      parameters themselves*, and no noise: the baseline in the paper on FIRE, applied at every task with :math:`s =
+          0.8, \sigma = 1 - s`.
 
     Args:
         shrink: s in [0, 1]; 1 does not shrink.
-        noise_std: :math:`\sigma`, at least 0: on the scale of the parameters, or of their initial draw.
-        seed: An integer or a `jax.random.key` (one for each lane under vmap). The noise is not that of
+        noise_std: :math:`\sigma`, at least 0, on the scale of the parameters or of their initial values.
+        seed: an integer or a `jax.random.key` (one for each lane under vmap). The noise is not that of
             `noisy_sgd` with the same seed.
-        every: Number of updates between two applications, for example the length of a task.
-        law: Which of the four.
-        initialise: For `"ash_adams"`: key to parameters, for example `lambda key: model.init(key)["params"]`. A
-            static argument of `optax.inject_hyperparams`.
+        every: number of updates between two applications, for example the length of a task.
+        law: name of the method.
+        initialise: for `"ash_adams"`, a function from a key to parameters, for example `lambda key:
+            model.init(key)["params"]`. A static argument of `optax.inject_hyperparams`.
 
     Returns:
         The transformation; `update` needs `params`. Its state is a `ShrinkAndPerturbState`.
 
     Raises:
-        ValueError: If a concrete argument is out of its range, `law` is unknown, parameters are missing or not real,
-            or `initialise` is missing, superfluous or draws other arrays than the parameters.
+        ValueError: a concrete argument is out of its range, `law` is unknown, parameters are missing or not real,
+            or `initialise` is missing, superfluous or does not return arrays like the parameters.
 
     References:
         Ash & Adams, arXiv 1910.08475, section 4; Dohare et al., arXiv 2108.06325; Kumar et al., arXiv 2308.11958; Han
@@ -136,7 +137,7 @@ def _drawn(initialise: Initialise | None, key: Key[Array, ""], params: Params) -
     drawn, is_left_out = initialise(key), lambda node: isinstance(node, optax.MaskedNode)
     arrays, structure = jax.tree.flatten(params, is_leaf=is_left_out)
     try:
-        # Under `optax.masked` the parameters have gaps, and what is drawn for them has none.
+        # Under `optax.masked` arrays are missing from the parameters, but not from what is drawn for them.
         fresh = structure.flatten_up_to(drawn)
     except ValueError:
         fresh = []

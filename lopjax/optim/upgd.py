@@ -1,4 +1,4 @@
-"""Utility-based perturbed gradient descent: what is useful is protected, the rest moves and is perturbed."""
+"""Utility-based perturbed gradient descent: useful weights are protected, the others are updated and perturbed."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -21,9 +21,9 @@ class UPGDState(NamedTuple):
     r"""State of `upgd`.
 
     Attributes:
-        step: updates so far.
-        key: the key that all steps derive theirs from.
-        utility: running average of :math:`-g \theta`, not corrected for its start at 0; a tree like the parameters.
+        step: number of updates so far.
+        key: the key from which the keys of all steps are derived.
+        utility: running average of :math:`-g \theta` without bias correction; a tree like the parameters.
     """
 
     step: Int[Array, ""]
@@ -39,31 +39,31 @@ def upgd(
     weight_decay: ArrayLike = 0.0,
     variant: Literal["paper", "official"] = "paper",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Gradient descent with noise, both of them damped weight by weight where a weight is useful: a whole optimizer.
+    r"""Gradient descent with noise, where both are damped for each weight by its utility: a complete optimizer.
 
-    The utility of a weight is what its removal would add to the loss, to first order. At step t = 1, 2, ..., entry by
-    entry but for the maximum :math:`\eta`, which is over all weights of the network:
+    The utility of a weight is the first-order increase of the loss if it were removed. At step t = 1, 2, ..., entry by
+    entry except for the maximum :math:`\eta`, which is over all weights of the network:
 
     .. math::
         u_t = \beta u_{t-1} - (1-\beta)\, g \theta, \quad \hat u = \frac{u_t}{1-\beta^t}, \quad
         \theta \leftarrow (1 - \alpha\lambda)\theta
         - 2\alpha (g + \sigma\xi) \left(1 - \mathrm{sigmoid}(\hat u / \eta)\right)
 
-    The factor 2 makes a weight without utility learn at the rate :math:`\alpha`: sigmoid(0) is a half.
+    With the factor 2 a weight without utility learns at the rate :math:`\alpha`, since sigmoid(0) is 1/2.
 
     - `variant="paper"`: :math:`\eta = \max \hat u`, so the most useful weight always has the damping
       1 - sigmoid(1) = 0.27.
-    - `variant="official"`: :math:`\eta = \max u_t`, of the average that is not corrected, while the numerator is: the
-      ratio is :math:`1/(1-\beta^t)` times as large, 1,000 at the first step with :math:`\beta = 0.999`, and the damping
-      of early steps is all or nothing. The first versions of the code also lack the factor 2.
+    - `variant="official"`: :math:`\eta = \max u_t`, without bias correction, while the numerator is corrected: the
+        ratio is larger by the factor :math:`1/(1-\beta^t)`, 1,000 at the first step with :math:`\beta = 0.999`, so the
+        damping of early steps is all or nothing. The first versions of the code also lack the factor 2.
 
-    Where no weight has a positive utility the quotient by :math:`\eta` is of the opposite sign, and 0/0 where all are
-    0 (there the published code writes NaN); here :math:`\eta = 0` gives every weight the utility 0.
+    If no weight has a positive utility the quotient by :math:`\eta` has the opposite sign, and it is 0/0 if all are 0
+    (the published code then produces NaN); here :math:`\eta = 0` gives every weight the utility 0.
 
     Args:
         learning_rate: :math:`\alpha`, at least 0.
         noise_std: :math:`\sigma`, at least 0, on the scale of gradients.
-        seed: An integer or a `jax.random.key` (one for each lane under vmap).
+        seed: an integer or a `jax.random.key` (one for each lane under vmap).
         utility_decay: :math:`\beta` in [0, 1).
         weight_decay: :math:`\lambda`, at least 0, not damped.
         variant: `"paper"` or `"official"`.
@@ -72,7 +72,7 @@ def upgd(
         The transformation; `update` needs `params`. Its state is a `UPGDState`.
 
     Raises:
-        ValueError: If a concrete argument is out of its range, `variant` is unknown, or parameters are missing or not
+        ValueError: a concrete argument is out of its range, `variant` is unknown, or parameters are missing or not
             real.
 
     References:
@@ -115,7 +115,7 @@ def _check_numbers(
         check(name, value, minimum=0.0)
     check("utility_decay", utility_decay, minimum=0.0, maximum=1.0)
     if not isinstance(utility_decay, Tracer) and np.any(np.asarray(utility_decay) == 1):
-        raise ValueError(f"utility_decay={utility_decay!r}: must be below 1, or no utility is ever seen")
+        raise ValueError(f"utility_decay={utility_decay!r}: must be below 1, or the utility is never updated")
 
 
 def _zeros(param: Array) -> Array:
@@ -132,7 +132,7 @@ def _corrected(utility: Array, decay: ArrayLike, step: Int[Array, ""]) -> Array:
 
 
 def _largest(tree: Params) -> Float[Array, ""]:
-    """The largest entry of all arrays."""
+    """The largest entry over all arrays."""
     return jnp.max(
         jnp.stack([jnp.max(leaf).astype(jnp.result_type(*jax.tree.leaves(tree))) for leaf in jax.tree.leaves(tree)])
     )

@@ -63,8 +63,8 @@ def standard_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLik
     5.42, which a normal passes once in 2e7). float64 is drawn by `jax.random.normal`.
 
     Args:
-        key: One key of any implementation. It makes the 64 bits that the counters start from.
-        shape: Of the array, with at most 2**33 entries.
+        key: one key of any implementation. It makes the 64 bits that the counters start from.
+        shape: shape of the array, with at most 2**33 entries.
         dtype: float32 or float64.
 
     Returns:

@@ -39,7 +39,7 @@ class MonitorState(NamedTuple):
         lives: what units are, and since when.
         distances: by space, of every unit to its nearest clone at the last measurements, `(window, units)`.
         params: at the last measurement.
-        step: of the last measurement.
+        step: step of the last measurement.
     """
 
     warnings: WarningState
@@ -53,7 +53,7 @@ class MonitorReport(NamedTuple):
     """One measurement; arrays, with `str` for the host.
 
     Attributes:
-        step: of it.
+        step: step of the measurement.
         warnings: scores, and which are on.
         events: how often units died, revived, ... since the last measurement.
         status: by space, a number of `lopjax.detection.Status` per unit.

@@ -109,8 +109,8 @@ class Run(NamedTuple):
 
         Args:
             name: what it is called in this run.
-            model: of `lopjax.models`, of a function decorated with `lopjax.models.recorded`, or, with `make`, any; its
-                numbers of units may be other ones, as `lopjax.cloning.widen` makes them.
+            model: a model made by `lopjax.models` or by a function decorated with `lopjax.models.recorded` or, with
+                `make`, any model; its numbers of units may have been changed, as by `lopjax.cloning.widen`.
             make: the function that makes it, or its name as `package.module:function`.
             arguments: arguments of `make`, by name.
 

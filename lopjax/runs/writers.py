@@ -41,7 +41,7 @@ def writer_of(name: str, run_folder: Path | str, **settings: Any) -> Writer:
         name: `"tensorboard"`, whose event files go into the folder `tensorboard` of the run; or a module with `init`,
             `log` and `finish`, such as `"wandb"` or `"trackio"`.
         run_folder: the run's.
-        settings: of `TensorBoardWriter` (another `folder`, for instance) or of the module's `init`.
+        settings: arguments of `TensorBoardWriter` (another `folder`, for instance) or of the module's `init`.
 
     Raises:
         ImportError: it is not installed; says how to install it.

@@ -147,8 +147,9 @@ class RankCeiling(NamedTuple):
         ceiling: `sum_j min(n_j - 1, rank B_j)`, counting singular values that cannot be distinguished from zero as
             nonzero.
         coupling_ranks: rank of every B_j, counted in the same way, `(units,)`.
-        singular_values: of every B_j, descending, `(units, min(p, q))`, in units of the loss per squared parameter.
-        threshold: what counts as zero, in the same units.
+        singular_values: singular values of every B_j, descending, `(units, min(p, q))`, in units of the loss per
+            squared parameter.
+        threshold: singular values up to this count as zero, in the same units.
     """
 
     ceiling: int

@@ -47,16 +47,16 @@ def correlation_report(
         The report, of scalars; usable under jit and vmap. All are NaN if an activation is not finite.
 
     Raises:
-        ValueError: if the margin is out of range, or there are no samples or no units.
-
-    References:
-        arXiv 2510.00304, section 5 (tension between generalisation and plasticity).
+        ValueError: the margin is out of range, or there are no samples or no units.
 
     Example:
         >>> copies = jnp.array([[0.0, 0.0, 5.0], [1.0, -2.0, 5.0], [2.0, -4.0, 5.0]])
         >>> report = correlation_report(copies)  # two copies (one negated), one constant unit
         >>> float(report.near_one), float(report.num_pairs), round(float(report.constant_fraction), 3)
         (1.0, 1.0, 0.333)
+
+    References:
+        arXiv 2510.00304, section 5 (tension between generalisation and plasticity).
     """
     if not 0 < margin < 0.5:
         raise ValueError(f"margin={margin}: must lie between 0 and 1/2")

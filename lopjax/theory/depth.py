@@ -45,7 +45,7 @@ def iterate_map(
         Correlations after 0, 1, ..., depth layers.
 
     Raises:
-        ValueError: if `depth` is negative, or the kernel refuses `rho`.
+        ValueError: `depth` is negative, or the kernel refuses `rho`.
 
     Example:
         >>> [round(float(r), 4) for r in iterate_map(lambda rho: rho**2, 0.5, depth=2)]
@@ -76,9 +76,9 @@ def fixed_points(f: Function, centred: bool = False) -> tuple[FixedPoint, ...]:
         The fixed points in ascending order.
 
     Raises:
-        ValueError: if every rho is fixed (f is linear, up to its mean when centred), or f is not integrable, not
+        ValueError: every rho is fixed (f is linear, up to its mean when centred), or f is not integrable, not
             resolved or constant.
-        RuntimeError: if double precision is off.
+        RuntimeError: double precision is off.
 
     Example:
         >>> import jax

@@ -43,7 +43,7 @@ def require_float64() -> None:
     """Refuse to compute in single precision.
 
     Raises:
-        RuntimeError: if double precision is off.
+        RuntimeError: double precision is off.
     """
     if jnp.zeros(()).dtype != jnp.float64:
         raise RuntimeError(
@@ -73,8 +73,8 @@ def gauss_hermite_rule(order: int) -> Rule:
         order: number of nodes.
 
     Raises:
-        ValueError: if `order` is not positive.
-        RuntimeError: if double precision is off.
+        ValueError: `order` is not positive.
+        RuntimeError: double precision is off.
     """
     require_float64()
     if order < 1:
@@ -126,8 +126,8 @@ def split_rule(
         Nodes in ascending order, panel by panel, and their weights.
 
     Raises:
-        ValueError: if `order` is not positive, or a kink is not finite.
-        RuntimeError: if double precision is off.
+        ValueError: `order` is not positive, or a kink is not finite.
+        RuntimeError: double precision is off.
     """
     require_float64()
     if not isinstance(kinks, jax.core.Tracer) and not np.isfinite(np.asarray(kinks, float)).all():
@@ -156,16 +156,16 @@ def gaussian_expectation(
         the two outermost panels hold. An integral that is not finite has an infinite error.
 
     Raises:
-        RuntimeError: if double precision is off.
-
-    References:
-        Gauss-Hermite: Golub & Welsch, Calculation of Gauss quadrature rules (1969).
+        RuntimeError: double precision is off.
 
     Example:
         >>> with jax.enable_x64(True):
         ...     value, error = gaussian_expectation(lambda z: z**4)
         >>> abs(float(value) - 3) < 1e-12, float(error) < 1e-12
         (True, True)
+
+    References:
+        Gauss-Hermite: Golub & Welsch, Calculation of Gauss quadrature rules (1969).
     """
     require_float64()
     kinks = kinks_of(integrand) if kinks is None else kinks
@@ -206,8 +206,8 @@ def hermite_coefficients(f: Function, degree: int, order: int = 64) -> Float[Arr
         `degree + 1` coefficients. Differentiable in what `f` closes over.
 
     Raises:
-        ValueError: if `degree` is negative, or f is not finite somewhere.
-        RuntimeError: if double precision is off.
+        ValueError: `degree` is negative, or f is not finite somewhere.
+        RuntimeError: double precision is off.
 
     Example:
         >>> with jax.enable_x64(True):

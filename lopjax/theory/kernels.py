@@ -60,7 +60,7 @@ def closed_form_kernel(name: str, rho: Float[Array, "..."] | float, centred: boo
 
     Raises:
         ValueError: for another name, or a correlation outside [-1, 1].
-        RuntimeError: if double precision is off.
+        RuntimeError: double precision is off.
 
     References:
         Cho & Saul, Kernel methods for deep learning (2009); Williams, Computing with infinite networks (1998).
@@ -93,11 +93,8 @@ def kernel_map(
         kappa_f(rho), of the shape of `rho`. Differentiable for |rho| < 1; at the ends use `kernel_slope`.
 
     Raises:
-        ValueError: if a correlation is outside [-1, 1], or f is not integrable, not resolved or constant.
-        RuntimeError: if double precision is off.
-
-    References:
-        arXiv 2510.00304, section 4; arXiv 1606.05340.
+        ValueError: a correlation is outside [-1, 1], or f is not integrable, not resolved or constant.
+        RuntimeError: double precision is off.
 
     Example:
         >>> from lopjax.activations import activation
@@ -105,6 +102,9 @@ def kernel_map(
         ...     generic, closed = (kernel_map(activation("relu"), 0.3), closed_form_kernel("relu", 0.3))
         >>> abs(float(generic - closed)) < 1e-12
         True
+
+    References:
+        arXiv 2510.00304, section 4; arXiv 1606.05340.
     """
     rho = _correlations(rho)
     moments = _usable_moments(f, centred)
@@ -127,8 +127,8 @@ def kernel_gap(
         The gap, of the shape of `eps`; `(1 + alpha_f) eps` to first order.
 
     Raises:
-        ValueError: if eps is outside [0, 2], or f is not integrable, not resolved or constant.
-        RuntimeError: if double precision is off.
+        ValueError: eps is outside [0, 2], or f is not integrable, not resolved or constant.
+        RuntimeError: double precision is off.
     """
     eps = _in_range("eps", eps, 0.0, 2.0)
     moments = _usable_moments(f, centred)
@@ -150,8 +150,8 @@ def kernel_slope(
         The slope, of the shape of `rho`; at 1 it is `1 + alpha_f`.
 
     Raises:
-        ValueError: if a correlation is outside [-1, 1], or f is not integrable, not resolved or constant.
-        RuntimeError: if double precision is off.
+        ValueError: a correlation is outside [-1, 1], or f is not integrable, not resolved or constant.
+        RuntimeError: double precision is off.
 
     References:
         Price, A useful theorem for nonlinear devices having Gaussian inputs (1958).
@@ -176,8 +176,8 @@ def kernel_series(
         The truncated series, of the shape of `rho`.
 
     Raises:
-        ValueError: if a correlation is outside [-1, 1], or the coefficients are none, not finite or all 0.
-        RuntimeError: if double precision is off.
+        ValueError: a correlation is outside [-1, 1], or the coefficients are none, not finite or all 0.
+        RuntimeError: double precision is off.
     """
     rho = _correlations(rho)
     power = jnp.asarray(coefficients, float) ** 2

@@ -140,9 +140,9 @@ def activation_moments(
         `grad` nothing can be raised: there `error` is the flag to look at.
 
     Raises:
-        ValueError: if `f` or its derivative is not finite somewhere, is not square-integrable, jumps, or is not
+        ValueError: `f` or its derivative is not finite somewhere, is not square-integrable, jumps, or is not
             resolved to 1e-9; if a scale is 0.
-        RuntimeError: if double precision is off.
+        RuntimeError: double precision is off.
 
     Example:
         >>> with jax.enable_x64(True):
@@ -164,7 +164,7 @@ def spread_of(f: Function, moments: Moments, centred: bool) -> Float[Array, "...
     """Return the variance if centred, else the second moment, after refusing 0.
 
     Raises:
-        ValueError: if it is 0 to rounding, so that there is nothing to divide by.
+        ValueError: it is 0 to rounding, so that there is nothing to divide by.
     """
     spread = moments.variance if centred else moments.second_moment
     if not is_traced(spread) and not np.all(np.asarray(spread) > 1e-28 * np.asarray(moments.mean) ** 2):

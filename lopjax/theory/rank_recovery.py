@@ -28,16 +28,16 @@ def equicorrelated_effective_rank(num_units: int, eps: Float[Array, "..."] | flo
         The effective rank between 1 and n, of the shape of `eps`; NaN for an eps out of range under `jit`.
 
     Raises:
-        ValueError: if `num_units` or eps is out of range.
-        RuntimeError: if double precision is off.
-
-    References:
-        Roy & Vetterli, The effective rank (2007); arXiv 2510.00304, section 4.
+        ValueError: `num_units` or eps is out of range.
+        RuntimeError: double precision is off.
 
     Example:
         >>> with jax.enable_x64(True):
         ...     [round(float(equicorrelated_effective_rank(10, eps)), 6) for eps in (0.0, 1.0)]
         [1.0, 10.0]
+
+    References:
+        Roy & Vetterli, The effective rank (2007); arXiv 2510.00304, section 4.
     """
     require_float64()
     if num_units < 2:
@@ -100,7 +100,7 @@ def rank_gain(
 
     Raises:
         ValueError: for an unknown formula, fewer than 2 units, an eps that is not positive or an alpha below -1.
-        RuntimeError: if double precision is off.
+        RuntimeError: double precision is off.
 
     References:
         arXiv 2510.00304, section 4 and appendix A.
@@ -159,9 +159,9 @@ def activation_covariance(
         The matrix, with 1 on the diagonal.
 
     Raises:
-        ValueError: if the matrix is not square, symmetric and within [-1, 1] with diagonal 1, or f is not integrable,
+        ValueError: the matrix is not square, symmetric and within [-1, 1] with diagonal 1, or f is not integrable,
             not resolved or constant.
-        RuntimeError: if double precision is off.
+        RuntimeError: double precision is off.
 
     References:
         arXiv 2510.00304, section 4 (hard rank recovery).
@@ -189,7 +189,7 @@ def hard_rank(matrix: Shaped[Array | np.ndarray, "units units"], tolerance: floa
         The numerical rank; 0 for the zero matrix.
 
     Raises:
-        ValueError: if the matrix is not square, symmetric to rounding, finite and of at least one unit, or the
+        ValueError: the matrix is not square, symmetric to rounding, finite and of at least one unit, or the
             tolerance is below its rounding.
     """
     array, slack = _square("matrix", matrix)

@@ -49,18 +49,18 @@ def alpha(
         alpha, of the broadcast shape; differentiable in scale and shift (`alpha_gradient`).
 
     Raises:
-        ValueError: if f is not integrable, not resolved, or constant.
-        RuntimeError: if double precision is off.
-
-    References:
-        arXiv 2510.00304, Definition of alpha_f in section 4. The values printed there (ReLU 0.5, tanh 0.6667,
-        GELU 0.5449) are not those of this definition, centred or not.
+        ValueError: f is not integrable, not resolved, or constant.
+        RuntimeError: double precision is off.
 
     Example:
         >>> from lopjax.activations import activation
         >>> with jax.enable_x64(True):
         ...     [round(float(alpha(activation("relu"), centred=c)), 6) + 0.0 for c in (False, True)]
         [0.0, 0.466942]
+
+    References:
+        arXiv 2510.00304, Definition of alpha_f in section 4. The values printed there (ReLU 0.5, tanh 0.6667,
+        GELU 0.5449) are not those of this definition, centred or not.
     """
     moments = activation_moments(f, scale, shift, order)
     return moments.derivative_second_moment / spread_of(f, moments, centred) - 1
@@ -83,7 +83,7 @@ def alpha_gradient(
 
     Raises:
         ValueError: as `alpha`.
-        RuntimeError: if double precision is off.
+        RuntimeError: double precision is off.
     """
     alpha(f, scale, shift, centred, order)  # Under grad nothing can be refused.
     point = jnp.asarray(scale, float), jnp.asarray(shift, float)
@@ -102,8 +102,8 @@ def shifted_relu_alpha(offset: Float[Array, "..."] | float) -> Float[Array, "...
         alpha, of the shape of `offset`.
 
     Raises:
-        ValueError: if an offset is below -100 or not a number.
-        RuntimeError: if double precision is off.
+        ValueError: an offset is below -100 or not a number.
+        RuntimeError: double precision is off.
     """
     require_float64()
     c = jnp.asarray(offset, float)
@@ -153,9 +153,9 @@ def frozen_fraction(
         The fraction in [0, 1], of the broadcast shape; NaN where g' is not finite. Not differentiable.
 
     Raises:
-        ValueError: if the threshold is not positive, f is not integrable or not resolved, or the bounds are more than
+        ValueError: the threshold is not positive, f is not integrable or not resolved, or the bounds are more than
             1e-9 apart. Under `jit` nothing can be raised: there look at the bounds.
-        RuntimeError: if double precision is off.
+        RuntimeError: double precision is off.
 
     Example:
         >>> from lopjax.activations import activation
@@ -201,8 +201,8 @@ def frozen_fraction_bounds(
         is resolved there is checked by the convergence of its moments.
 
     Raises:
-        ValueError: if the threshold is not positive, or f is not integrable or not resolved.
-        RuntimeError: if double precision is off.
+        ValueError: the threshold is not positive, or f is not integrable or not resolved.
+        RuntimeError: double precision is off.
 
     Example:
         >>> with jax.enable_x64(True):

@@ -37,8 +37,8 @@ def start_lanes(state: State) -> Lanes:
     """Lanes at the start of training.
 
     Args:
-        state: of every lane, with a leading lane axis on every leaf. The lanes own their buffers, so what is passed
-            here can still be used when a chunk has given theirs back.
+        state: state of every lane, with a leading lane axis on every leaf. The lanes own copies of these buffers, so
+            the arrays passed here can still be used after a chunk has donated the lanes.
 
     Raises:
         ValueError: the leaves do not have one leading axis in common.

@@ -67,7 +67,7 @@ def evaluate(
         batch_size: images or texts held as floats at once; the last batch may be smaller.
 
     Raises:
-        ValueError: if there is nothing to evaluate, or `batch_size` is not positive.
+        ValueError: there is nothing to evaluate, or `batch_size` is not positive.
     """
     images, labels, num = jnp.asarray(batch[0]), jnp.asarray(batch[1]), len(batch[0])
     if batch_size < 1 or num < 1:

@@ -57,8 +57,8 @@ class RoundingDraw(NamedTuple):
     """One draw of rounding errors.
 
     Attributes:
-        noise: standard normal numbers, `(8191,)`, tiled over whatever is perturbed. (Drawing them where they are needed
-            would take most of the compilation time.)
+        noise: standard normal numbers, `(8191,)`, tiled over whatever is perturbed; drawing them where they are needed
+            would take most of the compilation time.
         unit: their size, `±64 eps` of the dtype of the computation.
     """
 
