@@ -36,7 +36,7 @@ def aftermath_figure(run: RunData, labels: Mapping[str, str], in_curves: Sequenc
 
     Args:
         run: to be drawn.
-        labels: of the arms, in their order.
+        labels: labels of the arms, in their order.
         in_curves: arms of the lower panel.
     """
     arms = list(labels)

@@ -68,7 +68,7 @@ def outgoing_kick(units: Units, noise: np.ndarray) -> np.ndarray:
     A cluster of one gets nothing; a unit that has vanished gets all of its noise, as nothing of it is sent.
 
     Args:
-        units: of the layer.
+        units: units of the layer.
         noise: the change, `(units, outputs)`.
     """
     kick = np.array(noise, np.float64)
@@ -86,7 +86,7 @@ def merged(kernel: np.ndarray, bias: np.ndarray, outgoing: np.ndarray, units: Un
         kernel: incoming weights, `(inputs, units)`.
         bias: `(units,)`.
         outgoing: `(units, outputs)`.
-        units: of the layer.
+        units: units of the layer.
 
     Returns:
         The same three arrays with a unit a cluster.

@@ -19,9 +19,9 @@ class Formed(NamedTuple):
 
     Attributes:
         params: its parameters.
-        activations: of its hidden units on all inputs, `(samples, units)`.
+        activations: activations of its hidden units on all inputs, `(samples, units)`.
         loss: mean cross-entropy on the last labels, without the decay.
-        gradient_norm: of loss and decay together.
+        gradient_norm: gradient norm of the loss with decay.
         rank: effective rank of the activations.
     """
 
@@ -60,8 +60,8 @@ def form(
 
     Args:
         model: the network.
-        config: of the run.
-        key: of the start and of the permutations.
+        config: config of the run.
+        key: random key of the initial parameters and of the permutations.
         decay: weight decay.
         is_permuted: whether the classes are permuted at all, every `config.period` steps.
         batch: all data.

@@ -10,7 +10,7 @@ class Setting(NamedTuple):
 
     Attributes:
         decay: weight decay.
-        steps: of training.
+        steps: number of training steps.
         scale: factor on the initial weights, biases excepted (they start at 0).
         smoothing: share of the label's probability that is spread over all classes.
     """

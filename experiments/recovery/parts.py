@@ -43,10 +43,10 @@ class Keys(NamedTuple):
     """What a seed decides.
 
     Attributes:
-        nets: of initial parameters: from the stream, drawn anew with the total budget, drawn anew.
-        own: of what methods draw.
-        stream: of the tasks of the stream and their batches.
-        data: of the batches of the task and the next.
+        nets: random keys of initial parameters: from the stream, drawn anew with the total budget, drawn anew.
+        own: random key of the methods' own draws.
+        stream: random key of the stream's tasks and their batches.
+        data: random key of the batches of the task and the next.
     """
 
     nets: jax.Array

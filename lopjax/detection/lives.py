@@ -131,7 +131,7 @@ def lives_of_records(records: Sequence[Mapping[str, Any]]) -> LifeTable | None:
     """The lives of the units of one network from its records, in their order; None where they tell nothing of units.
 
     Args:
-        records: of one lane, with `step` and, for every space, `lives/<space>` as `lives_as_text` writes it.
+        records: records of one lane, with `step` and, for every space, `lives/<space>` as `lives_as_text` writes it.
 
     Raises:
         ValueError: letters that mean nothing, or numbers of units that change.

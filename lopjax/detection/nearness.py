@@ -110,7 +110,7 @@ def largest_slope(taps: Sequence[Tap]) -> Float[Array, " units"]:
     """Largest |f'| of every unit of a space, over samples and sites; NaN where a pre-activation is.
 
     Args:
-        taps: of all sites of the space.
+        taps: pre- and post-activations of all sites of the space.
     """
 
     def of_site(tap: Tap) -> jax.Array:

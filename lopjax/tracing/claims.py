@@ -223,7 +223,7 @@ def with_sites(
     Args:
         followed: the graph.
         values: the parameters.
-        labels: of the pieces of each.
+        labels: labels of the pieces of each.
         outputs: names of the spaces of the network's outputs.
     """
     made, reasons = {}, {}

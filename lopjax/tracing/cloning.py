@@ -22,8 +22,8 @@ class Cloning(NamedTuple):
     Attributes:
         read: the unknowns that are `In`.
         failures: the condition at fault for each leaf that cannot be cloned.
-        coupled: the leaves over which something averages.
-        growing: literals that count units, with the axes that they count.
+        coupled: the leaves over which something is averaged.
+        growing: literals that count units, with the axes whose units they count.
         others: for a leaf that the divide rule does not clone but another choice of exponents does: the leaves that
             must have the same factor, and the exponent of every piece of a parameter, if it is not 0.
     """
@@ -125,7 +125,7 @@ def infer_scaling(
     Args:
         typing: axes of the program.
         num_parameters: how many of its inputs are parameters.
-        forced: look at these leaves only, with the unknowns that are `In`.
+        forced: consider these leaves only, with the unknowns that are `In`.
         joined: leaves that are cloned together, with the one of them that is in `forced`.
         all_arrays: whether arrays without a leaf have an unknown for it, too: a power that they are multiplied by.
 

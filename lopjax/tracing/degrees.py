@@ -92,12 +92,12 @@ class Ledger:
         read: the unknowns that are `In`.
         pairs: parameters that are contracted with parameters: one of the two is `In`.
         candidates: per leaf, unknowns that may be `In` if the canonical choice fails: multiplied, then summed.
-        coupled: the leaves over which something is summed that is not a parameter's to divide.
-        factors: the unknowns of parameters that something was multiplied with, entry by entry.
-        forced: the leaves whose `In` are given, and not found; None for all of them found.
+        coupled: the leaves of sums that no division of a parameter can compensate.
+        factors: the unknowns of parameters that were multiplied with something entry by entry.
+        forced: the leaves whose `In` are prescribed; None if all are to be found.
         joined: leaves that are cloned together, with the one that stands for all of them.
         meetings: sets of leaves whose powers met in one place where none may be left.
-        places: which parameter, and which of its axes, each unknown belongs to.
+        places: the parameter and the axis that each unknown belongs to.
     """
 
     conditions: dict[Atom, list[Condition]] = field(default_factory=dict)
@@ -237,7 +237,7 @@ class Ledger:
         return self.counted(self.product(one, other), leaves, node)
 
     def _read(self, form: Form, places: Places) -> None:
-        """Parameters are contracted with data: `In`; of an array with one space on two axes, the one in question."""
+        """Mark parameters contracted with data as `In`; of two axes with the same space, only the contracted one."""
         for piece in {unknown[0] for unknown, _ in form.terms}:
             own = [unknown for unknown, _ in form.terms if unknown[0] == piece]
             here = [unknown for unknown in own if self.places[unknown] in places]

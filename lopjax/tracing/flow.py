@@ -20,7 +20,7 @@ class Place(NamedTuple):
     """Where the units of an array are in a value that depends on them unit by unit.
 
     Attributes:
-        value: of the program.
+        value: value of the program.
         axis: which of its axes.
         start: first entry.
         stop: behind the last one.
@@ -37,7 +37,7 @@ class Step:
     """A node of the graph; an opaque one only leads from its inputs to its outputs.
 
     Attributes:
-        node: of the program.
+        node: node of the program.
         inputs: values, by the one number under which the graph knows them.
         outputs: likewise.
         is_opaque: whether nothing is known of what it does.
@@ -57,7 +57,7 @@ class Flow:
 
     Attributes:
         typing: types of the program.
-        outputs: of the program.
+        outputs: outputs of the program.
         readers: the steps that read a value, with the place among their operands.
         made: the step that makes a value.
         alias: the number under which the graph knows a value that has several.

@@ -55,9 +55,9 @@ class Network:
         apply: `apply(params, inputs) -> outputs`.
         shapes: shapes of the parameters.
         names: other names for some spaces.
-        fixed: spaces that are not to be cloned.
+        fixed: spaces that must not be cloned.
         plans: by the shapes and types of what they are for.
-        diagram: of the first plan, with sites and sources.
+        diagram: diagram of the first plan, with sites and sources.
         described: the same without them, as that of every other plan must be.
     """
 

@@ -38,7 +38,7 @@ class Plain(NamedTuple):
 
     Attributes:
         source: a site, or the space of the inputs.
-        window: of a convolution.
+        window: window of a convolution.
         step: that contracts.
     """
 
@@ -66,7 +66,7 @@ class Kernels:
 
     Attributes:
         followed: the graph with its sites.
-        labels: of every piece of every array, with sites.
+        labels: labels of every piece of every array, with sites.
         whole: path of the arrays that are one piece, by value.
         network_input: the network's only input; None if it has several.
         spaces: the unit space of every site.
@@ -99,9 +99,7 @@ def with_sources(kernels: Kernels) -> tuple[dict[Path, Label], dict[Path, str]]:
     for path in _not_alone(kernels, found):
         reasons[path] = f"what {found[path].source} carries is used without a kernel, too"
         del found[path]
-    made = {
-        path: replace(kernels.labels[path], source=each.source, window=each.window) for path, each in found.items()
-    }
+    made = {path: replace(kernels.labels[path], source=each.source, window=each.window) for path, each in found.items()}
     return made, reasons
 
 

@@ -104,10 +104,10 @@ def cloned(
     """Arrays with units repeated, and divided or multiplied as the rule or a recipe says.
 
     Args:
-        arrays: NumPy or JAX arrays, in the order of their labels.
-        labels: of the arrays.
+        arrays: arrays of NumPy or JAX, in the order of their labels.
+        labels: labels of the arrays.
         copies: how many clones of each unit, per space; equal in spaces that are cloned together.
-        recipes: of the spaces that have one.
+        recipes: recipes of the spaces that have one.
     """
     made = {}
     once = {recipes[space].together: n for space, n in copies.items() if space in recipes}

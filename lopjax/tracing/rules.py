@@ -20,7 +20,7 @@ from lopjax.tracing.rules_sums import concatenate, slice_rule, split, stack, til
 
 
 def elementwise(program: Program, node: Node, types: list[Type]) -> list[Type]:
-    """Axes of equal position are permuted alike; those of length 1, and scalars, are broadcast."""
+    """Axes at the same position are permuted alike; axes of length 1 and scalars are broadcast."""
     if node.name in ("optimization_barrier", "device_put"):
         return list(types)
     out: list[Axis] = []

@@ -27,7 +27,7 @@ class Space(NamedTuple):
         size: number of units.
         state: `"cloneable"`, `"permutable"` or `"fixed"`.
         reason: why it is not cloneable; empty if it is.
-        is_coupled: whether something averages over its units.
+        is_coupled: whether something is averaged over its units.
         recipe: how it is cloned by other powers than the divide rule's, if it can be.
     """
 
@@ -51,8 +51,8 @@ class Diagram:
     Attributes:
         spaces: in the order in which they are first written.
         layouts: how each parameter is cut, in the order of `jax.tree.leaves`.
-        paths: of the pieces of each parameter.
-        labels: of each piece.
+        paths: paths of the pieces of each parameter.
+        labels: label of each piece.
         no_site: why no site is known that all the array does passes, for each piece that names none.
         no_source: why a kernel that names a site does not make its pre-activation alone.
     """
