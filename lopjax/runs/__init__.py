@@ -1,9 +1,9 @@
-"""Run folders: what a run was asked to do, what it measured, and what came out. Plain JSON that outlives the code.
+"""Run folders: the config, the measurements and the results of a run, in plain JSON that outlives the code.
 
-`folder` says which folder may be used, `run` writes into it, `schedule` plays the parts of a run, `reading` reads it
-back. `locks` sees to it that one process at a time writes, `checkpoints` keeps state, `networks` how networks are made,
-`provenance` what the numbers follow from, `records` the lines of `metrics.jsonl`; `writers` show them elsewhere, in
-TensorBoard or the modules of `trackers`. `plain` is the JSON.
+`folder` decides which folder may be used, `run` writes into it, `schedule` executes the parts of a run, `reading` reads
+it back. `locks` ensures that only one process writes at a time, `checkpoints` saves state, `networks` records how
+networks are made, `provenance` records versions and the config's hash, `records` handles the lines of `metrics.jsonl`;
+`writers` show them elsewhere, in TensorBoard or the modules of `trackers`. `plain` converts values to JSON.
 """
 
 from lopjax.runs.checkpoints import CheckpointError

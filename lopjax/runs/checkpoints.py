@@ -1,12 +1,13 @@
-"""Checkpoints: one file that is complete or absent, says what it belongs to, and in which a flipped bit is noticed.
+"""Checkpoints: one file that is either complete or absent, states what it belongs to, and detects flipped bits.
 
 A checkpoint is an uncompressed npz archive `step_<number>.npz`: one member per array, named by its path in the tree,
 and a JSON header. Members carry CRC-32 checksums, checked whenever they are read. Random keys are stored as their data,
-and types that NumPy lacks (bfloat16) as unsigned integers of the same width; both come back as what they were. Nothing
-is pickled, nothing is cast: a tree restores to the same bits or not at all. Numbers of Python come back as such, and
-arrays of 64 bits, where JAX would cut them to 32, as NumPy's. Anything else that is no random key is refused by name.
+and types that NumPy lacks (bfloat16) as unsigned integers of the same width; both are restored to their types. Nothing
+is pickled, nothing is cast: a tree is restored to the same bits or not at all. Python numbers are restored as such, and
+64-bit arrays, if JAX would truncate them to 32 bits, as NumPy arrays. Any other leaf is refused by name.
 
-It is written under another name, flushed to disk and renamed, so a crash at any moment leaves the older ones untouched.
+It is written under a temporary name, flushed to disk and renamed, so a crash at any moment leaves the older ones
+intact.
 """
 
 import json
@@ -31,16 +32,16 @@ _NAME = re.compile(r"step_(\d+)\.npz")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that must not be used: it is damaged, or belongs to something else. The message says which."""
+    """A checkpoint that must not be used: it is damaged or belongs to something else; the message says which."""
 
 
 class Restored(NamedTuple):
     """A checkpoint read back.
 
     Attributes:
-        step: number it was saved under.
+        step: the step that it was saved under.
         tree: the state, on the default device.
-        header: what was stored beside it.
+        header: the header stored with it.
         refused: newer checkpoints that could not be used, each with its reason.
     """
 
@@ -54,19 +55,20 @@ def save(folder: Path | str, step: int, tree: PyTree, header: Mapping[str, Any],
     """Write the checkpoint of a step and remove all but the newest.
 
     Args:
-        folder: where; created if it is not there.
+        folder: the folder; created if it does not exist.
         step: number of the checkpoint, at least 0; larger is newer.
         tree: arrays and random keys, fully addressable by this process.
-        header: JSON values. Those that `restore` is told to expect decide whether the file may be used.
-        keep: how many of the newest checkpoints stay, this one included.
+        header: JSON values; `restore` compares some of them to decide whether the file may be used.
+        keep: number of newest checkpoints to keep, this one included.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: `step` is negative, `keep` is not positive, or `header` holds what JSON cannot.
-        CheckpointError: a leaf of the tree cannot be saved (a string, an object); names it. Nothing is written.
-        OSError: it could not be written (disk full); the older checkpoints are still there.
+        ValueError: `step` is negative, `keep` is not positive, or `header` contains values that JSON cannot represent.
+        CheckpointError: a leaf of the tree cannot be saved (a string, an object); the message names it. Nothing is
+            written.
+        OSError: it could not be written (disk full); older checkpoints are intact.
     """
     if step < 0 or keep < 1:
         raise ValueError(f"step={step}, keep={keep}: step must be at least 0, keep at least 1")
@@ -79,7 +81,7 @@ def save(folder: Path | str, step: int, tree: PyTree, header: Mapping[str, Any],
 
 
 def write(path: Path, tree: PyTree, header: Mapping[str, Any], step: int = 0) -> None:
-    """Write a tree as one file, atomically; arguments as in `save`. The folder is created if it is not there."""
+    """Write a tree as one file, atomically; arguments as in `save`. The folder is created if it does not exist."""
     described, arrays = _described(tree)
     text = json.dumps(
         {"format": FORMAT, "step": step, "leaves": described, "header": plain(header, "header")}, allow_nan=False
@@ -88,7 +90,7 @@ def write(path: Path, tree: PyTree, header: Mapping[str, Any], step: int = 0) ->
     temporary = path.with_name(path.name + ".partial")
     try:
         with temporary.open("wb") as file:
-            # Savez's own keyword arguments could collide with names of arrays; numbers cannot.
+            # The keyword arguments of savez could collide with array names; numbers cannot.
             members: dict[str, Any] = {str(index): array for index, array in enumerate(arrays)}
             np.savez(file, **{HEADER: np.frombuffer(text.encode(), np.uint8), **members})
             file.flush()
@@ -100,14 +102,14 @@ def write(path: Path, tree: PyTree, header: Mapping[str, Any], step: int = 0) ->
 
 
 def read(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a file back that holds nested dictionaries of arrays, such as variables; nothing need be known of them.
+    """Read a file of nested dictionaries of arrays, such as variables, without knowing their structure.
 
     Returns:
         The dictionaries, on the default device (but see above for 64 bits), and the header.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged, or holds another kind of tree.
+        FileNotFoundError: the file does not exist. CheckpointError: it is damaged, or its tree is not made of nested
+            dictionaries.
     """
     path = Path(path)
     if not path.exists():
@@ -132,19 +134,19 @@ def same_bits(one: Any, other: Any) -> bool:
 
 
 def restore(folder: Path | str, like: Callable[[int], PyTree], expected: Mapping[str, Any]) -> Restored | None:
-    """Read the newest checkpoint that is whole and belongs here.
+    """Read the newest checkpoint that is intact and matches.
 
     Args:
-        folder: where they were saved.
-        like: step to a tree of the structure, shapes and types that are wanted there (arrays, or what `jax.eval_shape`
-            returns).
-        expected: header values that must be the same: the hash of the config, the version.
+        folder: the folder of the checkpoints.
+        like: from a step to a tree with the expected structure, shapes and types (arrays, or the result of
+            `jax.eval_shape`).
+        expected: header values that must agree: the hash of the config, the version.
 
     Returns:
-        The checkpoint, with the reasons for which newer ones were passed over; None if the folder has none.
+        The checkpoint, with the reasons why newer ones were skipped; None if the folder has none.
 
     Raises:
-        CheckpointError: there are checkpoints and none can be used; lists the reason for each.
+        CheckpointError: there are checkpoints and none can be used; the message lists the reasons.
     """
     refused: list[str] = []
     for path, step in _newest_first(Path(folder)):
@@ -170,7 +172,7 @@ def remove(folder: Path | str) -> None:
         folder.rmdir()
 
 
-# What reading a damaged archive can raise: each is a verdict about the file, none about the program.
+# Errors from reading a damaged archive: each says that the file, not the program, is at fault.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError, SyntaxError)
 
 
@@ -192,15 +194,15 @@ def _read(
         what = f"{different[0][0]} there, {different[0][1]} wanted" if different else "one has more arrays"
         raise CheckpointError(f"{path}: holds {len(arrays)} arrays for {len(wanted)} wanted, of another model ({what})")
     found = [_encoded(array, one) for array, one in zip(arrays, stored["leaves"])]
-    # What was a number of Python is one again: as an array it would not promote to other types as it did before.
+    # Python numbers are restored as such: as arrays they would promote to other types differently.
     found = [array.item() if _is_python_number(leaf) else array for array, (_, leaf) in zip(found, leaves)]
     return structure.unflatten(found), header
 
 
 def _archive(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """What a file says of itself, and its arrays, every checksum looked at."""
+    """The header and the arrays of a file, with every checksum verified."""
     try:
-        # Opened here: NumPy leaves a file open that is no archive.
+        # Opened here, because NumPy leaves a file open that is not an archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             stored = _header(archive)
             return stored, [archive[str(index)] for index in range(len(stored["leaves"]))]
@@ -216,7 +218,7 @@ def _header(archive: Any) -> dict[str, Any]:
 
 
 def _described(tree: PyTree) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """What each leaf is, in JSON, and its bits as an array of a type that NumPy has."""
+    """A description of each leaf in JSON, and its bits as an array of a NumPy type."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [_description(keys, leaf) for keys, leaf in leaves], [_bits(leaf) for _, leaf in leaves]
 
@@ -233,7 +235,7 @@ def _description(keys: Any, leaf: Any) -> dict[str, Any]:
 
 
 def _type_of(leaf: Any) -> tuple[tuple[int, ...], Any]:
-    """Shape and dtype of an array, or of what only has them; the dtype is None of anything but numbers and arrays."""
+    """Shape and dtype of an array or shape structure; the dtype is None for anything but numbers and arrays."""
     if _is_python_number(leaf):
         return (), np.asarray(leaf).dtype
     if isinstance(leaf, np.ma.MaskedArray):
@@ -250,9 +252,10 @@ def _is_key(dtype: Any) -> bool:
 
 
 def _is_plain(dtype: Any) -> bool:
-    """Whether a type is that of a number and its name says all of it.
+    """Whether a dtype is numeric and fully described by its name.
 
-    Not so for strings, dates, objects, records, foreign byte orders, and long doubles, whose width is the platform's.
+    This excludes strings, dates, objects, records, foreign byte orders, and long doubles, whose width depends on the
+    platform.
     """
     try:
         is_number = dtype.kind in "biufcV" and dtype.char not in "gG"
@@ -269,19 +272,19 @@ def _bits(leaf: Any) -> np.ndarray:
 
 
 def _encoded(array: np.ndarray, description: Mapping[str, Any]) -> Any:
-    """The inverse of `_bits`: an array of JAX where it has the type, else (64 bits without x64) one of NumPy."""
+    """The inverse of `_bits`: a JAX array if JAX has the type, otherwise (64 bits without x64) a NumPy array."""
     name = description["dtype"]
     if name.startswith("key<"):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=_IMPLEMENTATIONS[name])
     dtype = jnp.dtype(name)
     exact = array.view(dtype) if array.dtype != dtype else array
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # JAX warns that it would cut: looked at right here
+        warnings.simplefilter("ignore")  # JAX would only warn about truncation: checked here
         has_type = jax.dtypes.canonicalize_dtype(dtype) == dtype
     return jnp.asarray(exact) if has_type else exact[()]
 
 
-# How JAX prints the type of a key, and the name by which it makes one.
+# How JAX prints the type of a key, and the name of its implementation.
 _IMPLEMENTATIONS = {
     "key<fry>": "threefry2x32",
     "key<phx2>": "philox2x32",
@@ -297,7 +300,7 @@ def _newest_first(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _sync(folder: Path) -> None:
-    """Flush the folder's own entry, so that the rename survives a power cut; not every system can."""
+    """Flush the folder's own entry, so that the rename survives a power failure; not every system supports this."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,4 +1,4 @@
-"""From records to curves: what a record's curve is called, where it is on it, and which numbers it has."""
+"""From records to curves: the name of a record's curve, its position on the curve, and its numbers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,14 +8,14 @@ from lopjax.runs.plain import plain
 Record = Mapping[str, Any]
 
 LANE = ("method", "seed", "phase", "task")
-"""Fields that name a curve; those that a record lacks are left out."""
+"""Fields that name a curve; missing ones are left out."""
 
 STEP = ("step", "epoch")
-"""Fields that count; the first that a record has is the horizontal axis."""
+"""Fields that count steps; the first one in a record is the horizontal axis."""
 
 
 def lane_of(record: Record, lane: Sequence[str]) -> str:
-    """`noisy_sgd/0/clone`: the values of the lane fields, each a name that a folder may have."""
+    """`noisy_sgd/0/clone`: the values of the lane fields, made valid as folder names."""
     return "/".join(_name(plain(record[field])) for field in lane if field in record)
 
 
@@ -25,7 +25,7 @@ def _name(value: object) -> str:
 
 
 def step_of(record: Record, step: Sequence[str]) -> int | None:
-    """Where the record is along its curve; None if nothing in it counts."""
+    """The record's position on its curve; None if it has no counting field."""
     for field in step:
         value = plain(record.get(field))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -34,9 +34,9 @@ def step_of(record: Record, step: Sequence[str]) -> int | None:
 
 
 def numbers_of(record: Record, without: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Every number of a record under its name, nested ones as `a/b`: of Python, NumPy and JAX, infinite and NaN too.
+    """Every number of a record by name, nested ones as `a/b`: Python, NumPy and JAX numbers, infinities and NaN too.
 
-    Truth values, strings, lists and missing numbers are left out, as are the fields `without`.
+    Booleans, strings, lists and missing numbers are left out, as are the fields `without`.
     """
     values = plain({name: value for name, value in record.items() if name not in without}, "record", not_finite=float)
     yield from _numbers(values, "")

@@ -1,5 +1,5 @@
-"""What a folder of runs can be refused for."""
+"""The error for run folders that cannot be used."""
 
 
 class RunFolderError(ValueError):
-    """A run folder that cannot be used: of another config, incomplete, in use, damaged, or not to be written."""
+    """A run folder that cannot be used: it has another config, or is incomplete, in use, damaged or not writable."""

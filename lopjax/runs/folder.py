@@ -1,4 +1,4 @@
-"""Run folders: what a run was asked to do, what it measured, and what came out. Plain JSON that outlives the code.
+"""Run folders: the config, the measurements and the results of a run, in plain JSON that outlives the code.
 
     <folder>/config.json      the config, its hash, package versions and the git revision
     <folder>/metrics.jsonl    one record per line, flushed as it is measured
@@ -9,13 +9,13 @@
     <folder>/summary.json     written last: its presence says that the run is complete
     <folder>/run.lock         who writes there now (`lopjax.runs.locks`); readers need not ask
 
-The rule for a folder that exists: a complete run of the same config is shown, not repeated; an incomplete one of the
-same config goes on if `resume` is given; anything else is refused, unless `overwrite` is given, which moves the old
-folder aside (`<folder>.1`, `.2`, ...). No run is ever deleted. One that was interrupted keeps every record it had
-measured; `load` reads it like any other.
+The rule for an existing folder: a complete run of the same config is shown, not repeated; an incomplete one of the same
+    config continues if `resume` is given; anything else is refused, unless `overwrite` is given, which moves the old
+    folder aside (`<folder>.1`, `.2`, ...). No run is ever deleted. An interrupted run keeps every record measured so
+    far; `load` reads it like any other.
 
-Records are flushed before the checkpoint that knows how many bytes of them there are. Resuming cuts `metrics.jsonl`
-back to those bytes, so what a run records does not depend on where it was interrupted.
+Records are flushed before the checkpoint, which stores their number of bytes. Resuming truncates `metrics.jsonl` to
+those bytes, so the records of a run do not depend on where it was interrupted.
 """
 
 import dataclasses
@@ -39,22 +39,22 @@ _ASIDE = "choose another folder, or move this one aside with overwrite=True"
 def open_run(
     folder: Path | str, config: Any, overwrite: bool = False, resume: bool = False, experiment: str | None = None
 ) -> Run:
-    """Create a run folder, or recognise a complete one, or one that is to go on.
+    """Create a run folder, or open one that is complete or to be continued.
 
     Args:
-        folder: where; parents are created.
-        config: a dataclass of plain values: all that decides the result. Two configs are the same if their values
-            and the types of their numbers are: 1, 1.0 and True differ, as do 0.0 and -0.0, and inf, nan and None.
+        folder: the folder; parents are created.
+        config: a dataclass of plain values that determine the result. Two configs are the same if their values and the
+            types of their numbers agree: 1, 1.0 and True differ, as do 0.0 and -0.0, and inf, nan and None.
         overwrite: move an existing folder aside instead of refusing it.
-        resume: let an incomplete run of this config go on. A folder that does not exist is created all the same.
-        experiment: whose run it is, for those who find the folder.
+        resume: continue an incomplete run of this config. A folder that does not exist is created in any case.
+        experiment: name of the experiment, stored for the reader of the folder.
 
     Returns:
-        The run; `is_complete` if the same config has already been run to the end there.
+        The run; it is `is_complete` if the same config has already been run to the end in the folder.
 
     Raises:
-        RunFolderError: the folder belongs to another config (the differing fields are listed), to an incomplete run of
-            this one, is not a run folder, cannot be written, or another process is writing there.
+        RunFolderError: the folder belongs to another config (the message lists the differing fields) or to an
+            incomplete run of this one, is not a run folder, cannot be written, or is being written by another process.
     """
     folder = Path(folder)
     values = _values(folder, config)
@@ -69,19 +69,19 @@ def open_run(
 
 
 def follow_run(folder: Path | str, config: Any, is_complete: bool) -> Run:
-    """A run folder that another process of the same run has opened with `open_run`; this one reads and never writes.
+    """A run folder that another process of the same run has opened with `open_run`; this process only reads.
 
     Args:
-        folder: where, on a file system that both see.
-        config: as there.
-        is_complete: what the other process found.
+        folder: the folder, on a file system shared by both.
+        config: as in `open_run`.
+        is_complete: as found by the other process.
     """
     values = untagged(_values(Path(folder), config))
     return Run(Path(folder), values, is_complete, is_writer=False)
 
 
 def _values(folder: Path, config: Any) -> dict[str, Any]:
-    """The config as `config.json` has it."""
+    """The config as stored in `config.json`."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise RunFolderError(f"run folder {folder}: config={config!r} is not an instance of a dataclass")
     try:
@@ -91,7 +91,7 @@ def _values(folder: Path, config: Any) -> dict[str, Any]:
 
 
 def _opened(folder: Path, description: dict[str, Any], overwrite: bool, resume: bool) -> Run:
-    """As `open_run`, which turns an OSError into one that names the folder."""
+    """`open_run` without the conversion of an OSError into an error that names the folder."""
     config = description["config"]
     if not overwrite and _is_used(folder):
         run = _existing(folder, config)
@@ -106,7 +106,7 @@ def _opened(folder: Path, description: dict[str, Any], overwrite: bool, resume: 
     lock = locks.acquire(folder)
     try:
         if _is_used(folder) and not overwrite:
-            # Looked at again under the lock: the process that had it may have completed the run, or made the folder.
+            # Checked again under the lock: the process that held it may have completed the run or created the folder.
             return _continued(_existing(folder, config), lock, resume)
         if _is_used(folder):
             lock = _moved_aside(folder, lock)
@@ -118,7 +118,7 @@ def _opened(folder: Path, description: dict[str, Any], overwrite: bool, resume: 
 
 
 def _continued(run: Run, lock: locks.Lock, resume: bool) -> Run:
-    """A run that was there, as this process may use it."""
+    """An existing run, as this process may use it."""
     if run.is_complete:
         lock.release()
         return run
@@ -129,18 +129,18 @@ def _continued(run: Run, lock: locks.Lock, resume: bool) -> Run:
 
 def _incomplete(folder: Path) -> RunFolderError:
     return RunFolderError(
-        f"run folder {folder}: holds an incomplete run of this config; let it go on with resume=True, {_ASIDE}"
+        f"run folder {folder}: holds an incomplete run of this config; continue it with resume=True, {_ASIDE}"
     )
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether there is anything but what a crash leaves while the config is being written: nothing yet."""
+    """Whether the folder contains more than a crash while writing the config leaves behind."""
     nothing = ("config.json.partial", locks.FILE)
     return folder.exists() and any(path.name not in nothing for path in folder.iterdir())
 
 
 def _moved_aside(folder: Path, lock: locks.Lock) -> locks.Lock:
-    """Move a folder aside that this process has locked, so that nobody is writing there; the lock of the new one."""
+    """Move aside a folder locked by this process, so that nobody is writing to it; returns the new folder's lock."""
     aside = _free_name(folder)
     folder.rename(aside)
     (aside / locks.FILE).unlink()
@@ -169,7 +169,7 @@ def _change(name: str, there: str, now: str) -> str:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every field under its dotted name, as JSON: `("net.widths", "[32, 32]")`."""
+    """Every field by its dotted name, as JSON: `("net.widths", "[32, 32]")`."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

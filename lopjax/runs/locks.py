@@ -1,14 +1,14 @@
-"""One writer at a time in a run folder, whoever opens it: the same process, another one, or another host.
+"""One writer at a time in a run folder, whether it is opened by the same process, another process or another host.
 
-The writer keeps a file `run.lock` in the folder that says who it is, and holds an `flock` on it where the file system
-has one. The kernel gives an flock back when its process ends, however it ends. So a lock file stands in nobody's way if
+The writer keeps a file `run.lock` in the folder that identifies it, and holds an `flock` on it if the file system
+supports that. The kernel releases an flock when its process ends, however it ends. So a lock file can be ignored if
 
-1. its flock is free, on the same kernel or on a file system whose flocks all hosts see; or
-2. its process, on this host, is gone (process ids are used again: the time of its start counts too); or
-3. its process was an earlier start of this very Slurm job, which Slurm has ended before starting it again.
+1. its flock is free, on the same kernel or on a file system whose flocks are visible to all hosts; or 2. its process,
+on this host, no longer exists (process ids are reused, so its start time is compared too); or 3. its process was an
+earlier start of the same Slurm job, which Slurm ended before starting it again.
 
-Anything else is refused, with what to do: deciding between "dead" and "unreachable" needs a person. Before every write
-the writer looks whether the lock file is still its own, so of two that believe to have it only one goes on.
+Anything else is refused with advice: deciding between "dead" and "unreachable" takes a person. Before every write the
+    writer checks that the lock file is still its own, so of two processes that believe they hold it only one continues.
 
 Readers need no lock.
 """
@@ -35,14 +35,14 @@ except ImportError:  # Windows
     fcntl = None
 
 FILE = "run.lock"
-_PATIENCE = 2.0  # seconds: how long another process may take between making a lock file and writing into it
+_PATIENCE = 2.0  # seconds that another process may take between creating a lock file and writing to it
 
 
 class Lock:
-    """The right of this process to write into a folder.
+    """This process's right to write to a folder.
 
     It ends with `release`, when nothing refers to it any more, with the process, or when the same process opens the
-    folder again: then the newer lock counts, and the older one refuses.
+    folder again: then the newer lock is valid and the older one refuses.
     """
 
     def __init__(self, path: Path, descriptor: int, token: str) -> None:
@@ -50,7 +50,7 @@ class Lock:
         self._token = token
         self._pid = os.getpid()
         self._descriptor = descriptor
-        # Also called at exit; an flock alone would leave the file for a host that does not see flocks.
+        # Also called at exit; releasing the flock alone would leave the file to block hosts that do not see flocks.
         self._release = weakref.finalize(self, _release, path, descriptor, token, self._pid)
         _HELD.add(self)
 
@@ -58,7 +58,7 @@ class Lock:
         raise TypeError(f"{self.path}: a lock belongs to one process; others open the folder with follow_run")
 
     def check(self) -> None:
-        """Raise RunFolderError unless the folder is still this process's to write into."""
+        """Raise RunFolderError unless this process may still write to the folder."""
         if os.getpid() != self._pid:
             what = f"was opened by process {self._pid}, of which this is a copy (fork); only that one may write there"
         elif not self._release.alive:
@@ -71,28 +71,28 @@ class Lock:
         raise RunFolderError(f"run folder {self.path.parent}: {what}")
 
     def release(self) -> None:
-        """Give the folder up; nothing happens if that has been done, or another has it."""
+        """Release the folder; does nothing if it was released before or another process holds it."""
         self._release()
 
     def forget(self) -> None:
-        """In the copy that a fork makes: leave the lock to the parent, which still has the file open and so locked."""
+        """In a forked copy: leave the lock to the parent, which still has the file open and hence locked."""
         self._release.detach()
         with suppress(OSError):
             os.close(self._descriptor)
 
 
-# A copy of this process must not keep a lock that its parent has lost, by being killed for instance.
+# A copy of this process must not keep a lock that its parent has lost, for instance because it was killed.
 _HELD: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: [lock.forget() for lock in _HELD])
 
 
 def acquire(folder: Path) -> Lock:
-    """Become the writer of a folder that exists.
+    """Become the writer of an existing folder.
 
     Raises:
-        RunFolderError: another process is writing there, or may be; says which, and what to do.
-        OSError: the lock file cannot be written.
+        RunFolderError: another process is writing there, or may be; the message says which, and what to do. OSError:
+        the lock file cannot be written.
     """
     path = folder / FILE
     until = time.monotonic() + _PATIENCE
@@ -115,7 +115,7 @@ def check_free(folder: Path) -> None:
 
 
 class _State(Enum):
-    """What a lock file that is there means."""
+    """The meaning of an existing lock file."""
 
     FREE = "nobody's"
     ALIVE = "another process's"
@@ -135,7 +135,7 @@ def _created(path: Path) -> Lock | None:
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
         record = {**this_process()._asdict(), "since": since, "flock": has_flock is True, "token": token}
         os.write(descriptor, json.dumps(record).encode())
-        # In between another may have thought the empty file dead, and removed it.
+        # In between, another process may have removed the empty file as abandoned.
         if has_flock is not False and _is_at(descriptor, path):
             return Lock(path, descriptor, token)
     except BaseException:
@@ -148,7 +148,7 @@ def _created(path: Path) -> Lock | None:
 
 
 def _found(path: Path, remove: bool) -> tuple[_State, dict[str, Any]]:
-    """What the lock file there means, and what it says; `remove` it if it is nobody's."""
+    """The meaning and content of the existing lock file; `remove` deletes it if it is abandoned."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -165,14 +165,14 @@ def _found(path: Path, remove: bool) -> tuple[_State, dict[str, Any]]:
 
 
 def _judged(owner: Mapping[str, Any], has_flock: bool | None, path: Path) -> _State:
-    """What a lock file means, given what it says and whether this process got its flock (None: there are none)."""
+    """The meaning of a lock file, from its content and whether this process got its flock (None if unsupported)."""
     here = this_process()
     there = Process.read(owner)
     if there is None:
-        # Cut short by a power cut, or another is about to write into it.
+        # Truncated by a power failure, or another process is about to write to it.
         return _State.FREE if has_flock and flocks_are_shared(path) else _State.CHANGING
     if there.identity == here.identity:
-        return _State.FREE  # opened again by the same process: the newer one counts
+        return _State.FREE  # opened again by the same process: the newer lock is valid
     is_visible = there.boot == here.boot and there.namespace == here.namespace
     if has_flock is False:
         return _State.CHANGING if is_visible and not is_alive(there) else _State.ALIVE
@@ -186,9 +186,9 @@ def _judged(owner: Mapping[str, Any], has_flock: bool | None, path: Path) -> _St
 
 def _refusal(state: _State, owner: Mapping[str, Any], path: Path) -> str:
     if state is _State.ALIVE:
-        return f"{_named(owner)} is writing there; wait for its end, end it, or choose another folder"
+        return f"{_named(owner)} is writing there; wait until it ends, end it, or choose another folder"
     if not owner:
-        return f"has a lock file that cannot be read; if no process writes there, delete {path}"
+        return f"has a lock file that cannot be read; if no process is writing there, delete {path}"
     return (
         f"{_named(owner)} was writing there, and whether it still does cannot be told on {socket.gethostname()}; "
         f"if it has ended, delete {path}, else choose another folder"
@@ -200,7 +200,7 @@ def _named(owner: Mapping[str, Any]) -> str:
 
 
 def _owner(path: Path) -> dict[str, Any]:
-    """What a lock file says; nothing if it is not there, or cut short."""
+    """The content of a lock file; empty if it is missing or truncated."""
     try:
         return _parsed(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -216,7 +216,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 
 def _flock(descriptor: int) -> bool | None:
-    """Whether this process got it; None where there are no flocks."""
+    """Whether this process got the flock; None if flocks are not supported."""
     if fcntl is None:
         return None
     try:
@@ -227,7 +227,7 @@ def _flock(descriptor: int) -> bool | None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one that has this name now."""
+    """Whether the open file is the one that currently has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

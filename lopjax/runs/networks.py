@@ -1,4 +1,4 @@
-"""Networks in a run folder: the function that made each and its arguments, in JSON, from which it is made again."""
+"""Networks in a run folder: the function that made each and its arguments, in JSON, from which it is rebuilt."""
 
 import dataclasses
 import importlib
@@ -14,16 +14,16 @@ _OBJECT = "$object"
 
 
 def recipe_of(model: Model, make: str | Callable[..., Model] | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What `network_of` makes the model of, as plain JSON.
+    """The recipe from which `network_of` makes the model, as plain JSON.
 
     Args:
         model: the network.
-        make: the function that makes it, up to its numbers of units, or its name as `package.module:function`; default:
-            what `model.constructor` says.
+        make: the function that makes it, up to numbers of units, or its name as `package.module:function`; by default
+            `model.constructor`.
         arguments: arguments of `make`, by name.
 
     Raises:
-        ValueError: the model does not say how it was made, or making it again gives another network.
+        ValueError: the model does not record how it was made, or rebuilding it gives a different network.
     """
     if make is None:
         if model.constructor is None:
@@ -46,7 +46,7 @@ def network_of(recipe: Mapping[str, Any]) -> Model:
     """The network of a recipe. Runs the function that the recipe names.
 
     Raises:
-        RunFolderError: there is no such function, or it refuses the arguments; says which and why.
+        RunFolderError: the function does not exist, or refuses the arguments; the message says which and why.
     """
     make = recipe["make"]
     try:
@@ -59,10 +59,10 @@ def network_of(recipe: Mapping[str, Any]) -> Model:
 
 
 def reference_to(value: Any) -> str:
-    """`package.module:name` of a function or class, by the shortest module that has it under its name.
+    """`package.module:name` of a function or class, with the shortest module path that exports it under its name.
 
     Raises:
-        ValueError: it cannot be imported: made inside a function, or in a script.
+        ValueError: it cannot be imported, because it was defined inside a function or in a script.
     """
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if module == "__main__":
@@ -74,21 +74,20 @@ def reference_to(value: Any) -> str:
             "module that is imported"
         )
     parts = module.split(".")
-    # The top of a package may only repeat names, as `lopjax` does: its subpackages are their home.
+    # A top-level package may only re-export names, as `lopjax` does: they belong to its subpackages.
     for length in range(min(2, len(parts)), len(parts) + 1):
         reference = f"{'.'.join(parts[:length])}:{name}"
-        # `python -m package.module` has loaded it as __main__: the module of that name has another copy.
+        # `python -m package.module` has loaded it as __main__, so the module of that name has another copy.
         if _found(reference) is value or (length == len(parts) and value.__module__ == "__main__"):
             return reference
-    raise ValueError(f"{short(value)}: is not what {module}:{name} names, so that it cannot be found again")
+    raise ValueError(f"{short(value)}: is not what {module}:{name} refers to, so it could not be found again")
 
 
 def resolved(reference: str) -> Any:
     """The function or class of a reference.
 
     Raises:
-        ImportError: there is none.
-        ValueError: it has not the form of one.
+        ImportError: it does not exist. ValueError: the reference is malformed.
     """
     module, separator, name = reference.partition(":")
     if not separator or not module or not name:

@@ -1,4 +1,4 @@
-"""Values as plain JSON, and files of it that are never seen half written."""
+"""Values as plain JSON, and JSON files that are never seen half written."""
 
 import dataclasses
 import json
@@ -13,24 +13,24 @@ _FLOAT = "$float"
 
 
 def null(value: float) -> None:
-    """What a record has in place of a number that is not finite."""
+    """The value recorded for a number that is not finite."""
 
 
 def tagged(value: float) -> dict[str, str]:
-    """A number that is not finite, in JSON that keeps infinities, NaN and None apart; `untagged` reads it."""
+    """A number that is not finite, in JSON that distinguishes infinities, NaN and None; `untagged` reads it."""
     return {_FLOAT: repr(float(value))}
 
 
 def plain(value: Any, where: str = "value", not_finite: Callable[[float], Any] = null) -> Any:
-    """The same value in JSON's own types: arrays become lists, those without axes numbers, and dataclasses mappings.
+    """The value in JSON's types: arrays become lists, arrays without axes numbers, and dataclasses mappings.
 
     Args:
         value: numbers, strings, None, paths and arrays, in mappings, lists, tuples and dataclasses.
-        where: what the value is called in messages; parts are named below it, `config.net.widths[1]`.
-        not_finite: what an infinity or NaN becomes: `null`, `tagged`, or `float` to leave it.
+        where: name of the value in messages; parts are named below it, `config.net.widths[1]`.
+        not_finite: conversion of infinities and NaN: `null`, `tagged`, or `float` to keep them.
 
     Raises:
-        ValueError: something else, or two keys of one name; says where.
+        ValueError: a value of another type, or two keys of the same name; the message says where.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -59,14 +59,14 @@ def plain(value: Any, where: str = "value", not_finite: Callable[[float], Any] =
 
 
 def untagged(value: Any) -> Any:
-    """The value that `plain(..., not_finite=tagged)` was made of, as far as JSON's types go."""
+    """The inverse of `plain(..., not_finite=tagged)`, up to JSON's types."""
     if isinstance(value, dict):
         return float(value[_FLOAT]) if set(value) == {_FLOAT} else {key: untagged(item) for key, item in value.items()}
     return [untagged(item) for item in value] if isinstance(value, list) else value
 
 
 def short(value: object, length: int = 60) -> str:
-    """A value as Python writes it, on one line, cut to a length."""
+    """A value's `repr` on one line, shortened to a length."""
     text = " ".join(repr(value).split())
     return text if len(text) <= length else f"{text[:length]}..."
 
@@ -78,11 +78,11 @@ def _advice(value: object) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name and move it into place: a reader sees the old file or the new, never a part.
+    """Write JSON under a temporary name and move it into place: readers see the old file or the new, never a part.
 
     Raises:
-        ValueError: something that has no form in JSON; says where in the value. Nothing is written.
-        OSError: it could not be written; nothing is left behind.
+        ValueError: a value that JSON cannot represent; the message says where. Nothing is written. OSError: it could
+        not be written; nothing is left behind.
     """
     text = json.dumps(plain(value, path.stem), indent=1, allow_nan=False)
     temporary = path.with_name(path.name + ".partial")

@@ -1,4 +1,4 @@
-"""Which process this is, whether another one still runs, and who sees the locks of a file system."""
+"""Identity of this process, whether another one still runs, and which hosts see the locks of a file system."""
 
 import os
 import re
@@ -7,21 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# One kernel has the file system to itself, and with it every flock.
+# File systems used by a single kernel, which therefore sees every flock.
 _OF_ONE_KERNEL = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"})
 
 
 class Process(NamedTuple):
-    """A process, told apart from any other at any time.
+    """A process, distinguishable from any other at any time.
 
     Attributes:
-        host: name of the host, for people: containers and pods use names again.
-        boot: identity of the running kernel since it started; the host's name where there is none.
-        namespace: in which its id counts (containers have their own); empty where there are none.
+        host: name of the host, for the reader only: containers and pods reuse names.
+        boot: identity of the running kernel since boot; the host's name if there is none.
+        namespace: namespace of its id (containers have their own); empty if there are none.
         pid: process id.
-        started: when, in clock ticks since boot; None where that cannot be read.
+        started: start time in clock ticks since boot; None if it cannot be read.
         job: Slurm's number of the job; None outside Slurm.
-        restart: how often Slurm has started the job again.
+        restart: number of times that Slurm has restarted the job.
     """
 
     host: str
@@ -34,7 +34,7 @@ class Process(NamedTuple):
 
     @property
     def identity(self) -> tuple[str, str, int, int | None]:
-        """What no two processes have in common."""
+        """The fields that together are unique to a process."""
         return self.boot, self.namespace, self.pid, self.started
 
     @classmethod
@@ -44,7 +44,7 @@ class Process(NamedTuple):
 
 
 def this_process() -> Process:
-    """The process that calls, at this moment: after a fork it is another one."""
+    """The calling process; after a fork this is a different one."""
     host = socket.gethostname()
     return Process(
         host=host,
@@ -58,11 +58,11 @@ def this_process() -> Process:
 
 
 def is_alive(process: Process) -> bool:
-    """Whether a process of this kernel and namespace still runs; one that waits to be reaped does not."""
+    """Whether a process of this kernel and namespace still runs; a zombie does not."""
     if process.started is not None:
         return _started(process.pid) == process.started
     if os.name != "posix":
-        return True  # there is no harmless way to ask
+        return True  # there is no harmless way to find out
     try:
         os.kill(process.pid, 0)
     except ProcessLookupError:
@@ -73,21 +73,21 @@ def is_alive(process: Process) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """Ticks from boot to the start of a process; None if it is none, has ended, or there is no /proc."""
-    # pid (name) state ppid ...: the name may hold blanks and brackets; the 22nd field is the start.
+    """Ticks from boot to the start of a process; None if it does not exist, has ended, or there is no /proc."""
+    # pid (name) state ppid ...: the name may contain spaces and brackets; the 22nd field is the start time.
     fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return int(fields[19]) if len(fields) > 19 and fields[0] not in "ZX" else None
 
 
 def flocks_are_shared(path: Path, mounts: str | None = None) -> bool:
-    """Whether every host that sees a file also sees who has its flock.
+    """Whether every host that sees a file also sees its flock.
 
-    True of file systems of one kernel; of NFS, whose clients turn an flock into a lock of the server (flock(2)); of
-    Lustre mounted with `flock`; of CephFS. Anything else is not known to, and counts as if it did not.
+    True for file systems of one kernel; for NFS, whose clients turn an flock into a lock of the server (flock(2)); for
+    Lustre mounted with `flock`; for CephFS. For any other it is unknown, and taken to be false.
 
     Args:
         path: path of the file.
-        mounts: text in the format of `/proc/self/mountinfo`; default: that file.
+        mounts: text in the format of `/proc/self/mountinfo`; by default that file's.
     """
     kind, options = _mount(path.resolve(), _text("/proc/self/mountinfo") if mounts is None else mounts)
     if kind in ("nfs", "nfs4"):
@@ -98,7 +98,7 @@ def flocks_are_shared(path: Path, mounts: str | None = None) -> bool:
 
 
 def _mount(path: Path, mounts: str) -> tuple[str, set[str]]:
-    """Type and options of the file system a path is on; the last of two mounts in one place hides the first."""
+    """Type and options of a path's file system; a later mount at the same place hides an earlier one."""
     found: tuple[int, str, Sequence[str]] = (-1, "", ())
     for line in mounts.splitlines():
         # id parent device root mount-point options [fields] - type source super-options

@@ -1,4 +1,4 @@
-"""What the numbers of a run follow from: its config, package versions and the git revision."""
+"""What determines the numbers of a run: its config, package versions and the git revision."""
 
 import hashlib
 import json
@@ -20,17 +20,17 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def canonical(config: Mapping[str, Any]) -> str:
-    """The text that says whether two configs are the same: 1, 1.0 and True differ, as do 0.0 and -0.0, inf and None."""
+    """The text by which configs are compared: 1, 1.0 and True differ, as do 0.0 and -0.0, inf and None."""
     return json.dumps(plain(untagged(config), "config", tagged), sort_keys=True)
 
 
 def environment() -> dict[str, Any]:
-    """Python, packages and git revision, as `config.json` records them."""
+    """Versions of Python and packages and the git revision, as recorded in `config.json`."""
     return {"python": sys.version.split()[0], "versions": versions(), "git": _git_revision()}
 
 
 def versions() -> dict[str, str | None]:
-    """Version of each package that decides the bits of a result; None if it is not installed."""
+    """Version of each package that affects the bits of a result; None if it is not installed."""
     installed: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -43,7 +43,7 @@ def versions() -> dict[str, str | None]:
 def _git_revision() -> str | None:
     """Commit of the checkout this file is in, `-dirty` if tracked files differ; None outside a checkout."""
     path = Path(__file__)
-    # Installed into an environment inside somebody's repository, this file is not part of it.
+    # If installed in an environment inside another repository, this file is not part of that repository.
     is_tracked = _git("ls-files", "--error-unmatch", path.name, folder=path.parent) is not None
     return (
         _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", folder=path.parent)
@@ -53,7 +53,7 @@ def _git_revision() -> str | None:
 
 
 def _git(*arguments: str, folder: Path) -> str | None:
-    """What git prints; None if it fails or is not installed."""
+    """The output of git; None if it fails or is not installed."""
     try:
         process = subprocess.run(
             ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True

@@ -1,4 +1,4 @@
-"""Reading a run folder back, complete or not; needs nothing of the process that writes it."""
+"""Reading a run folder, complete or not, independently of the process that writes it."""
 
 import hashlib
 import json
@@ -26,9 +26,9 @@ class RunData(NamedTuple):
         folder: where it is.
         config: the config as plain JSON; infinities and NaN are floats.
         records: every record of `metrics.jsonl` that can be read, in order.
-        summary: what the run concluded; None while it is incomplete.
-        experiment: name of the experiment, as it was told to `open_run`; else that of the folder above.
-        is_complete: whether `summary.json` is there: a run may conclude nothing.
+        summary: summary of the run; None while it is incomplete.
+        experiment: name of the experiment as passed to `open_run`, else that of the parent folder.
+        is_complete: whether `summary.json` exists; a summary may be empty.
         damage: a sentence for every line or file that cannot be read.
     """
 
@@ -41,7 +41,7 @@ class RunData(NamedTuple):
     damage: tuple[str, ...] = ()
 
     def select(self, **where: Any) -> list[dict[str, Any]]:
-        """The records that have all the given values, in order."""
+        """The records with all the given values, in order."""
         return [row for row in self.records if all(row.get(key) == value for key, value in where.items())]
 
     def column(self, name: str, **where: Any) -> np.ndarray:
@@ -50,7 +50,7 @@ class RunData(NamedTuple):
         Example: `run.column("clone/r2_forward/mean", method="noisy_sgd", seed=0)`.
 
         Raises:
-            KeyError: no matching record has it; the message lists the names there are.
+            KeyError: no matching record has it; the message lists the available names.
         """
         rows = self.select(**where)
         if not rows:
@@ -63,12 +63,12 @@ class RunData(NamedTuple):
         return np.array([math.nan if value is None else value for value in values], np.float64)
 
     def variables(self, name: str) -> dict[str, Any]:
-        """What training ended with, as nested dictionaries of arrays on the default device.
+        """Variables at the end of training, as nested dictionaries of arrays on the default device.
 
-        Example: `run.variables("noisy_sgd")["clone"]["params"]`, with one seed after the other along the leading axes.
+        Example: `run.variables("noisy_sgd")["clone"]["params"]`, with seeds along the leading axes.
 
         Raises:
-            FileNotFoundError: nothing is kept under this name; the message lists the names there are.
+            FileNotFoundError: nothing is stored under this name; the message lists the available names.
             CheckpointError: the file is damaged.
         """
         path = self.folder / "variables" / f"{name}.npz"
@@ -78,14 +78,15 @@ class RunData(NamedTuple):
         return checkpoints.read(path)[0]
 
     def model(self, name: str) -> Model:
-        """A network of this run, made again by the function that the run folder names, which is imported and called.
+        """A network of this run, rebuilt by importing and calling the function that the run folder names.
 
         Example: `run.model("clone").apply(variables, run.probe()[0])`, with the variables of one seed:
         `jax.tree.map(lambda leaf: leaf[0], run.variables("sgd")["clone"])`.
 
         Raises:
-            FileNotFoundError: no network of this name is recorded; the message lists the names there are.
-            RunFolderError: the file is damaged, or the function is gone or refuses its arguments; says why.
+            FileNotFoundError: no network of this name is recorded; the message lists the available names.
+            RunFolderError: the file is damaged, or the function no longer exists or refuses its arguments; the message
+                says why.
         """
         path = self.folder / "networks" / f"{checked_name(name)}.json"
         if not path.exists():
@@ -103,8 +104,7 @@ class RunData(NamedTuple):
         """Inputs and labels of the batch that measurements were taken on, arrays on the default device.
 
         Raises:
-            FileNotFoundError: none is recorded.
-            CheckpointError: the file is damaged.
+            FileNotFoundError: no probe batch is recorded. CheckpointError: the file is damaged.
         """
         path = self.folder / "probe.npz"
         if not path.exists():
@@ -114,29 +114,30 @@ class RunData(NamedTuple):
 
 
 def checked_name(name: str) -> str:
-    """A name that a file may have, or ValueError."""
+    """A name that is valid for a file; raises ValueError otherwise."""
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise ValueError(f"name={name!r}: must be letters, digits and any of _ . + -, and begin with a letter or digit")
     return name
 
 
 def _choices(records: list[dict[str, Any]], where: Mapping[str, Any]) -> str:
-    """What the records have under the names asked for: `, with seed in [0, 1]`."""
+    """The values of the records under the names asked for: `, with seed in [0, 1]`."""
     choices = {name: sorted({repr(row[name]) for row in records if name in row}) for name in where}
     return "".join(f", with {name} in [{', '.join(values)}]" for name, values in choices.items())
 
 
 def load(folder: Path | str, strict: bool = False) -> RunData:
-    """Read a run folder back, complete or not; a last line cut short by a crash is left out.
+    """Read a run folder, complete or not; a last line truncated by a crash is left out.
 
     Args:
         folder: where.
-        strict: refuse a folder with damage, such as a line of `metrics.jsonl` that is no JSON. Otherwise what can be
-            read is returned, with a sentence for each damage in `RunData.damage`, and a warning.
+        strict: refuse a damaged folder, such as one with a line of `metrics.jsonl` that is not JSON. Otherwise
+            everything that can be read is returned, with a sentence about each damaged part in `RunData.damage` and a
+            warning.
 
     Raises:
-        FileNotFoundError: no run there; says which folder and what a run folder holds.
-        RunFolderError: `strict`, and something is damaged; names file and line.
+        FileNotFoundError: the folder has no run; the message says what a run folder contains. RunFolderError: `strict`
+            is set and something is damaged; the message names file and line.
     """
     run = _loaded(Path(folder))
     if run.damage and strict:
@@ -147,11 +148,11 @@ def load(folder: Path | str, strict: bool = False) -> RunData:
 
 
 def load_all(folder: Path | str) -> tuple[list[RunData], dict[Path, str]]:
-    """Every run in and below a folder, in the order of their names; one that is damaged does not hide the others.
+    """Every run in and below a folder, in the order of their names; a damaged run does not hide the others.
 
     Returns:
-        The runs, and for every folder that looks like one (by its `config.json`) and cannot be read the reason why not.
-        What is damaged within a run is in its `damage`; no warnings.
+        The runs, and for every folder that has a `config.json` and cannot be read the reason. Damage within a run is
+        described in its `damage`; there are no warnings.
     """
     runs: list[RunData] = []
     refused: dict[Path, str] = {}
@@ -183,7 +184,7 @@ def _loaded(folder: Path) -> RunData:
 
 
 def _summary(path: Path) -> tuple[Any, bool, tuple[str, ...]]:
-    """What a run concluded, whether it has, and the damage to the file."""
+    """The summary of a run, whether it is complete, and damage to the file."""
     try:
         return json.loads(path.read_bytes()), True, ()
     except FileNotFoundError:
@@ -193,12 +194,12 @@ def _summary(path: Path) -> tuple[Any, bool, tuple[str, ...]]:
 
 
 def run_id(folder: Path) -> str:
-    """What tells a run from all others, wherever its folder is moved; of a run of an older version, where it is."""
+    """A unique id of a run that survives moving its folder; for runs of older versions, the folder's path."""
     return description_of(folder).get("id") or hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
 
 
 def description_of(folder: Path) -> dict[str, Any]:
-    """What `config.json` says; nothing if there is none, or something else of that name."""
+    """The content of `config.json`; empty if the file is missing or something else."""
     try:
         description = json.loads((folder / "config.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object per line. A line that cannot be read costs itself and no other."""
+"""`metrics.jsonl`: one JSON object per line. A line that cannot be read does not affect the others."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append records of plain JSON and flush them to disk: all of them or, where an OSError is raised, none."""
+    """Append records of plain JSON and flush them to disk: all of them or, if an OSError is raised, none."""
     lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
     size = _whole(path)
     try:
@@ -25,7 +25,7 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _whole(path: Path) -> int:
-    """Number of bytes up to the end of the last whole line: what follows is a write that was cut short."""
+    """Number of bytes up to the end of the last complete line: anything after it is a truncated write."""
     if not path.exists():
         return 0
     with path.open("rb") as file:
@@ -43,7 +43,8 @@ def _whole(path: Path) -> int:
 def read_records(path: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """Every record that can be read, in order, and a sentence for every line that cannot.
 
-    Every whole record ends with a newline, so what follows the last one was cut short by a crash, and is no damage.
+    Every complete record ends with a newline, so anything after the last one was truncated by a crash and is not
+    damage.
     """
     records: list[dict[str, Any]] = []
     damage: list[str] = []

@@ -1,4 +1,4 @@
-"""What a run writes into its folder: records, state, variables, networks and what it concludes."""
+"""Writing to a run folder: records, state, variables, networks and the summary."""
 
 import json
 import os
@@ -26,14 +26,14 @@ class Run(NamedTuple):
     Attributes:
         folder: where it is.
         config: the config as plain JSON.
-        is_complete: whether `summary.json` is there.
-        is_writer: whether this process writes; of several that share a run, one does, and nothing that the others
-            record, save or conclude is written.
-        writers: other places that records are shown in (`lopjax.runs.writers`).
-        lock: what keeps other processes from writing there meanwhile; None in a run that is complete, that another
-            process of the same run has opened, or that was made by hand.
+        is_complete: whether `summary.json` exists.
+        is_writer: whether this process writes; of several that share a run only one does, and records, state and
+            summaries of the others are not written.
+        writers: other destinations of records (`lopjax.runs.writers`).
+        lock: the lock that keeps other processes from writing; None for a run that is complete, was opened by another
+            process of the same run, or was constructed directly.
 
-    Whatever writes raises RunFolderError if the folder is no longer this process's to write into.
+    All methods that write raise RunFolderError if this process may no longer write to the folder.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class Run(NamedTuple):
         return self.folder / "metrics.jsonl"
 
     def append(self, *records: Mapping[str, Any]) -> None:
-        """Append records to `metrics.jsonl` and flush them to disk. Numbers that are not finite are kept as null."""
+        """Append records to `metrics.jsonl` and flush them to disk. Numbers that are not finite are stored as null."""
         if not self._may_write():
             return
         numbers = [plain(record, "record", not_finite=float) for record in records]
@@ -58,12 +58,12 @@ class Run(NamedTuple):
             writer.write(numbers)
 
     def checkpoint(self, step: int, state: Any, keep: int = 2) -> None:
-        """Save the state that belongs to the records so far, and remove all but the newest `keep` checkpoints.
+        """Save the state after the records so far, and remove all but the newest `keep` checkpoints.
 
         Args:
-            step: how far the run is; larger is later.
+            step: progress of the run; larger is later.
             state: a tree of arrays and random keys.
-            keep: how many checkpoints to keep.
+            keep: number of checkpoints to keep.
         """
         if not self._may_write():
             return
@@ -71,10 +71,10 @@ class Run(NamedTuple):
         checkpoints.save(self.checkpoint_folder, step, state, {**self._identity(), "metrics_bytes": size}, keep)
 
     def restore(self, like: Callable[[int], Any]) -> checkpoints.Restored | None:
-        """The newest usable checkpoint, with `metrics.jsonl` cut back to it; None, and no records, if there is none.
+        """The newest usable checkpoint, with `metrics.jsonl` truncated to it; None, and no records, if there is none.
 
         Args:
-            like: step to a tree of the structure, shapes and types of the state there.
+            like: from a step to a tree with the structure, shapes and types of the state after it.
 
         Raises:
             CheckpointError: there are checkpoints and none can be used: damaged, of another config, version or model.
@@ -86,7 +86,7 @@ class Run(NamedTuple):
             if self.metrics_path.stat().st_size < size:
                 raise checkpoints.CheckpointError(
                     f"{self.metrics_path}: has fewer than the {size} bytes that belong to the checkpoint of step "
-                    f"{checkpoint.step if checkpoint else 0}; records have been lost, start again"
+                    f"{checkpoint.step if checkpoint else 0}; records have been lost; start the run again"
                 )
             os.truncate(self.metrics_path, size)
         for writer in self._attached() if is_writer else ():
@@ -94,7 +94,7 @@ class Run(NamedTuple):
         return checkpoint
 
     def keep(self, name: str, variables: Mapping[str, Any]) -> None:
-        """Keep nested dictionaries of arrays, such as the variables training ended with, as `variables/<name>.npz`."""
+        """Save nested dictionaries of arrays, such as the final variables, as `variables/<name>.npz`."""
         if self._may_write():
             checkpoints.write(self.folder / "variables" / f"{name}.npz", dict(variables), self._identity())
 
@@ -105,18 +105,19 @@ class Run(NamedTuple):
         make: str | Callable[..., Model] | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record how a network is made, as `networks/<name>.json`, for `RunData.model`. Recorded again, it is the same.
+        """Record how a network is made, as `networks/<name>.json`, for `RunData.model`; may be repeated.
 
         Args:
-            name: what it is called in this run.
+            name: its name in this run.
             model: a model made by `lopjax.models` or by a function decorated with `lopjax.models.recorded` or, with
                 `make`, any model; its numbers of units may have been changed, as by `lopjax.cloning.widen`.
             make: the function that makes it, or its name as `package.module:function`.
             arguments: arguments of `make`, by name.
 
         Raises:
-            ValueError: the network does not say how it was made, cannot be made again, or `name` is no name of a file.
-            RunFolderError: another network is recorded under this name.
+            ValueError: the network does not record how it was made or cannot be rebuilt, or `name` is not a valid file
+                name.
+            RunFolderError: a different network is recorded under this name.
         """
         if not self._may_write():
             return
@@ -128,15 +129,14 @@ class Run(NamedTuple):
         write_json(path, recipe)
 
     def record_probe(self, inputs: Any, labels: Any) -> None:
-        """Record the batch on which measurements are taken, as `probe.npz`, for `RunData.probe`.
+        """Record the batch on which measurements are made, as `probe.npz`, for `RunData.probe`.
 
         Args:
             inputs: `(batch, *input_shape)`, any type.
             labels: `(batch, ...)`, any type.
 
         Raises:
-            ValueError: they are not of one length, or empty.
-            RunFolderError: another batch is recorded there.
+            ValueError: their lengths differ or are 0. RunFolderError: a different batch is recorded.
         """
         if not self._may_write():
             return
@@ -152,7 +152,7 @@ class Run(NamedTuple):
         checkpoints.write(path, batch, self._identity())
 
     def finish(self, summary: Any) -> None:
-        """Write `summary.json`, atomically: the run is complete, its checkpoints and lock are of no more use."""
+        """Write `summary.json` atomically, which completes the run, and remove its checkpoints and lock."""
         if not self._may_write():
             return
         write_json(self.folder / "summary.json", summary)
@@ -160,9 +160,9 @@ class Run(NamedTuple):
         self.close()
 
     def close(self) -> None:
-        """Close the writers and give up the folder, complete or not, so that another process can open it.
+        """Close the writers and release the folder, complete or not, so that another process can open it.
 
-        A process that ends, in whatever way, gives its folders up by itself.
+        A process that ends, in whatever way, releases its folders.
         """
         try:
             for writer in self.writers:
@@ -177,14 +177,14 @@ class Run(NamedTuple):
         return self.folder / "checkpoints"
 
     def _attached(self) -> Iterator[Writer]:
-        """The writers, each told the folder; no matter how often, as the fields of a run can be replaced."""
+        """The writers, attached to the folder; called repeatedly, because the fields of a run can be replaced."""
         for writer in self.writers:
             if (attach := getattr(writer, "attach", None)) is not None:
                 attach(self.folder)
             yield writer
 
     def _may_write(self) -> bool:
-        """Whether this process writes; raises RunFolderError if it is meant to and must not."""
+        """Whether this process writes; raises RunFolderError if it is the writer but no longer may write."""
         if self.is_writer and self.is_complete:
             raise RunFolderError(f"run folder {self.folder}: holds a complete run; nothing more is written there")
         if self.is_writer and self.lock is not None:
@@ -192,5 +192,5 @@ class Run(NamedTuple):
         return self.is_writer
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be used: the same numbers follow only from the same code and config."""
+        """What a checkpoint must agree with to be used: only the same code and config give the same numbers."""
         return {"config": config_hash(self.config), "versions": versions()}

@@ -1,7 +1,8 @@
-"""A run as a list of parts, and the one loop that plays them.
+"""A run as a list of parts, and the one loop that executes them.
 
-A *part* is what is done between two checkpoints: a chunk of training with what is measured after it, a cloning, a
-measurement. After each, its records are flushed and then the state is saved under the number of parts done, so that a
+A *part* is the work between two checkpoints: a chunk of training with the measurements after it, a cloning, a
+    measurement. After each, its records are flushed and then the state is saved under the number of parts done, so that
+    a
 run that is killed at any moment and resumed ends with the same bits.
 """
 
@@ -26,13 +27,14 @@ class Part(NamedTuple):
     """One part of a run.
 
     Attributes:
-        name: what the progress bar says: `clone: sgd`.
-        steps: what the progress bar counts it for: training steps of all lanes together.
+        name: text of the progress bar, such as `clone: sgd`.
+        steps: its weight in the progress bar: training steps of all lanes together.
         do: `state -> (state, records)`.
-        like: the structure, shapes and types of the state after it: arrays, or what `jax.eval_shape` returns.
-        num_records: how many records it appends.
-        is_start: whether it starts anew, from nothing: `do` is given whatever came before and makes no use of it.
-        keep: `state -> {name: nested dictionaries of arrays}`: what of the state after it stays in the run folder.
+        like: structure, shapes and types of the state after it: arrays, or the result of `jax.eval_shape`.
+        num_records: number of records that it appends.
+        is_start: whether it starts from scratch, so that `do` ignores the state that it receives.
+        keep: `state -> {name: nested dictionaries of arrays}`: the parts of the state after it that are saved in the
+            run folder.
     """
 
     name: str
@@ -54,19 +56,19 @@ def play(
     mesh: Mesh | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> State:
-    """Play the parts of a run, from where the folder's checkpoints end.
+    """Execute the parts of a run, starting from the folder's last checkpoint.
 
-    Parts that are done are passed over. Once every lane of a state is frozen, the parts up to the next one that starts
-    anew are passed over, too; what they would have kept is kept of the frozen state, if it is a state of theirs.
+    Completed parts are skipped. Once every lane of a state is frozen, the parts up to the next one that starts from
+    scratch are skipped, too; what they would have saved is saved from the frozen state, if it has the same structure.
 
     Args:
         parts: all of them, in order.
-        state: what the first is given.
-        folder: a run folder that is not complete.
-        progress: told of every part: what goes on, and how many more steps are done.
-        keep: how many of the newest checkpoints stay in the folder.
-        mesh: devices that the lanes of the state are spread over.
-        say: told, in a sentence each, which newer checkpoints were passed over.
+        state: the state passed to the first part.
+        folder: an incomplete run folder.
+        progress: called for every part with its name and the number of further steps done.
+        keep: number of newest checkpoints to keep in the folder.
+        mesh: the devices over which the lanes of the state are distributed.
+        say: called with a sentence about each newer checkpoint that was skipped.
 
     Returns:
         The state after the last part.
@@ -91,7 +93,7 @@ def play(
         if not is_over:
             state, records = part.do(state)
             folder.append(*records)
-        # Before the checkpoint that says so: what is kept must be there once the part counts as done.
+        # Before the checkpoint: the saved variables must exist once the part counts as done.
         if part.keep is not None and (not is_over or state.frozen_at.shape == part.like().frozen_at.shape):
             for name, arrays in part.keep(state).items():
                 folder.keep(name, arrays)
@@ -102,7 +104,7 @@ def play(
 
 
 def expected_records(folder: Path) -> int | None:
-    """How many records the run of a folder has in the end, unless lanes are frozen; None if it has not started."""
+    """Number of records of a folder's run in the end, unless lanes are frozen; None if it has not started."""
     try:
         return json.loads((folder / "schedule.json").read_text(encoding="utf-8"))["records"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -110,5 +112,5 @@ def expected_records(folder: Path) -> int | None:
 
 
 def _is_frozen(state: State, mesh: Mesh | None) -> bool:
-    """Whether no lane of the state goes on."""
+    """Whether all lanes of the state are frozen."""
     return isinstance(state, Lanes) and bool((jax.device_get(gathered(state.frozen_at, mesh)) >= 0).all())

@@ -1,4 +1,4 @@
-"""Experiment trackers that are modules with `init`, `log` and `finish`, as Weights & Biases has made usual."""
+"""Experiment trackers that are modules with `init`, `log` and `finish`, like Weights & Biases."""
 
 import importlib
 import inspect
@@ -16,32 +16,32 @@ _FUNCTIONS = ("init", "log", "finish")
 
 
 class ModuleWriter:
-    """Records in wandb, trackio, or any module like them: one run there for a run folder.
+    """Records in wandb, trackio or any similar module, with one tracker run per run folder.
 
-    A number is called `<lane>/<name>`, `noisy_sgd/0/clone/loss`, so that the curves of one lane share a section. Their
-    horizontal axis is the lane's own step: each lane begins at 0, where a step of the whole run would have to grow.
-    wandb is told so by `define_metric`; a module without it gets the step with each record.
+    A number is named `<lane>/<name>`, such as `noisy_sgd/0/clone/loss`, so that the curves of one lane share a section.
+    Their horizontal axis is the lane's own step, which starts at 0 for each lane. In wandb this is declared by
+    `define_metric`; a module without it receives the step with each record.
 
-    A run that goes on continues the run there. What has been handed over is counted in `<folder>/writers/<module>.json`
-    and never handed over twice; as a resumed run records what the interrupted one did, bit for bit, its curves are
-    those of a run that was never interrupted. A process that is killed loses what the module still had in its queue:
-    what is true stands in `metrics.jsonl`. Delete the file to hand everything over again.
+    A resumed run continues the tracker's run. The number of records passed to the tracker is stored in
+    `<folder>/writers/<module>.json`, and none is passed twice; as a resumed run has the same records, bit for bit, its
+    curves are those of an uninterrupted run. If the process is killed, records still in the module's queue are lost;
+    `metrics.jsonl` remains complete. Delete the file to pass all records again.
     """
 
     def __init__(self, module: str, lane: Sequence[str] = LANE, step: Sequence[str] = STEP, **settings: Any) -> None:
-        """Import the module; nothing is made there before the first record.
+        """Import the module; no tracker run is created before the first record.
 
         Args:
             module: its name, `"wandb"` or `"trackio"`.
             lane: fields whose values name the curve.
-            step: fields that count.
-            settings: arguments of its `init`. Where they are not given, and `init` has them: `project` is the
-                experiment, `name` the name of the folder with the first characters of the run's id, `id` that id,
-                `config` the config, and `resume` is `"allow"`.
+            step: fields that count steps.
+            settings: arguments of its `init`. Defaults, for the arguments that `init` has: `project` is the experiment,
+                `name` the name of the folder with the first characters of the run's id, `id` that id, `config` the
+                config, and `resume` is `"allow"`.
 
         Raises:
-            ImportError: there is no such module; says how to install it.
-            ValueError: the module is no tracker, or its `init` lacks one of the settings.
+            ImportError: the module is not installed; the message says how to install it. ValueError: the module is not
+                a tracker, or its `init` lacks one of the settings.
         """
         self._module = _tracker_module(module)
         self._parameters = _parameters(self._module, settings)
@@ -50,21 +50,21 @@ class ModuleWriter:
         self._run: Any = None
         self._lanes: set[str] = set()
         self._seen = 0  # records of the run so far
-        self._sent = 0  # how many of them have ever been handed over
+        self._sent = 0  # how many of them have been passed on so far
 
     def attach(self, folder: Path) -> None:
-        """Belong to a run folder: its name, its config, and the count of what has been handed over."""
+        """Attach to a run folder: its name, its config, and the number of records passed on."""
         if self._folder is None:
             self._folder = folder
             self._sent = max(self._sent, _sent(self._state_path, self._destination()))
 
     def restart(self, records: Iterable[Record]) -> None:
-        """As in `Writer`, but that what has been handed over stays there."""
+        """As in `Writer`, except that records already passed on remain there."""
         self._seen = 0
         self.write(records)
 
     def write(self, records: Iterable[Record]) -> None:
-        """As in `Writer`; those that have been handed over before are passed over."""
+        """As in `Writer`; records that were passed on before are skipped."""
         records = list(records)
         new = records[max(0, self._sent - self._seen) :]
         self._seen += len(records)
@@ -72,7 +72,7 @@ class ModuleWriter:
             return
         if self._run is None:
             self._run = self._module.init(**self._arguments()) or self._module
-        # Counted first: a crash in between loses these records there rather than showing them twice.
+        # Counted first: a crash in between loses these records in the tracker rather than showing them twice.
         self._sent = self._seen
         if self._folder is not None:
             self._state_path.parent.mkdir(exist_ok=True)
@@ -81,7 +81,7 @@ class ModuleWriter:
             self._log(record)
 
     def close(self) -> None:
-        """As in `Writer`; waits until the module has sent what it holds."""
+        """As in `Writer`; waits until the module has sent all records."""
         if self._run is not None:
             getattr(self._run, "finish", self._module.finish)()
             self._run = None
@@ -105,7 +105,7 @@ class ModuleWriter:
             log(values, step=step)
 
     def _arguments(self) -> dict[str, Any]:
-        """What `init` is called with."""
+        """The arguments of `init`."""
         if self._folder is None:
             return dict(self._settings)
         description, identity = description_of(self._folder), run_id(self._folder)
@@ -124,7 +124,7 @@ class ModuleWriter:
         return self._folder / "writers" / f"{self._module.__name__}.json"
 
     def _destination(self) -> dict[str, str]:
-        """Where records go: other settings are another place, which has none yet."""
+        """The destination of records: other settings mean another destination, which has no records yet."""
         return {name: repr(value) for name, value in sorted(self._settings.items())}
 
 
@@ -148,7 +148,7 @@ def _tracker_module(name: str) -> ModuleType:
 
 
 def _parameters(module: ModuleType, settings: Mapping[str, Any]) -> frozenset[str]:
-    """Names of the arguments of `init`; all that is ever used if it takes any."""
+    """Names of the arguments of `init`; all names used here if it takes arbitrary ones."""
     parameters = inspect.signature(module.init).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     if not takes_any and (unknown := sorted(set(settings) - set(parameters))):
@@ -157,7 +157,7 @@ def _parameters(module: ModuleType, settings: Mapping[str, Any]) -> frozenset[st
 
 
 def _sent(path: Path, destination: Mapping[str, str]) -> int:
-    """How many records have been handed over to this destination, according to the file."""
+    """Number of records passed on to this destination, according to the file."""
     try:
         state = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

@@ -1,7 +1,7 @@
-"""Other places that the records of a run are shown in while it goes on. `metrics.jsonl` stays what is true.
+"""Other destinations of a run's records while it is in progress. `metrics.jsonl` remains the source of truth.
 
-A writer is anything with the three methods of `Writer`; `Run.writers` holds those of a run. One that has a method
-`attach(folder)` is told the run folder before anything else.
+A writer is any object with the three methods of `Writer`; `Run.writers` holds those of a run. If it has a method
+`attach(folder)`, this is called with the run folder before anything else.
 """
 
 import hashlib
@@ -19,33 +19,33 @@ __all__ = ["ModuleWriter", "Record", "TensorBoardWriter", "Writer", "writer_of"]
 
 @runtime_checkable
 class Writer(Protocol):
-    """Told of the records of a run: plain JSON, but that numbers may be infinite or NaN."""
+    """Receives the records of a run: plain JSON, except that numbers may be infinite or NaN."""
 
     def restart(self, records: Iterable[Record]) -> None:
-        """Forget all that was written, and write these: a run begins, or goes on from where it was cut back to."""
+        """Discard everything written and write these records: a run starts, or resumes from its truncated records."""
         ...
 
     def write(self, records: Iterable[Record]) -> None:
-        """Records that have been appended to `metrics.jsonl`."""
+        """Write records that have been appended to `metrics.jsonl`."""
         ...
 
     def close(self) -> None:
-        """Write what is still held back: the run is complete. More may follow all the same."""
+        """Write anything still buffered, since the run is complete. Further records may follow all the same."""
         ...
 
 
 def writer_of(name: str, run_folder: Path | str, **settings: Any) -> Writer:
-    """The writer of a name, for one run.
+    """The writer with a given name, for one run.
 
     Args:
-        name: `"tensorboard"`, whose event files go into the folder `tensorboard` of the run; or a module with `init`,
-            `log` and `finish`, such as `"wandb"` or `"trackio"`.
+        name: `"tensorboard"`, whose event files are in the run's folder `tensorboard`; or a module with `init`, `log`
+            and `finish`, such as `"wandb"` or `"trackio"`.
         run_folder: the run's.
         settings: arguments of `TensorBoardWriter` (another `folder`, for instance) or of the module's `init`.
 
     Raises:
-        ImportError: it is not installed; says how to install it.
-        ValueError: the name or a setting cannot be used; says what is missing.
+        ImportError: it is not installed; the message says how to install it. ValueError: the name or a setting cannot
+            be used; the message says what is missing.
     """
     folder = Path(run_folder)
     writer = (
@@ -63,24 +63,24 @@ class TensorBoardWriter:
     Every number of a record becomes a scalar under its own name, nested ones under `a/b`; strings, lists and missing
     numbers are left out. Records that agree in the lane fields share a curve.
 
-    The folder may be shared: with other runs, and with anything else. Event files carry the id of the run that wrote
-    them, and only those of the same run are ever removed.
+    The folder may be shared with other runs and anything else. Event files contain the id of the run that wrote them,
+    and only those of the same run are ever removed.
 
     Attributes:
         folder: where the event files go, one folder per lane: `noisy_sgd/0/clone`.
     """
 
     def __init__(self, folder: Path | str, lane: Sequence[str] = LANE, step: Sequence[str] = STEP) -> None:
-        """Prepare to write; nothing is written before the first record.
+        """Prepare for writing; nothing is written before the first record.
 
         Args:
             folder: where.
-            lane: fields whose values name the curve; those that a record lacks are left out.
-            step: fields that count; the first that a record has is the horizontal axis.
+            lane: fields whose values name the curve; missing ones are left out.
+            step: fields that count steps; the first one in a record is the horizontal axis.
 
         Raises:
-            ImportError: tensorboardX is not installed; says how to install it.
-            ValueError: the folder is the current one, or above it.
+            ImportError: tensorboardX is not installed; the message says how to install it. ValueError: the folder is
+            the current one, or above it.
         """
         try:
             from tensorboardX import SummaryWriter
@@ -93,15 +93,15 @@ class TensorBoardWriter:
             )
         self._make, self._lane, self._step = SummaryWriter, tuple(lane), tuple(step)
         self._open: dict[str, Any] = {}
-        self._made = 0  # two files of one second would have one name
+        self._made = 0  # two files from the same second would have the same name
         self._owner = "none"
 
     def attach(self, folder: Path) -> None:
-        """Belong to a run folder: event files of its run, and no others, are removed when it begins or goes on."""
+        """Attach to a run folder: event files of its run, and no others, are removed when it starts or resumes."""
         self._owner = hashlib.sha256(run_id(folder).encode()).hexdigest()[:12]
 
     def restart(self, records: Iterable[Record]) -> None:
-        """As in `Writer`; the event files of this run are removed and written anew, and nothing else is touched."""
+        """As in `Writer`; only the event files of this run are removed and written anew."""
         self.close()
         ours = re.compile(rf"events\.out\.tfevents\..*\.lopjax-{self._owner}-\d+")
         for path in self.folder.rglob("events.out.tfevents.*"):

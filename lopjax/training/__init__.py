@@ -1,4 +1,4 @@
-"""Training: steps, streams of batches, lanes, and the compiled chunks that put them together.
+"""Training: steps, streams of batches, lanes, and the compiled chunks that combine them.
 
 step = train_step on a batch            streams.py: where batches come from
 chunk = make_chunk(step, stream)        lanes.py: many seeds of one program, over devices

@@ -1,9 +1,10 @@
-r"""The slowly changing regression problem: bits, most of which stay as they are for thousands of steps.
+r"""The slowly changing regression problem, in which most input bits stay constant for thousands of steps.
 
 Of `num_inputs` bits the first `num_slow` keep their values for `flip_every` steps, the others are fair coins at every
 step. The target is a network of linear threshold units with weights and biases of \pm 1 that never changes; a learner
-with few units has to track the part of it that the present slow bits show. Nothing is stored: within one task there are
-only `2**(num_inputs - num_slow)` different inputs, so they and their targets are a small table, made once per block.
+with few units has to track the part of it that the current slow bits reveal. Nothing is stored: within one task there
+are only `2**(num_inputs - num_slow)` different inputs, so they and their targets are a small table, made once per
+block.
 """
 
 import math
@@ -18,10 +19,10 @@ from lopjax.training.streams import Block, Drawn, Stream, Task
 
 FLIPS, THRESHOLDS = ("one", "all"), ("official", "textbook")
 
-# Steps whose coins are drawn at once; more fast bits than `MOST_FAST` would make the table longer than it is used for.
+# Steps whose coins are drawn at once; with more than `MOST_FAST` fast bits most rows of the table would never be used.
 BLOCK = 1000
 MOST_FAST = 10
-# Draws of which slow bit flips, a group at once.
+# Number of draws of flipping bits that are made at once.
 GROUP = 64
 
 
@@ -31,7 +32,7 @@ class Target(NamedTuple):
     Attributes:
         weights: weights of the units, `(num_inputs, units)`.
         bias: bias of the units.
-        thresholds: a unit gives 1 where its input sum, bias included, exceeds this, otherwise 0.
+        thresholds: a unit outputs 1 if its input sum, bias included, exceeds this, otherwise 0.
         output: weights of the linear output.
         output_bias: its bias.
     """
@@ -44,7 +45,7 @@ class Target(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """The numbers of the problem; `bit_flipping` describes them."""
+    """The parameters of the problem, described in `bit_flipping`."""
 
     num_inputs: int = 20
     num_slow: int = 15
@@ -56,10 +57,10 @@ class Problem(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What the steps of a block share: all inputs of the task with their targets, and which one each step sees.
+    """Data shared by the steps of a block: all inputs of the task with their targets, and the one that each step sees.
 
     Attributes:
-        inputs: row `c` has the present slow bits, then the binary digits of `c`, the lowest first.
+        inputs: row `c` has the current slow bits, then the binary digits of `c`, lowest first.
         targets: targets of the rows.
         codes: the rows of the steps of the block, from its first multiple of `BLOCK` on.
     """
@@ -80,9 +81,9 @@ def bit_flipping(
 ) -> Stream:
     r"""The stream of the bit-flipping problem: inputs `(1, num_inputs)` of 0 and 1, targets `(1, 1)`, never stored.
 
-    With :math:`w_i` the weights of target unit i and :math:`b_i` its bias, the weight of a further input that is always
-    1, the unit gives 1 where :math:`x \cdot w_i + b_i > \tau_i`, with :math:`\tau_i = (m + 1)\beta - S_i`. Publications
-    and their code differ in two places:
+    With :math:`w_i` the weights of target unit i and :math:`b_i` its bias, the weight of an additional input that is
+    always 1, the unit outputs 1 if :math:`x \cdot w_i + b_i > \tau_i`, with :math:`\tau_i = (m + 1)\beta - S_i`.
+    Publications and their code differ in two places:
 
     - ``flip="one"``: every `flip_every` steps one of the slow bits, drawn uniformly, flips (the text of the paper);
       ``"all"``: all slow bits are drawn anew, so about half of them change (the default of the code).
@@ -92,16 +93,16 @@ def bit_flipping(
       second kind fires only on inputs two steps closer to its pattern.
 
     Args:
-        num_inputs: m, bits of an input.
-        num_slow: f, how many of them are slow.
-        flip_every: T, steps of a task.
+        num_inputs: m, number of bits of an input.
+        num_slow: f, number of slow bits.
+        flip_every: T, number of steps of a task.
         units: number of units of the target network.
-        beta: share of its pattern that an input must match for a unit to fire.
-        flip: what happens between tasks.
+        beta: fraction of a unit's pattern that an input must match for the unit to fire.
+        flip: the change between tasks.
         threshold: threshold of the target network's units.
 
     Returns:
-        The stream. The target network is another for every key: `target_network`.
+        The stream. Its target network depends on the key: `target_network`.
 
     Raises:
         ValueError: a number or name that is not allowed.
@@ -130,13 +131,13 @@ def bit_flipping(
 
 
 def check_problem(problem: Problem) -> Problem:
-    """Refuse numbers and names that do not make a valid problem."""
+    """Refuse parameters that do not define a valid problem."""
     for name in ("num_inputs", "flip_every", "units"):
         value = getattr(problem, name)
         as_integer(value, 1, f"{name}={value!r}: must be a positive integer")
     if not math.isfinite(problem.beta):
         raise ValueError(f"beta={problem.beta}: must be finite")
-    # One slow bit at least, if one is to flip.
+    # At least one slow bit, if one is to flip.
     least = max(problem.num_inputs - MOST_FAST, int(problem.flip == "one"))
     if not least <= problem.num_slow <= problem.num_inputs:
         raise ValueError(
@@ -150,7 +151,7 @@ def check_problem(problem: Problem) -> Problem:
 
 
 def prepared_block(problem: Problem, key: jax.Array, index: Any) -> Prepared:
-    """What the steps of the block of step `index` share; `draw` of the stream reads nothing else."""
+    """The data shared by the steps of the block of step `index`; `draw` of the stream reads nothing else."""
     target_key, slow_key, coin_key = jax.random.split(key, 3)
     num_fast = problem.num_inputs - problem.num_slow
     slow = slow_bits(problem, slow_key, jnp.asarray(index // problem.flip_every))
@@ -164,7 +165,7 @@ def prepared_block(problem: Problem, key: jax.Array, index: Any) -> Prepared:
 
 
 def target_network(problem: Problem, key: jax.Array) -> Target:
-    """The target of a key: of a stream with key `k` that of `jax.random.split(k, 3)[0]`."""
+    """The target network of a key; for a stream with key `k`, pass `jax.random.split(k, 3)[0]`."""
     keys = jax.random.split(key, 4)
 
     def signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -180,7 +181,7 @@ def target_network(problem: Problem, key: jax.Array) -> Target:
 
 
 def target_values(target: Target, inputs: Float[Array, "rows inputs"]) -> Float[Array, "rows 1"]:
-    """What the target network gives; sums of small integers, exact in float32."""
+    """Outputs of the target network: sums of small integers, exact in float32."""
     fires = inputs @ target.weights + target.bias > target.thresholds
     return (jnp.where(fires, target.output, 0).sum(axis=1) + target.output_bias)[:, None]
 
@@ -188,8 +189,8 @@ def target_values(target: Target, inputs: Float[Array, "rows inputs"]) -> Float[
 def slow_bits(problem: Problem, key: jax.Array, task: Any) -> Bool[Array, " slow"]:
     """The slow bits of a task, a function of key and task alone.
 
-    If one bit flips at a time it has flipped as often as it was drawn for tasks 1..task: these draws are counted, a
-    group at once, so that the cost of a block grows by little over thousands of tasks.
+    If one bit flips at a time, each bit has flipped as often as it was drawn for tasks 1..task. The draws are counted
+    in groups, so that the cost of a block grows little over thousands of tasks.
     """
     first_key, flip_key = jax.random.split(key)
     if problem.flip == "all":

@@ -1,8 +1,8 @@
-"""Steps in compiled chunks, for many lanes at once; order and noise are fixed by keys alone.
+"""Steps in compiled chunks, for many lanes at once; order and noise are determined by keys alone.
 
 A *step* is a pure function `(state, drawn, key, index) -> (state, logs)`. The state is any pytree: one network, or a
 base and its clone that see the same batches. What step `t` of a lane sees is decided by `(key, t)` alone, so the result
-does not depend on how the steps are cut into chunks, nor on the lanes beside it.
+depends neither on how the steps are divided into chunks nor on the other lanes.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Lanes(NamedTuple):
 
     Attributes:
         state: the state of every lane; leaves have a leading lane axis.
-        frozen_at: int32, one per lane: the first step whose logs were not all finite; -1 while there is none.
+        frozen_at: int32, one per lane: the first step with a log that is not finite; -1 if there is none.
     """
 
     state: State
@@ -57,26 +57,26 @@ def _copy(leaf: Any) -> jax.Array:
 def make_chunk(
     step: Step, stream: Stream, mesh: Mesh | None = None, is_batched: bool | None = None
 ) -> Callable[..., tuple[Lanes, Logs]]:
-    """Compile steps for many lanes; each call says how many steps it takes.
+    """Compile steps for many lanes; each call takes a given number of steps.
 
-    The number of steps is no part of the compiled program, so that a run has the same bits however it is cut into
-    calls. A lane any of whose logs is not finite at some step is frozen: it keeps the state that this step found, and
-    `frozen_at` names the step. The others go on.
+    The number of steps is not part of the compiled program, so a run has the same bits however it is divided into
+    calls. A lane with a log that is not finite at some step is frozen: it keeps the state from before this step, and
+    `frozen_at` is the number of the step. The other lanes continue.
 
     Args:
-        step: one step of one lane; it may ignore what is drawn.
-        stream: what its batches are drawn from. Only its functions are compiled; data are passed to every call.
-        mesh: from `lane_mesh`, to spread the lanes, and their batches, over several devices.
-        is_batched: whether lanes run side by side (`over_lanes`); default: on all devices but a CPU.
+        step: one step of one lane; it may ignore the drawn batch.
+        stream: source of the batches. Only its functions are compiled; its data are passed to every call.
+        mesh: result of `lane_mesh`, to distribute lanes and their batches over several devices.
+        is_batched: whether lanes run batched (`over_lanes`); by default on all devices but CPUs.
 
     Returns:
         `chunk(lanes, keys, start, num_steps, data) -> (lanes, logs)`: steps `start, ..., start + num_steps - 1`.
-        `lanes` (whose buffers are given back) and `keys` have a leading lane axis; `data` is `stream.data` or another
-        tree of the same shapes, shared by all lanes; logs are means over the steps, one per lane, NaN for a frozen one.
+        `lanes` (whose buffers are donated) and `keys` have a leading lane axis; `data` is `stream.data` or another tree
+        of the same shapes, shared by all lanes; logs are means over the steps, one per lane, NaN for a frozen one.
         Raises ValueError if `num_steps` is not positive or there is not one key per lane.
 
     Raises:
-        ValueError: a stream that is none.
+        ValueError: `stream` is not a stream.
     """
     if not isinstance(stream, Stream):
         raise ValueError(f"stream={stream!r}: must be a Stream, such as epochs(images, labels, batch_size)")

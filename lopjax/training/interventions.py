@@ -1,8 +1,8 @@
-"""The contract of interventions: what acts on a network after the optimizer has, such as resets of units.
+"""The contract of interventions: changes to a network after the optimizer's step, such as resets of units.
 
-What is only a function of gradients and parameters is an optax transform (`lopjax.optim`). An intervention may see
-more: activations, backward signals, the task. It is two pure functions, works under jit, vmap and scan, and changes no
-shape.
+A function of gradients and parameters alone is an optax transform (`lopjax.optim`). An intervention may also use
+activations, backward signals and the task. It consists of two pure functions, works under jit, vmap and scan, and
+changes no shapes.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ from lopjax.training.steps import TrainState
 
 
 class Setting(NamedTuple):
-    """What does not change while a network is trained; static.
+    """The static setting of a training run.
 
     Attributes:
         model: the network.
-        optimizer: what trains it.
+        optimizer: its optimizer.
         loss: `(logits, labels) -> scalar`, a mean over samples.
     """
 
@@ -32,13 +32,13 @@ class Setting(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What an intervention has done at one step.
+    """The actions of an intervention in one step.
 
     Attributes:
-        touched: by unit space, which units it has changed.
-        reason: a code; those of this library have a sentence each in `lopjax.interventions.REASONS`, nothing done
-            included.
-        logs: further numbers, such as how many units are mature; what a run logs of them is up to its step.
+        touched: by unit space, the units that it has changed.
+        reason: a code, also if nothing was done; `lopjax.interventions.REASONS` has a sentence for each code of this
+            library.
+        logs: further numbers, such as the number of mature units; the run's step decides which of them are logged.
     """
 
     touched: Mapping[str, Bool[Array, " units"]]
@@ -52,8 +52,8 @@ class Intervention(NamedTuple):
     Attributes:
         init: `(setting, state) -> own`, its own state at the start of training.
         apply: `(setting, own, state, observed, key, step) -> (state, own, report)`, after the update of a step;
-            `observed` is what was seen before it.
-        needs_boundaries: whether it looks at `observed.task.is_start`.
+            `observed` is what was observed before the update.
+        needs_boundaries: whether it uses `observed.task.is_start`.
     """
 
     init: Callable[[Setting, TrainState], PyTree]
@@ -65,7 +65,7 @@ def start_intervention(intervention: Intervention, setting: Setting, state: Trai
     """A network at the start of training, with the intervention's own state in `state.own`.
 
     Raises:
-        ValueError: no state of a network in training.
+        ValueError: `state` is not a `TrainState`.
     """
     _check_state(state)
     return state._replace(own=intervention.init(setting, state))
@@ -79,21 +79,21 @@ def intervene(
     key: jax.Array,
     step: Int32[Array, ""] | int,
 ) -> tuple[TrainState, Report]:
-    """Let an intervention act after a training step.
+    """Apply an intervention after a training step.
 
     Args:
         intervention: the intervention; its own state is in `state.own`.
         setting: model, optimizer and loss of the step.
-        state: after the step.
-        observed: from the step.
-        key: for what it draws.
+        state: state after the step.
+        observed: what the step observed.
+        key: random key of its draws.
         step: number of the step.
 
     Returns:
-        The state after it, and what it has done.
+        The state after the intervention, and its report.
 
     Raises:
-        ValueError: no state of a network in training, one that has not been started, or no key.
+        ValueError: a state that is not a `TrainState` or has not been started, or no key.
     """
     _check_state(state)
     if not isinstance(key, jax.Array):
@@ -113,7 +113,7 @@ def _check_state(state: Any) -> None:
 
 
 def _check_started(intervention: Intervention, setting: Setting, state: TrainState) -> None:
-    """Refuse a state without the intervention's own; those that have none of their own pass."""
+    """Refuse a state without the intervention's own state; interventions without a state of their own pass."""
     own = jax.eval_shape(lambda state: intervention.init(setting, state), state)
     if jax.tree.structure(own) != jax.tree.structure(()):
         raise ValueError(

@@ -1,10 +1,10 @@
-"""Lanes: independent runs of one program, one after the other on a CPU, side by side elsewhere, spread over devices.
+"""Lanes: independent runs of one program: sequential on a CPU, batched elsewhere, distributed over devices.
 
-A lane is one seed of one method. Lanes are independent, so what a lane computes must not depend on which others run
-beside it. On a CPU, where XLA sums in another order for a batch of matrices than for one, they are run one after the
-other through the program of one lane, and every bit is the same. On an accelerator, where batching pays, they are
-batched. Over several devices, and hosts, each device runs its own share of the lanes; the batches of a lane may be cut
-over devices too.
+A lane is one seed of one method. Lanes are independent, so the result of a lane must not depend on which others run
+with it. On a CPU, where XLA sums in a different order for a batch of matrices than for a single one, lanes run one
+after the other through the program of one lane, and every bit is the same. On an accelerator, where batching pays off,
+they are batched. With several devices or hosts, each device runs its share of the lanes; the batches of a lane may be
+sharded over devices too.
 """
 
 from collections.abc import Callable
@@ -22,18 +22,18 @@ SEED, BATCH = "seed", "batch"
 
 
 def lane_mesh(seed_devices: int = 1, batch_devices: int = 1) -> Mesh | None:
-    """Devices in a grid: lanes are spread over its rows, the batches of each lane over its columns.
+    """A grid of devices: lanes are distributed over its rows, the batches of each lane over its columns.
 
     Args:
-        seed_devices: groups of devices, each with its own share of the lanes.
-        batch_devices: devices in a group, each with its own share of every batch.
+        seed_devices: number of groups of devices, each with its own share of the lanes.
+        batch_devices: number of devices in a group, each with its own share of every batch.
 
     Returns:
         A mesh over `seed_devices * batch_devices` of the devices of all processes; None for a single device, which
         needs no mesh.
 
     Raises:
-        ValueError: a number is not positive, there are fewer devices, or a process would be left without any.
+        ValueError: a number is not positive, there are too few devices, or a process would be left without any.
     """
     for name, value in (("seed_devices", seed_devices), ("batch_devices", batch_devices)):
         if value < 1:
@@ -58,10 +58,10 @@ def lane_mesh(seed_devices: int = 1, batch_devices: int = 1) -> Mesh | None:
 
 
 def check_lanes(num_lanes: int, mesh: Mesh | None, name: str = "seeds") -> None:
-    """Refuse a number of lanes that the rows of the mesh do not divide, before anything is compiled.
+    """Refuse a number of lanes that is not a multiple of the mesh's rows, before anything is compiled.
 
     Raises:
-        ValueError: says how many there are, and how many rows.
+        ValueError: it is not a multiple; the message gives both numbers.
     """
     rows = 1 if mesh is None else mesh.shape[SEED]
     if num_lanes % rows:
@@ -78,13 +78,13 @@ def over_lanes(
     """Compile a function of one lane for many.
 
     Args:
-        function: pure; takes `num_lane_args` trees of one lane, then what all lanes share, and returns a tree.
-        num_lane_args: how many of its arguments have a leading lane axis in the compiled function.
-        mesh: from `lane_mesh`; the number of lanes must be a multiple of its rows.
+        function: pure function of `num_lane_args` trees of one lane and of arguments shared by all lanes; returns a
+            tree.
+        num_lane_args: number of arguments that have a leading lane axis in the compiled function.
+        mesh: result of `lane_mesh`; the number of lanes must be a multiple of its rows.
         donate: whether the buffers of the first argument may be reused for the result.
-        is_batched: whether lanes run side by side; default: on all devices but a CPU. On a CPU it pays where a lane is
-            so small that starting its operations is what takes the time, and the bits of a lane then depend on how many
-            there are.
+        is_batched: whether lanes run batched; by default on all devices but CPUs. On a CPU it pays off for lanes so
+            small that dispatching operations dominates; the bits of a lane then depend on the number of lanes.
 
     Returns:
         The compiled function, whose result has a leading lane axis.
@@ -101,7 +101,7 @@ def over_lanes(
     if mesh is None:
         return jax.jit(lanes, donate_argnums=donated)
 
-    # A batch axis of more than one device is left to the compiler, which follows `cut_batch`.
+    # A batch axis over more than one device is left to the compiler, which follows `cut_batch`.
     manual = {SEED} if mesh.shape[BATCH] > 1 else {SEED, BATCH}
 
     def spread(*args: Any) -> Any:
@@ -114,19 +114,19 @@ def over_lanes(
 
 
 def cut_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
-    """Inside a function of one lane: spread the leading axis of every array over the columns of the mesh."""
+    """Inside a function of one lane: shard the leading axis of every array over the columns of the mesh."""
     if mesh is None or mesh.shape[BATCH] == 1:
         return batch
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec(BATCH)), batch)
 
 
 def place(tree: PyTree, mesh: Mesh | None, is_per_lane: bool) -> PyTree:
-    """Put arrays where the compiled functions want them: by lanes over the rows of the mesh, or whole on every device.
+    """Place arrays as the compiled functions need them: sharded by lane over the mesh's rows, or replicated.
 
     Args:
         tree: arrays and random keys, the same on every process.
-        mesh: from `lane_mesh`; None leaves them alone.
-        is_per_lane: whether their leading axis is that of the lanes.
+        mesh: result of `lane_mesh`; None leaves arrays unchanged.
+        is_per_lane: whether their leading axis is the lane axis.
     """
     if mesh is None:
         return tree
@@ -137,7 +137,7 @@ def place(tree: PyTree, mesh: Mesh | None, is_per_lane: bool) -> PyTree:
             return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return jax.device_put(leaf, sharding)
-        # Each process copies the shares of its own devices.
+        # Each process copies the shards of its own devices.
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
 
@@ -145,7 +145,7 @@ def place(tree: PyTree, mesh: Mesh | None, is_per_lane: bool) -> PyTree:
 
 
 def gathered(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """The same arrays whole on every device, so that every process can read them. All processes must call it."""
+    """The same arrays replicated on every device, so that every process can read them. All processes must call it."""
     if mesh is None:
         return tree
     return jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)

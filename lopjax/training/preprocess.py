@@ -1,4 +1,4 @@
-"""From stored images to a model's inputs, and how well a model does on a whole set of them."""
+"""From stored images to a model's inputs, and the evaluation of a model on a whole data set."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ class Preprocess(NamedTuple):
 
     Attributes:
         mean: per channel, in units of pixel/255.
-        std: likewise.
+        std: standard deviation, in the same units.
         crop_padding: random crops after zero padding by this many pixels, in training; 0 for none.
         flip: random horizontal flips in training.
     """
@@ -31,16 +31,16 @@ class Preprocess(NamedTuple):
     flip: bool = False
 
     def inputs(self, images: Images, key: jax.Array | None = None) -> jax.Array:
-        """Normalised images, augmented if a key is given. Floating point type: JAX's default."""
+        """Normalised images, augmented if a key is given. The dtype is JAX's default floating point type."""
         shown = images if key is None else augment(key, images, self.crop_padding, self.flip)
         return normalize(shown, self.mean, self.std, jnp.zeros(()).dtype)
 
 
 class AsStored(NamedTuple):
-    """Inputs that a model takes as they are stored, such as tokens: the place of `Preprocess` where there is none."""
+    """Inputs used as stored, such as tokens: takes the place of `Preprocess`."""
 
     def inputs(self, stored: Array | np.ndarray, key: jax.Array | None = None) -> jax.Array:
-        """The same, on the device; nothing random is done."""
+        """The stored inputs on the device; nothing is random."""
         return jnp.asarray(stored)
 
 
@@ -62,9 +62,9 @@ def evaluate(
     Args:
         model: the network.
         variables: its variables.
-        batch: 8-bit images and their classes, all of them; or tokens, with a label at every position.
-        preprocess: how images become inputs; nothing random is done.
-        batch_size: images or texts held as floats at once; the last batch may be smaller.
+        batch: all 8-bit images and their classes, or tokens with a label at every position.
+        preprocess: turns images into inputs; nothing is random.
+        batch_size: number of images or texts held as floats at once; the last batch may be smaller.
 
     Raises:
         ValueError: there is nothing to evaluate, or `batch_size` is not positive.

@@ -13,7 +13,7 @@ from lopjax.model import Model, Variables
 from lopjax.signals import Observed, observe
 
 Logs = dict[str, jax.Array]
-"""What a step reports, by name."""
+"""Numbers that a step reports, by name."""
 
 
 class TrainState(NamedTuple):
@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
     Attributes:
         variables: parameters and batch statistics.
         opt_state: state of the optax optimizer.
-        own: states of interventions, so that checkpoints hold them.
+        own: states of interventions, kept here so that checkpoints contain them.
     """
 
     variables: Variables
@@ -50,23 +50,23 @@ def train_step(
 ) -> tuple[TrainState, Observed]:
     """One step of any optax optimizer on one batch, in train mode.
 
-    Optimizers that ask for the loss are given it: `value`, `grad` and `value_fn` of the same batch, as optax names
-    them (`polyak_sgd`, `lbfgs`, `contrib.reduce_on_plateau`).
+    Optimizers that need the loss receive `value`, `grad` and `value_fn` of the same batch, under optax's names
+    (`polyak_sgd`, `lbfgs`, `contrib.reduce_on_plateau`).
 
     Args:
         model: the network.
         optimizer: any optax transformation.
         state: its variables and optimizer state.
         batch: `(inputs, labels)`.
-        key: for dropout.
+        key: random key of dropout.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         dropout_rate: overrides the model's own; may be traced.
-        signals: whether backward signals are observed, too.
-        task: from the stream, to be observed.
-        extra: what else the optimizer's `update` is given by name; overrides the three above.
+        signals: whether to observe backward signals, too.
+        task: the stream's task, passed on as observed.
+        extra: further keyword arguments of the optimizer's `update`; these override the three above.
 
     Returns:
-        The new state, and what was observed *before* the step. Under jit what is not used of it costs nothing.
+        The new state, and the observations from *before* the step. Under jit, unused observations cost nothing.
     """
     observed = observe(
         model,
@@ -98,19 +98,19 @@ LOGS: dict[str, Callable[[Observed], jax.Array]] = {
     "accuracy": lambda seen: accuracy(seen.logits, seen.batch[1]),
     "gradient_norm": lambda seen: optax.tree.norm(seen.gradient),
 }
-"""What `logs_of` knows by name."""
+"""The logs that `logs_of` provides by name."""
 
 
 def logs_of(seen: Observed, *names: str, **own: Callable[[Observed], jax.Array]) -> Logs:
-    """The numbers that a step logs, of what it has observed.
+    """The numbers that a step logs, from its observations.
 
     Args:
-        seen: from `train_step`.
+        seen: observations from `train_step`.
         names: any of `LOGS`: "loss", "accuracy" (needs integer labels), "gradient_norm" (Euclidean, all parameters).
-        own: further ones, `Observed -> scalar`, each under its name.
+        own: further logs, `Observed -> scalar`, by name.
 
     Raises:
-        ValueError: a name that is not known; lists those that are.
+        ValueError: an unknown name; the message lists the known ones.
     """
     if unknown := [name for name in names if name not in LOGS]:
         raise ValueError(f"logs {unknown}: must be among {sorted(LOGS)}, or functions passed by name")

@@ -1,10 +1,10 @@
-"""Streams: where the batch of a step comes from. Each is a pure function of data, key and the number of the step.
+"""Streams, the sources of batches: each is a pure function of data, key and the number of the step.
 
 Data are an argument of the compiled program, never closed over: as constants of the program they would make its first
-call take four times as long.
+call four times as slow.
 
-What a step sees depends on the key and on its number alone, so a run has the same bits however it is cut into calls.
-Work that many steps share, such as the shuffle of an epoch, is prepared once per *block* of steps.
+The batch of a step depends on the key and on the step's number alone, so a run has the same bits however it is divided
+into calls. Work that many steps share, such as the shuffle of an epoch, is prepared once per *block* of steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,12 @@ from lopjax.data import epoch_permutation
 
 
 class Task(NamedTuple):
-    """Where in a sequence of tasks a step is. A method may look at `is_start` only if it says that it needs boundaries.
+    """Position of a step among tasks. Methods may use `is_start` only if they declare that they need boundaries.
 
     Attributes:
         index: number of the task, from 0.
-        is_start: whether this is the first step on it; None where the stream hides it, as tasks pass into each other.
+        is_start: whether this is the first step of the task; None if the stream has no boundaries because tasks change
+            gradually.
     """
 
     index: Int32[ArrayLike, ""]
@@ -31,11 +32,11 @@ class Task(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a stream gives a step.
+    """What a step receives from a stream.
 
     Attributes:
-        batch: `(inputs, labels)`, or whatever the step takes.
-        task: where it belongs.
+        batch: `(inputs, labels)`, or any other input of the step.
+        task: the task that it belongs to.
     """
 
     batch: PyTree
@@ -62,7 +63,7 @@ class Stream(NamedTuple):
     Attributes:
         data: arrays that every step may read, shared by all lanes.
         draw: `(data, key, index) -> Drawn`. Pure, with fixed shapes; the index is traced.
-        block: the same function with the work of many steps shared; None where there is nothing to share.
+        block: the same function with work shared between steps; None if there is nothing to share.
     """
 
     data: PyTree
@@ -71,7 +72,7 @@ class Stream(NamedTuple):
 
 
 def epochs(images: ArrayLike, labels: ArrayLike, batch_size: int) -> Stream:
-    """Stored examples in epochs: a fresh shuffle each, the last batch dropped if it is not full.
+    """Stored examples in epochs: each is shuffled anew, and the last batch is dropped if it is not full.
 
     The order of epoch `e` is the permutation by `fold_in(key, e)`.
 
@@ -93,7 +94,7 @@ def epochs(images: ArrayLike, labels: ArrayLike, batch_size: int) -> Stream:
 
 @cache
 def _epochs(num: int, batch_size: int) -> tuple[Any, Block]:
-    """The functions of `epochs`: one object for equal arguments, so that `tasks` can tell which streams are alike."""
+    """The functions of `epochs`: one object for equal arguments, so that `tasks` can recognise equal streams."""
     steps = num // batch_size
 
     def prepare(data: PyTree, key: jax.Array, index: Any) -> Int32[Array, "steps batch"]:
@@ -107,7 +108,7 @@ def _epochs(num: int, batch_size: int) -> tuple[Any, Block]:
 
 
 def online(draw: Callable[[jax.Array, Any], PyTree]) -> Stream:
-    """Batches that are drawn and never stored.
+    """Batches that are drawn online and never stored.
 
     Args:
         draw: `(key, index) -> batch`: step `index` sees `draw(fold_in(key, index), index)`.
@@ -120,11 +121,11 @@ def online(draw: Callable[[jax.Array, Any], PyTree]) -> Stream:
 
 
 def windows(tokens: ArrayLike, length: int, batch_size: int) -> Stream:
-    """Windows of a text at uniformly drawn positions: inputs are `length` tokens, labels the same one position later.
+    """Windows of a text at random positions: inputs are `length` tokens, labels are the tokens one position later.
 
     Args:
         tokens: `(tokens,)`, integers.
-        length: tokens of a window.
+        length: number of tokens in a window.
         batch_size: windows per batch.
 
     Returns:
@@ -154,11 +155,11 @@ def _windows(num: int, length: int, batch_size: int) -> Callable[[PyTree, jax.Ar
 
 
 def tasks(streams: Sequence[Stream], steps: int) -> Stream:
-    """One stream after the other, `steps` steps each; after the last the first comes again, as a new task.
+    """One stream after the other, `steps` steps each; the last is followed by the first again, as a new task.
 
-    Task `k` draws from stream `k % len(streams)` by `fold_in(key, k)` and counts its own steps from 0. Streams
-    whose `draw` is one function and whose data have one shape (those of `epochs` or `windows` with the same numbers)
-    share a program, in which forty tasks compile like one; any others are drawn from by branches.
+    Task `k` draws from stream `k % len(streams)` by `fold_in(key, k)` and counts its own steps from 0. Streams with the
+    same function `draw` and data of the same shapes (those of `epochs` or `windows` with equal arguments) share a
+    program, in which forty tasks compile as fast as one; other streams are selected by branches.
 
     Args:
         streams: the stream of every task; their batches must have the same shapes.
@@ -172,7 +173,7 @@ def tasks(streams: Sequence[Stream], steps: int) -> Stream:
     num = len(streams)
 
     def place(key: jax.Array, index: Any) -> tuple[jax.Array, Any, Task]:
-        """Key of the step's task, the step within it, and what the step is told."""
+        """Key of the step's task, the step within it, and its `Task`."""
         task, within = index // steps, index % steps
         return jax.random.fold_in(key, task), within, Task(task, within == 0)
 
@@ -208,18 +209,18 @@ def tasks(streams: Sequence[Stream], steps: int) -> Stream:
 
 
 def _are_alike(streams: Sequence[Stream]) -> bool:
-    """Whether one program serves all: the same functions, and data of the same shapes and types."""
+    """Whether one program works for all streams: same functions, and data of the same shapes and types."""
     shapes = [jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), one.data) for one in streams]
     return all(one.draw is streams[0].draw and found == shapes[0] for one, found in zip(streams, shapes))
 
 
 def no_stream() -> Stream:
-    """Nothing: for steps whose state holds all that they need, such as an environment of control."""
+    """An empty stream, for steps whose state contains all that they need, such as an environment of control."""
     return Stream((), lambda data, key, index: Drawn((), _only_task(index)))
 
 
 def block_of(stream: Stream) -> Block:
-    """The block form of any stream; where nothing is shared, one block without end."""
+    """The block form of any stream; if nothing is shared, one infinite block."""
     if stream.block is not None:
         return stream.block
     endless = jnp.iinfo(jnp.int32).max
@@ -240,5 +241,5 @@ def _with_draw(block: Block) -> tuple[Callable[[PyTree, jax.Array, Any], Drawn],
 
 
 def _only_task(index: Any) -> Task:
-    """The one task of a stream that is not a sequence of tasks."""
+    """The single task of a stream that is not a sequence of tasks."""
     return Task(jnp.zeros_like(index), index == 0)

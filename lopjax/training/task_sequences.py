@@ -1,7 +1,7 @@
 """Sequences of tasks: disjoint classes, permuted pixels, labels or words, random labels, texts, mixtures of Gaussians.
 
-Stored images are gathered by index, never copied, and are shared by all lanes. Where the number of tasks is not given
-there is no end to them: each is drawn from the key and its number.
+Stored images are gathered by index, never copied, and shared by all lanes. If no number of tasks is given, the sequence
+is infinite: each task is drawn from the key and its number.
 """
 
 from collections.abc import Sequence
@@ -37,14 +37,14 @@ def class_incremental(
         images: `(images, ...)`.
         labels: `(images,)`, 0..num_classes-1; labels stay as they are in every task.
         num_classes: number of classes of the set.
-        num_tasks: different ones.
+        num_tasks: number of different tasks.
         classes_per_task: number of classes of each task.
-        order: order of the classes, a permutation; None for one drawn by the key, another in every lane.
-        images_per_class: how many images of each class; None for as many as the smallest class has.
-        is_masked: labels are `lopjax.losses.Masked`, the classes of the task beside each label; else integers.
+        order: order of the classes, a permutation; None for one drawn by the key, different in every lane.
+        images_per_class: number of images of each class; None for as many as the smallest class has.
+        is_masked: whether labels are `lopjax.losses.Masked`, with the classes of the task; otherwise they are integers.
 
     Raises:
-        ValueError: too few classes for so many tasks, a class with too few images, or no permutation; with the numbers.
+        ValueError: too few classes for the tasks, a class with too few images, or an order that is not a permutation.
     """
     check_class_split(num_tasks, classes_per_task, num_classes)
     table = class_table(np.asarray(labels), num_classes, images_per_class)
@@ -69,7 +69,7 @@ def class_incremental(
 
 
 def permuted_pixels(images: ArrayLike, labels: ArrayLike) -> TaskSequence:
-    """The same images in every task, the positions of their pixels permuted: by the identity in the first.
+    """The same images in every task with their pixels permuted; the first task has the identity permutation.
 
     One permutation of the `height * width` positions for all images of a task; channels stay together.
 
@@ -78,7 +78,7 @@ def permuted_pixels(images: ArrayLike, labels: ArrayLike) -> TaskSequence:
         labels: `(images,)`.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: arrays of other shapes.
     """
     if jnp.ndim(images) != 4:
         raise ValueError(f"images: shape {jnp.shape(images)}; must be (images, height, width, channels)")
@@ -96,7 +96,7 @@ def permuted_pixels(images: ArrayLike, labels: ArrayLike) -> TaskSequence:
 
 
 def permuted_labels(images: ArrayLike, labels: ArrayLike, num_classes: int) -> TaskSequence:
-    """The same images in every task, their classes renamed by a permutation: by the identity in the first."""
+    """The same images in every task with their classes permuted; the first task has the identity permutation."""
 
     def take(data: PyTree, names: jax.Array, chosen: jax.Array) -> tuple[PyTree, PyTree]:
         images, labels = (jnp.asarray(array)[chosen] for array in data)
@@ -109,7 +109,7 @@ def permuted_labels(images: ArrayLike, labels: ArrayLike, num_classes: int) -> T
 
 
 def random_labels(images: ArrayLike, num_classes: int) -> TaskSequence:
-    """The same images in every task, with labels drawn anew, uniformly: to be learnt by heart (arXiv 2308.11958)."""
+    """The same images in every task, with labels drawn anew, uniformly, to be memorised (arXiv 2308.11958)."""
     num = jnp.shape(images)[0]
 
     def prepare(data: PyTree, key: jax.Array, task: Any) -> PyTree:
@@ -122,9 +122,9 @@ def random_labels(images: ArrayLike, num_classes: int) -> TaskSequence:
 
 
 def permuted_words(windows: ArrayLike, vocabulary: int) -> TaskSequence:
-    """The same text in every task, its words renamed by a permutation of the vocabulary: by the identity in the first.
+    """The same text in every task with its vocabulary permuted; the first task has the identity permutation.
 
-    What has been learnt of single words is of no use in the next task (arXiv 2410.20098).
+    What has been learnt about individual words is useless in the next task (arXiv 2410.20098).
 
     Args:
         windows: `(examples, length + 1)`, integers in 0..vocabulary-1; inputs are the first `length` tokens of a
@@ -143,7 +143,7 @@ def permuted_words(windows: ArrayLike, vocabulary: int) -> TaskSequence:
 
 
 def texts(windows: ArrayLike) -> TaskSequence:
-    """A text of its own for every task; after the last the first comes again.
+    """A different text for every task; the last is followed by the first again.
 
     Args:
         windows: `(tasks, examples, length + 1)`, integers; as in `permuted_words`.
@@ -169,19 +169,19 @@ def gaussian_mixtures(
     """Classes that are mixtures of Gaussians in the plane; nothing is stored.
 
     A task draws a shift from `N(0, shift²)`, for every class `num_centres` centres from `N(shift, spread²)`, and
-    points from `N(centre, noise²)`. Classes and centres have equally many points.
+    points from `N(centre, noise²)`. All classes and all centres have the same number of points.
 
     Args:
-        num_examples: points of a task, a multiple of `num_classes * num_centres`.
-        num_classes: classes of a task.
+        num_examples: number of points of a task, a multiple of `num_classes * num_centres`.
+        num_classes: number of classes of a task.
         num_centres: number of centres of each class.
-        shift: standard deviation of what all centres of a task have in common.
+        shift: standard deviation of the shift shared by all centres of a task.
         spread: standard deviation of the centres around it.
         noise: standard deviation of the points around their centre.
-        is_test: other points of the same mixtures.
+        is_test: whether to draw test points from the same mixtures.
 
     Raises:
-        ValueError: a number is not positive, or the points cannot be dealt out equally.
+        ValueError: a number is not positive, or the points cannot be distributed evenly.
     """
     numbers = {"num_examples": num_examples, "num_classes": num_classes, "num_centres": num_centres}
     for name, value in numbers.items():

@@ -1,8 +1,8 @@
-"""Sequences of tasks on which networks lose plasticity, as streams: every task is a function of a key and its number.
+"""Streams of tasks on which networks lose plasticity: every task is a function of a key and its number.
 
-A `TaskSequence` is what tasks are made of, and `task_stream` the batches of a network that meets one after the other.
-The same sequence made of test images has the same tasks, so that it can be asked how much of each has been learnt:
-`task_examples`. The sequences that there are: `lopjax.training.task_sequences`.
+A `TaskSequence` defines the tasks, and `task_stream` makes the batches of a network that is trained on one after the
+other. The same sequence made of test images has the same tasks, which shows how much of each has been learnt:
+`task_examples`. For the available sequences see `lopjax.training.task_sequences`.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,12 @@ from lopjax.training.streams import Block, Drawn, Stream, Task
 
 
 class TaskSequence(NamedTuple):
-    """A sequence of tasks with equally many examples each.
+    """A sequence of tasks with the same number of examples each.
 
     Attributes:
         data: arrays that all tasks read.
-        prepare: `(data, key, task) -> what makes the task`: indices of its images, a permutation, points.
+        prepare: `(data, key, task) -> prepared`: what defines the task, such as indices of its images, a permutation or
+            points.
         take: `(data, prepared, chosen) -> (inputs, labels)`: the examples at positions `chosen` of 0..num_examples-1;
             every leaf has a leading axis of examples.
         num_examples: number of examples of each task.
@@ -35,17 +36,17 @@ class TaskSequence(NamedTuple):
 
 
 def task_stream(sequence: TaskSequence, batch_size: int, steps: int, change: int = 0) -> Stream:
-    """Task after task, `steps` steps each, in epochs: a fresh shuffle each, the last batch dropped if it is not full.
+    """Task after task, `steps` steps each, in epochs, each shuffled anew, without a last batch that is not full.
 
-    With `change` tasks pass into each other. Step `s` of a task (from 0) has each of its examples from the task before
-    with probability `1 - (s + 1) / (change + 1)`, so the distribution moves on a straight line from one task to the
-    next. There are then no boundaries: `Task.is_start` is None, and a method that looks for one refuses the stream.
+    With `change`, tasks change gradually. At step `s` of a task (from 0) each example is taken from the previous task
+    with probability `1 - (s + 1) / (change + 1)`, so the distribution is interpolated linearly between tasks. There are
+    then no boundaries: `Task.is_start` is None, and a method that needs boundaries refuses the stream.
 
     Args:
         sequence: the tasks.
         batch_size: examples per step.
         steps: number of steps of each task.
-        change: steps that the passage from one task to the next takes, at most `steps`; 0 for an abrupt change.
+        change: number of steps of the transition from one task to the next, at most `steps`; 0 for an abrupt change.
 
     Raises:
         ValueError: a number is out of range.
@@ -92,17 +93,18 @@ def task_stream(sequence: TaskSequence, batch_size: int, steps: int, change: int
 def task_examples(sequence: TaskSequence, data: PyTree, key: jax.Array, task: Any, num: int | None = None) -> PyTree:
     """`num` examples of a task (all by default), as `(inputs, labels)`. Pure; task and key may be traced.
 
-    Of fewer than all, those at places `i * num_examples // num`: where classes lie one after the other, of all classes.
+    If fewer than all, those at positions `i * num_examples // num`, which cover all classes if examples are sorted by
+    class.
 
     Args:
-        sequence: the tasks; made of test images, the test set of the task.
+        sequence: the tasks; a sequence made of test images gives the test set of the task.
         data: `sequence.data`, passed to the compiled function.
-        key: that of the stream; of a lane with key `k` in `make_chunk` this is `jax.random.split(k)[0]`.
+        key: key of the stream; for a lane with key `k` in `make_chunk` this is `jax.random.split(k)[0]`.
         task: its number.
-        num: how many examples.
+        num: number of examples.
 
     Raises:
-        ValueError: more than there are, or none.
+        ValueError: `num` is not positive or exceeds the number of examples.
     """
     view = sequence.prepare(data, _keys(key)[0], task)
     count = sequence.num_examples if num is None else num
@@ -114,7 +116,7 @@ def task_examples(sequence: TaskSequence, data: PyTree, key: jax.Array, task: An
 def upgd_toy(
     batch_size: int = 1, steps: int = 200, num_inputs: int = 16, num_relevant: int = 2, change: str = "inputs"
 ) -> Stream:
-    """Regression on the mean of a few of many inputs; which few, or the sign, changes every `steps` steps.
+    """Regression on the mean of a few of many inputs; the choice of inputs, or the sign, changes every `steps` steps.
 
     Inputs are `N(0, 1)`, never stored. In task `t` the relevant ones are `num_relevant * t, ...` modulo `num_inputs`
     ("inputs"), or always the first, the sign of the target `(-1)^t` ("sign"; the authors' code starts with the minus
@@ -124,7 +126,7 @@ def upgd_toy(
         batch_size: examples per step; 1 in the paper.
         steps: number of steps of each task.
         num_inputs: a multiple of `num_relevant`.
-        num_relevant: inputs in the mean.
+        num_relevant: number of inputs in the mean.
         change: "inputs" or "sign".
 
     Returns:
@@ -156,7 +158,7 @@ def upgd_toy(
 
 
 def _keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of a stream's key: what the tasks are drawn by, and the order of their examples."""
+    """The keys of the tasks and of the order of their examples, from a stream's key."""
     tasks_key, order_key = jax.random.split(key)
     return tasks_key, order_key
 

@@ -67,7 +67,7 @@ def steps(folder: Path) -> list[int]:
 def test_while_a_process_writes_another_may_only_read_and_once_it_is_killed_it_may_go_on(tmp_path, holder):
     folder = tmp_path / "run"
     for options in ({}, {"resume": True}, {"overwrite": True}, {"resume": True, "overwrite": True}):
-        with pytest.raises(RunFolderError, match=rf"process {holder.pid} on .* is writing there; wait for its end"):
+        with pytest.raises(RunFolderError, match=rf"process {holder.pid} on .* is writing there; wait until it ends"):
             open_run(folder, Config(), **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
     assert steps(folder) == [0, 1, 2]
@@ -294,7 +294,7 @@ def test_an_unreadable_lock_file_is_passed_over_only_with_flocks_that_all_see(tm
     (tmp_path / locks.FILE).write_text(content)
     monkeypatch.setattr(locks, "flocks_are_shared", lambda path: False)
     monkeypatch.setattr(locks, "_PATIENCE", 0.05)
-    with pytest.raises(RunFolderError, match="lock file that cannot be read; if no process writes there, delete"):
+    with pytest.raises(RunFolderError, match="lock file that cannot be read; if no process is writing there, delete"):
         open_run(tmp_path, Config(), resume=True)
     monkeypatch.setattr(locks, "flocks_are_shared", lambda path: True)
     assert opens(tmp_path)
