@@ -1,4 +1,4 @@
-"""Compare a cloning run with curves measured by other code: are they within seed noise of each other?
+"""Compare a cloning run with curves measured by other code: do they agree within seed noise?
 
     python -m experiments.cloning --preset reference --data-dir DATA
     python -m experiments.compare_reference runs/cloning/reference REFERENCE.json --output docs/cloning_reference.md
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Quantity(NamedTuple):
-    """What is compared: its name, where it is in a record of ours and in a reference run, and at which epoch."""
+    """A quantity to compare: its name, its place in our records and in a reference run, and the epoch."""
 
     name: str
     column: str
@@ -45,11 +45,11 @@ QUANTITIES = (
 
 
 class Row(NamedTuple):
-    """One quantity of one method: both means over seeds, and what seed noise would explain.
+    """One quantity of one method: both means over seeds, and the size of seed noise.
 
     Attributes:
-        method: which.
-        quantity: which.
+        method: the method.
+        quantity: the quantity.
         measured: mean of our seeds.
         expected: mean of the reference's.
         noise: standard error of the difference of the two means, from the standard deviations (1/(n-1)) of both sets of
@@ -74,7 +74,7 @@ class Row(NamedTuple):
 
     @property
     def p(self) -> float:
-        """Probability that chance alone makes |t| so large: Student's law, two-sided; 1 for rows without noise."""
+        """Probability that chance alone makes |t| this large, by a two-sided t test; 1 for rows without noise."""
         from scipy.special import stdtr
 
         return float(2 * stdtr(self.freedom, -abs(self.t)))
@@ -101,7 +101,7 @@ def rows_of(run: "RunData", reference: list[dict[str, Any]]) -> list[Row]:
 
 
 def table_of(rows: list[Row]) -> str:
-    """A Markdown table, and what its rows say together."""
+    """A Markdown table, and a conclusion from all its rows."""
     lines = [
         "| method | at the last epoch | lopjax | reference | difference | seed noise | t |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -116,7 +116,7 @@ def table_of(rows: list[Row]) -> str:
 
 
 def conclusion(rows: list[Row]) -> str:
-    """How surprising the most extreme row is among so many, by Bonferroni, which holds however the rows depend."""
+    """How surprising the most extreme row is among this many, by Bonferroni, which is valid for dependent rows."""
     noisy = [row for row in rows if row.noise > 0]
     if not noisy:
         return "No row has seed noise."
@@ -130,7 +130,7 @@ def conclusion(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Read both, print the table, and write it if asked to."""
+    """Read both, print the table, and write it if requested."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.compare_reference", description=str(__doc__).split("\n")[0]
     )
@@ -144,7 +144,7 @@ def main() -> None:
     table = table_of(rows_of(runs.load(arguments.run), reference))
     print(table)
     if arguments.output is not None:
-        arguments.output.write_text(f"# Cloning on CIFAR-10, beside other code\n\n{table}", encoding="utf-8")
+        arguments.output.write_text(f"# Cloning on CIFAR-10, compared with other code\n\n{table}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Show runs: the table and figures of a finished, interrupted or running one, or which runs a folder holds.
+"""Show runs: the table and figures of a finished, interrupted or running one, or the list of runs in a folder.
 
     python -m experiments.show runs/cloning/quick             # prints its table, redraws its figures
     python -m experiments.show runs/cloning/quick --every 30  # again every 30 seconds, until it is complete
     python -m experiments.show runs/cloning/widths            # the grid of experiments.sweep, all points in one table
     python -m experiments.show runs                           # which runs there are, and how far they have come
 
-Only figures and tables are written, so a run may go on meanwhile.
+Only figures and tables are written, so the run may be in progress.
 """
 
 import sys
@@ -53,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def show(folder: Path) -> bool:
-    """Show a run, a grid of runs, or list the runs below a folder; whether all of them are complete.
+    """Show a run, a grid of runs, or list the runs below a folder; returns whether all of them are complete.
 
     Raises:
         FileNotFoundError: there is no run in the folder or below it.
-        ValueError: the run belongs to no experiment here.
+        ValueError: the run does not belong to a known experiment.
     """
     from lopjax import runs
 
@@ -88,7 +88,7 @@ def _records(number: int) -> str:
 
 
 def progress(run: "RunData") -> str:
-    """How far a run has come, in words."""
+    """The progress of a run in words."""
     from lopjax.runs.schedule import expected_records
 
     if run.is_complete:
@@ -103,7 +103,7 @@ def progress(run: "RunData") -> str:
 
 
 def list_runs(folder: Path, found: "Sequence[RunData]") -> None:
-    """One line a run below a folder."""
+    """One line per run below a folder."""
     rows = [(str(run.folder.relative_to(folder)), run.experiment, progress(run)) for run in found]
     print_results(Table(f"Runs in {folder}", ("run", "experiment", "state"), rows), ())
 

@@ -3,10 +3,10 @@
     python -m experiments.sweep cloning --grid "net.widths=16 16,32 32" --grid factor=2,3
     python -m experiments.sweep cloning --grid seeds=0,1,2 --executor slurm --partition gpu -- --preset paper
 
-A grid over numbers that one program can take as lanes runs faster with the experiment's own --grid. Here each point is
-a process of its own: `python -m experiments.<name> --resume` with the flags of the point and those after `--`. Jobs
-share nothing but the folder runs/<experiment>/<name>, where a point has a folder; a sweep that is started again
-goes on with the points that are not complete. `python -m experiments.show runs/<experiment>/<name>` prints the grid.
+A grid over numbers that can be lanes of one program runs faster with the experiment's own --grid. Here each point is a
+separate process: `python -m experiments.<name> --resume` with the flags of the point and those after `--`. Jobs share
+    only the folder runs/<experiment>/<name>, in which each point has a folder; a sweep that is started again continues
+    with the points that are not complete. `python -m experiments.show runs/<experiment>/<name>` prints the grid.
 
 Needs submitit: pip install 'lopjax[sweep]'.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to run, and where."""
+    """The experiment, the grid and the resources."""
 
     experiment: Annotated[str, tyro.conf.Positional]
     """Name of the experiment, such as cloning."""
@@ -46,7 +46,7 @@ class Arguments:
     executor: Literal["local", "slurm"] = "local"
     """Where jobs run: processes of this machine, or Slurm."""
     jobs: int = 1
-    """How many jobs run at once."""
+    """Number of jobs that run at once."""
     minutes: int = 60
     """Time limit of a job."""
     cpus: int = 2
@@ -60,14 +60,14 @@ class Arguments:
 
 
 class Job:
-    """One point of a grid: what submitit runs. It is an experiment's own command, in a process of its own."""
+    """One point of a grid, run by submitit: an experiment's own command in a separate process."""
 
     def __init__(self, command: Sequence[str]) -> None:
         """The command of a point."""
         self.command = list(command)
 
     def __call__(self) -> int:
-        """Run it; its exit status."""
+        """Run it and return its exit status."""
         return subprocess.run(self.command, check=False).returncode
 
     def checkpoint(self) -> Any:
@@ -97,17 +97,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         jobs = submit(executor, [command_of(arguments, point, flags) for point in points])
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on with the points that are not complete", file=sys.stderr)
+        print("interrupted: the same command continues with the points that are not complete", file=sys.stderr)
         raise SystemExit(130) from None
     if arguments.executor == "local" and any([job.result() for job in jobs]):
-        refuse("sweep", f"not every point was run to the end; logs are in {folder / 'jobs'}")
+        refuse("sweep", f"not every point was completed; logs are in {folder / 'jobs'}")
 
 
 def points_of(grid: Sequence[str]) -> list[dict[str, str]]:
     """Every point of a grid: `{flag: words}`.
 
     Raises:
-        ValueError: no axis, an axis twice, or one that is not FLAG=VALUE,VALUE.
+        ValueError: no axis, a repeated axis, or one that is not FLAG=VALUE,VALUE.
 
     Example:
         >>> points_of(["factor=2,3", "net.widths=16 16"])
@@ -141,7 +141,7 @@ def command_of(arguments: Arguments, point: Mapping[str, str], flags: Sequence[s
 
 
 def check_flags(arguments: Arguments, point: Mapping[str, str], flags: Sequence[str]) -> None:
-    """Read the flags of a point, so that a mistake in them is reported now and not once per job.
+    """Read the flags of a point, so that a mistake in them is reported now, and not once per job.
 
     Raises:
         SystemExit: with status 2, after a message.
@@ -220,7 +220,7 @@ def submit(executor: Any, commands: Sequence[Sequence[str]]) -> list[Any]:
 
 
 def grid_table(folder: Path, found: "Sequence[RunData]") -> Table:
-    """The rows of every point's own table, preceded by the point's values."""
+    """The rows of every point's table, preceded by the point's values."""
     plan = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     experiment, by_name = find(plan["experiment"]), {run.folder.name: run for run in found}
     flags = [name for name in plan["points"][0] if name != "name"]

@@ -128,7 +128,7 @@ def table_of(rows: Sequence[Row]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read both, print the table, and write it if asked to."""
+    """Read both, print the table, and write it if requested."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bit_flipping.compare", description=str(__doc__))
     parser.add_argument("run", type=Path, help="run folder of experiments.bit_flipping")
     parser.add_argument("reference", type=Path, help="JSON file of reference curves")

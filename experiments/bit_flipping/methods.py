@@ -122,7 +122,7 @@ class Curve(NamedTuple):
     point: Point
 
     def fields(self) -> dict[str, Any]:
-        """As fields of a record."""
+        """The lane as fields of a record."""
         return {"method": self.method, "activation": self.activation, "width": self.width, **dict(self.point)}
 
 

@@ -30,7 +30,7 @@ class Config(ImageConfig):
     methods: tuple[MethodName, ...] = ("sgd", "noisy_sgd", "dropout", "adam")
     """What to train with, side by side."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds, one run each."""
+    """Seeds, one run per seed."""
     unit: Literal["epochs", "steps"] = "epochs"
     """Unit of the lengths below."""
     base_length: int = 20

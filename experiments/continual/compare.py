@@ -133,7 +133,7 @@ def _spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Read both, print the table, and write it if asked to."""
+    """Read both, print the table, and write it if requested."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.continual.compare", description=str(__doc__).split("\n")[0]
     )

@@ -1,4 +1,4 @@
-"""A task small enough for thousands of whole trainings: digits as 16 features, and full-batch descent on them."""
+"""A task small enough for thousands of training runs: digits as 16 features, and full-batch descent on them."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def heavy_ball(learning_rate: float, momentum: float, decay: jax.Array | float) 
 def descend(
     rule: optax.GradientTransformation, model: Model, params: Params, batch: Batch, steps: int
 ) -> tuple[Params, jax.Array]:
-    """Full-batch training from rest: the parameters, and the loss before every update."""
+    """Full-batch training from zero momentum: the parameters, and the loss before every update."""
 
     def step(state: tuple, _: None) -> tuple[tuple, jax.Array]:
         params, memory = state

@@ -1,7 +1,7 @@
-"""What the configs of experiments share: seeds, optimizer, and of those on images data and architecture.
+"""Fields shared by the configs of experiments: seeds, optimizer and, for images, data and architecture.
 
 Nothing here imports JAX. An experiment on images adds its own fields in a subclass `Config(ImageConfig)`, and has one
-config an architecture: `class CNNConfig(OnCNN, Config)`, whose `--net.*` flags are those of the architecture.
+config per architecture: `class CNNConfig(OnCNN, Config)`, whose `--net.*` flags are those of the architecture.
 """
 
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ class TrainingConfig:
     """Training of networks, with and without noise or dropout."""
 
     seeds: tuple[int, ...] = (0,)
-    """Seeds, one run each."""
+    """Seeds, one run per seed."""
     batch_size: int = 128
     """Examples per step."""
     learning_rate: float = 0.1
-    """Learning rate of SGD, which has no momentum and no weight decay."""
+    """Learning rate of SGD, without momentum or weight decay."""
     adam_learning_rate: float = 0.001
     """Of Adam."""
     noise_scale: float = 0.01
@@ -31,9 +31,9 @@ class TrainingConfig:
     dropout: float = 0.1
     """Rate of the dropout method; the other methods have no dropout."""
     probe_samples: int = 500
-    """Examples on which symptoms are measured."""
+    """Number of examples on which symptoms are measured."""
     metrics: tuple[str, ...] = ()
-    """Your own metrics to record beside the library's: package.module:function, of a lopjax.metrics.SiteActivity."""
+    """Your own metrics to record in addition: package.module:function, of a lopjax.metrics.SiteActivity."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What an experiment is, and the one program that runs any of them.
+"""The definition of an experiment, and the one program that runs all of them.
 
 A new experiment is a folder `experiments/<name>/` whose package holds an `EXPERIMENT`, and a `__main__` that calls
-`main(EXPERIMENT)`. Nothing else has to know about it: `experiments.show` and `experiments.sweep` find it by its name.
+`main(EXPERIMENT)`. No registration is needed: `experiments.show` and `experiments.sweep` find it by its name.
 """
 
 import os
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Resources(NamedTuple):
-    """What an experiment is given besides its config; nothing here changes a result.
+    """Resources of an experiment apart from its config; none of them changes a result.
 
     Attributes:
         data_dir: folder of prepared data sets; None for the default.
-        mesh: devices to spread lanes over; None for one.
+        mesh: devices over which lanes are distributed; None for one device.
     """
 
     data_dir: Path | None = None
@@ -43,19 +43,19 @@ class Experiment(NamedTuple):
 
     Attributes:
         name: name of its folder in `experiments/`, and of the folder of its runs.
-        description: what `--help` says first.
+        description: first sentence of `--help`.
         presets: the config of every preset, a frozen dataclass; the first is the default.
         build: `(config, resources) -> setup`: checks the config, loads data, builds models; compiles nothing.
         parts: `(config, setup) -> parts` of a run (`lopjax.runs.schedule`).
-        summary: what a run has shown, as JSON: a list of rows. Like all functions below it also takes incomplete runs.
+        summary: results of a run, as JSON: a list of rows. Like all functions below it also accepts incomplete runs.
         table: the table on the terminal.
         figures: `{file name without ending: figure}`.
         texts: `{file name: text}`, such as tables for the documentation.
-        variants: for experiments with several architectures: presets by the value of `--model`; `presets` are those of
+        variants: for experiments with several architectures, the presets by value of `--model`; `presets` are those of
             the first.
         networks: `(config, setup) -> {name: model}`, recorded in the run folder (`RunData.model`).
-        probe: `(config, setup) -> (inputs, labels)`, recorded beside them (`RunData.probe`).
-        is_spread: whether its lanes can be spread over devices.
+        probe: `(config, setup) -> (inputs, labels)`, recorded with them (`RunData.probe`).
+        is_spread: whether its lanes can be distributed over devices.
         traced: config fields that a grid may vary within one run, each point a lane of the same program.
         environment: environment variables to set before JAX is imported, unless they are set.
     """
@@ -78,7 +78,7 @@ class Experiment(NamedTuple):
 
 
 def late(reference: str) -> Callable[..., Any]:
-    """A function `module:name`, imported when first called, so that JAX is not needed until flags have been read."""
+    """A function `module:name` that is imported when first called, so that flags are read before JAX is imported."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         module, name = reference.split(":")
@@ -88,10 +88,10 @@ def late(reference: str) -> Callable[..., Any]:
 
 
 def find(name: str) -> Experiment:
-    """The experiment with a name, from its folder.
+    """The experiment of a given name, from its folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such experiment.
     """
     module = f"experiments.{name}"
     try:
@@ -135,7 +135,7 @@ def run(
     keep_checkpoints: int = 2,
     mesh: "Mesh | None" = None,
 ) -> None:
-    """Play all parts and conclude; if that fails, say what is kept and how to go on."""
+    """Execute all parts and write the summary; on failure, say what is kept and how to continue."""
     from lopjax import runs
     from lopjax.runs.schedule import play
 
@@ -166,7 +166,7 @@ def present(experiment: Experiment, data: "RunData") -> None:
 
 
 def _end_if_all_frozen(data: "RunData") -> None:
-    """A run in which every lane diverged shows nothing: say so, and end with status 1."""
+    """If every lane of a run diverged, say so and exit with status 1."""
     rows = data.summary if isinstance(data.summary, list) else []
     frozen = [row["frozen_at"] for row in rows if row.get("frozen_at") is not None]
     if frozen and len(frozen) == len(rows):

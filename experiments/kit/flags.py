@@ -1,6 +1,6 @@
 """The command line of an experiment: a preset, then any field of its config as a typed flag.
 
-Nothing here imports JAX, so `--help` and mistyped flags are answered at once.
+Nothing here imports JAX, so `--help` and mistyped flags get an immediate answer.
 """
 
 import argparse
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Output:
-    """Where the run goes; no field here changes a result."""
+    """Output options of a run; none of them changes a result."""
 
     preset: str = ""
     """Named starting point for all other flags."""
@@ -35,11 +35,11 @@ class Output:
     overwrite: bool = False
     """If the run folder exists, move it aside instead of stopping."""
     resume: bool = False
-    """If the run folder holds an interrupted run of this config, go on where it stopped."""
+    """If the run folder holds an interrupted run of this config, continue where it stopped."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay in the folder of an unfinished run."""
+    """Number of newest checkpoints to keep in the folder of an unfinished run."""
     writer: tuple[str, ...] = ()
-    """Send the records elsewhere, too: "tensorboard", into a folder of the run, or any module with wandb's init, log
+    """Also send the records elsewhere: "tensorboard", into a folder of the run, or any module with wandb's init, log
     and finish: "trackio", "wandb"."""
     tensorboard: bool = False
     """The same as --writer tensorboard."""
@@ -47,37 +47,38 @@ class Output:
 
 @dataclass(frozen=True)
 class SpreadOutput(Output):
-    """Where a run of many lanes goes, and the devices over which it is spread."""
+    """Output options of a run of many lanes, and the devices over which it is distributed."""
 
     seed_devices: int = 1
-    """Spread the seeds over this many devices, or groups of devices; it must divide the number of seeds."""
+    """Distribute the seeds over this many devices or groups of devices; must divide the number of seeds."""
     batch_devices: int = 1
-    """Spread every batch over this many devices: results then agree to rounding, not in every bit."""
+    """Shard every batch over this many devices: results then agree up to rounding, not bit for bit."""
     coordinator: str = ""
     """For a run over several processes, each started with the same flags: host:port of process 0, or "auto" on a
     cluster that JAX knows (Slurm, Open MPI, TPU pods). All of them must see the same run folder."""
     num_processes: int = 1
-    """How many processes there are, if the coordinator is host:port."""
+    """Number of processes, if the coordinator is host:port."""
     process_id: int = 0
-    """Which of the processes this one is."""
+    """Index of this process."""
 
 
 def parse(experiment: "Experiment", argv: Sequence[str] | None = None) -> tuple[Any, Output]:
-    """Read `--model` and `--preset`, take that config as the default, and let flags override its fields.
+    """Read `--model` and `--preset`, use that config as the default, and let flags override its fields.
 
     Args:
         experiment: the experiment whose flags they are.
         argv: arguments; default `sys.argv[1:]`.
 
     Returns:
-        The config and where the output goes.
+        The config and the output options.
 
     Raises:
         SystemExit: with status 2 after a message about a flag or value that cannot be read; 0 after `--help`.
     """
     import tyro
 
-    # LAPACK's threads fight XLA's over few cores: a probe of 5 layers took 3-10 s, and 0.2-0.8 s with one (load 10).
+    # LAPACK's threads compete with XLA's for few cores: a probe of 5 layers took 3-10 s, but 0.2-0.8 s with one thread
+    # (load 10).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = sys.argv[1:] if argv is None else list(argv)
     presets, suffix = experiment.presets, ""
@@ -107,10 +108,10 @@ def parse(experiment: "Experiment", argv: Sequence[str] | None = None) -> tuple[
 
 
 def read_first(experiment: str, name: str, choices: Iterable[str], argv: Sequence[str] | None = None) -> str:
-    """The value of a flag on which the other flags depend; the first choice if it is not given.
+    """The value of a flag on which other flags depend; the first choice if it is not given.
 
     Raises:
-        SystemExit: with status 2 after a message if it is none of the choices.
+        SystemExit: the value is not one of the choices; status 2, after a message.
     """
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{experiment}", add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{name}", default=next(iter(choices)))
@@ -121,7 +122,7 @@ def read_first(experiment: str, name: str, choices: Iterable[str], argv: Sequenc
 
 
 def _readers() -> "ConstructorRegistry":
-    """How tyro reads numbers and axes of a grid; its messages about anything else say what is allowed."""
+    """How tyro reads numbers and axes of a grid, with messages about invalid values."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
     def reader(kind: type, read: Callable[[str], Any], metavar: str) -> Callable[..., Any]:

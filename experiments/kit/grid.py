@@ -26,7 +26,7 @@ Grid = Annotated[tuple[Axis, ...], UseAppendAction]
 
 
 def read_axis(text: str) -> Axis:
-    """Read an axis as it is typed.
+    """Read an axis from the command line.
 
     Raises:
         ValueError: it is not `name=number,number,...`.
@@ -46,7 +46,7 @@ def read_axis(text: str) -> Axis:
 
 
 def axes_of(config: Any) -> list[tuple[str, tuple[float, ...]]]:
-    """The axes of a config, which is a dataclass or the JSON of a run folder; none if it has no grid."""
+    """The axes of a config, a dataclass or the JSON of a run folder; empty if it has no grid."""
     grid = config.get("grid", ()) if isinstance(config, Mapping) else config.grid
     axes = [dataclasses.asdict(axis) if isinstance(axis, Axis) else axis for axis in grid]
     return [(axis["name"], tuple(axis["values"])) for axis in axes]
@@ -56,7 +56,7 @@ def check_grid(grid: tuple[Axis, ...], allowed: tuple[str, ...]) -> None:
     """Refuse a grid that cannot be run as lanes of one program, before anything is compiled.
 
     Raises:
-        ValueError: an axis twice, a value twice, or a field that is not among the allowed ones.
+        ValueError: a repeated axis or value, or a field that is not allowed.
     """
     names = [axis.name for axis in grid]
     for axis in grid:

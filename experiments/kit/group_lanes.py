@@ -1,4 +1,4 @@
-"""The lanes of a group in training: their numbers and seeds, and records of what they log and what is measured."""
+"""The lanes of a group in training: their settings and seeds, and records of their logs and measurements."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from lopjax.training import Lanes, Logs, gathered, place
 
 
 class GroupLanes(NamedTuple):
-    """Lanes that share a program, in rows: the seeds of one method and point of the grid are a row.
+    """Lanes that share a program, in rows: each row has the seeds of one method and point of the grid.
 
     Attributes:
-        group: which lanes.
+        group: the group.
         seeds: the seeds of every row.
-        mesh: devices over which they are spread; None for one.
+        mesh: devices over which they are distributed; None for one device.
     """
 
     group: Group
@@ -26,11 +26,11 @@ class GroupLanes(NamedTuple):
     mesh: Mesh | None = None
 
     def of_seeds(self, tree: Any) -> Any:
-        """Arrays with a leading axis of seeds, repeated for every row: a leading axis of lanes."""
+        """Arrays with a leading axis of seeds, repeated for every row, giving a leading axis of lanes."""
         return _repeated(tree, len(self.group.lanes) // len(self.seeds))
 
     def numbers(self) -> dict[str, jax.Array]:
-        """The numbers that differ from lane to lane."""
+        """The numbers that differ between lanes."""
         return {name: jnp.array(values) for name, values in self.group.traced.items()}
 
     def placed(self, tree: Any) -> Any:
@@ -42,7 +42,7 @@ class GroupLanes(NamedTuple):
         return jax.device_get(gathered(tree, self.mesh))
 
     def rows(self) -> list[tuple[slice, tuple[Lane, ...]]]:
-        """Every row: where its lanes are, and their names."""
+        """The position of every row's lanes, and their names."""
         size = len(self.seeds)
         firsts = range(0, len(self.group.lanes), size)
         return [(slice(first, first + size), self.group.lanes[first : first + size]) for first in firsts]
@@ -65,8 +65,8 @@ class GroupLanes(NamedTuple):
             lanes: their state.
             logs: logs of the previous steps, each an array over the lanes.
             where: fields that all records have: phase, step.
-            measure: state of a row -> what is measured of it, an array over its seeds each. A row at a time, so that
-                groups with one method and groups with three share the compiled program.
+            measure: from the state of a row to its measurements, each an array over seeds. It is called row by row, so
+                that groups with one method and groups with three share the compiled program.
         """
         logs, frozen_at, records = self.read(logs), self.read(lanes.frozen_at), []
         for row, names in self.rows():

@@ -1,4 +1,4 @@
-"""A mean over seeds and its 95 % interval by Student's law: what tables and figures say of repeated measurements."""
+"""A mean over seeds and its 95 % interval by Student's t distribution, for tables and figures."""
 
 import math
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def interval(values: Sequence[float] | np.ndarray, *, leave_out_missing: bool = 
     Args:
         values: values of the seeds.
         leave_out_missing: leave out values that are not finite. By default they make the result NaN, so that no
-            diverged seed is passed over.
+            diverged seed is overlooked.
 
     Example:
         >>> interval([1.0, 3.0]).mean

@@ -1,7 +1,6 @@
-"""Methods of training, one row each, and the lanes of a run: methods x points of a grid x seeds.
+"""Methods of training, one row per method, and the lanes of a run: methods x points of a grid x seeds.
 
-A new method is one row of `METHODS`. Whatever uses a method by its name (flags, programs, records, tables, figures)
-takes it from there.
+A new method is one row of `METHODS`. Flags, programs, records, tables and figures look it up there by name.
 """
 
 import itertools
@@ -21,11 +20,11 @@ class Method(NamedTuple):
 
     Attributes:
         label: its name in figures.
-        optimizer: `(settings, key) -> optax transformation`; the key is for what it draws. Methods with the same
+        optimizer: `(settings, key) -> optax transformation`; the key is for random draws. Methods with the same
             function can share a compiled program.
         reads: numbers of the config that it depends on.
         intervention: `settings -> lopjax.training.Intervention`, applied after every update; None for none.
-        needs_boundaries: whether it looks at where a task starts; tables mark such methods with a star.
+        needs_boundaries: whether it uses the starts of tasks; tables mark such methods with a star.
     """
 
     label: str
@@ -41,7 +40,7 @@ def _sgd(settings: Settings, key: "jax.Array | None") -> "optax.GradientTransfor
     from lopjax.optim import noisy_sgd
 
     scale = settings["noise_scale"]
-    if isinstance(scale, float) and scale == 0.0:  # a constant of the program, for which nothing is drawn
+    if isinstance(scale, float) and scale == 0.0:  # a constant of the program, so that nothing is drawn
         return optax.sgd(settings["learning_rate"])
     return noisy_sgd(settings["learning_rate"], scale, settings["noise_decay"], seed=0 if key is None else key)
 
@@ -59,7 +58,7 @@ METHODS: dict[str, Method] = {
     "adam": Method("Adam", _adam, ("adam_learning_rate",)),
 }
 
-# The value of a number for methods that do not read it; any other number is the config's.
+# The values of numbers for methods that do not read them; all others are those of the config.
 OFF = {"noise_scale": 0.0, "dropout": 0.0}
 NUMBERS = ("learning_rate", "adam_learning_rate", "noise_scale", "noise_decay", "dropout")
 
@@ -68,7 +67,7 @@ Point = tuple[tuple[str, float], ...]
 
 
 class Lane(NamedTuple):
-    """What distinguishes a lane from the others.
+    """The method, point and seed that identify a lane.
 
     Attributes:
         method: key of `METHODS`.
@@ -81,7 +80,7 @@ class Lane(NamedTuple):
     seed: int
 
     def fields(self) -> dict[str, Any]:
-        """As fields of a record."""
+        """The lane as fields of a record."""
         return {"method": self.method, **dict(self.point), "seed": self.seed}
 
 
@@ -89,9 +88,9 @@ class Group(NamedTuple):
     """Lanes that share one compiled program.
 
     Attributes:
-        lanes: all of them; the seeds of one method and point lie side by side.
-        constants: numbers that all lanes have in common, constants of the program.
-        traced: the others: an array over the lanes each.
+        lanes: all of them; the seeds of one method and point are adjacent.
+        constants: numbers that are equal in all lanes, constants of the program.
+        traced: the other numbers, each an array over the lanes.
     """
 
     lanes: tuple[Lane, ...]
@@ -100,12 +99,12 @@ class Group(NamedTuple):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Which methods they are of."""
+        """The methods of its lanes."""
         return tuple(dict.fromkeys(lane.method for lane in self.lanes))
 
 
 def curves(methods: Iterable[str], grid: Iterable[tuple[str, Sequence[float]]]) -> list[tuple[str, Point]]:
-    """Every method at every point of the grid's axes that it reads: a row each in tables, a colour each in figures."""
+    """Every method at every point of the grid's axes that it reads: each has a row in tables, a colour in figures."""
     axes = list(grid)
     lines = []
     for method in methods:
@@ -130,13 +129,13 @@ def groups_of(
 
     Args:
         methods: keys of `METHODS`.
-        seeds: one lane each, for every method and point.
+        seeds: one lane per seed, for every method and point.
         numbers: the config's value of every number.
         grid: axes `(name, values)`.
-        is_fused: share programs: less compilation, but every lane pays for what one of them draws.
+        is_fused: whether to share programs: this saves compilation, but every lane pays for random draws needed by one.
 
     Raises:
-        ValueError: an axis that no method reads, or no such number.
+        ValueError: an axis that no method reads, or that is not a number of the config.
     """
     axes = [(name, tuple(values)) for name, values in grid]
     for name, values in axes:

@@ -1,7 +1,7 @@
 """Architectures as options of a command line, one dataclass each, whose fields are its constructor's arguments.
 
-The defaults are the paper's (arXiv 2510.00304, appendix C). A new architecture joins by its dataclass here and a config
-of its own in the experiments that offer it.
+The defaults are the paper's (arXiv 2510.00304, appendix C). A new architecture needs a dataclass here and a config in
+each experiment that offers it.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ Init = Literal["pytorch", "lecun", "he", "he_fan_out", "truncated_normal"]
 
 @dataclass(frozen=True)
 class Network:
-    """What every architecture has."""
+    """Options of every architecture."""
 
     activation: str = "relu"
     """relu, leaky_relu, tanh, sigmoid, gelu, elu, selu, silu or identity."""
     norm: Literal["batch", "layer", "none"] = "batch"
-    """Normalisation before the activation; in a ViT before attention and MLP."""
+    """Normalisation before the activation; in a ViT, before attention and MLP."""
     affine: bool = True
     """Whether the norm has scale and offset."""
     init: Init = "pytorch"

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def own_metrics(references: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """The functions, by their names, under which they are recorded.
+    """The functions by name, under which they are recorded.
 
     Args:
         references: `package.module:function` each. A function takes a `lopjax.metrics.SiteActivity` and returns one
@@ -21,7 +21,7 @@ def own_metrics(references: Sequence[str]) -> dict[str, Callable[..., Any]]:
         if not (module and separator and name):
             raise ValueError(f"metrics={reference!r}: must be package.module:function")
         if name in functions:
-            raise ValueError(f"metrics={tuple(references)}: {name} is there twice; each name is recorded once")
+            raise ValueError(f"metrics={tuple(references)}: {name} occurs twice; each name is recorded once")
         functions[name] = _function(reference, module, name)
     return functions
 

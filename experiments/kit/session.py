@@ -1,4 +1,4 @@
-"""The surroundings of a run: folder, devices, and messages about mistakes and interruptions in the user's words."""
+"""The environment of a run: folder, devices, and messages about mistakes and interruptions in terms of flags."""
 
 import dataclasses
 import re
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from experiments.kit.flags import Output
     from lopjax.runs import Run
 
-# Names in the library's messages of what the user calls otherwise.
+# Names in the library's messages that have other names on the command line.
 PHRASES = {
     "name=": "--dataset=",
     "another folder": "another --name or --root",
     "overwrite=True": "--overwrite",
     "resume=True": "--resume",
 }
-# Flags that belong to no config, but whose names occur in messages of the library.
+# Flags that do not belong to a config but whose names occur in messages of the library.
 OUTPUT_FIELDS = (
     *("preset", "name", "root", "data_dir", "overwrite", "resume", "keep_checkpoints", "tensorboard", "writer"),
     *("seed_devices", "batch_devices", "coordinator", "num_processes", "process_id"),
@@ -28,7 +28,7 @@ OUTPUT_FIELDS = (
 
 
 def open_folder(experiment: str, config: Any, output: "Output") -> "Run":
-    """The run folder that the flags ask for: new, complete, or one that goes on.
+    """The run folder that the flags ask for: new, complete or resumed.
 
     Raises:
         ValueError: `keep_checkpoints` is not positive.
@@ -40,11 +40,11 @@ def open_folder(experiment: str, config: Any, output: "Output") -> "Run":
     if output.keep_checkpoints < 1:
         raise ValueError(f"keep_checkpoints={output.keep_checkpoints}: must be at least 1")
     for name in writer_names(output):
-        writer_of(name, output.root)  # raises, if it must, before a folder is made or moved
+        writer_of(name, output.root)  # raises, if necessary, before a folder is created or moved
     arguments = (output.root / experiment / output.name, config)
     if not getattr(output, "coordinator", ""):
         return with_writers(runs.open_run(*arguments, output.overwrite, output.resume, experiment), output)
-    # One process opens the folder, and the others learn what became of it.
+    # One process opens the folder and tells the others the outcome.
     import jax
     import numpy as np
     from jax.experimental.multihost_utils import broadcast_one_to_all
@@ -66,8 +66,7 @@ def with_writers(run: "Run", output: "Output") -> "Run":
     """The run with the writers that the flags ask for.
 
     Raises:
-        ImportError: what a writer needs is not installed.
-        ValueError: a writer cannot be used.
+        ImportError: a package that a writer needs is not installed. ValueError: a writer cannot be used.
     """
     from lopjax.runs.writers import writer_of
 
@@ -82,7 +81,7 @@ def writer_names(output: "Output") -> list[str]:
 
 
 def devices_of(output: Any) -> "Mesh | None":
-    """Join the other processes of the run, if there are any, and lay out the devices; must precede any use of JAX.
+    """Join the other processes of the run, if any, and arrange the devices; must precede any use of JAX.
 
     Returns:
         The mesh of the lanes; None for a single device.
@@ -130,7 +129,7 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def kept_records(experiment: str, folder: "Run") -> Iterator[None]:
-    """Around a run: if it ends early, say why, what is kept and how to go on.
+    """Context of a run: if it ends early, say why, what is kept and how to continue.
 
     Early ends: Ctrl-C, a full disk, a loss that is not finite, checkpoints that cannot be used.
     """
@@ -143,7 +142,7 @@ def kept_records(experiment: str, folder: "Run") -> Iterator[None]:
         records = len(runs.load(folder.folder).records)
         print(
             f"interrupted: the records so far ({records}) are kept, lopjax.runs.load({str(folder.folder)!r}) reads "
-            "them; --resume goes on, --overwrite starts again and moves them aside",
+            "them; --resume continues, --overwrite moves them aside and starts again",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
@@ -159,10 +158,10 @@ def refuse(experiment: str, message: object) -> NoReturn:
 
 @contextmanager
 def user_errors(experiment: str, config: Any) -> Iterator[None]:
-    """Around all that is checked before compilation: a mistake becomes one message on stderr and exit status 2.
+    """Context of all checks before compilation: a mistake becomes one message on stderr and exit status 2.
 
-    Ctrl-C ends quietly with status 130. The library speaks of arguments (`noise_decay=2.0: must be ...`); the user has
-    typed flags. So the names of fields become those of their flags (`--noise-decay=2.0: must be ...`).
+    Ctrl-C exits silently with status 130. The library's messages name arguments (`noise_decay=2.0: must be ...`), but
+    the user typed flags, so names of fields are replaced by those of their flags (`--noise-decay=2.0: must be ...`).
 
     Args:
         experiment: module name of the experiment.
@@ -177,7 +176,7 @@ def user_errors(experiment: str, config: Any) -> Iterator[None]:
 
 
 def as_flags(message: str, config: Any) -> str:
-    """A message of the library in the words of the command line.
+    """A message of the library with arguments replaced by flags.
 
     Example:
         >>> from experiments.kit.grid import Axis
@@ -189,7 +188,7 @@ def as_flags(message: str, config: Any) -> str:
     message = re.sub("^grid ", "--grid ", message)
     for path in (*_field_paths(config), *OUTPUT_FIELDS):
         field = path.rsplit(".", 1)[-1]
-        # A name that is also an English word counts only where a value follows.
+        # A name that is also an English word counts only if a value follows.
         follows = "" if "_" in field else "(?==|: )"
         flag = f"--{path.replace('_', '-')}"
         message = re.sub(rf"(?<![\w/.,-])(?<!--grid )(?:{re.escape(path)}|{field})\b{follows}", flag, message)

@@ -1,4 +1,4 @@
-"""What experiments print: a progress bar with rate and ETA, one table at the end, the paths of what was written."""
+"""Output of experiments: a progress bar with rate and ETA, one table at the end, the paths of the files written."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 
 class Progress(Protocol):
-    """Called with a short description of what is going on, and how many more steps are done."""
+    """Called with a short description of the current work and the number of further steps done."""
 
     def __call__(self, description: str, steps: int) -> None:
         """Advance by `steps`."""
@@ -20,7 +20,7 @@ class Progress(Protocol):
 def progress_bar(total: int, is_shown: bool = True) -> Iterator[Progress]:
     """Progress over `total` steps on stderr, with the rate in steps per second and the time left.
 
-    A bar on a terminal; in a file one line whenever another tenth is done; nothing unless `is_shown`.
+    A bar on a terminal; in a file, one line per tenth of the run; nothing unless `is_shown`.
     """
     if not is_shown:
         yield lambda description, steps: None
@@ -47,7 +47,7 @@ def progress_bar(total: int, is_shown: bool = True) -> Iterator[Progress]:
 
 
 def progress_lines(total: int) -> Progress:
-    """Progress as plain lines: a new description, and every tenth of `total`."""
+    """Progress as plain lines, for each new description and each tenth of `total`."""
     started, done, resumed, described, printed = time.monotonic(), 0, 0, "", 0
 
     def advance(description: str, steps: int) -> None:
@@ -79,7 +79,7 @@ def print_results(table: Table, paths: Sequence[Path]) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    # In a file a table may be as wide as it needs; on a terminal the terminal decides.
+    # In a file a table may be as wide as necessary; on a terminal the terminal's width applies.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     grid = RichTable(
         header_style="bold",
@@ -90,7 +90,7 @@ def print_results(table: Table, paths: Sequence[Path]) -> None:
         grid.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in table.rows:
         grid.add_row(*row)
-    # Not passed as the table's own title, whose lines rich would break at the table's width.
+    # Not passed as the table's title, because rich would wrap it at the table's width.
     console.print(table.title, highlight=False, markup=False, soft_wrap=True)
     console.print(grid)
     for path in paths:

@@ -1,4 +1,4 @@
-"""Spectra of many independent blocks at once, for the price of one operator product a step."""
+"""Spectra of many independent blocks at once, at the cost of one operator product per step."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,15 +22,15 @@ class BlockSpectra(NamedTuple):
     """Lanczos results for each block of a block-diagonal symmetric operator.
 
     Attributes:
-        ritz_values: ascending over the valid entries of each row, NaN beyond. With as many steps as dimensions and
-            no defect these are the block's distinct eigenvalues; multiplicities are invisible.
+        ritz_values: ascending over the valid entries of each row, NaN beyond. With as many steps as dimensions and no
+            breakdown these are the block's distinct eigenvalues; multiplicities are not visible.
         valid: which Ritz values exist.
-        eigenvalues: smallest and largest Rayleigh quotient of each block; NaN, like the vectors, where there is none.
+        eigenvalues: smallest and largest Rayleigh quotient of each block; NaN, like the vectors, if there is none.
         eigenvectors: their unit vectors.
         residuals: `||M_j v - theta v||`: an eigenvalue of block j lies this close, up to the rounding of one product
-            (which the blocks share: eps times the size of the largest). Infinite where there is no pair.
+            (which the blocks share: eps times the size of the largest). Infinite if there is no pair.
         converged: whether the residual is at most `tolerance` times the block's own size.
-        num_steps: steps believed in each block.
+        num_steps: number of reliable steps in each block.
     """
 
     ritz_values: Float[Array, "blocks steps"]
@@ -57,16 +57,16 @@ def block_eigenvalues(
 ) -> BlockSpectra:
     """One independent Lanczos run for each block of `diag(M_1, ..., M_b)`, sharing every operator product.
 
-    Inner products are taken inside a block, so each block gets its own spectrum (global ones would give only their
-    union), while `matvec` is called once per step on the vectors of all blocks: `num_steps + 3` products in all
-    (one fixes the scale, two confirm the ends).
+    Inner products are taken inside each block, so each block gets its own spectrum (global ones would give only the
+    union), while `matvec` is called once per step on the vectors of all blocks: `num_steps + 3` products in all (one
+    fixes the scale, two confirm the ends).
 
     Args:
         matvec: maps the stack of vectors (blocks, dim) to the stack of `M_j v_j`; each M_j symmetric, and rows must
             not influence each other.
         num_blocks: number of blocks.
         dim: length of a row; blocks may be smaller, see `block_dimensions`.
-        num_steps: iterations; each block believes at most as many as it has dimensions.
+        num_steps: number of iterations; each block uses at most as many as it has dimensions.
         key: random key of the start vectors.
         block_dimensions: dimension of each block, 0..dim: block j uses the first entries of its row, and the others
             are held at zero. Default: all `dim`.
@@ -101,7 +101,7 @@ def block_eigenvalues(
             return jnp.where(jnp.arange(dim) < size, vector, 0.0)
 
         def own_row(vector: Array) -> Array:
-            # Gathering along the mapped axis gives the same, unmapped stack to all: the operator runs once.
+            # Gathering along the mapped axis gives every row the same, unmapped stack, so the operator runs once.
             products = matvec(jax.lax.all_gather(vector, "block"))
             return inside(products[jax.lax.axis_index("block")])
 

@@ -16,10 +16,10 @@ class SpectralDensity(NamedTuple):
     """A discrete probability measure close to the distribution of eigenvalues, `(1/d) sum_i delta(x - lambda_i)`.
 
     Attributes:
-        nodes: Ritz values of each probe; zero where the weight is.
+        nodes: Ritz values of each probe; zero where the weight is zero.
         weights: non-negative, summing to 1 over all probes and nodes (to 0 if every start vector vanished, to
             NaN if a product with one was not finite).
-        num_steps: Lanczos steps believed for each probe.
+        num_steps: number of reliable Lanczos steps for each probe.
     """
 
     nodes: Float[Array, "probes steps"]
@@ -47,10 +47,10 @@ def spectral_density(
     Args:
         matvec: the symmetric operator on trees like `example`.
         example: a tree with the operator's structure, shapes and dtypes; values are not used.
-        num_steps: products for each probe; cut to the dimension of the (sub)space.
-        num_probes: random probes, run one after another.
+        num_steps: number of products for each probe, at most the dimension of the (sub)space.
+        num_probes: number of random probes, run one after another.
         key: random key of the probes.
-        project: orthogonal projector onto the subspace to look at, or None for the whole space.
+        project: orthogonal projector onto the subspace of interest, or None for the whole space.
         dimension: dimension of that subspace, if known.
 
     Returns:
@@ -69,13 +69,13 @@ def spectral_density(
     steps = limit_steps(num_steps, dimension, operator.dimension)
 
     def probe(key: Array) -> tuple[Array, Array, Array]:
-        # Normal, then normalised by Lanczos: isotropic in every subspace, which random signs are not.
+        # Gaussian, then normalised by Lanczos: isotropic in every subspace, unlike random signs.
         direction = jax.random.normal(key, (operator.dimension,), operator.work_dtype)
         start = subspace_start(operator.project, direction, operator.epsilon)
         ritz = ritz_decomposition(
             operator.matvec, operator.project, start, steps, dimension or operator.dimension, operator.epsilon
         )
-        # Where there is something to start from and no step can be believed, products were not finite.
+        # If the start vector is nonzero but no step is reliable, products were not finite.
         is_broken = (ritz.num_steps == 0) & jnp.any(start != 0)
         return ritz.values, jnp.where(is_broken, jnp.nan, ritz.coordinates[0] ** 2), ritz.num_steps
 

@@ -23,12 +23,12 @@ class Eigenpairs(NamedTuple):
 
     Attributes:
         eigenvalues: Rayleigh quotients theta, ascending: `[0]` is the smallest found, `[-1]` the largest. With fewer
-            Ritz values than pairs the two halves overlap, and entries that do not exist are NaN.
+            Ritz values than pairs the two halves overlap, and missing entries are NaN.
         eigenvectors: unit vectors v: a tree like the parameters with a leading axis over pairs; NaN likewise.
         residuals: `||A v - theta v||`: an eigenvalue of A lies within this distance of theta, up to the rounding
-            of one product. Infinite where there is no pair.
+            of one product. Infinite if there is no pair.
         converged: whether the residual is at most `tolerance` times the operator's size.
-        num_steps: Lanczos steps believed, at most the number asked for; 0 if the start vector vanished.
+        num_steps: number of reliable Lanczos steps, at most the number requested; 0 if the start vector vanished.
     """
 
     eigenvalues: Float[Array, "pairs"]
@@ -52,18 +52,18 @@ def extreme_eigenvalues(
 ) -> Eigenpairs:
     """Smallest and largest eigenvalues of a symmetric operator by Lanczos from a random start.
 
-    A residual proves that *some* eigenvalue is near, not that none lies beyond: that the reported ends are the ends
-    of the spectrum holds with probability one after enough steps, and in practice once they have converged.
-    Multiplicities are invisible. Memory: `num_steps` vectors. Works under `jax.jit`.
+    A residual proves that *some* eigenvalue is near, not that none lies beyond. The reported ends are those of the
+    spectrum with probability one after enough steps, and in practice once they have converged. Multiplicities are not
+    visible. Memory: `num_steps` vectors. Works under `jax.jit`.
 
     Args:
         matvec: the symmetric operator on trees like `example`, such as `lambda v: hvp(loss, params, v)`.
         example: a tree with the operator's structure, shapes and dtypes (the parameters); values are not used.
-        num_steps: products to spend on the Krylov space; cut to the dimension of the (sub)space.
+        num_steps: number of products for the Krylov space, at most the dimension of the (sub)space.
         key: random key of the start vector.
-        project: orthogonal projector onto the subspace to look at, or None for the whole space.
+        project: orthogonal projector onto the subspace of interest, or None for the whole space.
         dimension: dimension of that subspace, if known.
-        num_pairs: pairs to report from each end.
+        num_pairs: number of pairs to report from each end.
         tolerance: relative residual below which a pair counts as converged; default sqrt(eps) of the dtype.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Refusals: losses whose Hessian means nothing, trees that do not match, matrices that do not fit in memory."""
+"""Checks that refuse losses with a meaningless Hessian, trees that do not match, and matrices too large for memory."""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -19,23 +19,23 @@ DENSE_LIMIT_BYTES = 2 * 2**30
 
 
 def check_loss(loss: Callable[[PyTree], object], params: PyTree) -> None:
-    """Refuse a loss whose Hessian should not be taken, saying why and what to do.
+    """Refuse a loss whose Hessian is not meaningful, saying why and what to do.
 
-    The loss is called twice and must give the same number up to rounding (1,000 eps, relative), as dropout, fresh
-    noise and reshuffled batches do not; its gradient must predict how it changes (to 5 %, over a short step along the
-    gradient) and its Hessian must exist and be symmetric (in the plane of one vector and its product), as they do not
-    where `stop_gradient` or a custom derivative makes the "gradient" that of another function, or of none. Costs about
-    six evaluations, three gradients and two Hessian-vector products. Derivatives that do not exist at isolated points,
-    as in ReLU, pass.
+    The loss is called twice and must give the same number up to rounding (1,000 eps, relative), which excludes dropout,
+    fresh noise and reshuffled batches. Its gradient must predict how it changes (to 5 %, over a short step along the
+    gradient), and its Hessian must exist and be symmetric (in the plane of one vector and its product); this fails if
+    because of `stop_gradient` or a custom derivative the "gradient" is that of another function or of none. Costs about
+    six evaluations, three gradients and two Hessian-vector products. Derivatives may be undefined at isolated points,
+    as for ReLU.
 
     Args:
         loss: the candidate, `params -> scalar`.
         params: a point at which to try it: concrete arrays, so call this outside `jax.jit`.
 
     Raises:
-        ValueError: a parameter is not floating point; if the value is not one real floating-point number, differs
-            between two calls or is not finite; if it does not depend differentiably on any parameter, its gradient is
-            not its derivative, or its Hessian cannot be taken, is not finite or is not symmetric.
+        ValueError: a parameter is not floating point; the value is not one real floating-point number, differs between
+            two calls or is not finite; it does not depend differentiably on any parameter; its gradient is not its
+            derivative; or its Hessian cannot be taken, is not finite or is not symmetric.
 
     Example:
         >>> check_loss(lambda p: p**2, jnp.arange(3.0))
@@ -58,10 +58,10 @@ def check_same_tree(params: PyTree, other: PyTree, name: str) -> None:
     Args:
         params: the reference.
         other: the tree to compare.
-        name: what to call it in the message.
+        name: name of the tree in the message.
 
     Raises:
-        ValueError: naming the first array that differs.
+        ValueError: the trees differ; the message names the first array that does.
     """
     if jax.tree.structure(params) != jax.tree.structure(other):
         raise ValueError(
@@ -85,10 +85,10 @@ def check_size(what: str, shape: Sequence[int], dtype: DTypeLike, max_bytes: int
         shape: its shape.
         dtype: its dtype.
         max_bytes: the limit.
-        instead: what to use in its place, for the message.
+        instead: the alternative, for the message.
 
     Raises:
-        ValueError: with the shape, the size in bytes and the alternative.
+        ValueError: the array would be too large; the message gives its shape, its size in bytes and the alternative.
     """
     num_bytes = prod(shape) * jnp.dtype(dtype).itemsize
     if num_bytes > max_bytes:
@@ -143,7 +143,7 @@ class _Trial(NamedTuple):
         ends: `(loss, g'g / |g|)` at `-s` and at `s`.
         once: |Hv|².
         twice: v'H(Hv).
-        is_finite: whether g and Hv are.
+        is_finite: whether g and Hv are finite.
     """
 
     first: Array
@@ -158,18 +158,18 @@ class _Trial(NamedTuple):
 
 
 def _tried(loss: Callable, params: PyTree) -> _Trial:
-    """Everything that the checks need, in one program: taken one operation at a time it costs ten times as much."""
+    """Everything that the checks need, in one program: operation by operation it would cost ten times as much."""
 
     def trial(params: PyTree) -> _Trial:
         flat, unravel = ravel_pytree(params)
-        # Two traces of the loss: noise and iterators of the host give each its own number.
+        # Two traces of the loss: noise and iterators on the host give each a different number.
         first, second = jnp.asarray(loss(params)), jnp.asarray(loss(params))
         value_and_gradient = jax.value_and_grad(lambda flat: loss(unravel(flat)))
         gradient_of = jax.grad(lambda flat: loss(unravel(flat)))
         value, gradient = value_and_gradient(flat)
         slope, tiny, epsilon = jnp.linalg.norm(gradient), jnp.finfo(flat.dtype).tiny, jnp.finfo(flat.dtype).eps
         along = gradient / jnp.maximum(slope, tiny)
-        # Along the gradient alone a Hessian of rank one looks symmetric whatever it is.
+        # Along the gradient alone any Hessian of rank one looks symmetric.
         generic = jnp.sin(1.0 + jnp.arange(flat.size, dtype=flat.dtype))
         direction = along + generic / jnp.linalg.norm(generic)
 
@@ -211,10 +211,10 @@ def _check_repeatable(trial: _Trial) -> None:
 
 
 def _check_depends_on_parameters(loss: Callable, params: PyTree) -> None:
-    """Look for a path of derivatives from a parameter to the loss; its value may well be zero (dead units)."""
+    """Look for a path of derivatives from a parameter to the loss; the derivative may be zero (dead units)."""
     try:
         program = jax.make_jaxpr(lambda at, along: jax.jvp(loss, (at,), (along,))[1])(params, params).jaxpr
-    except Exception:  # Not differentiable at all: said in full below.
+    except Exception:  # Not differentiable at all: reported in detail below.
         return
     reached = set(program.invars[len(jax.tree.leaves(params)) :])
     for equation in program.eqns:
@@ -247,12 +247,12 @@ def _check_gradient(trial: _Trial) -> None:
     if is_resolved and abs(change - predicted) > 0.05 * predicted:
         raise ValueError(
             f"loss changes by {change} along its gradient where the gradient predicts {predicted}: a stop_gradient "
-            "or custom derivative makes the gradient that of another function, remove it"
+            "or custom derivative makes the gradient that of another function; remove it"
         )
 
 
 def _check_symmetric(trial: _Trial) -> None:
-    """|Hv|² = v'H(Hv) iff H is symmetric in that plane. Where H is rounding noise, nothing is asked."""
+    """|Hv|² = v'H(Hv) iff H is symmetric in that plane. Not required if H is rounding noise."""
     floor = jnp.finfo(trial.once.dtype).eps * trial.size**2
     if trial.once > floor and abs(trial.once - trial.twice) > 0.01 * trial.once:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Lanczos iterations that survive break-downs: the core shared by eigenpairs, blocks and spectral densities.
+"""Lanczos iterations that survive breakdowns: the core shared by eigenpairs, blocks and spectral densities.
 
-matfree iterates; this module decides how much of the result to believe. After an exact break-down (the operator is
-0, a multiple of the identity, or has an invariant subspace around the start) matfree divides by a vector of length
-zero, or of rounding noise, and what follows is NaN or junk.
+matfree iterates; this module decides how much of the result is reliable. After an exact breakdown (the operator is 0, a
+multiple of the identity, or has an invariant subspace that contains the start vector) matfree divides by the length of
+a vector that is zero or rounding noise, and all further results are NaN or meaningless.
 """
 
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from lopjax.curvature.products import Matvec, Params
 
 FlatMatvec = Callable[[Array], Array]
 
-# A new Lanczos vector shorter than this times eps times the operator's size is rounding noise. matfree
-# orthogonalises twice, which holds down to a few eps; a larger factor would cut the weak bulk behind strong outliers.
+# A new Lanczos vector shorter than this times eps times the operator's size is rounding noise. matfree orthogonalises
+# twice, which is accurate to a few eps; a larger factor would cut off the weak bulk of a spectrum with strong outliers.
 _BREAKDOWN = 16
 
 
 class RitzDecomposition(NamedTuple):
-    """Eigen-decomposition of the operator compressed to a Krylov space, believable part first.
+    """Eigendecomposition of the operator compressed to a Krylov space, reliable part first.
 
     Attributes:
         values: Ritz values, ascending over the first `num_steps` entries; zero beyond.
         coordinates: column i holds Ritz vector i in the Lanczos basis; zero beyond `num_steps`.
         basis: Lanczos vectors as rows, the normalised start first; the first `num_steps` are orthonormal.
-        valid: which entries to believe.
-        num_steps: how many.
+        valid: which entries are reliable.
+        num_steps: number of reliable entries.
         scale: the power of two by which the operator was divided while iterating.
     """
 
@@ -55,7 +55,7 @@ class Pairs(NamedTuple):
 
 
 class FlatOperator(NamedTuple):
-    """A matvec on pytrees, seen as one from the subspace to itself, on flat vectors in at least float32."""
+    """A matvec on pytrees as a map from the subspace to itself, on flat vectors in at least float32."""
 
     matvec: FlatMatvec
     project: FlatMatvec
@@ -66,7 +66,7 @@ class FlatOperator(NamedTuple):
 
 
 def flatten(matvec: Matvec, project: Callable[[Params], Params] | None, example: Params) -> FlatOperator:
-    """Cross from pytrees to flat vectors, restricting the operator to the range of `project`.
+    """Convert from pytrees to flat vectors, restricting the operator to the range of `project`.
 
     Args:
         matvec: the operator on trees like `example`.
@@ -74,7 +74,7 @@ def flatten(matvec: Matvec, project: Callable[[Params], Params] | None, example:
         example: a tree with the right structure, shapes and dtypes; its values are not used.
 
     Returns:
-        The flat operator `P A`, to be given vectors of the subspace; half-precision trees are handled in float32
+        The flat operator `P A`, to be applied to vectors of the subspace; half-precision trees are kept in float32
         between products.
 
     Raises:
@@ -110,10 +110,10 @@ def flatten(matvec: Matvec, project: Callable[[Params], Params] | None, example:
 
 
 def limit_steps(num_steps: int, dimension: int | None, num_coordinates: int) -> int:
-    """Number of iterations that make sense, at most the dimension of the (sub)space.
+    """Number of useful iterations, at most the dimension of the (sub)space.
 
     Args:
-        num_steps: what was asked for.
+        num_steps: the number requested.
         dimension: dimension of the subspace, or None if it is the whole space.
         num_coordinates: dimension of the whole space.
 
@@ -141,32 +141,32 @@ def ritz_decomposition(
     max_steps: Int[Array, ""] | int,
     epsilon: float,
 ) -> RitzDecomposition:
-    """Lanczos with full reorthogonalisation, cut at the first sign of break-down.
+    """Lanczos with full reorthogonalisation, cut at the first sign of breakdown.
 
     The tridiagonal matrix T is cut before step j when the new vector's length beta falls to 16 eps ||T||, when
     the vector is not orthogonal to its predecessors or has left the subspace by more than sqrt(eps), when anything
-    is not finite, and at `max_steps`. Spends `num_steps + 1` products, one of them on the operator's scale.
+    is not finite, and at `max_steps`. It takes `num_steps + 1` products, one of them for the operator's scale.
 
     Args:
-        matvec: symmetric flat operator that maps the subspace to itself; only given vectors of the subspace.
+        matvec: symmetric flat operator that maps the subspace to itself; applied to vectors of the subspace only.
         project: projector onto the subspace (the identity for the whole space).
         start: start vector; a zero vector gives zero steps.
         num_steps: iterations to run (static).
-        max_steps: iterations to believe at most: the dimension of the subspace (may be traced).
+        max_steps: largest number of reliable iterations: the dimension of the subspace (may be traced).
         epsilon: rounding unit of the operator's products.
 
     Returns:
-        The decomposition; `num_steps` says how much of it is valid.
+        The decomposition; `num_steps` is the number of valid entries.
     """
 
     def steady_matvec(vector: Array) -> Array:
-        # After a break-down matfree hands over NaN: keep it out of a product that other blocks may share.
+        # After a breakdown matfree passes on NaN: keep it out of a product that other blocks may share.
         vector = jnp.where(jnp.isfinite(vector).all(), vector, 0.0)
         inside = project(vector)
         product = matvec(inside) / scale
-        # Rounding leaves a trace of `vector` outside the subspace, where the operator is 0. Were it 0 here too, the
-        # recurrence would amplify the trace as it does any isolated eigenvalue (9 times per step was seen); moving with
-        # the Rayleigh quotient it stays put.
+        # Rounding leaves a trace of `vector` outside the subspace, where the operator is 0. If it were 0 here too, the
+        # recurrence would amplify the trace like any isolated eigenvalue (a factor of 9 per step was observed); with
+        # the Rayleigh quotient instead, the trace does not grow.
         return product + (inside @ product) * (vector - inside)
 
     scale = _power_of_two_above(matvec(start))
@@ -176,12 +176,12 @@ def ritz_decomposition(
     return _cut_and_diagonalise(basis, hessenberg, leaks, scale, max_steps, epsilon)
 
 
-# The pieces below act on arrays alone. They are compiled one by one, for calls outside `jax.jit`.
+# The functions below act on arrays alone. They are compiled separately, for calls outside `jax.jit`.
 
 
 @jax.jit
 def _power_of_two_above(product: Float[Array, "dimension"]) -> Float[Array, ""]:
-    """A scale for the operator: squares underflow below 1e-19 in float32, curvature does not stop there."""
+    """A scale for the operator: squares underflow below 1e-19 in float32, but curvature can be smaller than that."""
     largest = jnp.max(abs(product))
     _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0))
     return jnp.ldexp(jnp.ones_like(largest), exponent)
@@ -196,10 +196,10 @@ def _cut_and_diagonalise(
     max_steps: Int[Array, ""] | int,
     epsilon: float | Float[Array, ""],
 ) -> RitzDecomposition:
-    """Find the first break-down, and decompose the tridiagonal matrix before it."""
-    # A Krylov space that is exhausted has a next vector of rounding, normalised to length 1: everything after it is
-    # noise, and one that is no longer orthogonal to the others would count eigenvalues twice. Shapes are static, so the
-    # steps from there on stay in the matrix, uncoupled, and are sorted behind all true Ritz values.
+    """Find the first breakdown, and decompose the tridiagonal matrix before it."""
+    # Once a Krylov space is exhausted, the next vector is rounding noise normalised to length 1: everything after it is
+    # noise, and a vector that is no longer orthogonal to the others would count eigenvalues twice. Shapes are static,
+    # so the later steps stay in the matrix, uncoupled, and are sorted after all true Ritz values.
     diagonal, lengths = jnp.diag(hessenberg), jnp.diag(hessenberg, -1)
     finite = jnp.isfinite(diagonal)
     basis = jnp.where(finite[:, None], basis, 0.0)
@@ -230,7 +230,7 @@ def _cut_and_diagonalise(
 def subspace_start(
     project: FlatMatvec, direction: Float[Array, "dimension"], epsilon: float
 ) -> Float[Array, "dimension"]:
-    """Project a direction; exactly zero where rounding noise is all that is left of it."""
+    """Project a direction; exactly zero if only rounding noise remains of it."""
     largest = jnp.max(abs(direction))
     direction = direction / jnp.where(largest > 0, largest, 1.0)
     projected = project(direction)
@@ -261,7 +261,7 @@ def _ritz_vectors(
 def _normalise(
     vectors: Float[Array, "pairs dimension"], exists: Bool[Array, "pairs"]
 ) -> tuple[Float[Array, "pairs dimension"], Bool[Array, "pairs"]]:
-    """A Ritz vector of which projecting took more than half was no vector of the subspace."""
+    """Normalise Ritz vectors; one that loses more than half of its length in projection was not in the subspace."""
     lengths = jnp.linalg.norm(vectors, axis=1)
     exists = exists & (lengths > 0.5)
     return jnp.where(exists[:, None], vectors / jnp.where(exists, lengths, 1.0)[:, None], 0.0), exists
@@ -281,8 +281,8 @@ def confirm_pairs(
 
     Args:
         vectors: unit vectors v.
-        products: a v.
-        exists: which of them to use; the others get NaN with an infinite residual.
+        products: `A v` for each vector.
+        exists: which vectors to use; the others get NaN with an infinite residual.
         scale: size of the operator, to keep squares within range.
         tolerance: a pair counts as converged when its residual is at most this times the largest ||A v||.
 

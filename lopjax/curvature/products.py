@@ -18,7 +18,8 @@ Params = PyTree[Float[Array, "..."]]
 Matvec = Callable[[Params], Params]
 Loss = Callable[[Params], Float[Array, ""]]
 
-# Columns of a dense matrix that are computed at once: enough to fill the cores, few enough to fit the activations.
+# Number of columns of a dense matrix computed at once: enough to use all cores, few enough for their activations to
+# fit.
 _COLUMNS_AT_ONCE = 32
 
 
@@ -28,7 +29,7 @@ def hvp(loss: Loss, params: Params, vector: Params) -> Params:
     Costs two to three gradients and the memory of about two, whatever the number of parameters.
 
     Args:
-        loss: `params -> scalar`, deterministic; `check_loss` says whether it qualifies.
+        loss: `params -> scalar`, deterministic; `check_loss` tests whether it qualifies.
         params: the point, a pytree of float arrays.
         vector: the direction `v`: same tree, shapes and dtypes as `params`.
 
@@ -58,7 +59,7 @@ def ggn_vp(
     mean over samples is the one inside `loss_fn`. Positive semi-definite when `loss_fn` is convex.
 
     Args:
-        model_fn: `params -> outputs` for a fixed batch, an array or a pytree of arrays (logits, say).
+        model_fn: `params -> outputs` for a fixed batch, an array or a pytree of arrays, such as logits.
         loss_fn: `outputs -> scalar`, the mean loss over that batch.
         params: the point.
         vector: the direction `v`: same tree, shapes and dtypes as `params`.
@@ -86,9 +87,9 @@ def ggn_vp(
 def restrict(matvec: Matvec, project: Callable[[Params], Params]) -> Matvec:
     """Compress an operator to a subspace: `v -> P A P v`.
 
-    On the whole space the result also has the eigenvalue 0, once for every direction that `project` removes. To
-    look at the spectrum *on* the subspace, pass `project` to `extreme_eigenvalues` or `spectral_density` instead:
-    they start inside the subspace and stay there.
+    On the whole space the result also has the eigenvalue 0, once for every direction that `project` removes. To find
+    the spectrum *on* the subspace, pass `project` to `extreme_eigenvalues` or `spectral_density` instead: they start
+    inside the subspace and stay there.
 
     Args:
         matvec: the symmetric operator `A`.
@@ -106,8 +107,8 @@ def dense_hessian(
 ) -> Float[Array, "parameters parameters"]:
     """The Hessian of a small network as a matrix.
 
-    Row and column `i` belong to entry `i` of `jax.flatten_util.ravel_pytree(params)[0]`. Symmetric up to rounding;
-    it is not symmetrised here, so that a defect stays visible.
+    Row and column `i` belong to entry `i` of `jax.flatten_util.ravel_pytree(params)[0]`. Symmetric up to rounding; it
+    is not symmetrised, so that errors stay visible.
 
     Args:
         loss: `params -> scalar`.
@@ -152,7 +153,7 @@ def per_sample_gradients(
     Args:
         sample_loss: `(params, sample) -> scalar` for one sample, without a batch axis.
         params: the point.
-        samples: a pytree of arrays whose first axis counts the N samples.
+        samples: a pytree of arrays whose first axis indexes the N samples.
         max_bytes: refuse a result larger than this.
 
     Returns:

@@ -13,17 +13,17 @@ from lopjax.curvature.products import Params, hvp
 def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_size: int) -> PyTree:
     """Mean over a data set of a quantity that is itself a mean over the samples of a batch.
 
-    `(1/N) sum_b n_b function(batch_b)`, with n_b the size of batch b; the last batch holds the remainder and counts
-    by its size. Equal to `function(data)`, up to rounding, for losses, gradients, Hessian and Gauss-Newton products
-    of losses in which samples do not interact (so not under batch normalisation in training mode).
+    `(1/N) sum_b n_b function(batch_b)`, with n_b the size of batch b; the last batch has the remaining samples and is
+    weighted by its size. Equal to `function(data)`, up to rounding, for losses, gradients, Hessian and Gauss-Newton
+    products of losses in which samples do not interact (so not under batch normalisation in training mode).
 
-    Compiled as one loop: memory is that of one batch. Under `jax.jit` pass `data` as an argument rather than closing
-    over it, or compilation treats it as a constant.
+    Compiled as one loop that needs the memory of one batch. Under `jax.jit` pass `data` as an argument rather than
+    closing over it, or it is compiled as a constant.
 
     Args:
         function: `batch -> pytree of float arrays`, a mean over the samples of the batch.
-        data: a pytree of arrays whose first axis counts the N samples, of any dtype.
-        batch_size: samples in a batch; at most N are used.
+        data: a pytree of arrays of any dtype whose first axis indexes the N samples.
+        batch_size: number of samples in a batch, at most N.
 
     Returns:
         The mean, a tree like the value of `function`, same dtypes; summed in at least float32.
@@ -47,7 +47,7 @@ def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_
         return jax.tree.map(lambda sum_, x: sum_ + size * x.astype(sum_.dtype), total, batch_mean(start, size))
 
     shapes = jax.eval_shape(lambda: batch_mean(0, batch_size))
-    # A running sum in 16 bits stops growing after a few hundred batches.
+    # A running sum in 16 bits would stop growing after a few hundred batches.
     total = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
     total, _ = jax.lax.scan(
         lambda total, index: (add(total, index * batch_size, batch_size), None), total, jnp.arange(num_full)
@@ -66,14 +66,14 @@ def hvp_over_batches(
         batch_loss: `(params, batch) -> scalar`, the mean over the samples of the batch.
         params: the point.
         vector: the direction: same tree, shapes and dtypes as `params`.
-        data: a pytree of arrays whose first axis counts the samples.
-        batch_size: samples in a batch; the last one may be smaller and counts by its size.
+        data: a pytree of arrays whose first axis indexes the samples.
+        batch_size: number of samples in a batch; the last one may be smaller and is weighted by its size.
 
     Returns:
         The product, a tree like `params`.
 
     Raises:
-        ValueError: as `mean_over_batches` and `hvp`.
+        ValueError: as in `mean_over_batches` and `hvp`.
     """
     return mean_over_batches(
         lambda batch: hvp(lambda params: batch_loss(params, batch), params, vector), data, batch_size

@@ -20,7 +20,7 @@ class HeadProjection(nn.Module):
     Attributes:
         reads: unit space of the stream.
         writes: unit space of the heads.
-        coordinates: unit space of the coordinates of a head, the same ones in every head.
+        coordinates: unit space of the coordinates of a head, shared by all heads.
         heads: number of heads.
         width: number of coordinates of a head.
         site: site of the heads' outputs.
@@ -50,9 +50,9 @@ class HeadProjection(nn.Module):
 class SelfAttention(nn.Module):
     """`softmax(q k' / sqrt(head_width)) v` per head, tapped, then summed over heads into the stream.
 
-    Two more unit spaces index the coordinates of the heads. Those of the values, `<heads_space>_values`, are read by a
-    sum and can be cloned. Those of queries and keys, `<heads_space>_queries`, meet in a product: they can be exchanged,
-    but the products of clones would add up, and what they are scaled by is no parameter.
+    Two more unit spaces index the coordinates of the heads. Those of the values, `<heads_space>_values`, are summed
+    over and can be cloned. Those of queries and keys, `<heads_space>_queries`, are multiplied with each other: they can
+    be exchanged, but the products of clones would add up, and their scale is not a parameter.
 
     Attributes:
         stream: unit space read and written.
@@ -64,7 +64,7 @@ class SelfAttention(nn.Module):
         site: site of the stream that follows the residual sum.
         dropout: rate on the attention weights.
         initialisation: its name.
-        is_causal: whether a token attends to itself and those before it, or to all.
+        is_causal: whether a token attends only to itself and earlier tokens, or to all.
     """
 
     stream: str
@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
         # The softmax of 16-bit scores in float32: its sum runs over all tokens.
         weights = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
         weights = dropout(self, weights, self.dropout, dropout_rate, train)
-        # Units last, so the coordinates of a head count as samples of it.
+        # Units last, so that the coordinates of a head count as samples.
         outputs = jnp.einsum("bhqk,bkhd->bqdh", weights, value)
         outputs = tap(self, self.heads_space, self.heads_space, "identity", outputs)
         reads = (values, self.heads_space)

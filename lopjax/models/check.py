@@ -1,7 +1,7 @@
-"""Are the labels of a network true? `check_wiring` asks the network, at parameters that hide nothing.
+"""Are the labels of a network correct? `check_wiring` tests them on the network, at parameters that hide nothing.
 
 Initial parameters hide mistakes: where biases are zero, a forgotten axis label of a bias changes nothing. So the
-network is asked at random parameters, of the size of its arrays' sums, in float64.
+    network is tested at random parameters, scaled by the sizes of its arrays' sums, in float64.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,18 +30,18 @@ CLAIMS: tuple[Callable[[Probe], list[str]], ...] = (
     site_claims.order_faults,
     site_claims.sum_faults,
 )
-_SAMPLES = 8  # few enough to be cheap, many enough that hardly any ReLU (one in 2^8) is zero on all of them
+_SAMPLES = 8  # few enough to be cheap, enough that hardly any ReLU (one in 2^8) is zero on all of them
 
 
 class _Description(NamedTuple):
-    """What a check depends on besides the model: shapes of its variables and inputs; hashable."""
+    """What a check depends on in addition to the model: shapes of its variables and inputs; hashable."""
 
     arrays: tuple[tuple[Path, tuple[int, ...]], ...]
     inputs: "_Inputs"
 
 
 class _Inputs:
-    """A few inputs that count as equal to others of the same shape and type."""
+    """A few inputs, equal to any others of the same shape and type when compared."""
 
     def __init__(self, values: np.ndarray):
         self.values = values
@@ -55,25 +55,26 @@ class _Inputs:
 
 
 def check_wiring(model: Model, batch: tuple[Any, Any], variables: Variables | None = None) -> None:
-    """Hold every claim of a network's labels against the network.
+    """Test every claim of a network's labels on the network.
 
     At random parameters and, if inputs are floating point numbers, random inputs: exchanging units exchanges their
-    activations; clones keep the function, with half of the outgoing slices each, and in the wider network if the model
-    can be resized; a unit that is not read has no influence (or its space is coupled); kernels with a `source` make up
-    the pre-activations of their `site`, and nothing else reads that source; arrays act through the `site` that they
-    name, and arrays without one through none; sites depend on those upstream of them.
+    activations; clones with half of the outgoing slices each preserve the function, also in the wider network if the
+    model can be resized; a unit that is not read has no influence (or its space is coupled); kernels with a `source`
+    make up the pre-activations of their `site`, and nothing else reads that source; arrays act only through the `site`
+    that they name, and arrays without a site do not act through a single one; sites depend only on sites upstream of
+    them.
 
-    Call it once for every network of your own, in a test. What proves the labels (all but the wider network and the
-    forgotten sites) is also done once per model before the first verdict about it.
+    Call it once for every network of your own, in a test. Most of the tests (all but the wider network and the
+    forgotten sites) also run once per model before the first verdict about it.
 
     Args:
         model: the network.
         batch: `(inputs, labels)`; the labels are not used.
-        variables: supply shapes; by default those of `model.init`.
+        variables: variables that provide shapes; by default those of `model.init`.
 
     Raises:
-        ValueError: one line for each label that is wrong, with what to do about it; of the first kind of claims, in the
-            order above, that does not hold.
+        ValueError: wrong labels; one line for each, with advice, for the first kind of claim in the order above that
+            fails.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,10 +95,10 @@ def check_wiring(model: Model, batch: tuple[Any, Any], variables: Variables | No
 
 
 def check_labels(model: Model, variables: Variables, inputs: Any = None) -> None:
-    """Refuse a network whose labels are not true; done once per model, and not for the library's own architectures.
+    """Refuse a network with wrong labels; done once per model, except for the library's own architectures.
 
-    Those are checked by its tests. Nothing is done under a trace, where random parameters give no finite numbers, in a
-    network that computes in 16 bits, or where there are no inputs and the model does not say what they look like.
+    The library's architectures are checked by its tests. Nothing is checked under a trace, if random parameters give
+    non-finite numbers, if the network computes in 16 bits, or if there are neither inputs nor a known input shape.
 
     Args:
         model: the network.
@@ -120,7 +121,7 @@ def check_labels(model: Model, variables: Variables, inputs: Any = None) -> None
 
 def _raise(faults: tuple[str, ...] | list[str]) -> None:
     if faults:
-        raise ValueError("\n".join(["the labels of this network are not true:", *(f"  {fault}" for fault in faults)]))
+        raise ValueError("\n".join(["the labels of this network are wrong:", *(f"  {fault}" for fault in faults)]))
 
 
 def _described(variables: Variables, inputs: Any) -> _Description:
@@ -137,7 +138,7 @@ def _faults(model: Model, description: _Description) -> tuple[str, ...]:
     probe = _probe(model, description)
     if probe is None:
         return ()
-    # One mistake breaks many claims: those of one kind are reported, and what follows from them is not.
+    # One mistake breaks many claims: those of the first failing kind are reported, not the ones that follow from them.
     return next((tuple(faults) for claim in CLAIMS if (faults := claim(probe))), ())
 
 
@@ -153,14 +154,14 @@ def _probe(model: Model, description: _Description) -> Probe | None:
             return None
         seen = run(arrays, {})
         if all(np.isfinite(each).all() for each in (seen.logits, *seen.pre.values(), *seen.post.values())):
-            # A float32 constant inside a float64 network shows in no type: hence the floor.
+            # A float32 constant inside a float64 network does not show in any type: hence the floor.
             eps = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
             return Probe(model.wiring, run, arrays, seen, inputs, max(eps**0.5, 1e-6))
     return None
 
 
 def _drawn(model: Model, shapes: Mapping[Path, tuple[int, ...]], is_positive: bool) -> dict[Path, np.ndarray]:
-    """Parameters whose sums have a size of about 1, and positive statistics; no two numbers are equal, none is 0."""
+    """Parameters whose sums have a size of about 1, and positive statistics; all numbers are distinct and nonzero."""
     random, arrays = np.random.default_rng(0), {}
     labels = dict(model.wiring.labels)
     for path, shape in shapes.items():
@@ -203,7 +204,7 @@ _jitted = partial(jax.jit, static_argnums=0)(_forward)
 
 
 def _widening_faults(model: Model, probe: Probe) -> list[str]:
-    """The network with two or three copies of every unit, their number by turns, computes the same."""
+    """The network with alternately two or three copies of every unit computes the same function."""
     wiring = probe.wiring
     copies = {space: 2 + index % 2 for index, space in enumerate(wiring.cloneable)}
     try:

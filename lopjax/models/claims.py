@@ -1,8 +1,9 @@
-"""What the labels of a network claim, each claim held against the network itself.
+"""The claims of a network's labels, each tested on the network itself.
 
 Every function takes a `Probe`, a network at generic parameters, and returns one sentence for each claim that fails.
-Only forward passes of one compiled program are needed: parameters, activations and pre-activations are moved, and what
-the labels say should stay is compared. Nothing here looks at names, shapes or the order of layers.
+Only forward passes of one compiled program are needed: parameters, activations and pre-activations are changed, and
+    quantities that should not change according to the labels are compared. Names, shapes and the order of layers are
+    not used.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from lopjax.wiring import In, Label, Out, Path, Wiring
 
 Arrays = Mapping[Path, np.ndarray]
 Shifts = Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]
-"""What is added to pre- and to post-activations, per site."""
+"""Shifts added to pre- and to post-activations, per site."""
 
 
 class Seen(NamedTuple):
@@ -32,15 +33,15 @@ class Seen(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """A network to be asked.
+    """A network to be tested.
 
     Attributes:
-        wiring: what is claimed.
+        wiring: the claims.
         run: `(arrays, shifts) -> Seen`.
         arrays: generic parameters and statistics, by path.
         seen: the pass without any change.
         inputs: inputs of all passes, in float64 if they are floating point numbers.
-        tolerance: relative difference that rounding may make.
+        tolerance: relative difference that rounding can cause.
     """
 
     wiring: Wiring
@@ -55,13 +56,13 @@ class Probe(NamedTuple):
         return dict(self.wiring.labels)[path]
 
     def differs(self, one: np.ndarray, other: np.ndarray) -> bool:
-        """Whether two arrays differ by more than rounding; what is not finite differs."""
+        """Whether two arrays differ by more than rounding; non-finite arrays always differ."""
         size = max(float(np.abs(one).max(initial=0.0)), float(np.abs(other).max(initial=0.0)))
         return one.shape != other.shape or not float(np.abs(one - other).max(initial=0.0)) <= self.tolerance * size
 
 
 def name(path: Path) -> str:
-    """A path as one word."""
+    """A path as one string."""
     return "/".join(path)
 
 
@@ -92,7 +93,7 @@ def symmetry_faults(probe: Probe) -> list[str]:
             faults.append(
                 _culprit(probe, space)
                 or f"unit space {space!r}: exchanging its units in {_having(probe.wiring, space)} changes what the "
-                "network does; one of these labels is wrong, or an array is missing, or something tells its units apart"
+                "network does; one of these labels is wrong, or an array is missing, or something distinguishes its units"
             )
     return faults
 
@@ -110,7 +111,7 @@ def _is_symmetric(probe: Probe, spaces: Sequence[str], arrays: Arrays, but: tupl
     same = not probe.differs(seen.logits, probe.seen.logits)
     for site, (space, _) in probe.wiring.sites:
         expected = np.roll(probe.seen.pre[site], 1, -1) if space in spaces else probe.seen.pre[site]
-        # What a unit does at a site may have coordinates (a head's values), whose exchange shows there.
+        # A unit's activation at a site may have coordinates (a head's values), whose exchange shows there.
         sizes = {probe.wiring.size(each) for each in spaces if each in probe.wiring.coordinates}
         others = (np.roll(expected, 1, axis) for axis, size in enumerate(expected.shape[:-1]) if size in sizes)
         same = same and any(not probe.differs(seen.pre[site], each) for each in (expected, *others))
@@ -118,7 +119,7 @@ def _is_symmetric(probe: Probe, spaces: Sequence[str], arrays: Arrays, but: tupl
 
 
 def _culprit(probe: Probe, space: str) -> str:
-    """The one axis whose label alone would have to be another one; empty if there is no such axis, or several."""
+    """The one axis whose label alone would have to change; empty if there is none or several."""
     possible = [
         (path, index)
         for path, array in probe.arrays.items()
@@ -138,10 +139,10 @@ def _culprit(probe: Probe, space: str) -> str:
 
 
 def cloning_faults(probe: Probe) -> list[str]:
-    """Where units with equal incoming slices act differently, or more than the sum of their outgoing slices matters.
+    """Spaces where units with equal incoming slices act differently, or more than the sum of outgoing ones matters.
 
-    The two units are the first ones of each space. Where neither is so, repeating units and dividing what reads them
-    keeps the function; where it is so of another axis than the labels say, that label is named.
+    The first two units of each space are compared. If neither fault occurs, repeating units and dividing the arrays
+    that read them preserves the function; if changing the label of one axis would remove a fault, that label is named.
     """
     faults = []
     for space in _of_two(probe, probe.wiring.cloneable):
@@ -165,7 +166,7 @@ def cloning_faults(probe: Probe) -> list[str]:
 
 
 def _roles(probe: Probe, space: str, equal: Arrays, before: Seen) -> list[str]:
-    """Arrays that are said to write a space, and read it."""
+    """Arrays that are labelled as writing a space although they read it."""
     faults = []
     for path, index in probe.wiring.incoming(space):
         array = equal[path]
@@ -180,7 +181,7 @@ def _roles(probe: Probe, space: str, equal: Arrays, before: Seen) -> list[str]:
 
 
 def copied(probe: Probe, space: str) -> dict[Path, np.ndarray]:
-    """The network with its second unit equal to the first, in all that writes it."""
+    """The network with its second unit equal to the first, in all arrays that write it."""
     arrays = dict(probe.arrays)
     for path, index in probe.wiring.incoming(space):
         order = np.arange(arrays[path].shape[index])
@@ -201,7 +202,7 @@ def moved_between(probe: Probe, space: str, arrays: Arrays) -> dict[Path, np.nda
 
 
 def coupling_faults(probe: Probe) -> list[str]:
-    """A unit that nothing reads has no influence, unless its space is said to be averaged over."""
+    """A unit that nothing reads has no influence, unless its space is declared as averaged over."""
     faults = []
     for space in _of_two(probe, probe.wiring.cloneable):
         if space in probe.wiring.coupled:

@@ -30,7 +30,7 @@ class CNN(Network):
         """`(batch, height, width, channels)` to `(batch, classes)`."""
         *convolutions, (dense, dense_size), (classes, num_classes) = self.sizes
         x = to_compute_type(x, self.compute_dtype)
-        # Pooling keeps units apart, so sites are unaffected; but what the next kernel reads is no site any more.
+        # Pooling does not mix units, so sites are unaffected; but the next kernel no longer reads the site itself.
         reads, source = "input", "input"
         for space, size in convolutions:
             x = Conv(
@@ -79,15 +79,15 @@ def cnn(
         num_classes: number of logits.
         channels: number of units of each convolution.
         dense: number of units of the dense layer.
-        activation: a name in `lopjax.activations.ACTIVATIONS` or any elementwise function. Keep the
-            function: it identifies the model. Verdicts that need facts about it take an `Activation`.
+        activation: a name in `lopjax.activations.ACTIVATIONS` or any elementwise function. Reuse the same function
+            object: it identifies the model. Pass an `Activation` if verdicts need facts about it.
         norm: `"none"`, `"batch"`, or `"layer"` (over units and positions: group norm with one group), between each
             convolution and its activation.
         affine: whether the norm has a scale and an offset per unit.
         dropout: rate after the dense layer's activation, in [0, 1).
         init: as in `mlp`.
-        pooling: `"max"`, `"average"` or `"none"`; without pooling (and norm) every layer is of the form for which
-            stability blocks have a closed form.
+        pooling: `"max"`, `"average"` or `"none"`; without pooling (and norm) the stability blocks of every layer have a
+            closed form.
         compute_dtype: as in `mlp`.
 
     Returns:

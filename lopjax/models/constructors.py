@@ -1,4 +1,4 @@
-"""Constructors that say how they were called, so that a run folder can make its networks again."""
+"""Constructors that record how they were called, so that networks can be rebuilt from a run folder."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -11,14 +11,14 @@ P = ParamSpec("P")
 
 
 def recorded(make: Callable[P, Model]) -> Callable[P, Model]:
-    """Decorate a function of one's own that makes a `Model`: the model, resized or not, says how it was made.
+    """Decorate your own function that makes a `Model`, so that the model, resized or not, records how it was made.
 
-    The function must be importable where the run is read, `package.module:function`, and be pure: the same arguments
-    make the same network. Its arguments are what JSON can hold, functions and dataclasses that can be imported; with
-    one that cannot be hashed, such as a dictionary, the model does not say how it was made.
+    The function must be importable where the run is read, as `package.module:function`, and pure: the same arguments
+    make the same network. Its arguments may be JSON values and importable functions and dataclasses; with an argument
+    that cannot be hashed, such as a dictionary, the model does not record how it was made.
 
     Raises:
-        ValueError: a function with arguments that have no names.
+        ValueError: a function with arguments that cannot be passed by name.
 
     Example:
         >>> from lopjax.models import mlp
@@ -45,13 +45,13 @@ def recorded(make: Callable[P, Model]) -> Callable[P, Model]:
     return constructor
 
 
-# The same network is the same object, however its sizes came about; of the calls that make it the first is recorded.
+# The same network is the same object, however its sizes arose; the first call that makes it is recorded.
 _MADE: dict[tuple[Model, str], Model] = {}
 _RECORDED: set[Model] = set()
 
 
 def is_recorded(model: Model, prefix: str) -> bool:
-    """Whether a model is, field for field, one that a recorded constructor of this module or package has made.
+    """Whether a model was made by a recorded constructor of this module or package, and is unchanged.
 
     Args:
         model: any model.
@@ -66,7 +66,7 @@ def _constructed(model: Model, constructor: Constructor) -> Model:
 
     try:
         hash(constructor)
-    except TypeError:  # models are hashed; with such an argument (a dictionary) it does not say how it was made
+    except TypeError:  # models are hashed; with such an argument (a dictionary) nothing is recorded
         return model._replace(constructor=None)
     key = model, constructor.make
     if key not in _MADE:
@@ -76,5 +76,5 @@ def _constructed(model: Model, constructor: Constructor) -> Model:
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples: models are hashed with how they were made."""
+    """Lists as tuples, because models are hashed together with these arguments."""
     return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value

@@ -8,8 +8,9 @@ from jaxtyping import Array, Float
 
 from lopjax.wiring import Window
 
-# Patches of so many images are in memory at a time that the matrix product has about this many rows. Measured with 3x3
-# kernels of 64 to 512 channels on a 2-core CPU: fewer rows read the kernel too often, more patches leave the cache.
+# The number of images whose patches are in memory at a time is such that the matrix product has about this many rows.
+# Measured with 3x3 kernels of 64 to 512 channels on a 2-core CPU: fewer rows read the kernel too often, more patches
+# leave the cache.
 ROWS_PER_CHUNK, MIN_IMAGES_PER_CHUNK = 512, 2
 
 
@@ -29,7 +30,7 @@ def convolve(
     works: grad, jvp, products with the Hessian, vmap over kernels, scan.
 
     Args:
-        x: maps, channels last.
+        x: feature maps, channels last.
         kernel: same floating point type as `x`.
         window: strides and padding.
 
@@ -51,8 +52,8 @@ def _by_xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 def _by_patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     kernel_height, kernel_width, _, units = kernel.shape
-    # Transposed, units first: then the kernel's gradient is the product of the gradient's rows with the patches, where
-    # the other order makes it one of the patches' columns, at two thirds of the speed.
+    # Transposed, with units first, the kernel's gradient is a product of the gradient's rows with the patches; in the
+    # other order it is one with the patches' columns, at two thirds of the speed.
     matrix = kernel.reshape(-1, units).T
 
     # The patches are kernel_height * kernel_width times as large as the map: gather them again in the backward pass
@@ -89,11 +90,12 @@ def _patches(x: jax.Array, kernel_size: tuple[int, int], window: Window) -> jax.
 def max_pool(x: Float[Array, "batch height width units"], size: int = 2) -> Float[Array, "batch _ _ units"]:
     """Largest entry of each `size` x `size` square, stride `size`; rows and columns that fill no square are dropped.
 
-    Where entries tie, the gradient goes to the first of them in reading order, as in PyTorch. NaN wins.
+    If entries tie, the gradient goes to the first of them in reading order, as in PyTorch. NaN counts as the largest.
 
-    An index, not a comparison with the maximum: XLA computes what it pools once for the value and again for the
-    gradient, and where the two differ in the last bit no entry is the largest; `jnp.max` then divides 0 by 0. Measured
-    with jaxlib 0.10.2 for GELU and SiLU behind a norm, without optimisation. As fast, with two thirds of the memory.
+    It uses an index, not a comparison with the maximum: XLA computes the pooled array once for the value and again for
+        the gradient, and if the two differ in the last bit no entry equals the maximum; `jnp.max` then divides 0 by 0.
+        Observed with jaxlib 0.10.2 for GELU and SiLU after a norm, without optimisation. It is as fast, with two thirds
+        of the memory.
     """
     squares = jnp.moveaxis(_squares(x, size), 2, 3)
     squares = squares.reshape(*squares.shape[:3], size * size, squares.shape[-1])

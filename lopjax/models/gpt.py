@@ -19,11 +19,11 @@ from lopjax.models.options import check_options
 from lopjax.models.transformer import Transformer, transformer_fields
 from lopjax.wiring import Out
 
-TABLE_READS_AND_WRITES = "the token embedding both writes and reads it: what it reads cannot be divided alone"
+TABLE_READS_AND_WRITES = "the token embedding both writes and reads it, so it cannot be divided for reading alone"
 
 
 class GPT(Transformer):
-    """Embeddings of token and position in front of causal blocks; logits of the next token at every position.
+    """Token and position embeddings, then causal blocks; logits of the next token at every position.
 
     Attributes:
         length: number of positions.
@@ -38,7 +38,7 @@ class GPT(Transformer):
         """Tokens `(batch, time)`, integers, to `(batch, time, vocabulary)`."""
         self._check(x)
         (width, vocabulary), small = (dict(self.sizes)[name] for name in ("width", "classes")), truncated_normal(0.02)
-        # A tied table also makes the logits: not all that it does passes the embedding.
+        # A tied table also makes the logits: not all of its effects pass through the embedding.
         axes, site = ((Out("classes"), Out("width")), None) if self.is_tied else ((None, Out("width")), "embedding")
         token_init = labelled(small, *axes, site=site, scales=False)
         position_init = labelled(small, None, Out("width"), site="embedding", scales=False)
@@ -80,16 +80,16 @@ def gpt(
     init: str = "truncated_normal",
     compute_dtype: str = "float32",
 ) -> Model:
-    """Build a causal transformer with learned positions and norms in front of attention and MLP.
+    """Build a causal transformer with learned positions and norms before attention and MLP.
 
     Inputs are tokens, integers `(batch, time)`, logits those of the next token, `(batch, time, vocabulary)`: position t
     is computed from the tokens up to t. Unit spaces and sites are those of `vit`. With tied embeddings the stream
-    `width` can be permuted but not cloned, as one array both writes and reads it; equal units of it still stay equal.
+    `width` can be permuted but not cloned, because one array both writes and reads it; equal units still stay equal.
 
     Args:
         input_shape: `(length,)`, the number of positions; shorter inputs are allowed.
-        num_classes: size of the vocabulary, the number of logits. A token outside of it is not refused: JAX takes the
-            nearest one.
+        num_classes: size of the vocabulary, the number of logits. Tokens outside it are not refused: JAX clips them to
+            the nearest index.
         width: number of units of the residual stream, a multiple of `heads`.
         depth: number of blocks.
         heads: number of attention heads of each block.
@@ -99,7 +99,7 @@ def gpt(
         norm: `"layer"` (per token), `"none"`, or `"batch"` (over samples and positions: in train mode its statistics
             see later tokens, and the network is causal in eval mode only).
         affine: whether the norm has a scale and an offset per unit.
-        dropout: rate on the embedding, on what attention and MLP add to the stream, and after the MLP's activation.
+        dropout: rate on the embedding, on the outputs of attention and MLP, and after the MLP's activation.
         attention_dropout: as in `vit`.
         init: as in `vit`. The embeddings always have the standard deviation 0.02.
         compute_dtype: as in `mlp`.

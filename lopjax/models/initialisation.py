@@ -1,4 +1,4 @@
-"""The initialisations a model can ask for by name, as `(kernel, bias)` initialisers."""
+"""The initialisations that models offer by name, as `(kernel, bias)` initialisers."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Initialisation(NamedTuple):
 
     Attributes:
         kernel: `(key, shape, dtype) -> array`.
-        bias: the same; the fans of the layer are already known to it.
+        bias: the same, with the fans of the layer already bound.
     """
 
     kernel: Callable[..., jax.Array]
@@ -24,7 +24,7 @@ class Initialisation(NamedTuple):
 
 
 def truncated_normal(deviation: float) -> Callable[..., jax.Array]:
-    """Normal, cut at two of its standard deviations, with the given standard deviation *after* the cut."""
+    """Normal, truncated at two standard deviations, with the given standard deviation *after* truncation."""
     return initializers.truncated_normal(deviation / TRUNCATED_DEVIATION)
 
 
@@ -49,12 +49,12 @@ def _he(fan_in: int, fan_out: int) -> Initialisation:
 
 
 def _he_fan_out(fan_in: int, fan_out: int) -> Initialisation:
-    """Normal of variance 2/fan_out, zero bias: the usual one of residual networks (the same paper, section 2.2)."""
+    """Normal of variance 2/fan_out, zero bias, usual for residual networks (the same paper, section 2.2)."""
     return Initialisation(initializers.normal((2 / fan_out) ** 0.5), initializers.zeros)
 
 
 def _truncated_normal(fan_in: int, fan_out: int) -> Initialisation:
-    """Truncated normal of standard deviation 0.02 whatever the fans, zero bias: the usual one of transformers."""
+    """Truncated normal of standard deviation 0.02 whatever the fans, zero bias, usual for transformers."""
     return Initialisation(truncated_normal(0.02), initializers.zeros)
 
 

@@ -1,4 +1,4 @@
-"""Axis labels and taps for Linen modules: what a model's author writes beside each array and each activation."""
+"""Axis labels and taps for Linen modules, which a model's author writes next to each array and each activation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,7 +18,7 @@ from lopjax.wiring.labels import axis_factors, axis_parts
 
 
 class Labelled(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
-    """Box around an array at initialisation that carries its label; `from_linen` takes it off again."""
+    """Box around an array at initialisation that carries its label; `from_linen` removes it."""
 
     value: Any
     label: Label | CompoundLabel = struct.field(pytree_node=False)
@@ -56,8 +56,8 @@ def labelled(
 
     Args:
         init: initialiser `(key, shape, dtype) -> array` (for a variable: `(shape, dtype) -> array`).
-        axes: `In(space)`, `Out(space)` or `None` for each axis of the array. Where several share an axis, their sum,
-            `Out("gate") + Out("value")`, and where one axis is several flattened, their product, `Out("heads") * 64`.
+        axes: `In(space)`, `Out(space)` or `None` for each axis of the array. If several spaces share an axis, their
+            sum, `Out("gate") + Out("value")`; if an axis is flattened, the product, `Out("heads") * 64`.
         site: see `lopjax.wiring.Label`; for a sum `{space: site}`.
         source: see `lopjax.wiring.Label`; for a sum `{space: source}`.
         window: see `lopjax.wiring.Label`.
@@ -67,7 +67,7 @@ def labelled(
         sites, sources = _by_space(axes, Out, site), _by_space(axes, In, source)
         label: Label | CompoundLabel = CompoundLabel(axes, sites, sources, window, scales)
     elif isinstance(site, Mapping) or isinstance(source, Mapping):
-        raise ValueError(f"site={site!r}, source={source!r}: one name each for an array whose axes are no sums")
+        raise ValueError(f"site={site!r}, source={source!r}: one name each for an array without a sum among its axes")
     else:
         label = Label(axes, site, source, window, scales)  # type: ignore[arg-type]
     return lambda *args: Labelled(value=init(*args), label=label)
@@ -88,10 +88,10 @@ class Coupling(struct.PyTreeNode):
 
 
 def couple(module: nn.Module, space: str) -> None:
-    """Say that this module averages over the units of a space, as layer norm does.
+    """Declare that this module averages over the units of a space, as layer norm does.
 
-    Its units then cannot have different numbers of clones: the average, and so the function, would change. Call it in
-    every normalisation of your own that mixes units.
+    Its units then cannot have different numbers of clones, because the average, and hence the function, would change.
+    Call it in every normalisation of your own that mixes units.
 
     Args:
         module: the calling module (`self`).
@@ -109,15 +109,16 @@ class PermutableOnly(struct.PyTreeNode):
 
 
 def permutable(module: nn.Module, space: str, reason: str) -> None:
-    """Say that units of a space may be exchanged, but not cloned by repeating them and dividing what reads them.
+    """Declare that units of a space may be exchanged, but not cloned by repeating them and dividing their readers.
 
-    Equal units then still stay equal under gradient descent, and `cloned_manifold` takes the space; `clone_variables`
-    refuses it with the reason. Queries and keys are such units: no array reads them, they meet in a product.
+    Equal units then still stay equal under gradient descent, and `cloned_manifold` accepts the space; `clone_variables`
+    refuses it with the reason. Queries and keys are such units: no array reads them, they are multiplied with each
+    other.
 
     Args:
         module: the calling module (`self`).
         space: the unit space.
-        reason: why not, for messages, such as "queries meet keys: the products of clones add up".
+        reason: the reason, for messages, such as "queries meet keys: the products of clones add up".
     """
     if module.is_initializing():
         module.put_variable("permutable", space, PermutableOnly(space, reason))
@@ -130,9 +131,10 @@ class Coordinates(struct.PyTreeNode):
 
 
 def coordinates(module: nn.Module, space: str) -> None:
-    """Say that a space indexes the coordinates of larger units, as the width of an attention head does.
+    """Declare that a space indexes the coordinates of larger units, as the width of an attention head does.
 
-    One factor for all spaces then leaves it alone: `clone_variables(variables, wiring, 2)` clones whole heads, and
+    A single factor for all spaces then does not apply to it: `clone_variables(variables, wiring, 2)` clones whole
+        heads, and
     `{"heads_0_values": 2}` the coordinates of their values.
 
     Args:
@@ -146,8 +148,8 @@ def coordinates(module: nn.Module, space: str) -> None:
 class Tapped(struct.PyTreeNode):
     """Left by `tap` at initialisation: the tap, and when it was reached.
 
-    Flax groups what a module leaves by submodule, so the order of its dicts is not that of the forward pass: a
-    submodule that is called twice has all its sites in the place of the first call.
+    Flax groups sown values by submodule, so the order of its dicts is not that of the forward pass: all sites of a
+    submodule that is called twice are listed at the first call.
     """
 
     tap: Tap

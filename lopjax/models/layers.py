@@ -31,8 +31,8 @@ class Dense(nn.Module):
             axis that indexes no units.
         writes: unit space of the output.
         size: number of units of the output.
-        site: site that every path from this layer passes (see `lopjax.wiring.Label`).
-        source: site, or input space, read directly, if the output is the pre-activation of `site` (ditto).
+        site: site that every path from this layer passes through (see `lopjax.wiring.Label`).
+        source: site, or input space, read directly, if the output is the pre-activation of `site` (see there).
         initialisation: its name.
     """
 
@@ -111,12 +111,12 @@ def add_to_units(x: jax.Array, shift: jax.Array) -> jax.Array:
 
 
 def along_units(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """One number per unit, `(units,)`, with the axes of `x`: nothing is left to implicit promotion of ranks."""
+    """One number per unit, `(units,)`, reshaped to the axes of `x` without implicit rank promotion."""
     return jnp.expand_dims(vector, range(x.ndim - 1))
 
 
 def to_compute_type(x: jax.Array, compute_dtype: str) -> jax.Array:
-    """Cast a network's input to the type it computes in.
+    """Cast a network's input to the type in which it computes.
 
     Args:
         x: any real array.
@@ -131,7 +131,7 @@ def dropout(module: nn.Module, x: jax.Array, rate: float, override: Any, train: 
     Args:
         module: the calling module; draws from its `"dropout"` stream.
         x: activations.
-        rate: the model's own rate. A rate that is the Python number 0 draws nothing.
+        rate: the model's own rate. With the Python number 0, nothing is drawn.
         override: replaces it when not `None`; may be traced, so that several rates share one compiled program.
         train: whether to drop at all.
     """
@@ -142,7 +142,7 @@ def dropout(module: nn.Module, x: jax.Array, rate: float, override: Any, train: 
         raise ValueError(f"dropout_rate={rate!r}: must be in [0, 1)")
     if not module.has_rng("dropout"):
         raise ValueError("train=True with dropout needs a random key: pass key=jax.random.key(...) to Model.apply")
-    # In bfloat16 a rate of 0.001 would be 0, and of 0.999 be 1.
+    # In bfloat16 a rate of 0.001 would round to 0, and 0.999 to 1.
     keep = 1.0 - jnp.asarray(rate, jnp.promote_types(x.dtype, jnp.float32))
     kept = jax.random.bernoulli(module.make_rng("dropout"), keep, x.shape)
     return jnp.where(kept, x / keep, 0.0).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""From a labelled Linen module to a `Model`: the only place where the library meets Flax's variable collections."""
+"""From a labelled Linen module to a `Model`: the only module that handles Flax's variable collections."""
 
 from collections.abc import Mapping
 from functools import cache, reduce
@@ -32,12 +32,12 @@ def from_linen(
         module: a labelled module. Its fields must be hashable. If it has a field `sizes`, a tuple of
             `(space, units)`, the model can be resized (and so cloned into a wider one).
         input_shape: shape of one input, without the batch axis.
-        fixed: unit spaces that must not be cloned, besides inputs and outputs.
+        fixed: unit spaces that must not be cloned, in addition to inputs and outputs.
         input_dtype: dtype of the inputs; an integer type for tokens. The model then has no `input_shape` from which
             random inputs could be made.
 
     Raises:
-        ValueError: an array without a label (all are listed), or labels that contradict each other.
+        ValueError: an array without a label (all are listed), or contradictory labels.
     """
     refusal = f"input_shape={input_shape!r}: must be positive integers, one input without the batch axis"
     shape = tuple(as_integer(size, 1, refusal) for size in input_shape)
@@ -112,7 +112,7 @@ def _read_wiring(boxed: Mapping[str, Any], scopes: Mapping[str, Path], fixed: tu
 
 
 def _notes(boxed: Mapping[str, Any], collection: str, kind: type) -> list[Any]:
-    """What the module's author has said of spaces, at initialisation."""
+    """Declarations about spaces that the module makes at initialisation."""
     return jax.tree.leaves(boxed.get(collection, {}), is_leaf=lambda node: isinstance(node, kind))
 
 
@@ -121,7 +121,7 @@ def _is_box(leaf: Any) -> bool:
 
 
 def _tap_scopes(taps: Mapping[str, Any]) -> dict[str, Path]:
-    """Where in the module tree each site is tapped, in the order of the forward pass; the path ends in its name."""
+    """The module path at which each site is tapped, in the order of the forward pass, ending in its name."""
     paths = tree_paths(taps, _is_tapped)
     nodes = jax.tree.leaves(taps, is_leaf=_is_tapped)
     scopes: dict[str, Path] = {}

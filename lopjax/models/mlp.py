@@ -54,15 +54,15 @@ def mlp(
         input_shape: shape of one input, `(32, 32, 3)` for CIFAR-10; flattened.
         widths: number of units of each hidden layer.
         num_classes: number of logits.
-        activation: a name in `lopjax.activations.ACTIVATIONS` or any elementwise function. Keep the
-            function: it identifies the model. Verdicts that need facts about it take an `Activation`.
+        activation: a name in `lopjax.activations.ACTIVATIONS` or any elementwise function. Reuse the same function
+            object: it identifies the model. Pass an `Activation` if verdicts need facts about it.
         norm: `"none"`, `"batch"` or `"layer"`, between the dense layer and the activation.
         affine: whether the norm has a scale and an offset per unit.
         dropout: rate after each activation, in [0, 1).
-        init: `"pytorch"` (uniform +-1/sqrt(fan_in), biases too), or with zero biases `"lecun"`, `"he"`, `"he_fan_out"`
-            or `"truncated_normal"` (see `lopjax.models.initialisation`).
+        init: `"pytorch"` (uniform +-1/sqrt(fan_in), biases too), or, with zero biases, `"lecun"`, `"he"`,
+            `"he_fan_out"` or `"truncated_normal"` (see `lopjax.models.initialisation`).
         compute_dtype: `"float32"` (the parameters' own type, float64 under x64) or `"bfloat16"`: activations and matrix
-            products in bfloat16; parameters, statistics of norms and logits stay float32. Not for verdicts.
+            products in bfloat16; parameters, statistics of norms and logits stay float32. Not suitable for verdicts.
 
     Returns:
         The model; the same arguments give the same object.

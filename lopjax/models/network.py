@@ -1,4 +1,4 @@
-"""What all architectures of the library have in common: their fields, and how arguments become them."""
+"""The fields shared by all architectures of the library, and how they are made from arguments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ class Network(nn.Module):
     """The fields of every architecture.
 
     Attributes:
-        sizes: `(unit space, number of units)`, in the order of the forward pass; the last one are the logits.
+        sizes: `(unit space, number of units)`, in the order of the forward pass; the last one is that of the logits.
         activation: name of the activation function, or an `Activation`.
         norm: name of the normalisation.
         affine: whether norms have a scale and an offset per unit.
@@ -33,7 +33,7 @@ class Network(nn.Module):
 def common_fields(
     activation: str | Callable, norm: str, affine: bool, dropout: float, init: str, compute_dtype: str
 ) -> dict[str, Any]:
-    """The fields of a `Network`, but for its sizes, from arguments that `check_options` has let pass."""
+    """The fields of a `Network` except its sizes, from arguments that `check_options` has accepted."""
     return {
         "activation": activation_key(activation),
         "norm": norm,

@@ -83,21 +83,21 @@ def standardise(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """`y = (x - mean) / sqrt(var + epsilon)`, mean and biased variance over `axes`.
 
-    One sample, or the largest entry, is subtracted first: the mean of equal large numbers is rounded, and would leave
-    differences that the division by sqrt(epsilon) magnifies. So a constant becomes 0 exactly, whatever its size.
+    One sample, or the largest entry, is subtracted first: the rounded mean of equal large numbers would leave
+        differences that the division by sqrt(epsilon) magnifies. So a constant becomes exactly 0, whatever its size.
 
     The derivative is `dy = (dx - mean(dx) - y mean(y dx)) / sqrt(var + epsilon)` (arXiv 1502.03167, section 3, as one
     formula). Differentiating the value instead adds two sums over memory, one of which is zero.
 
     Args:
         x: float32 or float64, any shape.
-        axes: what to average over.
+        axes: the axes to average over.
         epsilon: positive.
 
     Returns:
-        `y`, of the shape of `x`; mean and variance with `axes` of size 1.
+        `y`, with the shape of `x`; mean and variance with `axes` of size 1.
     """
-    # Over units, their largest: a function of all of them alike, whose rounding does not tell the first one apart.
+    # Over units, their largest: a symmetric function of all units, whose rounding does not single out the first one.
     of_units = x.ndim - 1 in axes
     sample = tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))
     first = jnp.max(x, axes, keepdims=True) if of_units else x[sample]
@@ -115,20 +115,20 @@ def _(axes: tuple[int, ...], epsilon: float, primals: Any, tangents: Any) -> tup
     inverse = jax.lax.rsqrt(var + epsilon)
     dmean = jnp.mean(dx, axes, keepdims=True)
     slope = jnp.mean(y * dx, axes, keepdims=True)
-    # Factors of one unit are multiplied before they spread over the batch: so many passes fewer in the backward pass.
+    # Factors of one unit are multiplied before they are broadcast over the batch, which saves passes over memory.
     return (y, mean, var), (inverse * dx - inverse * dmean - y * (inverse * slope), dmean, 2 * slope / inverse)
 
 
 def normalise(
     x: jax.Array, norm: str, space: str, site: str | None, affine: bool, train: bool, name: str, num_axes: int = 1
 ) -> jax.Array:
-    """Apply the normalisation of that name as a submodule; call it inside a module's compact method.
+    """Apply the normalisation with a given name as a submodule; call this inside a module's compact method.
 
     Args:
         x: `(batch, ..., units)`.
         norm: one of `NORMS`.
         space: the unit space of the last axis.
-        site: site that every path from the layer's scale and offset passes.
+        site: site that every path from the layer's scale and offset passes through.
         affine: whether there are a scale and an offset per unit.
         train: whether batch norm uses the statistics of this batch and updates its running ones.
         name: name of the submodule.
@@ -142,16 +142,16 @@ def normalise(
 
 
 def kernel_site(norm: str, site: str) -> str | None:
-    """The site of a kernel and bias in front of a norm: `None` before layer norm, which couples the units.
+    """The site of a kernel and bias before a norm: `None` before layer norm, which couples the units.
 
-    Under layer norm a unit that is dead at the site still moves the mean and variance of the others, so its kernel
-    has gradients. Batch norm works unit by unit.
+    Under layer norm a unit that is dead at the site still affects mean and variance for the others, so its kernel has
+    gradients. Batch norm acts on each unit separately.
     """
     return None if norm == "layer" else site
 
 
 def _widened(x: jax.Array) -> jax.Array:
-    """Statistics of 16-bit activations are taken in float32."""
+    """Statistics of 16-bit activations are computed in float32."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

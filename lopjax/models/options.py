@@ -1,4 +1,4 @@
-"""Validation of the options that all architectures share, before anything is built or compiled."""
+"""Validation of the options shared by all architectures, before anything is built or compiled."""
 
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -15,7 +15,7 @@ from lopjax.models.layers import COMPUTE_DTYPES
 from lopjax.models.norms import NORMS
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "selu", "silu", "identity")
-"""Those with which every architecture is tested; any elementwise function works (`lopjax.activations.activation`)."""
+"""Names with which every architecture is tested; any elementwise function works (`lopjax.activations.activation`)."""
 
 
 def check_options(

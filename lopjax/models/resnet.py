@@ -19,7 +19,7 @@ from lopjax.models.options import check_image_shape, check_options
 
 
 class NormedConv(nn.Module):
-    """Convolution and norm; the convolution has a bias only where no norm follows, as in PyTorch's models."""
+    """Convolution and norm; the convolution has a bias only if no norm follows, as in PyTorch's models."""
 
     reads: str
     writes: str
@@ -55,8 +55,9 @@ class ResNet(Network):
     """Stage s has the residual space `stage_s`; its block b has the inner space `stage_s_block_b`.
 
     `stage_s` is written by the stem (s = 0) or the projection shortcut of its first block (s > 0), and by the second
-    convolution of every block. Activations follow each sum, so each write passes a site of its own: `stem`, and
-    `stage_s_block_b_output`. A unit dead at one of them freezes what was written there, not the earlier writers.
+    convolution of every block. An activation follows each sum, so each write has a site of its own: `stem`, and
+    `stage_s_block_b_output`. A unit that is dead at one of them freezes the parameters that write there, not the
+    earlier writers.
     """
 
     blocks: tuple[int, ...]
@@ -77,7 +78,7 @@ class ResNet(Network):
         return Dense(stream, classes, num_classes, classes, None, self.initialisation, name=classes)(x)
 
     def _block(self, x: jax.Array, name: str, reads: str, writes: str, source: str, train: bool) -> jax.Array:
-        """Two convolutions, plus the stream itself or, where the stage changes, its projection; then the activation."""
+        """Two convolutions, plus the stream itself or, if the stage changes, its projection; then the activation."""
         stride = 1 if reads == writes else 2
         output = f"{name}_output"
         hidden = self._conv(f"{name}_conv_0", reads, name, name, stride=stride, source=source)(x, train)
@@ -136,13 +137,13 @@ def resnet18(
         num_classes: number of logits.
         width: number of units of the first stage.
         blocks: number of blocks of each stage; `(1, 1)` and a small width give a model for tests.
-        activation: a name in `lopjax.activations.ACTIVATIONS` or any elementwise function. Keep the
-            function: it identifies the model. Verdicts that need facts about it take an `Activation`.
+        activation: a name in `lopjax.activations.ACTIVATIONS` or any elementwise function. Reuse the same function
+            object: it identifies the model. Pass an `Activation` if verdicts need facts about it.
         norm: `"batch"`, `"layer"` (over units and positions: group norm with one group) or `"none"` (convolutions then
             have biases), after every convolution.
         affine: whether the norm has a scale and an offset per unit.
         dropout: rate before the head, in [0, 1).
-        init: as in `mlp`; `"he_fan_out"` is the usual one of residual networks.
+        init: as in `mlp`; `"he_fan_out"` is usual for residual networks.
         compute_dtype: as in `mlp`.
 
     Returns:

@@ -1,6 +1,6 @@
-"""What the labels of a network claim about sites and sources, each claim held against the network itself.
+"""The claims of a network's labels about sites and sources, each tested on the network itself.
 
-As in `lopjax.models.claims`: one sentence for each claim that fails, from forward passes alone.
+As in `lopjax.models.claims`, functions return one sentence for each claim that fails, from forward passes alone.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from lopjax.wiring import Label, Path, standard_layout, standard_order
 
 
 def source_faults(probe: Probe) -> list[str]:
-    """Where kernels name their sources, their products and biases make up the pre-activation, and nothing else does."""
+    """If kernels name their sources, the pre-activation must consist of their products and biases alone."""
     faults, sums, kernels = [], {}, {}
     for path, label in probe.wiring.labels:
         if label.source is None or label.site is None:
@@ -43,7 +43,7 @@ def source_faults(probe: Probe) -> list[str]:
 
 
 def product(kernel: np.ndarray, label: Label, reads: np.ndarray) -> np.ndarray:
-    """A plain kernel applied to what it reads, units last, in NumPy."""
+    """A plain kernel applied to its input, units last, in NumPy."""
     kernel = standard_layout(label, kernel)
     if label.window is None:
         contracted = kernel.ndim - 1
@@ -59,7 +59,7 @@ def product(kernel: np.ndarray, label: Label, reads: np.ndarray) -> np.ndarray:
 
 
 def reader_faults(probe: Probe) -> list[str]:
-    """Where all that reads a site names it as source, its activations reach the output through these products only."""
+    """If all readers of a site name it as source, its activations must reach the output through them alone."""
     faults = []
     for site, (space, _) in probe.wiring.sites:
         readers = [path for path, _ in probe.wiring.outgoing(space)]
@@ -88,18 +88,18 @@ def reader_faults(probe: Probe) -> list[str]:
     return faults
 
 
-# --- Sites: what passes them, and what they depend on --------------------
+# --- Sites: what passes through them, and what they depend on --------------------
 
 
 def site_faults(probe: Probe) -> list[str]:
-    """What an array labelled with a site does for a unit, it does through that unit at that site."""
+    """An array labelled with a site must affect a unit only through that unit at that site."""
     faults = []
     for site, _ in probe.wiring.sites:
         own = [path for path, label in probe.wiring.labels if label.site == site and path[0] == "params"]
         if own and not passes(probe, site, own):
             faults += [
                 f"{name(path)}: labelled with site {site!r}, but it acts past it: on other units, or on the output by "
-                "another way; name a later site, or none"
+                "another path; name a later site, or none"
                 for path in own
                 if not passes(probe, site, [path])
             ]
@@ -107,7 +107,7 @@ def site_faults(probe: Probe) -> list[str]:
 
 
 def forgotten_sites(probe: Probe) -> list[str]:
-    """Arrays without a site all of whose paths pass one: not wrong, but verdicts about them are missed."""
+    """Arrays without a site all of whose paths pass through one: not wrong, but verdicts about them are missed."""
     faults = []
     for path, label in probe.wiring.labels:
         if path[0] != "params" or label.site is not None:
@@ -119,13 +119,13 @@ def forgotten_sites(probe: Probe) -> list[str]:
             ]
             if passed := [site for site in sites if passes(probe, site, [path]) and _others_matter(probe, site)]:
                 faults.append(
-                    f"{name(path)}: names no site, but all that it does passes {passed[0]!r}: site={passed[0]!r}"
+                    f"{name(path)}: names no site, but all of its effects pass {passed[0]!r}: site={passed[0]!r}"
                 )
     return faults
 
 
 def passes(probe: Probe, site: str, paths: Iterable[Path]) -> bool:
-    """Whether changing every second unit's slices does nothing while these units are held at the site."""
+    """Whether changing every second unit's slices has no effect while these units are held constant at the site."""
     space = probe.wiring.site(site).space
     arrays = _changed(probe, paths, (space,))
     shift = probe.seen.post[site] - probe.run(arrays, {}).post[site]
@@ -134,7 +134,7 @@ def passes(probe: Probe, site: str, paths: Iterable[Path]) -> bool:
 
 
 def _others_matter(probe: Probe, site: str) -> bool:
-    """Whether the units that are not held act on the output: of dead ones nothing shows what reaches them."""
+    """Whether the units that are not held affect the output; if they are dead, nothing shows what reaches them."""
     shift = np.array(probe.seen.post[site]) * 0.0 + 0.5
     shift[..., ::2] = 0.0
     units = [np.where(np.arange(shift.shape[-1]) == unit, shift, 0.0) for unit in range(1, shift.shape[-1], 2)]
@@ -142,12 +142,12 @@ def _others_matter(probe: Probe, site: str) -> bool:
 
 
 def _acts_downwards(probe: Probe, site: str, shift: np.ndarray) -> bool:
-    """Whether a small change of pre-activations changes the output: their unit is alive and read."""
+    """Whether a small change of pre-activations changes the output, so that their units are alive and read."""
     return probe.differs(probe.run(probe.arrays, {site: (1e-3 * shift, None)}).logits, probe.seen.logits)
 
 
 def _changed(probe: Probe, paths: Iterable[Path], spaces: Iterable[str]) -> dict[Path, np.ndarray]:
-    """The arrays with the slices of every second unit moved."""
+    """The arrays with the slices of every second unit changed."""
     arrays = dict(probe.arrays)
     for path in paths:
         for axis in probe.label(path).unit_axes(tuple(spaces), is_read=False):
@@ -157,7 +157,7 @@ def _changed(probe: Probe, paths: Iterable[Path], spaces: Iterable[str]) -> dict
 
 
 def order_faults(probe: Probe) -> list[str]:
-    """A site that changes when another one is moved has it upstream."""
+    """A site that changes when another one is shifted must have it upstream."""
     faults = []
     upstream = {site: probe.wiring.upstream(site) for site, _ in probe.wiring.sites}
     for moved in upstream:
@@ -172,11 +172,11 @@ def order_faults(probe: Probe) -> list[str]:
 
 
 def sum_faults(probe: Probe) -> list[str]:
-    """What an array that is said to be added adds does not depend on what the other arrays of its site read."""
+    """The contribution of an array labelled as added must not depend on the inputs of the other arrays of its site."""
     faults = []
     for site, (space, _) in probe.wiring.sites:
         own = [(path, label) for path, label in probe.wiring.labels if label.site == site and path[0] == "params"]
-        # Where units pass an earlier site, too, even what is added does not act alike on all it meets.
+        # If units also pass through an earlier site, even an added term acts differently on different inputs.
         if len(probe.wiring.sites_of(space)) != 1:
             continue
         for path in (path for path, label in own if label.scales is False):
@@ -186,7 +186,8 @@ def sum_faults(probe: Probe) -> list[str]:
             base = probe.run({**probe.arrays, **others}, {}).pre[site]
             there = probe.run({**probe.arrays, **others, **moved}, {}).pre[site] - base
             if probe.differs(here, there):
-                faults.append(f"{name(path)}: labelled scales=False, but what it does depends on the kernel beside it")
+                what = "labelled scales=False, but its effect depends on another kernel of the site"
+                faults.append(f"{name(path)}: {what}")
     return faults
 
 

@@ -1,4 +1,4 @@
-"""What the transformers of this library have in common: a residual stream, with attention and an MLP in each block."""
+"""The common part of this library's transformers: a residual stream, with attention and an MLP in each block."""
 
 from math import isfinite
 from numbers import Real
@@ -18,8 +18,8 @@ class Transformer(Network):
     """Block k adds attention with heads `heads_k`, then an MLP `mlp_k`, to the stream `width`; norms come first.
 
     Every write to the stream is observed: sites `embedding`, `attention_0`, `block_0`, `attention_1`, ... of the space
-    `width`, without an activation. What is written at a site passes it unit by unit; what was there before passed it
-    too, but also went through the attention or MLP on its way.
+    `width`, without an activation. What is written at a site passes through it unit by unit; earlier writes pass
+    through it too, but also through the attention or MLP in between.
     """
 
     depth: int
@@ -32,8 +32,8 @@ class Transformer(Network):
         Args:
             x: `(batch, tokens, units)`.
             train: as in `Model.apply`.
-            dropout_rate: likewise.
-            is_causal: whether a token attends to itself and those before it, or to all.
+            dropout_rate: as in `Model.apply`.
+            is_causal: whether a token attends only to itself and earlier tokens, or to all.
         """
         sizes = dict(self.sizes)
 
@@ -49,7 +49,7 @@ class Transformer(Network):
             x = x + drop(attention(norm(x, f"heads_{k}_norm"), train=train, dropout_rate=dropout_rate))
             x = tap(self, f"attention_{k}", "width", "identity", x)
             space = f"mlp_{k}"
-            # Without a norm the first layer of the MLP reads the stream itself.
+            # Without a norm the first layer of the MLP reads the stream directly.
             source = f"attention_{k}" if self.norm == "none" else None
             hidden = Dense("width", space, sizes[space], space, source, self.initialisation, name=space)
             out = Dense(space, "width", sizes["width"], f"block_{k}", None, self.initialisation, name=f"{space}_out")
@@ -76,7 +76,7 @@ class Transformer(Network):
 def transformer_fields(
     width: int, depth: int, heads: int, mlp_ratio: float, num_classes: int, dropout: float, attention_dropout: Any
 ) -> dict[str, Any]:
-    """The fields of a `Transformer` that follow from its sizes; `check_options` has let these pass.
+    """The fields of a `Transformer` that follow from its sizes, which `check_options` has accepted.
 
     Raises:
         ValueError: heads that do not divide the width, an MLP without units, a rate out of range.

@@ -45,7 +45,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ViT(Transformer):
-    """Patches of the image, a token each, in front of the blocks; a dense layer on the class token behind them."""
+    """Image patches as tokens, then the blocks, then a dense layer on the class token."""
 
     patch: int
 
@@ -76,14 +76,14 @@ def vit(
     init: str = "truncated_normal",
     compute_dtype: str = "float32",
 ) -> Model:
-    """Build a vision transformer with class token, learned positions and norms in front of attention and MLP.
+    """Build a vision transformer with class token, learned positions and norms before attention and MLP.
 
     Unit spaces: `width` (the residual stream), `heads_k` and `mlp_k` of each block, and the coordinates of its heads.
-    The width of a head is `width / heads` and stays what it is when the stream or the heads are cloned. Its values'
-    coordinates, `heads_k_values`, are cloned only where a factor names them; those of queries and keys,
-    `heads_k_queries`, can be exchanged but not cloned. Sites: `heads_k` (`(batch, tokens, value width, heads)`),
-    `mlp_k`, and, of the stream, `embedding`, `attention_k`, `block_k` after each write. The last layer reads the class
-    token after a last norm.
+    The width of a head is `width / heads` and does not change when the stream or the heads are cloned. Its values'
+    coordinates, `heads_k_values`, are cloned only if a factor names them; those of queries and keys, `heads_k_queries`,
+    can be exchanged but not cloned. Sites: `heads_k` (`(batch, tokens, value width, heads)`), `mlp_k`, and, of the
+    stream, `embedding`, `attention_k`, `block_k` after each write. The last layer reads the class token after a last
+    norm.
 
     Args:
         input_shape: `(height, width, channels)` of one input; multiples of `patch`.
@@ -98,11 +98,11 @@ def vit(
             it.
         norm: `"layer"` (per token), `"batch"` (over samples and tokens) or `"none"`.
         affine: whether the norm has a scale and an offset per unit.
-        dropout: rate on the embedding, on what attention and MLP add to the stream, and after the MLP's activation.
+        dropout: rate on the embedding, on the outputs of attention and MLP, and after the MLP's activation.
         attention_dropout: rate on the attention weights; `None` for the same rate. The `dropout_rate` argument of
             `Model.apply` replaces both rates.
-        init: as in `mlp`; `"truncated_normal"` (standard deviation 0.02) is the usual one of transformers. Class token
-            and positions are always drawn from it.
+        init: as in `mlp`; `"truncated_normal"` (standard deviation 0.02) is usual for transformers. Class token and
+            positions are always drawn from it.
         compute_dtype: as in `mlp`.
 
     Returns:

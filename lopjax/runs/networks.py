@@ -70,8 +70,8 @@ def reference_to(value: Any) -> str:
         module = None if specification is None else specification.name
     if not module or not name or "<" in name:
         raise ValueError(
-            f"{short(value)}: cannot be imported by name, so that it cannot be found again; define it at the top of a "
-            "module that is imported"
+            f"{short(value)}: cannot be imported by name, so it could not be found again; define it at the top level "
+            "of an importable module"
         )
     parts = module.split(".")
     # A top-level package may only re-export names, as `lopjax` does: they belong to its subpackages.
