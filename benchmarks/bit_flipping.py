@@ -1,11 +1,11 @@
-"""The bit-flipping stream: what a step of a lane costs, on the fast path, by the library's own step, and in PyTorch.
+"""Cost of a step of a lane on the bit-flipping stream: on the fast path, with the library's own step, and in PyTorch.
 
     python -m benchmarks.bit_flipping --output bit_flipping.json   # about two minutes on 2 idle cores
 
-Twenty bits, five ReLU units, SGD, one example per step. Processor time, so that other work on the machine counts
-little; what is compared takes turns in one process. Aims: 2 us per step for one seed, 0.8 us per step and seed for 30;
-continual backprop at most 3 times plain. The loops in PyTorch and NumPy are written in the style of the official code:
-stored inputs, one Python step per example.
+Twenty bits, five ReLU units, SGD, one example per step. Processor time is measured, so that other work on the machine
+matters little; measurements alternate in one process. Aims: 2 us per step for one seed, 0.8 us per step and seed for
+30; continual backprop at most 3 times plain. The loops in PyTorch and NumPy are written in the style of the official
+code: stored inputs, one Python step per example.
 """
 
 import argparse
@@ -21,7 +21,7 @@ AIMS = {"one seed": 2.0, "30 seeds": 0.8, "continual backprop / backprop, 30 see
 
 
 def fused(method: str, seeds: int) -> Callable[[], Any]:
-    """The fast path: a function that goes on for `STEPS` steps."""
+    """The fast path: a function that runs a further `STEPS` steps."""
     from experiments.bit_flipping.parts import Life, keys_of
 
     life, keys_of_streams = _life(method, seeds, Life, keys_of)
@@ -108,7 +108,7 @@ def torch_loop() -> Callable[[], Any]:
 
 
 def measured(repeats: int) -> dict[str, float]:
-    """Microseconds of processor time a step and seed, medians over turns."""
+    """Microseconds of processor time per step and seed, medians over turns."""
     import jax
 
     runs: dict[str, tuple[Callable[[], Any], int, int]] = {
@@ -136,7 +136,7 @@ def measured(repeats: int) -> dict[str, float]:
 
 
 def table_of(found: dict[str, float]) -> str:
-    """Microseconds, aims, and how many times a loop takes what the fast path does."""
+    """Microseconds, aims, and ratios of the loops to the fast path."""
     rows = [(name, f"{value:.3g}", f"{AIMS[name]:g}" if name in AIMS else "") for name, value in found.items()]
     ratios = {
         f"continual backprop / backprop, {seeds}": found[f"continual backprop, {seeds}"] / found[seeds]
@@ -156,9 +156,9 @@ def table_of(found: dict[str, float]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table and write the file that is asked for."""
+    """Measure, print the table and write the file if requested."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bit_flipping", description=str(__doc__))
-    parser.add_argument("--repeats", type=int, default=7, help="turns of which the median counts")
+    parser.add_argument("--repeats", type=int, default=7, help="number of turns, of which the median is taken")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
     machine, found = harness.describe_machine(), measured(arguments.repeats)

@@ -1,14 +1,14 @@
-"""A step of the continual-learning experiment beside the same network in a plain PyTorch loop, and its floor.
+"""A step of the continual-learning experiment, compared with a plain PyTorch loop and with a lower bound.
 
     python -m benchmarks.continual --output continual.json    # about three minutes on 2 cores
 
 On Tiny ImageNet's shapes (random images): gather 128 of 30,000 images of 64x64x3 bytes, normalise, an MLP of 5x128
 without normalisation, a loss masked to five of 200 classes, Adam. On mixtures of Gaussians: batches of 100 points, a
 tanh network of 10x100, Adam. Here the step of the experiment itself, with its records of accuracy and plasticity
-(another forward pass at every tenth step) and its check that all is finite; there forward and backward pass, update and
-accuracy. Every road runs in a process of its own, and they take turns. Seconds of the clock and of the processor: on a
-busy machine only the second mean anything. The floor is the operations of the step's matrix products over the measured
-rate of a large one.
+(another forward pass at every tenth step) and its check that everything is finite; in PyTorch, forward and backward
+pass, update and accuracy. Every implementation runs in a separate process, and they alternate. Both wall-clock and
+processor seconds are given: on a busy machine only the latter are meaningful. The lower bound is the number of
+operations of the step's matrix products, divided by the measured rate of a large product.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def by_lopjax(name: str, steps: int, repeats: int) -> dict[str, list[float]]:
 
 
 def random_images() -> Any:
-    """Tiny ImageNet's shapes, as many images as the cut archive has."""
+    """Images of Tiny ImageNet's shape, as many as the reduced archive has."""
     import numpy as np
 
     from lopjax import data
@@ -128,12 +128,12 @@ def by_torch(name: str, steps: int, repeats: int) -> dict[str, list[float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse; measure one road, or all in turn."""
+    """Parse; measure one implementation, or all alternately."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100, help="steps a repeat (default 100)")
-    parser.add_argument("--repeats", type=int, default=3, help="repeats a turn; medians count (default 3)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each road has its turn (default 3)")
-    parser.add_argument("--cores", type=int, default=0, help="cores that each road may use (default: all)")
+    parser.add_argument("--steps", type=int, default=100, help="steps per repeat (default 100)")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats per turn; medians are taken (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each implementation (default 3)")
+    parser.add_argument("--cores", type=int, default=0, help="cores that each implementation may use (default: all)")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="which (default all)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--road", choices=("lopjax", "torch"), help=argparse.SUPPRESS)
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if min(args.steps, args.repeats, args.rounds) < 1 or args.cores < 0:
         parser.error(f"--steps={args.steps} --repeats={args.repeats} --rounds={args.rounds}: must be positive")
     if args.cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # before anything starts its threads
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # before any threads are started
     if args.road is not None:
         road = by_lopjax if args.road == "lopjax" else by_torch
         print(json.dumps(road(args.shapes[0], args.steps, args.repeats) | {"peak_gb": harness.peak_gigabytes()}))
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Every shape by both roads; one table."""
+    """Every shape by both implementations; one table."""
     common = [f"--steps={args.steps}", f"--repeats={args.repeats}", f"--cores={args.cores}"]
     machine = harness.in_own_process("benchmarks.models", "--road", "machine")
     print(harness.described(machine), flush=True)
@@ -174,7 +174,7 @@ def compare(args: argparse.Namespace) -> None:
             cells += [f"{row[f'torch_{kind}'] / row[f'lopjax_{kind}']:.2f}" for kind in ("wall", "cpu")]
             cells[-1] += f" ({SHAPES[name][2]})"
         rows.append([*cells, *[""] * (7 - len(cells)), f"{1e3 * row['floor_wall']:.2f}"])
-        print(f"  {name}: {cells[2]} ms of processor time a step", flush=True)
+        print(f"  {name}: {cells[2]} ms of processor time per step", flush=True)
     columns = ("step", "ms", "CPU ms", "PyTorch ms", "PyTorch CPU ms", "ratio", "CPU ratio (aim)", "floor ms")
     print(harness.markdown(columns, rows))
     harness.write(args.output, {"machine": machine, "table": table})

@@ -1,10 +1,10 @@
-"""PPO on CartPole: environment steps a second, beside one file of PyTorch with gymnasium's vector environments.
+"""PPO on CartPole: environment steps per second, compared with a PyTorch file with gymnasium's vector environments.
 
     python -m benchmarks.control --output control.json   # a minute on 2 idle cores; needs the extras `rl` and `bench`
 
-The same networks, batches and numbers of updates; what is compared takes turns in one process, and medians count. Lanes
-of ours are agents with other seeds in one program; PyTorch has one agent a process and a single thread, which is faster
-than two for networks this small. Aim: ten times its steps a second.
+The same networks, batches and numbers of updates; measurements alternate in one process, and medians are taken. Our
+lanes are agents with different seeds in one program; PyTorch has one agent per process and a single thread, which is
+faster than two for networks this small. Aim: ten times its steps per second.
 """
 
 import argparse
@@ -21,7 +21,7 @@ LANES = (1, 4, 10)
 
 
 def ours(problem: Any, lanes: int, is_batched: bool = True) -> Callable[[], Any]:
-    """A function that goes on for `ITERATIONS` iterations of so many agents."""
+    """A function that runs a further `ITERATIONS` iterations of a number of agents."""
     import jax
     import jax.numpy as jnp
 
@@ -49,7 +49,7 @@ def ours(problem: Any, lanes: int, is_batched: bool = True) -> Callable[[], Any]
 
 
 def theirs(problem: Any) -> Callable[[], Any]:
-    """The same in PyTorch, one agent."""
+    """The same in PyTorch, for one agent."""
     import torch
 
     from benchmarks.torch_ppo import make_iteration
@@ -60,7 +60,7 @@ def theirs(problem: Any) -> Callable[[], Any]:
 
 
 def rates(function: Callable[[], Any], steps: int, repeats: int) -> dict[str, list[float]]:
-    """Steps a second on the clock, and a second of processor time, of every call after the first."""
+    """Steps per second of wall-clock time and of processor time, for every call after the first."""
     import jax
 
     found: dict[str, list[float]] = {"clock": [], "processor": []}
@@ -73,9 +73,9 @@ def rates(function: Callable[[], Any], steps: int, repeats: int) -> dict[str, li
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Everything in turn; one table."""
+    """Run all measurements alternately; one table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.control", description=str(__doc__))
-    parser.add_argument("--rounds", type=int, default=3, help="times that every measurement has its turn (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every measurement (default 3)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     if args.rounds < 1:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured: dict[str, dict[str, list[float]]] = {name: {"clock": [], "processor": []} for name in roads}
     for function, lanes in roads.values():
         rates(function, size * lanes, 1)  # compiles
-    # Whatever else the machine does, it does to all roads: they take turns.
+    # The measurements alternate, so that other work on the machine affects all of them alike.
     for _ in range(args.rounds):
         for name, (function, lanes) in roads.items():
             for kind, found in rates(function, size * lanes, 1).items():

@@ -1,9 +1,9 @@
-"""Gradient of one convolution inside `scan`: chunked patches against XLA's own convolution, time and memory.
+"""Gradient of one convolution inside `scan`: time and memory of chunked patches and of XLA's own convolution.
 
     python -m benchmarks.convolution --output convolution.json
 
-On a CPU `lopjax.models.convolution.convolve` takes the first road, elsewhere the second; run it on a new machine to see
-whether that is still the right choice there.
+On a CPU `lopjax.models.convolution.convolve` uses the first, elsewhere the second; run this on a new machine to see
+whether that is the right choice there.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SHAPES = {
 
 
 def by_xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """What `convolve` is compared with."""
+    """The implementation with which `convolve` is compared."""
     return jax.lax.conv_general_dilated(
         x, kernel, window.strides, window.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -47,7 +47,7 @@ def descend(conv: Callable, steps: int, kernel: jax.Array, x: jax.Array) -> jax.
 
 
 def measure(shape: tuple[int, ...], units: int, steps: int, repetitions: int) -> dict[str, float]:
-    """Median milliseconds a step and temporary memory of both roads; repetitions take turns."""
+    """Median milliseconds per step and temporary memory of both implementations; repetitions alternate."""
     x_key, kernel_key = jax.random.split(jax.random.key(0))
     x = jax.random.normal(x_key, shape)
     kernel = jax.random.normal(kernel_key, (3, 3, shape[-1], units)) * (9 * shape[-1]) ** -0.5
@@ -71,8 +71,8 @@ def measure(shape: tuple[int, ...], units: int, steps: int, repetitions: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2, help="gradient steps in a scan (default 2)")
-    parser.add_argument("--repetitions", type=int, default=3, help="scans of each road (default 3)")
+    parser.add_argument("--steps", type=int, default=2, help="gradient steps per scan (default 2)")
+    parser.add_argument("--repetitions", type=int, default=3, help="scans of each implementation (default 3)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()
     machine = harness.describe_machine()

@@ -1,9 +1,9 @@
-"""Cost of products with the Hessian, in gradients: medians of interleaved repetitions in one run.
+"""Cost of Hessian-vector products in units of gradients: medians of interleaved repetitions in one run.
 
     python -m benchmarks.curvature --output curvature.json
 
-Prints a table, and writes the same numbers with a description of the machine. The aim is a Hessian-vector product for
-at most three gradients.
+Prints a table, and writes the same numbers with a description of the machine. The aim is a Hessian-vector product at
+the cost of at most three gradients.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def loss_of(params, inputs, labels):
 
 
 def programs() -> dict[str, Callable]:
-    """What is timed, by name; all take `(params, direction, inputs, labels)` and are compiled."""
+    """The timed programs by name; all take `(params, direction, inputs, labels)` and are compiled."""
     return {
         "gradient": jax.jit(lambda p, v, x, y: jax.grad(loss_of)(p, x, y)),
         "hvp": jax.jit(lambda p, v, x, y: hvp(lambda p: loss_of(p, x, y), p, v)),
@@ -63,9 +63,9 @@ def programs() -> dict[str, Callable]:
 
 
 def measure(repetitions: int) -> dict[str, dict[str, float]]:
-    """Median, quartiles (milliseconds) and temporary memory of each program; repetitions take turns.
+    """Median, quartiles (milliseconds) and temporary memory of each program; repetitions alternate.
 
-    Taking turns spreads whatever else the machine does over all programs alike.
+    Alternating distributes other load on the machine over all programs alike.
     """
     keys = jax.random.split(jax.random.key(0), 4)
     params, direction = make_network(keys[0]), make_network(keys[1])

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine they ran on, medians, a process for each measurement, a table, a file."""
+"""Helpers shared by all benchmarks: description of the machine, medians, separate processes, tables, files."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The hardware and versions on which the numbers depend."""
     import jax
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -30,7 +30,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def timed(function: Callable[[], Any], repeats: int, warm_up: int = 1) -> list[float]:
-    """Seconds of each call, results ready; the first calls, which also compile, are left out."""
+    """Seconds of each call until results are ready, without the first calls, which also compile."""
     import jax
 
     seconds = []
@@ -58,7 +58,7 @@ def peak_gigabytes() -> float:
 
 
 def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
-    """What `python -m <module> <arguments>` prints as JSON on its last line: its peak memory is then its own, too."""
+    """The JSON on the last line printed by `python -m <module> <arguments>`, whose peak memory is then its own, too."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"python -m {module} {' '.join(arguments)} failed:\n{done.stderr}")
@@ -81,28 +81,30 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def described(machine: dict[str, Any]) -> str:
-    """One line about the machine."""
+    """One line that describes the machine."""
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in machine.items()
     )
 
 
 def write(path: Path | None, report: dict[str, Any]) -> None:
-    """Write the JSON file, if one is asked for."""
+    """Write the JSON file, if requested."""
     if path is not None:
         path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def median(values: Sequence[float]) -> float:
-    """Of the repeats of one measurement."""
+    """The median of the repeats of one measurement."""
     return statistics.median(values)
 
 
 def has_torch() -> bool:
-    """Whether PyTorch is installed; says how to install it if not."""
+    """Whether PyTorch is installed; prints how to install it if not."""
     try:
         import torch  # noqa: F401
     except ImportError:
-        print("PyTorch is not installed: its column is left out; pip install -e '.[bench]' has it", file=sys.stderr)
+        print(
+            "PyTorch is not installed: its column is left out; pip install -e '.[bench]' installs it", file=sys.stderr
+        )
         return False
     return True

@@ -1,11 +1,11 @@
-"""What interventions cost, as ratios to the plain training step, measured in turns in one process.
+"""Cost of interventions, as ratios to the plain training step, measured alternately in one process.
 
     python -m benchmarks.interventions --output interventions.json   # under two minutes on 2 free cores
 
-The paper's MLP (3,072-5x256-10, ReLU), batch 128, Adam, in one compiled chunk of steps; a method that acts now and then
-is given a schedule on which it never does, which is what it costs at nearly every step. Aims: at most 1.03 for a method
-that does nothing, 1.3 for continual backprop at its published rate. Of lanes the time of one step of one lane counts:
-16 settings in one program take a sixteenth of the steps.
+The paper's MLP (3,072-5x256-10, ReLU), batch 128, Adam, in one compiled chunk of steps; a method that acts occasionally
+is timed with a schedule on which it never acts, which is its cost in nearly every step. Aims: at most 1.03 for a method
+that does not act, 1.3 for continual backprop at its published rate. For several lanes, the time per step and lane is
+given: 16 settings in one program take a sixteenth of the steps.
 """
 
 import argparse
@@ -29,11 +29,11 @@ AIMS = {
 
 
 class Timed(NamedTuple):
-    """What is timed.
+    """A timed method.
 
     Attributes:
         make: `number -> intervention`; the number may be traced. None is the plain step.
-        numbers: one lane each.
+        numbers: one number per lane.
     """
 
     make: Callable[[Any], Any]
@@ -65,7 +65,7 @@ def methods() -> dict[str, Timed]:
 
 
 def trainer(timed: Timed, width: int, steps: int) -> Callable[[], Any]:
-    """A function that trains every lane for so many steps and goes on where it stopped."""
+    """A function that trains every lane for a number of steps and continues where it stopped."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -109,7 +109,7 @@ def trainer(timed: Timed, width: int, steps: int) -> Callable[[], Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=64, help="steps per turn (default 64)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of every method; medians count (default 7)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every method; medians are taken (default 7)")
     parser.add_argument("--width", type=int, default=256, help="units of a layer (default 256)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainers = {name: trainer(timed, args.width, steps[name]) for name, timed in found.items()}
     for train in trainers.values():
         harness.timed(train, 0)
-    # Whatever else the machine does, it does to all: they take turns, and ratios are taken within a turn.
+    # Methods alternate and ratios are taken within a turn, so that other work on the machine affects all alike.
     turns = [{name: harness.timed(t, 1, warm_up=0)[0] for name, t in trainers.items()} for _ in range(args.rounds)]
     per_step = {name: 1 / (steps[name] * len(timed.numbers)) for name, timed in found.items()}
     costs = [{name: seconds * per_step[name] for name, seconds in turn.items()} for turn in turns]

@@ -1,8 +1,8 @@
-"""What a step of a small causal transformer costs, beside the same network in plain PyTorch, by turns in one run.
+"""Cost of a step of a small causal transformer, alternating with the same network in plain PyTorch in one run.
 
     python -m benchmarks.language --output language.json   # about a minute on 2 cores
 
-Forward and backward pass and update by Adam, on windows of tokens in memory: in lopjax as experiments take it, many
+Forward and backward pass and update by Adam, on windows of tokens in memory: in lopjax as in experiments, with many
 steps in one compiled call that also draws the batches; in PyTorch a loop over drawn batches, in eager mode. The sizes
 are those of `experiments.language` and of arXiv 2410.20098. The ratio is that of the medians over all turns.
 """
@@ -39,7 +39,7 @@ WINDOWS = 256
 
 
 def lopjax_steps(sizes: Sizes, windows: Any, steps: int) -> Callable[[], Any]:
-    """A call that takes `steps` steps."""
+    """A call that runs `steps` steps."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -71,7 +71,7 @@ def lopjax_steps(sizes: Sizes, windows: Any, steps: int) -> Callable[[], Any]:
 
 
 def torch_steps(sizes: Sizes, windows: Any, steps: int) -> Callable[[], Any]:
-    """The same in PyTorch; the loss is read at the end of a call, as there."""
+    """The same in PyTorch; the loss is likewise read at the end of a call."""
     import torch
 
     from benchmarks import torch_models
@@ -99,7 +99,7 @@ def torch_steps(sizes: Sizes, windows: Any, steps: int) -> Callable[[], Any]:
 
 
 def measure(sizes: Sizes, steps: int, repeats: int, has_torch: bool) -> dict[str, Any]:
-    """Milliseconds a step of every call, the two by turns."""
+    """Milliseconds per step of every call, alternating between the two."""
     import numpy as np
 
     windows = np.random.default_rng(0).integers(sizes.vocabulary, size=(WINDOWS, sizes.length + 1)).astype(np.int32)
@@ -120,7 +120,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SHOWN))
     parser.add_argument("--steps", type=int, default=50, help="of a call")
-    parser.add_argument("--repeats", type=int, default=5, help="calls of each, by turns")
+    parser.add_argument("--repeats", type=int, default=5, help="calls of each, alternating")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     return parser.parse_args(argv)
 

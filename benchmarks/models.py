@@ -1,11 +1,12 @@
-"""Training step of every architecture on 32x32 images, batch 128, beside the same network in PyTorch: time and memory.
+"""Training step of every architecture on 32x32 images, batch 128, compared with PyTorch: time and memory.
 
     python -m benchmarks.models --output models.json      # about ten minutes on 2 cores
     python -m benchmarks.models --seeds 1 5               # vmapped seeds, absolute times: what to run on an accelerator
 
 Forward and backward pass and the SGD update, float32, batch norm (ViT: layer norm), inputs on the device. Steps of
-lopjax run inside one compiled loop, as in training. Every road runs in a process of its own, one after the other. The
-fraction of the peak is the operations of the step's matrix products per second, over the measured rate of a large one.
+lopjax run inside one compiled loop, as in training. Every implementation runs in a separate process, one after the
+other. The fraction of the peak is the rate of operations of the step's matrix products, divided by the measured rate of
+a large product.
 """
 
 import argparse
@@ -38,12 +39,12 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def options_of(name: str, is_small: bool) -> dict[str, Any]:
-    """The options of a shape, or of a tiny one of its kind to try things out."""
+    """The options of a shape, or of a tiny version of it for trials."""
     return {**SHAPES[name][1], **(SMALL[name] if is_small else {})}
 
 
 def multiply_adds(name: str, options: dict[str, Any]) -> int:
-    """Of one forward pass of one image, norms and activations left out."""
+    """Multiply-adds of the forward pass of one image, without norms and activations."""
     kind = SHAPES[name][0]
     if kind == "mlp":
         sizes = (3072, *options["widths"], 10)
@@ -71,7 +72,7 @@ def multiply_adds(name: str, options: dict[str, Any]) -> int:
 
 
 def first_layer(name: str, options: dict[str, Any]) -> int:
-    """Multiply-adds of the layer that reads the image: nothing asks for the gradient of its input."""
+    """Multiply-adds of the layer that reads the image, whose input needs no gradient."""
     kind = SHAPES[name][0]
     if kind == "mlp":
         return 3072 * options["widths"][0]
@@ -86,7 +87,7 @@ def step_flops(name: str, options: dict[str, Any], batch: int = BATCH) -> int:
 
 
 def by_lopjax(name: str, steps: int, repeats: int, seeds: int, dtype: str, is_small: bool) -> dict[str, float]:
-    """Seconds a step, all seeds together, inside one compiled loop."""
+    """Seconds per step of all seeds together, inside one compiled loop."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -126,7 +127,7 @@ def by_lopjax(name: str, steps: int, repeats: int, seeds: int, dtype: str, is_sm
 
 
 def by_torch(name: str, steps: int, repeats: int, is_small: bool) -> dict[str, float]:
-    """Seconds a step of the plain training loop."""
+    """Seconds per step of the plain training loop."""
     import time
 
     import torch
@@ -160,12 +161,12 @@ def by_torch(name: str, steps: int, repeats: int, is_small: bool) -> dict[str, f
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="which (default all)")
-    parser.add_argument("--steps", type=int, default=0, help="steps a repeat (default: 3 to 200, by their operations)")
-    parser.add_argument("--repeats", type=int, default=3, help="repeats a turn; medians count (default 3)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each road has its turn (default 3)")
+    parser.add_argument("--steps", type=int, default=0, help="steps per repeat (default: 3 to 200, by operations)")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats per turn; medians are taken (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each implementation (default 3)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="vmapped seeds (default 1)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="lopjax's compute type")
-    parser.add_argument("--small", action="store_true", help="tiny networks of the same kinds, to try it out")
+    parser.add_argument("--small", action="store_true", help="tiny networks of the same kinds, for a trial")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--road", choices=("lopjax", "torch", "machine"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -190,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Every shape by every road; one table, each row printed and written when it is measured."""
+    """Every shape by every implementation; one table, each row printed and written when it is measured."""
     common = [f"--repeats={args.repeats}", f"--steps={args.steps}", f"--dtype={args.dtype}"]
     common += ["--small"] if args.small else []
     machine = harness.in_own_process("benchmarks.models", "--road", "machine", f"--dtype={args.dtype}")
@@ -216,13 +217,13 @@ def compare(args: argparse.Namespace) -> None:
             cells += [f"{1e3 * theirs['seconds']:.1f}", f"{theirs['peak_gb']:.2f}"]
             cells += [f"{row['speedup']:.2f} ({row['aim']})"]
         table[title] = row
-        # What is measured is shown and on disk at once: a run of many minutes may be stopped.
+        # Rows are printed and written at once, because a run of many minutes may be stopped.
         print(harness.line(cells + [""] * (len(columns) - len(cells))), flush=True)
         harness.write(args.output, {"machine": machine, "batch": BATCH, "dtype": args.dtype, "table": table})
 
 
 def in_turns(roads: Sequence[str], rounds: int, arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What each road measures: medians over rounds in which they take turns, so that both see the same machine."""
+    """Medians over rounds in which the implementations alternate, so that both see the same load."""
     found: dict[str, list[dict[str, Any]]] = {road: [] for road in roads}
     for _ in range(rounds):
         for road in roads:

@@ -1,11 +1,11 @@
-"""What relative noise costs: its pieces alone, and a training step with and without it.
+"""Cost of relative noise: its pieces alone, and a training step with and without it.
 
     python -m benchmarks.noise --output noise.json   # about a minute on 2 idle cores
 
-The pieces act on the first kernel of the 5x256 MLP for CIFAR-10 (786,432 entries), again and again inside one compiled
-loop. The steps are those of that MLP (ReLU, batch norm, batch 128, 1,055,000 parameters). Everything takes turns in one
-process, and ratios are medians over the turns. Beside the seconds on the clock stand those of the processors, all
-threads together: on a machine that others use, only they say what the work itself costs.
+The pieces act on the first kernel of the 5x256 MLP for CIFAR-10 (786,432 entries), repeatedly inside one compiled loop.
+The steps are those of that MLP (ReLU, batch norm, batch 128, 1,055,000 parameters). All measurements alternate in one
+process, and ratios are medians over the turns. Both wall-clock seconds and processor seconds of all threads are given:
+on a shared machine only the latter show the cost of the work itself.
 """
 
 import argparse
@@ -22,7 +22,7 @@ Repeat = Callable[[], Any]
 
 
 def pieces(num: int) -> dict[str, Repeat]:
-    """Calls that do one piece of the work `num` times, each on the result of the last."""
+    """Calls that do one piece of the work `num` times, each time on the last result."""
     import jax
     import jax.numpy as jnp
 
@@ -96,7 +96,7 @@ def steps_of(model: Any, num: int, batch_size: int = BATCH) -> dict[str, Repeat]
 
 
 def race(calls: dict[str, Repeat], num: int, turns: int) -> dict[str, list[tuple[float, float]]]:
-    """Milliseconds on the clock and of the processors, of every turn of every call."""
+    """Wall-clock and processor milliseconds of every turn of every call."""
     import jax
 
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
@@ -111,7 +111,7 @@ def race(calls: dict[str, Repeat], num: int, turns: int) -> dict[str, list[tuple
 
 
 def rows(measured: dict[str, list[tuple[float, float]]]) -> list[list[str]]:
-    """Medians, and medians of the ratios to the first call's turn beside."""
+    """Medians, and medians of the ratios to the first call in the same turn."""
     base = next(iter(measured.values()))
     table = []
     for name, turns in measured.items():
@@ -124,8 +124,8 @@ def rows(measured: dict[str, list[tuple[float, float]]]) -> list[list[str]]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=256, help="hidden units per layer (default 256)")
-    parser.add_argument("--steps", type=int, default=10, help="steps or repetitions a turn (default 10)")
-    parser.add_argument("--turns", type=int, default=31, help="turns of everything; medians count (default 31)")
+    parser.add_argument("--steps", type=int, default=10, help="steps or repetitions per turn (default 10)")
+    parser.add_argument("--turns", type=int, default=31, help="turns of everything; medians are taken (default 31)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     if min(args.width, args.steps, args.turns) < 1:

@@ -1,8 +1,8 @@
 """Does it help? Regularisers and transforms on the stream of UPGD's appendix H, with a linear network.
 
-`python -m benchmarks.plasticity`: about two minutes on two idle cores. The error that a task begins and ends with grows
-under gradient descent although the network is linear and the tasks are of one kind; printed is by how much, for each
-method on the same starts and the same data.
+`python -m benchmarks.plasticity`: about two minutes on two idle cores. The errors at the beginning and end of a task
+    grow under gradient descent although the network is linear and the tasks are equivalent; the output shows by how
+    much, for each method from the same initial parameters on the same data.
 """
 
 from collections.abc import Callable

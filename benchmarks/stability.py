@@ -1,10 +1,10 @@
-"""How long the stability of the paper's cloned network takes, and how much memory.
+"""Time and memory of the stability analysis of the paper's cloned network.
 
     python -m benchmarks.stability                       # everything: about four minutes on 2 cores
     python -m benchmarks.stability --repeats 1 --only closed_form_float32
 
-Every measurement runs in a process of its own, so that its peak resident memory is its own too. Prints one JSON object
-per measurement and a table. `--samples` and `--width` make it small enough to try out.
+Every measurement runs in a separate process, which gives its own peak resident memory. Prints one JSON object per
+measurement and a table. `--samples` and `--width` make it small enough for a trial.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import harness
 from benchmarks.harness import timed
 
-# Seconds and GB that the measurements may take; a plain gradient pass has no limit of its own.
+# Limits in seconds and GB; a plain gradient pass has no limit of its own.
 LIMITS = {
     "closed_form_float32": (60.0, 2.0),
     "closed_form_float64": (60.0, 2.0),

@@ -1,4 +1,4 @@
-"""The same networks in plain PyTorch, written for these benchmarks; as many parameters as those of `lopjax.models`."""
+"""The same networks in plain PyTorch, written for these benchmarks, with as many parameters as in `lopjax.models`."""
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,7 @@ class ViT(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """Causal attention, then an MLP, each behind a norm and added to the stream."""
+    """Causal attention, then an MLP, each after a norm and added to the stream."""
 
     def __init__(self, width: int, heads: int, mlp: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class CausalBlock(nn.Module):
 
 
 class GPT(nn.Module):
-    """Embeddings of token and position, causal blocks, a norm, logits by a dense layer of its own."""
+    """Token and position embeddings, causal blocks, a norm, and logits from a separate dense layer."""
 
     def __init__(self, length: int, vocabulary: int, width: int, depth: int, heads: int, mlp: int) -> None:
         super().__init__()
@@ -132,5 +132,5 @@ class GPT(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, vocabulary))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens `(batch, time)` to logits of the next ones."""
+        """Tokens `(batch, time)` to logits of the next tokens."""
         return self.head(self.blocks(self.tokens(x) + self.positions.weight[: x.shape[1]]))

@@ -28,20 +28,20 @@ class Normaliser:
         self.count, self.mean, self.squares = 0.0, np.zeros(size), np.zeros(size)
 
     def update(self, samples: np.ndarray) -> None:
-        """With a batch more."""
+        """Update with another batch."""
         own, number = samples.mean(axis=0), len(samples)
         away, count = own - self.mean, self.count + number
         self.squares += ((samples - own) ** 2).sum(axis=0) + away**2 * self.count * number / count
         self.mean, self.count = self.mean + away * number / count, count
 
     def __call__(self, samples: np.ndarray) -> torch.Tensor:
-        """Less the mean, over the standard deviation."""
+        """Subtract the mean and divide by the standard deviation."""
         scale = np.sqrt(self.squares / max(self.count, 1)) + (self.squares == 0)
         return torch.as_tensor(np.clip((samples - self.mean) / scale, -10, 10), dtype=torch.float32)
 
 
 def make_iteration(name: str, problem: Any, seed: int = 0) -> Callable[[], float]:
-    """A function that collects one batch and learns from it; returns the mean reward of a step.
+    """A function that collects one batch, learns from it, and returns the mean reward per step.
 
     Args:
         name: name of the environment in gymnasium.

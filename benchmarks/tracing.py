@@ -2,8 +2,8 @@
 
     python -m benchmarks.tracing --output tracing.json   # half a minute on 2 idle cores
 
-Seconds of processor time, the median of several readings in one process, the first of which is told apart: it also
-evaluates the library's activation functions once. Aim: one second for GPT-2 small and for ResNet-50.
+Seconds of processor time, the median of several readings in one process, the first of which is reported separately: it
+also evaluates the library's activation functions once. Aim: one second for GPT-2 small and for ResNet-50.
 """
 
 import argparse
@@ -88,7 +88,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 
 
 def measured(repeats: int) -> list[dict[str, Any]]:
-    """Of every network: seconds, how many equations there are and what was found."""
+    """For every network: seconds, the number of equations and the findings."""
     import jax
 
     from lopjax.tracing import trace_model
@@ -113,9 +113,9 @@ def measured(repeats: int) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table and write the file that is asked for."""
+    """Measure, print the table and write the file if requested."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tracing", description=str(__doc__))
-    parser.add_argument("--repeats", type=int, default=3, help="readings of which the median counts")
+    parser.add_argument("--repeats", type=int, default=3, help="number of readings, of which the median is taken")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
     machine, rows = harness.describe_machine(), measured(arguments.repeats)

@@ -1,12 +1,12 @@
-"""What training CIFAR-10 costs: epochs, noisy steps, metric probes and memory, against their aims and their floors.
+"""Cost of training on CIFAR-10: epochs, noisy steps, metric probes and memory, with aims and lower bounds.
 
     python -m benchmarks.training --data-dir DATA --output training.json   # about five minutes on 2 cores
 
 The paper's MLP (ReLU, batch norm, batch 128) and its clone of twice the width, an epoch in one compiled call over
-images held as bytes: shuffle, gather, normalise, forward and backward pass, update. Without prepared CIFAR-10 random
-images of its size are used. Beside it the same network in plain PyTorch, on the same images held the same way. Every
-measurement runs in a process of its own. The floor of a step is the operations of its matrix products over the
-measured rate of a large one; the aims are for two cores that reach 125 GFLOP/s.
+images held as bytes: shuffle, gather, normalise, forward and backward pass, update. If CIFAR-10 is not prepared, random
+    images of its size are used. It is compared with the same network in plain PyTorch, on the same images stored in the
+    same way. Every measurement runs in a separate process. The lower bound of a step is the number of operations of its
+    matrix products, divided by the measured rate of a large product; the aims are for two cores that reach 125 GFLOP/s.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def images(data_dir: Path | None, num: int) -> tuple[Any, Any, str]:
 def epochs(
     width: int, noises: Sequence[float], augment: bool, data_dir: Path | None, num: int, repeats: int
 ) -> dict[str, Any]:
-    """Seconds of every epoch of one network, for several noise scales that take turns."""
+    """Seconds of every epoch of one network, alternating between several noise scales."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -118,7 +118,7 @@ def probe(width: int, repeats: int) -> dict[str, Any]:
 
 
 def torch_epochs(width: int, data_dir: Path | None, num: int, repeats: int) -> dict[str, Any]:
-    """Seconds an epoch of a plain loop over images in memory."""
+    """Seconds per epoch of a plain loop over images in memory."""
     import torch
 
     from benchmarks import torch_models
@@ -142,7 +142,7 @@ def torch_epochs(width: int, data_dir: Path | None, num: int, repeats: int) -> d
 
 
 def help_seconds(repeats: int) -> float:
-    """Of `python -m experiments.cloning --help`, as a user waits for it."""
+    """Seconds that a user waits for `python -m experiments.cloning --help`."""
     seconds = []
     for _ in range(1 + repeats):
         start = time.perf_counter()
@@ -164,9 +164,9 @@ ROADS = {
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="folder of prepared data sets (default: TFDS's own)")
-    parser.add_argument("--images", type=int, default=50_000, help="how many of the training images (default all)")
-    parser.add_argument("--repeats", type=int, default=3, help="repeats a turn; medians count (default 3)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that every measurement has its turn (default 3)")
+    parser.add_argument("--images", type=int, default=50_000, help="number of training images (default all)")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats per turn; medians are taken (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every measurement (default 3)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--road", choices=list(ROADS), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Every measurement in turn; one table."""
+    """All measurements, alternating; one table."""
     machine = harness.in_own_process("benchmarks.models", "--road", "machine")
     rate = machine["matmul_gflops"] * 1e9
     common = [f"--images={args.images}", f"--repeats={args.repeats}"]
@@ -189,7 +189,7 @@ def compare(args: argparse.Namespace) -> None:
     print(harness.described(machine), flush=True)
     measured: dict[str, list[dict[str, Any]]] = {}
     with_torch = harness.has_torch()
-    # Whatever else the machine does, it does to all roads: they take turns.
+    # The measurements alternate, so that other work on the machine affects all of them alike.
     for turn in range(args.rounds):
         for name in ROADS:
             if with_torch or not name.startswith("PyTorch"):

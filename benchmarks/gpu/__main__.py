@@ -1,9 +1,9 @@
-"""Runs the sections, each in a process of its own and within its share of the time; writes every row as it comes.
+"""Run the sections, each in a separate process and within its share of the time; write every row as it is measured.
 
     python -m benchmarks.gpu FOLDER [--seconds 470] [--sections rates checks ...] [--smoke]
 
-`gpu.md` has the tables, `gpu.json` the same numbers, `log.txt` what the processes said otherwise. A section that goes
-beyond its share is stopped; what it has measured stays.
+`gpu.md` has the tables, `gpu.json` the same numbers, `log.txt` other output of the processes. A section that exceeds
+its share is stopped; its rows so far are kept.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MARK = "ROW "
 
 
 class Section(NamedTuple):
-    """What one process measures.
+    """The measurements of one process.
 
     Attributes:
         title: title of its table.
@@ -37,9 +37,9 @@ class Section(NamedTuple):
     seconds: float
 
 
-# In order of importance, as far as their compilation is cheap: what is last is what is left out when time runs out.
+# In order of importance and cost of compilation: the last ones are left out when time runs out.
 SECTIONS = {
-    "rates": Section("What the machine does", 35),
+    "rates": Section("Rates of the machine", 35),
     "checks": Section("What must hold on any machine", 75),
     "steps:mlp 5x256": Section("Training step: lopjax", 45),
     "torch:mlp 5x256": Section("Training step: PyTorch", 35),
@@ -60,9 +60,9 @@ SMOKE = ("rates", "checks", "steps:mlp 5x256", "torch:mlp 5x256", "noise", "hvp"
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure everything that fits into the time."""
     parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description=str(__doc__))
-    parser.add_argument("folder", type=Path, help="where the tables are written")
-    parser.add_argument("--seconds", type=float, default=470, help="for everything together (default 470)")
-    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), help="which, in this order (default all)")
+    parser.add_argument("folder", type=Path, help="folder of the tables")
+    parser.add_argument("--seconds", type=float, default=470, help="seconds for everything (default 470)")
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), help="sections, in this order (default all)")
     parser.add_argument("--smoke", action="store_true", help="tiny networks on a CPU, all in one process")
     args = parser.parse_args(argv)
     if args.seconds <= 0:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report, stop = Report(args.folder, {name: section.title for name, section in SECTIONS.items()}), time.monotonic()
     stop += args.seconds
     if args.smoke:
-        # One process: most of its time would go into starting others.
+        # One process, because most of the time would be spent on starting others.
         measure(list(args.sections or SMOKE), args.seconds, report, args.folder, is_small=True)
     else:
         for name in args.sections or SECTIONS:
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(names: list[str], seconds: float, report: Report, folder: Path, is_small: bool) -> None:
-    """Run sections in one process, as far as there is time for it."""
+    """Run sections in one process, as time allows."""
     if seconds < 8:
         report.add(names[0], {"case": _subject(names[0]), "note": "left out: out of time"})
         return
@@ -99,12 +99,12 @@ def run_process(
     folder: Path,
     environment: dict[str, str] | None = None,
 ) -> None:
-    """Run a process that prints rows of some sections; add them to the report, and kill it when its time is over."""
+    """Run a process that prints rows of some sections; add them to the report, and kill it when its time is up."""
     began = time.monotonic()
     with (folder / "log.txt").open("a") as log:
         log.write(f"# {', '.join(names)}\n")
         log.flush()
-        # A session of its own: compilers that it starts end with it.
+        # A separate session, so that compilers that it starts end with it.
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, start_new_session=True
         )
@@ -134,7 +134,7 @@ def _subject(name: str) -> str:
 
 
 def _lines(process: "subprocess.Popen[str]", deadline: float) -> Iterator[str]:
-    """What a process prints, until it ends or its time is over."""
+    """Lines that a process prints, until it ends or its time is up."""
     assert process.stdout is not None
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()

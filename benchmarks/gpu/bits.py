@@ -1,7 +1,7 @@
-"""Bit flipping: what a step of the official figure's programs costs, and the whole figure, extrapolated.
+"""Bit flipping: cost of a step of the official figure's programs, and of the whole figure, extrapolated.
 
-The figure has 12 programs, two optimizers with six activations each, of 300 lanes: three step sizes, 100 seeds. Beside
-them one program with as many lanes as the whole figure has.
+The figure has 12 programs, two optimizers with six activations each, of 300 lanes: three step sizes, 100 seeds. In
+addition, one program with as many lanes as the whole figure has.
 """
 
 import dataclasses
@@ -48,9 +48,9 @@ def measured(task: Task, method: str, seeds: int, found: dict[str, float]) -> di
         start += steps
         return logs
 
-    # Whole blocks of 1,000 steps, with what a block prepares.
+    # Whole blocks of 1,000 steps, including the preparation of a block.
     number = jax.block_until_ready(advance())["error"].size
     seconds = median(timed(advance, repeats, warm_up=0)) / steps
     if number == 3 * 100 or task.is_small:
         found[method] = seconds
-    return {"us a step": 1e6 * seconds, "us a step and lane": 1e6 * seconds / number, "steps/s": 1 / seconds}
+    return {"us a step": 1e6 * seconds, "us per step and lane": 1e6 * seconds / number, "steps/s": 1 / seconds}

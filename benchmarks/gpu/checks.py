@@ -1,7 +1,7 @@
-"""What must hold on any machine, tried on this one with tiny networks: a row each, yes or no, and the number behind it.
+"""Checks that must hold on any machine, run here with tiny networks: one row each, with yes or no and the number.
 
 Rows that say "default" leave the precision of products to JAX: on recent GPUs that is TF32 for float32. Verdicts
-take all digits themselves (`lopjax.arguments.precision`), so that theirs must hold like those of "highest".
+request full precision themselves (`lopjax.arguments.precision`), so their rows must hold like those with "highest".
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from benchmarks.gpu.section import Task
 
 
 class Found(NamedTuple):
-    """Whether it holds, and what was measured."""
+    """Whether a check holds, and what was measured."""
 
     holds: bool | None
     measured: str
@@ -181,7 +181,7 @@ def same_bits(kind: str) -> Found:
 
 
 def company() -> Found:
-    """A lane alone and beside two others; a CPU promises the same bits, an accelerator does not."""
+    """A lane alone and together with two others; a CPU guarantees the same bits, an accelerator does not."""
     import jax
 
     alone, beside = trained("mlp", (0,)), trained("mlp", (0, 1, 2))
@@ -190,7 +190,7 @@ def company() -> Found:
 
 
 def convolution() -> Found:
-    """The road of accelerators against that of CPUs: value and both gradients."""
+    """The convolution used on accelerators against that used on CPUs: value and both gradients."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -211,7 +211,7 @@ def convolution() -> Found:
 
 
 def normals() -> Found:
-    """The same words from the same key; logarithm and root round in their own ways."""
+    """The same random words from the same key; logarithm and root may round differently."""
     import jax
 
     from lopjax.random.normals import standard_normal
@@ -240,7 +240,7 @@ def singular_values() -> Found:
 
 
 def symptoms() -> Found:
-    """Every symptom at every site of a clone, in float32, on this device and on the CPU beside it."""
+    """Every symptom at every site of a clone, in float32, on this device and on its host CPU."""
     import jax
     import numpy as np
 

@@ -9,7 +9,7 @@ BATCH = 128
 
 
 def run(task: Task) -> None:
-    """MLP, ViT, CNN and ResNet-18 in float32, by default and with all digits."""
+    """MLP, ViT, CNN and ResNet-18 in float32, in default and in full precision."""
     for name in ("mlp 5x256",) if task.is_small else ("mlp 5x256", "vit", "cnn 64-128-256", "resnet18"):
         times: dict[str, float] = {}
         for kind in ("gradient", "hvp", "ggn_vp"):
@@ -17,7 +17,7 @@ def run(task: Task) -> None:
 
 
 def measured(task: Task, name: str, kind: str, times: dict[str, float]) -> dict[str, Any]:
-    """Milliseconds of one product, and how many gradients that is."""
+    """Milliseconds of one product, and the ratio to a gradient."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -44,7 +44,7 @@ def measured(task: Task, name: str, kind: str, times: dict[str, float]) -> dict[
             return mean_cross_entropy(logits(variables, params, x), y)
 
         def one(_: Any, vector: Any) -> Any:
-            # The gradient is taken at a point that the last one moved: nothing is computed once for all steps.
+            # Each gradient is taken at a point moved by the last one, so that nothing is computed once for all steps.
             point = jax.tree.map(lambda a, b: a + 1e-9 * b, params, vector)
             if kind == "gradient":
                 return jax.grad(loss)(point)

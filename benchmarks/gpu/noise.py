@@ -1,4 +1,4 @@
-"""What noise costs: the generators alone, and a noisy step against a plain one. Random numbers must not dominate."""
+"""Cost of noise: the generators alone, and a noisy step against a plain one. Random numbers must not dominate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from benchmarks.gpu.section import Task
 
 
 def run(task: Task) -> None:
-    """The pieces of `benchmarks.noise` by the clock, then its steps for three networks."""
+    """The pieces of `benchmarks.noise` in wall-clock time, then its steps for three networks."""
     from lopjax import models
 
     num, turns = (2, 1) if task.is_small else (200, 9)

@@ -1,4 +1,4 @@
-"""What the machine does: matrix products in every type, copies, and what a step of a compiled loop costs by itself."""
+"""Rates of the machine: matrix products in every type, copies, and the cost of an empty step of a compiled loop."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from benchmarks.gpu.section import Task, seconds_a_step
 
 
 def run(task: Task) -> None:
-    """Rates by the names under which the other sections read them."""
+    """Rates, under the names by which the other sections read them."""
     size = 256 if task.is_small else 8192
     machine = harness.describe_machine()
     task.emit("machine", note=harness.described(machine))
@@ -24,12 +24,12 @@ def run(task: Task) -> None:
     for name, (loop, steps) in loops().items():
         task.attempt(
             name,
-            lambda loop=loop, steps=steps: {"us": 1e6 * seconds_a_step(loop) / steps, "note": "one addition a step"},
+            lambda loop=loop, steps=steps: {"us": 1e6 * seconds_a_step(loop) / steps, "note": "one addition per step"},
         )
 
 
 def product(size: int, dtype: str, precision: str | None) -> dict[str, Any]:
-    """Operations a second (two a multiply-add) of a square matrix product, again and again in one compiled loop."""
+    """Operations per second (two per multiply-add) of a square matrix product, repeated in one compiled loop."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -47,7 +47,7 @@ def product(size: int, dtype: str, precision: str | None) -> dict[str, Any]:
 
 
 def copy(entries: int) -> dict[str, Any]:
-    """Bytes a second, read and written, of adding a number to a large array."""
+    """Bytes per second, read and written, when adding a number to a large array."""
     import jax
     import jax.numpy as jnp
 
@@ -58,7 +58,7 @@ def copy(entries: int) -> dict[str, Any]:
 
 
 def rounding(size: int) -> dict[str, Any]:
-    """Relative error of a product in float32 as it is by default, and with all digits: whether TF32 is in use."""
+    """Relative error of a float32 product in default and in full precision, which shows whether TF32 is in use."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -68,12 +68,12 @@ def rounding(size: int) -> dict[str, Any]:
         float(np.linalg.norm(np.asarray(jnp.matmul(a[0], a[1], precision=precision)) - exact) / np.linalg.norm(exact))
         for precision in (None, "highest")
     ]
-    words = f"relative: {errors[0]:.1e} by default, {errors[1]:.1e} with all digits"
+    words = f"relative: {errors[0]:.1e} by default, {errors[1]:.1e} in full precision"
     return {"note": f"{words}; TF32 is {'in use' if errors[0] > 1e-5 else 'not in use'} by default"}
 
 
 def loops(known: int = 1024) -> dict[str, tuple[Callable[[int], Any], int]]:
-    """A step that does next to nothing in every kind of compiled loop, and how many of them a call's unit has."""
+    """A nearly empty step in every kind of compiled loop, and the number of steps per call."""
     import jax
     import jax.numpy as jnp
 

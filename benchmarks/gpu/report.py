@@ -1,4 +1,4 @@
-"""The tables: one a title, a line a row, written again whenever a row is added."""
+"""The tables: one per title, with one line per row, rewritten whenever a row is added."""
 
 import json
 from pathlib import Path
@@ -24,16 +24,16 @@ class Report:
         self._write()
 
     def spent(self, names: list[str], seconds: float) -> None:
-        """How long a process took."""
+        """Record how long a process took."""
         self.seconds[", ".join(names)] = round(seconds, 1)
         self._write()
 
     def num_rows(self) -> int:
-        """Of all tables."""
+        """Number of rows of all tables."""
         return sum(map(len, self.rows.values()))
 
     def rates(self) -> dict[str, float]:
-        """What was measured of the machine, by name, as far as it was."""
+        """The rates of the machine measured so far, by name."""
         return {row["case"]: row["rate"] for row in self.rows.get("rates", []) if "rate" in row}
 
     def line(self, row: Row) -> str:
@@ -52,14 +52,14 @@ class Report:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: the columns are what any row has, notes last."""
+    """Markdown; the columns are those of any row, with notes last."""
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "note"))
     columns += ["note"] if any("note" in row for row in rows) else []
     return harness.markdown(columns, [[shown(row.get(column)) for column in columns] for row in rows])
 
 
 def shown(value: Any) -> str:
-    """Three digits of a number; a word as it is, without what would break a table."""
+    """A number to three digits; text without characters that would break a table."""
     if value is None:
         return ""
     if isinstance(value, bool):

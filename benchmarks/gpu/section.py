@@ -13,14 +13,14 @@ MODULES["torch"] = "benchmarks.gpu.torch_steps"
 
 
 class Task(NamedTuple):
-    """What a section is told.
+    """The task of a section.
 
     Attributes:
         section: its name.
         subject: the architecture, if it is about one.
-        is_small: tiny networks and few steps, to try it out.
+        is_small: whether to use tiny networks and few steps, for a trial.
         stop: the time, by `time.monotonic`, at which the process is stopped.
-        rates: what the machine does: operations or bytes a second, by name.
+        rates: rates of the machine: operations or bytes per second, by name.
     """
 
     section: str
@@ -38,7 +38,7 @@ class Task(NamedTuple):
         return self.stop - time.monotonic()
 
     def attempt(self, case: str, measure: Callable[[], dict[str, Any]], **columns: Any) -> None:
-        """Emit `columns` and what `measure` returns; what it raises is a row too, and the section goes on."""
+        """Emit `columns` and what `measure` returns; an exception becomes a row too, and the section continues."""
         if self.left() < 3:
             self.emit(case, **columns, note="left out: out of time")
             return
@@ -58,10 +58,10 @@ def reason(error: Exception) -> str:
 
 
 def seconds_a_step(run: Callable[[int], Any], ready: Callable[[], None] | None = None, budget: float = 1.5) -> float:
-    """Median seconds of one of the steps that `run(number)` takes, in three repeats of at most `budget` together.
+    """Median seconds per step of `run(number)`, in three repeats that together take at most `budget`.
 
     Args:
-        run: takes so many steps; returns JAX arrays, or anything if `ready` waits for the device.
+        run: runs a given number of steps; returns JAX arrays, or anything if `ready` waits for the device.
         ready: waits for the device.
         budget: seconds for all repeats.
     """

@@ -1,8 +1,8 @@
-"""Training step of one architecture alone and with lanes side by side, in both types, against its floors.
+"""Training step of one architecture, for one lane and for several, in both types, with its lower bounds.
 
-Lanes are vmapped, as the training engine does on accelerators. Beside the operations of the matrix products stand the
-bytes that the compiled step moves by XLA's own count; the larger of the two times is the floor. What stays in the
-second-level cache can beat the second one.
+Lanes are vmapped, as in the training engine on accelerators. One bound follows from the operations of the matrix
+products, the other from the bytes that the compiled step moves according to XLA; the larger of the two times is the
+lower bound. Data that stay in the second-level cache can beat the second bound.
 """
 
 import re
@@ -23,8 +23,8 @@ class Case(NamedTuple):
     """One row.
 
     Attributes:
-        dtype: in which the network computes.
-        lanes: networks side by side.
+        dtype: dtype in which the network computes.
+        lanes: number of networks trained together.
         precision: precision of products, None for JAX's default.
         road: implementation of convolutions: "library", or "patches" for one batched product of all patches.
     """
@@ -35,13 +35,13 @@ class Case(NamedTuple):
     road: str = "library"
 
     def name(self) -> str:
-        """What is not a column of its own."""
+        """The part of a case that has no column of its own."""
         words = self.dtype if self.precision is None else f"{self.dtype}, {self.precision}"
         return words if self.road == "library" else f"{words}, by {self.road}"
 
 
 def cases(kind: str, is_small: bool) -> list[list[Case]]:
-    """Waves: what is in one is compiled together, then measured."""
+    """Waves of cases; those of one wave are compiled together, then measured."""
     if is_small:
         return [[Case("float32"), Case("bfloat16", 2)]]
     types, many = ("float32", "bfloat16"), (8, 32, 128)
@@ -101,7 +101,7 @@ def lowered(name: str, case: Case, is_small: bool) -> Any:
         def one(state: Any, batch: Any) -> Any:
             return train_step(model, optimizer, state, batch)[0]
 
-        if case.lanes == 1:  # a lane alone has no axis, so that products are not batched
+        if case.lanes == 1:  # a single lane has no axis, so that products are not batched
             state, batch = jax.tree.map(lambda leaf: leaf[0], (states, batch))
             state = jax.lax.fori_loop(0, steps, lambda _, state: one(state, batch), state)
             return jax.tree.map(lambda leaf: leaf[None], state)
@@ -131,7 +131,7 @@ def by_patches(x: Any, kernel: Any, window: Any) -> Any:
 
 
 def measured(task: Task, case: Case, future: Any, alone: dict[str, float]) -> dict[str, Any]:
-    """The columns of a case whose program another thread has compiled; `alone` keeps the rates of single lanes."""
+    """The columns of a case whose program another thread has compiled; `alone` stores the rates of single lanes."""
     name, lanes, program = task.subject, case.lanes, future.result()
     batch = batch_of(shapes.SHAPES[name][0], lanes, task.is_small)
     seconds = timed(program, name, case, task.is_small)
@@ -168,7 +168,7 @@ def timed(program: Any, name: str, case: Case, is_small: bool) -> float:
 
 
 def start(name: str, case: Case, is_small: bool) -> Any:
-    """States of all lanes, all the same, of the scale of a start; drawn by NumPy, which compiles nothing."""
+    """Equal states of all lanes, at the scale of an initialisation; drawn by NumPy, which compiles nothing."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -187,7 +187,7 @@ def start(name: str, case: Case, is_small: bool) -> Any:
 
 
 def fractions(rates: dict[str, float], case: Case, flops: float, program: Any, seconds: float) -> dict[str, Any]:
-    """Both floors in milliseconds, and the larger as a fraction of what was measured."""
+    """Both lower bounds in milliseconds, and the larger one as a fraction of the measured time."""
     rate = rates.get(case.dtype if case.precision is None else f"{case.dtype}, {case.precision}")
     counted = program.cost_analysis() or {}
     moved = (counted[0] if isinstance(counted, list) else counted).get("bytes accessed")
@@ -196,15 +196,15 @@ def fractions(rates: dict[str, float], case: Case, flops: float, program: Any, s
     by_bytes = None if bandwidth is None or moved is None else 1e3 * moved / bandwidth
     known = [floor for floor in (by_flops, by_bytes) if floor is not None]
     return {
-        "floor by operations, ms": by_flops,
-        "floor by bytes, ms": by_bytes,
+        "bound by operations, ms": by_flops,
+        "bound by bytes, ms": by_bytes,
         "of peak": None if by_flops is None else by_flops / 1e3 / seconds,
-        "of the larger floor": max(known) / 1e3 / seconds if known else None,
+        "of the larger bound": max(known) / 1e3 / seconds if known else None,
     }
 
 
 def gigabytes(program: Any) -> float | None:
-    """Of the device's memory that the program holds at most, by XLA's own count."""
+    """Peak device memory of the program, according to XLA."""
     memory = program.memory_analysis()
     if memory is None:
         return None
@@ -212,7 +212,7 @@ def gigabytes(program: Any) -> float | None:
 
 
 def kernels(text: str) -> int:
-    """Fusions, library calls and other kernels that a step starts: those of the loop's body, about all of a program."""
+    """Fusions, library calls and other kernels that a step launches: those of the loop's body, nearly all there are."""
     names = "fusion|custom-call|dot|convolution|reduce|sort|scatter|copy"
     return len(re.findall(rf" = [^=]*? (?:{names})\(", _bodies(text)))
 

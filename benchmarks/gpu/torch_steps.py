@@ -1,7 +1,7 @@
-"""The same training step in PyTorch, as one who knows it would run it on this machine.
+"""The same training step in PyTorch, as an expert would run it on this machine.
 
-Fused SGD, TF32 for float32, autocast for bfloat16, maps with channels last, inputs on the device; as it is, compiled,
-compiled with a CUDA graph of the whole step, and with `mode="reduce-overhead"`.
+Fused SGD, TF32 for float32, autocast for bfloat16, channels-last feature maps, inputs on the device; in eager mode,
+compiled, compiled with a CUDA graph of the whole step, and with `mode="reduce-overhead"`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ Step = Callable[[], None]
 
 
 def run(task: Task) -> None:
-    """Both types, by every road that this machine has."""
+    """Both types, in every mode that this machine supports."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -62,7 +62,7 @@ def made(task: Task, dtype: str, mode: str | None) -> Step:
     optimizer = torch.optim.SGD(model.parameters(), 0.01, fused=device == "cuda")
 
     def loss_of(images: Any, labels: Any) -> Any:
-        # Casts are not kept: a captured step would read those of the step before.
+        # Casts are not cached, or a captured step would read those of the previous step.
         half = torch.autocast(device, torch.bfloat16, cache_enabled=False)
         with half if dtype == "bfloat16" else contextlib.nullcontext():
             return torch.nn.functional.cross_entropy(model(images), labels)
@@ -96,12 +96,12 @@ def captured(step: Step) -> Step:
 
 
 def timed_graph(task: Task, dtype: str, step: Step) -> dict[str, Any]:
-    """The same of a step that is captured first."""
+    """The same for a step that is captured first."""
     return timed(task, dtype, captured(step))
 
 
 def timed(task: Task, dtype: str, step: Step) -> dict[str, Any]:
-    """Milliseconds a step, images a second, fraction of the measured product's rate, and memory."""
+    """Milliseconds per step, images per second, fraction of the measured rate of products, and memory."""
     import torch
 
     is_cuda = torch.cuda.is_available()

@@ -66,7 +66,8 @@ def with_writers(run: "Run", output: "Output") -> "Run":
     """The run with the writers that the flags ask for.
 
     Raises:
-        ImportError: a package that a writer needs is not installed. ValueError: a writer cannot be used.
+        ImportError: a package that a writer needs is not installed.
+        ValueError: a writer cannot be used.
     """
     from lopjax.runs.writers import writer_of
 

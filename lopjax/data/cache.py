@@ -12,15 +12,15 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def load_or_build(filename: str, folders: Sequence[Path], build: Callable[[], Arrays]) -> Arrays:
-    """The arrays stored as `filename` in the first of `folders` that has it; built and stored if none has.
+    """The arrays stored as `filename` in the first of `folders` that has it; built and stored if none does.
 
     The file is an uncompressed `.npz`, whose checksums are verified by reading it: a truncated or altered file
     is reported, rebuilt and replaced. It is written to the first writable folder under a temporary name and
-    renamed, so a reader never sees half a file, and of several writers the last one wins with equal content.
+    renamed, so a reader never sees an incomplete file; of several writers the last one wins, with equal content.
 
     Args:
-        filename: must change whenever the content would.
-        folders: where to look and, in the same order, where to try to write; created when needed.
+        filename: name of the file; must change whenever the content does.
+        folders: folders to search and, in the same order, to try to write to; created when needed.
         build: makes the arrays.
     """
     for folder in folders:
@@ -49,7 +49,7 @@ def _read(path: Path) -> Arrays | None:
     except FileNotFoundError:
         return None
     except Exception as error:
-        # A damaged zip directory ends in almost any exception: one flipped bit makes `zipfile` ask for a password.
+        # A damaged zip directory can raise almost any exception: one flipped bit makes `zipfile` ask for a password.
         warnings.warn(f"Rebuilding {path}, which cannot be read ({error}).", stacklevel=3)
         return None
 
@@ -63,7 +63,7 @@ def _write(path: Path, arrays: Arrays) -> bool:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".npz", delete=False) as file:
             temporary = Path(file.name)
             np.savez(file, allow_pickle=False, **arrays)
-        # NamedTemporaryFile is private to its owner; a cache next to shared data is for everyone who reads those.
+        # NamedTemporaryFile is private to its owner; a cache next to shared data is for everyone who reads them.
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError:
@@ -75,7 +75,7 @@ def _write(path: Path, arrays: Arrays) -> bool:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether permissions invite writing: an administrator could write to a read-only folder, but should not."""
+    """Whether permissions allow writing: an administrator could write to a read-only folder, but should not."""
     while not folder.exists():
         folder = folder.parent
     return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)

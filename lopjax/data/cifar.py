@@ -26,10 +26,10 @@ class Archive(NamedTuple):
     """What an archive in CIFAR's binary format must contain.
 
     Attributes:
-        url: where it is published.
+        url: address at which it is published.
         num_bytes: size of the compressed file.
         sha256: SHA-256 of the compressed file, in hexadecimal.
-        records_per_file: images of the test set. All training files of a set have five times as many together.
+        records_per_file: number of test images; all training files of a set together have five times as many.
     """
 
     url: str
@@ -39,7 +39,7 @@ class Archive(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where things are in an archive.
+    """The files in an archive.
 
     Attributes:
         builder: name of TFDS's builder.
@@ -88,7 +88,7 @@ LAYOUTS = {
 
 
 class Contents(NamedTuple):
-    """An archive in memory: a record is its label bytes and the image planes; class names by feature."""
+    """An archive in memory: records of label bytes and image planes, and class names by feature."""
 
     train: UInt8[np.ndarray, "train record"]
     test: UInt8[np.ndarray, "test record"]
@@ -112,15 +112,16 @@ def prepare_cifar(name: str, data_dir: Path, archive: Path | None, expected: Arc
         name: "cifar10" or "cifar100".
         data_dir: TFDS data directory; created if absent.
         archive: the authors' archive of the binary version; downloaded to `data_dir/downloads` if not given.
-        expected: what the archive is checked against.
+        expected: the expected archive.
 
     Returns:
         The folder of the prepared set.
 
     Raises:
         FileNotFoundError: `archive` does not exist.
-        ConnectionError: the download fails; the message says how to go on without a network.
-        ValueError: the archive is not the expected one.
+        ConnectionError: the download fails; the message says how to continue without a network.
+        ValueError: the archive
+        is not the expected one.
     """
     if archive is None:
         archive = download(expected, data_dir / "downloads")
@@ -156,7 +157,7 @@ def read_archive(path: Path, layout: Layout, records_per_file: int) -> Contents:
 
 
 def write_prepared(contents: Contents, layout: Layout, data_dir: Path) -> Path:
-    """Runs TFDS's own preparation on images already in memory; returns the folder it made."""
+    """Runs TFDS's own preparation on images in memory; returns the folder that it made."""
     tfds = import_tfds()
     from PIL import Image
     from tensorflow_datasets.image_classification import cifar as stock
@@ -165,7 +166,7 @@ def write_prepared(contents: Contents, layout: Layout, data_dir: Path) -> Path:
     num_labels = len(layout.labels)
 
     class Encoded(stock_builder, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
-        """The stock set, encoded by Pillow."""
+        """TFDS's set, encoded by Pillow."""
 
         # The registry already has TFDS's own under this name.
         name = layout.builder.lower()
@@ -180,7 +181,7 @@ def write_prepared(contents: Contents, layout: Layout, data_dir: Path) -> Path:
             }
 
         def _generate_examples(self, split_prefix: str, records: np.ndarray) -> Iterator[tuple[int, dict]]:
-            # The key decides the order on disk.
+            # The key determines the order on disk.
             for key, record in enumerate(records):
                 image = Image.fromarray(record[num_labels:].reshape(3, 32, 32).transpose(1, 2, 0).copy())
                 labels = {feature: int(label) for (feature, _), label in zip(layout.labels, record)}

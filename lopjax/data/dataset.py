@@ -1,4 +1,4 @@
-"""The one shape every data set has, and the checks it passes before anything is compiled."""
+"""The common form of all data sets, and the checks made before anything is compiled."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ class Dataset(NamedTuple):
         test_images: as `train_images`.
         test_labels: as `train_labels`; never noisy.
         num_classes: number of classes.
-        name: where the data came from, e.g. "cifar10" or "digits".
+        name: source of the data, such as "cifar10" or "digits".
         mean: per channel, mean of pixel/255 over all training pixels.
         std: per channel, standard deviation (1/N) of pixel/255 over all training pixels.
     """
@@ -37,7 +37,7 @@ class Dataset(NamedTuple):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)` of one image: what a model's `input_shape` wants."""
+        """`(height, width, channels)` of one image, for a model's `input_shape`."""
         _, height, width, channels = self.train_images.shape
         return height, width, channels
 
@@ -64,11 +64,11 @@ def from_arrays(
         num_classes: number of classes.
         name: a name for messages and run folders.
         channels_first: True for images `(n, channels, height, width)`, as in PyTorch; they are transposed. False for
-            channels last. None takes them as channels last too, but refuses shapes that look like the other order: at
-            most 4 entries on the second axis, more than 4 on the last.
+            channels last. None also means channels last, but refuses shapes that look like channels first: at most 4
+            entries on the second axis, more than 4 on the last.
 
     Raises:
-        ValueError: what is wrong, in which array, and what is allowed.
+        ValueError: invalid arrays; the message says what is wrong, in which array, and what is allowed.
 
     Example:
         >>> import numpy as np
@@ -95,12 +95,12 @@ def from_arrays(
 
 
 def validate(dataset: Dataset) -> Dataset:
-    """Returns `dataset` unchanged if it is sound; call it on a `Dataset` you filled in yourself.
+    """Returns `dataset` unchanged if it is valid; call it on a `Dataset` that you constructed yourself.
 
     Raises:
-        ValueError: for a wrong dtype or rank, different numbers of images and labels, labels outside
-            0..num_classes-1, a class without training images, different image shapes in the two splits, or
-            normalisation constants that are not finite and positive.
+        ValueError: a wrong dtype or rank, different numbers of images and labels, labels outside 0..num_classes-1, a
+            class without training images, different image shapes in the two splits, or normalisation constants that are
+            not finite and positive.
     """
     _checked_num_classes(dataset.num_classes)
     for split in ("train", "test"):
@@ -151,12 +151,12 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
     `round(fraction * train)` labels are redrawn; a redrawn label can equal the old one, so that on average a
     fraction `fraction * (1 - 1/num_classes)` changes. Which positions are redrawn, and to what, depends on
-    `seed`, the number of images and the number of classes alone; with one seed, a larger fraction redraws the
-    same labels to the same values, and more. Test labels and normalisation constants are untouched.
+    `seed`, the number of images and the number of classes alone; with the same seed, a larger fraction redraws the same
+    labels to the same values, and further ones. Test labels and normalisation constants do not change.
 
     Args:
         dataset: any data set.
-        fraction: share of the training labels to redraw, in [0, 1].
+        fraction: fraction of the training labels to redraw, in [0, 1].
         seed: a non-negative integer.
 
     Raises:
@@ -192,7 +192,7 @@ def _as_array(field: str, values: Any) -> np.ndarray:
 
 
 def _looks_channels_first(first: int, second: int, last: int) -> bool:
-    """Few channels before long axes, or square images only if the first axis is that of the channels."""
+    """Whether there are few channels before long axes, or square images only if the first axis is the channel axis."""
     return first <= 4 < last or first != second == last > 3
 
 
@@ -214,7 +214,7 @@ def _to_uint8(field: str, images: Any, channels_first: bool | None) -> UInt8[np.
             raise ValueError(f"{field}: {bad} of {images.size} pixels are NaN or infinite; all must be finite")
         if low < 0 or high > 1:
             raise ValueError(f"{field}: pixels from {low} to {high}; floating-point pixels must lie in [0, 1]")
-        # Half precision would add its own rounding to that of the 256 levels.
+        # Half precision would add its own rounding error to that of the 256 levels.
         return np.rint((images.astype(np.float32) if images.itemsize < 4 else images) * 255).astype(np.uint8)
     if not np.issubdtype(images.dtype, np.integer):
         raise ValueError(f"{field}: dtype {images.dtype}; must be uint8, another integer type, or floating-point")

@@ -23,8 +23,8 @@ def decode_split(
         what: name of set and split, for messages.
 
     Raises:
-        ValueError: no records, a file that cannot be read, an image that cannot be decoded, or images of several
-            sizes; names the record.
+        ValueError: no records, a file that cannot be read, an image that cannot be decoded, or images of several sizes;
+            the message names the record.
     """
     if channels not in MODES:
         raise ValueError(f"{what}: images of {channels} channels; 1, 3 or 4 are supported")
@@ -37,7 +37,7 @@ def decode_split(
         try:
             records = source.__getitems__(range(start, stop))
         except Exception as error:
-            # array_record and protobuf have exceptions of their own for damaged files.
+            # array_record and protobuf raise exceptions of their own for damaged files.
             raise ValueError(f"{what}: records {start}..{stop - 1} cannot be read ({error})") from error
         for index, record in enumerate(records, start):
             image = _decoded(record[image_key], channels, f"{what}, record {index}")
@@ -61,22 +61,22 @@ def _decoded(encoded: bytes, channels: int, what: str) -> UInt8[np.ndarray, "hei
         return decode_image(encoded, channels)
     except UnidentifiedImageError as error:
         # Its own message names an object at an address, which says nothing to a reader.
-        reason = f"{len(encoded)} bytes that are no image Pillow knows"
+        reason = f"{len(encoded)} bytes that are not an image known to Pillow"
         raise ValueError(f"{what}: the image cannot be decoded ({reason}); prepare the set again") from error
     except Exception as error:
-        # Pillow ends on damaged files with OSError, SyntaxError, ValueError, struct.error and others.
+        # On damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
         raise ValueError(f"{what}: the image cannot be decoded ({error}); prepare the set again") from error
 
 
 def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "height width channels"]:
-    """The pixels of one image, 0..255: grey, colours, or colours and opacity, whatever the file holds.
+    """The pixels of one image, 0..255, as grey, RGB or RGBA, whatever the file's own mode.
 
-    Of 16 bits the upper 8 are kept, as libpng and TensorFlow do it; Pillow's own conversion would clip at 255.
+    Of 16 bits the upper 8 are kept, as in libpng and TensorFlow; Pillow's own conversion would clip at 255.
     """
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as image:
-        # Pillow opens 16-bit grey as "I;16" or, in older versions, a PNG as "I". 16-bit colours it reduces itself.
+        # Pillow opens 16-bit grey as "I;16" or, in older versions, a PNG as "I". It reduces 16-bit colours itself.
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):

@@ -1,4 +1,4 @@
-"""Downloads of published archives: resumed where they were cut off, checked, and named only when complete."""
+"""Downloads of published archives: resumed after interruptions, verified, and renamed only when complete."""
 
 import fcntl
 import hashlib
@@ -15,7 +15,7 @@ BLOCK_BYTES = 1 << 20
 
 @runtime_checkable
 class Published(Protocol):
-    """A file as its authors publish it: where, of how many bytes, and with which SHA-256 (hexadecimal)."""
+    """A file as published by its authors: address, number of bytes and SHA-256 (hexadecimal)."""
 
     @property
     def url(self) -> str: ...  # noqa: D102
@@ -38,11 +38,11 @@ def check_file(path: Path, expected: Published, note: str = "") -> None:
 
     Args:
         path: the file.
-        expected: what it should be.
-        note: what it is easily mistaken for, in brackets after the address.
+        expected: the published file.
+        note: a remark on similar files, in brackets after the address.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: its size or checksum differs.
     """
     if not path.is_file():
@@ -65,14 +65,15 @@ def sha256_of(path: Path) -> str:
 
 
 def download(expected: Published, folder: Path) -> Path:
-    """Fetch a published file into a folder, once; one that is there already and intact is used as it is.
+    """Download a published file into a folder, unless an intact copy is already there.
 
-    What has arrived is kept as `<name>.part`, from where the next call goes on if the server knows how to. Only when
-    it is complete and has the right checksum does it get its name.
+    Received data are kept as `<name>.part`, from which the next call resumes if the server supports it. The file is
+    renamed only when it is complete and has the right checksum.
 
     Raises:
-        ConnectionError: the download failed, or another process is at it; says how to go on.
-        ValueError: what arrived is not the published file; the next call starts again.
+        ConnectionError: the download failed, or another process is downloading the file; the message says how to
+            continue.
+        ValueError: the received file is not the published one; the next call starts again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / expected.url.rpartition("/")[2]
@@ -82,7 +83,7 @@ def download(expected: Published, folder: Path) -> Path:
     part = path.with_name(f"{path.name}.part")
     with part.open("ab") as file:
         _lock(file, part)
-        if path.is_file() and path.stat().st_size == expected.num_bytes:  # by whoever had the lock
+        if path.is_file() and path.stat().st_size == expected.num_bytes:  # by the process that held the lock
             return path
         try:
             if file.tell() != expected.num_bytes:
@@ -103,7 +104,7 @@ def _lock(file: BinaryIO, part: Path) -> None:
 
 
 def _fetch(url: str, file: BinaryIO, num_bytes: int) -> None:
-    """Append what is missing; from the start if the server sends the whole, or what is there cannot be part of it."""
+    """Append the missing part; start over if the server sends the whole file or the existing part does not fit."""
     if file.tell() > num_bytes:
         file.truncate(0)
     request = urllib.request.Request(url)
@@ -123,6 +124,6 @@ def _fetch(url: str, file: BinaryIO, num_bytes: int) -> None:
         file.flush()
         kept = os.fstat(file.fileno()).st_size
         raise ConnectionError(
-            f"{url} could not be downloaded ({error}). {kept:,} bytes are kept: the same command goes on from there. "
+            f"{url} could not be downloaded ({error}). {kept:,} bytes are kept: the same command resumes from there. "
             "Without a network: fetch the file on another machine, copy it here and add --archive FILE to the command."
         ) from error

@@ -16,23 +16,24 @@ def load(
 ) -> Dataset:
     """Loads an image classification set by name; never uses the network.
 
-    Classes that a set declares but has no training images of are dropped and the others renumbered, with a warning. The
-    test set is the split "test", or "validation" where there is no test split or its labels are hidden.
+    Classes that a set declares but that have no training images are dropped and the others renumbered, with a warning.
+    The test set is the split "test", or "validation" if there is no test split or its labels are hidden.
 
     Args:
         name: "digits" (embedded in scikit-learn), or an image classification set of TensorFlow Datasets prepared
-            on this machine: `set`, `set/config`, with `:1.2.3` appended for a certain version.
+            on this machine: `set`, `set/config`, with `:1.2.3` appended for a specific version.
         data_dir: TFDS data directory; by default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
         label_noise: fraction of the training labels to redraw uniformly over all classes, see
             `with_label_noise`.
         seed: seed of the label noise.
-        cache_dir: where decoded images are kept; by default `lopjax_cache` in `data_dir` if that is writable,
-            otherwise the user's cache folder.
+        cache_dir: folder of decoded images; by default `lopjax_cache` in `data_dir` if that is writable, otherwise the
+            user's cache folder.
 
     Raises:
         FileNotFoundError: the set is not prepared on this machine; the message has the command that prepares it.
-        ValueError: unknown name, or a bad value of another argument.
-        ImportError: a package that this source needs is not installed.
+        ValueError: an unknown name, or an invalid value of another argument.
+        ImportError: a package that this source
+        needs is not installed.
 
     Example:
         >>> load("digits").train_images.shape

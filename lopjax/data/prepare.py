@@ -15,19 +15,20 @@ OWN: dict[str, tuple[str, Callable[[Path, Path | None], Path]]] = {
     "cifar100": ("3.0.2", prepare_cifar100),
     "tiny_imagenet": ("1.0.0", prepare_tiny_imagenet),
 }
-"""Sets with a builder of our own, which needs no TensorFlow: version and builder."""
+"""Sets with a builder in this library, which does not need TensorFlow: version and builder."""
 
 
 def prepare(name: str, data_dir: str | os.PathLike | None = None, archive: str | os.PathLike | None = None) -> Path:
     """Downloads and prepares a set of TensorFlow Datasets as array_record files, unless it is already there.
 
-    CIFAR-10, CIFAR-100 and Tiny ImageNet need no TensorFlow; many other sets do, to be prepared but not to be read.
+    CIFAR-10, CIFAR-100 and Tiny ImageNet do not need TensorFlow; many other sets do, for preparation but not for
+    reading.
 
     Args:
         name: `set`, `set/config`, with `:1.2.3` appended for a certain version.
         data_dir: TFDS data directory; by default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
         archive: for the first three sets, the authors' file (`cifar-10-binary.tar.gz`, `cifar-100-binary.tar.gz`,
-            `tiny-imagenet-200.zip` or a cut of it), instead of a download.
+            `tiny-imagenet-200.zip` or a subset of it), instead of a download.
 
     Returns:
         The folder of the prepared set.
@@ -66,9 +67,9 @@ def _prepare_with_tfds(name: str, data_dir: Path) -> Path:
 
 
 def _check_network(name: str, urls: Iterable[str], data_dir: Path) -> None:
-    """Fails at once where TFDS would retry for minutes: no address for a host that it has to download from."""
+    """Fails immediately, where TFDS would retry for minutes, if a host that it has to download from has no address."""
     if any((data_dir / "downloads").rglob("*.INFO")):
-        return  # TFDS has finished downloads here before; what is needed may be among them.
+        return  # TFDS has downloaded files here before; the needed one may be among them.
     for host in sorted({host for url in urls if (host := urlsplit(url).hostname)}):
         try:
             socket.getaddrinfo(host, None)

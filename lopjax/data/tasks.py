@@ -1,4 +1,4 @@
-"""Which images make the classes of a sequence of tasks: tables of indices, checked before anything is compiled."""
+"""The images of the classes of a sequence of tasks: tables of indices, checked before anything is compiled."""
 
 import numpy as np
 from jaxtyping import Int32
@@ -11,15 +11,16 @@ def class_table(
 ) -> Int32[np.ndarray, "classes images"]:
     """The images of every class: row `c` has the indices of the first `images_per_class` images of class `c`.
 
-    Every class has equally many, so every task cut from the table is balanced, and chance is 1 / classes of the task.
+    All classes have the same number, so every task made from the table is balanced, and chance level is 1 / classes of
+    the task.
 
     Args:
         labels: `(images,)`, integers in 0..num_classes-1.
         num_classes: number of classes.
-        images_per_class: how many of each; None for as many as the smallest class has.
+        images_per_class: number of images of each class; None for as many as the smallest class has.
 
     Raises:
-        ValueError: labels out of range, or a class with too few images, or none; with the numbers.
+        ValueError: labels out of range, or a class with too few images; the message gives the numbers.
 
     Example:
         >>> class_table(np.array([1, 0, 1, 0, 0]), 2).tolist()
@@ -47,10 +48,10 @@ def class_table(
 
 
 def check_class_split(num_tasks: int, classes_per_task: int, num_classes: int) -> None:
-    """Refuse a split into tasks of disjoint classes for which there are too few classes.
+    """Refuse a split into tasks with disjoint classes if there are too few classes.
 
     Raises:
-        ValueError: what was given and how many classes there are.
+        ValueError: too few classes; the message gives the numbers.
     """
     for name, value in (("num_tasks", num_tasks), ("classes_per_task", classes_per_task)):
         as_integer(value, 1, f"{name}={value!r}: must be a positive integer")
@@ -62,10 +63,10 @@ def check_class_split(num_tasks: int, classes_per_task: int, num_classes: int) -
 
 
 def class_order(num_classes: int, seed: int) -> Int32[np.ndarray, " classes"]:
-    """An order of the classes by NumPy's generator of a seed: task `t` has those from `t * classes_per_task` on.
+    """A random order of the classes from NumPy's generator: task `t` has the classes from `t * classes_per_task` on.
 
     Raises:
-        ValueError: the seed is negative or no integer.
+        ValueError: the seed is not a non-negative integer.
     """
     seed = as_integer(seed, 0, f"seed={seed!r}: must be a non-negative integer")
     return np.random.default_rng(seed).permutation(num_classes).astype(np.int32)
@@ -75,7 +76,7 @@ def check_class_order(order: np.ndarray, num_classes: int) -> Int32[np.ndarray, 
     """The order as int32, if it is a permutation of all classes.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not a permutation.
     """
     order = np.asarray(order)
     if order.shape != (num_classes,) or not np.array_equal(np.sort(order), np.arange(num_classes)):

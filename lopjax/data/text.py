@@ -1,7 +1,7 @@
 """Text that ships with Python, as tokens: documentation and sources of the standard library, found at run time.
 
-Every Python release ships another text, and a minimal installation may lack parts of it: `Text.digest` says which one
-was read. Nothing is downloaded, and no module is imported for its text but those that hold nothing else.
+Every Python release ships a different text, and a minimal installation may lack parts of it: `Text.digest` identifies
+the text. Nothing is downloaded, and only modules that contain nothing but text are imported for it.
 """
 
 import ast
@@ -23,7 +23,7 @@ PACKAGES = (
     *("asyncio", "collections", "ctypes", "email", "encodings", "html", "http", "importlib", "json", "logging"),
     *("multiprocessing", "unittest", "urllib", "wsgiref", "xml"),
 )
-"""Packages of the standard library whose sources are texts, each by its own name."""
+"""Packages of the standard library whose sources serve as texts, each under its own name."""
 
 DOCUMENTED = (
     *("argparse", "bisect", "calendar", "datetime", "difflib", "fractions", "functools", "heapq", "inspect", "pathlib"),
@@ -35,7 +35,7 @@ SOURCES = ("topics", "docstrings", *PACKAGES)
 """Names of all texts."""
 
 OTHER = "<other>"
-"""What stands for all words beyond the vocabulary."""
+"""The token for all words outside the vocabulary."""
 
 
 class Text(NamedTuple):
@@ -43,7 +43,7 @@ class Text(NamedTuple):
 
     Attributes:
         name: one of `SOURCES`.
-        text: all of it.
+        text: the whole text.
         digest: SHA-256 of its UTF-8 bytes, hexadecimal.
     """
 
@@ -57,7 +57,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         tokens: tokens of every text, numbers in 0..len(vocabulary)-1, int32.
-        vocabulary: what each number stands for: a word, or a byte as a number.
+        vocabulary: the meaning of each number: a word, or a byte as a number.
     """
 
     tokens: tuple[np.ndarray, ...]
@@ -73,7 +73,7 @@ def python_text(name: str) -> Text:
 
     Raises:
         ValueError: another name.
-        FileNotFoundError: this installation does not ship it.
+        FileNotFoundError: this installation does not contain it.
     """
     if name not in SOURCES:
         raise ValueError(f"source={name!r}: must be one of {list(SOURCES)}")
@@ -92,7 +92,7 @@ def joint_digest(texts: Sequence[Text]) -> str:
 
 
 def encode_bytes(texts: Sequence[str]) -> Encoded:
-    """Texts as UTF-8 bytes, renumbered: the vocabulary is those that occur in any of them, in rising order.
+    """Texts as UTF-8 bytes, renumbered: the vocabulary has the bytes that occur in any of them, in ascending order.
 
     >>> encode_bytes(["ab", "cb"]).tokens[1].tolist()
     [2, 1]
@@ -108,12 +108,12 @@ def encode_words(texts: Sequence[str], num_words: int) -> Encoded:
     """Texts as words and punctuation marks; white space is left out.
 
     Args:
-        texts: any.
-        num_words: size of the vocabulary: `OTHER`, number 0, and the most frequent words, those that are equally
-            frequent in alphabetical order.
+        texts: the texts.
+        num_words: size of the vocabulary: `OTHER` with number 0, and the most frequent words, with ties in alphabetical
+            order.
 
     Raises:
-        ValueError: fewer than two, or more than there are.
+        ValueError: `num_words` is below two, or exceeds the number of words.
 
     >>> encode_words(["to be, or not to be"], 3)
     Encoded(tokens=(array([2, 1, 0, 0, 0, 2, 1], dtype=int32),), vocabulary=('<other>', 'be', 'to'))
@@ -133,16 +133,16 @@ def encode_words(texts: Sequence[str], num_words: int) -> Encoded:
 def text_windows(
     tokens: Int32[np.ndarray, " tokens"], length: int, num: int, first: int = 0
 ) -> Int32[np.ndarray, "windows length_and_one"]:
-    """Windows of a text, one after the other: of each the first `length` tokens are inputs, the last ones labels.
+    """Consecutive windows of a text: the first `length` tokens of each are inputs, the last one is the label.
 
     Args:
         tokens: tokens of a text.
-        length: inputs of a window, which holds one token more.
-        num: how many windows.
-        first: number of the first one.
+        length: number of input tokens of a window, which has one token more.
+        num: number of windows.
+        first: index of the first window.
 
     Raises:
-        ValueError: the text is too short; says how long it would have to be.
+        ValueError: the text is too short; the message gives the necessary length.
     """
     size = length + 1
     if length < 1 or num < 1 or len(tokens) < (first + num) * size:

@@ -25,7 +25,7 @@ from lopjax.data.decoding import decode_split
 _NAME = re.compile(r"(?P<set>[a-z0-9_]+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _CACHE_FORMAT = b"2"
-# A path with a scheme, "gs://bucket/folder", also as pathlib writes it, "gs:/bucket/folder"; no drive letter.
+# A path with a scheme, "gs://bucket/folder", also in pathlib's form, "gs:/bucket/folder"; not a drive letter.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*")
 
 
@@ -33,8 +33,8 @@ def load_tfds(name: str, data_dir: str | os.PathLike | None, cache_dir: str | os
     """A set that has been prepared on this machine; see `lopjax.data.load` for the arguments.
 
     Raises:
-        FileNotFoundError: the set exists but is not prepared here; the message has the command that does it.
-        ValueError: no set has that name, or it is not one of images of one size with one label each.
+        FileNotFoundError: the set exists but is not prepared here; the message has the command that prepares it.
+        ValueError: no set has that name, or it does not consist of images of one size with one label each.
     """
     root = resolve_data_dir(data_dir)
     folder = find_prepared(name, root)
@@ -78,7 +78,7 @@ def _local(field: str, folder: str | os.PathLike) -> Path:
 
 
 def find_prepared(name: str, data_dir: Path) -> Path | None:
-    """The folder of the newest prepared version, or of the version asked for; None if there is none.
+    """The folder of the newest prepared version, or of the version given; None if there is none.
 
     Args:
         name: `set`, `set/config`, `set:1.2.3` or `set/config:1.2.3`.
@@ -110,7 +110,7 @@ def import_tfds() -> ModuleType:
     """TFDS, imported when first needed because it takes half a second.
 
     Raises:
-        ImportError: it is not installed, with the command that installs it.
+        ImportError: it is not installed; the message has the command that installs it.
     """
     try:
         import tensorflow_datasets
@@ -124,18 +124,18 @@ def import_tfds() -> ModuleType:
 def decode(folder: Path) -> Arrays:
     """Decodes every image of a prepared set.
 
-    The test set is the split "test" or, in sets without one (or with a hidden one), "validation". Hidden is a test
-    split all of whose labels are negative: TFDS writes -1 where labels are not public.
+    The test set is the split "test" or, in sets without one (or with a hidden one), "validation". A test split is
+    hidden if all its labels are negative: TFDS writes -1 if labels are not public.
 
     Args:
-        folder: what `find_prepared` returned.
+        folder: result of `find_prepared`.
 
     Returns:
         `train_images`, `train_labels`, `test_images`, `test_labels` and `num_classes` (a scalar).
 
     Raises:
-        ValueError: the files need TensorFlow, the set is not one of images with one label each, its splits do not
-            suffice, or an image cannot be decoded; the message names split and record.
+        ValueError: the files need TensorFlow, the set does not consist of images with one label each, it lacks a
+            necessary split, or an image cannot be decoded; the message names split and record.
     """
     if (file_format := json.loads((folder / "dataset_info.json").read_text()).get("fileFormat")) != "array_record":
         raise ValueError(
@@ -160,9 +160,9 @@ def decode(folder: Path) -> Arrays:
 
 
 def without_unused_classes(arrays: Arrays, name: str) -> Arrays:
-    """The same set with its labels numbered from 0 without gaps, if it declares classes that no training image has.
+    """The same set with labels renumbered from 0 without gaps, if it declares classes without training images.
 
-    "emnist/letters" declares 37 classes and has images of 26, labelled 1..26. A warning says what was renumbered.
+    "emnist/letters" declares 37 classes and has images of 26, labelled 1..26. A warning describes the renumbering.
 
     Raises:
         ValueError: a class that only test images have.
@@ -170,7 +170,7 @@ def without_unused_classes(arrays: Arrays, name: str) -> Arrays:
     train, test, declared = arrays["train_labels"], arrays["test_labels"], int(arrays["num_classes"])
     used = np.unique(train)
     if len(used) == declared or used[0] < 0 or used[-1] >= declared:
-        return arrays  # nothing to do, or nothing that renumbering would mend
+        return arrays  # nothing to do, or nothing that renumbering would fix
     if only_test := sorted(set(np.unique(test).tolist()) - set(used.tolist())):
         raise ValueError(f"name={name!r}: class {only_test[0]} has test images but no training images")
     warnings.warn(
@@ -183,7 +183,7 @@ def without_unused_classes(arrays: Arrays, name: str) -> Arrays:
 
 
 def _labels_are_hidden(source: Any, label_key: str) -> bool:
-    """Whether the first labels are all negative: before a million images are decoded for nothing."""
+    """Whether the first labels are all negative; checked before a million images are decoded in vain."""
     return all(record[label_key] < 0 for record in source.__getitems__(range(min(len(source), 512))))
 
 
@@ -215,7 +215,7 @@ def _image_and_label_keys(tfds: ModuleType, builder: Any) -> tuple[str, str]:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Changes whenever the set is prepared anew, without reading its images."""
+    """A fingerprint that changes whenever the set is prepared anew, found without reading its images."""
     digest = hashlib.sha256(_CACHE_FORMAT)
     for path in sorted(folder.iterdir()):
         digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
@@ -224,7 +224,7 @@ def _fingerprint(folder: Path) -> str:
 
 def _not_found(name: str, data_dir: Path) -> Exception:
     prepared = ["digits", *prepared_names(data_dir)]
-    # TFDS knows its sets by name without a network; one that we have a builder of is none of them.
+    # TFDS knows its sets by name without a network, but not those with a builder in this library.
     known = [*import_tfds().list_builders(with_community_datasets=False), "tiny_imagenet"]
     parts = _NAME.fullmatch(name)
     if parts is None or (parts["set"] not in known and not (data_dir / parts["set"]).is_dir()):

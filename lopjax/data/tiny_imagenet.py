@@ -1,7 +1,7 @@
 """Tiny ImageNet from its authors' archive into the layout of TensorFlow Datasets, without TensorFlow.
 
-TFDS has no builder of this set. The one here keeps the JPEG files as they are (grey ones become PNG of the same pixels,
-in colour), so that `lopjax.data.load("tiny_imagenet")` and `tfds.data_source("tiny_imagenet")` read them. Classes are
+TFDS has no builder for this set. The one here keeps the JPEG files unchanged (grey ones become RGB PNG files with the
+same pixels), so that `lopjax.data.load("tiny_imagenet")` and `tfds.data_source("tiny_imagenet")` read them. Classes are
 the WordNet ids in alphabetical order. The archive's unlabelled test images are left out: the test set of `load` is the
 validation set.
 """
@@ -27,21 +27,21 @@ OFFICIAL = File(
 )
 VERSION = "1.0.0"
 SHAPE = (64, 64, 3)
-# A file of 64 x 64 pixels has a few kilobytes: what is larger than this is no such image.
+# A file of 64 x 64 pixels has a few kilobytes: anything larger than this is not such an image.
 LARGEST_BYTES = 1 << 20
 _TRAIN = re.compile(r"(?P<root>[^/]+)/train/(?P<class_id>n\d{8})/images/(?P<file>[\w.-]+\.JPEG)")
 _VALIDATION = re.compile(r"(?P<root>[^/]+)/val/images/(?P<file>[\w.-]+\.JPEG)")
 
 
 class Contents(NamedTuple):
-    """What is in an archive.
+    """The contents of an archive.
 
     Attributes:
         class_ids: WordNet ids, in alphabetical order: the position is the label.
-        class_words: what each class is called.
+        class_words: name of each class.
         train: `(member of the archive, label)` of every training image.
-        validation: likewise.
-        num_missing: images that the annotations name and the archive lacks.
+        validation: the same for the validation images.
+        num_missing: number of images that the annotations name but the archive lacks.
     """
 
     class_ids: tuple[str, ...]
@@ -54,13 +54,13 @@ class Contents(NamedTuple):
 def prepare_tiny_imagenet(data_dir: Path, archive: Path | None = None, expected: Published = OFFICIAL) -> Path:
     """Writes Tiny ImageNet as array_record files under `data_dir`.
 
-    An archive of another size than the official one is taken for a cut of it: a warning says what is in it, and so does
-    `metadata.json` of the prepared set.
+    An archive of a different size than the official one is treated as a subset: a warning and the prepared set's
+    `metadata.json` describe its contents.
 
     Args:
         data_dir: TFDS data directory; created if absent.
-        archive: `tiny-imagenet-200.zip` or a cut of it; the official one is downloaded to `data_dir/downloads` if not
-            given.
+        archive: `tiny-imagenet-200.zip` or a subset of it; the official one is downloaded to `data_dir/downloads` if
+            not given.
         expected: the official archive.
 
     Returns:
@@ -68,9 +68,9 @@ def prepare_tiny_imagenet(data_dir: Path, archive: Path | None = None, expected:
 
     Raises:
         FileNotFoundError: `archive` does not exist.
-        ConnectionError: the download fails; the message says how to go on.
-        ValueError: no zip archive, one of the official size with another checksum, or one with contents that are not
-            right; names the member.
+        ConnectionError: the download fails; the message says how to continue.
+        ValueError: not a zip archive, one of the
+            official size with a different checksum, or one with invalid contents; the message names the member.
     """
     if archive is None:
         archive = download(expected, data_dir / "downloads")
@@ -87,7 +87,7 @@ def prepare_tiny_imagenet(data_dir: Path, archive: Path | None = None, expected:
 
 
 def counts_of(contents: Contents) -> dict[str, Any]:
-    """How many images there are, in all and of the smallest and the largest class."""
+    """The number of images in total, of the smallest and of the largest class."""
     counts: dict[str, Any] = {"classes": len(contents.class_ids)}
     for split in ("train", "validation"):
         examples = getattr(contents, split)
@@ -98,11 +98,11 @@ def counts_of(contents: Contents) -> dict[str, Any]:
 
 
 def read_contents(file: zipfile.ZipFile) -> Contents:
-    """Which images of which classes an archive has; nothing is extracted, and no image is looked at.
+    """The images and classes of an archive, without extracting or decoding anything.
 
     Raises:
-        ValueError: a member outside the archive's own folder or twice, a class without training images, an image or an
-            annotation of no class.
+        ValueError: a member outside the archive's own folder or repeated, a class without training images, or an image
+            or annotation without a class.
     """
     names = file.namelist()
     check_members(names)
@@ -130,10 +130,10 @@ def read_contents(file: zipfile.ZipFile) -> Contents:
 
 
 def check_members(names: Sequence[str]) -> None:
-    """Refuse an archive with members that would leave its folder, or two of one name.
+    """Refuse an archive with members that would be outside its folder, or two members of the same name.
 
     Raises:
-        ValueError: names the member.
+        ValueError: there is such a member; the message names it.
     """
     root = names[0].split("/")[0] if names else ""
     for name in names:
@@ -144,10 +144,10 @@ def check_members(names: Sequence[str]) -> None:
 
 
 def read_image(file: zipfile.ZipFile, member: str) -> bytes:
-    """One image, encoded: the file itself, or a PNG of the same pixels in colour if it is grey.
+    """One encoded image: the file itself or, if it is grey, an RGB PNG with the same pixels.
 
     Raises:
-        ValueError: it is damaged, cut short or of another size; names the member.
+        ValueError: it is damaged, truncated or of another size; the message names the member.
     """
     if (size := file.getinfo(member).file_size) > LARGEST_BYTES:
         raise ValueError(f"{member}: {size:,} bytes; an image of {SHAPE[0]} x {SHAPE[1]} has less than 1 MB")
@@ -156,7 +156,7 @@ def read_image(file: zipfile.ZipFile, member: str) -> bytes:
         pixels = decode_image(encoded, SHAPE[2])
         is_colour = _mode(encoded) == "RGB"
     except Exception as error:
-        # Pillow ends on damaged files with OSError, SyntaxError, ValueError, struct.error and others.
+        # On damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
         raise ValueError(f"{member}: the image cannot be decoded ({error}); get the archive again") from error
     if pixels.shape != SHAPE:
         raise ValueError(f"{member}: shape {pixels.shape}; must be {SHAPE}")
@@ -166,7 +166,7 @@ def read_image(file: zipfile.ZipFile, member: str) -> bytes:
 def _write_prepared(
     contents: Contents, read: Callable[[str], bytes], metadata: Mapping[str, Any], data_dir: Path
 ) -> Path:
-    """Runs TFDS's own preparation on the images of an archive; returns the folder it made."""
+    """Runs TFDS's own preparation on the images of an archive; returns the folder that it made."""
     tfds: Any = import_tfds()
 
     class TinyImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]

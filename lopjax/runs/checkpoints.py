@@ -108,7 +108,8 @@ def read(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
         The dictionaries, on the default device (but see above for 64 bits), and the header.
 
     Raises:
-        FileNotFoundError: the file does not exist. CheckpointError: it is damaged, or its tree is not made of nested
+        FileNotFoundError: the file does not exist.
+        CheckpointError: it is damaged, or its tree is not made of nested
             dictionaries.
     """
     path = Path(path)

@@ -87,7 +87,8 @@ def resolved(reference: str) -> Any:
     """The function or class of a reference.
 
     Raises:
-        ImportError: it does not exist. ValueError: the reference is malformed.
+        ImportError: it does not exist.
+        ValueError: the reference is malformed.
     """
     module, separator, name = reference.partition(":")
     if not separator or not module or not name:

@@ -81,7 +81,8 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON under a temporary name and move it into place: readers see the old file or the new, never a part.
 
     Raises:
-        ValueError: a value that JSON cannot represent; the message says where. Nothing is written. OSError: it could
+        ValueError: a value that JSON cannot represent; the message says where. Nothing is written.
+        OSError: it could
         not be written; nothing is left behind.
     """
     text = json.dumps(plain(value, path.stem), indent=1, allow_nan=False)

@@ -104,7 +104,8 @@ class RunData(NamedTuple):
         """Inputs and labels of the batch that measurements were taken on, arrays on the default device.
 
         Raises:
-            FileNotFoundError: no probe batch is recorded. CheckpointError: the file is damaged.
+            FileNotFoundError: no probe batch is recorded.
+            CheckpointError: the file is damaged.
         """
         path = self.folder / "probe.npz"
         if not path.exists():
@@ -136,7 +137,8 @@ def load(folder: Path | str, strict: bool = False) -> RunData:
             warning.
 
     Raises:
-        FileNotFoundError: the folder has no run; the message says what a run folder contains. RunFolderError: `strict`
+        FileNotFoundError: the folder has no run; the message says what a run folder contains.
+        RunFolderError: `strict`
             is set and something is damaged; the message names file and line.
     """
     run = _loaded(Path(folder))

@@ -136,7 +136,8 @@ class Run(NamedTuple):
             labels: `(batch, ...)`, any type.
 
         Raises:
-            ValueError: their lengths differ or are 0. RunFolderError: a different batch is recorded.
+            ValueError: their lengths differ or are 0.
+            RunFolderError: a different batch is recorded.
         """
         if not self._may_write():
             return

@@ -40,7 +40,8 @@ class ModuleWriter:
                 config, and `resume` is `"allow"`.
 
         Raises:
-            ImportError: the module is not installed; the message says how to install it. ValueError: the module is not
+            ImportError: the module is not installed; the message says how to install it.
+            ValueError: the module is not
                 a tracker, or its `init` lacks one of the settings.
         """
         self._module = _tracker_module(module)

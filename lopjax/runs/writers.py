@@ -44,7 +44,8 @@ def writer_of(name: str, run_folder: Path | str, **settings: Any) -> Writer:
         settings: arguments of `TensorBoardWriter` (another `folder`, for instance) or of the module's `init`.
 
     Raises:
-        ImportError: it is not installed; the message says how to install it. ValueError: the name or a setting cannot
+        ImportError: it is not installed; the message says how to install it.
+        ValueError: the name or a setting cannot
             be used; the message says what is missing.
     """
     folder = Path(run_folder)
@@ -79,8 +80,9 @@ class TensorBoardWriter:
             step: fields that count steps; the first one in a record is the horizontal axis.
 
         Raises:
-            ImportError: tensorboardX is not installed; the message says how to install it. ValueError: the folder is
-            the current one, or above it.
+            ImportError: tensorboardX is not installed; the message says how to install it.
+            ValueError: the folder is
+                the current one, or above it.
         """
         try:
             from tensorboardX import SummaryWriter

@@ -1,6 +1,6 @@
-"""Activation theory: what a non-linearity does to correlations, rank and frozen units of Gaussian representations.
+"""Activation theory: the effect of a non-linearity on correlations, rank and frozen units of Gaussian representations.
 
-Everything but the probe `correlation_report` needs float64 and raises a `RuntimeError` without it.
+Everything except the probe `correlation_report` needs float64 and raises a `RuntimeError` without it.
 """
 
 from lopjax.theory.correlations import CorrelationReport, correlation_report

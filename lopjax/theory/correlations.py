@@ -10,14 +10,14 @@ from lopjax.theory.moments import rounding_of
 
 
 class CorrelationReport(NamedTuple):
-    """Where the pairwise |correlations| r of a layer lie, as averages over pairs of units that are not constant.
+    """Distribution of the pairwise |correlations| r of a layer, as averages over pairs of units that are not constant.
 
     Attributes:
         polarisation: mean of |2r - 1|: 1 if every r is 0 or 1, 0 if every r is 1/2, 1/2 if r is uniform.
         mean: mean of r.
-        near_zero: fraction of pairs with r below the margin: features of their own.
-        near_one: fraction of pairs with r above 1 - margin: copies, the way to a cloned-unit manifold.
-        num_pairs: pairs counted. If there are none, the averages are 0 and mean nothing.
+        near_zero: fraction of pairs with r below the margin: independent features.
+        near_one: fraction of pairs with r above 1 - margin: near copies, close to a cloned-unit manifold.
+        num_pairs: number of pairs. If it is 0, the averages are 0 and have no meaning.
         constant_fraction: fraction of the units that do not vary over the samples; they have no correlation.
     """
 
@@ -35,16 +35,16 @@ def correlation_report(
     """Measure how far pairwise unit correlations have moved towards {0, 1}.
 
     The paper's tension: features that generalise are either independent (r = 0) or copies of each other (r = 1), and
-    copies are what traps training later. `near_zero` and `near_one` tell the two apart. Finite samples alone give
-    independent units r of about sqrt(2 / (pi samples)), so `samples` should be a few hundred.
+    copies trap training later. `near_zero` and `near_one` distinguish the two. With finite samples even independent
+    units have r of about sqrt(2 / (pi samples)), so `samples` should be a few hundred.
 
     Args:
-        activations: one row per sample, one column per unit; reshape maps and tokens first. Integers, booleans and
-            16-bit floats are computed in float32.
-        margin: what counts as near, between 0 and 1/2.
+        activations: one row per sample, one column per unit; reshape feature maps and tokens first. Integers, booleans
+            and 16-bit floats are computed in float32.
+        margin: distance that counts as near, between 0 and 1/2.
 
     Returns:
-        The report, of scalars; usable under jit and vmap. All are NaN if an activation is not finite.
+        A report of scalars; usable under jit and vmap. All are NaN if an activation is not finite.
 
     Raises:
         ValueError: the margin is out of range, or there are no samples or no units.
@@ -65,7 +65,7 @@ def correlation_report(
         raise ValueError(f"activations of shape {array.shape}: must be (samples, units), at least one of each")
     activations = array.astype(jnp.promote_types(array.dtype, jnp.float32))
     is_finite = jnp.all(jnp.isfinite(activations))
-    # Scaled first, so that sums of large values stay finite: by a power of 2, which is exact, in two steps, as its
+    # Scaled first, so that sums of large values stay finite: by a power of 2, which is exact, in two steps, because its
     # reciprocal may not be a normal number.
     exponent = jnp.frexp(jnp.max(jnp.abs(activations), axis=0))[1]
     half = exponent // 2

@@ -1,6 +1,6 @@
 """Kernel maps iterated over depth: which activations collapse correlations to 1, and which drive them to 0.
 
-The pre-activations of each layer are taken to be standardised, so that one layer after the other applies the same map.
+The pre-activations of each layer are assumed standardised, so that every layer applies the same map.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from lopjax.theory.hermite import Function
 from lopjax.theory.kernels import kernel_map, kernel_slope
 
 _MARGIN = 1e-9
-"""A multiplier closer to 1 than this counts as 1: the precision that the moments are held to."""
+"""A multiplier closer to 1 than this counts as 1; this is the precision required of the moments."""
 
 
 class FixedPoint(NamedTuple):
-    """A correlation that a kernel map leaves alone.
+    """A correlation that a kernel map leaves unchanged.
 
     Attributes:
         rho: the correlation.
-        multiplier: the slope there; deviations shrink by it per layer if it is below 1 in modulus.
+        multiplier: the slope there, by which deviations are multiplied in each layer.
         kind: "attracting" (below 1), "repelling" (above 1), or "marginal" (1 to within 1e-9: a marginal fixed point at
-            rho = 1 still attracts from below, but only like a power of the depth).
+            rho = 1 still attracts from below, but only as a power of the depth).
     """
 
     rho: float
@@ -34,7 +34,7 @@ class FixedPoint(NamedTuple):
 def iterate_map(
     kernel: Callable[[Float[Array, "..."]], Float[Array, "..."]], rho: Float[Array, "..."] | float, depth: int
 ) -> Float[Array, "layers ..."]:
-    """Apply a kernel map `depth` times and keep every layer.
+    """Apply a kernel map `depth` times and return the result of every layer.
 
     Args:
         kernel: the map, for example `lambda rho: kernel_map(f, rho)`.
@@ -55,7 +55,7 @@ def iterate_map(
         raise ValueError(f"depth={depth}: must not be negative")
     layers = [jnp.asarray(rho)]
     for _ in range(depth):
-        # Rounding may leave [-1, 1] by an ulp, which the next layer would refuse.
+        # Rounding may exceed [-1, 1] by an ulp, which the next layer would refuse.
         layers.append(jnp.clip(kernel(layers[-1]), -1.0, 1.0))
     return jnp.stack(layers)
 
@@ -65,8 +65,8 @@ def fixed_points(f: Function, centred: bool = False) -> tuple[FixedPoint, ...]:
 
     `kappa(rho) = sum_k p_k rho^k` with p_k >= 0 and sum 1 leaves few possibilities (f not linear):
     1 always; 0 if p_0 = 0 (always when centred); one point in (0, 1) if p_0 > 0 and the slope at 1 exceeds 1, because
-    kappa - rho is convex on [0, 1]; and -1 if f, without its mean when centred, is odd. Nothing else: between -1 and
-    0 the odd part is smaller than |rho|. The multiplier at 1 is 1 + alpha_f, at 0 it is p_1.
+    kappa - rho is convex on [0, 1]; and -1 if f, without its mean when centred, is odd. There are no others: between -1
+    and 0 the odd part is smaller than |rho|. The multiplier at 1 is 1 + alpha_f, at 0 it is p_1.
 
     Args:
         f: activation.
@@ -107,7 +107,7 @@ def _fixed_point(f: Function, rho: float, centred: bool) -> FixedPoint:
 
 
 def _inner_fixed_point(f: Function) -> float:
-    """Newton's method from 0 for kappa(rho) = rho: monotone, because kappa - rho is convex and falls there."""
+    """Newton's method from 0 for kappa(rho) = rho: monotone, because kappa - rho is convex and decreasing there."""
     rho = 0.0
     for _ in range(60):
         step = float((kernel_map(f, rho) - rho) / (1 - kernel_slope(f, rho)))

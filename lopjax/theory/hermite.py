@@ -1,7 +1,7 @@
 """Expectations under a standard Gaussian: Gauss-Hermite and split quadrature, Hermite coefficients.
 
-Everything in `lopjax.theory` works in float64 and says so if it cannot: verdicts there hang on differences such as
-alpha_relu = 0 exactly, which float32 would bury.
+Everything in `lopjax.theory` works in float64 and raises an error otherwise: its verdicts depend on small differences,
+such as alpha_relu = 0 exactly, that float32 would hide.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ class Rule(NamedTuple):
 
 
 class Expectation(NamedTuple):
-    """A Gaussian expectation and the change of its value when the order of the rule is doubled (infinite: failed)."""
+    """A Gaussian expectation, and its change when the order of the rule is doubled (infinite if it failed)."""
 
     value: Float[Array, ""]
     error: Float[Array, ""]
@@ -53,12 +53,12 @@ def require_float64() -> None:
 
 
 def kinks_of(f: Function) -> tuple[float, ...]:
-    """Return the kinks that a function is known to have; `()` if nothing is known."""
+    """Return the known kinks of a function; `()` if nothing is known."""
     return tuple(activation(f).kinks or ())
 
 
 def located_kinks(f: Function) -> tuple[float, ...]:
-    """Return the kinks that a function is known to have or, if nothing is known, those that bisection finds."""
+    """Return the known kinks of a function or, if nothing is known, those found by bisection."""
     kinks = activation(f).kinks
     return tuple(kinks) if kinks is not None else find_kinks(f) or ()
 
@@ -96,7 +96,7 @@ def split_edges(
 def panel_nodes(
     edges: Float[Array, " edges"], order: int
 ) -> tuple[Float[Array, "panels order"], Float[Array, "panels order"]]:
-    """Return the Gauss-Legendre nodes and weights of every panel, without any density."""
+    """Return the Gauss-Legendre nodes and weights of every panel, without a density."""
     nodes, weights = np.polynomial.legendre.leggauss(order)
     half = jnp.diff(edges)[:, None] / 2
     return edges[:-1, None] + half * (1 + nodes), half * weights
@@ -114,13 +114,13 @@ def split_rule(
 
     The panels are those of a uniform grid on [-TAIL, TAIL], cut at the kinks and, if graded, at distances 2, 1/2, 1/8,
     ..., 2e-6 on both sides of each, so that a bend of any width there is resolved. The nodes move with the kinks: the
-    rule is differentiable in them, and the derivative of an integral across a moving kink is right.
+    rule is differentiable in them, and the derivative of an integral across a moving kink is correct.
 
     Args:
-        kinks: where the integrand is not smooth; may be traced; those outside [-TAIL, TAIL] are ignored.
+        kinks: points where the integrand is not smooth; may be traced; those outside [-TAIL, TAIL] are ignored.
         order: number of nodes on each panel.
         panel: length of the uniform panels.
-        graded: refine towards the kinks.
+        graded: whether to refine towards the kinks.
 
     Returns:
         Nodes in ascending order, panel by panel, and their weights.
@@ -143,17 +143,17 @@ def gaussian_expectation(
 ) -> Expectation:
     """Compute `E g(z)` for a standard normal z, with an error estimate by doubling the order.
 
-    Smooth integrands go through Gauss-Hermite, integrands with kinks through split panels.
+    Smooth integrands use Gauss-Hermite, integrands with kinks split panels.
 
     Args:
-        integrand: elementwise function g, differentiable parameters may be closed over.
-        kinks: where g or a derivative jumps; by default those that the function is known to have
+        integrand: elementwise function g; differentiable parameters may be closed over.
+        kinks: points where g or a derivative jumps; by default the known kinks of the function
             (`lopjax.activations.activation(integrand).kinks`).
         order: nodes of the cheaper of the two rules compared, per panel if the integral is split.
 
     Returns:
-        The value at twice the order, and its distance to the value at `order`: for split integrals plus what
-        the two outermost panels hold. An integral that is not finite has an infinite error.
+        The value at twice the order, and its distance to the value at `order`: for split integrals, plus the mass of
+        the two outermost panels. An integral that is not finite has an infinite error.
 
     Raises:
         RuntimeError: double precision is off.
@@ -194,11 +194,11 @@ def hermite_functions(z: Float[Array, " nodes"], degree: int) -> Float[Array, "d
 def hermite_coefficients(f: Function, degree: int, order: int = 64) -> Float[Array, " degrees"]:
     """Compute the Hermite coefficients `a_k = E f(z) h_k(z)`, h_k = He_k / sqrt(k!), for k = 0, ..., degree.
 
-    They are orthonormal coordinates: `sum_k a_k² = E f²`, so what is missing from that sum bounds the truncation error
-    of any series in them. For a function with a kink a_k² falls only like k^(-5/2).
+    They are orthonormal coordinates: `sum_k a_k² = E f²`, so the deficit of that sum bounds the truncation error of any
+        series in them. For a function with a kink a_k² falls only like k^(-5/2).
 
     Args:
-        f: activation; its kinks are split at, and looked for where it does not say that it has none.
+        f: activation; integrals are split at its kinks, which are searched for if they are not known.
         degree: the last k.
         order: nodes per panel.
 

@@ -1,8 +1,8 @@
-"""Kernel maps: what an activation does to the correlation of two Gaussian pre-activations.
+"""Kernel maps: how an activation changes the correlation of two Gaussian pre-activations.
 
 For standard normal x, y of correlation rho, `kappa_f(rho) = E f(x) f(y) / E f(x)²`, and centred
 `Cov(f(x), f(y)) / Var f(x)`. Both are power series in rho with non-negative coefficients that sum to 1
-(`a_k²`, the squared Hermite coefficients, normalised), which is what `lopjax.theory.depth` builds on.
+(`a_k²`, the normalised squared Hermite coefficients), on which `lopjax.theory.depth` is based.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _SMOOTH_ORDER = 192
 """Gauss-Hermite nodes in each of the two directions for a smooth activation."""
 
 _OTHER_ORDER = 175
-"""Nodes of the rule that it is compared with. Odd: a kink at 0 lies on a node here and between two nodes there."""
+"""Nodes of the rule that it is compared with. Odd: a kink at 0 is a node here and lies between two nodes there."""
 
 _PANEL = 2.0
 """Panel length for an activation with kinks: coarser than in one dimension, as the cost is squared."""
@@ -59,7 +59,7 @@ def closed_form_kernel(name: str, rho: Float[Array, "..."] | float, centred: boo
         kappa_f(rho), of the shape of `rho`.
 
     Raises:
-        ValueError: for another name, or a correlation outside [-1, 1].
+        ValueError: an unknown name, or a correlation outside [-1, 1].
         RuntimeError: double precision is off.
 
     References:
@@ -80,11 +80,11 @@ def kernel_map(
 
     With `y = rho x + sqrt(1 - rho²) w`: a tensor Gauss-Hermite rule if f is smooth; otherwise x is split at the kinks
     k of f, with panels shrinking towards them, and w where y meets a kink, at `(k - rho x) / sqrt(1 - rho²)`. A
-    function that does not say where its kinks are is searched for them (`lopjax.activation_checks.find_kinks`), and
-    refused if two Gauss-Hermite rules disagree on it all the same.
+    function with unknown kinks is searched for them (`lopjax.activation_checks.find_kinks`), and refused if two
+    Gauss-Hermite rules still disagree on it.
 
     Args:
-        f: activation. Give the place where a steep smooth one bends as a kink.
+        f: activation. For a steep smooth activation, pass the point where it bends as a kink.
         rho: correlations in [-1, 1].
         centred: covariance over variance instead of second moments.
         order: nodes per panel, if f has kinks.
@@ -167,8 +167,8 @@ def kernel_series(
     """Sum the kernel map's Hermite series, `sum_k a_k² rho^k / sum_k a_k²` (from k = 1 if centred).
 
     Args:
-        coefficients: a_0, a_1, ... of `hermite_coefficients`; the missing ones leave an error of at most twice the
-            part of E f² that they would hold.
+        coefficients: a_0, a_1, ... of `hermite_coefficients`; truncation causes an error of at most twice the missing
+            part of E f².
         rho: correlations in [-1, 1].
         centred: covariance over variance.
 
@@ -176,8 +176,8 @@ def kernel_series(
         The truncated series, of the shape of `rho`.
 
     Raises:
-        ValueError: a correlation is outside [-1, 1], or the coefficients are none, not finite or all 0.
-        RuntimeError: double precision is off.
+        ValueError: a correlation is outside [-1, 1], or the coefficients are empty, not finite or all 0. RuntimeError:
+        double precision is off.
     """
     rho = _correlations(rho)
     power = jnp.asarray(coefficients, float) ** 2
@@ -210,7 +210,7 @@ def _integrated(
 def _over_pairs(
     f: Function, kind: str, offset: Float[Array, ""], eps: Float[Array, "..."], kinks: tuple[float, ...], order: int
 ) -> Float[Array, "..."]:
-    """Integrate over pairs, one entry of eps after the other to save memory; `order` nodes, per panel if kinked."""
+    """Integrate over pairs, one entry of eps at a time to save memory; `order` nodes, per panel if kinked."""
     integrand = _integrand(f, kind, offset)
     smooth_rule = gauss_hermite_rule(order)
 
@@ -229,7 +229,7 @@ def _over_pairs(
 
 
 def _usable_moments(f: Function, centred: bool) -> Moments:
-    """Moments of f at unit scale; refuses f that is constant or too steep for the two-dimensional rule."""
+    """Moments of f at unit scale; refuses an f that is constant or too steep for the two-dimensional rule."""
     moments = activation_moments(f)
     if is_traced(spread_of(f, moments, centred)):
         return moments
@@ -247,8 +247,8 @@ def _usable_moments(f: Function, centred: bool) -> Moments:
 def _smooth_rule_error(f: Function, moments: Moments) -> float:
     """Relative error of the Gauss-Hermite rule on E f'(x) f'(y), at correlation 1 and at 1/2.
 
-    At 1 the split rule of one dimension knows the answer. That is not enough: on a function with a kink at 0, such as
-    |z|, the rule is right there by symmetry. At 1/2 it is held against a rule with other nodes.
+    At 1 the one-dimensional split rule gives the answer. That is not enough: for a function with a kink at 0, such as
+    |z|, the rule is exact there by symmetry. At 1/2 it is compared with a rule with other nodes.
     """
     ends = jnp.array([0.0, 0.5])
     by_rule, by_other = (_over_pairs(f, "slope", jnp.zeros(()), ends, (), n) for n in (_SMOOTH_ORDER, _OTHER_ORDER))
@@ -261,9 +261,9 @@ def _correlations(rho: Float[Array, "..."] | float) -> Float[Array, "..."]:
 
 
 def _in_range(name: str, value: Float[Array, "..."] | float, low: float, high: float) -> Float[Array, "..."]:
-    """Return the value in float64 and within [low, high], after refusing what lies outside by more than rounding.
+    """Return the value in float64, clipped to [low, high], after refusing values outside by more than rounding.
 
-    The cosine of parallel vectors is often 1 + 2e-16; what counts as rounding, 8 eps, is that of the type given.
+    The cosine of parallel vectors is often 1 + 2e-16; rounding means 8 eps of the given type.
     """
     require_float64()
     given = jnp.asarray(value)
@@ -271,5 +271,5 @@ def _in_range(name: str, value: Float[Array, "..."] | float, low: float, high: f
     array = None if is_traced(value) else np.asarray(value)
     if array is not None and not np.all((array >= low - slack) & (array <= high + slack)):
         raise ValueError(f"{name}={value}: must lie in [{low:g}, {high:g}]")
-    # Only where something is to be clipped: at the ends the derivative of a clip is not 1.
+    # Only if something is to be clipped: at the ends the derivative of a clip is not 1.
     return value if array is not None and np.all((array >= low) & (array <= high)) else jnp.clip(value, low, high)

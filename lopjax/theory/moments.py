@@ -1,4 +1,4 @@
-"""Gaussian moments of an activation and its derivative, refused where they do not exist or are not resolved."""
+"""Gaussian moments of an activation and its derivative, with an error if they do not exist or are not resolved."""
 
 from functools import partial
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Moments(NamedTuple):
     """Moments of g(z) = f(scale z + shift), z standard normal; the derivative is g'(z) = scale f'(scale z + shift).
 
     `error` is the largest relative change of a moment under doubling the order plus the relative mass in the outermost
-    panels and the largest unexplained jump; infinite where something is not finite.
+    panels and the largest unexplained jump; infinite if something is not finite.
     """
 
     mean: Float[Array, "..."]
@@ -39,7 +39,7 @@ class Moments(NamedTuple):
 
 
 def name_of(f: Function) -> str:
-    """Return what messages and tables call an activation."""
+    """Return the name of an activation in messages and tables."""
     return str(getattr(f, "name", getattr(f, "__name__", f)))
 
 
@@ -49,17 +49,17 @@ def derivative(f: Function) -> Function:
 
 
 def bends(f: Function, scale: Float[Array, ""] | float, shift: Float[Array, ""] | float) -> Float[Array, " points"]:
-    """Return where f(scale z + shift) bends: at its kinks, or at the image of 0 if it is smooth."""
+    """Return the points where f(scale z + shift) bends: its kinks, or the image of 0 if it is smooth."""
     return (jnp.asarray(kinks_of(f) or (0.0,), float) - shift) / scale
 
 
 def is_traced(*arrays) -> bool:
-    """Return whether a value is only known inside a JAX transformation, so that nothing can be raised about it."""
+    """Return whether a value is traced by a JAX transformation, so that no error can be raised about it."""
     return any(isinstance(array, jax.core.Tracer) for array in jax.tree.leaves(arrays))
 
 
 def rounding_of(given: Array | np.ndarray) -> float:
-    """Return 8 eps of an array's type, what arithmetic may leave a range by; 0 for integers."""
+    """Return 8 eps of an array's type, by which arithmetic may exceed a range; 0 for integers."""
     return 8 * float(jnp.finfo(given.dtype).eps) if jnp.issubdtype(given.dtype, jnp.floating) else 0.0
 
 
@@ -91,14 +91,14 @@ def _largest_jump(
 ) -> Float[Array, ""]:
     """Return the largest rise over a panel that neither the integral of the derivative nor rounding explains, relative.
 
-    Autodiff sees slope 0 on both sides of a jump; the true derivative there is no square-integrable function.
+    Autodiff sees slope 0 on both sides of a jump; the true derivative there is not a square-integrable function.
     """
-    # The steepest slope anywhere: in a panel of rounding's length at a kink the slope of the other side may be missing.
+    # The steepest slope anywhere: in a very short panel at a kink the slope of the other side may be missing.
     steepest = jnp.max(jnp.abs(samples.slope))
     unexplained = jnp.abs(jnp.diff(ends) - jnp.sum(samples.lengths * samples.slope, axis=1))
     unexplained = jnp.maximum(unexplained - 4 * steepest * (rounding[1:] + rounding[:-1]), 0.0)
     size = jnp.abs(ends[1:]) + jnp.abs(ends[:-1]) + jnp.max(jnp.abs(samples.value), axis=1)
-    size += 1e-6 * jnp.sqrt(second_moment)  # where f itself underflows, its rounding is no jump
+    size += 1e-6 * jnp.sqrt(second_moment)  # where f itself underflows, its rounding is not a jump
     return jnp.max(jnp.where(size > 0, unexplained / jnp.where(size > 0, size, 1.0), 0.0))
 
 
@@ -108,7 +108,7 @@ def _moments(f: Function, scale: Float[Array, ""], shift: Float[Array, ""], orde
     fine, coarse = _integrate(samples), _integrate(_sample(f, scale, shift, edges, order))
     outer = jnp.where(jnp.abs(samples.nodes) > TAIL - 1, samples.weights, 0.0)
     tail, slope_tail = jnp.sum(outer * samples.value**2), jnp.sum(outer * samples.slope**2)
-    # A mean of 0 has no relative error: it is measured by the root mean square.
+    # A mean of 0 has no relative error, so it is compared with the root mean square.
     size = jnp.stack([jnp.sqrt(fine[1]), fine[1], fine[1], fine[3]])
     change = jnp.abs(fine - coarse) + jnp.stack([jnp.zeros(()), tail, tail, slope_tail])
     relative = jnp.where(size > 0, change / jnp.where(size > 0, size, 1.0), change)
@@ -137,11 +137,11 @@ def activation_moments(
 
     Returns:
         The moments, of the broadcast shape of `scale` and `shift` and differentiable in both. Under `jit`, `vmap` and
-        `grad` nothing can be raised: there `error` is the flag to look at.
+        `grad` no error can be raised: check `error` instead.
 
     Raises:
-        ValueError: `f` or its derivative is not finite somewhere, is not square-integrable, jumps, or is not
-            resolved to 1e-9; if a scale is 0.
+        ValueError: `f` or its derivative is not finite somewhere, is not square-integrable, jumps, or is not resolved
+            to 1e-9; or a scale is 0.
         RuntimeError: double precision is off.
 
     Example:
@@ -164,7 +164,7 @@ def spread_of(f: Function, moments: Moments, centred: bool) -> Float[Array, "...
     """Return the variance if centred, else the second moment, after refusing 0.
 
     Raises:
-        ValueError: it is 0 to rounding, so that there is nothing to divide by.
+        ValueError: it is 0 up to rounding, so that it cannot be a divisor.
     """
     spread = moments.variance if centred else moments.second_moment
     if not is_traced(spread) and not np.all(np.asarray(spread) > 1e-28 * np.asarray(moments.mean) ** 2):
@@ -176,7 +176,7 @@ def spread_of(f: Function, moments: Moments, centred: bool) -> Float[Array, "...
 def _refuse_bad_moments(
     f: Function, scale: Float[Array, "..."], shift: Float[Array, "..."], error: Float[Array, "..."], order: int
 ) -> None:
-    """Find out why the moments of an activation cannot be trusted, and raise with the reason."""
+    """Find out why the moments of an activation are not reliable, and raise an error with the reason."""
     scales, shifts, errors = (np.ravel(x) for x in np.broadcast_arrays(scale, shift, error))
     if errors.size == 0 or np.max(errors) <= TOLERANCE:
         return
@@ -194,13 +194,13 @@ def _refuse_bad_moments(
         tail = np.sum(parts[np.abs(z) > TAIL - 1]) / max(np.sum(parts), np.finfo(float).tiny)
         if tail > TOLERANCE:
             raise ValueError(
-                f"{what} is not square-integrable under a standard Gaussian, or lives in its far tail: {tail:.1%} of "
-                f"its second moment lies beyond |z| = {TAIL - 1:g} (scale {a:g}, shift {b:g})"
+                f"{what} is not square-integrable under a standard Gaussian, or is concentrated in its far tail: {tail:.1%} "
+                f"of its second moment lies beyond |z| = {TAIL - 1:g} (scale {a:g}, shift {b:g})"
             )
     unknown = [kink for kink in find_kinks(f) or () if not np.isclose(kink, kinks_of(f), rtol=0, atol=1e-6).any()]
     where = f", as at {', '.join(f'{kink:.6g}' for kink in unknown[:3])}" if unknown else ""
     raise ValueError(
         f"the moments of {name_of(f)} at scale {a:g}, shift {b:g} have a relative error of about {errors[worst]:.1e} "
-        f"at order {order}: it jumps or is singular, or has kinks that are not given{where} (Activation(name, "
+        f"at order {order}: it jumps or is singular, or has kinks that are not listed{where} (Activation(name, "
         "function, kinks)), or oscillates and needs a higher order"
     )

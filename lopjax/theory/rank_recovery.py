@@ -25,7 +25,7 @@ def equicorrelated_effective_rank(num_units: int, eps: Float[Array, "..."] | flo
         eps: distance of the correlations from 1, in [0, n/(n-1)] (beyond, no such matrix exists).
 
     Returns:
-        The effective rank between 1 and n, of the shape of `eps`; NaN for an eps out of range under `jit`.
+        The effective rank between 1 and n, of the shape of `eps`; NaN for an eps that is out of range under `jit`.
 
     Raises:
         ValueError: `num_units` or eps is out of range.
@@ -46,7 +46,7 @@ def equicorrelated_effective_rank(num_units: int, eps: Float[Array, "..."] | flo
     slack, eps = rounding_of(distances), distances.astype(float)
     if not is_traced(eps) and not np.all((np.asarray(eps) >= -slack) & (np.asarray(eps) <= largest + slack)):
         raise ValueError(f"eps={eps}: must lie in [0, n/(n-1)] = [0, {largest:.6g}]")
-    # What is below 0 by rounding alone is 0; what is far outside is NaN under jit.
+    # A value below 0 by rounding alone counts as 0; a value far outside gives NaN under jit.
     eps = jnp.where((eps < 0) & (eps >= -slack), 0.0, eps)
     delta = jnp.minimum(eps / largest, 1.0)
     # xlogy is 0 at 0; (n - 1) eigenvalues eps / n each.
@@ -80,13 +80,13 @@ def rank_gain(
     alpha: Float[Array, "..."] | float,
     formula: str = "corrected",
 ) -> Float[Array, "..."]:
-    """Approximate by what factor an activation multiplies the effective rank of equicorrelated units.
+    """Approximate the factor by which an activation multiplies the effective rank of equicorrelated units.
 
     With `delta = eps (n-1)/n`, `L = ln(n / eps)` and correlations 1 - (1 + alpha) eps after the activation:
 
     - "corrected": `exp(delta [alpha (1 + L) - (1 + alpha) ln(1 + alpha)])`, relative error O(delta² L).
-    - "leading_log": `exp(delta alpha L)`, the form of the paper's appendix: right in the limit L -> infinity only, that
-      is, up to a relative 1/L in the exponent.
+    - "leading_log": `exp(delta alpha L)`, the form of the paper's appendix: correct only in the limit L -> infinity,
+        that is, up to a relative error 1/L in the exponent.
     - "linear": `1 + alpha eps`, the form of the paper's main text: wrong at leading order, as it lacks the factor L.
 
     Args:
@@ -99,7 +99,7 @@ def rank_gain(
         The approximate er(C_f) / er(C), of the broadcast shape. Exact: `exact_rank_gain`.
 
     Raises:
-        ValueError: for an unknown formula, fewer than 2 units, an eps that is not positive or an alpha below -1.
+        ValueError: an unknown formula, fewer than 2 units, an eps that is not positive or an alpha below -1.
         RuntimeError: double precision is off.
 
     References:
@@ -132,7 +132,7 @@ def exact_rank_gain(
         The ratio, of the broadcast shape.
 
     Raises:
-        ValueError: as `equicorrelated_effective_rank`.
+        ValueError: as in `equicorrelated_effective_rank`.
     """
     return equicorrelated_effective_rank(num_units, gap) / equicorrelated_effective_rank(num_units, eps)
 
@@ -144,11 +144,11 @@ def activation_covariance(
 
     By Schur's product theorem it has full rank if |rho_ij| < 1 off the diagonal and f is not a polynomial. Equal units
     (rho = 1) stay equal. Opposite ones (rho = -1) see f(z) and f(-z), whose half sum and half difference are
-    uncorrelated. Where one of the two is a polynomial of degree k, m pairs of opposite units in general position in d
-    dimensions keep C(d + k - 1, k) of its m ranks, if that is fewer: m - d are lost behind ReLU, GELU, SiLU and
-    softplus (f(z) - f(-z) is linear, k = 1), m - 1 behind the sigmoid (f(z) + f(-z) is constant, k = 0), m - d (d +
-    1)/2 behind ReLU² (k = 2), and all m if either is 0: f even or odd. So one pair behind ReLU costs nothing, and five
-    in the plane cost three.
+    uncorrelated. If one of the two is a polynomial of degree k, m pairs of opposite units in general position in d
+    dimensions keep C(d + k - 1, k) of its m ranks, if that is fewer: m - d are lost after ReLU, GELU, SiLU and softplus
+    (f(z) - f(-z) is linear, k = 1), m - 1 after the sigmoid (f(z) + f(-z) is constant, k = 0), m - d (d + 1)/2 after
+    ReLU² (k = 2), and all m if either is 0: f even or odd. So one pair costs nothing with ReLU, and five in the plane
+        cost three.
 
     Args:
         f: activation.
@@ -189,8 +189,8 @@ def hard_rank(matrix: Shaped[Array | np.ndarray, "units units"], tolerance: floa
         The numerical rank; 0 for the zero matrix.
 
     Raises:
-        ValueError: the matrix is not square, symmetric to rounding, finite and of at least one unit, or the
-            tolerance is below its rounding.
+        ValueError: the matrix is not square, symmetric up to rounding, finite and non-empty, or the tolerance is below
+            its rounding.
     """
     array, slack = _square("matrix", matrix)
     size = np.abs(array).max()
@@ -204,7 +204,7 @@ def hard_rank(matrix: Shaped[Array | np.ndarray, "units units"], tolerance: floa
 
 
 def _square(name: str, matrix: Shaped[Array | np.ndarray, "units units"]) -> tuple[np.ndarray, float]:
-    """A square matrix in float64, and the rounding of the type it came in."""
+    """A square matrix in float64, and the rounding of its original type."""
     array = np.asarray(matrix)
     if array.ndim != 2 or array.shape[0] != array.shape[1] or len(array) == 0:
         raise ValueError(f"{name} of shape {array.shape}: must be square, with at least one unit")

@@ -13,16 +13,16 @@ from lopjax.theory.hermite import Function, require_float64, split_edges
 from lopjax.theory.moments import activation_moments, bends, derivative, is_traced, name_of, spread_of
 
 _CELLS = 32
-"""Cells per panel, on each of which f' may turn once."""
+"""Cells per panel, on each of which f' may have one extremum."""
 
 _CELL = 1 / _CELLS
 """Length of the longest cells, in standard deviations of the pre-activation."""
 
 _LOOKS = 5
-"""Parts of each cell at whose ends the sign of f'' is looked at."""
+"""Number of parts of each cell, at whose ends the sign of f'' is evaluated."""
 
 _WIDTH = 1e-9
-"""Largest distance of the bounds at which a frozen fraction is given as a number."""
+"""Largest distance between the bounds for which a frozen fraction is returned as a number."""
 
 
 def alpha(
@@ -42,7 +42,7 @@ def alpha(
         f: activation.
         scale: standard deviation of the pre-activation, not 0. Broadcast against `shift`.
         shift: its mean.
-        centred: variance instead of second moment. Goes with centred kernel maps: never mix the two.
+        centred: variance instead of second moment. Use it with centred kernel maps only.
         order: nodes per panel.
 
     Returns:
@@ -60,7 +60,7 @@ def alpha(
 
     References:
         arXiv 2510.00304, Definition of alpha_f in section 4. The values printed there (ReLU 0.5, tanh 0.6667,
-        GELU 0.5449) are not those of this definition, centred or not.
+        GELU 0.5449) do not follow from this definition, centred or not.
     """
     moments = activation_moments(f, scale, shift, order)
     return moments.derivative_second_moment / spread_of(f, moments, centred) - 1
@@ -82,10 +82,10 @@ def alpha_gradient(
         (d alpha / d scale, d alpha / d shift).
 
     Raises:
-        ValueError: as `alpha`.
+        ValueError: as in `alpha`.
         RuntimeError: double precision is off.
     """
-    alpha(f, scale, shift, centred, order)  # Under grad nothing can be refused.
+    alpha(f, scale, shift, centred, order)  # Under grad no error could be raised.
     point = jnp.asarray(scale, float), jnp.asarray(shift, float)
     return jax.grad(lambda a, b: alpha(f, a, b, centred, order), argnums=(0, 1))(*point)
 
@@ -109,7 +109,7 @@ def shifted_relu_alpha(offset: Float[Array, "..."] | float) -> Float[Array, "...
     c = jnp.asarray(offset, float)
     if not is_traced(c) and not np.all(np.asarray(c) >= -100):
         raise ValueError(f"offset={offset}: must be at least -100, below which the closed form cancels")
-    # Both divided by the density where it underflows; by nothing where Phi(c)/phi(c) would overflow.
+    # Both are divided by the density where it underflows, and not divided where Phi(c)/phi(c) would overflow.
     low = jnp.minimum(c, 0.0)
     ratio = jnp.exp(jax.scipy.special.log_ndtr(low) - jax.scipy.stats.norm.logpdf(low))
     mass, density = jax.scipy.stats.norm.cdf(c), jax.scipy.stats.norm.pdf(c)
@@ -122,9 +122,9 @@ class FrozenBounds(NamedTuple):
     """Bounds on a frozen fraction.
 
     Attributes:
-        lower: the mass found below the threshold, less that of every cell in which this could not be decided.
-        upper: the mass found, plus that of these cells.
-        resolution: distance between the points at which g'' is looked at, in standard deviations of the pre-activation.
+        lower: the mass found below the threshold, minus the mass of all undecided cells.
+        upper: the mass found below the threshold, plus the mass of the undecided cells.
+        resolution: distance between the points at which g'' is evaluated, in standard deviations of the pre-activation.
             The bounds hold for functions whose second derivative does not change its sign twice between two of them.
     """
 
@@ -139,9 +139,9 @@ def frozen_fraction(
     shift: Float[Array, "..."] | float = 0.0,
     threshold: float = 1e-4,
 ) -> Float[Array, "..."]:
-    """Compute `P(|g'(z)| < threshold)` for g(z) = f(scale z + shift), z standard normal, to 1e-9 or not at all.
+    """Compute `P(|g'(z)| < threshold)` for g(z) = f(scale z + shift), z standard normal, to an accuracy of 1e-9.
 
-    See `frozen_fraction_bounds`, whose middle this is.
+    This is the midpoint of `frozen_fraction_bounds`.
 
     Args:
         f: activation.
@@ -154,7 +154,7 @@ def frozen_fraction(
 
     Raises:
         ValueError: the threshold is not positive, f is not integrable or not resolved, or the bounds are more than
-            1e-9 apart. Under `jit` nothing can be raised: there look at the bounds.
+            1e-9 apart. Under `jit` no error can be raised: check the bounds instead.
         RuntimeError: double precision is off.
 
     Example:
@@ -183,12 +183,12 @@ def frozen_fraction_bounds(
 ) -> FrozenBounds:
     """Bound `P(|g'(z)| < threshold)` from both sides.
 
-    The line is cut into cells of 1/32, finer at kinks. Where g'' changes its sign in a cell, the cell is cut there, so
+    The line is cut into cells of 1/32, finer at kinks. If g'' changes its sign in a cell, the cell is cut there, so
     that g' is monotone on both pieces and crosses each level at most once on each; the crossing is bisected to machine
-    precision (also where g' jumps). So two crossings in one cell are found, as where g' dips below the threshold and
-    comes back. A cell is *undecided*, and widens the bounds by its mass, if g'' changes its sign more than once
-    among four inner points and g' comes as near to a level as its own variation there, or if g' is at a level to
-    rounding throughout.
+    precision (also where g' jumps). So two crossings in one cell are found, as when g' dips below the threshold and
+    returns. A cell is *undecided*, and widens the bounds by its mass, if g'' changes its sign more than once among four
+    inner points and g' comes as close to a level as its own variation there, or if g' equals a level up to rounding
+    throughout.
 
     Args:
         f: activation.
@@ -197,8 +197,8 @@ def frozen_fraction_bounds(
         threshold: derivatives smaller than this in modulus count as frozen; positive and finite.
 
     Returns:
-        The bounds, of the broadcast shape (NaN where g' is not finite), and the resolution at which they hold. That f
-        is resolved there is checked by the convergence of its moments.
+        The bounds, of the broadcast shape (NaN where g' is not finite), and the resolution at which they hold. The
+        convergence of the moments of f checks that it is resolved.
 
     Raises:
         ValueError: the threshold is not positive, or f is not integrable or not resolved.
@@ -215,7 +215,7 @@ def frozen_fraction_bounds(
         raise ValueError(f"threshold={threshold}: must be positive")
     scale, shift = jnp.asarray(scale, float), jnp.asarray(shift, float)
     if not is_traced(scale, shift):
-        activation_moments(f, scale, shift)  # Refuses what is not finite or not resolved.
+        activation_moments(f, scale, shift)  # Refuses functions that are not finite or not resolved.
     lower, upper = _frozen_fraction(f, scale, shift, jnp.asarray(threshold, float))
     return FrozenBounds(lower, upper, _CELL / _LOOKS)
 
@@ -244,7 +244,7 @@ def _frozen_fraction(f: Function, scale, shift, threshold) -> tuple[Float[Array,
 def _bisected(
     is_left: Callable[[Array], Array], low: Float[Array, "..."], high: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """Where a predicate that holds at `low` ceases to hold, if it does so once."""
+    """The point where a predicate that holds at `low` ceases to hold, if it does so once."""
 
     def halve(_, bracket):
         low, high = bracket
@@ -257,7 +257,7 @@ def _bisected(
 
 
 def _monotone_pieces(bend: Function, z: Float[Array, "panels points"]) -> Float[Array, "panels pieces"]:
-    """The grid with one point more in every cell: where g'' changes its sign, or else the cell's end."""
+    """The grid with one additional point in every cell: where g'' changes its sign, or else the cell's end."""
     starts, ends = bend(z[:, :-1]) >= 0, bend(z[:, 1:]) >= 0
     turn = _bisected(lambda x: (bend(x) >= 0) == starts, z[:, :-1], z[:, 1:])
     turn = jnp.where(starts == ends, z[:, 1:], turn)
@@ -268,7 +268,7 @@ def _monotone_pieces(bend: Function, z: Float[Array, "panels points"]) -> Float[
 def _undecided_mass(
     slope: Function, bend: Function, z: Float[Array, "panels points"], threshold: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """Normal mass of the cells in which g' may cross a level more often than once on either side of one turn."""
+    """Normal mass of the cells in which g' may cross a level more than once on either side of one extremum."""
     length = jnp.diff(z, axis=1)
     looks = z[:, :-1, None] + length[..., None] * jnp.linspace(0.0, 1.0, _LOOKS + 1)
     steepness, curvature = slope(looks), bend(looks)
@@ -285,7 +285,7 @@ def _mass_below(slope: Function, z: Float[Array, "panels points"], level: Float[
     """Return the normal mass of {slope < level}, if the slope crosses the level at most once between two points.
 
     No cell contains 0 inside, so the mass between two points of a cell is the difference of their tails, which is
-    accurate far out as well.
+    accurate in the far tails as well.
     """
     is_below = slope(z) < level
     starts_below, ends_below = is_below[:, :-1], is_below[:, 1:]

@@ -68,7 +68,7 @@ def test_a_file_arrives_once_and_an_intact_one_is_used(tmp_path):
 @pytest.mark.parametrize("knows_ranges", [True, False])
 def test_a_download_that_was_cut_off_goes_on_or_starts_again(tmp_path, knows_ranges):
     with Server(cut=CUT, knows_ranges=knows_ranges) as server:
-        with pytest.raises(ConnectionError, match=rf"{CUT:,} bytes are kept: the same command goes on"):
+        with pytest.raises(ConnectionError, match=rf"{CUT:,} bytes are kept: the same command resumes"):
             download(server.file, tmp_path)
         assert [file.name for file in tmp_path.iterdir()] == ["archive.zip.part"]
         server.cut = None

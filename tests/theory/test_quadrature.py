@@ -164,7 +164,7 @@ BAD = {
     "step_at_a_panel_end": (lambda z: jnp.where(z > 1.0, 1.0, 0.0), "jumps or is singular"),
     "nan_value": (lambda z: jnp.sqrt(z), "is nan at"),
     "nan_derivative": (lambda z: jnp.sqrt(z**2), "derivative of .* is nan at 0"),
-    "hidden_kink": (lambda z: jnp.maximum(z, 0.3), "kinks that are not given"),
+    "hidden_kink": (lambda z: jnp.maximum(z, 0.3), "kinks that are not listed"),
     "too_fast": (lambda z: jnp.sin(500 * z), "needs a higher order"),
 }
 
