@@ -103,8 +103,6 @@ def has_torch() -> bool:
     try:
         import torch  # noqa: F401
     except ImportError:
-        print(
-            "PyTorch is not installed: its column is left out; pip install -e '.[bench]' installs it", file=sys.stderr
-        )
+        print("PyTorch is not installed: its column is left out; run pip install -e '.[bench]'", file=sys.stderr)
         return False
     return True

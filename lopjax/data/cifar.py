@@ -120,8 +120,7 @@ def prepare_cifar(name: str, data_dir: Path, archive: Path | None, expected: Arc
     Raises:
         FileNotFoundError: `archive` does not exist.
         ConnectionError: the download fails; the message says how to continue without a network.
-        ValueError: the archive
-        is not the expected one.
+        ValueError: the archive is not the expected one.
     """
     if archive is None:
         archive = download(expected, data_dir / "downloads")

@@ -32,8 +32,7 @@ def load(
     Raises:
         FileNotFoundError: the set is not prepared on this machine; the message has the command that prepares it.
         ValueError: an unknown name, or an invalid value of another argument.
-        ImportError: a package that this source
-        needs is not installed.
+        ImportError: a package that this source needs is not installed.
 
     Example:
         >>> load("digits").train_images.shape

@@ -93,7 +93,7 @@ def symmetry_faults(probe: Probe) -> list[str]:
             faults.append(
                 _culprit(probe, space)
                 or f"unit space {space!r}: exchanging its units in {_having(probe.wiring, space)} changes what the "
-                "network does; one of these labels is wrong, or an array is missing, or something distinguishes its units"
+                "network does; one of these labels is wrong, an array is missing, or something distinguishes its units"
             )
     return faults
 

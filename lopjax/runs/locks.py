@@ -91,8 +91,8 @@ def acquire(folder: Path) -> Lock:
     """Become the writer of an existing folder.
 
     Raises:
-        RunFolderError: another process is writing there, or may be; the message says which, and what to do. OSError:
-        the lock file cannot be written.
+        RunFolderError: another process is writing there, or may be; the message says which, and what to do.
+        OSError: the lock file cannot be written.
     """
     path = folder / FILE
     until = time.monotonic() + _PATIENCE

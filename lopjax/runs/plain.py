@@ -82,8 +82,7 @@ def write_json(path: Path, value: Any) -> None:
 
     Raises:
         ValueError: a value that JSON cannot represent; the message says where. Nothing is written.
-        OSError: it could
-        not be written; nothing is left behind.
+        OSError: it could not be written; nothing is left behind.
     """
     text = json.dumps(plain(value, path.stem), indent=1, allow_nan=False)
     temporary = path.with_name(path.name + ".partial")

@@ -176,8 +176,8 @@ def kernel_series(
         The truncated series, of the shape of `rho`.
 
     Raises:
-        ValueError: a correlation is outside [-1, 1], or the coefficients are empty, not finite or all 0. RuntimeError:
-        double precision is off.
+        ValueError: a correlation is outside [-1, 1], or the coefficients are empty, not finite or all 0.
+        RuntimeError: double precision is off.
     """
     rho = _correlations(rho)
     power = jnp.asarray(coefficients, float) ** 2

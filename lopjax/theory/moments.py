@@ -194,8 +194,8 @@ def _refuse_bad_moments(
         tail = np.sum(parts[np.abs(z) > TAIL - 1]) / max(np.sum(parts), np.finfo(float).tiny)
         if tail > TOLERANCE:
             raise ValueError(
-                f"{what} is not square-integrable under a standard Gaussian, or is concentrated in its far tail: {tail:.1%} "
-                f"of its second moment lies beyond |z| = {TAIL - 1:g} (scale {a:g}, shift {b:g})"
+                f"{what} is not square-integrable under a standard Gaussian, or is concentrated in its far tail: "
+                f"{tail:.1%} of its second moment lies beyond |z| = {TAIL - 1:g} (scale {a:g}, shift {b:g})"
             )
     unknown = [kink for kink in find_kinks(f) or () if not np.isclose(kink, kinks_of(f), rtol=0, atol=1e-6).any()]
     where = f", as at {', '.join(f'{kink:.6g}' for kink in unknown[:3])}" if unknown else ""
