@@ -1,5 +1,7 @@
 """Wrong labels are named, by `check_wiring` and before any verdict; the true ones pass."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from oracles.architectures import ARCHITECTURES, batch_of, build
 
 from lopjax.certificates import CloneVerdict, FrozenVerdict, certify_cloned, certify_frozen
 from lopjax.cloning import find_clones
-from lopjax.models import check_labels, check_wiring, couple, from_linen, labelled, mlp, tap
+from lopjax.models import check, check_labels, check_wiring, claims, couple, from_linen, labelled, mlp, tap
 from lopjax.stability import unit_blocks
 from lopjax.wiring import In, Out, Wiring
 
@@ -77,7 +79,7 @@ FOUND = {
 
 @pytest.mark.parametrize("lie", FOUND)
 def test_each_wrong_label_is_named(lie):
-    with pytest.raises(ValueError, match="the labels of this network are not true:(.|\n)*" + FOUND[lie]):
+    with pytest.raises(ValueError, match="the labels of this network are wrong:(.|\n)*" + FOUND[lie]):
         check_wiring(from_linen(Net(lie), (4,)), BATCH)
 
 
@@ -97,6 +99,31 @@ def test_the_librarys_own_labels_are_true(name, norm):
     """With those of `check_sources`, every norm of every architecture: no verdict asks about these again."""
     model = build(name, norm=norm)
     check_wiring(model, batch_of(name))
+
+
+def mislabelled(model, space):
+    """A model that forgets one axis of a hidden space: in the last array that writes it."""
+    path, axis = model.wiring.incoming(space)[-1]
+    labels = dict(model.wiring.labels)
+    axes = tuple(None if index == axis else each for index, each in enumerate(labels[path].axes))
+    labels[path] = replace(labels[path], axes=axes)
+    return model._replace(wiring=replace(model.wiring, labels=tuple(labels.items())))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_one_wrong_label_of_the_librarys_own_networks_is_seen(name, monkeypatch):
+    """One forward program serves the true labels, which are the control, and all the wrong ones."""
+    model, batch = build(name), batch_of(name)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    probe = check._probe(model, check._described(variables, batch[0]))
+    assert probe is not None
+    assert claims.symmetry_faults(probe) == []
+    monkeypatch.setattr(check, "_probe", lambda model, description: probe._replace(wiring=model.wiring))
+    for space in model.wiring.permutable:
+        if not model.wiring.incoming(space):
+            continue
+        with pytest.raises(ValueError, match=f"the labels of this network are wrong:(.|\n)*{space}"):
+            check_wiring(mislabelled(model, space), batch, variables)
 
 
 def test_sites_on_another_space_do_not_get_as_far():
