@@ -190,9 +190,15 @@ def _runner(model: Model, arrays: Arrays, inputs: np.ndarray) -> tuple[Callable[
         pre, post = (
             {site: np.asarray(getattr(tap, kind), np.float64) for site, tap in seen.items()} for kind in ("pre", "post")
         )
-        return Seen(np.asarray(logits, np.float64), pre, post)
+        return Seen(_as_one(logits), pre, post)
 
     return run, [leaf.dtype for leaf in jax.tree.leaves(shapes)]
+
+
+def _as_one(logits: Any) -> np.ndarray:
+    """Outputs as one array in float64; of several arrays their entries, one after the other."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(logits)]
+    return leaves[0] if len(leaves) == 1 else np.concatenate([leaf.ravel() for leaf in leaves])
 
 
 def _forward(model: Model, variables: Variables, inputs: jax.Array, shifts: Mapping[str, Tap] | None) -> tuple:

@@ -7,6 +7,7 @@ Only forward passes of one compiled program are needed: parameters, activations 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -111,10 +112,11 @@ def _is_symmetric(probe: Probe, spaces: Sequence[str], arrays: Arrays, but: tupl
     same = not probe.differs(seen.logits, probe.seen.logits)
     for site, (space, _) in probe.wiring.sites:
         expected = np.roll(probe.seen.pre[site], 1, -1) if space in spaces else probe.seen.pre[site]
-        # A unit's activation at a site may have coordinates (a head's values), whose exchange shows there.
-        sizes = {probe.wiring.size(each) for each in spaces if each in probe.wiring.coordinates}
-        others = (np.roll(expected, 1, axis) for axis, size in enumerate(expected.shape[:-1]) if size in sizes)
-        same = same and any(not probe.differs(seen.pre[site], each) for each in (expected, *others))
+        # Other units may index what a unit does at a site (its coordinates, groups), whose exchange shows there.
+        sizes = {probe.wiring.size(each) for each in spaces}
+        axes = [axis for axis, size in enumerate(expected.shape[:-1]) if axis and size in sizes]
+        chosen = chain.from_iterable(combinations(axes, number) for number in range(len(axes) + 1))
+        same = same and any(not probe.differs(seen.pre[site], np.roll(expected, 1, each)) for each in chosen)
     return same
 
 

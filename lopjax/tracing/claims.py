@@ -88,7 +88,7 @@ def _is_closed(flow: Flow, site: FoundSite) -> bool:
 
 def _is_inside(step: Step, site: FoundSite) -> bool:
     plain = [step.node] if not step.node.blocks else [n for n in walk(step.node.blocks[0]) if not n.blocks]
-    return not step.is_slicing and all(node in site.nodes for node in plain)
+    return not (step.is_slicing or step.is_choice) and all(node in site.nodes for node in plain)
 
 
 # --- Following the units of one array --------------------
@@ -144,6 +144,8 @@ def _kind(followed: Followed, step: Step, index: int, kind: Any) -> Any:
     data = flow.typing.data
     others = [value for place, value in enumerate(step.inputs) if place != index]
     meets_data = any(value in data for value in others)
+    if step.is_choice:
+        return kind
     if name in _REARRANGING or step.is_slicing:
         return ADDED if kind == _NEW and meets_data else kind
     if step.inputs[index] in data:

@@ -2,10 +2,10 @@
 
 Calls are seen through, and so are the branches that are told apart by platform only: JAX asks that they compute the
 same, so the one for any platform is read. Of a loop over stacked arrays the body is seen, of a carry only that it
-leads on. A loop of unknown length and a branch on data are steps of which nothing is known.
+leads on; of a branch on data each branch, and that one of them is taken. Of a loop of unknown length nothing is known.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -42,6 +42,7 @@ class Step:
         outputs: likewise.
         is_opaque: whether nothing is known of what it does.
         is_slicing: whether it takes what a loop runs over apart, along the first axis.
+        is_choice: whether what it makes is one of its inputs, as it is.
     """
 
     node: Node
@@ -49,21 +50,24 @@ class Step:
     outputs: tuple[int, ...]
     is_opaque: bool = False
     is_slicing: bool = False
+    is_choice: bool = False
 
 
 @dataclass(eq=False)
 class Flow:
-    """The graph of a program; only steps that lead to its outputs.
+    """The graph of a program; readers and makers are those that lead to its outputs.
 
     Attributes:
         typing: types of the program.
-        outputs: outputs of the program.
+        steps: all of them, in order.
+        outputs: of the program.
         readers: the steps that read a value, with the place among their operands.
         made: the step that makes a value.
         alias: the number under which the graph knows a value that has several.
     """
 
     typing: Typing
+    steps: list[Step] = field(default_factory=list)
     outputs: tuple[int, ...] = ()
     readers: dict[int, list[tuple[Step, int]]] = field(default_factory=dict)
     made: dict[int, Step] = field(default_factory=dict)
@@ -83,7 +87,7 @@ class Flow:
 def make_flow(typing: Typing) -> Flow:
     """The graph of a typed program."""
     flow = Flow(typing)
-    steps = list(_steps(flow, typing.program.block))
+    flow.steps = steps = list(_steps(flow, typing.program.block))
     flow.outputs = tuple(map(flow.known_as, typing.program.block.outputs))
     live = set(flow.outputs)
     for step in reversed(steps):
@@ -96,7 +100,7 @@ def make_flow(typing: Typing) -> Flow:
                 live.update(step.inputs)
     for step in steps:
         if live.intersection(step.outputs):
-            flow.made |= dict.fromkeys(step.outputs, step)
+            flow.made |= {value: step for value in step.outputs if value not in flow.made}
             for index, value in enumerate(step.inputs):
                 flow.readers.setdefault(value, []).append((step, index))
     return flow
@@ -114,8 +118,19 @@ def _steps(flow: Flow, block: Block) -> Iterator[Step]:
             flow.alias |= zip(branch.inputs, node.inputs[1:], strict=True)
             yield from _steps(flow, branch)
             flow.alias |= zip(node.outputs, branch.outputs, strict=True)
+        elif node.name == "cond":
+            yield from _branches(flow, node)
         else:
             yield Step(node, node.inputs, node.outputs, is_opaque=bool(node.blocks))
+
+
+def _branches(flow: Flow, node: Node) -> Iterator[Step]:
+    for branch in node.blocks:
+        flow.alias |= zip(branch.inputs, node.inputs[1:], strict=True)
+        yield from _steps(flow, branch)
+    for index, output in enumerate(node.outputs):
+        yield Step(node, tuple(branch.outputs[index] for branch in node.blocks), (output,), is_choice=True)
+    yield Step(node, node.inputs[:1], node.outputs, is_opaque=True)
 
 
 def has_own_derivative(node: Node) -> bool:
@@ -135,6 +150,31 @@ def _scan(flow: Flow, node: Node) -> Iterator[Step]:
         yield Step(node, (outer,), (inner,), is_slicing=True)
     yield from _steps(flow, body)
     yield Step(node, (*body.outputs, *carries), node.outputs, is_opaque=True)
+
+
+def sites_above(flow: Flow, ends: Mapping[str, tuple[int, int]]) -> dict[str, tuple[str, ...]]:
+    """For every site those whose activations can reach it, in the order given.
+
+    Args:
+        flow: the graph.
+        ends: pre- and post-activation of every site.
+    """
+    bits: dict[int, int] = {}
+    for index, (_, post) in enumerate(ends.values()):
+        bits[flow.known_as(post)] = bits.get(flow.known_as(post), 0) | 1 << index
+    reached, before = dict(bits), -1
+    while before != (before := sum(map(int.bit_count, reached.values()))):
+        for step in flow.steps:
+            arrived = 0
+            for value in step.inputs:
+                arrived |= reached.get(value, 0)
+            for value in step.outputs if arrived else ():
+                reached[value] = reached.get(value, 0) | arrived
+    names = list(ends)
+    return {
+        name: tuple(other for i, other in enumerate(names) if other != name and reached.get(pre, 0) >> i & 1)
+        for name, pre in ((name, flow.known_as(pre)) for name, (pre, _) in ends.items())
+    }
 
 
 # --- One step: where units go, unit by unit --------------------
@@ -157,12 +197,14 @@ def carried(flow: Flow, step: Step, index: int, place: Place, leaf: Atom | None)
         Places in the outputs, each entry of which depends on the operand by the entries of its own unit only; or the
         reason why there are none.
     """
-    where = "" if step.is_slicing else step.node.where
+    where = step.node.where
+    if step.is_choice:
+        return [place._replace(value=step.outputs[0])]
     if step.is_opaque:
-        return f"its units go through {step.node.where}, which is not looked into"
+        return f"its units go through {where}, which is not looked into"
     if step.is_slicing:
         places = [] if place.axis == 0 else [place._replace(value=step.outputs[0], axis=place.axis - 1)]
-        return places or f"{step.node.where}: runs over its units"
+        return places or f"{where} runs over its units"
     rule = _CARRIERS.get(step.node.name)
     if rule is None:
         return f"its units meet at {where}"

@@ -76,6 +76,7 @@ def _value(setting: Setting, values: Mapping[int, Any], value: int) -> Any:
 def _run(setting: Setting, block: Block, values: dict[int, Any]) -> Recorded:
     """Run the nodes of a block, adding their results to `values`."""
     recorded: Recorded = {}
+    passed: set[str] = set()
     shifted: dict[int, list[tuple[FoundSite, Any]]] = {}
     by_pre, by_post = _grouped(setting.sites, "pre"), _grouped(setting.sites, "post")
 
@@ -89,7 +90,8 @@ def _run(setting: Setting, block: Block, values: dict[int, Any]) -> Recorded:
                 shifted.setdefault(value, []).append((setting.sites[names[0]], pre))
             else:
                 values[value] = pre
-        if names := by_post.get(value, ()):
+        if names := [name for name in by_post.get(value, ()) if name not in passed]:
+            passed.update(names)
             values[value] = _shifted(setting, values[value], names, "post")
             recorded.update((name, (recorded[name][0], values[value])) for name in names)
 
@@ -105,6 +107,8 @@ def _run(setting: Setting, block: Block, values: dict[int, Any]) -> Recorded:
             if node in setting.opened:
                 if node.name in REMAT:
                     recorded.update(_remat(setting, node, values))
+                    inside = {value for each in walk(node.blocks[0]) for value in each.outputs}
+                    passed.update(name for name, site in setting.sites.items() if site.post in inside)
                 else:
                     go(node.blocks[0])
                     continue

@@ -11,6 +11,7 @@ import numpy as np
 from lopjax.tracing.atoms import Atom, find
 from lopjax.tracing.claims import follow, with_sites
 from lopjax.tracing.cloning import Cloning, infer_cloning
+from lopjax.tracing.flow import sites_above
 from lopjax.tracing.jaxprs import Program, is_symbolic, read_program
 from lopjax.tracing.plain_kernels import Kernels, offsets_of, with_sources
 from lopjax.tracing.sites import FoundSite, find_sites
@@ -147,7 +148,9 @@ def claimed(typing: Typing, diagram: Diagram, sites: Mapping[str, FoundSite], sp
     labels, no_site = with_sites(followed, values, pieces, of_outputs)
     plain, no_source = with_sources(replace(kernels, labels=labels))
     ordered = tuple((path, plain.get(path, labels[path])) for path, _ in diagram.labels)
-    return replace(diagram, labels=ordered, no_site=tuple(no_site.items()), no_source=tuple(no_source.items()))
+    above = sites_above(followed.flow, {name: (site.pre, site.post) for name, site in sites.items()})
+    unsaid = dict(no_site=tuple(no_site.items()), no_source=tuple(no_source.items()))
+    return replace(diagram, labels=ordered, above=tuple(above.items()), **unsaid)
 
 
 def inputs_of(typing: Typing, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -190,7 +190,7 @@ _LAYOUTS = frozenset("transpose broadcast_in_dim squeeze reshape convert_element
 
 
 def _is_layout(step: Step) -> bool:
-    return not step.is_opaque and not step.is_slicing and step.node.name in _LAYOUTS
+    return not (step.is_opaque or step.is_slicing or step.is_choice) and step.node.name in _LAYOUTS
 
 
 def _without_ones(factors: Iterable[Factor]) -> list[Factor]:

@@ -55,6 +55,7 @@ class Diagram:
         labels: label of each piece.
         no_site: why no site is known that all the array does passes, for each piece that names none.
         no_source: why a kernel that names a site does not make its pre-activation alone.
+        above: for every site those whose activations can reach it.
     """
 
     spaces: tuple[Space, ...]
@@ -63,6 +64,7 @@ class Diagram:
     labels: tuple[tuple[Path, Label], ...]
     no_site: tuple[tuple[Path, str], ...] = ()
     no_source: tuple[tuple[Path, str], ...] = ()
+    above: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def agrees_with(self, other: "Diagram") -> bool:
         """Whether two networks have the same axes; sites are looked for in one of them."""

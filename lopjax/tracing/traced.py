@@ -309,6 +309,7 @@ def make_wiring(diagram: Diagram, units: Mapping[str, int], sites: Mapping[str, 
         fixed=frozenset(space.name for space in ordered if space.state == FIXED),
         coupled=frozenset(space.name for space in ordered if space.is_coupled and space.state == CLONEABLE),
         reasons=tuple(sorted((space.name, space.reason) for space in ordered if space.state != CLONEABLE)),
+        above=diagram.above,
     )
 
 

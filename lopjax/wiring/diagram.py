@@ -31,6 +31,7 @@ class Wiring:
                 up).
         coordinates: spaces that index the coordinates of larger units, as the width of an attention head does. Their
             units are cloned only if a factor names them; operations on a whole unit include its coordinates.
+        above: `(site, sites whose activations can reach it)` where the program itself says so; otherwise the labels do.
     """
 
     labels: tuple[tuple[Path, Label], ...]
@@ -40,6 +41,7 @@ class Wiring:
     coupled: frozenset[str] = frozenset()
     reasons: tuple[tuple[str, str], ...] = ()
     coordinates: frozenset[str] = frozenset()
+    above: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -96,11 +98,14 @@ class Wiring:
     def upstream(self, site: str) -> tuple[str, ...]:
         """Names of the sites whose activations can reach a site, in the order of the forward pass.
 
-        Found from the graph of labels: all earlier sites of the spaces from which arrays lead to the site's space. For
-            a space with several sites these may be more than needed, but never fewer, provided that the order of the
-            sites is that of the forward pass (`lopjax.models.check_wiring` tests this on the network).
+        As read from the program (`above`), otherwise from the graph of labels: all earlier sites of the spaces from which
+            arrays lead to the site's space. For a space with several sites these may be more than needed, but never
+            fewer, provided that the order of the sites is that of the forward pass (`lopjax.models.check_wiring` tests
+            this on the network).
         """
         reached = [self.site(site).space]
+        if site in (above := dict(self.above)):
+            return above[site]
         labels = dict(self.labels)
         for space in reached:  # grows during the iteration
             read = [each for path, _ in self.incoming(space) for each in labels[path].reads()]

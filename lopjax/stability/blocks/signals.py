@@ -275,6 +275,9 @@ def derivatives(function: Callable, z: Array) -> tuple[Array, Array]:
 
 def downstream_sites(wiring: Wiring, space: str) -> tuple[str, ...]:
     """Sites that a change of the space's units can reach, apart from the space's own, in the order of the wiring."""
+    if wiring.above:
+        own = wiring.sites_of(space)
+        return tuple(name for name, above in wiring.above if name not in own and set(own) & set(above))
     labels, reached, front = dict(wiring.labels), set(), [space]
     while front:
         for path, _ in wiring.outgoing(front.pop()):
