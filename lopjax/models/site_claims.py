@@ -10,7 +10,6 @@ import numpy as np
 from lopjax.models.claims import Probe, name, scaled
 from lopjax.wiring import Label, Path, standard_layout, standard_order
 
-
 _MOST_STEPS = 64
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lopjax.tracing.atoms import Atom, Axis, find
 from lopjax.tracing.flow import Flow, Place, Step, carried, make_flow
-from lopjax.tracing.jaxprs import walk
+from lopjax.tracing.jaxprs import walk, words
 from lopjax.tracing.pieces import piece_of
 from lopjax.tracing.sites import FoundSite
 from lopjax.tracing.types import Typing
@@ -123,7 +123,8 @@ def end_of(followed: Followed, start: Place, leaf: Atom | None, output: str | No
             todo += [each for each in new if each not in seen]
             seen.update(new)
     if len(ends) != 1:
-        what = f"its units pass several sites: {', '.join(ends)}" if ends else "the output does not depend on it"
+        names = [name for name in followed.sites if name in ends]
+        what = f"its units pass several sites: {', '.join(names)}" if ends else "the output does not depend on it"
         return Ended(None, reason=what)
     scales = kinds.pop() if len(kinds) == 1 else None
     return Ended(next(iter(ends)), scales if isinstance(scales, bool) else None)
@@ -166,9 +167,9 @@ def _do_not_read(followed: Followed, values: Sequence[int]) -> bool:
     return all(len(followed.flow.shape(value)) <= 1 for value in stems)
 
 
-_REARRANGING = frozenset(
+_REARRANGING = words(
     "transpose broadcast_in_dim squeeze reshape slice split concatenate pad convert_element_type reduce_sum copy "
-    "dynamic_update_slice".split()
+    "dynamic_update_slice"
 )
 _ON_MEETING = {
     **dict.fromkeys(("add", "sub", "add_any", "dot_general", "conv_general_dilated", "gather"), ADDED),
@@ -218,20 +219,19 @@ def _stretch(axis: Axis, length: int, choice: int) -> tuple[int, int] | None:
 
 
 def with_sites(
-    followed: Followed, values: Sequence[int], labels: Sequence[Sequence[tuple[Path, Label]]], outputs: frozenset[str]
+    followed: Followed, values: Sequence[int], labels: Sequence[Sequence[tuple[Path, Label]]]
 ) -> tuple[dict[Path, Label], dict[Path, str]]:
     """Labels with the site that all their array does passes, and the reasons of those that have none.
 
     Args:
         followed: the graph.
         values: the parameters.
-        labels: labels of the pieces of each.
-        outputs: names of the spaces of the network's outputs.
+        labels: of the pieces of each.
     """
     made, reasons = {}, {}
     for value, pieces in zip(values, labels, strict=True):
         for (path, label), axes in zip(pieces, places_of(followed.flow, value), strict=True):
-            ended = _of_piece(followed, label, axes, outputs)
+            ended = _of_piece(followed, label, axes)
             scales = ended.scales if path[0] == "params" else None
             made[path] = replace(label, site=ended.site, scales=scales)
             if ended.site is None:
@@ -239,16 +239,15 @@ def with_sites(
     return made, reasons
 
 
-def _of_piece(followed: Followed, label: Label, axes: list[UnitsOf], outputs: frozenset[str]) -> Ended:
+def _of_piece(followed: Followed, label: Label, axes: list[UnitsOf]) -> Ended:
     """The end of the first axis that has one."""
     reason = "it writes no units"
     for axis, (place, leaf) in zip(label.axes, axes, strict=True):
         if not isinstance(axis, Out):
             continue
-        output = axis.space if axis.space in outputs else None
-        if leaf is None and output is None:
-            reason = "its units are told apart"
-        elif label.writes().count(axis.space) > 1:
+        # What is pinned may be the outputs, or read to them.
+        output = axis.space if leaf is None else None
+        if label.writes().count(axis.space) > 1:
             reason = "it writes the same units along two axes"
         elif place is None:
             reason = "its units alternate with others along one axis"

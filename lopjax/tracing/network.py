@@ -14,8 +14,9 @@ from lopjax.tracing.cloning import Cloning, infer_cloning
 from lopjax.tracing.flow import sites_above
 from lopjax.tracing.jaxprs import Program, is_symbolic, read_program
 from lopjax.tracing.plain_kernels import Kernels, offsets_of, with_sources
+from lopjax.tracing.recognise import has_own_rule
 from lopjax.tracing.sites import FoundSite, find_sites
-from lopjax.tracing.spaces import AN_INPUT, AN_OUTPUT, Diagram, describe
+from lopjax.tracing.spaces import AN_INPUT, Diagram, describe
 from lopjax.tracing.types import Typing, infer_types
 from lopjax.tracing.wide import Sizes
 from lopjax.wiring import Path
@@ -138,14 +139,13 @@ def claimed(typing: Typing, diagram: Diagram, sites: Mapping[str, FoundSite], sp
     followed, labels = follow(typing, sites, len(values)), dict(diagram.labels)
     pieces = [[(path, labels[path]) for path in paths] for paths in diagram.paths]
     whole = {value: own[0][0] for value, own in zip(values, pieces, strict=True) if len(own) == 1}
-    kernels = Kernels(followed, labels, whole, given[0] if len(given) == 1 else None, spaces)
-    of_inputs, of_outputs = (
-        frozenset(space.name for space in diagram.spaces if space.reason == kind) for kind in (AN_INPUT, AN_OUTPUT)
-    )
+    own_rules = frozenset(name for name, site in sites.items() if has_own_rule(typing, site))
+    kernels = Kernels(followed, labels, whole, given[0] if len(given) == 1 else None, spaces, own_rules)
+    of_inputs = frozenset(space.name for space in diagram.spaces if space.reason == AN_INPUT)
     diagram = diagram.without_axes({whole[value]: offsets_of(kernels, value, of_inputs) for value in whole})
     labels = dict(diagram.labels)
     pieces = [[(path, labels[path]) for path in paths] for paths in diagram.paths]
-    labels, no_site = with_sites(followed, values, pieces, of_outputs)
+    labels, no_site = with_sites(followed, values, pieces)
     plain, no_source = with_sources(replace(kernels, labels=labels))
     ordered = tuple((path, plain.get(path, labels[path])) for path, _ in diagram.labels)
     above = sites_above(followed.flow, {name: (site.pre, site.post) for name, site in sites.items()})

@@ -1,4 +1,4 @@
-"""Kernels that alone make a pre-activation: what the closed form of the unit blocks and the radii of dead units rest on.
+"""Kernels that alone make a pre-activation: the ground of radii, and of the closed form of unit blocks.
 
 A kernel is plain if its product with the activations of a site (or the network's input), plus at most biases, *is* the
 pre-activation of its site, or the output. That is read off the program: nothing but steps that put entries in another
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lopjax.tracing.claims import Followed
 from lopjax.tracing.flow import Flow, Step
+from lopjax.tracing.jaxprs import words
 from lopjax.tracing.view import runs
 from lopjax.wiring import In, Label, Path, Window, standard_order
 
@@ -70,6 +71,7 @@ class Kernels:
         whole: path of the arrays that are one piece, by value.
         network_input: the network's only input; None if it has several.
         spaces: the unit space of every site.
+        own_rules: the sites with a derivative rule of their own, of which nothing is known.
     """
 
     followed: Followed
@@ -77,6 +79,7 @@ class Kernels:
     whole: Mapping[int, Path]
     network_input: int | None
     spaces: Mapping[str, str]
+    own_rules: frozenset[str] = frozenset()
 
     @property
     def flow(self) -> Flow:
@@ -150,13 +153,15 @@ def _plain(kernels: Kernels, value: int, label: Label) -> Plain:
     else:
         window, (made, tap) = _convolved(flow, step, given, place, kernel, read)
     _check_target(kernels, step.outputs[0], made, tap, label)
+    if own := [name for name in (read.source, label.site) if name in kernels.own_rules]:
+        raise NotPlainError(f"{own[0]} has a derivative rule of its own")
     return Plain(read.source, window, step)
 
 
 def offsets_of(kernels: Kernels, value: int, inputs: frozenset[str]) -> list[int]:
-    """Axes of a kernel that reads the network's input which are offsets, or positions: all it reads but the features.
+    """Axes of a kernel along which it reads positions, or has offsets; features are on one axis only.
 
-    Everything about an input is pinned, so that types do not tell them apart.
+    Everything about an input is pinned, so that types do not tell its positions from its features.
 
     Args:
         kernels: where it is looked at.
@@ -165,18 +170,20 @@ def offsets_of(kernels: Kernels, value: int, inputs: frozenset[str]) -> list[int
     """
     label = kernels.labels[kernels.whole[value]]
     reads = [axis.index for axis in label.unit_axes(inputs, is_read=True)]
-    if len(reads) < 2 or len(reads) != len(label.input_axes):
+    num_free = len(label.input_axes) - len(reads)
+    if num_free > 1 or len(reads) + num_free < 2:
         return []
     own = _own_factors(kernels.flow, value)
     try:
         step, place, axes = _to_contraction(kernels.flow, value, _grouped(own, kernels.flow.shape(value)))
     except NotPlainError:
         return []
+    params = step.node.params
     if step.node.name == "dot_general":
-        summed = [factor for axis in step.node.params["dimension_numbers"][0][place] for factor in axes[axis]]
-        features = [own[index] for index in reads if own[index] in summed][-1:]
-        return [index for index in reads if own[index] in summed and own[index] not in features]
-    features = axes[step.node.params["dimension_numbers"].rhs_spec[1]] if place == 1 else ()
+        summed = {factor for axis in params["dimension_numbers"][0][place] for factor in axes[axis]}
+        positions = [index for index in reads if own[index] in summed]
+        return positions if num_free else positions[:-1]
+    features = axes[params["dimension_numbers"].rhs_spec[1]] if place == 1 else ()
     return [index for index in reads if own[index] not in features] if features else []
 
 
@@ -186,7 +193,7 @@ def _own_factors(flow: Flow, value: int) -> list[Factor]:
 
 # --- Steps that put entries in another order --------------------
 
-_LAYOUTS = frozenset("transpose broadcast_in_dim squeeze reshape convert_element_type copy".split())
+_LAYOUTS = words("transpose broadcast_in_dim squeeze reshape convert_element_type copy")
 
 
 def _is_layout(step: Step) -> bool:

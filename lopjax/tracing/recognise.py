@@ -1,7 +1,7 @@
 """The activation function between two values of a program, identified with one of the library's where possible."""
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.activations import ACTIVATIONS, Activation
-from lopjax.tracing.jaxprs import Node, rebind
+from lopjax.tracing.flow import has_own_derivative
+from lopjax.tracing.interpret import entrywise_call
+from lopjax.tracing.jaxprs import Node, rebind, walk
 from lopjax.tracing.sites import FoundSite
 from lopjax.tracing.types import Typing
 
@@ -26,10 +28,48 @@ def recognised(typing: Typing, site: FoundSite, names: dict[str, str | None]) ->
     """
     if not site.nodes:
         return "identity"
+    if own := calls_with_own_derivative(typing, site):
+        return _of_own_derivative(typing, site, own)
     text = _written(typing, site)
     if text not in names:
         names[text] = _name_of(entrywise(typing, site))
     return names[text] or Activation("unnamed", entrywise(typing, site))
+
+
+def calls_with_own_derivative(typing: Typing, site: FoundSite) -> list[Node]:
+    """The calls inside a site that bring their own derivative rule, which is not to be read off what they compute."""
+    calls = (node for node in walk(typing.program.block) if node.blocks and has_own_derivative(node))
+    return [call for call in calls if any(node in site.nodes for node in walk(call.blocks[0]))]
+
+
+def has_own_rule(typing: Typing, site: FoundSite) -> bool:
+    """Whether a site's derivative is neither JAX's nor that of an activation of the library."""
+    own = calls_with_own_derivative(typing, site) if site.nodes else []
+    return bool(own) and not isinstance(_of_own_derivative(typing, site, own), str)
+
+
+def _of_own_derivative(typing: Typing, site: FoundSite, calls: Sequence[Node]) -> str | Activation:
+    """The library's activation if values and the rule's derivatives agree with it, else one without facts."""
+    values, inside = entrywise(typing, site), {node for call in calls for node in walk(call.blocks[0])}
+    name = _name_of(values)
+    if len(calls) == 1 and site.nodes <= inside and len(calls[0].inputs) == 1:
+        kept = partial(_bound, calls[0])
+        return name if name is not None and _has_derivative_of(kept, name) else Activation("unnamed", kept)
+    return Activation("unnamed", values)
+
+
+def _bound(call: Node, z: Any) -> Any:
+    """A call of one array, in its own type, on an array of any shape."""
+    given = jnp.asarray(z).astype(call.eqn.invars[0].aval.dtype)
+    return entrywise_call(call, [given])[0].astype(jnp.asarray(z).dtype)
+
+
+def _has_derivative_of(function: Callable[[Any], Any], name: str) -> bool:
+    points, weights = jnp.asarray(_POINTS, jnp.float32), jnp.cos(jnp.arange(len(_POINTS), dtype=jnp.float32))
+    with jax.enable_x64(False):
+        own, known = (jax.vjp(each, points)[1](weights)[0] for each in (function, ACTIVATIONS[name]))
+    smooth = ~np.isin(_POINTS, ACTIVATIONS[name].kinks or ())
+    return np.allclose(np.asarray(own)[smooth], np.asarray(known)[smooth], rtol=2e-6, atol=2e-6)
 
 
 def _written(typing: Typing, site: FoundSite) -> str:

@@ -2,21 +2,24 @@
 
 from collections.abc import Sequence
 
-from lopjax.tracing.spaces import CLONEABLE, FIXED, PERMUTABLE, Space
+from lopjax.tracing.spaces import CLONEABLE, FIXED, PERMUTABLE, Diagram
 from lopjax.tracing.verify import Verification
-from lopjax.wiring import In, Wiring
+from lopjax.wiring import In, Path, Wiring
 
 
-def written(wiring: Wiring, spaces: Sequence[Space], verification: Verification | None, notes: Sequence[str]) -> str:
+def written(wiring: Wiring, diagram: Diagram, verification: Verification | None, notes: Sequence[str]) -> str:
     """Every unit space: its size, its state, the arrays that have it, and why it cannot be cloned.
+
+    Then the arrays of which no site is known that all they do passes, and the kernels that do not alone make what they
+    write: to those certificates of dead units and the closed form of the blocks do not apply.
 
     Args:
         wiring: labels and sites.
-        spaces: the unit spaces found.
+        diagram: the unit spaces found, and what could not be said of the arrays.
         verification: the outcome of the test against the network.
         notes: further remarks.
     """
-    lines = []
+    lines, spaces = [], diagram.spaces
     for state in (CLONEABLE, PERMUTABLE, FIXED):
         chosen = [space for space in spaces if space.state == state]
         if not chosen:
@@ -30,9 +33,19 @@ def written(wiring: Wiring, spaces: Sequence[Space], verification: Verification 
                 lines.append(f"    sites: {', '.join(f'{site} ({kind})' for site, kind in zip(sites, kinds))}")
             if space.reason:
                 lines.append(f"    because: {space.reason}")
+    lines += [*_grouped("no site", diagram.no_site), *_grouped("no source", diagram.no_source)]
     lines += [f"note: {note}" for note in notes]
     lines.append("not verified against the network" if verification is None else verification.sentence())
     return "\n".join(lines)
+
+
+def _grouped(what: str, reasons: Sequence[tuple[Path, str]]) -> list[str]:
+    """A line for each reason, with the arrays that have it; statistics are no parameters."""
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in reasons:
+        if path[0] == "params":
+            by_reason.setdefault(reason, []).append("/".join(path[1:]))
+    return [f"{what} for {_some(paths)}: {reason}" for reason, paths in by_reason.items()]
 
 
 def _arrays(wiring: Wiring, name: str) -> str:

@@ -1,8 +1,8 @@
 """Where unit spaces are written and observed: at activations and at the sums of a residual stream.
 
 An *activation* is what computes entry by entry from one value and is not linear: the largest such stretch behind a
-value, up to the point through which all that follows passes. A *residual sum* adds to a value what descends from it; the
-stream that it makes is observed where it starts, too.
+value, up to the point through which all that follows passes. A *residual sum* adds to a value what descends from it;
+the stream that it makes is observed where it starts, too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -27,16 +27,21 @@ class Traced:
 
     Attributes:
         model: a `Model`, on which everything in the library runs; its variables are the pieces.
-        spaces: every unit space that parameters have, with its state and the reason.
+        diagram: every unit space that parameters have, the labels of all arrays, and what could not be said of them.
         verification: the outcome of the test against the network at generic parameters; None if it was not run.
         notes: further remarks.
     """
 
     model: Model
-    spaces: tuple[Space, ...]
+    diagram: Diagram
     verification: Verification | None
     notes: tuple[str, ...]
     _make: Callable[[Mapping[str, int]], Model]
+
+    @property
+    def spaces(self) -> tuple[Space, ...]:
+        """Every unit space that parameters have, with its state and the reason."""
+        return self.diagram.spaces
 
     def split(self, params: Any) -> Any:
         """Convert the user's own parameters (or a tree like them) to the model's variables."""
@@ -65,8 +70,11 @@ class Traced:
         return wide, cloned_variables(self.split(params), wiring, copies, self.spaces)
 
     def report(self) -> str:
-        """Every unit space: its size and state, the arrays that have it, and why it cannot be cloned."""
-        return written(self.model.wiring, self.spaces, self.verification, self.notes)
+        """Every unit space: its size and state, the arrays that have it, and why it cannot be cloned.
+
+        And the arrays that name no site, the kernels that name no source, with the reasons.
+        """
+        return written(self.model.wiring, self.diagram, self.verification, self.notes)
 
 
 def trace_model(
@@ -136,7 +144,7 @@ def trace_model(
     models = _Models(network, inputs, init, constructor)
     model = models.make({})
     verification = verify(network, models.make, params, inputs) if check else None
-    return Traced(model, plan.diagram.spaces, verification, _notes(plan), models.make)
+    return Traced(model, plan.diagram, verification, _notes(plan), models.make)
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:
