@@ -1,15 +1,13 @@
 """Wider networks from the user's own constructor, compared with the wiring read from the program."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import jax
 
 from lopjax.tracing.network import parameter_paths
-from lopjax.tracing.spaces import Diagram
-from lopjax.tracing.view import Factor, Layout
+from lopjax.tracing.spaces import CLONEABLE, Diagram
 
 Make = Callable[..., tuple[Callable[[Any, Any], Any], Any]]
 
@@ -67,35 +65,34 @@ def shaped(make: Make, sizes: Mapping[str, int]) -> tuple[Callable[[Any, Any], A
     return functions[-1], shapes
 
 
-def read_constructor(make: Make, sizes: Mapping[str, int], diagram: Diagram) -> Constructor:
-    """Find which unit spaces each size of a constructor sets: those that grow when it is doubled.
+def read_constructor(
+    make: Make, sizes: Mapping[str, int], diagram: Diagram, trace: Callable[[Any, Any], Diagram]
+) -> Constructor:
+    """Find which unit spaces each size of a constructor sets: those that double with it, by the program that it makes.
+
+    Shapes alone would not tell twice as many heads from heads twice as wide.
+
+    Args:
+        make: the constructor.
+        sizes: with which it makes the network that was traced.
+        diagram: of that network.
+        trace: the diagram of a function with parameters of given shapes.
 
     Raises:
         ValueError: an array that does not grow as the program implies; both shapes are given.
     """
     spaces = {}
+    own = {space.name: space.size for space in diagram.spaces}
     for name, size in sizes.items():
-        _, shapes = shaped(make, {**sizes, name: 2 * size})
-        grown = [leaf.shape for leaf in jax.tree.leaves(shapes)]
-        chosen = tuple(space.name for space in diagram.spaces if _doubles(diagram.layouts, grown, space.name))
-        own = {space.name: space.size for space in diagram.spaces}
-        _compare(diagram, {space: 2 * own[space] for space in chosen}, shapes)
-        spaces[name] = chosen
+        apply, shapes = shaped(make, {**sizes, name: 2 * size})
+        wide = {space.name: space.size for space in trace(apply, shapes).spaces}
+        spaces[name] = tuple(
+            space.name
+            for space in diagram.spaces
+            if space.state == CLONEABLE and wide.get(space.name) == 2 * space.size
+        )
+        _compare(diagram, {space: 2 * own[space] for space in spaces[name]}, shapes)
     return Constructor(make, dict(sizes), spaces)
-
-
-def _doubles(layouts: Sequence[Layout], grown: Sequence[tuple[int, ...]], space: str) -> bool:
-    """Whether every axis of the space has grown, and has doubled if nothing else is on it."""
-    for layout, shape in zip(layouts, grown, strict=True):
-        for axis, size in zip(layout.axes, shape, strict=True):
-            before = prod(factor.size for factor in axis)
-            if _has(axis, space) and (size != 2 * before if len(axis) == 1 and not axis[0].parts else size <= before):
-                return False
-    return True
-
-
-def _has(factors: Sequence[Factor], space: str) -> bool:
-    return any(factor.space == space or any(_has(part, space) for part in factor.parts) for factor in factors)
 
 
 def _compare(diagram: Diagram, units: Mapping[str, int], shapes: Any) -> None:

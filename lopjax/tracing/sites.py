@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.tracing.atoms import Atom, Axis, expand, find
+from lopjax.tracing.flow import has_own_derivative
 from lopjax.tracing.jaxprs import Block, Node, walk, words
 from lopjax.tracing.primitives import ELEMENTWISE
 from lopjax.tracing.types import Typing
@@ -89,9 +90,19 @@ def find_sites(typing: Typing, spaces: Mapping[Atom, str], batch: Axis) -> list[
     recorded = list(_in_block(typing, typing.program.block, spaces, expand(batch), 0))
     seen = {spaces[site.leaf] for site in recorded}
     recorded += [site for site in _reads(typing, spaces, expand(batch)) if spaces[site.leaf] not in seen]
+    calls = [node for node in walk(typing.program.block) if node.blocks and has_own_derivative(node)]
+    recorded = [site for site in recorded if all(_is_whole(call, site) for call in calls)]
     made = (value for node in walk(typing.program.block) if not node.is_call for value in node.outputs)
     order = {value: index for index, value in enumerate(made)}
     return sorted(recorded, key=lambda site: order.get(site.post, -1))
+
+
+def _is_whole(call: Node, site: FoundSite) -> bool:
+    """Whether a call with a derivative rule of its own is outside a site, or a part of it as a whole: not opened."""
+    nodes = {node for node in walk(call.blocks[0]) if not node.is_call}
+    inner = {value for node in nodes for value in node.outputs} - set(call.outputs)
+    is_apart = not (site.nodes & nodes or {site.pre, site.post} & inner)
+    return is_apart or (nodes <= site.nodes and not {site.pre, site.post} & inner)
 
 
 def _reads(typing: Typing, spaces: Mapping[Atom, str], batch: Sequence[Atom]) -> Iterator[FoundSite]:

@@ -1,6 +1,6 @@
 """`trace_model`: from any JAX function to a `Model`, by reading its program."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,11 +12,12 @@ import numpy as np
 from lopjax.model import Model, Output, Tap, Variables
 from lopjax.tracing.constructed import Constructor, Make, read_constructor
 from lopjax.tracing.interpret import make_setting, run_program
-from lopjax.tracing.jaxprs import walk
+from lopjax.tracing.jaxprs import Block, Node
 from lopjax.tracing.network import Network, Plan, check_parameters
+from lopjax.tracing.own_rules import lost_rules
 from lopjax.tracing.recognise import recognised
 from lopjax.tracing.report import written
-from lopjax.tracing.spaces import AN_INPUT, AN_OUTPUT, CLONEABLE, FIXED, Diagram, Space
+from lopjax.tracing.spaces import AN_INPUT, AN_OUTPUT, CLONEABLE, FIXED, Diagram, Space, cloned_variables, factors_of
 from lopjax.tracing.verify import Verification, verify
 from lopjax.wiring import Site, View, Wiring
 
@@ -140,7 +141,14 @@ def trace_model(
         raise ValueError(f"names={dict(names or {})}: two spaces would have one name; the spaces are {space_names}")
     if (make is None) != (sizes is None):
         raise ValueError("make and sizes go together: make(**sizes) must be the network that is traced")
-    constructor = None if make is None else read_constructor(make, sizes or {}, plan.diagram)
+    constructor = None
+    if make is not None:
+        constructor = read_constructor(
+            make,
+            sizes or {},
+            plan.diagram,
+            lambda f, p: Network(f, p, network.names, network.fixed).plan(inputs).diagram,
+        )
     models = _Models(network, inputs, init, constructor)
     model = models.make({})
     verification = verify(network, models.make, params, inputs) if check else None
@@ -155,10 +163,20 @@ def _notes(plan: Plan) -> tuple[str, ...]:
             f"values of types {sorted(map(str, floats))} are mixed: what is checked holds to the coarsest of them; "
             "give parameters, inputs and constants one type"
         )
-    loops = [node for node in walk(plan.program.block) if node.name == "while"]
-    if loops:
-        notes.append(f"{loops[0].where}: sites inside a loop of unknown length are not observed")
+    notes += [f"{node.where}: sites inside {what} are not observed" for node, what in _unobserved(plan.program.block)]
     return tuple(notes)
+
+
+def _unobserved(block: Block) -> Iterator[tuple[Node, str]]:
+    """Loops and branches whose activations have no fixed number: steps that are not counted, branches not taken."""
+    for node in block.nodes:
+        if node.name == "while":
+            yield node, "a loop of unknown length"
+        elif node.name == "cond" and node.params.get("branches_platforms") is None:
+            yield node, "a branch that is not always taken"
+        elif node.name != "cond":
+            for inner in node.blocks:
+                yield from _unobserved(inner)
 
 
 @dataclass(eq=False)
@@ -172,6 +190,7 @@ class _Models:
 
     def __post_init__(self) -> None:
         self.made: dict[tuple[tuple[str, int], ...], Model] = {}
+        self.rules: dict[Node, bool] = {}
 
     def make(self, units: Mapping[str, int]) -> Model:
         """The model with other numbers of units in some spaces."""
@@ -200,6 +219,11 @@ class _Models:
         network, diagram = self.network, self.network.diagram
         assert diagram is not None
         plan = network.plan(self.inputs)
+        if units and (lost := lost_rules(plan.sizes(units), self.rules)):
+            raise ValueError(
+                f"{lost[0].where} has a derivative rule of its own, which is not the derivative of what it computes "
+                f"and is known at its own size only: a network with {units} would lose it; pass make= and sizes="
+            )
         view = make_view(network, diagram, units)
         known: dict[str, str | None] = {}
         activations = {name: recognised(plan.typing, site, known) for name, site in plan.sites.items()}

@@ -129,7 +129,7 @@ CASES = {
         lambda a, b: lax.fori_loop(0, 3, lambda _, c: (c[1], jnp.tanh(c[0])), (a, b)), [(3,), (3,)], 1, True
     ),
     "cond": (lambda a, b: lax.cond(a.sum() > -99, lambda: a + b, lambda: b), [(3,), (3,)], 1, True),
-    "branches": (lambda a, b: lax.cond(a.sum() > 0, lambda: a, lambda: b), [(3,), (3,)], 1, True),
+    "branches": (lambda a, b: lax.cond(a.sum() > -99, lambda: a, lambda: b), [(3,), (3,)], 1, True),
     "jit and remat": (lambda a, b: jax.jit(jax.checkpoint(lambda a, b: a * b))(a, b), [(3,), (3,)], 1, True),
 }  # fmt: skip
 

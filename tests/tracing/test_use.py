@@ -1,6 +1,7 @@
 """What the library does with a network that was read and not labelled."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -80,6 +81,64 @@ def test_widening_agrees_with_the_users_constructor(x64):
         trace_model(plain, params, x, make=wrong, sizes=dict(hidden=6, features=5), check=False)
 
 
+def dense(p, x):
+    for name in ("a", "b"):
+        x = jnp.concatenate([x, jax.nn.relu(x @ p[name])], -1)
+    return x @ p["head"]
+
+
+def wide_and_deep(p, x):
+    return jnp.concatenate([jnp.tanh(x @ p["a"]), jax.nn.relu(jax.nn.relu(x @ p["b"]) @ p["c"])], -1) @ p["head"]
+
+
+def gated(p, x):
+    gate, value = jnp.split(x @ p["a"], 2, -1)
+    return (jax.nn.silu(gate) * value) @ p["head"]
+
+
+def fused(heads):
+    def apply(p, x):
+        q, k, v = (each.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) for each in jnp.split(x @ p["qkv"], 3, -1))
+        mixed = jax.nn.softmax(q @ k.mT / 2**0.5) @ v
+        return mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1) @ p["out"]
+
+    return apply
+
+
+MAKERS = {
+    "DenseNet": lambda a, b: (dense, dict(a=of(4, a), b=of(4 + a, b), head=of(4 + a + b, 2))),
+    "wide and deep": lambda a, b, c: (wide_and_deep, dict(a=of(4, a), b=of(4, b), c=of(b, c), head=of(a + c, 2))),
+    "gates": lambda a: (gated, dict(a=of(4, 2 * a), head=of(a, 2))),
+    "fused QKV": lambda heads: (fused(heads), dict(qkv=of(4, 6 * heads), out=of(2 * heads, 3))),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("DenseNet", dict(a=5, b=3)),
+        ("wide and deep", dict(a=5, b=3, c=4)),
+        ("gates", dict(a=3)),
+        ("fused QKV", dict(heads=3)),
+    ],
+)
+def test_wider_networks_by_the_program_and_by_a_constructor_agree(name, sizes, x64):
+    make = MAKERS[name]
+    apply, shapes = make(**sizes)
+    params, x = drawn(shapes), jax.random.normal(jax.random.key(1), (7, 5, 4) if name == "fused QKV" else (7, 4))
+    models = [
+        trace_model(apply, params, x, check=False, **options).model for options in ({}, dict(make=make, sizes=sizes))
+    ]
+    # The spaces that sizes set, each by a factor of its own.
+    set_by = [space for space in models[0].wiring.cloneable if models[0].wiring.size(space) in sizes.values()]
+    factors = {space: 2 + index % 2 for index, space in enumerate(set_by)}
+    assert len(factors) == len(sizes)
+    cloned = clone_variables(models[0].view.split(params), models[0].wiring, factors)
+    by_program, by_make = (jax.jit(widen(model, factors).apply)(cloned, x).logits for model in models)
+    np.testing.assert_allclose(by_make, by_program, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(by_make, apply(params, x), rtol=1e-12, atol=1e-14)
+
+
 def test_custom_derivatives_are_kept_in_wide_networks():
     @jax.custom_vjp
     def straight_through(x):
@@ -100,6 +159,40 @@ def test_custom_derivatives_are_kept_in_wide_networks():
     base = jax.grad(lambda p: apply(p, x).sum())(params)["w"]
     assert float(jnp.abs(base).max()) > 0  # with round's own derivative it would be 0
     np.testing.assert_allclose(slope[:, ::2], base / 2, rtol=1e-5)
+
+
+def block_rule(is_derivative):
+    """A layer with a derivative rule of its own: JAX's, or a straight-through one."""
+
+    @jax.custom_vjp
+    def block(x, w):
+        h = jax.nn.relu(x @ w)
+        return h - h.mean(-1, keepdims=True)
+
+    def backward(kept, g):
+        x, w = kept
+        h = x @ w
+        g = (g - g.mean(-1, keepdims=True)) * ((h > 0) if is_derivative else 1.0)
+        return g @ w.T, x.T @ g
+
+    block.defvjp(lambda x, w: (block(x, w), (x, w)), backward)
+    return lambda p, x: block(x, p["w"]) @ p["head"]
+
+
+@pytest.mark.parametrize("is_derivative", [True, False])
+def test_a_rule_for_a_whole_layer_is_kept_and_wider_networks_are_refused_where_it_would_be_lost(is_derivative):
+    apply = block_rule(is_derivative)
+    params, x = drawn(dict(w=of(4, 6), head=of(6, 2))), jax.random.normal(jax.random.key(1), (5, 4))
+    model = trace_model(apply, params, x, check=False).model
+    own = jax.grad(lambda p: (apply(p, x) ** 2).sum())(params)
+    read = jax.grad(lambda v: (model.apply(v, x).logits ** 2).sum())(model.view.split(params))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), model.view.merge(read), own)
+    assert model.wiring.cloneable == ("w",)
+    if is_derivative:
+        assert widen(model, 2).wiring.size("w") == 12
+        return
+    with pytest.raises(ValueError, match=r"custom_vjp_call at .*test_use.py.* has a derivative rule of its own.*make="):
+        widen(model, 2)
 
 
 def tied(p, t):
@@ -191,6 +284,51 @@ def test_sites_inside_scan_and_remat_carry_signals_under_vmap_and_second_derivat
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(values[1], by_hand(direction), rtol=1e-12)
+
+
+def test_a_shift_behind_a_checkpoint_is_added_once(x64):
+    network = EXAMPLES["blocks_by_scan"]()
+    params, x = drawn(network.params), jax.random.normal(jax.random.key(1), (7, 4))
+    model = trace_model(network.apply, params, x, check=False).model
+    variables = model.view.split(params)
+    before = model.apply(variables, x)
+    # The stream behind the last block, which the head reads.
+    last = jnp.zeros(before.taps["in"].post.shape).at[:, -1].set(0.3)
+    after = model.apply(variables, x, perturbations={"in": Tap("in", 0 * last, last)})
+    np.testing.assert_allclose(after.logits, before.logits + 0.3 * params["head"].sum(0), rtol=1e-12)
+
+
+def test_sites_beside_others_on_one_axis_are_found_and_shifted_apart(x64):
+    def apply(p, x):
+        both = jnp.concatenate([x @ p["a"], x[:, :1], x @ p["b"]], -1)
+        return jax.nn.relu(both) @ p["head"]
+
+    params = drawn(dict(a=of(4, 5), b=of(4, 6), head=of(12, 2)))
+    x = jax.random.normal(jax.random.key(1), (7, 4))
+    model = trace_model(apply, params, x, check=False).model
+    for base in (model, widen(model, {"a": 2, "b": 3})):
+        variables = clone_variables(model.view.split(params), model.wiring, {"a": 2, "b": 3})
+        variables = model.view.split(params) if base is model else variables
+        own = base.view.merge(variables)
+        taps = base.apply(variables, x).taps
+        assert {site: tap.pre.shape[-1] for site, tap in taps.items()} == {n: own[n].shape[1] for n in "ab"}
+        z = dict(a=x @ own["a"], b=x @ own["b"])
+        shift = jnp.full(z["b"].shape, 0.4)
+        seen = base.apply(variables, x, perturbations={"b": Tap("b", shift, 2 * shift, "relu")})
+        for site in "ab":
+            np.testing.assert_allclose(taps[site].pre, z[site], rtol=1e-12)
+        h = jnp.concatenate([*map(jax.nn.relu, (z["a"], x[:, :1], z["b"] + shift))], -1)
+        h = h.at[:, -shift.shape[1] :].add(2 * shift)
+        np.testing.assert_allclose(seen.logits, h @ own["head"], rtol=1e-12)
+
+
+def test_no_site_is_claimed_inside_a_branch_or_a_loop_of_unknown_length_and_a_note_says_so():
+    for name, primitive in (("branches", "cond"), ("recurrent_while", "while")):
+        network = EXAMPLES[name]()
+        traced = trace_model(network.apply, network.params, network.inputs, check=False)
+        taps = jax.eval_shape(traced.model.apply, jax.eval_shape(traced.split, network.params), network.inputs).taps
+        assert set(taps) == set(dict(traced.model.wiring.sites))
+        assert any(re.match(rf"{primitive} at .*traced_networks.py.*not observed", note) for note in traced.notes)
 
 
 def test_a_mask_is_no_activation_and_the_variance_of_a_group_norm_no_site():
