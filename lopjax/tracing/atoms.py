@@ -17,6 +17,10 @@ class Position(str):
     """The reason of a leaf whose entries are positions (offsets of a kernel, steps of a loop), not units."""
 
 
+class Entry(Position):
+    """The reason of a leaf whose entries are taken one by one: what is behind them need not be alike."""
+
+
 class Atom:
     """A factor of an axis. Call `find` on it before reading it, as it may have been united with another.
 
@@ -69,7 +73,7 @@ def expand(axis: Axis) -> list[Atom]:
     for atom in map(find, axis):
         if atom.parts is not None and all(is_pinned(part) for _, part in atom.parts):
             known = [leaf.reason for _, part in atom.parts for leaf in leaves(part)]
-            atom.parts, atom.reason = None, known[0] if known else Position("its entries are taken one by one")
+            atom.parts, atom.reason = None, known[0] if known else Entry("its entries are taken one by one")
         expanded += [atom] if atom.product is None else expand(atom.product)
     return expanded
 

@@ -5,6 +5,7 @@ Calls (`jit`, `remat`, custom derivatives) are transparent: a value has the same
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,15 @@ def rebind(node: Node, values: Sequence[Any], params: dict[str, Any] | None = No
     with node.eqn.ctx.manager:
         out = primitive.bind(*values, **bound)
     return list(out) if primitive.multiple_results else [out]
+
+
+@contextmanager
+def at_source_of(node: Node) -> Iterator[None]:
+    """Whatever is traced inside has the place of a node in the user's code."""
+    source = (node.caller or node).eqn.source_info
+    stack = source_info_util.current_name_stack() + source.name_stack
+    with source_info_util.user_context(source.traceback, name_stack=stack):
+        yield
 
 
 def is_symbolic(exception: Exception) -> bool:

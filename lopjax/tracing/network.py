@@ -16,10 +16,13 @@ from lopjax.tracing.jaxprs import Program, is_symbolic, read_program
 from lopjax.tracing.plain_kernels import Kernels, offsets_of, with_sources
 from lopjax.tracing.recognise import has_own_rule
 from lopjax.tracing.sites import FoundSite, find_sites
-from lopjax.tracing.spaces import AN_INPUT, Diagram, describe
+from lopjax.tracing.spaces import AN_INPUT, AN_OUTPUT, Diagram, describe
+from lopjax.tracing.stacks import Level, find_cuts, num_free
 from lopjax.tracing.types import Typing, infer_types
 from lopjax.tracing.wide import Sizes
 from lopjax.wiring import Path
+
+_MOST_LEVELS = 3
 
 
 class Plan(NamedTuple):
@@ -61,6 +64,7 @@ class Network:
         plans: by the shapes and types of what they are for.
         diagram: diagram of the first plan, with sites and sources.
         described: the same without them, as that of every other plan must be.
+        levels: the stacks that were taken apart; `shapes` are those of their parts.
     """
 
     apply: Callable[[Any, Any], Any]
@@ -70,6 +74,29 @@ class Network:
     plans: dict[Any, Plan] = field(default_factory=dict)
     diagram: Diagram | None = None
     described: Diagram | None = None
+    levels: tuple[Level, ...] = ()
+
+    def taken_apart(self, inputs: Any) -> "Network":
+        """The same network with stacks of layers, and of what is fused, as parameters of their own."""
+        network = self
+        for _ in range(_MOST_LEVELS):
+            typing, number = network.plan(inputs).typing, len(network.paths)
+            cuts = find_cuts(typing, number)
+            if not cuts:
+                break
+            function = network.levels[-1].unrolled if network.levels else network.apply
+            level = Level(function, network.shapes, cuts, typing)
+            wider = Network(self.apply, level.part_shapes, self.names, self.fixed, levels=(*network.levels, level))
+            if num_free(wider.plan(inputs).typing, len(wider.paths)) <= num_free(typing, number):
+                break
+            network = wider
+        return network
+
+    def parts(self, params: Any) -> Any:
+        """The tree of the parameters that the program has, from the user's."""
+        for level in self.levels:
+            params = level.parts(params, level.part_shapes)
+        return params
 
     @property
     def paths(self) -> list[Path]:
@@ -89,7 +116,7 @@ class Network:
         return self.plans[key]
 
     def _make(self, params: Any, inputs: Any) -> Plan:
-        program = trace(self.apply, params, inputs)
+        program = trace(self.levels[-1].unrolled if self.levels else self.apply, params, inputs)
         number = len(jax.tree.leaves(params))
         typing = infer_types(program, number)
         cloning = infer_cloning(typing, number)

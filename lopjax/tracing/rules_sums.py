@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from lopjax.tracing.atoms import Axis, Position, cut, expand, fresh, is_pinned, pin, reshape, sum_of, unify
+from lopjax.tracing.atoms import Axis, Entry, Position, cut, expand, fresh, is_pinned, pin, reshape, sum_of, unify
 from lopjax.tracing.jaxprs import Node, Program
 from lopjax.tracing.primitives import Type
 
@@ -97,7 +97,7 @@ def stack(program: Program, node: Node, types: list[Type]) -> list[Type]:
 def unstack(program: Program, node: Node, types: list[Type]) -> list[Type]:
     """Entries along an axis, taken one by one."""
     (operand,), along = types, node.params["axis"]
-    pin(operand[along], Position(f"{node.where}: its entries are taken one by one"))
+    pin(operand[along], Entry(f"{node.where}: its entries are taken one by one"))
     return [(*operand[:along], *operand[along + 1 :])] * len(node.outputs)
 
 

@@ -18,6 +18,7 @@ from lopjax.tracing.own_rules import lost_rules
 from lopjax.tracing.recognise import recognised
 from lopjax.tracing.report import written
 from lopjax.tracing.spaces import AN_INPUT, AN_OUTPUT, CLONEABLE, FIXED, Diagram, Space, cloned_variables, factors_of
+from lopjax.tracing.stacks import own_view
 from lopjax.tracing.verify import Verification, verify
 from lopjax.wiring import Site, View, Wiring
 
@@ -132,6 +133,7 @@ def trace_model(
     check_parameters(params, inputs)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
     network = Network(apply, shapes, dict(names or {}), tuple(fixed))
+    network = network if make is not None else network.taken_apart(inputs)
     plan = network.plan(inputs)
     space_names = [space.name for space in plan.diagram.spaces]
     for kind, given in (("names", [v for v in (names or {}).values()]), ("fixed", fixed)):
@@ -219,12 +221,8 @@ class _Models:
         network, diagram = self.network, self.network.diagram
         assert diagram is not None
         plan = network.plan(self.inputs)
-        if units and (lost := lost_rules(plan.sizes(units), self.rules)):
-            raise ValueError(
-                f"{lost[0].where} has a derivative rule of its own, which is not the derivative of what it computes "
-                f"and is known at its own size only: a network with {units} would lose it; pass make= and sizes="
-            )
-        view = make_view(network, diagram, units)
+        parts = make_view(network, diagram, units)
+        view = own_view(network.levels, parts, _shapes(network, diagram, units)) if network.levels else parts
         known: dict[str, str | None] = {}
         activations = {name: recognised(plan.typing, site, known) for name, site in plan.sites.items()}
         spaces = {name: plan.atoms[site.leaf] for name, site in plan.sites.items()}
@@ -241,7 +239,7 @@ class _Models:
         ) -> Output:
             if strays := [site for site in perturbations or {} if site not in spaces]:
                 raise ValueError(f"perturbations of unknown sites {strays}; the sites are {list(spaces)}")
-            logits, taps = jitted(view.merge(variables), x, dict(perturbations or {}))
+            logits, taps = jitted(parts.merge(variables), x, dict(perturbations or {}))
             return Output(logits, variables, taps)
 
         def resize(changed: Mapping[str, int]) -> Model:
@@ -278,6 +276,15 @@ def _forward(network: Network, units: Mapping[str, int], wiring: Wiring, own: An
         seen = plan.sites[name].to_tap(pre, sizes), plan.sites[name].to_tap(post, sizes)
         taps[name] = Tap(kinds[name].space, *seen, kinds[name].activation)
     return logits, taps
+
+
+def _shapes(network: Network, diagram: Diagram, units: Mapping[str, int]) -> Any:
+    """The tree of the parameters at given numbers of units, in shapes."""
+    flat, structure = jax.tree.flatten(network.shapes)
+    shapes = [layout.resized(units).shape for layout in diagram.layouts]
+    return structure.unflatten(
+        [jax.ShapeDtypeStruct(shape, leaf.dtype) for shape, leaf in zip(shapes, flat, strict=True)]
+    )
 
 
 def make_view(network: Network, diagram: Diagram, units: Mapping[str, int]) -> View:

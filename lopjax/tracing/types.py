@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from lopjax.tracing.atoms import Axis, Position, fresh, is_pinned, leaves, pin, sum_of, unify
+from lopjax.tracing.atoms import Axis, Entry, Position, fresh, is_pinned, leaves, pin, sum_of, unify
 from lopjax.tracing.jaxprs import Block, Node, Program, scan_counts
 from lopjax.tracing.primitives import Type, unknown
 from lopjax.tracing.rules import RULES, constant
@@ -122,7 +122,7 @@ def _infer_blocks(typing: Typing, node: Node) -> None:
 def _scan(typing: Typing, node: Node) -> None:
     """Constants and carries pass through; arrays scanned over lose their first axis, whose order matters."""
     (body,) = node.blocks
-    reason = Position(f"{node.where}: steps of a loop")
+    reason = Entry(f"{node.where}: steps of a loop")
     num_consts, num_carry = scan_counts(node)
     for index, (inner, outer) in enumerate(zip(body.inputs, node.inputs, strict=True)):
         axes = typing.of(outer)

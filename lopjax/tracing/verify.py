@@ -108,7 +108,7 @@ def _drawn(network: Network, wiring: Wiring, params: Any, is_positive: bool) -> 
     rng, arrays, labels = np.random.default_rng(0), {}, dict(wiring.labels)
     assert network.diagram is not None
     for given, paths, layout in zip(
-        jax.tree.leaves(params), network.diagram.paths, network.diagram.layouts, strict=True
+        jax.tree.leaves(network.parts(params)), network.diagram.paths, network.diagram.layouts, strict=True
     ):
         known = None if isinstance(given, jax.ShapeDtypeStruct) else np.asarray(given)
         stays_positive = known is not None and known.size > 0 and bool((known > 0).all())

@@ -56,11 +56,11 @@ def inside(sizes, block, given):
 def scan(sizes, node, given):
     num_consts, num_carry = scan_counts(node)
     consts, carry, xs = given[:num_consts], given[num_consts:][:num_carry], given[num_consts + num_carry :]
-    made = []
-    for step in range(node.params["length"]):
+    steps = range(node.params["length"])
+    made = [[] for _ in steps]
+    for step in reversed(steps) if node.params["reverse"] else steps:
         out = inside(sizes, node.blocks[0], [*consts, *carry, *(x[step] for x in xs)])
-        carry, rest = out[:num_carry], out[num_carry:]
-        made.append(rest)
+        carry, made[step] = out[:num_carry], out[num_carry:]
     return [*carry, *(np.stack(each) for each in zip(*made, strict=True))]
 
 

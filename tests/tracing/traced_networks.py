@@ -596,8 +596,8 @@ def interleaved_heads():
         q, k, v = (qkv[..., i, :].swapaxes(1, 2) for i in range(3))
         return (jax.nn.softmax(q @ k.mT) @ v).swapaxes(1, 2).reshape(*x.shape[:2], 10) @ p["out"]
 
-    # Queries, keys and values lie in one array with an axis of three: their width is one space.
-    return Example(apply, dict(qkv=of(6, 30), out=of(10, 2)), of(7, 4, 6), [2], [5])
+    # Heads and the width of values; the width of queries and keys.
+    return Example(apply, dict(qkv=of(6, 30), out=of(10, 2)), of(7, 4, 6), [2, 5], [5])
 
 
 @example
@@ -670,7 +670,7 @@ def blocks_by_scan():
         return x @ p["head"]
 
     p = {"in": of(4, 8), "blocks": dict(a=of(3, 8, 6), b=of(3, 6, 8)), "head": of(8, 2)}
-    return Example(apply, p, of(7, 4), [6, 8], [])
+    return Example(apply, p, of(7, 4), [6, 6, 6, 8], [])
 
 
 @example
