@@ -15,6 +15,7 @@ from lopjax.tracing.types import INPUT, OUTPUT, Typing
 from lopjax.tracing.view import Layout, Run, factors, runs_of_pieces
 from lopjax.wiring import Axis, In, Label, Out, Path, Wiring, at_path, tree_from_paths, tree_paths
 
+UNUSED = "the output does not depend on it"
 CLONEABLE, PERMUTABLE, FIXED = "cloneable", "permutable", "fixed"
 AN_INPUT, AN_OUTPUT = "a network input", "a network output"
 
@@ -238,7 +239,7 @@ def _space(run: Run, name: str, cloning: Cloning, fixed: Sequence[str], is_used:
     if name in fixed:
         return Space(name, size, FIXED, "fixed by the caller", False)
     if not is_used:
-        return Space(name, size, PERMUTABLE, "the output does not depend on it", coupled)
+        return Space(name, size, PERMUTABLE, UNUSED, coupled)
     if leaf in cloning.failures:
         return Space(name, size, PERMUTABLE, why(cloning.failures[leaf], cloning.read), coupled)
     return Space(name, size, CLONEABLE, "", coupled)

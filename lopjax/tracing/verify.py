@@ -15,6 +15,7 @@ import numpy as np
 from lopjax.model import Model
 from lopjax.tracing.network import Network, generic
 from lopjax.tracing.recipes import Recipe, cloned
+from lopjax.tracing.spaces import UNUSED
 from lopjax.wiring import Path, Wiring, tree_from_paths
 
 Arrays = dict[Path, np.ndarray]
@@ -24,11 +25,13 @@ class Verification(NamedTuple):
     """Relative differences, all of which are 0 according to the wiring.
 
     Attributes:
-        permutation: change of the outputs after all free spaces were permuted.
-        cloning: change of the outputs after all cloneable spaces were cloned two or three times.
-        tangency: difference of the gradient between equal units, over its largest entry.
-        tolerance: largest difference that rounding can explain.
-        is_checked: whether the network is finite at generic parameters and computes in 32 bits or more.
+        permutation: of the outputs, after all free spaces were permuted.
+        cloning: of the outputs, after all spaces that can be cloned, by whatever rule, were cloned two or three times.
+        tangency: of the gradient between equal units, over its largest entry.
+        tolerance: what rounding may make.
+        is_checked: whether the network is finite at generic parameters, in 32 bits or more.
+        unreached: free spaces with fewer than two units that the outputs react to at any of the parameters tried
+            (dead activations, outputs that are constant by construction): of these nothing was seen.
     """
 
     permutation: float
@@ -36,6 +39,7 @@ class Verification(NamedTuple):
     tangency: float
     tolerance: float
     is_checked: bool = True
+    unreached: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """The outcome in words."""
@@ -44,6 +48,7 @@ class Verification(NamedTuple):
         return (
             f"verified at generic parameters: permutation {self.permutation:.0e}, cloning {self.cloning:.0e}, gradient "
             f"at equal units {self.tangency:.0e} (up to {self.tolerance:.0e})"
+            + (f"; nothing seen of {list(self.unreached)}, to which the outputs do not react" if self.unreached else "")
         )
 
 
@@ -52,9 +57,10 @@ class _Asked(NamedTuple):
 
     wiring: Wiring
     recipes: Mapping[str, Recipe]
-    run: Callable[[Arrays], tuple[np.ndarray, Arrays]]
+    run: Callable[[Arrays], tuple[np.ndarray, Arrays | None]]
     arrays: Arrays
     output: np.ndarray
+    unreached: tuple[str, ...] = ()
 
 
 def verify(network: Network, make: Callable[[Mapping[str, int]], Model], params: Any, inputs: Any) -> Verification:
@@ -69,22 +75,63 @@ def verify(network: Network, make: Callable[[Mapping[str, int]], Model], params:
     Raises:
         ValueError: a wiring that the network contradicts; the message names the space.
     """
-    asked = None
     with jax.enable_x64(True):
         x = jax.tree.map(_drawn_input, inputs)
-        for is_positive in (False, True):
-            asked = _ask(network, make({}), _drawn(network, make({}).wiring, params, is_positive), x)
-            if np.isfinite(asked.output).all():
-                break
-        else:
-            return Verification(np.nan, np.nan, np.nan, np.nan, is_checked=False)
         eps = _coarsest(network, x)
-        if eps > 1e-5:
-            return Verification(np.nan, np.nan, np.nan, np.nan, is_checked=False)
         tolerance = max(eps**0.5, 1e-6)
+        asked = _most_alive(network, make({}), params, x, tolerance) if eps <= 1e-5 else None
+        if asked is None:
+            return Verification(np.nan, np.nan, np.nan, np.nan, is_checked=False)
         return Verification(
-            _permutation(asked, tolerance), _cloning(asked, make, x, tolerance), _tangency(asked, tolerance), tolerance
+            _permutation(asked, tolerance),
+            _cloning(asked, make, x, tolerance),
+            _tangency(asked, tolerance),
+            tolerance,
+            unreached=asked.unreached,
         )
+
+
+_DRAWS = ((False, 0), (True, 0), (False, 1), (True, 1))
+"""Whether all parameters are positive, and the seed: where activations are dead at one draw, another is tried."""
+
+
+def _most_alive(network: Network, model: Model, params: Any, x: Any, tolerance: float) -> _Asked | None:
+    """The network at the draw where its outputs react to most spaces; None if it is finite at no draw."""
+    run, best = _asker(network, model, x), None
+    assert network.diagram is not None
+    by_rule = model.wiring.cloneable
+    recipes = {each.name: each.recipe for each in network.diagram.spaces if each.recipe and each.name not in by_rule}
+    for is_positive, seed in _DRAWS:
+        arrays = _drawn(network, model.wiring, params, is_positive, seed)
+        output, gradient = run(arrays)
+        if not np.isfinite(output).all():
+            continue
+        asked = _Asked(model.wiring, recipes, run, arrays, output, _unreached(model.wiring, gradient, tolerance))
+        if best is None or len(asked.unreached) < len(best.unreached):
+            best = asked
+        if not best.unreached:
+            break
+    return best
+
+
+def _unreached(wiring: Wiring, gradient: Arrays | None, tolerance: float) -> tuple[str, ...]:
+    """The free spaces with fewer than two units in whose arrays the gradient is larger than the tolerance."""
+    if gradient is None:
+        return ()
+    labels, level = dict(wiring.labels), tolerance * _largest(gradient)
+    reached: dict[str, np.ndarray] = {}
+    for path, array in gradient.items():
+        for axis in labels[path].unit_axes(wiring.permutable):
+            others = tuple(index for index in range(array.ndim) if index != axis.index)
+            seen = np.abs(array).max(axis=others, initial=0.0) > level
+            reached[axis.space] = reached.get(axis.space, np.zeros_like(seen)) | seen
+    unused = {space for space, reason in wiring.reasons if reason == UNUSED}
+    chosen = (space for space in wiring.permutable if space not in unused)
+    return tuple(space for space in chosen if reached[space].sum() < min(2, wiring.size(space)))
+
+
+def _largest(arrays: Arrays) -> float:
+    return max((float(np.abs(array).max(initial=0.0)) for array in arrays.values()), default=0.0)
 
 
 def _coarsest(network: Network, x: Any) -> float:
@@ -104,8 +151,8 @@ def _drawn_input(leaf: Any) -> np.ndarray:
     return array
 
 
-def _drawn(network: Network, wiring: Wiring, params: Any, is_positive: bool) -> Arrays:
-    rng, arrays, labels = np.random.default_rng(0), {}, dict(wiring.labels)
+def _drawn(network: Network, wiring: Wiring, params: Any, is_positive: bool, seed: int) -> Arrays:
+    rng, arrays, labels = np.random.default_rng(seed), {}, dict(wiring.labels)
     assert network.diagram is not None
     for given, paths, layout in zip(
         jax.tree.leaves(network.parts(params)), network.diagram.paths, network.diagram.layouts, strict=True
@@ -123,8 +170,8 @@ def _flat(tree: Any) -> jax.Array:
     return jnp.concatenate([jnp.asarray(leaf, jnp.float64) for leaf in leaves])
 
 
-def _ask(network: Network, model: Model, arrays: Arrays, x: Any) -> _Asked:
-    """The user's own function, with the gradient of a generic combination of its outputs."""
+def _asker(network: Network, model: Model, x: Any) -> Callable[[Arrays], tuple[np.ndarray, Arrays | None]]:
+    """The user's own function, with the gradient of a generic combination of its outputs; None if it has none."""
 
     @jax.jit
     def both(tree: Any) -> Any:
@@ -137,19 +184,17 @@ def _ask(network: Network, model: Model, arrays: Arrays, x: Any) -> _Asked:
 
     @jax.jit
     def forward(tree: Any) -> Any:
-        return _flat(network.apply(model.view.merge(tree), x)), jax.tree.map(jnp.zeros_like, tree)
+        return _flat(network.apply(model.view.merge(tree), x))
 
-    def run(arrays: Arrays) -> tuple[np.ndarray, Arrays]:
+    def run(arrays: Arrays) -> tuple[np.ndarray, Arrays | None]:
+        tree = tree_from_paths(arrays)
         try:
-            output, gradient = both(tree_from_paths(arrays))
+            output, gradient = both(tree)
         except ValueError:  # a loop of unknown length has no gradient
-            output, gradient = forward(tree_from_paths(arrays))
+            return np.asarray(forward(tree)), None
         return np.asarray(output), {path: np.asarray(_at(gradient, path)) for path in arrays}
 
-    assert network.diagram is not None
-    by_rule = model.wiring.cloneable
-    recipes = {each.name: each.recipe for each in network.diagram.spaces if each.recipe and each.name not in by_rule}
-    return _Asked(model.wiring, recipes, run, arrays, run(arrays)[0])
+    return run
 
 
 def _at(tree: Any, path: Path) -> Any:
@@ -215,7 +260,9 @@ def _tangency(asked: _Asked, tolerance: float) -> float:
         return array
 
     _, gradient = asked.run({path: paired(path, array) for path, array in asked.arrays.items()})
-    scale = max((float(np.abs(array).max(initial=0.0)) for array in gradient.values()), default=0.0) or 1.0
+    if gradient is None:
+        return 0.0
+    scale = _largest(gradient) or 1.0
     worst, culprit = 0.0, ""
     for path, array in gradient.items():
         axes = labels[path].unit_axes(spaces)

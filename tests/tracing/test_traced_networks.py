@@ -34,6 +34,7 @@ def test_no_network_contradicts_its_wiring(name):
     seen = trace_model(network.apply, network.params, network.inputs).verification
     assert seen.is_checked
     assert max(seen.permutation, seen.cloning, seen.tangency) < 1e-13
+    assert not seen.unreached
 
 
 def test_reasons_name_the_line_of_the_users_file():
@@ -141,6 +142,23 @@ def test_a_number_that_happens_to_be_a_count_is_found_out():
         return jnp.tanh(jnp.tanh(x @ p["w"]).sum(-1, keepdims=True) / 5.0) * p["s"]
 
     assert states(trace_model(other, dict(w=of(4, 6), s=of(2)), of(3, 4), check=False), "permutable") == [6]
+
+
+def test_a_network_that_is_dead_at_the_first_parameters_is_tried_at_others_or_said_to_be_unseen():
+    def apply(p, x):
+        h = jax.nn.relu(x**2 @ jax.lax.stop_gradient(0 * p["w"]) + p["b"] - p["c"] ** 2 - 2.0 * (p["b"] < 1.2))
+        return h @ p["head"]
+
+    shapes = dict(w=of(4, 6), b=of(6), c=of(6), head=of(6, 2))
+    seen = trace_model(apply, shapes, of(3, 4)).verification
+    assert seen.unreached == ()  # dead at the first draw
+
+    def dead(p, x):
+        return jax.nn.relu(-jnp.exp(x @ p["w"])) @ p["head"] + p["b"]
+
+    traced = trace_model(dead, dict(w=of(4, 6), head=of(6, 2), b=of(2)), of(3, 4))
+    assert traced.verification.unreached == ("w",)
+    assert "nothing seen of ['w'], to which the outputs do not react" in traced.report()
 
 
 # --- Bad input --------------------
