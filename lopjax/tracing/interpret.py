@@ -157,7 +157,7 @@ def _results(setting: Setting, node: Node, given: list[Any]) -> tuple[list[Any],
     if not node.blocks:
         return rebind(node, given, sizes.params(node) if sizes.units else None), {}
     if node.is_call:
-        return (entrywise(node, given) if sizes.units else rebind(node, given)), {}
+        return (entrywise_call(node, given) if sizes.units else rebind(node, given)), {}
     names = {name for name, site in setting.sites.items() if any(_has(block, site) for block in node.blocks)}
     if not sizes.units and not names:
         return rebind(node, given), {}
@@ -174,7 +174,7 @@ def _has(block: Block, site: FoundSite) -> bool:
     return site.pre in block.inputs or any(site.pre in node.outputs for node in walk(block))
 
 
-def entrywise(node: Node, given: list[Any]) -> list[Any]:
+def entrywise_call(node: Node, given: list[Any]) -> list[Any]:
     """An elementwise call with a custom derivative rule on arrays of another shape, in chunks of the traced shape."""
     shape = next(var.aval.shape for var in (*node.eqn.invars, *node.eqn.outvars) if var.aval.shape)
     chunk = prod(shape)

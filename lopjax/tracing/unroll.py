@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lopjax.tracing.atoms import Atom, expand, find, leaves
-from lopjax.tracing.interpret import entrywise, is_elementwise
+from lopjax.tracing.interpret import entrywise_call, is_elementwise
 from lopjax.tracing.jaxprs import CUSTOM_RULES, REMAT, Block, Node, at_source_of, rebind, scan_counts, words
 from lopjax.tracing.primitives import ELEMENTWISE, Type
 from lopjax.tracing.types import Typing
@@ -159,7 +159,7 @@ class _Run:
             kept = all(place_of(self.typing.of(value), leaf) for value in node.outputs)
             if not kept or any(row is None for row in rows) or not is_elementwise(self.sizes(leaf), node):
                 return False
-            made = [entrywise(node, list(each)) for each in zip(*rows, strict=True)]
+            made = [entrywise_call(node, list(each)) for each in zip(*rows, strict=True)]
             values.update(
                 (value, Parts(leaf, each)) for value, each in zip(node.outputs, zip(*made, strict=True), strict=True)
             )
