@@ -1,9 +1,5 @@
 """What the library does with a network that was read and not labelled."""
 
-import re
-from functools import partial
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -392,12 +388,3 @@ def test_haiku_without_labels():
     network = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([6, 5, 2])(x)))
     traced = trace_model(network.apply, jax.eval_shape(network.init, jax.random.key(0), jnp.ones((3, 4))), of(3, 4))
     assert sizes_of(traced, "cloneable") == [5, 6]
-
-
-def test_the_examples_of_the_page_run(capsys):
-    page = (Path(__file__).parents[2] / "docs" / "own_networks.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", page.split("## No labels")[1].split("\n## ")[0], re.DOTALL)
-    exec(example, {})
-    report = capsys.readouterr().out
-    assert "cloneable: 1 unit spaces" in report
-    assert "permutable: 1 unit spaces" in report
