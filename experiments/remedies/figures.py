@@ -1,11 +1,12 @@
-"""The figures of a run: how the difference from a fresh network changes, and forgetting against plasticity."""
+"""The figures of a run: the difference from a fresh network over the tasks, and every method's row of the table."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.remedies.methods import FRESH, PLAIN, label_of, lanes_of
+from experiments.remedies.methods import FRESH, METHODS, PLAIN, label_of, lanes_of
 from experiments.remedies.report import BASES, curves, paired, summarise
 from lopjax.plotting import PALETTE, band, drawing
 from lopjax.runs import RunData
@@ -15,11 +16,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEST = 4
+COLORS = {"gained": "#0072B2", "kept": "#009E73", "lost": "#D55E00"}
+"""Of the verdicts of the table; all others are grey."""
+QUANTITIES = {
+    "late_less_early": "late − early: what is lost",
+    "late_less_fresh": "late − fresh network",
+    "transfer": "earlier tasks − when they ended",
+}
+"""Columns of the table that have panels, and what is written below them."""
 
 
 def figures(run: RunData) -> "dict[str, Figure]":
     """All figures of a run, by file name."""
-    return {"remedies": remedies_figure(run)}
+    return {"remedies": remedies_figure(run), "remedies_methods_and_streams": methods_and_streams(run)}
 
 
 def remedies_figure(run: RunData) -> "Figure":
@@ -39,6 +48,42 @@ def remedies_figure(run: RunData) -> "Figure":
             _over_tasks(panels[0, column], run, stream, colors)
             _trade(panels[1, column], of_stream, colors)
     return figure
+
+
+def methods_and_streams(run: RunData) -> "Figure":
+    """A row of panels per stream, a line per method: what was lost, the distance from fresh, and earlier tasks.
+
+    All are differences over seeds with 95 % intervals, those of the table, colours its verdicts; the plain optimizer
+    is dashed. A method that was not run, or that diverged, has no point.
+    """
+    rows, streams = run.summary or summarise(run), run.config["streams"]
+    names = [PLAIN, *(name for name in METHODS if any(row["method"] == name for row in rows))]
+    with drawing(9.5, 1.0 + (0.55 + 0.15 * len(names)) * len(streams)) as figure:
+        panels = figure.subplots(len(streams), len(QUANTITIES), squeeze=False, sharey=True)
+        for line, stream in zip(panels, streams, strict=True):
+            of_stream = {row["method"]: row for row in rows if row["stream"] == stream}
+            for axes, (quantity, label) in zip(line, QUANTITIES.items(), strict=True):
+                _forest(axes, [of_stream.get(name) for name in names], quantity)
+                axes.set(xlabel=label if stream == streams[-1] else "")
+            line[0].set_title(stream.replace("_", " "), loc="left", fontweight="bold")
+            line[0].set_yticks(range(len(names)), [label_of(name) for name in names], fontsize=7)
+            line[0].set_ylim(len(names) - 0.5, -0.5)
+        for verdict, color in {**COLORS, "undecided": "0.5"}.items():
+            panels[0, 0].plot([], [], "o", markersize=4, color=color, label=verdict)
+        figure.legend(loc="outside upper right", ncols=len(COLORS) + 1, fontsize=8)
+    return figure
+
+
+def _forest(axes: "Axes", rows: Sequence[dict[str, Any] | None], quantity: str) -> None:
+    axes.axvline(0, color="0.5", linewidth=1)
+    if rows[0] is not None and rows[0][quantity][0] is not None:
+        axes.axvline(rows[0][quantity][0], color="0.5", linewidth=1, linestyle="--")
+    for place, row in enumerate(rows):
+        if row is None or row[quantity][0] is None:
+            continue
+        mean, *bounds = row[quantity]
+        color = COLORS.get(row["verdict"], "0.5")
+        axes.errorbar(mean, place, xerr=_half(bounds), fmt="o", markersize=3, color=color, linewidth=1)
 
 
 def _gain(row: dict[str, Any]) -> float:

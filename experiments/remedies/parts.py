@@ -13,7 +13,7 @@ from experiments.kit.group_lanes import GroupLanes
 from experiments.kit.methods import Group, Lane
 from experiments.remedies.config import Config
 from experiments.remedies.lane import Learner, keys_of, make_program
-from experiments.remedies.methods import CONTROLS, NUM_SETTINGS, lanes_of, remedy_of
+from experiments.remedies.methods import CONTROLS, FRESH, NUM_SETTINGS, lanes_of, remedy_of
 from experiments.remedies.streams import Setup
 from lopjax.runs.schedule import Part
 from lopjax.training import Lanes, make_chunk, over_lanes, start_lanes
@@ -52,7 +52,8 @@ class Life:
         config = setup.config
         self.bench, self.mesh, self.place = setup.benches[stream], setup.mesh, {"stream": stream}
         program = make_program(self.bench, remedy_of(method))
-        self.chunk = make_chunk(program.step, self.bench.stream, setup.mesh)
+        is_batched = True if self.bench.is_tiny and method != FRESH and not remedy_of(method).intervention else None
+        self.chunk = make_chunk(program.step, self.bench.stream, setup.mesh, is_batched)
         self.starting = over_lanes(program.start, 2)
         self.of_seeds = jax.jit(jax.vmap(keys_of))
         settings = 1 if method in CONTROLS else NUM_SETTINGS

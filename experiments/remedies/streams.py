@@ -39,7 +39,8 @@ class Bench(NamedTuple):
         is_accuracy: whether the score is an accuracy; else it is the negative loss.
         model: the network.
         base: name of the plain optimizer, "sgd" or "adam".
-        probe: `(inputs, labels)`, a fixed batch for methods that watch symptoms; None where that of a step will do.
+        is_tiny: whether lanes run side by side on a CPU, too, where nothing acts now and then: for a network so small
+            that starting its operations is what takes the time.
     """
 
     sizes: StreamConfig
@@ -52,7 +53,7 @@ class Bench(NamedTuple):
     is_accuracy: bool
     model: Model
     base: str
-    probe: tuple[Any, Any] | None = None
+    is_tiny: bool = False
 
     def optimizer(self, remedy: Remedy, settings: Any, key: jax.Array) -> optax.GradientTransformation:
         """The optimizer of a method with a setting, whose numbers may be traced."""
@@ -147,6 +148,7 @@ def _bit_flipping(sizes: StreamConfig) -> Bench:
         is_accuracy=False,
         model=network(problem.num_inputs, sizes.widths[0], "relu"),
         base="sgd",
+        is_tiny=True,
     )
 
 
@@ -183,8 +185,8 @@ def _check_sizes(name: str, sizes: StreamConfig) -> None:
         )
     if name == "bit_flipping" and (len(sizes.widths), sizes.batch_size) != (1, 1):
         raise ValueError(
-            f"bit_flipping.widths={sizes.widths}, bit_flipping.batch_size={sizes.batch_size}: must be one hidden layer, "
-            "one example at a time"
+            f"bit_flipping.widths={sizes.widths}, bit_flipping.batch_size={sizes.batch_size}: must be one hidden layer "
+            "and one example at a time"
         )
     if not 0 < sizes.learning_rate < math.inf:
         raise ValueError(f"{name}.learning_rate={sizes.learning_rate}: must be positive and finite")

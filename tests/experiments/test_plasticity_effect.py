@@ -38,7 +38,7 @@ class Design(NamedTuple):
 
 UPGD = Design(
     "upgd", 240, (0, 1, 2, 3),
-    {"fresh": {"is_fresh": True}, "plain": {}, "L2-init": {"strength": 0.1}, "FIRE": {"fire": 1.0}},
+    {"fresh": {"is_fresh": True}, "plain": {}, "FIRE": {"fire": 1.0}},
 )  # fmt: skip
 MIXTURES = Design(
     "mixtures", 10, (0, 1, 2, 3, 4, 5),

@@ -11,11 +11,13 @@ import pytest
 
 from experiments.remedies import EXPERIMENT
 from experiments.remedies.config import PRESETS, StreamConfig
+from experiments.remedies.figures import methods_and_streams
 from experiments.remedies.lane import LAGS, keys_of, make_measure, make_program
 from experiments.remedies.methods import CONTROLS, METHODS, NUM_SETTINGS, remedy_of
 from experiments.remedies.parts import TUNE, Life, Phase
 from experiments.remedies.report import BASES, summarise, table, texts
 from experiments.remedies.streams import build, make_bench
+from experiments.remedies.together import together
 from lopjax.runs import RunData
 
 SEEDS, RECORDS = (0, 1, 2, 3, 4), 10
@@ -81,6 +83,34 @@ def test_noise_makes_it_undecided_and_a_diverged_seed_is_named():
     assert "| CPR | cpr strength 0.15, reset every 50 | lost |" in texts(run_of())["table.md"]
 
 
+def part_of(run, name, methods, cost):
+    """What a run of some of the methods alone would have left, on a machine of another speed."""
+    chosen = [*CONTROLS, *methods]
+    records = [{**one, "cpu_ms_per_step": cost * (1 + (one["method"] == "nap"))} for one in run.records]
+    stream = {"num_tasks": RECORDS, "tasks_per_record": 1}
+    config = {**run.config, "methods": methods, "mixtures": stream}
+    records = [one for one in records if one["method"] in chosen]
+    return run._replace(folder=Path(name), config=config, records=records)
+
+
+def test_runs_made_in_parts_make_one_table():
+    """The rows of the whole; costs relative to each run's own plain; what is incomplete is taken from another run."""
+    run = run_of()
+    first, second = part_of(run, "a", ["l2_init", "nap"], 1.0), part_of(run, "b", ["nap", "cpr"], 3.0)
+    half = first._replace(records=[r for r in first.records if r["method"] != "nap" or r["record"] < 5])
+    merged = together([half, second])
+    rows, whole = ({row["method"]: row for row in rows} for rows in (merged.summary, summarise(run)))
+    assert rows == {name: {**row, "cost": 2.0 if name == "nap" else 1.0} for name, row in whole.items()}
+    assert "| CPR | cpr strength 0.15, reset every 50 | lost |" in texts(merged)["table.md"]
+    assert len(methods_and_streams(merged).axes) == 3
+    other = second._replace(config={**second.config, "seeds": [1, 2]})
+    with pytest.raises(ValueError, match=r"b: seeds=\[1, 2\], and a has \[0, 1, 2, 3, 4\]"):
+        together([first, other])
+    changed = [{**r, "online": r["online"] + 1e-3 * (r["method"] == "plain")} for r in second.records]
+    with pytest.raises(ValueError, match="b: plain on mixtures has other scores than in a; the code is not the same"):
+        together([first, second._replace(records=changed)])
+
+
 def test_the_setting_with_the_best_mean_is_taken_and_one_that_diverged_is_not():
     totals = np.repeat([1.0, 3.0, 2.0, 9.0], 2) + np.tile([0.5, -0.5], 4)
     lanes = SimpleNamespace(read=np.asarray)
@@ -105,6 +135,10 @@ def test_all_methods_have_the_same_budget_and_say_what_they_look_at():
         ({"methods": ("cpr", "cpr")}, "must be distinct"),
         ({"upgd": StreamConfig(12, 200, 1, 0.02, (4,), 5)}, r"upgd\.tasks_per_record=5: must divide"),
         ({"upgd": StreamConfig(8, 200, 1, 0.02, (4,), 2)}, "at least five records"),
+        (
+            {"streams": ("bit_flipping",), "bit_flipping": StreamConfig(8, 9, 1, 0.01, (5, 5))},
+            "must be one hidden layer",
+        ),
         ({"upgd": StreamConfig(8, 0, 1, 0.02, (4,))}, r"upgd\.steps=0: must be at least 1"),
         ({"upgd": StreamConfig(8, 9, 1, float("nan"), (4,))}, r"upgd\.learning_rate=nan: must be positive"),
     ],
@@ -131,6 +165,20 @@ def test_transfer_is_the_change_since_a_task_ended():
         assert float(logs["transfer"]) == pytest.approx(5 * sum(changes), rel=1e-5)
         assert float(logs["transfers"]) == 5 * len(lags)
         np.testing.assert_allclose(found, [score(task), *own[:3]], rtol=1e-5)
+
+
+def test_bit_flipping_is_tested_on_what_a_task_can_show():
+    """All 32 inputs of the task, and the targets that its stream gives for them; another task has others."""
+    bench = make_bench("bit_flipping", StreamConfig(8, 9, 1, 0.01, (5,)))
+    key = jax.random.key(3, impl="philox4x32")
+    inputs, targets = jax.device_get(bench.test((), key, jnp.int32(2)))
+    drawn = [jax.device_get(bench.stream.draw((), key, jnp.int32(18 + step)).batch) for step in range(2)]
+    assert len(np.unique(inputs, axis=0)) == 32
+    for seen, target in drawn:
+        (place,) = np.flatnonzero((inputs == seen[0]).all(axis=1))
+        assert targets[place] == target[0]
+    assert not np.array_equal(inputs, bench.test((), key, jnp.int32(3))[0])
+    assert bench.model.wiring.size("hidden_0") == 5
 
 
 @pytest.mark.parametrize("method", ["fresh", "redo", "muon", "upgd", "recovery"])
