@@ -1,4 +1,4 @@
-"""The code of docs/interventions.md runs as it stands, and its own loop takes other methods on a network of your own."""
+"""The code of docs/interventions.md runs as it stands; its own loop takes other methods on a network of your own."""
 
 import re
 from pathlib import Path
