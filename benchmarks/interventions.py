@@ -5,8 +5,8 @@
 The paper's MLP (3,072-5x256-10, ReLU), batch 128, Adam, in one compiled chunk of steps; a method that acts now and then
 is given a schedule on which it never does, which is what it costs at nearly every step. Aims: at most 1.03 for a method
 that does nothing, 1.3 for continual backprop at its published rate. Ratios are of processor time, within a turn: what
-else the machine does is in both terms. Of lanes the time of one step of one lane counts: 16 settings in one program take
-a sixteenth of the steps.
+else the machine does is in both terms. Of lanes the time of one step of one lane counts: 16 settings in one program
+take a sixteenth of the steps.
 """
 
 import argparse

@@ -51,7 +51,7 @@ class Config:
     """Pairs of mixtures of Gaussians in the plane: a deep tanh network, Adam."""
     random_labels: StreamConfig = field(default_factory=lambda: StreamConfig(30, 400, 16, 0.003, (32, 32), 3, 160))
     """Digits with labels drawn anew for every task, to be learnt by heart: a ReLU network, Adam."""
-    bit_flipping: StreamConfig = field(default_factory=lambda: StreamConfig(60, 10_000, 1, 0.01, (5,), 5))
+    bit_flipping: StreamConfig = field(default_factory=lambda: StreamConfig(40, 10_000, 1, 0.01, (5,), 5))
     """Online regression on bits, all slow ones drawn anew at every task: one hidden layer of ReLU units, SGD."""
     permuted_labels: StreamConfig = field(default_factory=lambda: StreamConfig(40, 200, 16, 0.003, (32, 32), 4))
     """Digits whose classes are renamed at every task: a ReLU network, Adam."""

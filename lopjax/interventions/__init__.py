@@ -90,9 +90,11 @@ EXAMPLES: Mapping[str, Example] = MappingProxyType(
         "self_normalized_resets": Example(lambda: self_normalized_resets(0.9, 3), without=("UTILITIES",)),
         "regrama": Example(lambda: regrama(0.05, 3), without=("UTILITIES",)),
         "cpr": Example(lambda: cpr(0.1, 3), ("SLICES", "AGEING", "NOTHING_ELSE", "KEYS")),
-        # For interventions that choose no units: the promises that any step can keep.
-        "reset_optimizer": Example(lambda: reset_optimizer(3), ("AGEING", "KEYS")),
-        "from_optax": Example(lambda: from_optax(shrink_and_perturb(0.9, 0.1, seed=0, every=3)), ("AGEING",)),
+        # What touches no unit by choice: the promises that any step can keep.
+        "reset_optimizer": Example(lambda: reset_optimizer(3), ("AGEING", "NOTHING_ELSE", "KEYS")),
+        "from_optax": Example(
+            lambda: from_optax(shrink_and_perturb(0.9, 0.1, seed=0, every=3)), ("AGEING", "NOTHING_ELSE", "KEYS")
+        ),
         "fire": Example(lambda: fire(every=3), ("AGEING", "NOTHING_ELSE", "KEYS")),
         "reset_layer": Example(
             lambda: reset_layer(["classes"]),

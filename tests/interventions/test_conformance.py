@@ -24,8 +24,7 @@ IMAGES = tuple(name for name in ARCHITECTURES if not ARCHITECTURES[name].is_of_t
 NETWORKS = dict.fromkeys(METHODS, IMAGES) | {
     "redo": tuple(ARCHITECTURES),
     "adaptable": ("cnn",),  # continual backprop but for one number a unit, which counts positions there
-    "from_optax": ("vit",),  # knows no units
-    "wake_dead_units": ("mlp",),  # the others are in `test_fire_and_norms`
+    "wake_dead_units": ("mlp", "vit"),  # the others are in `test_fire_and_norms`
     "split_clones": ("cnn", "resnet"),  # a transformer's streams and heads are in `test_split_clones`
 }
 # Two programs of second derivatives of this one are more than the suite can pay: no lanes in company.
