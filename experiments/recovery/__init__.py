@@ -2,8 +2,8 @@
 
 Small networks lose their plasticity on tasks of random labels. Then they meet one real task: untreated, under the
 recovery controller, under noise that stays, under ReDo. Beside them go networks drawn anew that train on that task
-alone, with the total budget and with that of the recovery. All are compared at its end and by how fast they learn the next, as
-in `experiments.aftermath`. On two CPU cores:
+alone, with the total budget and with that of the recovery. All are compared at its end and by how fast they learn the
+next, as in `experiments.aftermath`. On two CPU cores:
 
     python -m experiments.recovery      # digits, ten seeds: about two minutes, compilation included
 """

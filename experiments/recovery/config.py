@@ -51,7 +51,7 @@ class Config:
     chunks: int = 5
     """Records of each of the two."""
     recovery_setting: int = 0
-    """Which setting of its row in `experiments.remedies` the controller has: the one that tuning chose on this stream."""
+    """Which setting of its row in `experiments.remedies` the controller has: that which tuning chose on this stream."""
     noise_setting: int = 0
     """Likewise of noise on the gradient."""
     redo_setting: int = 2

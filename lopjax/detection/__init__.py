@@ -8,9 +8,11 @@ readiness.py   how strong gradients are, and how far a minibatch can be relied o
 trends.py      tests for a trend in a window of measurements
 warnings.py    the four signatures of lost plasticity as detectors with hysteresis
 forecast.py    when will a unit have become a clone?
+approach.py    the same for a pair under SGD, by the transverse Lyapunov exponent
 scores.py      what an indicator is worth: its lead time at a fixed rate of false alarms
 """
 
+from lopjax.detection.approach import CloneForecast, clone_forecast
 from lopjax.detection.clones import (
     CloneDistances,
     Multiples,
@@ -66,6 +68,7 @@ from lopjax.detection.warnings import (
 __all__ = [
     "SIGNATURES",
     "CloneDistances",
+    "CloneForecast",
     "Forecast",
     "IndicatorScore",
     "LifeTable",
@@ -83,6 +86,7 @@ __all__ = [
     "Warnings",
     "activation_rows",
     "clone_distances",
+    "clone_forecast",
     "count_events",
     "dead_on_batch",
     "death_radius",

@@ -76,7 +76,7 @@ def gradient_readiness(
         return jax.grad(value)(variables["params"])
 
     def square(tree: Any) -> jax.Array:
-        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
+        return jnp.sum(jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]))
 
     gradients = jax.lax.map(gradient, grouped)
     mean = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), gradients)
