@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lopjax.detection.lives import LifeTable, load_lives
+from lopjax.detection.lives import LifeTable, lives_of_records, load_lives
 from lopjax.doctor.checkpoints import matched, read_arrays, variables_of
 from lopjax.model import Model, Variables
 from lopjax.runs import RunData, load
@@ -23,7 +23,7 @@ class Admitted(NamedTuple):
         model: the network.
         variables: its variables.
         batch: inputs and labels.
-        lives: from `lives.npz` beside it; None if there is none.
+        lives: from `lives.npz` beside it, or from the records of its run; None if there are none.
         name: what it is called on the page.
     """
 
@@ -66,7 +66,14 @@ def admit_run(path: Path, data: Path | None, name: str | None, seed: int) -> Adm
         raise ValueError(f"--seed={seed}: the run has {seeds}, numbered from 0")
     variables = jax.tree.map(lambda leaf: leaf[seed], stacked)
     batch = run.probe() if data is None else read_batch(data)
-    return Admitted(model, variables, batch, _lives(path / LIVES), f"{path}: {chosen}, seed {seed}")
+    lives = _lives(path / LIVES) or _recorded_lives(run, method, seed)
+    return Admitted(model, variables, batch, lives, f"{path}: {chosen}, seed {seed}")
+
+
+def _recorded_lives(run: RunData, method: str, seed: int) -> LifeTable | None:
+    """From the records of a lane, where the run logged what its units were."""
+    seeds = run.config.get("seeds", ())
+    return lives_of_records(run.select(method=method, seed=seeds[seed])) if seed < len(seeds) else None
 
 
 def _parts(run: RunData, file: Path) -> Sequence[str]:

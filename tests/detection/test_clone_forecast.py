@@ -1,4 +1,4 @@
-"""When will a pair be on its manifold? The forecast from minibatches against training itself, with and without decay."""
+"""When will a pair be on its manifold? The forecast from minibatches against training, with and without decay."""
 
 import jax
 import jax.numpy as jnp

@@ -10,6 +10,7 @@ import pytest
 import sick
 
 from lopjax.__main__ import main
+from lopjax.detection import Status
 from lopjax.doctor import command, diagnosis
 from lopjax.doctor.checkpoints import MismatchError, matched, read_arrays
 from lopjax.runs import open_run
@@ -88,11 +89,18 @@ def test_the_command_examines_a_run_of_ours_on_its_own_probe(quick, tmp_path, ca
     run.record_network("network", model)
     run.record_probe(sick.INPUTS, sick.LABELS)
     run.keep("adam", {"network": jax.tree.map(lambda leaf: np.stack([0 * leaf, leaf]), sick.variables())})
+    for step, units in ((10, "aaaaaaaa"), (20, "aaaaadaa"), (30, "ccaaaDaa")):
+        run.append(*({"method": "adam", "seed": seed, "step": step, "lives/hidden_0": units} for seed in (0, 1)))
     run.finish({})
     main(["doctor", str(folder), "--seed", "1"])
     assert "adam/network, seed 1" in capsys.readouterr().out
     assert (folder / "doctor.html").exists()
-    examined, variables, batch, _ = quick[0]
+    examined, variables, batch, settings = quick[0]
+    lives = settings["lives"]
+    assert lives.steps.tolist() == [10, 20, 30]
+    assert lives.status["hidden_0"][:, 5].tolist() == [Status.ALIVE, Status.DEAD, Status.DEAD]
+    assert lives.touched["hidden_0"].sum(axis=0).tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
+    assert lives.status["hidden_0"][2, 0] == Status.NEAR_CLONE
     assert examined.wiring == model.wiring
     np.testing.assert_array_equal(
         variables["params"]["classes"]["kernel"], sick.variables()["params"]["classes"]["kernel"]
