@@ -52,7 +52,7 @@ class Config:
     """Records of each of the two."""
     recovery_setting: int = 0
     """Which setting of its row in `experiments.remedies` the controller has: that which tuning chose on this stream."""
-    noise_setting: int = 0
+    noise_setting: int = 2
     """Likewise of noise on the gradient."""
     redo_setting: int = 2
     """Likewise of ReDo."""

@@ -119,6 +119,9 @@ def test_a_plain_function_is_traced_and_its_traps_are_found(data, tmp_path, caps
     for kind in ("clones (mild", "near-clones", "dead units"):
         assert kind in said
     assert "evidence:   BLOCK_CONSTANT" in said
+    # The tracer finds the layer in front of the dead unit, and with it the radius and that nothing below it moves.
+    assert "evidence:   FROZEN at tolerance" in said
+    assert "by itself:  no: 1 that nothing which still moves can wake; incoming weights would have to change by" in said
 
 
 def test_a_checkpoint_that_does_not_match_is_refused_array_by_array():
