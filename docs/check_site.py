@@ -13,11 +13,12 @@ SEARCHED = ("tangency_residual", "unit_blocks", "dropout")
 
 
 class Page(HTMLParser):
-    """What a page refers to, the anchors that it has, and whether it shows formulas."""
+    """What a page refers to, what it loads from elsewhere, the anchors that it has, and whether it shows formulas."""
 
     def __init__(self, path: Path):
         super().__init__()
         self.links: list[str] = []
+        self.foreign: list[str] = []
         self.anchors: set[str] = set()
         self.has_formula = self.loads_mathjax = False
         self.feed(path.read_text(encoding="utf-8"))
@@ -27,8 +28,10 @@ class Page(HTMLParser):
         given = dict(attrs)
         self.anchors |= {given[name] or "" for name in ("id", "name") if name in given}
         self.links += [given[name] or "" for name in ("href", "src") if given.get(name)]
+        loaded = given.get("src") or (given.get("href") if given.get("rel") == "stylesheet" else None) or ""
+        self.foreign += [loaded] if urlsplit(loaded).netloc else []
         self.has_formula |= "math" in (given.get("class") or "").split()
-        self.loads_mathjax |= tag == "script" and "mathjax" in (given.get("src") or "").lower()
+        self.loads_mathjax |= tag == "script" and "tex-svg.js" in (given.get("src") or "")
 
 
 def faults(site: Path) -> list[str]:
@@ -46,6 +49,7 @@ def faults(site: Path) -> list[str]:
                 found.append(f"{name}: nothing at {link}")
             elif address.fragment and target in pages and unquote(address.fragment) not in pages[target].anchors:
                 found.append(f"{name}: no anchor {link}")
+        found += [f"{name}: loads {link}, which the site does not serve itself" for link in page.foreign]
         if page.has_formula and not page.loads_mathjax:
             found.append(f"{name}: formulas, and nothing that draws them")
     index = (site / "searchindex.js").read_text(encoding="utf-8").lower()

@@ -5,6 +5,8 @@ Pages are the Markdown of this folder, as on the forge. Two kinds are written wh
 their output where `LOPJAX_NOTEBOOKS` names a folder of executed ones, as in `.ci/run`, and none otherwise.
 """
 
+import html
+import importlib.util
 import os
 import re
 import shutil
@@ -16,9 +18,17 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import public_names
 import reference_pages
+from docutils import nodes
+from docutils.parsers.rst import Directive
 
 import lopjax
 from theory_checks import paper
+
+
+def script(package: str, *path: str) -> str:
+    """A script that a package brings along, which is not imported."""
+    return str(Path(importlib.util.find_spec(package).origin).parent.joinpath(*path))
+
 
 project = "lopjax"
 author = "The lopjax authors"
@@ -30,12 +40,21 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
-    "sphinxcontrib.mermaid",
 ]
 exclude_patterns = ["**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"lopjax {release}"
 html_show_sphinx = False
+# Formulas and diagrams are drawn by scripts of the site itself, so it also opens where nothing else can be reached.
+html_static_path = [
+    "style.css",
+    script("mathjax", "static", "mathjax", "es5", "tex-svg.js"),
+    script("mermaidx", "assets", "mermaid.js"),
+]
+html_css_files = ["style.css"]
+html_show_sourcelink = False
+mathjax_path = "tex-svg.js"
+mathjax3_config = {"options": {"enableMenu": False}}
 
 # The forge makes a link of every heading; so does the site, by the same rule. Mermaid is a fence on both.
 myst_heading_anchors = 4
@@ -55,6 +74,23 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 90
 autodoc_default_options = {"members": True, "undoc-members": True}
+
+
+class Mermaid(Directive):
+    """A diagram: a fence on the forge, drawn by the page's script here."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """The text of the diagram, for the script to find."""
+        return [nodes.raw("", f'<pre class="mermaid">{html.escape(chr(10).join(self.content))}</pre>', format="html")]
+
+
+def draw_diagrams(app, pagename, templatename, context, doctree) -> None:
+    """Load the script that draws diagrams on pages that have one."""
+    if doctree is not None and any('class="mermaid"' in node.astext() for node in doctree.findall(nodes.raw)):
+        app.add_js_file("mermaid.js")
+        app.add_js_file(None, body="mermaid.initialize({startOnLoad: true, theme: 'neutral'})")
 
 
 def write_pages(app) -> None:
@@ -101,6 +137,8 @@ def require_every_name(app, env) -> None:
 
 def setup(app) -> dict[str, bool]:
     """Connect the above."""
+    app.add_directive("mermaid", Mermaid)
+    app.connect("html-page-context", draw_diagrams)
     app.connect("builder-inited", write_pages)
     app.connect("source-read", keep_links_inside)
     # Before napoleon turns sections into markup.

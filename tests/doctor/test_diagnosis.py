@@ -2,21 +2,19 @@
 
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from oracles.browser import FLAGS, browser
 from sick import INPUTS, LABELS, diagnosis, make, variables
 
 from lopjax.certificates import CloneVerdict
 from lopjax.detection import LifeTable, Status
 from lopjax.doctor import diagnose, examine, write_page
 from lopjax.stability import Stability
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 
 
 def test_each_trap_is_found_with_its_certificate_and_its_remedy():
@@ -152,12 +150,10 @@ def test_a_click_or_a_link_opens_the_certificate_in_node(tmp_path, fragment):
 
 
 def test_the_page_opens_in_a_browser(tmp_path):
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser on this machine: none of {', '.join(BROWSERS)} is on the path")
+    chromium = browser()
     address = f"{page(tmp_path).as_uri()}#hidden_0[5]"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=2000"]
-    done = subprocess.run([browser, *flags, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+    flags = [*FLAGS, f"--user-data-dir={tmp_path}", "--virtual-time-budget=2000"]
+    done = subprocess.run([chromium, *flags, "--dump-dom", address], capture_output=True, text=True, timeout=120)
     assert '<pre id="certificate">hidden_0[5]: dead' in done.stdout, done.stderr
     assert done.stdout.count('class="unit') == 8
 
