@@ -144,7 +144,9 @@ def main() -> None:
     table = table_of(rows_of(runs.load(arguments.run), reference))
     print(table)
     if arguments.output is not None:
-        arguments.output.write_text(f"# Cloning on CIFAR-10, compared with other code\n\n{table}", encoding="utf-8")
+        made_by = "Made by `python -m experiments.compare_reference`; [Cloning](cloning.md) says how.\n\n"
+        text = f"# Cloning on CIFAR-10, beside other code\n\n{made_by}{table}"
+        arguments.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

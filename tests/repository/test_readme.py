@@ -37,3 +37,13 @@ def test_links_lead_to_files_of_the_checkout():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
     assert len(links) >= 8
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_version_stands_in_one_place_and_what_repeats_it_agrees():
+    import lopjax
+
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)[1] == lopjax.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[(\d.*)\] - \d{4}-\d{2}-\d{2}$", changes, re.M)
+    assert released[0] == lopjax.__version__
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
