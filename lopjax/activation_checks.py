@@ -8,7 +8,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from lopjax.activations import Activation
 
@@ -41,7 +41,7 @@ def _value_and_derivatives(f: Callable, z: Float[Array, " points"]) -> Float[Arr
 
 
 @partial(jax.jit, static_argnums=0)
-def _largest_changes(f: Callable, stretch: ArrayLike) -> tuple[Array, Array, Array]:
+def _largest_changes(f: Callable, stretch: Float[Array, ""] | float) -> tuple[Array, Array, Array]:
     """For f, f' and f'' in every cell: where it changes most, by how much there, and its size at the cell's ends."""
     # Ends off the round numbers at which people put kinks: a kink on an end would be seen in neither cell.
     edges = stretch * (jnp.linspace(-_REACH, _REACH, _CELLS + 1) + 1.37e-3)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from lopjax.activations import activation
 from lopjax.arguments.promotion import standard_promotion
@@ -144,7 +144,7 @@ def _check_samples(pre: Array) -> None:
 def dead_by_sign(
     layer: PlainLayer,
     wiring: Wiring,
-    input_box: tuple[jax.Array, jax.Array] | None,
+    input_box: tuple[ArrayLike, ArrayLike] | None,
     silent: np.ndarray | None = None,
     is_dead_at_zero: bool = True,
 ) -> np.ndarray:
@@ -181,7 +181,7 @@ def interval_bounds(
     params: Params,
     wiring: Wiring,
     site: str,
-    input_box: tuple[jax.Array, jax.Array],
+    input_box: tuple[ArrayLike, ArrayLike],
     tolerance: float | None = None,
 ) -> tuple[Float[Array, "*positions units"], Float[Array, "*positions units"]]:
     """Bounds on the pre-activations of a site over all inputs of a box, by interval arithmetic.

@@ -3,9 +3,9 @@
 from enum import Enum
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike
 
 from lopjax.activations import Activation, activation
 from lopjax.arguments.batches import as_batch, check_tolerance
@@ -135,7 +135,7 @@ def certify_frozen(
     batch: Batch | None,
     frozen_units: FrozenUnits,
     *,
-    input_box: tuple[jax.Array, jax.Array] | None = None,
+    input_box: tuple[ArrayLike, ArrayLike] | None = None,
     loss: Loss = mean_cross_entropy,
     train: bool = False,
     slope_threshold: float = 1e-4,
@@ -193,7 +193,7 @@ def certify_frozen(
     return FrozenCertificate(verdict, tuple(units), max(levels), tuple(notes))
 
 
-def _check_box(input_box: tuple[jax.Array, jax.Array] | None, batch: Batch | None) -> None:
+def _check_box(input_box: tuple[ArrayLike, ArrayLike] | None, batch: Batch | None) -> None:
     if input_box is None:
         return
     lower, upper = (np.asarray(bound) for bound in input_box)

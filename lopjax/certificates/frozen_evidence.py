@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike
 
 from lopjax.activations import activation
 from lopjax.certificates.batch_evidence import Pass
@@ -44,7 +45,7 @@ class Observations(NamedTuple):
     wiring: Wiring
     seen: Pass | None
     inputs: jax.Array | None
-    input_box: tuple[jax.Array, jax.Array] | None
+    input_box: tuple[ArrayLike, ArrayLike] | None
     tolerance: float | None
     slope_threshold: float
 

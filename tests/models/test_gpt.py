@@ -69,8 +69,9 @@ def test_forward_pass_against_numpy_and_no_position_sees_later_tokens(x64, tied)
     assert np.abs(unmasked[0] - before).max() > 1e-3
     log_odds = special.log_softmax(before, axis=-1).reshape(-1, VOCABULARY)
     expected = -np.mean(log_odds[np.arange(len(log_odds)), np.ravel(LABELS)])
-    np.testing.assert_allclose(mean_cross_entropy(before, LABELS), expected, rtol=1e-12)
-    np.testing.assert_allclose(accuracy(before, LABELS), np.mean(np.argmax(before, -1) == np.asarray(LABELS)))
+    np.testing.assert_allclose(mean_cross_entropy(jnp.asarray(before), LABELS), expected, rtol=1e-12)
+    hits = np.mean(np.argmax(before, -1) == np.asarray(LABELS))
+    np.testing.assert_allclose(accuracy(jnp.asarray(before), LABELS), hits)
 
 
 def untied_of(variables):

@@ -84,6 +84,34 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(path.read_text(encoding="utf-8")), link
 
 
+NUMBER = re.compile(r"\d\.\d|\d %|±")
+NO_MEASUREMENT = re.compile(
+    r"```python.*?```|\]\([^)]*\)|arXiv \d+\.\d+|\d+\.\d+\.\d+|(Python|jax|Flax) \d+\.\d+", re.S
+)
+PROGRAM = re.compile(r"python -m ((?:lopjax|experiments|theory_checks|benchmarks)(?:\.\w+)*)")
+COMMAND = re.compile(PROGRAM.pattern + r"|bash benchmarks/\w+\.sh|`tests/[\w/]+\.py`")
+
+
+def lacks_command(text: str) -> bool:
+    """Whether a page states a number that looks measured, and no command. Versions and papers are no measurements."""
+    return bool(NUMBER.search(NO_MEASUREMENT.sub("", text))) and not COMMAND.search(text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_a_page_that_states_a_number_names_a_command_that_makes_it(page):
+    text = page.read_text(encoding="utf-8")
+    assert not lacks_command(text)
+    for name in set(PROGRAM.findall(text)):
+        path = DOCS.parent.joinpath(*name.split("."))
+        assert path.is_dir() or path.with_suffix(".py").exists(), name
+
+
+def test_a_number_without_a_command_is_seen():
+    assert lacks_command("Accuracy rises to 0.93.")
+    assert not lacks_command("    python -m experiments.cloning\n\nAccuracy rises to 0.93.")
+    assert not lacks_command("Python 3.11, jax 0.10.2 and arXiv 2510.00304.")
+
+
 def anchors(text: str) -> set[str]:
     """As the forge makes them of headings."""
     headings = re.findall(r"^#+ (.*)$", text, re.M)
