@@ -136,7 +136,7 @@ def check_activation(entry: Activation) -> None:
     with jax.ensure_compile_time_eval():
         z = jnp.asarray(_GRID, float)
         value = _checked_values(entry, z)
-        slope = jax.jvp(entry.function, (z,), (jnp.ones_like(z),))[1]
+        slope = _checked_slopes(entry, z)
         seen = _Seen(*(np.asarray(each, np.float64) for each in (z, value, slope)))
         with np.errstate(invalid="ignore"):  # infinity minus infinity: nothing is known there
             _check_values(entry, seen)
@@ -195,6 +195,39 @@ def _checked_values(entry: Activation, z: Float[Array, " points"]) -> Float[Arra
     if not np.allclose(part, value[:5], rtol=1e-4, atol=1e-6, equal_nan=True):
         raise ValueError(f"activation {entry.name} is not elementwise: its value at one entry depends on the others")
     return value
+
+
+def _checked_slopes(entry: Activation, z: Float[Array, " points"]) -> Float[Array, " points"]:
+    """The derivative on a grid, after making sure that it is that of the values, where facts about it are stated.
+
+    Where half of the points in [-8, 8] agree with no central difference, the rule is another function's: that of a
+    rounding with the slope 1 (a straight-through estimator). At the few kinks and jumps a rule may say anything.
+    """
+    try:
+        slope = jax.jvp(entry.function, (z,), (jnp.ones_like(z),))[1]
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise ValueError(
+            f"activation {entry.name} has a derivative for reverse mode alone (jax.custom_vjp): use "
+            "jax.custom_jvp, which gives both"
+        ) from error
+    if entry.kinks is None and entry.flat is None and entry.saturates is None:
+        return slope  # of a plain function nothing is claimed; verdicts look at the network itself
+    with jax.enable_x64(True):
+        inner = np.asarray(z, np.float64)[np.abs(np.asarray(z)) <= 8]
+        rule = np.asarray(jax.jvp(entry.function, (inner,), (np.ones_like(inner),))[1])
+        off = np.full(len(inner), np.inf)
+        for step in (1e-1, 1e-3, 1e-5):
+            change = np.asarray(entry(inner + step) - entry(inner - step)) / (2 * step)
+            off = np.minimum(off, np.abs(change - rule) / (1e-3 + np.abs(rule) + np.abs(change)))
+    if (wrong := off > 1e-2).mean() > 0.25:
+        place = inner[wrong][0]
+        raise ValueError(
+            f"activation {entry.name}: its derivative at {place:.3g}, {rule[wrong][0]:.3g}, is not that of its "
+            "values, as in a straight-through estimator; no fact about it can be checked: leave all facts out"
+        )
+    return slope
 
 
 def _refuse_missed_kinks(entry: Activation, given: Sequence[float]) -> None:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from lopjax.arguments.batches import as_batch, as_numbers, label_arrays
+from lopjax.arguments.batches import as_batch, as_numbers, check_leaves, label_arrays
+from lopjax.arguments.misfits import described, in_a_sentence
 from lopjax.arguments.order import loss_is_first, takes_old_order
-from lopjax.model import Model, Params, Variables
+from lopjax.model import Model, Params, Variables, outputs_of
 from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
 
 Batch = tuple[jax.Array, Any]
@@ -18,14 +19,33 @@ Batch = tuple[jax.Array, Any]
 
 
 def mean_cross_entropy(logits: Float[Array, "*samples classes"], labels: Int[Array, "*samples"]) -> Float[Array, ""]:
-    """Softmax cross-entropy with integer labels, in nats, averaged over samples (and positions)."""
+    """Softmax cross-entropy with integer labels, in nats, averaged over samples (and positions).
+
+    NaN, and so is the gradient, if a label is no class, 0..classes-1: under jit nothing can be refused, a negative
+    index would count from the last class, and a sample beyond it would drop out of the gradient alone.
+
+    Raises:
+        ValueError: labels that are not one integer per sample.
+    """
+    _check_classes(logits, labels)
+    is_class = (labels >= 0) & (labels < logits.shape[-1])
+    # Added, not chosen, so that the NaN comes back in the gradient; adding 0 changes no bit.
+    logits = logits + jnp.where(is_class, 0, jnp.nan).astype(logits.dtype)[..., None]
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
 def mean_squared_error(
     outputs: Float[Array, "samples outputs"], targets: Float[Array, "samples outputs"]
 ) -> Float[Array, ""]:
-    """Half the squared distance to the target, summed over outputs and averaged over samples: 1/(2N) sum |y - t|²."""
+    """Half the squared distance to the target, summed over outputs and averaged over samples: 1/(2N) sum |y - t|².
+
+    Raises:
+        ValueError: targets of another shape, which NumPy's rules might stretch to that of the outputs.
+    """
+    if jnp.shape(outputs) != jnp.shape(targets) or jnp.ndim(outputs) == 0:
+        raise ValueError(
+            f"targets {described(targets)} with outputs {described(outputs)}: must have one shape, a row per sample"
+        )
     return 0.5 * jnp.mean(jnp.sum(jnp.square(outputs - targets), axis=-1))
 
 
@@ -33,10 +53,24 @@ def accuracy(logits: Float[Array, "*samples classes"], labels: Int[Array, "*samp
     """Fraction of samples whose largest logit is the label's; NaN if a largest logit is not finite.
 
     A NaN among the logits would win the comparison, and a diverged network have the accuracy of guessing its class. A
-    logit of minus infinity only rules its class out.
+    logit of minus infinity only rules its class out. A label that is no class is never right.
+
+    Raises:
+        ValueError: labels that are not one integer per sample.
     """
+    _check_classes(logits, labels)
     is_right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.promote_types(logits.dtype, jnp.float32))
     return jnp.mean(jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), is_right, jnp.nan))
+
+
+def _check_classes(logits: Any, labels: Any) -> None:
+    """Refuse labels that are not one integer for each sample (and position)."""
+    logits_shape, labels_shape = jnp.shape(logits), jnp.shape(labels)
+    is_integer = hasattr(labels, "dtype") and jnp.issubdtype(labels.dtype, jnp.integer)
+    if not is_integer or not logits_shape or labels_shape != logits_shape[:-1]:
+        raise ValueError(
+            f"labels {described(labels)} with outputs {described(logits)}: must be one integer class per sample"
+        )
 
 
 class Masked(NamedTuple):
@@ -53,12 +87,24 @@ class Masked(NamedTuple):
 
 def masked_cross_entropy(logits: Float[Array, "samples classes"], labels: Masked) -> Float[Array, ""]:
     """`mean_cross_entropy` among the classes of each sample's mask: the other logits get no gradient."""
+    _check_mask(logits, labels)
     return mean_cross_entropy(_within(logits, labels), labels.labels)
 
 
 def masked_accuracy(logits: Float[Array, "samples classes"], labels: Masked) -> Float[Array, ""]:
     """`accuracy` among the classes of each sample's mask."""
+    _check_mask(logits, labels)
     return accuracy(_within(logits, labels), labels.labels)
+
+
+def _check_mask(logits: Any, labels: Any) -> None:
+    """Refuse a mask that does not say of every sample and class whether it competes."""
+    is_masked = isinstance(labels, Masked) and jnp.shape(labels.mask) == jnp.shape(logits)
+    if not is_masked or not jnp.issubdtype(jnp.result_type(labels.mask), jnp.bool_):
+        raise ValueError(
+            f"labels {', '.join(map(described, jax.tree.leaves(labels)))} with outputs {described(logits)}: must be "
+            "Masked(labels, mask), the mask true where a class competes, with the outputs' shape"
+        )
 
 
 def _within(logits: jax.Array, labels: Masked) -> jax.Array:
@@ -85,12 +131,16 @@ def of_parameters(
 
     Returns:
         `params -> scalar`.
+
+    Raises:
+        ValueError: no inputs and labels for the same samples; from the function: inputs that the network does not take,
+            labels that the loss does not.
     """
-    inputs, labels = batch
+    inputs, labels = pair(batch)
 
     def loss_of_params(params: Params) -> jax.Array:
-        logits = model.apply({**variables, "params": params}, inputs, train=train, dropout_rate=0.0).logits
-        return loss(logits, labels)
+        logits = outputs_of(model, {**variables, "params": params}, inputs, train=train, dropout_rate=0.0).logits
+        return loss_of(loss, logits, labels)
 
     return loss_of_params
 
@@ -135,14 +185,7 @@ def check_batch(
             raise ValueError(f"labels {low}..{high}: must be classes, 0..{logits.shape[-1] - 1}")
     first = [jnp.asarray(leaf[:size]) for leaf in leaves]
     cut = first[0] if leaves[0] is labels else jax.tree.unflatten(jax.tree.structure(labels), first)
-    try:
-        value = loss(logits, cut)
-    except (TypeError, ValueError) as error:
-        kinds = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in first)
-        raise ValueError(
-            f"the loss does not take labels {kinds} with outputs {list(logits.shape)} ({_first_line(error)}); "
-            "cross-entropy takes an integer class per sample"
-        ) from error
+    value = loss_of(loss, logits, cut)
     if not bool(jnp.all(jnp.isfinite(value))):
         raise ValueError(f"the loss is {value} on this batch: it must be finite; look at the parameters and the labels")
 
@@ -154,20 +197,38 @@ def check_inputs(model: Model, variables: Variables, inputs: Any) -> None:
         ValueError: no array of numbers, no sample, or a shape or type that is not the network's.
     """
     array = as_numbers("inputs", inputs)
-    try:
-        jax.eval_shape(lambda variables, array: model.apply(variables, array).logits, variables, array)
-    except Exception as error:
-        # JAX's own words for shapes that do not fit, and Flax's; a network's own refusal stays as it is.
-        if not isinstance(error, TypeError) and type(error).__name__ != "ScopeParamShapeError":
-            raise
+    jax.eval_shape(lambda variables, array: outputs_of(model, variables, array).logits, variables, array)
+
+
+def pair(batch: Any) -> Batch:
+    """A batch as inputs and labels, trees of arrays for the same samples. Under a trace, too.
+
+    Raises:
+        ValueError: no pair, no sample, or not one label per input.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"batch is a {type(batch).__name__}: batch must be (inputs, labels) with one label per input")
+    check_leaves(*batch)
+    return batch[0], batch[1]
+
+
+def loss_of(loss: Callable[[Any, Any], jax.Array], logits: jax.Array, labels: Any) -> jax.Array:
+    """`loss(logits, labels)`, whose labels are refused in a sentence where they do not fit.
+
+    Raises:
+        ValueError: it does not take them, or returns no single number.
+    """
+    given = ", ".join(map(described, jax.tree.leaves(labels)))
+    with in_a_sentence(
+        f"the loss does not take labels {given} with outputs {list(logits.shape)}",
+        "labels must be what the loss expects",
+    ):
+        value = loss(logits, labels)
+    if jnp.shape(value):
         raise ValueError(
-            f"the network does not take inputs {array.dtype}{list(array.shape)} ({_first_line(error)}); "
-            "the leading axis is that of the samples, the others those the network was made for"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+            f"the loss returned an array of shape {jnp.shape(value)}: must be one number, a mean over samples"
+        )
+    return value
 
 
 @takes_old_order("loss model variables batch size", loss_is_first)
@@ -189,16 +250,17 @@ def check_mean_over_samples(
     Raises:
         ValueError: with both values, and what to do.
     """
+    batch = pair(batch)
     samples = len(batch[0])
     if samples <= size:
         return
-    apply = jax.jit(lambda variables, inputs: model.apply(variables, inputs, dropout_rate=0.0).logits)
+    apply = jax.jit(lambda variables, inputs: outputs_of(model, variables, inputs, dropout_rate=0.0).logits)
     starts = range(0, samples, size)
     logits = [apply(variables, jnp.asarray(batch[0][start : start + size])) for start in starts]
     parts = [
         jax.tree.map(lambda leaf, start=start: jnp.asarray(leaf[start : start + size]), batch[1]) for start in starts
     ]
-    values = [float(loss(part, labels)) for part, labels in zip(logits, parts, strict=True)]
+    values = [float(loss_of(loss, part, labels)) for part, labels in zip(logits, parts, strict=True)]
     mean = sum(value * len(part) for value, part in zip(values, logits, strict=True)) / samples
     whole = loss(jnp.concatenate(logits), jax.tree.map(jnp.asarray, batch[1]))
     largest = max(abs(value) for value in values)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lopjax.activations import Activation
+from lopjax.arguments.misfits import described, in_a_sentence
 from lopjax.wiring import IDENTITY, View, Wiring
 
 Params = Any
@@ -95,6 +96,20 @@ class Model(NamedTuple):
     constructor: Constructor | None = None
     input_shape: tuple[int, ...] | None = None
     view: View = IDENTITY
+
+
+def outputs_of(model: Model, variables: Variables, inputs: Any, **options: Any) -> Output:
+    """`model.apply`, whose inputs are refused in a sentence where they do not fit.
+
+    Raises:
+        ValueError: it does not take them.
+    """
+    given = ", ".join(map(described, jax.tree.leaves(inputs)))
+    with in_a_sentence(
+        f"the network does not take inputs {given}",
+        "the leading axis must be that of the samples, the others those the network was made for",
+    ):
+        return model.apply(variables, inputs, **options)
 
 
 def samples_by_units(array: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ _R2_OF = {"r2_forward": "post", "r2_backward": "signal"}
 
 
 @takes_old_order(
-    "model variables inputs labels loss partition", third_is(lambda each: not isinstance(each, tuple)), packed("inputs")
+    "model variables inputs labels loss partition", third_is(lambda each: hasattr(each, "shape")), packed("inputs")
 )
 def symptoms(
     model: Model,

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from lopjax.losses import mean_cross_entropy
-from lopjax.model import Model, Params, Taps, Variables
+from lopjax.losses import loss_of, mean_cross_entropy, pair
+from lopjax.model import Model, Params, Taps, Variables, outputs_of
 
 
 class Observed(NamedTuple):
@@ -69,14 +69,14 @@ def observe(
         task: passed on.
 
     Raises:
-        ValueError: a batch without samples, of which no mean can be taken.
+        ValueError: no inputs and labels for the same samples, at least one; inputs that the network does not take,
+            labels that the loss does not.
     """
-    inputs, labels = batch
-    if any(jnp.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(inputs)):
-        raise ValueError("the batch has no samples: give at least one")
+    inputs, labels = pair(batch)
 
     def forward(params: Params, perturbations: Taps | None) -> tuple[jax.Array, tuple[jax.Array, Variables, Taps]]:
-        logits, updated, taps = model.apply(
+        logits, updated, taps = outputs_of(
+            model,
             {**variables, "params": params},
             inputs,
             train=train,
@@ -84,7 +84,7 @@ def observe(
             perturbations=perturbations,
             dropout_rate=dropout_rate,
         )
-        return loss(logits, labels), (logits, updated, taps)
+        return loss_of(loss, logits, labels), (logits, updated, taps)
 
     zeros = None
     if signals:

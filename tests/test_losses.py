@@ -135,7 +135,7 @@ def test_inputs_that_a_network_does_not_take_and_labels_that_a_loss_does_not_are
         with pytest.raises(ValueError, match=r"the network does not take inputs|must hold|must be an array of numbers"):
             check_inputs(model, variables, wrong)
     for wrong in (labels.astype(np.float32), np.eye(3, dtype=np.float32)[labels], labels > 1):
-        with pytest.raises(ValueError, match=r"the loss does not take labels .* an integer class per sample"):
+        with pytest.raises(ValueError, match=r"labels .*must be one integer class per sample"):
             check_batch(model, variables, (inputs, wrong), loss=mean_cross_entropy)
 
 
@@ -143,5 +143,5 @@ def test_a_batch_without_samples_is_refused_where_signals_and_symptoms_are_taken
     model = mlp((6,), (5,), 3)
     variables, labels = model.init(jax.random.key(0)), np.zeros(0, int)
     for look in (observe, symptoms):
-        with pytest.raises(ValueError, match="the batch has no samples"):
+        with pytest.raises(ValueError, match="no samples"):
             look(model, variables, (np.ones((0, 6), np.float32), labels))

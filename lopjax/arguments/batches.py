@@ -43,6 +43,33 @@ def as_batch(given: Any) -> tuple[jax.Array, Any]:
     return as_numbers("inputs", inputs), made
 
 
+def check_leaves(inputs: Any, labels: Any) -> None:
+    """Refuse inputs and labels, trees of arrays, that are not numbers for the same samples. Under a trace, too.
+
+    Raises:
+        ValueError: an entry that is no array of numbers; no sample; labels for more or fewer samples than there are.
+    """
+    sizes = {_num_samples("inputs", leaf) for leaf in jax.tree.leaves(inputs)}
+    if len(sizes) != 1:
+        raise ValueError(f"inputs for {sorted(sizes)} samples: must be arrays with one row per sample, equally many")
+    (size,) = sizes
+    for leaf in jax.tree.leaves(labels):
+        if (given := _num_samples("labels", leaf)) != size:
+            raise ValueError(f"labels for {given} samples and inputs for {size}: give one label per input")
+
+
+def _num_samples(what: str, given: Any) -> int:
+    """Rows of one array; keys of random numbers count as numbers."""
+    array = given if isinstance(given, jax.Array) else np.asarray(given)
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    if not (is_key or jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        kind = type(given).__name__
+        raise ValueError(f"{what}: a {kind} of type {array.dtype}; must be an array of numbers, a row per sample")
+    if array.ndim == 0 or array.shape[0] == 0:
+        raise ValueError(f"{what} of shape {array.shape} have no samples: give at least one, along the leading axis")
+    return array.shape[0]
+
+
 def check_tolerance(tolerance: Any) -> None:
     """Refuse a tolerance that is no number from 0 on; None is the default of whoever asks.
 

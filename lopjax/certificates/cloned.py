@@ -15,6 +15,7 @@ from lopjax.certificates.cloned_verdicts import ClonedCertificate, CloneVerdict
 from lopjax.certificates.parameter_residuals import KINDS, ArrayResiduals, array_residuals
 from lopjax.certificates.symmetries import Change, align, changed, constants, is_invisible
 from lopjax.cloning import Partition
+from lopjax.cloning.programs import check_programs
 from lopjax.cloning.rounding import (
     CERTAIN_FROM,
     at_least_float32,
@@ -102,7 +103,9 @@ def certify_cloned(
     wiring, variables = model.wiring, at_least_float32(variables)
     clusters = check_partition(wiring, partition)
     if not clusters:
-        raise ValueError("partition has no cluster of two or more units: there is nothing to certify")
+        raise ValueError(
+            "partition has no cluster of two or more units: there is nothing to certify; give one, such as (0, 0, 1)"
+        )
     check_tolerance(tolerance)
     if batch is not None:
         batch = as_batch(batch)
@@ -150,6 +153,7 @@ class _Question(NamedTuple):
         inputs = jnp.asarray(self.batch[0])
         check_precision(jax.eval_shape(lambda: self.model.apply(self.variables, inputs).taps))
         check_batch(self.model, self.variables, self.batch, loss=self.loss)
+        check_programs(self.model, self.variables, self.batch, self.loss)
         seen = run(self.model, self.variables, self.batch, self.loss, self.train)
         return _OnBatch(
             seen,

@@ -16,6 +16,7 @@ from lopjax.certificates.batch_evidence import Loss, run
 from lopjax.certificates.dead_units import PlainLayer, plain_layer
 from lopjax.certificates.frozen_evidence import Observations, SiteEvidence, gather, slice_norms
 from lopjax.certificates.tables import number, table
+from lopjax.cloning.programs import check_programs
 from lopjax.cloning.rounding import at_least_float32
 from lopjax.losses import Batch, check_batch, check_inputs, mean_cross_entropy
 from lopjax.manifolds import FrozenUnits, resolve_frozen_units
@@ -179,6 +180,7 @@ def certify_frozen(
     seen = inputs = None
     if batch is not None:
         check_batch(model, variables, batch, loss=loss)
+        check_programs(model, variables, batch, loss)
         seen, inputs = run(model, variables, batch, loss, train), jnp.asarray(batch[0])
     observations = Observations(variables["params"], wiring, seen, inputs, input_box, tolerance, slope_threshold)
     notes, units, levels = [], [], []

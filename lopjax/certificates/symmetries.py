@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lopjax.arguments.batches import as_batch
 from lopjax.arguments.precision import all_digits
 from lopjax.certificates.batch_evidence import Loss, run
 from lopjax.cloning import unit_coordinates
 from lopjax.cloning.rounding import CERTAIN_FROM, signal_tolerance
-from lopjax.losses import Batch, mean_cross_entropy
+from lopjax.losses import Batch, check_inputs, mean_cross_entropy
 from lopjax.model import Model, Params, Variables
 from lopjax.wiring import Label, Wiring, along, tree_paths
 
@@ -115,7 +116,12 @@ def leaves_loss_unchanged(
 
     Returns:
         `None` if undecided: the loss changes by about as much as rounding, or noise changes it no more.
+
+    Raises:
+        ValueError: inputs that the network does not take, labels that the loss does not.
     """
+    batch = as_batch(batch)
+    check_inputs(model, variables, batch[0])
 
     def move(given: Variables) -> Variables:
         return {**given, "params": isometry(given["params"])}

@@ -14,6 +14,7 @@ from lopjax.arguments.precision import all_digits
 from lopjax.certificates.batch_evidence import Loss, Pass, run
 from lopjax.certificates.tables import number, table
 from lopjax.cloning import Clusters, Partition, mean_over_clusters
+from lopjax.cloning.programs import check_programs
 from lopjax.cloning.rounding import (
     CERTAIN_FROM,
     at_least_float32,
@@ -128,7 +129,9 @@ def certify_weighted(
     clusters, factors = check_multiples(wiring, partition, multiples)
     factors = {space: _relative(each, clusters[space].ids) for space, each in factors.items()}
     if not clusters:
-        raise ValueError("no cluster of two or more units and no multiples: there is nothing to certify")
+        raise ValueError(
+            "no cluster of two or more units and no multiples: there is nothing to certify; give one, such as (0, 0, 1)"
+        )
     check_tolerance(tolerance)
     if batch is not None:
         batch = as_batch(batch)
@@ -142,6 +145,7 @@ def certify_weighted(
     if batch is not None:
         check_batch(model, variables, batch, loss=loss)
         check_precision(jax.eval_shape(lambda: model.apply(variables, jnp.asarray(batch[0])).taps))
+        check_programs(model, variables, batch, loss)
         seen = _on_batch(leaf, run(model, variables, batch, loss, False), batch)
     missing = [each for space in clusters if (each := _missing(wiring, space, factors.get(space, (1.0,))))]
     verdict, notes = _judge(residuals, limit, seen, signal_limit, missing)

@@ -85,7 +85,7 @@ def find_clones(
         raise ValueError(f"{len(inputs)} inputs: site {unseen[0]!r} cannot be observed on them; give several samples")
     check_precision(taps)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((variables, taps))):
-        raise ValueError("parameters or activations are not finite: units cannot be compared")
+        raise ValueError("parameters or activations are not finite: they must be, for units to be compared")
     shared = (
         CERTAIN_FROM**0.5 * parameter_tolerance(params),
         CERTAIN_FROM**0.5 * signal_tolerance(params, wiring, taps),

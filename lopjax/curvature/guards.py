@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
+from lopjax.curvature.programs import check_forward_mode, read_program
 from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
 
 DENSE_LIMIT_BYTES = 2 * 2**30
@@ -33,9 +34,10 @@ def check_loss(loss: Callable[[PyTree], object], params: PyTree) -> None:
         params: a point at which to try it: concrete arrays, so call this outside `jax.jit`.
 
     Raises:
-        ValueError: a parameter is not floating point; the value is not one real floating-point number, differs between
-            two calls or is not finite; it does not depend differentiably on any parameter; its gradient is not its
-            derivative; or its Hessian cannot be taken, is not finite or is not symmetric.
+        ValueError: If a parameter is not floating point; if the value is not one real floating-point number, differs
+            between two calls or is not finite; if it does not depend differentiably on any parameter, its gradient is
+            not its derivative; if it rounds inside to fewer digits than the parameters have; or if its Hessian cannot
+            be taken, is not finite or is not symmetric.
 
     Example:
         >>> check_loss(lambda p: p**2, jnp.arange(3.0))
@@ -45,11 +47,24 @@ def check_loss(loss: Callable[[PyTree], object], params: PyTree) -> None:
     _check_float_leaves(params)
     _check_scalar_output(loss, params)
     _check_depends_on_parameters(loss, params)
+    _check_program(loss, params)
     trial = _tried(loss, params)
     _check_repeatable(trial)
     _check_finite_derivatives(trial)
     _check_gradient(trial)
     _check_symmetric(trial)
+
+
+def _check_program(loss: Callable[[PyTree], object], params: PyTree) -> None:
+    """Refuse a loss that rounds inside to fewer digits than its parameters have, or has reverse mode alone."""
+    program = read_program(loss, params)
+    check_forward_mode("the loss", program)
+    dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
+    if program.narrowest < jnp.finfo(dtype).bits:
+        raise ValueError(
+            f"the loss rounds to {program.narrowest} bits inside, and parameters are {dtype}: its curvature is not "
+            f"known to their digits. Take the cast out, or pass parameters of {program.narrowest} bits"
+        )
 
 
 def check_same_tree(params: PyTree, other: PyTree, name: str) -> None:

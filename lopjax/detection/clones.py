@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lopjax.activations import Activation, activation
+from lopjax.arguments.batches import as_numbers
 from lopjax.metrics.scaling import scaled, times_power_of_two
-from lopjax.model import Model, Tap, Variables, samples_by_units
+from lopjax.model import Model, Tap, Variables, outputs_of, samples_by_units
 from lopjax.wiring import Wiring, unit_rows
 
 
@@ -75,13 +76,11 @@ def clone_distances(model: Model, variables: Variables, batch: Any) -> dict[str,
         For every cloneable space with a site, its distances.
 
     Raises:
-        ValueError: a batch without samples, on which all units would be alike.
+        ValueError: inputs that the network does not take; none at all, on which all units would be alike.
     """
-    inputs = jnp.asarray(batch[0] if isinstance(batch, tuple) else batch)
-    if len(inputs) == 0:
-        raise ValueError(f"a batch of shape {inputs.shape} has no samples: distances need at least one")
+    inputs = as_numbers("inputs", batch[0] if isinstance(batch, tuple) else batch)
     wiring = model.wiring
-    taps = model.apply(variables, inputs, dropout_rate=0.0)[2]
+    taps = outputs_of(model, variables, inputs, dropout_rate=0.0).taps
     distances = {}
     for space in wiring.cloneable:
         tapped = [taps[site] for site in wiring.sites_of(space)]

@@ -19,7 +19,7 @@ from lopjax.detection.clones import (
     parameter_rows,
 )
 from lopjax.detection.death import dead_on_batch, death_radius
-from lopjax.losses import mean_cross_entropy
+from lopjax.losses import mean_cross_entropy, pair
 from lopjax.model import Model, Params, Tap, Variables, samples_by_units
 from lopjax.signals import observe
 from lopjax.wiring import unit_norms
@@ -84,11 +84,9 @@ def unit_nearness(
         For every cloneable space with a site.
 
     Raises:
-        ValueError: a batch without samples.
+        ValueError: as from `lopjax.signals.observe`.
     """
-    wiring, params, batch = model.wiring, variables["params"], jax.tree.map(jnp.asarray, batch)
-    if len(batch[0]) == 0:
-        raise ValueError(f"a batch of shape {batch[0].shape} has no samples: nearness needs at least one")
+    wiring, params, batch = model.wiring, variables["params"], jax.tree.map(jnp.asarray, pair(batch))
     observed = observe(model, variables, batch, loss=loss, dropout_rate=0.0, signals=False)
     nearness = {}
     for space in (space for space in wiring.cloneable if wiring.sites_of(space)):

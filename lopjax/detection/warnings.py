@@ -9,11 +9,12 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from lopjax.arguments.batches import as_numbers
 from lopjax.arguments.integers import as_integer
 from lopjax.detection.nearness import UnitNearness
 from lopjax.detection.trends import trend
 from lopjax.metrics import effective_rank
-from lopjax.model import Model, Variables, samples_by_units
+from lopjax.model import Model, Variables, outputs_of, samples_by_units
 from lopjax.optim.checks import check
 
 SIGNATURES = ("plateau", "rank_collapse", "cloning", "dying")
@@ -207,7 +208,7 @@ def symptoms_of(
     """
     if not nearness:
         return Symptoms(train_loss, validation_loss)
-    taps = model.apply(variables, jnp.asarray(inputs), dropout_rate=0.0).taps
+    taps = outputs_of(model, variables, as_numbers("inputs", inputs), dropout_rate=0.0).taps
     sites = [site for space in nearness for site in model.wiring.sites_of(space)]
     ranks = jnp.stack([effective_rank(samples_by_units(taps[site].post)) for site in sites])
     is_dead = jnp.concatenate([one.is_dead for one in nearness.values()])

@@ -10,7 +10,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from lopjax.activations import activation
-from lopjax.losses import Batch, mean_cross_entropy
+from lopjax.arguments.batches import as_batch
+from lopjax.cloning.programs import check_programs
+from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.model import Model, Params, Variables
 from lopjax.tolerance import CERTAIN_FROM, rounding_tolerance
 
@@ -110,6 +112,9 @@ def functional_codimension(
         Sussmann, Orbits of families of vector fields and integrability of distributions (1973); for conservation laws
         of gradient flow: Marcotte, Gribonval, Peyré, arXiv 2307.00144.
     """
+    batch = as_batch(batch)
+    check_batch(model, variables, batch, loss=loss)
+    check_programs(model, {**variables, "params": _to_float64(variables["params"])}, batch, loss, is_curved=True)
     theta, unravel = _flat_parameters(variables, depth)
     drawn, of_outputs, of_fields = jax.random.split(jax.random.key(0) if key is None else key, 3)
     inputs, is_constant = _redrawn(jnp.asarray(batch[0]), drawn)
@@ -169,7 +174,9 @@ def _ranks(
     is_first_half = jnp.arange(shape[0]) < shape[0] // 2
     vectors = _brackets(potential, theta, weights.at[draws:].multiply(is_first_half[:, None]))
     if not np.isfinite(vectors).all():
-        raise ValueError("brackets of these parameters are not finite: no rank can be found")
+        raise ValueError(
+            "brackets of these parameters are not finite: no rank can be found; take smaller parameters or inputs"
+        )
     by_depth = [_rank(vectors[:draws, : d + 1], theta.size) for d in range(depth)]
     return by_depth, _rank(vectors[draws:], theta.size)[0]
 
@@ -187,7 +194,7 @@ def _flat_parameters(variables: Variables, depth: int) -> tuple[Array, Callable[
     if not 0 < theta.size <= MAX_PARAMETERS:
         raise ValueError(f"{theta.size} parameters: must be between 1 and {MAX_PARAMETERS}; use a smaller network")
     if not bool(jnp.isfinite(theta).all()):
-        raise ValueError("parameters are not finite: no rank can be found")
+        raise ValueError("parameters are not finite: they must be, for a rank to be found")
     return theta, unravel
 
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lopjax.model import Model, NotResizableError, Tap, Variables
+from lopjax.arguments.batches import check_leaves
+from lopjax.model import Model, NotResizableError, Tap, Variables, outputs_of
 from lopjax.models import claims, site_claims
 from lopjax.models.claims import Arrays, Probe, Seen, Shifts
 from lopjax.models.constructors import is_recorded
@@ -82,6 +83,7 @@ def check_wiring(model: Model, batch: tuple[Any, Any], variables: Variables | No
         >>> check_wiring(mlp((4,), (3,), 2), (jnp.ones((5, 4)), None))
     """
     shapes = variables if variables is not None else jax.eval_shape(model.init, jax.random.key(0))
+    _check_batch(model, shapes, batch)
     description = _described(shapes, batch[0])
     probe, faults = _probe(model, description), list(_faults(model, description))
     if probe is None:
@@ -113,10 +115,20 @@ def check_labels(model: Model, variables: Variables, inputs: Any = None) -> None
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, inputs))):
         return
     model.wiring.labels_of(variables)  # raises if they belong to another network
+    if inputs is not None:
+        _check_batch(model, variables, (inputs, None))
     if inputs is None and model.input_shape is not None:
         inputs = np.zeros((1, *model.input_shape))
     if inputs is not None:
         _raise(_faults(model, _described(variables, inputs)))
+
+
+def _check_batch(model: Model, variables: Variables, batch: Any) -> None:
+    """Refuse what is no pair, and inputs that the network does not take."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"batch is a {type(batch).__name__}: must be (inputs, labels); the labels are not used")
+    check_leaves(batch[0], None)
+    jax.eval_shape(lambda variables, inputs: outputs_of(model, variables, inputs).logits, variables, batch[0])
 
 
 def _raise(faults: tuple[str, ...] | list[str]) -> None:

@@ -24,7 +24,7 @@ from lopjax.detection.warnings import (
     thresholds,
     update_warnings,
 )
-from lopjax.losses import check_batch, mean_cross_entropy
+from lopjax.losses import check_batch, mean_cross_entropy, pair
 from lopjax.model import Model, Params, Variables
 from lopjax.optim.checks import check
 
@@ -152,9 +152,7 @@ def monitor(
     limits = thresholds(on, off)
     check("clone_tolerance", clone_tolerance, minimum=0.0)
     start_warnings(window)  # refuses a window that is too short
-    batch = jax.tree.map(jnp.asarray, (probe[0], probe[1]))
-    if not len(batch[0]):
-        raise ValueError("probe of no sample: give at least one, better a few hundred")
+    batch = jax.tree.map(jnp.asarray, pair(probe))
     measure = partial(_update, model, batch, loss, limits, clone_tolerance)
     compiled = jax.jit(measure)
 

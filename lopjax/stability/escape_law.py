@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from lopjax.arguments.batches import as_batch
 from lopjax.arguments.promotion import standard_promotion
 from lopjax.cloning import Factor, clone_variables, uniform_partition, widen
-from lopjax.losses import Batch, mean_cross_entropy
+from lopjax.cloning.programs import check_programs
+from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import check_partition
 from lopjax.model import Model, Params, Variables, samples_by_units
 from lopjax.stability.blocks.coordinates import clone_counts, make_lift, unit_columns
@@ -94,6 +96,9 @@ def escape_law(
         ValueError: as in `unit_blocks`; a site whose units are all equal, for
             which 1 - R² is 0/0.
     """
+    batch = as_batch(batch)
+    check_batch(model, variables, batch, loss=loss)
+    check_programs(model, variables, batch, loss, is_curved=True)
     wide_model, wide = widen(model, factor), clone_variables(variables, model.wiring, factor)
     clusters = check_partition(wide_model.wiring, uniform_partition(wide_model.wiring, factor))
     columns, counts = unit_columns(wide["params"], wide_model.wiring, clusters), clone_counts(clusters)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lopjax.losses import mean_cross_entropy
+from lopjax.losses import check_batch, mean_cross_entropy
 from lopjax.model import Model
 from lopjax.testing import properties
 from lopjax.testing.properties import Finding, Property
@@ -79,10 +79,12 @@ def check_intervention(
         A finding for each property, in their order; `holds` is None where this network does not show it.
 
     Raises:
+        ValueError: a batch that the network or the loss does not take.
         AssertionError: a property fails (if `throw`), or the method has not acted; says which and what was seen.
     """
     with jax.enable_x64(True):
         intervention, setting = make(), setting_of(model, optimizer, loss)
+        check_batch(model, initial(model)(jax.random.key(seed)), batch, loss=loss)
         alive = prepared(setting, seed) if state is None else state
         start = start_intervention(intervention, setting, starved(setting, alive) if state is None else state)
         compiled = programs(intervention, setting)
@@ -262,7 +264,7 @@ def _utilities(
 
 def _alike(setting: Setting, state: TrainState, space: str, avoid: np.ndarray) -> TrainState:
     """All units of a space become copies of one that is not among those to avoid."""
-    model = int(np.flatnonzero(~avoid)[0])
+    model = int(np.argmin(avoid))
     return _edited(setting, state, space, lambda slices: np.broadcast_to(slices[model], slices.shape), both=True)
 
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, Integer, UInt8
 
+from lopjax.arguments.integers import as_integer
 from lopjax.arguments.order import packed, takes_old_order, third_is
 from lopjax.data import augment, normalize
-from lopjax.losses import accuracy, mean_cross_entropy
-from lopjax.model import Model, Variables
+from lopjax.losses import accuracy, mean_cross_entropy, pair
+from lopjax.model import Model, Variables, outputs_of
 
 Images = UInt8[Array | np.ndarray, "batch height width channels"]
 
@@ -69,14 +70,14 @@ def evaluate(
     Raises:
         ValueError: there is nothing to evaluate, or `batch_size` is not positive.
     """
-    images, labels, num = jnp.asarray(batch[0]), jnp.asarray(batch[1]), len(batch[0])
-    if batch_size < 1 or num < 1:
-        raise ValueError(f"batch_size={batch_size}, {num} images: both must be at least 1")
+    images, labels = map(jnp.asarray, pair(batch))
+    num = len(images)
+    as_integer(batch_size, 1, f"batch_size={batch_size!r}: must be a positive integer")
     size = min(batch_size, num)
     whole = num // size * size
 
     def sums(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply(variables, preprocess.inputs(part[0])).logits
+        logits = outputs_of(model, variables, preprocess.inputs(part[0])).logits
         count = part[1].shape[0]
         return mean_cross_entropy(logits, part[1]) * count, accuracy(logits, part[1]) * count
 

@@ -31,7 +31,18 @@ class TrainState(NamedTuple):
 
 
 def init_state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
-    """A network at the start of training."""
+    """A network at the start of training.
+
+    Raises:
+        ValueError: no variables with arrays of numbers under "params".
+    """
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise ValueError(
+            f"variables is a {type(variables).__name__}: must be {{'params': ...}}, as model.init makes it"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        if not hasattr(leaf, "dtype") or leaf.dtype.kind in "USO":
+            raise ValueError(f"params{jax.tree_util.keystr(path)} is {leaf!r:.40}: must be an array of numbers")
     return TrainState(variables, optimizer.init(variables["params"]))
 
 

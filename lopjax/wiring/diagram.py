@@ -182,6 +182,8 @@ class Wiring:
                     f"its unit spaces require {expected} (None: any); pass the parameters (or variables) of the model "
                     "this wiring belongs to, one network at a time (vmap over several)"
                 )
+            if isinstance(leaf, str | bytes) or getattr(leaf, "dtype", np.dtype(float)).kind in "USO":
+                raise ValueError(f"{'/'.join(path)} is {leaf!r:.40}: parameters must be arrays of numbers")
         return [labels[path] for path in paths]
 
 

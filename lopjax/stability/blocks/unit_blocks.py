@@ -10,6 +10,7 @@ from lopjax.arguments.order import renamed, takes_old_order, third_is
 from lopjax.arguments.precision import all_digits
 from lopjax.arguments.promotion import standard_promotion
 from lopjax.cloning import Factor, Partition, clone_variables, collapse, uniform_partition, widen
+from lopjax.cloning.programs import check_programs
 from lopjax.cloning.rounding import parameter_tolerance
 from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.manifolds import check_partition
@@ -161,6 +162,7 @@ def _blocks(network: ClonedNetwork, batch: Batch, method: str, options: BlockOpt
         raise ValueError(f"{wrong[0]}={wrong[1]}: must be a positive integer")
     check_batch(network.base_model, network.base, batch, loss=options.loss, size=options.batch_size)
     check_labels(network.base_model, network.base, batch[0])
+    check_programs(network.base_model, network.base, batch, options.loss, is_curved=True)
     described = [plain_space(network.base_model.wiring, space) for space in network.clusters]
     reasons = [each for each in described if isinstance(each, str)]
     if options.train and network.wide.get("batch_stats"):
