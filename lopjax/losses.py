@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lopjax.arguments.batches import as_batch, as_numbers, check_leaves, label_arrays
 from lopjax.arguments.misfits import described, in_a_sentence
+from lopjax.arguments.numbers import check_numbers
 from lopjax.arguments.order import loss_is_first, takes_old_order
 from lopjax.model import Model, Params, Variables, outputs_of
 from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
@@ -28,6 +29,8 @@ def mean_cross_entropy(logits: Float[Array, "*samples classes"], labels: Int[Arr
         ValueError: labels that are not one integer per sample.
     """
     _check_classes(logits, labels)
+    if not jnp.issubdtype(jnp.result_type(logits), jnp.floating):
+        raise ValueError(f"outputs {described(logits)}: logits must be floating point")
     is_class = (labels >= 0) & (labels < logits.shape[-1])
     # Added, not chosen, so that the NaN comes back in the gradient; adding 0 changes no bit.
     logits = logits + jnp.where(is_class, 0, jnp.nan).astype(logits.dtype)[..., None]
@@ -42,6 +45,8 @@ def mean_squared_error(
     Raises:
         ValueError: targets of another shape, which NumPy's rules might stretch to that of the outputs.
     """
+    check_numbers("outputs", outputs)
+    check_numbers("targets", targets)
     if jnp.shape(outputs) != jnp.shape(targets) or jnp.ndim(outputs) == 0:
         raise ValueError(
             f"targets {described(targets)} with outputs {described(outputs)}: must have one shape, a row per sample"
@@ -65,6 +70,7 @@ def accuracy(logits: Float[Array, "*samples classes"], labels: Int[Array, "*samp
 
 def _check_classes(logits: Any, labels: Any) -> None:
     """Refuse labels that are not one integer for each sample (and position)."""
+    check_numbers("outputs", logits)
     logits_shape, labels_shape = jnp.shape(logits), jnp.shape(labels)
     is_integer = hasattr(labels, "dtype") and jnp.issubdtype(labels.dtype, jnp.integer)
     if not is_integer or not logits_shape or labels_shape != logits_shape[:-1]:
@@ -99,6 +105,7 @@ def masked_accuracy(logits: Float[Array, "samples classes"], labels: Masked) -> 
 
 def _check_mask(logits: Any, labels: Any) -> None:
     """Refuse a mask that does not say of every sample and class whether it competes."""
+    check_numbers("outputs", logits)
     is_masked = isinstance(labels, Masked) and jnp.shape(labels.mask) == jnp.shape(logits)
     if not is_masked or not jnp.issubdtype(jnp.result_type(labels.mask), jnp.bool_):
         raise ValueError(

@@ -4,7 +4,7 @@ Both need the unit's pre-activation as an affine function of what it reads, `z =
 wiring say where this is so (`Label.source`); for a convolution, h_prev is the patch that it reads at one position.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from lopjax.activations import activation
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.arguments.promotion import standard_promotion
 from lopjax.model import Params
 from lopjax.wiring import Label, Wiring, at_path, plain_kernel, standard_layout
@@ -88,6 +89,13 @@ def summand_sizes(layer: PlainLayer, sources: jax.Array) -> Float[Array, "batch 
     return apply_layer(layer, jnp.abs(layer.kernel), jnp.abs(sources)) + jnp.abs(layer.bias)
 
 
+def _check_norms(pre: Any, norms: Any) -> None:
+    """Refuse norms that are not one for each sample: a single one would be taken for all."""
+    if jnp.shape(norms) != jnp.shape(pre)[:1]:
+        raise ValueError(f"norms has shape {jnp.shape(norms)}: must be one for each of {jnp.shape(pre)[0]} samples")
+
+
+@takes_numbers(pre=2, norms=1)
 @standard_promotion()
 def revival_radius(pre: Float[Array, "samples units"], norms: Float[Array, "samples"]) -> Float[Array, "units"]:
     """How much a unit's incoming parameters may change before it can wake up.
@@ -100,12 +108,14 @@ def revival_radius(pre: Float[Array, "samples units"], norms: Float[Array, "samp
         pre: pre-activations z, positions counted as samples.
         norms: `||(h_prev, 1)||`, or `||h_prev||`: see `source_norms`; for a convolution h_prev is the patch.
     """
+    _check_norms(pre, norms)
     pre, norms = _at_least_single(pre), _at_least_single(norms)[:, None]
     _check_samples(pre)
     radius = jnp.where(norms == 0, jnp.inf, -pre / jnp.where(norms == 0, 1, norms))
     return jnp.min(jnp.where(jnp.isnan(pre), jnp.nan, radius), axis=0)
 
 
+@takes_numbers(pre=2, norms=1, weight_norms=1)
 @standard_promotion()
 def joint_margin(
     pre: Float[Array, "samples units"],
@@ -125,6 +135,11 @@ def joint_margin(
         parameter_change: bound on the norm of the change of (w, b), per unit or one for all.
         source_change: bound on the norm of the change of h_prev, on every sample.
     """
+    _check_norms(pre, norms)
+    if jnp.shape(weight_norms) != jnp.shape(pre)[1:]:
+        raise ValueError(
+            f"weight_norms has shape {jnp.shape(weight_norms)}: must be one for each of {jnp.shape(pre)[1]} units"
+        )
     pre, norms, weight_norms = (_at_least_single(each) for each in (pre, norms, weight_norms))
     _check_samples(pre)
     sources = (weight_norms + parameter_change) * source_change

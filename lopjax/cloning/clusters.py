@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lopjax.arguments.integers import as_integer
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.wiring import Wiring
 
 Partition = Mapping[str, tuple[int, ...]]
@@ -92,6 +93,7 @@ def check_partition(
     return clusters
 
 
+@takes_numbers(array=None)
 def mean_over_clusters(array: np.ndarray, axis: int, clusters: Clusters) -> np.ndarray:
     """Replace every slice along an axis by the mean over its cluster, in NumPy.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.arguments.batches import as_numbers, check_tolerance
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.arguments.precision import all_digits
 from lopjax.cloning.equality import totals
 from lopjax.cloning.rounding import (
@@ -246,6 +247,7 @@ def _split(space: str, arrays: list[tuple[Any, np.ndarray]], ids: Mapping[str, n
     return cluster_rows(rows, np.full(len(rows), limit), tuple(int(each) for each in ids[space]), order=np.inf)
 
 
+@takes_numbers(rows=2, limits=1)
 def cluster_rows(
     rows: np.ndarray, limits: np.ndarray, within: tuple[int, ...] | None = None, order: float = 2
 ) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int32, Key, UInt8
 
+from lopjax.arguments.numbers import takes_numbers
+
 Images = UInt8[Array | np.ndarray, "batch height width channels"]
 
 
@@ -37,6 +39,7 @@ def epoch_permutation(key: Key[Array, ""], num_examples: int, batch_size: int) -
     return order.astype(jnp.int32).reshape(steps, batch_size)
 
 
+@takes_numbers(images=None)
 def take_batch(
     images: UInt8[Array | np.ndarray, "n height width channels"],
     labels: Int32[Array | np.ndarray, "n"],
@@ -46,6 +49,7 @@ def take_batch(
     return jnp.asarray(images)[indices], jnp.asarray(labels)[indices]
 
 
+@takes_numbers(images=4)
 def normalize(
     images: Images,
     mean: Float[ArrayLike, "channels"] | tuple[float, ...],
@@ -71,6 +75,7 @@ def normalize(
     return normalized.astype(dtype).reshape(images.shape)
 
 
+@takes_numbers(images=4)
 def random_crop(key: Key[Array, ""], images: Images, padding: int) -> Images:
     """Shifts each image by up to `padding` pixels along each axis, filling with black (0).
 
@@ -98,12 +103,14 @@ def random_crop(key: Key[Array, ""], images: Images, padding: int) -> Images:
     return padded[jnp.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
+@takes_numbers(images=4)
 def random_flip(key: Key[Array, ""], images: Images) -> Images:
     """Mirrors each image left to right with probability 1/2, independently."""
     is_flipped = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
     return jnp.where(is_flipped, images[:, :, ::-1], images)
 
 
+@takes_numbers(images=4)
 def augment(key: Key[Array, ""], images: Images, crop_padding: int = 4, flip: bool = True) -> Images:
     """`random_crop` then `random_flip`, with independent keys; `crop_padding=0, flip=False` does nothing."""
     crop_key, flip_key = jax.random.split(key)

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lopjax.activations import Activation, activation
 from lopjax.arguments.batches import as_numbers
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.metrics.scaling import scaled, times_power_of_two
 from lopjax.model import Model, Tap, Variables, outputs_of, samples_by_units
 from lopjax.wiring import Wiring, unit_rows
@@ -130,6 +131,7 @@ def parameter_rows(wiring: Wiring, variables: Variables, space: str) -> Float[Ar
     return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
 
 
+@takes_numbers(rows=2)
 def nearest_units(rows: Float[Array, "units n"], multiples: Multiples) -> Nearest:
     """The nearest row of every row, up to the multiples that are allowed.
 
@@ -137,6 +139,9 @@ def nearest_units(rows: Float[Array, "units n"], multiples: Multiples) -> Neares
         rows: one for each unit.
         multiples: which c count.
     """
+    rows = jnp.asarray(rows)
+    if 0 in rows.shape:
+        raise ValueError(f"rows has shape {rows.shape}: must be (units, n), both at least 1")
     rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
     is_known = jnp.all(jnp.isfinite(rows), axis=1)
     # Each row is a power of two times one of size 1, so that no square overflows or vanishes.

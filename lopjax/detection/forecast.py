@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.optim.checks import check
 
 
@@ -32,6 +33,7 @@ class Rate(NamedTuple):
     standard_error: Float[Array, ""]
 
 
+@takes_numbers(distance=None, exponent=None, standard_error=None)
 def trap_forecast(
     distance: ArrayLike, exponent: ArrayLike, standard_error: ArrayLike = 0.0, tolerance: ArrayLike = 1e-3
 ) -> Forecast:
@@ -70,6 +72,7 @@ def trap_forecast(
     return Forecast(time(exponent), time(low), time(high), is_decided)
 
 
+@takes_numbers(distances=1)
 def measured_rate(distances: Float[Array, " records"], spacing: ArrayLike = 1.0) -> Rate:
     """Least squares slope of `ln d` over equally spaced measurements, and its standard error.
 

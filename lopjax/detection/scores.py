@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lopjax.arguments.numbers import takes_numbers
+
 
 class IndicatorScore(NamedTuple):
     """Score of one indicator.
@@ -24,6 +26,7 @@ class IndicatorScore(NamedTuple):
     leads: np.ndarray
 
 
+@takes_numbers(curves=2, steps=1, onset=1)
 def score_indicator(
     curves: ArrayLike, steps: ArrayLike, onset: ArrayLike, false_alarm_rate: float = 0.1
 ) -> IndicatorScore:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopjax.arguments.numbers import takes_numbers
+
 
 class Trend(NamedTuple):
     """A trend over equally spaced measurements.
@@ -19,6 +21,7 @@ class Trend(NamedTuple):
     slope: Float[Array, ""]
 
 
+@takes_numbers(values=1)
 def trend(values: Float[Array, " records"]) -> Trend:
     """The test of Mann and Kendall. Pure.
 

@@ -59,7 +59,8 @@ def insert_norm(model: Model, variables: Variables, batch: Any, norm: str = "bat
 
     Raises:
         ValueError: a network that does not record how it was made, or has a norm; "layer" or an unknown norm; logits
-            that are not finite, or would change by more than rounding, because the architecture differs in more than its norm.
+            that are not finite, or would change by more than rounding, because the architecture differs in more
+            than its norm.
     """
     inputs = as_numbers("inputs", batch[0] if isinstance(batch, tuple) else batch)
     check_inputs(model, variables, inputs)

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.cloning import Clusters, check_partition, make_clusters, mean_over_clusters
 from lopjax.wiring import along
 
 __all__ = ["Clusters", "check_partition", "cluster_mean", "has_average", "make_clusters", "weighted_mean"]
 
 
+@takes_numbers(array=None)
 def cluster_mean(array: jax.Array, axis: int, clusters: Clusters) -> jax.Array:
     """Replace every slice along an axis by the mean over its cluster.
 
@@ -22,6 +24,8 @@ def cluster_mean(array: jax.Array, axis: int, clusters: Clusters) -> jax.Array:
         axis: the axis that indexes the units.
         clusters: clusters of those units.
     """
+    if not jnp.shape(array)[axis]:
+        raise ValueError(f"array has shape {jnp.shape(array)}: must have at least one unit along axis {axis}")
     if clusters.run:
         return _mean_of_runs(array, axis, clusters.run)
     leader = jnp.take(array, clusters.leaders[clusters.ids], axis=axis)

@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lopjax.arguments.numbers import check_numbers
+
 Samples = Float[Array | np.ndarray, "samples units"]
 Scalar = Float[Array, ""]
 
 
 def as_samples(h: Samples, name: str = "h") -> Float[Array, "samples units"]:
-    """Check shape and type, and convert half precision to float32, as SVDs and fourth moments require."""
+    """Check shape and type, and leave half precision: neither an SVD nor a fourth moment survives it."""
+    check_numbers(name, h)
     h = jnp.asarray(h)
     if h.ndim != 2 or 0 in h.shape:
         raise ValueError(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.wiring import Window
 
 # The number of images whose patches are in memory at a time is such that the matrix product has about this many rows.
@@ -14,6 +15,7 @@ from lopjax.wiring import Window
 ROWS_PER_CHUNK, MIN_IMAGES_PER_CHUNK = 512, 2
 
 
+@takes_numbers(x=4, kernel=4)
 def convolve(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "kernel_height kernel_width channels units"],

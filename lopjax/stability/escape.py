@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.curvature import check_same_tree
 from lopjax.curvature.products import Params
 
@@ -30,6 +31,7 @@ def kick_components(eigenvectors: Params, kick: Params) -> Float[Array, "pairs"]
     return sum(jax.tree.leaves(products), jnp.zeros(()))
 
 
+@takes_numbers(eigenvalues=(0, 1), components=(0, 1))
 def escape_time(
     eigenvalues: ArrayLike | Sequence[float],
     components: ArrayLike | Sequence[float],

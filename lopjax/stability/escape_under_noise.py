@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.arguments.promotion import standard_promotion
 
 # The tail is a contour integral in the complex plane, computed by the trapezoidal rule, which converges exponentially
@@ -36,6 +37,7 @@ class DecayingNoise(NamedTuple):
     weight_decay: float = 0.0
 
 
+@takes_numbers(eigenvalues=(0, 1), num_steps=(0, 1))
 def noise_variances(
     eigenvalues: ArrayLike | Sequence[float], num_steps: ArrayLike | Sequence[int], noise: DecayingNoise
 ) -> np.ndarray:
@@ -82,6 +84,7 @@ def _check_noise(noise: DecayingNoise) -> None:
         raise ValueError(f"{noise}: learning_rate must be positive, scale at least 0, decay in [0, 1]")
 
 
+@takes_numbers(weights=(1, 2, 3), threshold=None)
 def weighted_chi_square_tail(
     weights: ArrayLike, threshold: ArrayLike | float, degrees: ArrayLike | Sequence[int] | None = None
 ) -> np.ndarray:
@@ -161,6 +164,7 @@ def _saddle_integral(weights: np.ndarray, counts: np.ndarray, side: np.ndarray) 
     return np.abs(_STEP / np.pi * (terms.sum(axis=-1) - 0.5 * terms[..., 0]))
 
 
+@takes_numbers(eigenvalues=(0, 1), multiplicities=(0, 1))
 def escape_probability(
     eigenvalues: ArrayLike | Sequence[float],
     multiplicities: ArrayLike | Sequence[int],
@@ -193,6 +197,7 @@ def escape_probability(
     return weighted_chi_square_tail(noise_variances(eigenvalues, num_steps, noise), radius**2, multiplicities)
 
 
+@takes_numbers(eigenvalues=(0, 1), multiplicities=(0, 1))
 def escape_quantiles(
     eigenvalues: ArrayLike | Sequence[float],
     multiplicities: ArrayLike | Sequence[int],
@@ -228,6 +233,7 @@ def escape_quantiles(
     return found
 
 
+@takes_numbers(eigenvalues=(0, 1), multiplicities=(0, 1))
 @standard_promotion()
 def first_passage_times(
     eigenvalues: ArrayLike | Sequence[float],
@@ -258,6 +264,8 @@ def first_passage_times(
     """
     _check_noise(noise)
     finite = np.asarray(eigenvalues, np.float64)
+    if np.shape(multiplicities) not in ((), finite.shape):
+        raise ValueError(f"multiplicities has shape {np.shape(multiplicities)}: must be one for each of {finite.shape}")
     if not (np.isfinite(finite).all() and radius > 0):
         raise ValueError(f"eigenvalues {finite} and radius {radius}: must be finite, and positive")
     values = jnp.asarray(np.repeat(finite, np.asarray(multiplicities, int)))
@@ -274,6 +282,7 @@ def first_passage_times(
     return jax.lax.scan(step, start, jnp.arange(max_steps))[0][1]
 
 
+@takes_numbers(hessians=(2, 3), noise=3)
 def propagated_covariance(
     hessians: Float[Array, "*steps d d"], noise: Float[Array, "steps d d"], learning_rate: float
 ) -> Float[Array, "d d"]:
@@ -292,7 +301,12 @@ def propagated_covariance(
         C after the last step, from 0 before the first.
     """
     dtype = jnp.promote_types(jnp.result_type(hessians, noise), jnp.float32)
-    noise, dimension = jnp.asarray(noise, dtype), noise.shape[-1]
+    noise, dimension = jnp.asarray(noise, dtype), jnp.shape(noise)[-1]
+    is_short = jnp.ndim(hessians) == 3 and len(hessians) != len(noise)
+    if is_short or jnp.shape(hessians)[-2:] != (dimension, dimension) or noise.shape[1:] != (dimension, dimension):
+        raise ValueError(
+            f"hessians {jnp.shape(hessians)} and noise {noise.shape}: must be square, of one size, one noise a step"
+        )
     every = jnp.broadcast_to(jnp.asarray(hessians, dtype), noise.shape)
 
     def step(covariance: Array, given: tuple[Array, Array]) -> tuple[Array, None]:

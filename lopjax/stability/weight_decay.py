@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Key
 
 from lopjax.activations import activation
+from lopjax.arguments.numbers import check_numbers
 from lopjax.arguments.precision import all_digits
 from lopjax.cloning import Factor
 from lopjax.losses import Batch, mean_cross_entropy
@@ -115,6 +116,8 @@ def critical_weight_decay(smallest: UnitBlocks | ArrayLike | Sequence[float]) ->
         >>> critical_weight_decay([-0.25, 0.5])
         0.25
     """
+    if not isinstance(smallest, UnitBlocks):
+        check_numbers("smallest", smallest)
     values = np.asarray(smallest.total.min_eigenvalue if isinstance(smallest, UnitBlocks) else smallest, np.float64)
     if not values.size:
         raise ValueError("no eigenvalues were given: pass the result of unit_blocks, or at least one number")

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.theory.moments import rounding_of
 
 
@@ -29,6 +30,7 @@ class CorrelationReport(NamedTuple):
     constant_fraction: Float[Array, ""]
 
 
+@takes_numbers(activations=2)
 def correlation_report(
     activations: Shaped[Array | np.ndarray, "samples units"], margin: float = 0.1
 ) -> CorrelationReport:

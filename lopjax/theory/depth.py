@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.theory.hermite import Function
 from lopjax.theory.kernels import kernel_map, kernel_slope
 
@@ -31,6 +32,7 @@ class FixedPoint(NamedTuple):
     kind: Literal["attracting", "repelling", "marginal"]
 
 
+@takes_numbers(rho=None)
 def iterate_map(
     kernel: Callable[[Float[Array, "..."]], Float[Array, "..."]], rho: Float[Array, "..."] | float, depth: int
 ) -> Float[Array, "layers ..."]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from lopjax.activation_checks import find_kinks
 from lopjax.activations import activation
+from lopjax.arguments.numbers import takes_numbers
 
 TAIL = 16.0
 """Integrals stop at |z| = TAIL, where the Gaussian density is 1e-56."""
@@ -107,6 +108,7 @@ def gaussian_density(z: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
 
 
+@takes_numbers(kinks=1)
 def split_rule(
     kinks: Sequence[float] | Float[Array, " kinks"], order: int, panel: float = 1.0, graded: bool = True
 ) -> Rule:
@@ -138,6 +140,7 @@ def split_rule(
     return Rule(z.ravel(), (lengths * gaussian_density(z)).ravel())
 
 
+@takes_numbers(kinks=1)
 def gaussian_expectation(
     integrand: Function, kinks: Sequence[float] | Float[Array, " kinks"] | None = None, order: int = 64
 ) -> Expectation:

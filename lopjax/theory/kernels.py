@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.theory.hermite import Function, gauss_hermite_rule, located_kinks, require_float64, split_rule
 from lopjax.theory.moments import Moments, activation_moments, derivative, is_traced, name_of, rounding_of, spread_of
 
@@ -41,6 +42,7 @@ _CLOSED_FORMS: dict[str, tuple[Callable[[Float[Array, "..."]], Float[Array, "...
 }
 
 
+@takes_numbers(rho=None)
 def closed_form_kernel(name: str, rho: Float[Array, "..."] | float, centred: bool = False) -> Float[Array, "..."]:
     """Evaluate a kernel map known in closed form.
 
@@ -73,6 +75,7 @@ def closed_form_kernel(name: str, rho: Float[Array, "..."] | float, centred: boo
     return (product(rho) - offset) / (product(jnp.ones(())) - offset)
 
 
+@takes_numbers(rho=None)
 def kernel_map(
     f: Function, rho: Float[Array, "..."] | float, centred: bool = False, order: int = 20
 ) -> Float[Array, "..."]:
@@ -112,6 +115,7 @@ def kernel_map(
     return _integrated(f, "product", offset, 1 - rho, order) / spread_of(f, moments, centred)
 
 
+@takes_numbers(eps=None)
 def kernel_gap(
     f: Function, eps: Float[Array, "..."] | float, centred: bool = False, order: int = 20
 ) -> Float[Array, "..."]:
@@ -135,6 +139,7 @@ def kernel_gap(
     return _integrated(f, "gap", jnp.zeros(()), eps, order) / spread_of(f, moments, centred)
 
 
+@takes_numbers(rho=None)
 def kernel_slope(
     f: Function, rho: Float[Array, "..."] | float, centred: bool = False, order: int = 20
 ) -> Float[Array, "..."]:
@@ -161,6 +166,7 @@ def kernel_slope(
     return _integrated(f, "slope", jnp.zeros(()), 1 - rho, order) / spread_of(f, moments, centred)
 
 
+@takes_numbers(coefficients=1, rho=None)
 def kernel_series(
     coefficients: Float[Array, " degrees"], rho: Float[Array, "..."] | float, centred: bool = False
 ) -> Float[Array, "..."]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lopjax.activation_checks import find_kinks
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.theory.hermite import (
     TAIL,
     Function,
@@ -121,9 +122,11 @@ def _moments(f: Function, scale: Float[Array, ""], shift: Float[Array, ""], orde
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _all_moments(f: Function, scale: Float[Array, "..."], shift: Float[Array, "..."], order: int) -> Moments:
-    return jnp.vectorize(lambda a, b: _moments(f, a, b, order))(scale, shift)
+    # A tuple inside: where an axis has one entry, `vectorize` hands back no named tuple.
+    return Moments(*jnp.vectorize(lambda a, b: tuple(_moments(f, a, b, order)))(scale, shift))
 
 
+@takes_numbers(scale=None, shift=None)
 def activation_moments(
     f: Function, scale: Float[Array, "..."] | float = 1.0, shift: Float[Array, "..."] | float = 0.0, order: int = 32
 ) -> Moments:

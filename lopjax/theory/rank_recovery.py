@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.theory.hermite import Function, require_float64
 from lopjax.theory.kernels import kernel_map
 from lopjax.theory.moments import is_traced, rounding_of
 
 
+@takes_numbers(eps=None)
 def equicorrelated_effective_rank(num_units: int, eps: Float[Array, "..."] | float) -> Float[Array, "..."]:
     """Compute the effective rank of n units that are all correlated by 1 - eps, exactly.
 
@@ -74,6 +76,7 @@ RANK_GAIN_FORMULAS: Mapping[str, Callable[..., Float[Array, "..."]]] = MappingPr
 """Approximations of er(C_f) / er(C) as functions of n, eps and alpha; see `rank_gain`."""
 
 
+@takes_numbers(eps=None, alpha=None)
 def rank_gain(
     num_units: int,
     eps: Float[Array, "..."] | float,
@@ -118,6 +121,7 @@ def rank_gain(
     return RANK_GAIN_FORMULAS[formula](num_units, eps, alpha)
 
 
+@takes_numbers(eps=None, gap=None)
 def exact_rank_gain(
     num_units: int, eps: Float[Array, "..."] | float, gap: Float[Array, "..."] | float
 ) -> Float[Array, "..."]:
@@ -137,6 +141,7 @@ def exact_rank_gain(
     return equicorrelated_effective_rank(num_units, gap) / equicorrelated_effective_rank(num_units, eps)
 
 
+@takes_numbers(correlation=2)
 def activation_covariance(
     f: Function, correlation: Shaped[Array | np.ndarray, "units units"], centred: bool = False
 ) -> Float[Array, "units units"]:
@@ -178,6 +183,7 @@ def activation_covariance(
     return jnp.eye(len(rho)).at[rows, columns].set(entries).at[columns, rows].set(entries)
 
 
+@takes_numbers(matrix=2)
 def hard_rank(matrix: Shaped[Array | np.ndarray, "units units"], tolerance: float = 1e-10) -> int:
     """Count the eigenvalues of a symmetric matrix above `tolerance` times the largest.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.theory.hermite import Function, require_float64, split_edges
 from lopjax.theory.moments import activation_moments, bends, derivative, is_traced, name_of, spread_of
 
@@ -25,6 +26,7 @@ _WIDTH = 1e-9
 """Largest distance between the bounds for which a frozen fraction is returned as a number."""
 
 
+@takes_numbers(scale=None, shift=None)
 def alpha(
     f: Function,
     scale: Float[Array, "..."] | float = 1.0,
@@ -66,6 +68,7 @@ def alpha(
     return moments.derivative_second_moment / spread_of(f, moments, centred) - 1
 
 
+@takes_numbers(scale=0, shift=0)
 def alpha_gradient(
     f: Function, scale: float = 1.0, shift: float = 0.0, centred: bool = False, order: int = 32
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -90,6 +93,7 @@ def alpha_gradient(
     return jax.grad(lambda a, b: alpha(f, a, b, centred, order), argnums=(0, 1))(*point)
 
 
+@takes_numbers(offset=None)
 def shifted_relu_alpha(offset: Float[Array, "..."] | float) -> Float[Array, "..."]:
     """Evaluate alpha of ReLU(a z + b), uncentred, in closed form: `Phi(c) / ((1 + c²) Phi(c) + c phi(c)) - 1`, c = b/a.
 
@@ -133,6 +137,7 @@ class FrozenBounds(NamedTuple):
     resolution: float
 
 
+@takes_numbers(scale=None, shift=None)
 def frozen_fraction(
     f: Function,
     scale: Float[Array, "..."] | float = 1.0,
@@ -175,6 +180,7 @@ def frozen_fraction(
     return (lower + upper) / 2
 
 
+@takes_numbers(scale=None, shift=None)
 def frozen_fraction_bounds(
     f: Function,
     scale: Float[Array, "..."] | float = 1.0,

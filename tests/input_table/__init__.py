@@ -122,7 +122,7 @@ class Row:
     """A public function, as a function of a subject's arrays.
 
     Attributes:
-        call: what is called; it returns arrays, numbers or a tree of them.
+        call: what is called, with the arrays in their order; it returns arrays, numbers or a tree of them.
         subject: of what.
         excused: axes that make no sense for this function, and why; they add to the subject's own.
         allowed: axes along which a value that double precision or common sense would not give is right, and why.
@@ -192,7 +192,7 @@ def outcome(row: Row, given: Mapping[str, Any]) -> Any:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("error")
         try:
-            return jax.device_get(row.call(**given))
+            return jax.device_get(row.call(*given.values()))
         except Exception as error:
             return error
 
@@ -254,8 +254,11 @@ def _falsehood(row: Row, axis: str, given: Mapping[str, Any], result: Any) -> st
     with np.errstate(all="ignore"):
         # What single precision cannot hold is infinite or 0 there.
         limits = np.finfo(np.float32)
+        leaves = map(np.asarray, jax.tree.leaves(result))
+        floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        is_single = axis != "float64" and all(each.itemsize <= 4 for each in floats)
         expected = (
-            np.where(np.abs(expected) > limits.max, np.sign(expected) * np.inf, expected) if eps > 1e-9 else expected
+            np.where(np.abs(expected) > limits.max, np.sign(expected) * np.inf, expected) if is_single else expected
         )
         is_close = np.isclose(found, expected, rtol=tolerance, atol=tolerance * min(size, limits.max), equal_nan=True)
     return None if is_close.all() else f"{found[~is_close][:4]} for {expected[~is_close][:4]}"

@@ -1,0 +1,63 @@
+"""Arrays of numbers, or one sentence: what JAX and NumPy say of strings names neither the argument nor the remedy."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Ranks = int | tuple[int, ...] | None
+
+
+def check_numbers(name: str, given: Any, ranks: Ranks = None) -> None:
+    """Refuse what is no array of numbers, or has another number of axes; `None` passes. Under a trace, too.
+
+    Args:
+        name: of the argument.
+        given: what was given.
+        ranks: how many axes it may have; any number if None.
+
+    Raises:
+        ValueError: it is refused.
+    """
+    if given is None:
+        return
+    try:
+        array = given if isinstance(given, jax.Array) else np.asarray(given)
+    except (ValueError, TypeError):  # a ragged list; a list of traced values
+        array = None
+    if array is None and any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(given)):
+        return
+    if array is None or array.dtype.kind in "USOMm":
+        shown = repr(given).replace("\n", " ")[:60]
+        raise ValueError(f"{name}={shown}: must be an array of numbers")
+    allowed = (ranks,) if isinstance(ranks, int) else ranks
+    if allowed is not None and array.ndim not in allowed:
+        axes = " or ".join(map(str, allowed))
+        raise ValueError(f"{name} has shape {array.shape}: must have {axes} {'axis' if axes == '1' else 'axes'}")
+
+
+def takes_numbers(**ranks: Ranks) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator: refuse arguments of these names as `check_numbers` does, where the user called.
+
+    Args:
+        ranks: by name of an argument, how many axes it may have; any number if None.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        order = list(inspect.signature(function).parameters)
+        places = {name: order.index(name) for name in ranks}
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name, place in places.items():
+                check_numbers(name, args[place] if place < len(args) else kwargs.get(name), ranks[name])
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate

@@ -1,0 +1,322 @@
+"""Rows of functions of parameter trees: curvature, manifolds, clones, wirings, optimizers, interventions, tasks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from input_table import Row, Subject
+from input_table.of_networks import weights
+from lopjax import cloning, curvature, detection, interventions, manifolds, optim, recovery, stability, training, wiring
+
+KEY = jax.random.key(0)
+EXCUSED = dict.fromkeys(("no samples", "one sample", "labels"), "there is no batch")
+ANY_SIZE = dict.fromkeys(("wrong width", "wrong rank"), "a tree of any arrays")
+
+# --- One tree of one array --------------------------------------------------------------------------------------------
+
+TREE = Subject(
+    {"v": np.array([-1.0, 2])},
+    integers=(),
+    scaled=("v",),
+    units={"v": 0},
+    carriers=("v",),
+    numbers=("v",),
+    excused=EXCUSED | ANY_SIZE | {"int32": "parameters are floating point: integers are refused by the same check"},
+)
+DIAGONAL = np.array([1.0, 3.0])
+
+
+def square(params):
+    w = params["w"]
+    return 0.5 * jnp.sum(jnp.asarray(DIAGONAL[: w.size], w.dtype) * w**2)
+
+
+def product(vector):
+    w = vector["w"]
+    return {"w": jnp.asarray(DIAGONAL[: w.size], w.dtype) * w}
+
+
+def line(v):
+    """The manifold w_0 = w_1."""
+    return manifolds.Manifold({"w": v}, lambda u: {"w": jnp.full_like(u["w"], jnp.mean(u["w"]))}, is_affine=True)
+
+
+QUADRATIC = dict.fromkeys(("nan", "inf"), "of a quadratic: the same everywhere")
+ROWS = {
+    "curvature.hvp": Row(lambda v: curvature.hvp(square, {"w": v}, {"w": v}), TREE),
+    "curvature.hvp_over_batches": Row(
+        lambda v: curvature.hvp_over_batches(
+            lambda p, x: square(p) * x.mean(), {"w": v}, {"w": v}, jnp.ones((2, 1)), 1
+        ),
+        TREE,
+        half=1e-2,
+    ),
+    "curvature.ggn_vp": Row(
+        lambda v: curvature.ggn_vp(lambda p: p["w"], lambda y: jnp.sum(y**2), {"w": v}, {"w": v}), TREE
+    ),
+    "curvature.dense_hessian": Row(lambda v: curvature.dense_hessian(square, {"w": v}), TREE, allowed=QUADRATIC),
+    "curvature.constraint_jacobian": Row(
+        lambda v: curvature.constraint_jacobian(lambda p: p["w"] ** 2, {"w": v}), TREE
+    ),
+    "curvature.per_sample_gradients": Row(
+        lambda v: curvature.per_sample_gradients(lambda p, x: square(p) * x, {"w": v}, jnp.ones(2)), TREE, half=1e-2
+    ),
+    "curvature.mean_over_batches": Row(lambda v: curvature.mean_over_batches(jnp.mean, v, 1), TREE, half=1e-2),
+    "curvature.restrict": Row(lambda v: curvature.restrict(product, lambda u: u)({"w": v}), TREE),
+    "curvature.extreme_eigenvalues": Row(
+        lambda v: curvature.extreme_eigenvalues(product, {"w": v}, np.size(v), KEY).eigenvalues,
+        TREE,
+        allowed=QUADRATIC,
+        half=2e-2,
+    ),
+    "curvature.spectral_density": Row(
+        lambda v: jnp.sum(curvature.spectral_density(product, {"w": v}, max(np.size(v), 1), 1, KEY).nodes),
+        TREE,
+        allowed=QUADRATIC | {"one unit": "one node"},
+        half=2e-2,
+        rtol=1e-3,
+    ),
+    "curvature.smooth_density": Row(
+        lambda v: curvature.smooth_density(curvature.spectral_density(product, {"w": jnp.ones(2)}, 2, 1, KEY), v, 0.5),
+        TREE,
+        rtol=1e-4,
+        half=2e-2,
+    ),
+    "curvature.block_eigenvalues": Row(
+        lambda v: (
+            curvature.block_eigenvalues(lambda u: u * jnp.asarray(v), 1, np.size(v), np.size(v), KEY).lowest.values
+        ),
+        TREE,
+        rtol=1e-4,
+        half=2e-2,
+    ),
+    "curvature.check_loss": Row(lambda v: curvature.check_loss(square, {"w": jnp.asarray(v)}) or 0, TREE),
+    "curvature.check_same_tree": Row(
+        lambda v: curvature.check_same_tree({"w": v}, {"w": v}, "other") or 0,
+        TREE,
+        allowed=dict.fromkeys(("nan", "inf", "strings"), "of shapes and types"),
+    ),
+    "manifolds.tangent_part": Row(lambda v: manifolds.tangent_part(line(v), {"w": v}), TREE),
+    "manifolds.normal_part": Row(lambda v: manifolds.normal_part(line(v), {"w": v}), TREE),
+    "manifolds.distance": Row(lambda v: manifolds.distance(line(np.zeros_like(v)), {"w": v}), TREE, half=2e-2),
+    "manifolds.tangency_residual": Row(lambda v: manifolds.tangency_residual(line(v), {"w": v}), TREE, half=2e-2),
+    "manifolds.conserved_drift": Row(
+        lambda v: manifolds.conserved_drift(lambda p: p["w"][:1] ** 2, {"w": v}, 0.5), TREE
+    ),
+    "manifolds.random_normal_vector": Row(
+        lambda v: manifolds.tree_norm(manifolds.random_normal_vector(KEY, line(v))),
+        TREE,
+        half=2e-2,
+        allowed={"nan": "a direction, wherever the point is", "inf": "likewise", "one unit": "no direction is normal"},
+    ),
+    "manifolds.level_set_manifold": Row(
+        lambda v: manifolds.level_set_manifold({"w": v}, lambda p: jnp.sum(p["w"] ** 2)[None]).project({"w": v}),
+        TREE,
+        half=2e-2,
+        allowed={"tiny": "the tangent part of a radius is rounding", "huge": "likewise"},
+    ),
+    "manifolds.fixed_point_manifold": Row(
+        lambda v: manifolds.fixed_point_manifold({"w": v * 0}, lambda p: {"w": p["w"][::-1]}).project({"w": v}), TREE
+    ),
+    "manifolds.isometric_manifold": Row(
+        lambda v: manifolds.isometric_manifold(
+            {"w": v * 0}, lambda p: {"w": p["w"][::-1]}, lambda p: line(p["w"])
+        ).project({"w": v}),
+        TREE,
+    ),
+    "stability.kick_components": Row(
+        lambda v: stability.kick_components({"w": jnp.eye(len(v), dtype=v.dtype)}, {"w": v}), TREE
+    ),
+    "stability.linearised_gradient": Row(lambda v: stability.linearised_gradient(square, line(v), {"w": v}), TREE),
+    "stability.classify": Row(
+        lambda v: stability.classify(square, {"w": jnp.asarray(v)}, line(jnp.asarray(v)), "dense").n_plus, TREE
+    ),
+    "stability.escape_time_along": Row(
+        lambda v: stability.escape_time_along(
+            lambda p: -square(p), {"w": v * 0}, line(v * 0), {"w": jnp.asarray(v) - jnp.mean(v)}, 100.0, 0.5, 20
+        ),
+        TREE,
+    ),
+    "stability.transverse_lyapunov": Row(
+        lambda v: (
+            stability.transverse_lyapunov(
+                lambda matrix, u: matrix * u, jnp.asarray(v), jnp.ones((4, 2)), 0.5, KEY
+            ).exponent
+        ),
+        TREE,
+        half=2e-2,
+        allowed=QUADRATIC,
+    ),
+}
+
+# --- The parameters of a network with clones --------------------------------------------------------------------------
+
+
+def pairs(model):
+    return {"hidden_0": tuple(unit // 2 for unit in range(model.wiring.size("hidden_0")))}
+
+
+def params_row(function, **options):
+    return weights(lambda m, v: function(m, v["params"]), **options)
+
+
+MOVED = dict.fromkeys(("nan", "inf"), "arrays that are read, not computed with")
+MASK = dict.fromkeys(("nan", "inf", "strings"), "of shapes alone")
+BASE = lambda m: m.wiring  # noqa: E731
+ROWS |= {
+    "manifolds.cloned_manifold": params_row(lambda m, p: manifolds.cloned_manifold(p, m.wiring, pairs(m)).project(p)),
+    "manifolds.weighted_manifold": params_row(
+        lambda m, p: manifolds.weighted_manifold(
+            p, m.wiring, pairs(m), {"hidden_0": (1.0,) * m.wiring.size("hidden_0")}
+        ).project(p)
+    ),
+    "manifolds.frozen_manifold": params_row(
+        lambda m, p: manifolds.frozen_manifold(p, m.wiring, {"hidden_0": [0]}).project(p),
+        allowed=dict.fromkeys(("nan", "inf"), "the part of a frozen unit is 0"),
+    ),
+    "cloning.clone_variables": weights(lambda m, v: cloning.clone_variables(v, m.wiring, 2)),
+    "cloning.cloned_norm": params_row(lambda m, p: cloning.cloned_norm(p, m.wiring, 2), half=2e-2),
+    "cloning.clip_by_cloned_norm": params_row(
+        lambda m, p: cloning.clip_by_cloned_norm(1.0, m.wiring, 2).update(p, ())[0], half=2e-2
+    ),
+    "cloning.quotient_optimizer": params_row(
+        lambda m, p: stepped(cloning.quotient_optimizer(optax.sgd(0.5), m.wiring, 2), p)
+    ),
+    "cloning.collapse": weights(lambda m, v: cloning.collapse(v, m.wiring, pairs(m))),
+    "cloning.multiplicities": params_row(lambda m, p: cloning.multiplicities(p, m.wiring, 2), allowed=MASK),
+    "detection.parameter_rows": weights(lambda m, v: detection.parameter_rows(m.wiring, v, "hidden_0")),
+    "interventions.move_means_into_biases": params_row(
+        lambda m, p: interventions.move_means_into_biases(
+            m.wiring,
+            p,
+            {"hidden_0": jnp.arange(m.wiring.size("hidden_0")) == 0},
+            {"hidden_0": jnp.ones(m.wiring.size("hidden_0"))},
+        ),
+        half=2e-2,
+    ),
+    "wiring.unit_norms": params_row(lambda m, p: m and wiring.unit_norms(m.wiring, p, "hidden_0"), half=2e-2),
+    "wiring.unit_masks": params_row(
+        lambda m, p: wiring.unit_masks(m.wiring, p, {"hidden_0": np.arange(m.wiring.size("hidden_0")) == 0}),
+        allowed=MASK,
+    ),
+    "wiring.keep_units": params_row(lambda m, p: wiring.keep_units(m.wiring, p, {"hidden_0": [0]}), allowed=MOVED),
+}
+
+
+def stepped(optimizer, params):
+    return optimizer.update(params, optimizer.init(params), params)[0]
+
+
+OPTIMIZERS = {
+    "adam_per_weight": lambda m: optim.adam_per_weight(0.5),
+    "add_relative_noise": lambda m: optim.add_relative_noise(0.0, 0.5, 0),
+    "keep_on_manifold": lambda m: optim.keep_on_manifold(lambda tree: tree),
+    "l2_init": lambda m: optim.l2_init(0.5),
+    "muon": lambda m: optim.muon(0.5, m.wiring),
+    "noisy_sgd": lambda m: optim.noisy_sgd(0.5, 0.0, 0.5, 0),
+    "parseval": lambda m: optim.parseval(0.5, m.wiring),
+    "shrink_and_perturb": lambda m: optim.shrink_and_perturb(0.5, 0.0, 0),
+    "spectral": lambda m: optim.spectral(0.5, m.wiring),
+    "upgd": lambda m: optim.upgd(0.5, 0.0, 0, 0.5, 0.1),
+}
+NO_WIRING = dict.fromkeys(("wrong width", "wrong rank"), "knows no network: any arrays")
+ROWS |= {
+    f"optim.{name}": params_row(
+        lambda m, p, make=make: stepped(make(m), p),
+        rtol=1e-4,
+        half=5e-2,
+        excused={} if name in ("muon", "parseval", "spectral") else NO_WIRING,
+    )
+    for name, make in OPTIMIZERS.items()
+}
+ROWS["optim.matrix_axes"] = params_row(lambda m, p: optim.matrix_axes(m.wiring, p) and 0, allowed=MASK)
+ROWS["optim.muon_dimension_numbers"] = params_row(
+    lambda m, p: optim.muon_dimension_numbers(m.wiring, p) and 0, allowed=MASK
+)
+
+# --- Numbers that configure -------------------------------------------------------------------------------------------
+
+SETTING = Subject(
+    {"number": np.array(0.5)},
+    cast=("number",),
+    integers=(),
+    carriers=("number",),
+    numbers=("number",),
+    excused=EXCUSED
+    | dict.fromkeys(("no units", "one unit", "wrong width", "wrong rank"), "one number, or one for each lane of a vmap")
+    | dict.fromkeys(("tiny", "huge", "int32"), "its range is checked"),
+)
+
+
+def setting(make):
+    return Row(lambda number: make(number) and 0, SETTING)
+
+
+ROWS |= {
+    "interventions.continual_backprop": setting(lambda n: interventions.continual_backprop(n, 0.5, 2)),
+    "interventions.cpr": setting(lambda n: interventions.cpr(n, 2)),
+    "interventions.fire": setting(lambda n: interventions.fire(n, every=2)),
+    "interventions.redo": setting(lambda n: interventions.redo(n, 2)),
+    "interventions.regrama": setting(lambda n: interventions.regrama(n, 2)),
+    "interventions.self_normalized_resets": setting(lambda n: interventions.self_normalized_resets(n, 4)),
+    "interventions.split_clones": setting(lambda n: interventions.split_clones(n, every=2)),
+    "interventions.wake_dead_units": setting(lambda n: interventions.wake_dead_units(2, n)),
+    "interventions.reset_layer": setting(
+        lambda n: interventions.reset_layer(
+            ["classes"], every=n if np.ndim(n) or isinstance(n, str) or n.dtype.kind == "U" or not np.isfinite(n) else 2
+        )
+    ),
+    "interventions.reset_optimizer": setting(
+        lambda n: interventions.reset_optimizer(
+            n if isinstance(n, str) or n.dtype.kind == "U" or not np.isfinite(n) else 2
+        )
+    ),
+    "recovery.kick_clones": setting(lambda n: recovery.kick_clones(n, every=2)),
+    "recovery.pull_to_start": setting(lambda n: recovery.pull_to_start(n, every=2)),
+    "recovery.recovery_controller": setting(
+        lambda n: recovery.recovery_controller(
+            ("noise",), every=n if isinstance(n, str) or n.dtype.kind == "U" or not np.isfinite(n) else 2
+        )
+    ),
+    "detection.thresholds": setting(lambda n: detection.thresholds({"dying": n})),
+}
+
+# --- Data of tasks ----------------------------------------------------------------------------------------------------
+
+DATA = Subject(
+    {"images": np.arange(48.0).reshape(4, 2, 3, 2), "labels": np.array([0, 1, 1, 0])},
+    cast=("images",),
+    samples={"images": 0, "labels": 0},
+    numbers=("images",),
+    ranked=("images",),
+    excused=dict.fromkeys(("no units", "one unit", "wrong width"), "of any size")
+    | dict.fromkeys(("tiny", "huge", "nan", "inf"), "data are moved, not computed with")
+    | {"labels": "anything may be a label"},
+)
+
+
+def task(make):
+    def call(images, labels):
+        sequence = make(images, labels)
+        return training.task_examples(sequence, sequence.data, KEY, 0)[0]
+
+    return Row(call, DATA)
+
+
+def drawn(make):
+    def call(images, labels):
+        stream = make(images, labels)
+        return jax.tree.leaves(stream.draw(stream.data, KEY, 0).batch)[0]
+
+    return Row(call, DATA, excused={"wrong rank": "examples of any shape"})
+
+
+ROWS |= {
+    "training.class_incremental": task(lambda x, y: training.class_incremental(x, y, 2, 2, 1)),
+    "training.permuted_labels": task(lambda x, y: training.permuted_labels(x, y, 2)),
+    "training.permuted_pixels": task(training.permuted_pixels),
+    "training.random_labels": task(lambda x, y: training.random_labels(x, 2)),
+    "training.task_examples": task(training.permuted_pixels),
+    "training.epochs": drawn(lambda x, y: training.epochs(x, y, 1)),
+}
