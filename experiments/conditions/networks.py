@@ -43,7 +43,7 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
 
 def _network(condition: Condition) -> Model:
     family, activation, *norm = condition.network.split(" ", 2)
-    options = {"activation": activation, "norm": norm[0].split()[0] if norm else "none"}
+    options: dict[str, Any] = {"activation": activation, "norm": norm[0].split()[0] if norm else "none"}
     shape = _input_shape(condition)
     if family == "resnet":
         return resnet18(shape, condition.outputs, width=2, blocks=(1,), **options)

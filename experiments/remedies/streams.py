@@ -39,6 +39,7 @@ class Bench(NamedTuple):
         is_accuracy: whether the score is an accuracy; else it is the negative loss.
         model: the network.
         base: name of the plain optimizer, "sgd" or "adam".
+        probe: `(inputs, labels)`, a fixed batch for methods that watch symptoms; None where that of a step will do.
         is_tiny: whether lanes run side by side on a CPU, too, where nothing acts now and then: for a network so small
             that starting its operations is what takes the time.
     """
@@ -53,6 +54,7 @@ class Bench(NamedTuple):
     is_accuracy: bool
     model: Model
     base: str
+    probe: tuple[Any, Any] | None = None
     is_tiny: bool = False
 
     def optimizer(self, remedy: Remedy, settings: Any, key: jax.Array) -> optax.GradientTransformation:

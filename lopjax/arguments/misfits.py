@@ -4,6 +4,7 @@ import linecache
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -34,7 +35,7 @@ def in_a_sentence(given: str, advice: str) -> Iterator[None]:
         raise ValueError(f"{given} ({first_line(error)}); {advice}") from error
 
 
-def described(array: object) -> str:
+def described(array: Any) -> str:
     """Type and shape of an array, "float32[4, 3]"; the type of anything else."""
     if not hasattr(array, "dtype"):
         return type(array).__name__

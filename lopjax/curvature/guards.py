@@ -34,10 +34,10 @@ def check_loss(loss: Callable[[PyTree], object], params: PyTree) -> None:
         params: a point at which to try it: concrete arrays, so call this outside `jax.jit`.
 
     Raises:
-        ValueError: If a parameter is not floating point; if the value is not one real floating-point number, differs
-            between two calls or is not finite; if it does not depend differentiably on any parameter, its gradient is
-            not its derivative; if it rounds inside to fewer digits than the parameters have; or if its Hessian cannot
-            be taken, is not finite or is not symmetric.
+        ValueError: a parameter is not floating point; the value is not one real floating-point number, differs between
+            two calls or is not finite; it does not depend differentiably on any parameter; its gradient is not its
+            derivative; it rounds inside to fewer digits than the parameters have; or its Hessian cannot be taken, is
+            not finite or is not symmetric.
 
     Example:
         >>> check_loss(lambda p: p**2, jnp.arange(3.0))

@@ -84,7 +84,7 @@ def clone_forecast(
         ValueError: a pair that is none, a space that cannot be cloned, a number out of range.
     """
     first, second = (as_integer(unit, 0, f"pair={pair}: must be two different units of {space}") for unit in pair)
-    check("learning_rate", learning_rate, minimum=np.finfo(np.float32).tiny)
+    check("learning_rate", learning_rate, minimum=float(np.finfo(np.float32).tiny))
     check("weight_decay", weight_decay, minimum=0.0)
     wiring, params = model.wiring, variables["params"]
     size = wiring.size(space)

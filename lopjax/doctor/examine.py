@@ -144,7 +144,8 @@ def near_clones(patient: Patient, exact: Certificates) -> tuple[list[Finding], C
         "near-clones", _worst(patient, texts), _spaces(texts), tuple(texts),
         f"{len(texts)} units act almost like another, the closest within {100 * closest:.2g} %", "SYMPTOM",
         "\n".join(texts.values()), patient.clone_tolerance,
-        "not decided: minibatches would say whether training draws them together (lopjax.detection.clone_forecast)", None,
+        "not decided: minibatches would say whether training draws them together (lopjax.detection.clone_forecast)",
+        None,
         "lopjax.interventions.split_clones, whose push keeps the outputs within its loss_tolerance",
     )  # fmt: skip
     return [finding], texts, []

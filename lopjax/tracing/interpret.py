@@ -49,7 +49,7 @@ def make_setting(sizes: Sizes, sites: Mapping[str, FoundSite], shifts: Mapping[s
             wrapped.add(node)
         elif touched:
             opened.add(node)
-        if sizes.units and not (node.name in CUSTOM_RULES and is_elementwise(sizes, node)):
+        if grows(sizes, node) and not (node.name in CUSTOM_RULES and is_elementwise(sizes, node)):
             opened.add(node)
     return Setting(sizes, sites, shifts, frozenset(opened), frozenset(wrapped))
 
@@ -145,6 +145,25 @@ def _plain(block: Block) -> list[Node]:
     return [node for node in walk(block) if not node.is_call]
 
 
+def grows(sizes: Sizes, node: Node) -> bool:
+    """Whether a call meets, or makes, an array of another shape than the one it was traced at."""
+    if not sizes.units:
+        return False
+    values = {value for each in _plain(node.blocks[0]) for value in (*each.inputs, *each.outputs)}
+    counted = any((each, i) in sizes.growing for each in _plain(node.blocks[0]) for i in range(len(each.inputs)))
+    program = sizes.typing.program
+    return counted or any(sizes.shape(value) != program.shape(value) for value in values | set(node.inputs))
+
+
+def call_by_parts(sizes: Sizes, node: Node, given: Sequence[Any]) -> list[Any]:
+    """What a call computes, without its derivative rule."""
+    (block,) = node.blocks
+    calls = frozenset(each for each in walk(block) if each.is_call)
+    setting, values = Setting(sizes, {}, {}, calls), dict(zip(block.inputs, given, strict=True))
+    _run(setting, block, values)
+    return [_value(setting, values, each) for each in block.outputs]
+
+
 def is_elementwise(sizes: Sizes, node: Node) -> bool:
     """Whether a call computes entry by entry, from scalars and values of one shape."""
     program = sizes.typing.program
@@ -157,7 +176,7 @@ def _results(setting: Setting, node: Node, given: list[Any]) -> tuple[list[Any],
     if not node.blocks:
         return rebind(node, given, sizes.params(node) if sizes.units else None), {}
     if node.is_call:
-        return (entrywise_call(node, given) if sizes.units else rebind(node, given)), {}
+        return (entrywise_call(node, given) if grows(sizes, node) else rebind(node, given)), {}
     names = {name for name, site in setting.sites.items() if any(_has(block, site) for block in node.blocks)}
     if not sizes.units and not names:
         return rebind(node, given), {}

@@ -16,7 +16,7 @@ from lopjax.tracing.jaxprs import Program, is_symbolic, read_program
 from lopjax.tracing.plain_kernels import Kernels, offsets_of, with_sources
 from lopjax.tracing.recognise import has_own_rule
 from lopjax.tracing.sites import FoundSite, find_sites
-from lopjax.tracing.spaces import AN_INPUT, AN_OUTPUT, Diagram, describe
+from lopjax.tracing.spaces import AN_INPUT, Diagram, describe
 from lopjax.tracing.stacks import Level, find_cuts, num_free
 from lopjax.tracing.types import Typing, infer_types
 from lopjax.tracing.wide import Sizes

@@ -188,7 +188,10 @@ def offsets_of(kernels: Kernels, value: int, inputs: frozenset[str]) -> list[int
 
 
 def _own_factors(flow: Flow, value: int) -> list[Factor]:
-    return [Factor(prod(leaf.size for leaf in run)) for axis in flow.typing.of(value) for run in runs(axis)]
+    own = [run for axis in flow.typing.of(value) for run in runs(axis)]
+    if any(isinstance(run, list) for run in own):
+        raise NotPlainError("its units stand beside others on one axis")
+    return [Factor(prod(leaf.size for leaf in run)) for run in own if not isinstance(run, list)]
 
 
 # --- Steps that put entries in another order --------------------

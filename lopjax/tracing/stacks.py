@@ -64,8 +64,8 @@ class Cut(NamedTuple):
             return jax.ShapeDtypeStruct(self.whole(parts[0].shape), parts[0].dtype)
         if len({part.shape for part in parts}) > 1:
             raise ValueError(
-                f"the parts of one array have shapes {[part.shape for part in parts]}: layers of a stack must be of one "
-                "width; clone the spaces of all its layers alike"
+                f"the parts of one array have shapes {[part.shape for part in parts]}: layers of a stack must be of "
+                "one width; clone the spaces of all its layers alike"
             )
         stack = np.stack if all(isinstance(part, np.ndarray) for part in parts) else jnp.stack
         return stack(parts, self._at).reshape(self.whole(parts[0].shape))

@@ -221,6 +221,11 @@ class _Models:
         network, diagram = self.network, self.network.diagram
         assert diagram is not None
         plan = network.plan(self.inputs)
+        if units and (lost := lost_rules(plan.sizes(units), self.rules)):
+            raise ValueError(
+                f"{lost[0].where} has a derivative rule of its own, which is not the derivative of what it computes "
+                f"and is known at its own size only: a network with {units} would lose it; pass make= and sizes="
+            )
         parts = make_view(network, diagram, units)
         view = own_view(network.levels, parts, _shapes(network, diagram, units)) if network.levels else parts
         known: dict[str, str | None] = {}

@@ -25,11 +25,11 @@ class Verification(NamedTuple):
     """Relative differences, all of which are 0 according to the wiring.
 
     Attributes:
-        permutation: of the outputs, after all free spaces were permuted.
-        cloning: of the outputs, after all spaces that can be cloned, by whatever rule, were cloned two or three times.
-        tangency: of the gradient between equal units, over its largest entry.
-        tolerance: what rounding may make.
-        is_checked: whether the network is finite at generic parameters, in 32 bits or more.
+        permutation: change of the outputs after all free spaces were permuted.
+        cloning: change of the outputs after all cloneable spaces were cloned two or three times.
+        tangency: difference of the gradient between equal units, over its largest entry.
+        tolerance: largest difference that rounding can explain.
+        is_checked: whether the network is finite at generic parameters and computes in 32 bits or more.
         unreached: free spaces with fewer than two units that the outputs react to at any of the parameters tried
             (dead activations, outputs that are constant by construction): of these nothing was seen.
     """
