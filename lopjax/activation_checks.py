@@ -219,7 +219,7 @@ def _checked_slopes(entry: Activation, z: Float[Array, " points"]) -> Float[Arra
         rule = np.asarray(jax.jvp(entry.function, (inner,), (np.ones_like(inner),))[1])
         off = np.full(len(inner), np.inf)
         for step in (1e-1, 1e-3, 1e-5):
-            change = np.asarray(entry.function(inner + step) - entry.function(inner - step)) / (2 * step)
+            change = np.asarray(entry(jnp.asarray(inner + step)) - entry(jnp.asarray(inner - step))) / (2 * step)
             off = np.minimum(off, np.abs(change - rule) / (1e-3 + np.abs(rule) + np.abs(change)))
     if (wrong := off > 1e-2).mean() > 0.25:
         place = inner[wrong][0]
