@@ -68,13 +68,62 @@ def _of_pair(clones: Escapes, linear: Escapes) -> Calibration:
     return Calibration(quartiles[0], quartiles[1], shares[0], shares[1], log_rank(clones, linear)[1])
 
 
+class Ever(NamedTuple):
+    """Whether a level is ever reached at a setting whose noise dies away, without dropout.
+
+    Attributes:
+        setting: `(name, value)` of all its numbers.
+        measured: seeds that reach it within the run.
+        predicted: the same of linear theory.
+        num_seeds: of each.
+        p: p-value of Fisher's exact test between the two.
+    """
+
+    setting: tuple[tuple[str, float], ...]
+    measured: int
+    predicted: int
+    num_seeds: int
+    p: float
+
+
+def ever_reached(rows: Sequence[Mapping[str, Any]], level: float) -> list[Ever]:
+    """Seeds that ever reach a level where the noise is gone long before the run ends: not all of them need to."""
+    from scipy.stats import fisher_exact
+
+    counts: dict[Any, dict[str, tuple[int, int]]] = {}
+    for row in rows:
+        if row["noise_scale"] > 0 and row["noise_decay"] < 1 and row["dropout"] == 0:
+            reached = row["passages"][f"{level:g}"][1]
+            setting = tuple((name, row[name]) for name in AXES)
+            counts.setdefault(setting, {})[row["kind"]] = sum(reached), len(reached)
+    both = {setting: kinds for setting, kinds in counts.items() if len(kinds) == 2}
+    return [
+        Ever(setting, kinds[CLONE][0], kinds[LINEAR][0], kinds[CLONE][1],
+             float(fisher_exact([[count, num - count] for count, num in kinds.values()])[1]))
+        for setting, kinds in both.items()
+    ]  # fmt: skip
+
+
 def said_of_linear(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """How well linear theory does, a line per level; nothing for runs without it."""
     if not any(row["kind"] == LINEAR for row in rows):
         return []
-    return ["When 1 - R² reaches a level, by linear theory and in the networks:"] + [
-        f"  {level:g}: {_said(calibration(rows, level))}" for level in LEVELS
-    ]
+    return (
+        ["When 1 - R² reaches a level, by linear theory and in the networks:"]
+        + [f"  {level:g}: {_said(calibration(rows, level))}" for level in LEVELS]
+        + [line for level in LEVELS if (line := _said_of_ever(level, ever_reached(rows, level)))]
+    )
+
+
+def _said_of_ever(level: float, settings: Sequence[Ever]) -> str:
+    if not settings:
+        return ""
+    measured, predicted, num = (sum(values) for values in zip(*(each[1:4] for each in settings), strict=True))
+    differ = sum(each.p < SIGNIFICANT for each in settings)
+    return (
+        f"  {level:g} is ever reached where noise dies away, {len(settings)} settings: by {measured} of {num} "
+        f"networks, {predicted} by linear theory; {differ} settings differ (Fisher, p < {SIGNIFICANT})"
+    )
 
 
 def _said(pairs: Sequence[Calibration]) -> str:

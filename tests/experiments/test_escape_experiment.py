@@ -12,7 +12,7 @@ import scipy.stats
 from experiments.escape.config import AXES, PRESETS, points_of
 from experiments.escape.figures import figures
 from experiments.escape.parts import parts
-from experiments.escape.prediction import calibration, said_of_linear
+from experiments.escape.prediction import calibration, ever_reached, said_of_linear
 from experiments.escape.report import comparisons, summarise, table
 from experiments.escape.setup import build
 from experiments.escape.survival import Escapes, escapes_of, kaplan_meier, log_rank, probability, quantile
@@ -118,6 +118,23 @@ def test_linear_theory_that_is_right_does_not_differ_and_one_that_is_fast_does()
     assert any(pair.p < 0.01 for pair in fast)
     assert "2 of 2 settings differ" in said_of_linear(summarise(run_of(3.0)))[-1]
     assert said_of_linear([row for row in summarise(run_of()) if row["kind"] == "clone"]) == []
+
+
+def test_the_chance_of_ever_leaving_is_compared_where_noise_dies_away_only():
+    def row(kind: str, num: int, **changes: float) -> dict:
+        setting = {**dict.fromkeys(AXES, 0.0), "noise_scale": 0.1, "noise_decay": 0.9, "learning_rate": 0.1, **changes}
+        reached = [index < num for index in range(20)]
+        return {"kind": kind, **setting, "passages": {"0.05": [list(range(20)), reached]}}
+
+    rows = [row("clone", 5), row("linear", 19)]
+    rows += [
+        row(kind, 20, **other) for kind in ("clone", "linear") for other in ({"noise_decay": 1.0}, {"dropout": 0.1})
+    ]
+    (one,) = ever_reached(rows, 0.05)
+    assert one[1:4] == (5, 19, 20)
+    assert one.p == pytest.approx(scipy.stats.fisher_exact([[5, 15], [19, 1]])[1])
+    (alike,) = ever_reached([row("clone", 5), row("linear", 6)], 0.05)
+    assert alike.p > 0.5
 
 
 @pytest.mark.parametrize(
