@@ -14,17 +14,21 @@ Ranks = int | tuple[int, ...] | None
 
 
 def check_numbers(name: str, given: Any, ranks: Ranks = None) -> None:
-    """Refuse what is no array of numbers, or has another number of axes; `None` passes. Under a trace, too.
+    """Refuse what is no array of numbers, or has another number of axes; of a tree, every leaf. Under a trace, too.
 
     Args:
         name: of the argument.
-        given: what was given.
+        given: what was given; None passes.
         ranks: how many axes it may have; any number if None.
 
     Raises:
         ValueError: it is refused.
     """
     if given is None:
+        return
+    if not isinstance(given, jax.Array | np.ndarray | list) and not jax.tree_util.all_leaves([given]):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(given):
+            check_numbers(name + jax.tree_util.keystr(path), leaf, ranks)
         return
     try:
         array = given if isinstance(given, jax.Array) else np.asarray(given)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.arguments.precision import all_digits
 from lopjax.curvature.lanczos import flatten, limit_steps, ritz_decomposition, subspace_start
 from lopjax.curvature.products import Matvec, Params
@@ -27,6 +28,7 @@ class SpectralDensity(NamedTuple):
     num_steps: Int[Array, "probes"]
 
 
+@takes_numbers(example=None)
 @all_digits()
 def spectral_density(
     matvec: Matvec,
@@ -83,6 +85,7 @@ def spectral_density(
     return SpectralDensity(nodes, weights / jnp.maximum(jnp.sum(used > 0, dtype=weights.dtype), 1), used)
 
 
+@takes_numbers(grid=None)
 def smooth_density(
     density: SpectralDensity, grid: Float[Array, "points"], width: float | Float[Array, ""]
 ) -> Float[Array, "points"]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.arguments.precision import all_digits
 from lopjax.curvature.lanczos import (
     confirm_pairs,
@@ -38,6 +39,7 @@ class Eigenpairs(NamedTuple):
     num_steps: Int[Array, ""]
 
 
+@takes_numbers(example=None)
 @all_digits()
 def extreme_eigenvalues(
     matvec: Matvec,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.arguments.precision import all_digits
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES, check_same_tree, check_size
 
@@ -23,6 +24,7 @@ Loss = Callable[[Params], Float[Array, ""]]
 _COLUMNS_AT_ONCE = 32
 
 
+@takes_numbers(params=None, vector=None)
 def hvp(loss: Loss, params: Params, vector: Params) -> Params:
     """Hessian-vector product `H v`, `H = d²loss/dparams²`, forward over reverse.
 
@@ -50,6 +52,7 @@ def hvp(loss: Loss, params: Params, vector: Params) -> Params:
     return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
 
 
+@takes_numbers(params=None, vector=None)
 def ggn_vp(
     model_fn: Callable[[Params], PyTree], loss_fn: Callable[[PyTree], Array], params: Params, vector: Params
 ) -> Params:
@@ -101,6 +104,7 @@ def restrict(matvec: Matvec, project: Callable[[Params], Params]) -> Matvec:
     return lambda vector: project(matvec(project(vector)))
 
 
+@takes_numbers(params=None)
 @all_digits()
 def dense_hessian(
     loss: Loss, params: Params, max_bytes: int = DENSE_LIMIT_BYTES
@@ -139,6 +143,7 @@ def dense_hessian(
     return jax.lax.map(column, identity, batch_size=min(_COLUMNS_AT_ONCE, flat.size)).T
 
 
+@takes_numbers(params=None, samples=None)
 def per_sample_gradients(
     sample_loss: Callable[[Params, PyTree], Array],
     params: Params,
@@ -174,6 +179,7 @@ def per_sample_gradients(
     return jax.vmap(jax.grad(sample_loss), in_axes=(None, 0))(params, samples)
 
 
+@takes_numbers(params=None)
 def constraint_jacobian(
     constraint: Callable[[Params], PyTree], params: Params, max_bytes: int = DENSE_LIMIT_BYTES
 ) -> Float[Array, "constraints parameters"]:

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from lopjax.arguments.integers import as_integer
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.curvature.products import Params, hvp
 
 
+@takes_numbers(data=None)
 def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_size: int) -> PyTree:
     """Mean over a data set of a quantity that is itself a mean over the samples of a batch.
 
@@ -57,6 +59,7 @@ def mean_over_batches(function: Callable[[PyTree], PyTree], data: PyTree, batch_
     return jax.tree.map(lambda x, shape: (x / num_samples).astype(shape.dtype), total, shapes)
 
 
+@takes_numbers(params=None, vector=None)
 def hvp_over_batches(
     batch_loss: Callable[[Params, PyTree], Array], params: Params, vector: Params, data: PyTree, batch_size: int
 ) -> Params:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.manifolds.manifold import CloneNormals, Manifold, Params, Projector, Subspace, tree_norm
 from lopjax.tolerance import CERTAIN_FROM, relative_tolerance
 
@@ -22,6 +23,7 @@ Isometry = Callable[[Params], Params]
 """`theta -> U theta + t` on trees of parameters, U orthogonal, in JAX operations. Hashable, as functions are."""
 
 
+@takes_numbers(params=None)
 def isometric_manifold(params: Params, isometry: Isometry, manifold_at: Callable[[Params], Manifold]) -> Manifold:
     """The manifold through a point that a symmetry of the loss maps onto a known one.
 
@@ -57,6 +59,7 @@ def isometric_manifold(params: Params, isometry: Isometry, manifold_at: Callable
     )
 
 
+@takes_numbers(params=None)
 def fixed_point_manifold(params: Params, isometry: Isometry, order: int = 2) -> Manifold:
     """The affine space of the fixed points of a symmetry of the loss.
 

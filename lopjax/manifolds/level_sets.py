@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from lopjax import linalg
 from lopjax.activations import ACTIVATIONS, activation
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.curvature import constraint_jacobian
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES
 from lopjax.manifolds.manifold import Manifold, ManifoldKind, Params
@@ -18,6 +19,7 @@ from lopjax.wiring import Wiring, sum_per_unit
 Constraint = Callable[[Params], Float[Array, "constraints"]]
 
 
+@takes_numbers(params=None)
 def level_set_manifold(
     params: Params, constraint: Constraint, tolerance: float | None = None, max_bytes: int = DENSE_LIMIT_BYTES
 ) -> Manifold:
@@ -128,6 +130,7 @@ def homogeneous_conserved(wiring: Wiring, spaces: Sequence[str] | None = None) -
     return quantities
 
 
+@takes_numbers(gradient=None)
 def conserved_drift(
     quantities: Constraint, gradient: Params, learning_rate: jax.typing.ArrayLike
 ) -> Float[Array, "constraints"]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.curvature import check_same_tree, check_size
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES
 from lopjax.tolerance import drift_tolerance
@@ -120,6 +121,7 @@ def codimension(manifold: Manifold) -> int:
     return num_parameters(manifold) - dimension(manifold)
 
 
+@takes_numbers(vector=None)
 def tangent_part(manifold: Manifold, vector: Params) -> Params:
     """Component of a vector along the manifold.
 
@@ -130,6 +132,7 @@ def tangent_part(manifold: Manifold, vector: Params) -> Params:
     return manifold.project(vector)
 
 
+@takes_numbers(vector=None)
 def normal_part(manifold: Manifold, vector: Params) -> Params:
     """Component of a vector that leaves the manifold, `v - P v`.
 
@@ -139,6 +142,7 @@ def normal_part(manifold: Manifold, vector: Params) -> Params:
     return jax.tree.map(jnp.subtract, vector, tangent_part(manifold, vector))
 
 
+@takes_numbers(params=None)
 def distance(manifold: Manifold, params: Params) -> Float[Array, ""]:
     """Euclidean distance from parameters to an affine manifold.
 
@@ -157,6 +161,7 @@ def distance(manifold: Manifold, params: Params) -> Float[Array, ""]:
     return scale * tree_norm(divide(normal))
 
 
+@takes_numbers(vector=None)
 def tangency_residual(manifold: Manifold, vector: Params) -> Float[Array, ""]:
     """Fraction of a vector that is normal to the manifold, `||P_N v|| / ||v||`, between 0 and 1.
 

@@ -15,6 +15,7 @@ from lopjax.curvature.products import Params
 _BISECTIONS = 80
 
 
+@takes_numbers(eigenvectors=None, kick=None)
 def kick_components(eigenvectors: Params, kick: Params) -> Float[Array, "pairs"]:
     """Components `c_k = <v_k, kick>` of a kick along unit eigenvectors.
 

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.arguments.promotion import standard_promotion
 from lopjax.curvature import check_same_tree
 from lopjax.curvature.products import Loss, Params
 from lopjax.manifolds import Manifold, tree_norm
 
 
+@takes_numbers(params=None, kick=None)
 @standard_promotion()
 def escape_time_along(
     loss: Loss,

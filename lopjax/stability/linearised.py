@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar
 import jax
 from jaxtyping import Array, Float
 
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.manifolds import Manifold
 from lopjax.model import Params
 
@@ -64,6 +65,7 @@ def linearised(function: Callable[[Params], Output], manifold: Manifold, params:
     return jax.tree.map(lambda a, b: a + b, value, change)
 
 
+@takes_numbers(params=None)
 def linearised_gradient(loss: Callable[[Params], Float[Array, ""]], manifold: Manifold, params: Params) -> Params:
     """The gradient to first order in the distance from a manifold: `grad L(p) + Hess L(p) v`.
 

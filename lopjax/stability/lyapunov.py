@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from lopjax.arguments.integers import as_integer
+from lopjax.arguments.numbers import takes_numbers
 from lopjax.curvature.products import Params
 from lopjax.manifolds import tree_norm
 
@@ -81,6 +82,7 @@ def noise_exponent(p: int, q: int) -> float:
     return float((more / 2 - 1) * (weights @ (s / (s + 2))) / weights.sum())
 
 
+@takes_numbers(example=None)
 def transverse_lyapunov(
     matvec: Callable[[PyTree, Params], Params],
     example: Params,

@@ -1,81 +1,72 @@
-"""Every public function that takes arrays has a property test: right for any type, scale and axis, or one sentence."""
+"""Every public function of arrays times every kind of input: each cell of the table is called, or has a reason.
 
-import ast
+The rows are in `tests/input_table`: what a function is called with, and along which axes there is nothing to call. A
+cell holds if the result is that of another precision, if what is not finite is seen, or if the refusal is one sentence
+of the library's own about what was given. A function without a row, and an axis without a case, fail here.
+"""
+
 import inspect
 import re
-from pathlib import Path
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from input_table import AXES, REFUSED, Row, Subject, failures, of_arrays, of_networks, of_trees, sentence
 
 import lopjax
 
-TESTS = Path(__file__).parents[1]
-PROPERTY_TESTS = (
-    "curvature/test_lanczos_break_downs.py",
-    "data/test_data_transforms.py",
-    "data/test_dataset.py",
-    "models/test_convolution.py",
-    "repository/test_input_arrays.py",
-    "repository/test_input_detection.py",
-    "repository/test_input_networks.py",
-    "repository/test_input_operators.py",
-    "manifolds/test_lie_rank.py",
-    "test_losses.py",
-    "metrics/test_metrics.py",
-    "metrics/test_metrics_extremes.py",
-    "optim/test_optim.py",
-    "theory/test_input_types.py",
-)
-"""Files of property tests: types, scales, empty and one-element axes, NaN and infinity."""
-
+ROWS = {**of_arrays.ROWS, **of_networks.ROWS, **of_trees.ROWS}
 ARRAYS = re.compile(r"Array|ndarray|PyTree|ArrayLike|Mapping\[str, typing\.Any\]")
-NO_NUMBERS = {
-    "lopjax.wiring": "arrays are moved, masked and reshaped: tests/wiring",
-    "lopjax.testing": "its arrays are those of the network under test",
-    "lopjax.runs": "writes what it is given: tests/runs",
-}
-"""Packages without arithmetic of their own."""
+CHEAP = (*REFUSED, "no samples", "no units")
+"""Axes that end in a refusal before anything is compiled, but for a few; the others are computed in the slow suite."""
 
-ELSEWHERE = {
-    **dict.fromkeys(("clone_factors", "uniform_partition", "widen"), "tests/cloning, of integers"),
-    **dict.fromkeys(("muon_dimension_numbers", "matrix_axes"), "tests/optim, of shapes alone"),
-    "multiplicities": "tests/cloning, of shapes alone",
-    "adam_per_weight": "tests/interventions, against published traces",
-    "masked_accuracy": "tests/training, `accuracy` among the classes of a mask",
-    "masked_cross_entropy": "tests/training, `mean_cross_entropy` among the classes of a mask",
-    "epoch_permutation": "tests/data, of a key and integers",
-    "check_labels": "tests/models, of shapes alone",
-    "labelled": "tests/models, of names of axes",
-    "tap": "tests/models, the activation of every labelled model",
-    "level_set_manifold": "tests/manifolds",
-    "random_normal_vector": "tests/manifolds, of a key and shapes",
+WITHOUT = {
+    **dict.fromkeys(
+        ("cloning.clone_factors", "cloning.uniform_partition", "cloning.widen"), "of integers: tests/cloning"
+    ),
+    **dict.fromkeys(("models.labelled", "models.tap"), "called inside a module, whose model is in the table"),
     **dict.fromkeys(
         (
-            *("departure_probability", "deviation_covariance", "escape_law", "simulated_departures"),
-            *("linearised", "linearised_gradient", "split"),
+            *("training.cut_batch", "training.gathered", "training.make_chunk", "training.place"),
+            *("training.start_lanes", "training.online"),
         ),
-        "tests/stability, the law of R²",
+        "arrays are moved between devices and lanes, whatever they hold: tests/training",
     ),
-    "interval_bounds": "tests/certificates",
-    "fixed_points": "tests/theory, of a function alone",
-    "insert_norm": "tests/interventions, parameters of a norm alone",
-    "move_means_into_biases": "tests/interventions",
-    **dict.fromkeys(("forget", "draw_units"), "tests/interventions, of masks and shapes"),
+    **dict.fromkeys(
+        ("training.permuted_words", "training.texts", "training.windows", "data.epoch_permutation"),
+        "of tokens and positions, which are integers: tests/training, tests/data",
+    ),
+    **dict.fromkeys(("wiring.sharding_rules", "wiring.unf_spec"), "of shapes alone: tests/wiring"),
+    "wiring.where": "`jnp.where` over trees: tests/wiring",
+    "runs.config_hash": "of a configuration: tests/runs",
+    "data.from_arrays": "tests/data/test_dataset.py, which has its own table of types and shapes",
     **dict.fromkeys(
         (
-            *("class_incremental", "epochs", "online", "permuted_labels", "permuted_pixels", "permuted_words"),
-            *("random_labels", "texts", "windows"),
+            *("detection.near_clones", "detection.start_lives", "detection.symptoms_of", "detection.unit_status"),
+            *("detection.update_lives", "detection.update_warnings"),
         ),
-        "tests/training, where data are drawn and moved, not computed with",
+        "of what `unit_nearness` returns: tests/repository/test_input_detection.py",
     ),
     **dict.fromkeys(
-        ("cut_batch", "evaluate", "gathered", "make_chunk", "place", "sgd_step", "start_lanes", "task_examples"),
-        "tests/training, where a step that is given is run",
+        (
+            *("detection.count_events", "detection.gradient_readiness", "detection.lives_as_text"),
+            *("detection.lives_of_records", "detection.status_from"),
+        ),
+        "of records of `unit_status`: tests/detection",
     ),
-    "death_radius": "tests/detection, a part of `unit_nearness`",
-    **dict.fromkeys(("describe_units", "describe_warnings", "save_lives"), "tests/detection, words and files"),
-    **dict.fromkeys(("explain", "life_table"), "tests/recovery, words and tables"),
-    "write_page": "tests/doctor, words",
+    "training.intervene": "of what `observe` returns: tests/repository/test_input_networks.py, every intervention",
+    "interventions.forget": "of an optimizer's state and masks: tests/interventions",
+    "losses.loss_of": "the loss inside `observe`, which is in the table",
+    "certificates.interval_bounds": "tests/certificates/test_certificates.py, boxes of every size",
+    **dict.fromkeys(
+        ("stability.free_kick", "stability.rank_ceiling"), "tests/repository/test_input_networks.py, of parameters"
+    ),
+    "stability.simulated_departures": "of what `escape_law` returns: tests/stability",
+    "theory.fixed_points": "of a function alone: tests/theory",
+    "tracing.trace_model": "tests/repository/test_input_detection.py, of shapes and types",
 }
-"""Functions of another kind, and where they are tested."""
+"""Functions that take no arrays of their own, and where they are tested."""
 
 
 def public_functions():
@@ -92,7 +83,7 @@ def public_functions():
             members = {name: value}
         for key, member in members.items():
             if inspect.isfunction(member) and member.__module__.startswith("lopjax."):
-                found[f"{'.'.join(member.__module__.split('.')[:2])}.{key}"] = member
+                found[f"{member.__module__.split('.')[1]}.{key}"] = member
     return found
 
 
@@ -101,41 +92,73 @@ def takes_arrays(function):
     return any(ARRAYS.search(str(each.annotation)) for each in parameters)
 
 
-def names_in(path):
-    """Names that a file's code uses, those in comments and strings left out."""
-    tree = ast.walk(ast.parse(path.read_text()))
-    return {getattr(node, "id", None) or getattr(node, "attr", None) for node in tree} - {None}
+@pytest.fixture
+def full_tracebacks():
+    """Where an error was raised, frames of JAX included."""
+    before = jax.config.jax_traceback_filtering
+    jax.config.update("jax_traceback_filtering", "off")
+    yield
+    jax.config.update("jax_traceback_filtering", before)
 
 
-def test_every_function_of_arrays_has_a_property_test():
-    tested = set().union(*(names_in(TESTS / path) for path in PROPERTY_TESTS))
-    functions = {name: each for name, each in public_functions().items() if takes_arrays(each)}
+@pytest.mark.parametrize("name", ROWS)
+def test_input_that_means_nothing_is_refused_in_a_sentence(x64, unchecked, full_tracebacks, name):
+    row = ROWS[name]
+    assert not [each for axis in CHEAP if not row.reason(axis) for each in failures(row, axis)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_every_type_and_scale_is_right_and_what_is_not_finite_is_seen(x64, unchecked, full_tracebacks, name):
+    row = ROWS[name]
+    axes = [axis for axis in AXES if axis not in CHEAP and not row.reason(axis)]
+    assert not [each for axis in axes for each in failures(row, axis)]
+
+
+def test_every_function_of_arrays_is_in_the_table():
+    functions = {name for name, each in public_functions().items() if takes_arrays(each)}
     assert len(functions) > 150  # or this test has stopped looking
-    missing = [
-        name
-        for name in functions
-        if name.rpartition(".")[0] not in NO_NUMBERS and name.rpartition(".")[2] not in {*tested, *ELSEWHERE}
+    assert {*ROWS, *WITHOUT} == functions
+    assert not {*ROWS} & {*WITHOUT}
+    assert len(ROWS) > 4 * len(WITHOUT)
+
+
+def test_every_axis_of_every_row_has_a_case_or_a_reason():
+    for name, row in ROWS.items():
+        for axis in AXES:
+            assert row.reason(axis) or list(row.subject.cases(axis, row.usual)), (name, axis)
+        assert {*row.excused, *row.allowed, *row.subject.excused} <= {*AXES}, name
+
+
+def test_a_cell_that_is_wrong_is_seen(x64, full_tracebacks):
+    """The control: each kind of falsehood, in a function that has it."""
+    subject = Subject(
+        {"h": np.array([[1.0, 2], [0, -1]]), "t": np.array([0, 1])}, scaled=("h",), samples={"h": 0}, units={"h": 1},
+        width={"h": 1}, carriers=("h",), numbers=("h",), ranked=("h",), labels="t",
+    )  # fmt: skip
+    overflows = Row(lambda h, t: np.sqrt(np.mean(np.asarray(h) ** 6)), subject)
+    for axis in ("huge", "no samples", "wrong width", "wrong rank", "strings", "labels"):
+        assert failures(overflows, axis), axis
+    assert failures(Row(lambda h, t: np.nanmean(np.asarray(h, float)), subject), "nan")
+    assert failures(Row(lambda h, t: np.float16(np.asarray(h).mean() / 3) * 1.0, subject), "one sample")
+    assert failures(replace(overflows, subject=replace(subject, labels=None)), "labels")  # nothing to call
+    # And what is right passes.
+    mean = Row(lambda h, t: np.mean(np.asarray(h, np.float64)), subject)
+    assert not [
+        each for axis in ("bfloat16", "int32", "tiny", "huge", "one sample", "nan") for each in failures(mean, axis)
     ]
-    assert not missing, f"give each a row in one of {PROPERTY_TESTS}, or say in ELSEWHERE why it needs none: {missing}"
 
 
-def test_a_function_without_a_row_is_seen():
-    """The control: what no test names is not taken for tested, and comments and strings do not count."""
-    assert takes_arrays(lopjax.escape_time)
-    assert not takes_arrays(lopjax.mlp)
-    assert "escape_time" in names_in(TESTS / "repository" / "test_input_arrays.py")
-    assert "Types" not in names_in(TESTS / "repository" / "test_input_arrays.py")
+def test_what_counts_as_a_sentence():
+    def raised(error):
+        try:
+            raise error
+        except Exception as caught:
+            return sentence(caught)
 
-
-def test_what_is_said_to_be_tested_elsewhere_is():
-    """The place that is named, a folder or a file, has a test that uses the function."""
-    places = {name: TESTS.parent / reason.split(",")[0] for name, reason in ELSEWHERE.items()}
-    files = {place: [place] if place.suffix else sorted(place.glob("test_*.py")) for place in set(places.values())}
-    used = {place: set().union(*map(names_in, each)) for place, each in files.items()}
-    assert not [(name, ELSEWHERE[name]) for name, place in places.items() if name not in used[place]]
-    assert "widen" not in used[TESTS / "doctor"]  # the control
-
-
-def test_nothing_is_excused_that_does_not_exist():
-    names = {name.rpartition(".")[2] for name in public_functions()}
-    assert {*ELSEWHERE} <= names
+    assert "raised in" in raised(ValueError("h has shape (3,): must be (samples, units)"))  # not in the library
+    with pytest.raises(ValueError, match="must be") as own:
+        lopjax.metrics.effective_rank(np.zeros(3))
+    assert sentence(own.value) is None
+    for error in (KeyError("h"), IndexError("tuple index out of range")):
+        assert "not an error of ours" in raised(error)
