@@ -31,18 +31,18 @@ def check_numbers(name: str, given: Any, ranks: Ranks = None) -> None:
             check_numbers(name + jax.tree_util.keystr(path), leaf, ranks)
         return
     try:
-        array = given if isinstance(given, jax.Array) else np.asarray(given)
+        array = given if hasattr(given, "dtype") else np.asarray(given)
     except (ValueError, TypeError):  # a ragged list; a list of traced values
         array = None
     if array is None and any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(given)):
         return
-    if array is None or array.dtype.kind in "USOMm":
+    if array is None or getattr(array.dtype, "kind", "V") in "USOMm":
         shown = repr(given).replace("\n", " ")[:60]
         raise ValueError(f"{name}={shown}: must be an array of numbers")
     allowed = (ranks,) if isinstance(ranks, int) else ranks
     if allowed is not None and array.ndim not in allowed:
         axes = " or ".join(map(str, allowed))
-        raise ValueError(f"{name} has shape {array.shape}: must have {axes} {'axis' if axes == '1' else 'axes'}")
+        raise ValueError(f"{name} has shape {tuple(array.shape)}: must have {axes} {'axis' if axes == '1' else 'axes'}")
 
 
 def takes_numbers(**ranks: Ranks) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
+from lopjax.arguments.numbers import check_numbers
 from lopjax.curvature.programs import check_forward_mode, read_program
 from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
 
@@ -44,6 +45,7 @@ def check_loss(loss: Callable[[PyTree], object], params: PyTree) -> None:
         Traceback (most recent call last):
         ValueError: loss returned an array of shape (3,): it must be one number; take its mean over samples and outputs
     """
+    check_numbers("params", params)
     _check_float_leaves(params)
     _check_scalar_output(loss, params)
     _check_depends_on_parameters(loss, params)
@@ -78,6 +80,8 @@ def check_same_tree(params: PyTree, other: PyTree, name: str) -> None:
     Raises:
         ValueError: the trees differ; the message names the first array that does.
     """
+    check_numbers("params", params)
+    check_numbers(name, other)
     if jax.tree.structure(params) != jax.tree.structure(other):
         raise ValueError(
             f"{name} has the tree {jax.tree.structure(other)}: it must be that of the parameters, "

@@ -16,6 +16,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from lopjax.arguments.numbers import takes_numbers
+from lopjax.curvature import check_same_tree
 from lopjax.manifolds.manifold import CloneNormals, Manifold, Params, Projector, Subspace, tree_norm
 from lopjax.tolerance import CERTAIN_FROM, relative_tolerance
 
@@ -135,19 +136,33 @@ def _linear(isometry: Isometry, vector: Params) -> Params:
     return jax.jvp(isometry, (jax.tree.map(jnp.zeros_like, vector),), (vector,))[1]
 
 
+_SCALES = (1.0, -1.0, 30.0, -30.0, 1000.0, -1000.0)
+
+
 @partial(jax.jit, static_argnums=0)
 def _departures(isometry: Isometry, params: Params, vector: Params) -> tuple[jax.Array, jax.Array]:
-    """`|U'U v - v|` and `|g(theta + v) - g(theta) - U v|`."""
+    """`|U'U v - v|`, and the largest of `|g(theta + s v) - g(theta) - s U v| / max(|s|, 1)`.
+
+    Both directions and far out: a map made of affine pieces, such as |theta| or a sort, may be affine on one side.
+    """
     there, (back,) = _linear(isometry, vector), jax.vjp(isometry, params)[1](_linear(isometry, vector))
-    far = isometry(jax.tree.map(jnp.add, params, vector))
-    not_affine = jax.tree.map(lambda a, b, c: a - b - c, far, isometry(params), there)
-    return tree_norm(jax.tree.map(jnp.subtract, back, vector)), tree_norm(not_affine)
+    here = isometry(params)
+
+    def off(scale: jax.Array) -> jax.Array:
+        far = isometry(jax.tree.map(lambda leaf, move: leaf + scale.astype(leaf.dtype) * move, params, vector))
+        away = jax.tree.map(lambda a, b, c: a - b - scale.astype(c.dtype) * c, far, here, there)
+        return tree_norm(away) / jnp.maximum(jnp.abs(scale), 1)
+
+    return tree_norm(jax.tree.map(jnp.subtract, back, vector)), jnp.max(jax.vmap(off)(jnp.asarray(_SCALES)))
 
 
 def _check_isometry(isometry: Isometry, params: Params) -> None:
+    check_same_tree(params, jax.eval_shape(isometry, params), "the image")
     vector = _random(params)
     stretching, nonlinearity = (float(each) for each in _departures(isometry, params, vector))
     size = float(tree_norm(vector)) + float(tree_norm(params))
+    if not jnp.isfinite(jnp.asarray([size, stretching, nonlinearity])).all():
+        raise ValueError("the parameters, or what the map makes of them, are not finite: they must be")
     for departure, what in ((nonlinearity, "affine"), (stretching, "orthogonal")):
         if not departure <= _allowed(params) * size:
             raise ValueError(

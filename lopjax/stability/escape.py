@@ -26,6 +26,8 @@ def kick_components(eigenvectors: Params, kick: Params) -> Float[Array, "pairs"]
     Raises:
         ValueError: trees that do not match.
     """
+    if any(jnp.ndim(leaf) == 0 or not len(leaf) for leaf in jax.tree.leaves(eigenvectors)):
+        raise ValueError("eigenvectors hold no pair: must have a leading axis over at least one")
     first = jax.tree.map(lambda leaf: leaf[0], eigenvectors)
     check_same_tree(first, kick, "kick")
     products = jax.tree.map(lambda vectors, leaf: jnp.tensordot(vectors, leaf, leaf.ndim), eigenvectors, kick)

@@ -183,7 +183,8 @@ class Wiring:
                     "this wiring belongs to, one network at a time (vmap over several)"
                 )
             if isinstance(leaf, str | bytes) or getattr(leaf, "dtype", np.dtype(float)).kind in "USO":
-                raise ValueError(f"{'/'.join(path)} is {leaf!r:.40}: parameters must be arrays of numbers")
+                kind = getattr(leaf, "dtype", type(leaf).__name__)
+                raise ValueError(f"{'/'.join(path)} holds no numbers but {kind}: parameters must be arrays of numbers")
         return [labels[path] for path in paths]
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 from oracles.projectors import averaging, block_diagonal, kron_pieces, v_point
 
+from lopjax import manifolds
 from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.losses import cross_entropy
 from lopjax.manifolds import (
@@ -458,3 +459,30 @@ def test_other_bad_input(unchecked, leaf):
             homogeneous_conserved(model.wiring, ["hidden_0"])
         with pytest.raises(ValueError, match="no unit space has"):
             homogeneous_conserved(model.wiring)
+
+
+AFFINE_ON_ONE_SIDE = {
+    "absolute values": jnp.abs,
+    "a sort": jnp.sort,
+    "a far kink": lambda w: jnp.where(w > -50, w, -w),
+    "a far turn": lambda w: jnp.where(jnp.sum(w**2) > 200, w[::-1], w),
+}
+
+
+@pytest.mark.parametrize("name", AFFINE_ON_ONE_SIDE)
+def test_maps_that_are_affine_on_one_side_alone_are_refused(x64, name):
+    """One random step would stay on the side of the point; the control is a map that is affine everywhere."""
+    params = {"w": jnp.array([1.0, 2, 3, 4])}
+
+    def made(map_of_array):
+        return manifolds.isometric_manifold(
+            params,
+            lambda tree: {"w": map_of_array(tree["w"])},
+            lambda there: manifolds.Manifold(there, lambda v: {"w": v["w"].at[1].set(0)}, is_affine=True),
+        )
+
+    with pytest.raises(ValueError, match="not affine"):
+        made(AFFINE_ON_ONE_SIDE[name])
+    assert made(lambda w: w[::-1] + 1).project({"w": jnp.ones(4)})["w"].tolist() == [1, 1, 0, 1]
+    with pytest.raises(ValueError, match="the image"):
+        made(lambda w: w[:3])
