@@ -17,8 +17,8 @@ def check_numbers(name: str, given: Any, ranks: Ranks = None) -> None:
     """Refuse what is no array of numbers, or has another number of axes; of a tree, every leaf. Under a trace, too.
 
     Args:
-        name: of the argument.
-        given: what was given; None passes.
+        name: name of the argument.
+        given: what was given.
         ranks: how many axes it may have; any number if None.
 
     Raises:

@@ -48,7 +48,7 @@ def check_derivative(what: str, function: Callable[[Any], jax.Array], point: Any
 
     Args:
         what: "the network", "the loss".
-        function: of a tree of arrays, to one array.
+        function: from a tree of arrays to one array.
         point: where; concrete.
 
     Raises:

@@ -24,8 +24,8 @@ class CloneForecast(NamedTuple):
 
     Attributes:
         forecast: steps until the distance has fallen to the tolerance, with its interval.
-        distance: of the parameters from the nearest point at which both units are equal, over the length of what both
-            have there, incoming and outgoing.
+        distance: distance of the parameters from the nearest point at which both units are equal, relative to the norm
+            of their incoming and outgoing parameters there.
         growth: transverse Lyapunov exponent at that point, per step: below 0 the manifold attracts.
     """
 
@@ -74,7 +74,7 @@ def clone_forecast(
         space: unit space of the pair.
         pair: numbers of the two units; of equal sign, not mirror twins or multiples.
         learning_rate: eta.
-        key: of the first deviation.
+        key: random key of the first deviation.
         weight_decay: lambda, decay of all parameters per step over the learning rate.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         tolerance: relative distance that counts as on the manifold.

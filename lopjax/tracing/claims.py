@@ -226,7 +226,7 @@ def with_sites(
     Args:
         followed: the graph.
         values: the parameters.
-        labels: of the pieces of each.
+        labels: labels of the pieces of each.
     """
     made, reasons = {}, {}
     for value, pieces in zip(values, labels, strict=True):

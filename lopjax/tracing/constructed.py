@@ -75,7 +75,7 @@ def read_constructor(
     Args:
         make: the constructor.
         sizes: with which it makes the network that was traced.
-        diagram: of that network.
+        diagram: diagram of that network.
         trace: the diagram of a function with parameters of given shapes.
 
     Raises:

@@ -60,7 +60,7 @@ class Flow:
     Attributes:
         typing: types of the program.
         steps: all of them, in order.
-        outputs: of the program.
+        outputs: outputs of the program.
         readers: the steps that read a value, with the place among their operands.
         made: the step that makes a value.
         alias: the number under which the graph knows a value that has several.

@@ -23,7 +23,7 @@ def lost_rules(sizes: Sizes, known: dict[Node, bool]) -> list[Node]:
     """Calls whose rule a network of these sizes would not have, though it is another than JAX's derivative.
 
     Args:
-        sizes: of the wider network.
+        sizes: sizes of the wider network.
         known: whether a call's rule is JAX's derivative, as far as it has been asked; grows.
     """
     lost = []

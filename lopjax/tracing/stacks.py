@@ -33,7 +33,7 @@ class Cut(NamedTuple):
         axis: which of its axes has the entries as a factor.
         has_outer: whether the axis has factors in front of it, which become an axis of their own.
         has_inner: whether it has factors behind it.
-        number: of entries.
+        number: number of entries.
     """
 
     axis: int
@@ -79,7 +79,7 @@ class Level:
         function: `function(tree, inputs)` of the whole arrays.
         shapes: the tree, in shapes.
         cuts: by number of the array, in the order of `jax.tree.leaves`.
-        typing: of the program, at one shape of inputs.
+        typing: axes of the program at one shape of inputs.
     """
 
     function: Callable[[Any, Any], Any]

@@ -70,7 +70,7 @@ def run_apart(typing: Typing, params: Sequence[Any], chosen: Sequence[Atom | Non
     """The outputs of a program.
 
     Args:
-        typing: of the program.
+        typing: axes of the program.
         params: arrays, or lists of parts.
         chosen: the leaf that a list of parts is one of each entry of.
         inputs: arrays.
