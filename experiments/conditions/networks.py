@@ -90,12 +90,12 @@ def place(setup: Setup, condition: Condition, seed: int) -> tuple[Variables, Bat
 
 
 class Decayed(NamedTuple):
-    """The loss of a flat parameter vector with weight decay, `(vector, batch) -> ...`, each compiled once per condition.
+    """The loss of a flat parameter vector with weight decay, `(vector, batch) -> ...`, compiled once per condition.
 
     Attributes:
         value: loss and decay.
         gradient: gradient of loss and decay together.
-        hessian: Hessian of loss and decay together.
+        hessian: second derivative of loss and decay together.
         unravel: vector to parameters.
     """
 
