@@ -18,13 +18,14 @@ import optax
 from lopjax.cloning import Partition
 from lopjax.manifolds import cloned_manifold, distance
 from lopjax.model import Model, Params
-from lopjax.models import mlp, vit
+from lopjax.models import gpt, mlp, vit
+from lopjax.wiring import Label
 from theory_checks.architectures import NUM_CLASSES, random_batches, random_variables
 from theory_checks.check import Check, Row, Size
 from theory_checks.clusters import cloned_points, take
 from theory_checks.confinement import train_path
 
-IMAGE, INPUT, WIDTH = (4, 4, 2), (5,), 8
+IMAGE, INPUT, WIDTH, LENGTH = (4, 4, 2), (5,), 8, 4
 PAIRS = {"heads_0": (0, 0), "mlp_0": (0, 0, 1, 2)}
 RATE, ROUNDING, SIGNAL = 0.02, 1e-12, 1e-4
 
@@ -124,6 +125,48 @@ def check_softmax(size: Size) -> list[Row]:
     ]
 
 
+def equal_pair(model: Model, params: Params, space: str) -> Params:
+    """Make the second unit of a space equal to the first, in every array and on both sides."""
+
+    def copied(label: Label, array: jax.Array) -> jax.Array:
+        for axis in label.unit_axes((space,)):
+            order = np.arange(array.shape[axis.index])
+            order[1] = 0
+            array = jnp.take(array, order, axis.index)
+        return array
+
+    return model.wiring.map(copied, params)
+
+
+def check_streams(size: Size) -> list[Row]:
+    """A pair of equal units in the residual stream of a tied GPT, whose positions are learned or sinusoidal."""
+    model, steps = gpt((LENGTH,), NUM_CLASSES, width=WIDTH, depth=1, heads=2, mlp_ratio=0.5), 100
+    steps *= 1 if size == "small" else 10
+    start = equal_pair(model, random_variables(model)["params"], "width")
+    rng = np.random.default_rng(2)
+    stream = tuple(jnp.asarray(rng.integers(0, NUM_CLASSES, (steps, 8, LENGTH))) for _ in range(2))
+    partition: Partition = {"width": (0, *range(WIDTH - 1))}
+    angles = np.arange(LENGTH)[:, None] / 10.0 ** (np.arange(WIDTH) / WIDTH)
+
+    def kept(rate: jax.Array) -> optax.GradientTransformation:
+        """Momentum on everything but the positions, which are no parameters where they are sinusoidal."""
+        is_constant = {**jax.tree.map(lambda leaf: False, start), "positions": True}
+        return optax.chain(optax.sgd(rate, 0.9), optax.masked(optax.set_to_zero(), is_constant))
+
+    def after_a_run(optimizer: Callable[[jax.Array], optax.GradientTransformation], positions: Any) -> float:
+        begin = {**start, "positions": jnp.asarray(positions)}
+        end = take(train_path(model, optimizer, jnp.asarray(RATE), begin, stream)[0], -1)
+        return departure(model, partition, begin, end)
+
+    learned, sinusoidal = start["positions"], np.sin(angles)
+    return [
+        Row("momentum: learned positions", after_a_run(OPTIMIZERS["momentum"], learned), ROUNDING),
+        Row("adam: learned positions", after_a_run(OPTIMIZERS["adam"], learned), ROUNDING),
+        Row("momentum: constant positions that are equal for the two units", after_a_run(kept, learned), ROUNDING),
+        Row("momentum: sinusoidal positions", after_a_run(kept, sinusoidal), SIGNAL, control=True),
+    ]
+
+
 CHECKS: tuple[Check, ...] = (
     Check(
         "symmetry.heads",
@@ -141,6 +184,16 @@ CHECKS: tuple[Check, ...] = (
         "this library: equivariance of the gradient under orthogonal symmetries",
         check_softmax,
         "Unequal outgoing weights do not mean that units are free: certify_cloned asks the loss what it sees.",
+    ),
+    Check(
+        "symmetry.streams",
+        "Two units of a residual stream that are equal in every array stay equal under momentum and Adam, also where the"
+        " token embedding both writes and reads the stream, so that its units cannot be cloned by repeating and"
+        " dividing; sinusoidal positions tell the units apart, and equal ones part at once.",
+        "this library: to be trapped takes a symmetry, not clones that keep the function",
+        check_streams,
+        "A unit space that can only be permuted traps all the same: cloned_manifold and find_clones take it; V, the"
+        " quotient and the unit blocks need one that can be cloned.",
     ),
 )
 """From rotations to constants."""

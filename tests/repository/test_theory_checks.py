@@ -81,6 +81,7 @@ LONG = {
     "stability.weight_decay",
     "symmetry.heads",
     "symmetry.softmax",
+    "symmetry.streams",
 }
 QUICK = [pytest.param(one, id=one.name) for one in CHECKS if one.name not in LONG]
 
