@@ -3,11 +3,14 @@
     python -m benchmarks.tracing --output tracing.json   # half a minute on 2 idle cores
 
 Seconds of processor time, the median of several readings in one process, the first of which is reported separately: it
-also evaluates the library's activation functions once. Aim: one second for GPT-2 small and for ResNet-50.
+also evaluates the library's activation functions once. Aim: one second for GPT-2 small and for ResNet-50. Memory: the
+most that Python holds while it reads (tracemalloc, in a reading of its own), and what the compiled program of a small
+network needs besides arguments and results, as it is and through the model that was read.
 """
 
 import argparse
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,8 +111,42 @@ def measured(repeats: int) -> list[dict[str, Any]]:
         equations = sum(not node.is_call for node in walk(read_program(apply, params, inputs).block))
         counts = {state: states.count(state) for state in ("cloneable", "permutable", "fixed")}
         found = {"first": whole[0], "seconds": harness.median(whole[1:]), "make_jaxpr": harness.median(jaxpr[1:])}
-        rows.append({"network": name, "equations": equations, **found, **counts})
+        rows.append({"network": name, "equations": equations, "peak_mb": _peak(*make()), **found, **counts})
     return rows
+
+
+def _peak(apply: Callable[[Any, Any], Any], params: Any, inputs: Any) -> float:
+    """Largest memory that Python's objects take while a network is read, in 2**20 bytes."""
+    import jax
+
+    from lopjax.tracing import trace_model
+
+    jax.clear_caches()
+    tracemalloc.start()
+    trace_model(apply, params, inputs, check=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 2**20
+
+
+def running(depth: int = 4) -> dict[str, float]:
+    """Temporary memory of compiled gradients, in 2**20 bytes: of a small network, and of the model read from it."""
+    import jax
+
+    from lopjax.tracing import trace_model
+
+    apply, params, inputs = gpt(depth, 64, 4, length=64, words=100)
+    traced = trace_model(apply, params, inputs, check=False)
+
+    def size(loss: Callable[[Any], Any], given: Any) -> float:
+        analysis = jax.jit(jax.grad(loss)).lower(given).compile().memory_analysis()
+        return analysis.temp_size_in_bytes / 2**20
+
+    zeros = jax.numpy.zeros(inputs.shape, inputs.dtype)
+    own = size(lambda p: (apply(p, zeros) ** 2).mean(), params)
+    pieces = jax.eval_shape(traced.split, params)
+    read = size(lambda v: (traced.model.apply(v, zeros).logits ** 2).mean(), pieces)
+    return {"own_mb": own, "read_mb": read}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,12 +159,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(harness.described(machine))
     cells = [
         (row["network"], str(row["equations"]), *(f"{row[key]:.2f}" for key in ("first", "seconds", "make_jaxpr")),
-         f"{row['cloneable']}/{row['permutable']}/{row['fixed']}")
+         f"{row['peak_mb']:.0f}", f"{row['cloneable']}/{row['permutable']}/{row['fixed']}")
         for row in rows
     ]  # fmt: skip
-    heads = ("network", "equations", "first reading, s", f"seconds (aim {AIM:g})", "of them make_jaxpr", "spaces")
+    heads = (
+        "network",
+        "equations",
+        "first reading, s",
+        f"seconds (aim {AIM:g})",
+        "of them make_jaxpr",
+        "peak, MB",
+        "spaces",
+    )
     print(harness.markdown(heads, cells))
-    harness.write(arguments.output, {"machine": machine, "networks": rows})
+    memory = running()
+    print(f"temporary memory of a gradient: {memory['own_mb']:.1f} MB, of the model read {memory['read_mb']:.1f} MB")
+    harness.write(arguments.output, {"machine": machine, "networks": rows, "running": memory})
 
 
 if __name__ == "__main__":

@@ -187,8 +187,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "symmetry.streams",
-        "Two units of a residual stream that are equal in every array stay equal under momentum and Adam, also where the"
-        " token embedding both writes and reads the stream, so that its units cannot be cloned by repeating and"
+        "Two units of a residual stream that are equal in every array stay equal under momentum and Adam, also where"
+        " the token embedding both writes and reads the stream, so that its units cannot be cloned by repeating and"
         " dividing; sinusoidal positions tell the units apart, and equal ones part at once.",
         "this library: to be trapped takes a symmetry, not clones that keep the function",
         check_streams,

@@ -3,13 +3,14 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lopjax.model import Model
 from lopjax.tracing.traced import Traced, trace_model
 from lopjax.wiring import In, Wiring
 
 
-def wiring_agrees(model: Model, inputs: Any, *, check: bool = False) -> tuple[str, ...]:
+def wiring_agrees(model: Model, inputs: Any = None, *, check: bool = False) -> tuple[str, ...]:
     """Compare the labels of a model with what is read from its program.
 
     Names do not matter. The program may reveal more than the labels (a unit space where they have none, or a space that
@@ -17,14 +18,15 @@ def wiring_agrees(model: Model, inputs: Any, *, check: bool = False) -> tuple[st
 
     Args:
         model: a labelled model.
-        inputs: a batch of two or more; shapes suffice.
+        inputs: a batch of two or more; shapes suffice. Without it two inputs of the model's own shape.
         check: also verify the wiring that is read (`trace_model`).
 
     Returns:
         One sentence for each axis about which the program reveals more; empty if the two agree.
 
     Raises:
-        ValueError: a contradiction; one line for each, with the claims of the labels and of the program.
+        ValueError: a contradiction; one line for each, with the claims of the labels and of the program. No inputs, and
+            a model that does not say what they look like (tokens).
 
     Example:
         >>> import jax.numpy as jnp
@@ -32,6 +34,10 @@ def wiring_agrees(model: Model, inputs: Any, *, check: bool = False) -> tuple[st
         >>> wiring_agrees(mlp((4,), (3,), 2), jnp.ones((2, 4)))
         ()
     """
+    if inputs is None:
+        if model.input_shape is None:
+            raise ValueError("this model does not say what its inputs look like: pass a batch of two, shapes suffice")
+        inputs = jax.ShapeDtypeStruct((2, *model.input_shape), jnp.result_type(float))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     traced = trace_model(lambda variables, x: model.apply(variables, x).logits, shapes, inputs, check=check)
     faults, more = _compare(model.wiring, traced)

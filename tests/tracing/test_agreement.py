@@ -36,6 +36,12 @@ def test_labels_and_program_agree(name, options):
     assert wiring_agrees(build(name, **options), inputs(name)) == ()
 
 
+def test_a_model_that_says_what_its_inputs_look_like_needs_none():
+    assert wiring_agrees(build("mlp")) == ()
+    with pytest.raises(ValueError, match="does not say what its inputs look like: pass a batch"):
+        wiring_agrees(build("gpt"))
+
+
 def relabelled(model, array, *axes):
     labels = tuple(
         (path, replace(label, axes=axes) if path[1:] == array else label) for path, label in model.wiring.labels

@@ -1,6 +1,5 @@
 """What the library does with a network that was read and not labelled."""
 
-import re
 from functools import partial
 
 import jax
@@ -290,51 +289,6 @@ def test_sites_inside_scan_and_remat_carry_signals_under_vmap_and_second_derivat
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(values[1], by_hand(direction), rtol=1e-12)
-
-
-def test_a_shift_behind_a_checkpoint_is_added_once(x64):
-    network = EXAMPLES["blocks_by_scan"]()
-    params, x = drawn(network.params), jax.random.normal(jax.random.key(1), (7, 4))
-    model = trace_model(network.apply, params, x, check=False).model
-    variables = model.view.split(params)
-    before = model.apply(variables, x)
-    # The stream behind the last block, which the head reads.
-    last = jnp.zeros(before.taps["in"].post.shape).at[:, -1].set(0.3)
-    after = model.apply(variables, x, perturbations={"in": Tap("in", 0 * last, last)})
-    np.testing.assert_allclose(after.logits, before.logits + 0.3 * params["head"].sum(0), rtol=1e-12)
-
-
-def test_sites_beside_others_on_one_axis_are_found_and_shifted_apart(x64):
-    def apply(p, x):
-        both = jnp.concatenate([x @ p["a"], x[:, :1], x @ p["b"]], -1)
-        return jax.nn.relu(both) @ p["head"]
-
-    params = drawn(dict(a=of(4, 5), b=of(4, 6), head=of(12, 2)))
-    x = jax.random.normal(jax.random.key(1), (7, 4))
-    model = trace_model(apply, params, x, check=False).model
-    for base in (model, widen(model, {"a": 2, "b": 3})):
-        variables = clone_variables(model.view.split(params), model.wiring, {"a": 2, "b": 3})
-        variables = model.view.split(params) if base is model else variables
-        own = base.view.merge(variables)
-        taps = base.apply(variables, x).taps
-        assert {site: tap.pre.shape[-1] for site, tap in taps.items()} == {n: own[n].shape[1] for n in "ab"}
-        z = dict(a=x @ own["a"], b=x @ own["b"])
-        shift = jnp.full(z["b"].shape, 0.4)
-        seen = base.apply(variables, x, perturbations={"b": Tap("b", shift, 2 * shift, "relu")})
-        for site in "ab":
-            np.testing.assert_allclose(taps[site].pre, z[site], rtol=1e-12)
-        h = jnp.concatenate([*map(jax.nn.relu, (z["a"], x[:, :1], z["b"] + shift))], -1)
-        h = h.at[:, -shift.shape[1] :].add(2 * shift)
-        np.testing.assert_allclose(seen.logits, h @ own["head"], rtol=1e-12)
-
-
-def test_no_site_is_claimed_inside_a_branch_or_a_loop_of_unknown_length_and_a_note_says_so():
-    for name, primitive in (("branches", "cond"), ("recurrent_while", "while")):
-        network = EXAMPLES[name]()
-        traced = trace_model(network.apply, network.params, network.inputs, check=False)
-        taps = jax.eval_shape(traced.model.apply, jax.eval_shape(traced.split, network.params), network.inputs).taps
-        assert set(taps) == set(dict(traced.model.wiring.sites))
-        assert any(re.match(rf"{primitive} at .*traced_networks.py.*not observed", note) for note in traced.notes)
 
 
 def test_every_layer_of_a_scanned_stack_has_a_site_of_its_own(x64):
