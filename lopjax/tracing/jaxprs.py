@@ -106,12 +106,17 @@ class Program:
         if value in self.numbers:
             return self.numbers[value]
         known = self.constants.get(value)
-        if known is None or getattr(known, "size", 1) == 0:
+        if known is None or getattr(known, "size", 1) == 0 or _is_key(known):
             return None
         if getattr(known, "size", 1) == 1:
             return np.asarray(known).reshape(())[()]
         first = np.asarray(known).reshape(-1)
         return first[0] if (first == first[0]).all() else None
+
+
+def _is_key(known: Any) -> bool:
+    """Whether an array is one of random keys, which are no numbers."""
+    return hasattr(known, "dtype") and jax.dtypes.issubdtype(known.dtype, jax.dtypes.prng_key)
 
 
 def read_program(function: Callable[..., Any], *args: Any) -> Program:

@@ -193,6 +193,26 @@ def test_bad_input_is_told_in_one_sentence(apply, params, inputs, message):
         trace_model(apply, params, inputs, check=False)
 
 
+def test_a_random_key_that_a_network_keeps_is_no_number():
+    key = jax.random.key(0)
+
+    def apply(p, x):
+        keys = jax.random.split(key)
+        return jnp.tanh(x @ p["w"]) @ p["head"] + 0 * jax.random.normal(keys[1], (2,))
+
+    traced = trace_model(apply, dict(w=of(4, 6), head=of(6, 2)), of(3, 4), check=False)
+    assert states(traced, "cloneable") == [6]
+
+
+def test_layers_of_a_stack_are_of_one_width_in_the_users_arrays():
+    network = EXAMPLES["blocks_by_scan"]()
+    traced = trace_model(network.apply, network.params, network.inputs, check=False)
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), network.params)
+    wide, variables = traced.clone(params, {"blocks/a/0": 2})
+    with pytest.raises(ValueError, match="layers of a stack must be of one width; clone the spaces of all its layers"):
+        wide.view.merge(variables)
+
+
 def test_names_and_fixed_spaces():
     network = EXAMPLES["plain"]()
     traced = trace_model(
