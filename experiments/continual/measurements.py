@@ -11,7 +11,8 @@ from experiments.continual.lane import Memory, Meter, head_of, mixed_head, with_
 from experiments.continual.setup import Setup
 from experiments.continual.traps import trap_distances, unit_lives
 from experiments.kit.own_metrics import own_metrics
-from lopjax.detection import count_events, gradient_readiness
+from lopjax.detection import gradient_readiness
+from lopjax.detection.lives import count_events
 from lopjax.metrics import dead_units
 from lopjax.model import Variables, samples_by_units
 from lopjax.probes import symptoms

@@ -19,11 +19,10 @@ from lopjax.certificates.dead_units import (
 from lopjax.detection import (
     activation_rows,
     dead_on_batch,
-    largest_slope,
     multiples_by_activations,
     nearest_units,
-    status_from,
 )
+from lopjax.detection.nearness import largest_slope, status_from
 from lopjax.model import Model, Taps, Variables, samples_by_units
 from lopjax.training import Logs
 

@@ -51,9 +51,9 @@ class Config:
     chunks: int = 5
     """Records of each of the two."""
     recovery_setting: int = 0
-    """Which setting of its row in `experiments.remedies` the controller has: that which tuning chose on this stream."""
+    """Which of its settings in `experiments.remedies` the controller has: thresholds at half, a cool-down of 100."""
     noise_setting: int = 2
-    """Likewise of noise on the gradient."""
+    """Likewise of noise on the gradient: the one that tuning chose on this stream."""
     redo_setting: int = 2
     """Likewise of ReDo."""
     seeds: tuple[int, ...] = tuple(range(10))

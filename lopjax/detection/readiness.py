@@ -75,16 +75,20 @@ def gradient_readiness(
 
         return jax.grad(value)(variables["params"])
 
-    def square(tree: Any) -> jax.Array:
-        return jnp.sum(jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]))
+    gradients = jax.tree.leaves(jax.lax.map(gradient, grouped))
+    gradients = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in gradients]
+    # On the scale of the largest entry, so that no square overflows or vanishes; NaN and infinity come through.
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in gradients]))
+    gradients = [leaf / jnp.where(largest > 0, largest, 1) for leaf in gradients]
+    means = [jnp.mean(leaf, axis=0) for leaf in gradients]
+    apart = [leaf - mean for leaf, mean in zip(gradients, means, strict=True)]
+    spread = _square(apart) / (groups - 1)
+    strength = jnp.maximum(_square(means) - spread / groups, 0)
+    total = strength + m * spread / size
+    # Where every sample's gradient is 0 there is nothing to rely on; NaN stays NaN.
+    reliability = jnp.where(total > 0, strength / jnp.where(total > 0, total, 1), 0 * total)
+    return Readiness(strength * jnp.square(largest), reliability)
 
-    gradients = jax.lax.map(gradient, grouped)
-    mean = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), gradients)
-    spread = square(jax.tree.map(lambda leaf, centre: leaf - centre, gradients, mean)) / (groups - 1)
-    strength = jnp.maximum(square(mean) - spread / groups, 0)
-    noise = m * spread / size
-    total = strength + noise
-    # At a point where every sample's gradient is 0 there is nothing to rely on.
-    return Readiness(
-        strength, jnp.where(total > 0, strength / jnp.where(total > 0, total, 1), jnp.where(total == 0, 0, total))
-    )
+
+def _square(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.sum(jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in leaves]))

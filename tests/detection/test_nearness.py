@@ -8,6 +8,8 @@ from lopjax.detection import (
     LifeTable,
     Status,
     describe_units,
+    lives_as_text,
+    lives_of_records,
     load_lives,
     save_lives,
     start_lives,
@@ -121,3 +123,19 @@ def test_lives_count_what_happens_between_measurements_and_are_read_back(tmp_pat
     assert {event: int(number) for event, number in lives.totals.items()}["freed"] == 1
     path = save_lives(LifeTable(np.array([0, 5, 9]), {"a": table}, {"a": table == 9}), tmp_path / "lives.npz")
     np.testing.assert_array_equal(load_lives(path).status["a"], table)
+
+
+def test_lives_in_the_records_of_a_run_are_read_back():
+    status = np.array([[0, 1, 2, 3, -1], [3, 3, 2, 0, 0]], np.int8)
+    touched = np.array([[False] * 5, [False, True, False, False, True]])
+    texts = [lives_as_text(*row) for row in zip(status, touched)]
+    assert texts == ["ascdu", "dDcaA"]
+    records = [{"step": step, "loss": 1.0, "lives/a": text} for step, text in zip((10, 20), texts)]
+    table = lives_of_records([records[0], {"step": 15, "loss": 1.0}, records[1]])
+    assert table.steps.tolist() == [10, 20]
+    np.testing.assert_array_equal(table.status["a"], status)
+    np.testing.assert_array_equal(table.touched["a"], touched)
+    assert lives_of_records([{"step": 1, "loss": 1.0}]) is None
+    for bad in ("ascd", "asxdu"):
+        with pytest.raises(ValueError, match="lives/a"):
+            lives_of_records([records[0], {"step": 20, "lives/a": bad}])

@@ -15,6 +15,7 @@ from lopjax import certificates, manifolds, recovery, stability
 from lopjax.detection import (
     Status,
     dead_on_batch,
+    gradient_readiness,
     measured_rate,
     pair_r2,
     score_indicator,
@@ -99,6 +100,20 @@ def test_time_scales_of_vanishing_gradients_are_finite():
     times = [np.asarray(watched(variables(scale=scale), BATCH)[0].time_scale) for scale in (1.0, 2.0**40)]
     np.testing.assert_allclose(times[1][[0, 1, 3, 4]] / 2.0**80, times[0][[0, 1, 3, 4]], rtol=1e-4)
     assert np.isinf(times[0][2])
+
+
+def test_readiness_in_every_type_and_scale_and_of_a_network_that_has_left_the_numbers():
+    ready = jax.jit(lambda given: gradient_readiness(MODEL, given, BATCH, 2))
+    strength, reliability = ready(variables())
+    assert 0 < float(reliability) < 1
+    assert float(ready(variables("bfloat16")).reliability) == pytest.approx(float(reliability), rel=0.1)
+    # Almost all of the gradient is that of the outgoing weights, which is 2^30 times as large.
+    assert float(ready(variables(scale=2.0**30)).strength) > 2.0**50 * float(strength)
+    assert 0 < float(ready(variables(scale=2.0**80)).reliability) < 1
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, variables())
+    assert all(np.isnan(number) for number in ready(broken))
+    with pytest.raises(ValueError, match="batch_size=0: must be a positive integer"):
+        gradient_readiness(MODEL, variables(), BATCH, 0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
