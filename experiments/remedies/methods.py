@@ -175,7 +175,9 @@ METHODS: dict[str, Remedy] = {
     "upgd": Remedy(
         "UPGD",
         {
-            "sgd": tuple({"times_rate": 1.0, "noise": n, "utility_decay": d} for n in (1e-4, 1e-3) for d in (0.9, 0.999)),
+            "sgd": tuple(
+                {"times_rate": 1.0, "noise": n, "utility_decay": d} for n in (1e-4, 1e-3) for d in (0.9, 0.999)
+            ),
             "adam": tuple(
                 {"times_rate": r, "noise": n, "utility_decay": 0.999} for r in (10.0, 100.0) for n in (1e-4, 1e-3)
             ),

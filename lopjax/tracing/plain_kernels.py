@@ -102,9 +102,7 @@ def with_sources(kernels: Kernels) -> tuple[dict[Path, Label], dict[Path, str]]:
     for path in _not_alone(kernels, found):
         reasons[path] = f"what {found[path].source} carries is used without a kernel, too"
         del found[path]
-    made = {
-        path: replace(kernels.labels[path], source=each.source, window=each.window) for path, each in found.items()
-    }
+    made = {path: replace(kernels.labels[path], source=each.source, window=each.window) for path, each in found.items()}
     return made, reasons
 
 

@@ -44,8 +44,9 @@ def test_a_pair_is_on_its_manifold_when_the_exponent_says_and_without_decay_it_l
         settled = jax.tree.map(
             lambda leaf: np.array(leaf[0]), train(params, decay, jax.random.split(jax.random.key(1), 3))[0]
         )
-        settled["hidden_0"]["kernel"][:, 0] += [0.05, -0.02]
-        settled["classes"]["kernel"][0] += 0.08
+        # Both units in opposite directions: what they have in common stays where training has settled.
+        settled["hidden_0"]["kernel"] += np.outer([0.05, -0.02], [1, -1])
+        settled["classes"]["kernel"] += np.outer([1, -1], [0.04])
         forecast = clone_forecast(
             MODEL, {"params": settled}, batches, "hidden_0", (0, 1), RATE, jax.random.key(3),
             weight_decay=decay, loss=mean_squared_error, burn_in=200,
