@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lopjax.arguments.integers import as_integer
-from lopjax.curvature import hvp
 from lopjax.detection.forecast import Forecast, trap_forecast
 from lopjax.losses import mean_cross_entropy, of_parameters
 from lopjax.manifolds import cloned_manifold, tree_norm
 from lopjax.model import Model, Params, Variables
 from lopjax.optim.checks import check
-from lopjax.stability import LyapunovEstimate, split, transverse_lyapunov
+from lopjax.stability import LyapunovEstimate, split
+from lopjax.stability.lyapunov import estimate_of, normalised
 from lopjax.wiring import unit_masks
 
 
@@ -26,7 +26,7 @@ class CloneForecast(NamedTuple):
         forecast: steps until the distance has fallen to the tolerance, with its interval.
         distance: distance of the parameters from the nearest point at which both units are equal, relative to the norm
             of their incoming and outgoing parameters there.
-        growth: transverse Lyapunov exponent at that point, per step: below 0 the manifold attracts.
+        growth: transverse Lyapunov exponent of training from there, per step: below 0 the manifold attracts.
     """
 
     forecast: Forecast
@@ -61,11 +61,13 @@ def clone_forecast(
 ) -> CloneForecast:
     """On the manifold in about n steps: the distance of a pair from it, and the rate at which SGD shrinks that.
 
-    The nearest point at which both units have equal incoming and equal outgoing weights lies on a leaf that gradient
-    descent does not leave. There the deviation follows `v <- (1 - eta lambda) v - eta M_B v`, M_B the normal Hessian on
-    the minibatch of the step; its growth is `transverse_lyapunov`, and `trap_forecast` makes steps of both. Noise is
-    part of it: full batches may repel where minibatches attract. Of a network whose remaining parameters have settled;
-    for plain SGD, as adaptive rates and momentum have other exponents (`measured_rate` takes any optimizer's).
+    The nearest point p at which both units have equal incoming and equal outgoing weights lies on a leaf that gradient
+    descent does not leave. From there both are followed along the minibatches: p by SGD itself, the deviation by
+    `v <- (1 - eta lambda) v - eta H_B(p) v`, H_B the Hessian on the minibatch of the step, renormalised as in
+    `lopjax.stability.transverse_lyapunov`; `trap_forecast` makes steps of its growth and of the distance. Noise is part
+    of it: full batches may repel where minibatches attract. It is a forecast for as long as training goes on as on
+    these batches, and for plain SGD: momentum and adaptive rates have other exponents (`measured_rate` takes any
+    optimizer's). Whatever of the deviation lies along directions that shrink faster is gone earlier.
 
     Args:
         model: any model whose space can be cloned.
@@ -81,7 +83,7 @@ def clone_forecast(
         burn_in: first batches, left out while the deviation turns into its typical direction.
 
     Raises:
-        ValueError: a pair that is none, a space that cannot be cloned, a number out of range.
+        ValueError: a pair that is none, a space that cannot be cloned, a number out of range, fewer than two batches.
     """
     first, second = (as_integer(unit, 0, f"pair={pair}: must be two different units of {space}") for unit in pair)
     check("learning_rate", learning_rate, minimum=float(np.finfo(np.float32).tiny))
@@ -90,19 +92,34 @@ def clone_forecast(
     size = wiring.size(space)
     if first == second or max(first, second) >= size:
         raise ValueError(f"pair={pair}: must be two different units of {space}, which has {size}")
+    num_steps = len(jax.tree.leaves(batches)[0])
+    if not 0 <= burn_in <= num_steps - 2:
+        raise ValueError(f"burn_in={burn_in}: must leave at least two of the {num_steps} batches")
     ids = tuple(first if unit == second else unit for unit in range(size))
     leaf = cloned_manifold(jax.tree.map(jnp.zeros_like, params), wiring, {space: ids})
     foot, deviation = split(leaf, params)
     masks = unit_masks(wiring, params, {space: jnp.isin(jnp.arange(size), jnp.array([first, second]))})
     shared = jax.tree.map(lambda one, a, b: jnp.where(a | b, one, 0), foot, masks.incoming, masks.outgoing)
 
-    def product(batch: tuple[Any, Any], vector: Params) -> Params:
-        moved = hvp(of_parameters(model, {**variables, "params": foot}, batch, loss=loss), foot, vector)
-        return jax.tree.map(lambda one, decayed: one + weight_decay * decayed, moved, vector)
+    def descend(point: Params, slope: Params) -> Params:
+        return jax.tree.map(lambda p, g: p - learning_rate * (g + weight_decay * p), point, slope)
 
     def leave(vector: Params) -> Params:
         return jax.tree.map(jnp.subtract, vector, leaf.project(vector))
 
-    growth = transverse_lyapunov(product, params, batches, learning_rate, key, project=leave, burn_in=burn_in)
+    def step(both: tuple[Params, Params], batch: tuple[Any, Any]) -> tuple[tuple[Params, Params], Array]:
+        point, vector = both
+        gradient = jax.grad(of_parameters(model, {**variables, "params": point}, batch, loss=loss))
+        slope, product = jax.jvp(gradient, (point,), (vector,))
+        vector, growth = normalised(leave(descend(vector, product)))
+        # On the leaf by theory; projected against rounding.
+        return (leaf.project(descend(point, slope)), vector), growth
+
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [jax.random.normal(one, leaf.shape, leaf.dtype) for one, leaf in zip(keys, leaves, strict=True)]
+    first_deviation = normalised(leave(tree.unflatten(drawn)))[0]
+    run = jax.jit(lambda start, batches: jax.lax.scan(step, start, batches)[1])
+    growth = estimate_of(np.asarray(run((foot, first_deviation), batches))[burn_in:])
     distance = tree_norm(deviation) / tree_norm(shared)
     return CloneForecast(trap_forecast(distance, growth.exponent, growth.standard_error, tolerance), distance, growth)

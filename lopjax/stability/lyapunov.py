@@ -141,10 +141,16 @@ def transverse_lyapunov(
 
     def step(vector: Params, batch: PyTree) -> tuple[Params, Array]:
         moved = jax.tree.map(lambda leaf, product: leaf - learning_rate * product, vector, matvec(batch, vector))
-        return _normalised(leave(moved))
+        return normalised(leave(moved))
 
-    start, _ = _normalised(leave(tree.unflatten(draw)))
+    start, _ = normalised(leave(tree.unflatten(draw)))
     growth = np.asarray(jax.jit(lambda start, batches: jax.lax.scan(step, start, batches)[1])(start, batches))[burn_in:]
+    return estimate_of(growth)
+
+
+def estimate_of(growth: np.ndarray) -> LyapunovEstimate:
+    """The exponent from what `ln |v|` has grown by at every step, `(steps,)`."""
+    num_steps = len(growth)
     stretches = np.array([part.mean() for part in np.array_split(growth, min(NUM_STRETCHES, num_steps))])
     if np.isneginf(growth).any() and not np.isnan(growth).any():
         return LyapunovEstimate(jnp.asarray(-jnp.inf), jnp.asarray(0.0), num_steps)
@@ -152,6 +158,7 @@ def transverse_lyapunov(
     return LyapunovEstimate(jnp.asarray(growth.mean()), jnp.asarray(error), num_steps)
 
 
-def _normalised(vector: Params) -> tuple[Params, Array]:
+def normalised(vector: Params) -> tuple[Params, Array]:
+    """A tree over its length, and the logarithm of that; a tree of zeros as it is."""
     norm = tree_norm(vector)
     return jax.tree.map(lambda leaf: leaf / jnp.where(norm == 0, 1, norm).astype(leaf.dtype), vector), jnp.log(norm)
