@@ -27,8 +27,7 @@ class Wiring:
             all units have the same number of clones.
         reasons: `(space, why its units cannot be cloned)` of every space that is not cloneable. One that is not fixed
             either is *permutable*: its units may be exchanged, so equal ones stay equal under gradient descent, but
-                repeating and dividing them does not preserve the function (queries and keys: their products would add
-                up).
+            repeating and dividing them does not preserve the function (queries and keys: their products would add up).
         coordinates: spaces that index the coordinates of larger units, as the width of an attention head does. Their
             units are cloned only if a factor names them; operations on a whole unit include its coordinates.
         above: `(site, sites whose activations can reach it)` where the program itself says so; otherwise the labels do.
