@@ -21,6 +21,7 @@ class Page(HTMLParser):
         self.foreign: list[str] = []
         self.anchors: set[str] = set()
         self.has_formula = self.loads_mathjax = False
+        self.num_quotes = 0
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -30,6 +31,7 @@ class Page(HTMLParser):
         self.links += [given[name] or "" for name in ("href", "src") if given.get(name)]
         loaded = given.get("src") or (given.get("href") if given.get("rel") == "stylesheet" else None) or ""
         self.foreign += [loaded] if urlsplit(loaded).netloc else []
+        self.num_quotes += tag == "blockquote"
         self.has_formula |= "math" in (given.get("class") or "").split()
         self.loads_mathjax |= tag == "script" and "tex-svg.js" in (given.get("src") or "")
 
@@ -50,6 +52,9 @@ def faults(site: Path) -> list[str]:
             elif address.fragment and target in pages and unquote(address.fragment) not in pages[target].anchors:
                 found.append(f"{name}: no anchor {link}")
         found += [f"{name}: loads {link}, which the site does not serve itself" for link in page.foreign]
+        # Docstrings quote nobody: what looks like it is a line that is indented by accident.
+        if page.num_quotes and name.parts[0] == "api":
+            found.append(f"{name}: {page.num_quotes} paragraphs of docstrings are indented")
         if page.has_formula and not page.loads_mathjax:
             found.append(f"{name}: formulas, and nothing that draws them")
     index = (site / "searchindex.js").read_text(encoding="utf-8").lower()

@@ -37,9 +37,8 @@ def classify(
     is larger. A smaller one is undecided, unless it stays below `zero_level S` (sqrt(eps) S) including its error: then
     it counts as zero at that level. In float32 few eigenvalues can be called zero. At points of V the gauge directions
     of cloned units are zero by algebra: they are left out of the computation and added as `structural` zeros. That is
-        valid only for a loss of the network's outputs alone, which is checked; with weight decay in the loss they are
-        computed like any other direction. 16-bit parameters are converted to float32, which does not change their
-        values.
+    valid only for a loss of the network's outputs alone, which is checked; with weight decay in the loss they are
+    computed like any other direction. 16-bit parameters are converted to float32, which does not change their values.
 
     Args:
         loss: `params -> scalar`, a mean over samples; deterministic.
