@@ -96,12 +96,13 @@ def ever_reached(rows: Sequence[Mapping[str, Any]], level: float) -> list[Ever]:
             reached = row["passages"][f"{level:g}"][1]
             setting = tuple((name, row[name]) for name in AXES)
             counts.setdefault(setting, {})[row["kind"]] = sum(reached), len(reached)
-    both = {setting: kinds for setting, kinds in counts.items() if len(kinds) == 2}
-    return [
-        Ever(setting, kinds[CLONE][0], kinds[LINEAR][0], kinds[CLONE][1],
-             float(fisher_exact([[count, num - count] for count, num in kinds.values()])[1]))
-        for setting, kinds in both.items()
-    ]  # fmt: skip
+    found = []
+    for setting, kinds in counts.items():
+        if len(kinds) == 2:
+            (own, num), (linear, num_linear) = kinds[CLONE], kinds[LINEAR]
+            test: Any = fisher_exact([[own, num - own], [linear, num_linear - linear]])
+            found.append(Ever(setting, own, linear, num, float(test.pvalue)))
+    return found
 
 
 def said_of_linear(rows: Sequence[Mapping[str, Any]]) -> list[str]:

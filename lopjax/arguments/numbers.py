@@ -31,7 +31,7 @@ def check_numbers(name: str, given: Any, ranks: Ranks = None) -> None:
             check_numbers(name + jax.tree_util.keystr(path), leaf, ranks)
         return
     try:
-        array = given if hasattr(given, "dtype") else np.asarray(given)
+        array: Any = given if hasattr(given, "dtype") else np.asarray(given)
     except (ValueError, TypeError):  # a ragged list; a list of traced values
         array = None
     if array is None and any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(given)):

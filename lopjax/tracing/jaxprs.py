@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src import source_info_util
 from jax.extend import core
@@ -116,7 +117,7 @@ class Program:
 
 def _is_key(known: Any) -> bool:
     """Whether an array is one of random keys, which are no numbers."""
-    return hasattr(known, "dtype") and jax.dtypes.issubdtype(known.dtype, jax.dtypes.prng_key)
+    return hasattr(known, "dtype") and jnp.issubdtype(known.dtype, jax.dtypes.prng_key)
 
 
 def read_program(function: Callable[..., Any], *args: Any) -> Program:
