@@ -185,8 +185,8 @@ def _judge(question: _Question, tolerance: float) -> tuple[CloneVerdict, _Case, 
     """The verdict, the residuals behind it, and notes.
 
     The parameters propose a verdict: first, constants added to outgoing weights that the loss cannot see are removed;
-        then the strongest claim whose residuals are all zero is made or, if a residual is certainly not zero, the claim
-        is denied. Then the batch may contradict it. Anything in between stays undecided.
+    then the strongest claim whose residuals are all zero is made or, if a residual is certainly not zero, the claim
+    is denied. Then the batch may contradict it. Anything in between stays undecided.
     """
     case = question.case(tolerance)
     if not any(each.counted for each in case.arrays.values()):

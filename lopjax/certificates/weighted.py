@@ -100,12 +100,12 @@ def certify_weighted(
     """Certify that the units of each cluster are fixed multiples of one unit, and trapped as such.
 
     Three conditions must hold. The network: the activation is homogeneous if a factor is not 0 or ±1, odd if one is
-        negative, and 0 at 0 if a unit has vanished, and the pre-activation is computed by a kernel and a bias alone.
-        The
+    negative, and 0 at 0 if a unit has vanished, and the pre-activation is computed by a kernel and a bias alone.
+    The
     parameters: incoming totals and outgoing amounts are multiples (`lopjax.manifolds.weighted_manifold`). A batch, if
-        there is one: the gradient is tangent. Units are called unequal only if the gradient drives them apart. One
-        assumption is not visible in the labels: whatever stands between the activation and the kernels that read it
-        (pooling) commutes with positive factors; for negative ones a kernel must name the site as its `source`.
+    there is one: the gradient is tangent. Units are called unequal only if the gradient drives them apart. One
+    assumption is not visible in the labels: whatever stands between the activation and the kernels that read it
+    (pooling) commutes with positive factors; for negative ones a kernel must name the site as its `source`.
 
     Args:
         model: the network.

@@ -10,8 +10,8 @@ def load_digits() -> Dataset:
 
     Pixels 0..16 become `round(255 x / 16)`: 17 distinct levels, so the original is recovered exactly by
     `round(16 y / 255)`. The split is deterministic: with the images sorted by class (in the original order inside a
-        class), every fifth goes to the test set, so that the number of test images of a class differs from a fifth by
-        less than one.
+    class), every fifth goes to the test set, so that the number of test images of a class differs from a fifth by
+    less than one.
 
     Raises:
         ImportError: scikit-learn is not installed.

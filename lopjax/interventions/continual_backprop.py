@@ -82,8 +82,8 @@ def continual_backprop(
         Adam's moments and per-weight step counts (`lopjax.optim.adam_per_weight`) are cleared, momentum is not.
 
     A fresh unit starts with utility 0 and zero outgoing weights: if it is still the least useful when it reaches
-        maturity, it is replaced again and again (`with_lifetimes` counts this). In a run no longer than the maturity,
-        nothing is ever replaced; `report.logs["mature"]` and `describe` show this.
+    maturity, it is replaced again and again (`with_lifetimes` counts this). In a run no longer than the maturity,
+    nothing is ever replaced; `report.logs["mature"]` and `describe` show this.
 
     In a space with several sites, activations are averaged over them; magnitudes are those of all weight arrays.
 

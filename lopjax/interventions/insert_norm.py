@@ -42,7 +42,7 @@ def insert_norm(model: Model, variables: Variables, batch: Any, norm: str = "bat
     minibatch, as for any batch norm.
 
     A layer norm cannot be inserted in this way: it divides each sample by its own standard deviation, which no scale
-        and offset can undo.
+    and offset can undo.
 
     Args:
         model: a network whose constructor has an argument `norm`, which is "none": those of `lopjax.models`, and others

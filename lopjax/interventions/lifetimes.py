@@ -46,8 +46,8 @@ def with_lifetimes(intervention: Intervention) -> Intervention:
     """The same intervention, which also logs the lifetimes of the units that it replaces.
 
     Its reports have in `logs`: `replaced`, the number of units replaced in this step; `replaced_again`, those of them
-        that had been replaced before; `lifetime`, the sum of their lifetimes in steps. Over a run, `replaced_again /
-        replaced` near 1
+    that had been replaced before; `lifetime`, the sum of their lifetimes in steps. Over a run, `replaced_again /
+    replaced` near 1
     with short lifetimes is churn: the same fresh units are discarded again and again, and the others are never reached.
 
     Args:

@@ -1,7 +1,7 @@
 """Are the labels of a network correct? `check_wiring` tests them on the network, at parameters that hide nothing.
 
 Initial parameters hide mistakes: where biases are zero, a forgotten axis label of a bias changes nothing. So the
-    network is tested at random parameters, scaled by the sizes of its arrays' sums, in float64.
+network is tested at random parameters, scaled by the sizes of its arrays' sums, in float64.
 """
 
 from collections.abc import Callable, Mapping

@@ -2,8 +2,8 @@
 
 Every function takes a `Probe`, a network at generic parameters, and returns one sentence for each claim that fails.
 Only forward passes of one compiled program are needed: parameters, activations and pre-activations are changed, and
-    quantities that should not change according to the labels are compared. Names, shapes and the order of layers are
-    not used.
+quantities that should not change according to the labels are compared. Names, shapes and the order of layers are
+not used.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -95,9 +95,9 @@ def max_pool(x: Float[Array, "batch height width units"], size: int = 2) -> Floa
     If entries tie, the gradient goes to the first of them in reading order, as in PyTorch. NaN counts as the largest.
 
     It uses an index, not a comparison with the maximum: XLA computes the pooled array once for the value and again for
-        the gradient, and if the two differ in the last bit no entry equals the maximum; `jnp.max` then divides 0 by 0.
-        Observed with jaxlib 0.10.2 for GELU and SiLU after a norm, without optimisation. It is as fast, with two thirds
-        of the memory.
+    the gradient, and if the two differ in the last bit no entry equals the maximum; `jnp.max` then divides 0 by 0.
+    Observed with jaxlib 0.10.2 for GELU and SiLU after a norm, without optimisation. It is as fast, with two thirds
+    of the memory.
     """
     squares = jnp.moveaxis(_squares(x, size), 2, 3)
     squares = squares.reshape(*squares.shape[:3], size * size, squares.shape[-1])

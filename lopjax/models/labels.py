@@ -134,7 +134,7 @@ def coordinates(module: nn.Module, space: str) -> None:
     """Declare that a space indexes the coordinates of larger units, as the width of an attention head does.
 
     A single factor for all spaces then does not apply to it: `clone_variables(variables, wiring, 2)` clones whole
-        heads, and
+    heads, and
     `{"heads_0_values": 2}` the coordinates of their values.
 
     Args:

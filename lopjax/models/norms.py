@@ -84,7 +84,7 @@ def standardise(
     """`y = (x - mean) / sqrt(var + epsilon)`, mean and biased variance over `axes`.
 
     One sample, or the largest entry, is subtracted first: the rounded mean of equal large numbers would leave
-        differences that the division by sqrt(epsilon) magnifies. So a constant becomes exactly 0, whatever its size.
+    differences that the division by sqrt(epsilon) magnifies. So a constant becomes exactly 0, whatever its size.
 
     The derivative is `dy = (dx - mean(dx) - y mean(y dx)) / sqrt(var + epsilon)` (arXiv 1502.03167, section 3, as one
     formula). Differentiating the value instead adds two sums over memory, one of which is zero.

@@ -11,7 +11,7 @@ Randomness is a pure function of the seed, the step, the position of the array i
 state contains no other source of randomness, and a resumed run draws what the uninterrupted run would have drawn. An
 int seed makes a `philox4x32` key, from which JAX draws three times as fast as from its default on CPU. **Under vmap
 give each lane its own key**: with an int, all lanes get the same noise. A state owns its buffers: it may be donated to
-    a compiled step without invalidating the seed or another state made by the same transformation.
+a compiled step without invalidating the seed or another state made by the same transformation.
 """
 
 from lopjax.optim.adam import AdamPerWeightState, adam_per_weight

@@ -57,7 +57,7 @@ def shrink_and_perturb(
         :math:`\alpha` times its `sigma`.
     - `"start"`: :math:`\theta \leftarrow s(\theta + u) + \sigma \theta_0` with :math:`\theta_0` the *initial
       parameters themselves*, and no noise: the baseline in the paper on FIRE, applied at every task with :math:`s =
-          0.8, \sigma = 1 - s`.
+      0.8, \sigma = 1 - s`.
 
     Args:
         shrink: s in [0, 1]; 1 does not shrink.

@@ -10,9 +10,9 @@
     <folder>/run.lock         who writes there now (`lopjax.runs.locks`); readers need not ask
 
 The rule for an existing folder: a complete run of the same config is shown, not repeated; an incomplete one of the same
-    config continues if `resume` is given; anything else is refused, unless `overwrite` is given, which moves the old
-    folder aside (`<folder>.1`, `.2`, ...). No run is ever deleted. An interrupted run keeps every record measured so
-    far; `load` reads it like any other.
+config continues if `resume` is given; anything else is refused, unless `overwrite` is given, which moves the old
+folder aside (`<folder>.1`, `.2`, ...). No run is ever deleted. An interrupted run keeps every record measured so
+far; `load` reads it like any other.
 
 Records are flushed before the checkpoint, which stores their number of bytes. Resuming truncates `metrics.jsonl` to
 those bytes, so the records of a run do not depend on where it was interrupted.

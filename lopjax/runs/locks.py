@@ -8,7 +8,7 @@ on this host, no longer exists (process ids are reused, so its start time is com
 earlier start of the same Slurm job, which Slurm ended before starting it again.
 
 Anything else is refused with advice: deciding between "dead" and "unreachable" takes a person. Before every write the
-    writer checks that the lock file is still its own, so of two processes that believe they hold it only one continues.
+writer checks that the lock file is still its own, so of two processes that believe they hold it only one continues.
 
 Readers need no lock.
 """

@@ -1,8 +1,8 @@
 """A run as a list of parts, and the one loop that executes them.
 
 A *part* is the work between two checkpoints: a chunk of training with the measurements after it, a cloning, a
-    measurement. After each, its records are flushed and then the state is saved under the number of parts done, so that
-    a
+measurement. After each, its records are flushed and then the state is saved under the number of parts done, so that
+a
 run that is killed at any moment and resumed ends with the same bits.
 """
 

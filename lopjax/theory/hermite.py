@@ -198,7 +198,7 @@ def hermite_coefficients(f: Function, degree: int, order: int = 64) -> Float[Arr
     """Compute the Hermite coefficients `a_k = E f(z) h_k(z)`, h_k = He_k / sqrt(k!), for k = 0, ..., degree.
 
     They are orthonormal coordinates: `sum_k a_k² = E f²`, so the deficit of that sum bounds the truncation error of any
-        series in them. For a function with a kink a_k² falls only like k^(-5/2).
+    series in them. For a function with a kink a_k² falls only like k^(-5/2).
 
     Args:
         f: activation; integrals are split at its kinks, which are searched for if they are not known.

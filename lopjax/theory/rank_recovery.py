@@ -153,7 +153,7 @@ def activation_covariance(
     dimensions keep C(d + k - 1, k) of its m ranks, if that is fewer: m - d are lost after ReLU, GELU, SiLU and softplus
     (f(z) - f(-z) is linear, k = 1), m - 1 after the sigmoid (f(z) + f(-z) is constant, k = 0), m - d (d + 1)/2 after
     ReLU² (k = 2), and all m if either is 0: f even or odd. So one pair costs nothing with ReLU, and five in the plane
-        cost three.
+    cost three.
 
     Args:
         f: activation.

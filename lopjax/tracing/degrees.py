@@ -2,10 +2,10 @@
 
 In the cloned network each value is the base network's, repeated, times a power of n. Parameters have the power 0 where
 they write a space (`Out`) and -1 where they read it (`In`: they are divided). A sum over the space adds 1, powers of
-    factors add, terms of a sum need equal powers, and nonlinear functions and the outputs need the power 0. Which axes
-    of which parameters are `In` is unknown until something is contracted with them: powers are linear forms in these
-    unknowns, and the forms that must vanish are collected. A space all of whose conditions hold is cloneable; for any
-    other the failing equation is reported.
+factors add, terms of a sum need equal powers, and nonlinear functions and the outputs need the power 0. Which axes
+of which parameters are `In` is unknown until something is contracted with them: powers are linear forms in these
+unknowns, and the forms that must vanish are collected. A space all of whose conditions hold is cloneable; for any
+other the failing equation is reported.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """A traced function as a tree of nodes: the only module that uses private parts of JAX or depends on its version.
 
 Calls (`jit`, `remat`, custom derivatives) are transparent: a value has the same number inside and outside. Loops and
-    branches have inner blocks with numbers of their own. A number identifies one value of one call, never two.
+branches have inner blocks with numbers of their own. A number identifies one value of one call, never two.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -94,9 +94,9 @@ def trace_model(
     """Read the wiring of a network from its program, without labels.
 
     Works for any function that JAX can trace: Flax (Linen, NNX), Equinox, Haiku, plain functions. By construction, the
-        result is a subgroup of the network's symmetries: each primitive has a rule that preserves them, and a primitive
-        without one pins the axes of its operands and results and records the reason. The result is also verified
-        against the network itself.
+    result is a subgroup of the network's symmetries: each primitive has a rule that preserves them, and a primitive
+    without one pins the axes of its operands and results and records the reason. The result is also verified
+    against the network itself.
 
     Args:
         apply: `apply(params, inputs)` -> outputs, an array or a tree of arrays, in eval mode.

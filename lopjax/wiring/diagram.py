@@ -98,9 +98,9 @@ class Wiring:
         """Names of the sites whose activations can reach a site, in the order of the forward pass.
 
         As read from the program (`above`), otherwise from the graph of labels: all earlier sites of the spaces from
-            which arrays lead to the site's space. For a space with several sites these may be more than needed, but
-            never fewer, provided that the order of the sites is that of the forward pass
-            (`lopjax.models.check_wiring` tests this on the network).
+        which arrays lead to the site's space. For a space with several sites these may be more than needed, but
+        never fewer, provided that the order of the sites is that of the forward pass
+        (`lopjax.models.check_wiring` tests this on the network).
         """
         reached = [self.site(site).space]
         if site in (above := dict(self.above)):
