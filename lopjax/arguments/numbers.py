@@ -45,6 +45,20 @@ def check_numbers(name: str, given: Any, ranks: Ranks = None) -> None:
         raise ValueError(f"{name} has shape {tuple(array.shape)}: must have {axes} {'axis' if axes == '1' else 'axes'}")
 
 
+def check_finite(name: str, tree: Any) -> None:
+    """Refuse a tree without a number, or with one that is not finite; traced values pass.
+
+    Raises:
+        ValueError: it is refused.
+    """
+    check_numbers(name, tree)
+    leaves = jax.tree.leaves(tree)
+    if not sum(np.size(leaf) for leaf in leaves):
+        raise ValueError(f"{name} holds no number: give at least one")
+    if not all(isinstance(leaf, jax.core.Tracer) or np.isfinite(np.asarray(leaf, float)).all() for leaf in leaves):
+        raise ValueError(f"{name} holds numbers that are not finite: every one must be")
+
+
 def takes_numbers(**ranks: Ranks) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator: refuse arguments of these names as `check_numbers` does, where the user called.
 

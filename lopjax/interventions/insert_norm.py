@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.arguments.batches import as_numbers
+from lopjax.arguments.numbers import check_finite
 from lopjax.losses import check_inputs
 from lopjax.model import Model, Variables
 from lopjax.models.norms import BatchNorm
@@ -58,14 +59,14 @@ def insert_norm(model: Model, variables: Variables, batch: Any, norm: str = "bat
             initialised again.
 
     Raises:
-        ValueError: a network that does not record how it was made, or has a norm; "layer" or an unknown norm; logits
-            that are not finite, or would change by more than rounding, because the architecture differs in more
+        ValueError: a network that does not record how it was made, or has a norm; "layer" or an unknown norm; inputs or parameters
+            that are not finite; logits that would change by more than rounding, because the architecture differs in more
             than its norm.
     """
     inputs = as_numbers("inputs", batch[0] if isinstance(batch, tuple) else batch)
     check_inputs(model, variables, inputs)
-    if not np.isfinite(model.apply(variables, inputs, dropout_rate=0.0).logits).all():
-        raise ValueError("the logits are not finite: inputs and parameters must be, for a norm to undo itself")
+    check_finite("inputs", inputs)
+    check_finite("params", variables["params"])
     new_model = _with_batch_norm(model, norm)
     params, norms = _start(model, new_model, variables, inputs)
 

@@ -43,12 +43,15 @@ def level_set_manifold(
     References:
         Conserved quantities: arXiv 1806.00900; they are non-linear examples in the sense of arXiv 2510.00304.
     """
+    types = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params) if jnp.size(leaf)}
+    if not types or any(jnp.finfo(each).bits < 32 for each in types if jnp.issubdtype(each, jnp.floating)):
+        raise ValueError(f"params hold {sorted(map(str, types))}: must be float32 or float64, at least one number")
     jacobian = constraint_jacobian(constraint, params, max_bytes)
     count, size = jacobian.shape
     limit = float(jnp.finfo(jacobian.dtype).eps) * max(count, size) if tolerance is None else tolerance
     is_traced = isinstance(jacobian, Tracer)
     if not is_traced and not bool(jnp.isfinite(jacobian).all()):
-        raise ValueError("the Jacobian of the constraint is not finite at these parameters")
+        raise ValueError("the Jacobian of the constraint is not finite at these parameters: it must be")
     basis, is_independent = _row_space(jacobian, limit)
     rank = None if is_traced else int(is_independent.sum())
 

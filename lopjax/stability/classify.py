@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 
+from lopjax.arguments.numbers import check_finite
 from lopjax.arguments.precision import all_digits
 from lopjax.curvature import check_loss, check_same_tree, check_size
 from lopjax.curvature.guards import DENSE_LIMIT_BYTES
@@ -73,6 +74,7 @@ def classify(
     References:
         arXiv 2510.00304, definition 4; the tolerance and the structural zeros are this library's own.
     """
+    check_finite("params", params)
     _check_request(params, manifold, method, num_steps, max_bytes)
     params, manifold = _at_least_single(params), manifold._replace(origin=_at_least_single(manifold.origin))
     check_loss(loss, params)
@@ -97,7 +99,9 @@ def _check_request(params: Params, manifold: Manifold, method: str, num_steps: i
     if method == "dense":
         check_size("dense Hessian", (size, size), dtype, max_bytes, "use classify(..., method='lanczos')")
     if manifold.tangent_dimension == size:
-        raise ValueError("the manifold fills the parameter space: it has no normal directions to classify")
+        raise ValueError(
+            "the manifold fills the parameter space: it has no normal directions to classify; give a smaller one"
+        )
     # Parameters that were trained on the manifold may have drifted off it by rounding.
     off, allowed = float(distance(manifold, params)), drift_tolerance(dtype) * float(tree_norm(params))
     if manifold.is_affine is False and not _is_same_point(params, manifold.origin):

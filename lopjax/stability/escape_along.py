@@ -69,7 +69,9 @@ def escape_time_along(
     deviation = _leave(manifold, kick)
     size = tree_norm(deviation)
     if not bool(size > 0):
-        raise ValueError("the kick has no component normal to the manifold, so nothing can grow")
+        raise ValueError(
+            "the kick has no component normal to the manifold, so nothing can grow: give another, of finite numbers"
+        )
     deviation = jax.tree.map(lambda leaf: leaf / size.astype(leaf.dtype), deviation)
     growth = _growth(loss, params, manifold, deviation, learning_rate, max_steps)
     logs = jnp.log(size) + jnp.concatenate([jnp.zeros(1, growth.dtype), jnp.cumsum(growth)])

@@ -42,7 +42,9 @@ def init_state(variables: Variables, optimizer: optax.GradientTransformation) ->
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
         if not hasattr(leaf, "dtype") or leaf.dtype.kind in "USO":
-            raise ValueError(f"params{jax.tree_util.keystr(path)} is {leaf!r:.40}: must be an array of numbers")
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} is a {type(leaf).__name__} without numbers: must be an array"
+            )
     return TrainState(variables, optimizer.init(variables["params"]))
 
 

@@ -149,6 +149,7 @@ class Row:
 def flat(result: Any) -> np.ndarray:
     """All numbers of a result as one vector of double precision."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(result) if leaf is not None]
+    leaves = [np.zeros(leaf.shape) if leaf.dtype.kind in "US" else leaf for leaf in leaves]  # strings handed back
     return np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in leaves] or [np.zeros(0)])
 
 

@@ -1,13 +1,15 @@
 """Rows of functions of parameter trees: curvature, manifolds, clones, wirings, optimizers, interventions, tasks."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from input_table import Row, Subject
+from input_table import TYPES, Row, Subject
 from input_table.of_networks import weights
-from lopjax import cloning, curvature, detection, interventions, manifolds, optim, recovery, stability, training, wiring
+from lopjax import cloning, curvature, detection, manifolds, stability, wiring
 
 KEY = jax.random.key(0)
 EXCUSED = dict.fromkeys(("no samples", "one sample", "labels"), "there is no batch")
@@ -88,13 +90,17 @@ ROWS = {
         half=2e-2,
     ),
     "curvature.block_eigenvalues": Row(
-        lambda v: curvature.block_eigenvalues(lambda u: u * jnp.asarray(v), 1, np.size(v), np.size(v), KEY).eigenvalues,
+        lambda v: (
+            curvature.block_eigenvalues(
+                lambda u: u * jnp.asarray(v), 1, np.size(v), np.size(v), KEY, dtype=v.dtype
+            ).eigenvalues
+        ),
         TREE,
         rtol=1e-4,
         half=2e-2,
         excused={"strings": "of a function: the array is in the user's own"},
     ),
-    "curvature.check_loss": Row(lambda v: curvature.check_loss(square, {"w": jnp.asarray(v)}) or 0, TREE),
+    "curvature.check_loss": Row(lambda v: curvature.check_loss(square, {"w": v}) or 0, TREE),
     "curvature.check_same_tree": Row(
         lambda v: curvature.check_same_tree({"w": v}, {"w": v}, "other") or 0,
         TREE,
@@ -117,7 +123,9 @@ ROWS = {
         lambda v: manifolds.level_set_manifold({"w": v}, lambda p: jnp.sum(p["w"] ** 2)[None]).project({"w": v}),
         TREE,
         half=2e-2,
-        allowed={"tiny": "the tangent part of a radius is rounding", "huge": "likewise"},
+        allowed=dict.fromkeys(
+            ("float32", "float64", "tiny", "huge", "one unit"), "the tangent part of a radius is rounding"
+        ),
     ),
     "manifolds.fixed_point_manifold": Row(
         lambda v: manifolds.fixed_point_manifold({"w": v}, lambda p: p).project({"w": v}), TREE, half=2e-2
@@ -128,12 +136,14 @@ ROWS = {
         half=2e-2,
     ),
     "stability.kick_components": Row(
-        lambda v: stability.kick_components({"w": np.eye(2, dtype=np.float32)[:, : np.size(v)]}, {"w": v}), TREE
+        lambda v: stability.kick_components(
+            {"w": np.eye(2)[:, : np.size(v)].astype(getattr(v, "dtype", float))}, {"w": v}
+        ),
+        TREE,
+        excused={"strings": "refused by the check of trees"},
     ),
     "stability.linearised_gradient": Row(lambda v: stability.linearised_gradient(square, line(v), {"w": v}), TREE),
-    "stability.classify": Row(
-        lambda v: stability.classify(square, {"w": jnp.asarray(v)}, line(jnp.asarray(v)), "dense").n_plus, TREE
-    ),
+    "stability.classify": Row(lambda v: stability.classify(square, {"w": v}, line(v), "dense").n_plus, TREE),
     "stability.escape_time_along": Row(
         lambda v: stability.escape_time_along(
             lambda p: -square(p), {"w": v * 0}, line(v * 0), {"w": jnp.asarray(v) - jnp.mean(v)}, 100.0, 0.5, 20
@@ -150,6 +160,14 @@ ROWS = {
         half=2e-2,
     ),
 }
+DRAWN = dict.fromkeys((*TYPES, "tiny", "huge"), "from a random direction, drawn in the type of the parameters")
+for name, reasons in {
+    "stability.transverse_lyapunov": DRAWN,
+    "manifolds.random_normal_vector": DRAWN,
+}.items():
+    ROWS[name] = replace(ROWS[name], allowed={**ROWS[name].allowed, **reasons})
+for name in ("manifolds.random_normal_vector", "stability.escape_time_along"):
+    ROWS[name] = replace(ROWS[name], excused={"strings": "refused where the manifold is made"}, half=2e-2)
 
 # --- The parameters of a network with clones --------------------------------------------------------------------------
 
@@ -187,15 +205,6 @@ ROWS |= {
     "cloning.collapse": weights(lambda m, v: cloning.collapse(v, m.wiring, pairs(m))),
     "cloning.multiplicities": params_row(lambda m, p: cloning.multiplicities(p, m.wiring, 2), allowed=MASK),
     "detection.parameter_rows": weights(lambda m, v: detection.parameter_rows(m.wiring, v, "hidden_0")),
-    "interventions.move_means_into_biases": params_row(
-        lambda m, p: interventions.move_means_into_biases(
-            m.wiring,
-            p,
-            {"hidden_0": jnp.arange(m.wiring.size("hidden_0")) == 0},
-            {"hidden_0": jnp.ones(m.wiring.size("hidden_0"))},
-        ),
-        half=2e-2,
-    ),
     "wiring.unit_norms": params_row(lambda m, p: m and wiring.unit_norms(m.wiring, p, "hidden_0"), half=2e-2),
     "wiring.unit_masks": params_row(
         lambda m, p: wiring.unit_masks(m.wiring, p, {"hidden_0": np.arange(m.wiring.size("hidden_0")) == 0}),
@@ -207,117 +216,3 @@ ROWS |= {
 
 def stepped(optimizer, params):
     return optimizer.update(params, optimizer.init(params), params)[0]
-
-
-OPTIMIZERS = {
-    "adam_per_weight": lambda m: optim.adam_per_weight(0.5),
-    "add_relative_noise": lambda m: optim.add_relative_noise(0.0, 0.5, 0),
-    "keep_on_manifold": lambda m: optim.keep_on_manifold(lambda tree: tree),
-    "l2_init": lambda m: optim.l2_init(0.5),
-    "muon": lambda m: optim.muon(0.5, m.wiring),
-    "noisy_sgd": lambda m: optim.noisy_sgd(0.5, 0.0, 0.5, 0),
-    "parseval": lambda m: optim.parseval(0.5, m.wiring),
-    "shrink_and_perturb": lambda m: optim.shrink_and_perturb(0.5, 0.0, 0),
-    "spectral": lambda m: optim.spectral(0.5, m.wiring),
-    "upgd": lambda m: optim.upgd(0.5, 0.0, 0, 0.5, 0.1),
-}
-NO_WIRING = dict.fromkeys(("wrong width", "wrong rank"), "knows no network: any arrays")
-ROWS |= {
-    f"optim.{name}": params_row(
-        lambda m, p, make=make: stepped(make(m), p),
-        rtol=1e-4,
-        half=5e-2,
-        excused={} if name in ("muon", "parseval", "spectral") else NO_WIRING,
-    )
-    for name, make in OPTIMIZERS.items()
-}
-ROWS["optim.matrix_axes"] = params_row(lambda m, p: optim.matrix_axes(m.wiring, p) and 0, allowed=MASK)
-ROWS["optim.muon_dimension_numbers"] = params_row(
-    lambda m, p: optim.muon_dimension_numbers(m.wiring, p) and 0, allowed=MASK
-)
-
-# --- Numbers that configure -------------------------------------------------------------------------------------------
-
-SETTING = Subject(
-    {"number": np.array(0.5)},
-    cast=("number",),
-    integers=(),
-    carriers=("number",),
-    numbers=("number",),
-    excused=EXCUSED
-    | dict.fromkeys(("no units", "one unit", "wrong width", "wrong rank"), "one number, or one for each lane of a vmap")
-    | dict.fromkeys(("tiny", "huge", "int32"), "its range is checked"),
-)
-
-
-def setting(make):
-    return Row(lambda number: make(number) and 0, SETTING)
-
-
-ROWS |= {
-    "interventions.continual_backprop": setting(lambda n: interventions.continual_backprop(n, 0.5, 2)),
-    "interventions.cpr": setting(lambda n: interventions.cpr(n, 2)),
-    "interventions.fire": setting(lambda n: interventions.fire(n, every=2)),
-    "interventions.redo": setting(lambda n: interventions.redo(n, 2)),
-    "interventions.regrama": setting(lambda n: interventions.regrama(n, 2)),
-    "interventions.self_normalized_resets": setting(lambda n: interventions.self_normalized_resets(n, 4)),
-    "interventions.split_clones": setting(lambda n: interventions.split_clones(n, every=2)),
-    "interventions.wake_dead_units": setting(lambda n: interventions.wake_dead_units(2, n)),
-    "interventions.reset_layer": setting(
-        lambda n: interventions.reset_layer(
-            ["classes"], every=n if np.ndim(n) or isinstance(n, str) or n.dtype.kind == "U" or not np.isfinite(n) else 2
-        )
-    ),
-    "interventions.reset_optimizer": setting(
-        lambda n: interventions.reset_optimizer(
-            n if isinstance(n, str) or n.dtype.kind == "U" or not np.isfinite(n) else 2
-        )
-    ),
-    "recovery.kick_clones": setting(lambda n: recovery.kick_clones(n, every=2)),
-    "recovery.pull_to_start": setting(lambda n: recovery.pull_to_start(n, every=2)),
-    "recovery.recovery_controller": setting(
-        lambda n: recovery.recovery_controller(
-            ("noise",), every=n if isinstance(n, str) or n.dtype.kind == "U" or not np.isfinite(n) else 2
-        )
-    ),
-    "detection.thresholds": setting(lambda n: detection.thresholds({"dying": n})),
-}
-
-# --- Data of tasks ----------------------------------------------------------------------------------------------------
-
-DATA = Subject(
-    {"images": np.arange(48.0).reshape(4, 2, 3, 2), "labels": np.array([0, 1, 1, 0])},
-    cast=("images",),
-    samples={"images": 0, "labels": 0},
-    numbers=("images",),
-    ranked=("images",),
-    excused=dict.fromkeys(("no units", "one unit", "wrong width"), "of any size")
-    | dict.fromkeys(("tiny", "huge", "nan", "inf"), "data are moved, not computed with")
-    | {"labels": "anything may be a label"},
-)
-
-
-def task(make):
-    def call(images, labels):
-        sequence = make(images, labels)
-        return training.task_examples(sequence, sequence.data, KEY, 0)[0]
-
-    return Row(call, DATA)
-
-
-def drawn(make):
-    def call(images, labels):
-        stream = make(images, labels)
-        return jax.tree.leaves(stream.draw(stream.data, KEY, 0).batch)[0]
-
-    return Row(call, DATA, excused={"wrong rank": "examples of any shape"})
-
-
-ROWS |= {
-    "training.class_incremental": task(lambda x, y: training.class_incremental(x, y, 2, 2, 1)),
-    "training.permuted_labels": task(lambda x, y: training.permuted_labels(x, y, 2)),
-    "training.permuted_pixels": task(training.permuted_pixels),
-    "training.random_labels": task(lambda x, y: training.random_labels(x, 2)),
-    "training.task_examples": task(training.permuted_pixels),
-    "training.epochs": drawn(lambda x, y: training.epochs(x, y, 1)),
-}
