@@ -59,9 +59,9 @@ def insert_norm(model: Model, variables: Variables, batch: Any, norm: str = "bat
             initialised again.
 
     Raises:
-        ValueError: a network that does not record how it was made, or has a norm; "layer" or an unknown norm; inputs or parameters
-            that are not finite; logits that would change by more than rounding, because the architecture differs in more
-            than its norm.
+        ValueError: a network that does not record how it was made, or has a norm; "layer" or an unknown norm; inputs or
+            parameters that are not finite; logits that would change by more than rounding, because the architecture
+            differs in more than its norm.
     """
     inputs = as_numbers("inputs", batch[0] if isinstance(batch, tuple) else batch)
     check_inputs(model, variables, inputs)

@@ -52,11 +52,11 @@ WITHOUT = {
         (
             *(
                 "detection.clone_forecast",
-                "detection.count_events",
+                ,
                 "detection.gradient_readiness",
                 "detection.lives_as_text",
             ),
-            *("detection.lives_of_records", "detection.status_from"),
+            *("detection.lives_of_records"),
         ),
         "of records of `unit_status`: tests/detection",
     ),
