@@ -128,7 +128,7 @@ def _check_batch(model: Model, variables: Variables, batch: Any) -> None:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"batch is a {type(batch).__name__}: must be (inputs, labels); the labels are not used")
     check_leaves(batch[0], None)
-    jax.eval_shape(lambda variables, inputs: outputs_of(model, variables, inputs).logits, variables, batch[0])
+    jax.eval_shape(lambda variables, inputs: outputs_of(model, variables, inputs)[0], variables, batch[0])
 
 
 def _raise(faults: tuple[str, ...] | list[str]) -> None:

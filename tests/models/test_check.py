@@ -66,7 +66,7 @@ class Net(nn.Module):
 
 FOUND = {
     "forgotten axis": r"params/b_a: axis 0 is labelled None, but it indexes the units of 'a'",
-    "forgotten site": r"params/b_a: names no site, but all that it does passes 'a': site='a'",
+    "forgotten site": r"params/b_a: names no site, but all of its effects pass 'a': site='a'",
     "Out for In": r"params/w_b: axis 0 is labelled Out\('a'\), but it reads the space: In\('a'\)",
     "doubled source": r"params/w_b: its product with source 'a', with a bias, is not the pre-activation of 'b'",
     "mean": r"unit space 'a': a unit that no labelled array reads still acts on the others",
