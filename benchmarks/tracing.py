@@ -140,7 +140,7 @@ def running(depth: int = 4) -> dict[str, float]:
 
     def size(loss: Callable[[Any], Any], given: Any) -> float:
         analysis = jax.jit(jax.grad(loss)).lower(given).compile().memory_analysis()
-        return analysis.temp_size_in_bytes / 2**20
+        return 0.0 if analysis is None else analysis.temp_size_in_bytes / 2**20
 
     zeros = jax.numpy.zeros(inputs.shape, inputs.dtype)
     own = size(lambda p: (apply(p, zeros) ** 2).mean(), params)

@@ -15,7 +15,7 @@ from lopjax.tracing.flow import sites_above
 from lopjax.tracing.jaxprs import Program, is_symbolic, read_program
 from lopjax.tracing.plain_kernels import Kernels, offsets_of, with_sources
 from lopjax.tracing.recognise import has_own_rule
-from lopjax.tracing.sites import FoundSite, find_sites
+from lopjax.tracing.sites import FoundSite, find_sites, sites_at_one_sample
 from lopjax.tracing.spaces import AN_INPUT, Diagram, describe
 from lopjax.tracing.stacks import Level, find_cuts, num_free
 from lopjax.tracing.types import Typing, infer_types
@@ -130,6 +130,9 @@ class Network:
                 "the wiring of this network depends on the shape of its inputs: trace_model was called with others; "
                 "trace a network for each shape"
             )
+        if not sites:
+            first = next(iter(self.plans.values()), None)
+            sites = {} if first is None else sites_at_one_sample(typing, first.typing, first.sites, atoms)
         return Plan(program, typing, cloning, self.diagram, atoms, sites)
 
 

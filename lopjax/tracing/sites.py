@@ -6,7 +6,7 @@ the stream that it makes is observed where it starts, too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -95,6 +95,39 @@ def find_sites(typing: Typing, spaces: Mapping[Atom, str], batch: Axis) -> list[
     made = (value for node in walk(typing.program.block) if not node.is_call for value in node.outputs)
     order = {value: index for index, value in enumerate(made)}
     return sorted(recorded, key=lambda site: order.get(site.post, -1))
+
+
+def sites_at_one_sample(
+    typing: Typing, known: Typing, sites: Mapping[str, FoundSite], spaces: Mapping[Atom, str]
+) -> dict[str, FoundSite]:
+    """The sites of a program at a batch of one, whose axis no type shows, by those of the same program at a larger one.
+
+    Args:
+        typing: at a batch of one.
+        known: at the larger batch.
+        sites: of that, by name.
+        spaces: of the free leaves at a batch of one.
+
+    Returns:
+        The sites, by name; none where the two programs differ by more than a length.
+    """
+    old, new = (list(walk(each.program.block)) for each in (known, typing))
+    if [(n.name, n.inputs, n.outputs) for n in old] != [(n.name, n.inputs, n.outputs) for n in new]:
+        return {}
+    now, made = dict(zip(old, new, strict=True)), {}
+    for name, site in sites.items():
+        axes, shape = list(typing.of(site.pre)), typing.program.shape(site.pre)
+        whole = axes[site.axis]
+        part = [each for start, _, each in _parts(whole, 0, shape[site.axis]) if start == site.start]
+        axes[site.axis] = part[0] if part else ()
+        split = tuple(factor for axis in axes for factor in _factors(axis))
+        if len(split) != len(site.split) or not split[site.order[-1]] or split[site.order[0]]:
+            return {}
+        leaf, nodes = split[site.order[-1]][0], frozenset(now[node] for node in site.nodes)
+        if leaf not in spaces:
+            return {}
+        made[name] = replace(site, nodes=nodes, leaf=leaf, whole=whole, split=split)
+    return made
 
 
 def _is_whole(call: Node, site: FoundSite) -> bool:

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from test_use import drawn, recurrent_blocks
 from traced_networks import EXAMPLES, of
 
@@ -80,3 +81,16 @@ def test_what_is_found_grows_linearly_with_depth():
     assert (twelve - eight == eight - four).all()
     # Running it takes no more than the network's own equations, with calls opened that hold sites.
     assert (eight - four)[2] <= 10 * (eight - four)[3]
+
+
+@pytest.mark.parametrize("name", ["plain", "convolution_and_flatten", "wide_and_deep"])
+def test_one_sample_is_observed_like_several(name, x64):
+    network = EXAMPLES[name]()
+    params, x = drawn(network.params), jnp.asarray(np.random.default_rng(0).normal(size=network.inputs.shape))
+    model = trace_model(network.apply, params, x, check=False).model
+    variables = model.view.split(params)
+    every, one = model.apply(variables, x).taps, model.apply(variables, x[:1]).taps
+    assert set(every) == set(one) == set(dict(model.wiring.sites))
+    for site, tap in one.items():
+        np.testing.assert_allclose(tap.pre, every[site].pre[:1], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(tap.post, every[site].post[:1], rtol=1e-9, atol=1e-12)
