@@ -7,6 +7,7 @@ branches have inner blocks with numbers of their own. A number identifies one va
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ class Program:
     constants: dict[int, Any] = field(default_factory=dict)
     numbers: dict[int, Any] = field(default_factory=dict)
     tree: Any = None
+
+    @cached_property
+    def custom_calls(self) -> tuple[Node, ...]:
+        """The calls with a custom derivative rule."""
+        return tuple(node for node in walk(self.block) if node.blocks and node.name in CUSTOM_RULES)
 
     def shape(self, value: int) -> tuple[int, ...]:
         """Shape of a value."""

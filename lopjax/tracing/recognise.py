@@ -38,7 +38,7 @@ def recognised(typing: Typing, site: FoundSite, names: dict[str, str | None]) ->
 
 def calls_with_own_derivative(typing: Typing, site: FoundSite) -> list[Node]:
     """The calls inside a site that bring their own derivative rule, which is not to be read off what they compute."""
-    calls = (node for node in walk(typing.program.block) if node.blocks and has_own_derivative(node))
+    calls = filter(has_own_derivative, typing.program.custom_calls)
     return [call for call in calls if any(node in site.nodes for node in walk(call.blocks[0]))]
 
 

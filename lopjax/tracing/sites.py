@@ -90,7 +90,7 @@ def find_sites(typing: Typing, spaces: Mapping[Atom, str], batch: Axis) -> list[
     recorded = list(_in_block(typing, typing.program.block, spaces, expand(batch), 0))
     seen = {spaces[site.leaf] for site in recorded}
     recorded += [site for site in _reads(typing, spaces, expand(batch)) if spaces[site.leaf] not in seen]
-    calls = [node for node in walk(typing.program.block) if node.blocks and has_own_derivative(node)]
+    calls = list(filter(has_own_derivative, typing.program.custom_calls))
     recorded = [site for site in recorded if all(_is_whole(call, site) for call in calls)]
     made = (value for node in walk(typing.program.block) if not node.is_call for value in node.outputs)
     order = {value: index for index, value in enumerate(made)}
