@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,7 +56,7 @@ def check_finite(name: str, tree: Any) -> None:
     leaves = jax.tree.leaves(tree)
     if not sum(np.size(leaf) for leaf in leaves):
         raise ValueError(f"{name} holds no number: give at least one")
-    if not all(isinstance(leaf, jax.core.Tracer) or np.isfinite(np.asarray(leaf, float)).all() for leaf in leaves):
+    if not all(isinstance(leaf, Tracer) or np.isfinite(np.asarray(leaf, float)).all() for leaf in leaves):
         raise ValueError(f"{name} holds numbers that are not finite: every one must be")
 
 

@@ -50,13 +50,8 @@ WITHOUT = {
     ),
     **dict.fromkeys(
         (
-            *(
-                "detection.clone_forecast",
-                ,
-                "detection.gradient_readiness",
-                "detection.lives_as_text",
-            ),
-            *("detection.lives_of_records"),
+            *("detection.clone_forecast", "detection.gradient_readiness", "detection.lives_as_text"),
+            "detection.lives_of_records",
         ),
         "of records of `unit_status`: tests/detection",
     ),
