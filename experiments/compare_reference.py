@@ -145,7 +145,7 @@ def main() -> None:
     print(table)
     if arguments.output is not None:
         made_by = "Made by `python -m experiments.compare_reference`; [Cloning](cloning.md) says how.\n\n"
-        text = f"# Cloning on CIFAR-10, beside other code\n\n{made_by}{table}"
+        text = f"# Cloning on CIFAR-10, compared with other code\n\n{made_by}{table}"
         arguments.output.write_text(text, encoding="utf-8")
 
 
