@@ -75,7 +75,7 @@ class Ever(NamedTuple):
         setting: `(name, value)` of all its numbers.
         measured: seeds that reach it within the run.
         predicted: the same of linear theory.
-        num_seeds: of each.
+        num_seeds: number of seeds of each.
         p: p-value of Fisher's exact test between the two.
     """
 

@@ -189,17 +189,13 @@ def resolve_frozen_units(wiring: Wiring, frozen_units: FrozenUnits) -> dict[str,
 
 def _why_nothing_belongs(wiring: Wiring) -> str:
     """The message for a site that no label names; those of traced networks name what was proved only."""
+    unknown = "which ones a dead unit freezes is not known"
     if wiring.above:
-        return (
-            "no parameter was proved to act through it alone (the report of trace_model says where units meet), so "
-            "which ones a dead unit freezes is not known"
-        )
+        return f"no parameter was proved to act through it alone (see the report of trace_model), so {unknown}"
     if any(label.site for _, label in wiring.labels):
         return "no parameter belongs to it alone, so nothing is frozen when its units are dead"
-    return (
-        "the labels of this network name no sites, so which parameters a dead unit freezes is not known; label the "
-        "network for a certificate (lopjax.models.from_linen)"
-    )
+    advice = "label the network for a certificate (lopjax.models.from_linen)"
+    return f"the labels of this network name no sites of its parameters, so {unknown}; {advice}"
 
 
 def _resolve_site(wiring: Wiring, name: str) -> str:

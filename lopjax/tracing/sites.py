@@ -105,8 +105,8 @@ def sites_at_one_sample(
     Args:
         typing: at a batch of one.
         known: at the larger batch.
-        sites: of that, by name.
-        spaces: of the free leaves at a batch of one.
+        sites: sites of that, by name.
+        spaces: spaces of the free leaves at a batch of one.
 
     Returns:
         The sites, by name; none where the two programs differ by more than a length.
