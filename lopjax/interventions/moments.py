@@ -25,7 +25,7 @@ def forget(
     inside `optax.masked`, `multi_transform` or `inject_hyperparams`; its marked entries become those of
     `optimizer.init(params)`: zeros for moments, the new weights for the anchor of an L2 penalty, the initial step sizes
     for Rprop. Arrays with further leading axes (the memory of L-BFGS) and the factored second moments of Adafactor are
-    included: included of the latter a row or column is reset if everything that it averages is marked. Scalars, such as step
+    included: of the latter a row or column is reset if everything that it averages is marked. Scalars, such as step
     counts, are kept.
 
     Args:
