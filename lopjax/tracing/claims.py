@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lopjax.tracing.atoms import Atom, Axis, find
-from lopjax.tracing.flow import Flow, Place, Step, carried, make_flow
+from lopjax.tracing.carriers import carried
+from lopjax.tracing.flow import Flow, Place, Step, make_flow
 from lopjax.tracing.jaxprs import walk, words
 from lopjax.tracing.pieces import piece_of
 from lopjax.tracing.sites import FoundSite
