@@ -27,7 +27,10 @@ def check_numbers(name: str, given: Any, ranks: Ranks = None) -> None:
     """
     if given is None:
         return
-    if not isinstance(given, jax.Array | np.ndarray | list) and not jax.tree_util.all_leaves([given]):
+    # A list of numbers is an array; a list of arrays is one where an array is asked for, and a tree elsewhere.
+    is_sequence = isinstance(given, list | tuple) and not hasattr(given, "_fields")
+    is_array = is_sequence and (ranks is not None or not any(map(_is_node, given)))
+    if not is_array and not jax.tree_util.all_leaves([given]):
         for path, leaf in jax.tree_util.tree_leaves_with_path(given):
             check_numbers(name + jax.tree_util.keystr(path), leaf, ranks)
         return
@@ -44,6 +47,11 @@ def check_numbers(name: str, given: Any, ranks: Ranks = None) -> None:
     if allowed is not None and array.ndim not in allowed:
         axes = " or ".join(map(str, allowed))
         raise ValueError(f"{name} has shape {tuple(array.shape)}: must have {axes} {'axis' if axes == '1' else 'axes'}")
+
+
+def _is_node(each: Any) -> bool:
+    """Whether an entry of a sequence makes it a tree: an array, or a node other than a list or tuple."""
+    return hasattr(each, "dtype") or not (isinstance(each, list | tuple) or jax.tree_util.all_leaves([each]))
 
 
 def check_finite(name: str, tree: Any) -> None:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from lopjax.arguments.numbers import check_numbers
-from lopjax.curvature.programs import check_forward_mode, read_program
+from lopjax.curvature.programs import read_program
 from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
 
 DENSE_LIMIT_BYTES = 2 * 2**30
@@ -58,9 +58,8 @@ def check_loss(loss: Callable[[PyTree], object], params: PyTree) -> None:
 
 
 def _check_program(loss: Callable[[PyTree], object], params: PyTree) -> None:
-    """Refuse a loss that rounds inside to fewer digits than its parameters have, or has reverse mode alone."""
+    """Refuse a loss that rounds inside to fewer digits than its parameters have."""
     program = read_program(loss, params)
-    check_forward_mode("the loss", program)
     dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
     if program.narrowest < jnp.finfo(dtype).bits:
         raise ValueError(
