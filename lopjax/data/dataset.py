@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, Num, UInt8
 
 from lopjax.arguments.integers import as_integer
+from lopjax.arguments.numbers import takes_numbers
 
 
 class Dataset(NamedTuple):
@@ -125,6 +126,7 @@ def _checked_num_classes(num_classes: int) -> int:
     return as_integer(num_classes, 2, f"num_classes={num_classes!r}: must be an integer, at least 2")
 
 
+@takes_numbers(images=4)
 def channel_statistics(
     images: UInt8[np.ndarray, "n height width channels"],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -39,13 +39,19 @@ def epoch_permutation(key: Key[Array, ""], num_examples: int, batch_size: int) -
     return order.astype(jnp.int32).reshape(steps, batch_size)
 
 
-@takes_numbers(images=None)
+@takes_numbers(images=4, labels=1, indices=1)
 def take_batch(
     images: UInt8[Array | np.ndarray, "n height width channels"],
     labels: Int32[Array | np.ndarray, "n"],
     indices: Int32[Array | np.ndarray, "batch"],
 ) -> tuple[UInt8[Array, "batch height width channels"], Int32[Array, "batch"]]:
-    """The images and labels at `indices`, gathered on the device."""
+    """The images and labels at `indices`, gathered on the device.
+
+    Raises:
+        ValueError: no images, or arrays of other ranks.
+    """
+    if images.shape[0] == 0:
+        raise ValueError(f"images has shape {images.shape}: must hold at least one image to take from")
     return jnp.asarray(images)[indices], jnp.asarray(labels)[indices]
 
 

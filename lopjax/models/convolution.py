@@ -38,9 +38,15 @@ def convolve(
 
     Raises:
         TypeError: the types differ.
+        ValueError: shapes that do not fit.
     """
     if x.dtype != kernel.dtype:
         raise TypeError(f"x is {x.dtype} and kernel {kernel.dtype}: must be of the same type, cast one of them")
+    if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2] or 0 in kernel.shape:
+        raise ValueError(
+            f"x has shape {x.shape} and kernel {kernel.shape}: must be (batch, height, width, channels) and (height, "
+            "width, channels, units), with the same channels and at least one unit"
+        )
     return jax.lax.platform_dependent(
         x, kernel, cpu=partial(_by_patches, window=window), default=partial(_by_xla, window=window)
     )

@@ -15,7 +15,7 @@ from lopjax.activations import activation
 from lopjax.arguments.numbers import check_numbers
 from lopjax.arguments.precision import all_digits
 from lopjax.cloning import Factor
-from lopjax.losses import Batch, mean_cross_entropy
+from lopjax.losses import Batch, check_batch, mean_cross_entropy
 from lopjax.model import Model, Variables
 from lopjax.stability.blocks import UnitBlocks, unit_blocks
 from lopjax.stability.blocks.matrices import LossOfLogits
@@ -247,6 +247,7 @@ def _search(model: Model, variables: Variables, batch: Batch, factor: Factor, lo
         )
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(variables["params"])):
         raise ValueError("the parameters are not finite: no stationary point can be found from them")
+    check_batch(model, variables, batch, loss=loss)
     return _Search(model, batch, factor, loss, decayed_loss(model, variables, batch, factor, loss))
 
 

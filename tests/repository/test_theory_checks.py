@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import jax
 import pytest
 from matplotlib.patches import Circle
 
@@ -311,6 +312,7 @@ def test_figures_are_small_and_shown_with_their_command(theorem):
 def test_no_figure_is_left_over_and_a_wrong_name_is_refused(tmp_path, x64):
     assert {path.stem for path in figures.FOLDER.iterdir()} == set(figures.FIGURES)
     figures.main(("frozen", "conserved"), tmp_path)
+    jax.config.update("jax_enable_x64", False)  # `main` switches it on for good; the fixture, for this test
     assert {path.name for path in tmp_path.iterdir()} == {"frozen.png", "conserved.png"}
     with pytest.raises(ValueError, match=r"\['muon'\]: figures are cloning"):
         figures.main(("muon",), tmp_path)
