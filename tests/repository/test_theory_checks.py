@@ -7,8 +7,8 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import jax
+import numpy as np
 import pytest
 from matplotlib.patches import Circle
 
