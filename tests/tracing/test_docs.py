@@ -18,6 +18,14 @@ def run(block, space):
     exec(compile(block, "docs/own_networks.md", "exec"), space)
 
 
+def test_the_labelled_example_is_whole_and_its_labels_are_right():
+    block = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
+    run(block, {})
+    # The control: the check that ends the example sees that a kernel is no longer what its site reads.
+    with pytest.raises(ValueError, match="hidden"):
+        run(block.replace("x @ kernel)", "2 * x @ kernel)"), {})
+
+
 def test_the_example_without_labels(capsys):
     (example,) = blocks_of("No labels: the wiring read from the program")
     run(example, {})
