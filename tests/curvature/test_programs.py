@@ -102,8 +102,8 @@ def test_verdicts_refuse_derivatives_that_are_none(x64, unchecked):
     variables = of.init(jax.random.key(0))
     refused(mlp((2,), (2,), 2, activation=rounded), variables, mean_cross_entropy, "derivative of the network")
     refused(of, variables, lambda logits, y: mean_cross_entropy(rounded(logits), y), "derivative of the loss")
-    with pytest.raises(ValueError, match="not twice differentiable"):
-        check_loss(lambda p: jnp.sum(backward_only(p)), jnp.ones(2))
+    # The control: a rule for reverse mode alone, which is right, has a right Hessian by forward over reverse mode.
+    check_loss(lambda p: jnp.sum(backward_only(p)), jnp.ones(2))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -41,7 +41,7 @@ def test_a_metric_in_a_file_of_its_own_is_measured_in_the_experiment(my_metrics)
         (("their_metrics:largest",), "there is no module their_metrics on Python's path"),
         (("my_metrics:smallest",), "module my_metrics has no function smallest"),
         (("my_metrics:LIMIT",), "module my_metrics has no function LIMIT"),
-        (("my_metrics:largest",) * 2, "largest is there twice"),
+        (("my_metrics:largest",) * 2, "largest occurs twice"),
     ],
 )
 def test_a_reference_that_leads_nowhere_is_named(my_metrics, references, message):

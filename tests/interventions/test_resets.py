@@ -145,7 +145,7 @@ def test_injected_hyperparameters_are_no_memory():
     assert float(after.opt_state[1].hyperparams["learning_rate"]) == pytest.approx(0.003)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(after.opt_state[1].inner_state))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state[1].inner_state))  # the control
-    assert describe(report, 0) == "step 0: it has started the optimizer anew"
+    assert describe(report, 0) == "step 0: it has reset the optimizer"
 
 
 def test_a_batch_that_teaches_nothing_resets_nobody():

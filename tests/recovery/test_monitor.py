@@ -77,5 +77,5 @@ def test_parameters_of_another_network_and_bad_settings_are_refused(unchecked):
     ):
         with pytest.raises(ValueError, match=message):
             lop.monitor(MODEL, PROBE, **settings)
-    with pytest.raises(ValueError, match="probe of no sample"):
+    with pytest.raises(ValueError, match="have no samples: give at least one"):
         lop.monitor(MODEL, (PROBE[0][:0], PROBE[1][:0]))

@@ -56,7 +56,7 @@ def test_a_kink_on_a_round_number_is_found():
 
 
 REFUSED = {
-    "kink": (lambda z: jnp.maximum(z, 0.3), "kinks that are not given, as at 0.3"),
+    "kink": (lambda z: jnp.maximum(z, 0.3), "kinks that are not listed, as at 0.3"),
     "jump": (lambda z: jnp.where(jnp.abs(z) > 0.5, z, 0.0), "as at -0.5, 0.5"),
     "jump at 0": (lambda z: z + (z > 0), "it jumps"),
     "kinks denied": (Activation("abs", lambda z: jnp.abs(z), ()), "kinks that were not found"),
