@@ -164,7 +164,7 @@ def test_bad_arguments(unchecked):
             ((variables, batch, {"depth": 0}), "depth=0: must be at least 1"),
             ((nan, batch, {}), "look at the parameters and the labels"),
             ((variables, (batch[0][:0], batch[1][:0]), {}), "at least one"),
-            ((variables, (batch[0] * jnp.inf, batch[1]), {}), "must be finite"),
+            ((variables, (batch[0] * jnp.inf, batch[1]), {}), "values that are not finite"),
             ((variables, batch, {"loss": lambda outputs, labels: 0.0 * jnp.sum(outputs)}), "nothing is trained"),
         ):
             with pytest.raises(ValueError, match=message):
