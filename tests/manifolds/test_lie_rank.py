@@ -172,6 +172,6 @@ def test_bad_arguments(unchecked):
         big = mlp((30,), (60,), 2)
         with pytest.raises(ValueError, match="use a smaller network"):
             functional_codimension(big, big.init(jax.random.key(0)), (jnp.ones((4, 30)), CLASSES[:4]))
-        with pytest.raises(ValueError, match=r"bfloat16.*must be float64 throughout"):
+        with pytest.raises(ValueError, match="rounds to 16 bits inside, and parameters are float64"):
             functional_codimension(mlp((3,), (4,), 2, compute_dtype="bfloat16"), variables, batch)
         assert "parameters were converted to float64" in call(variables, batch, depth=1).notes
