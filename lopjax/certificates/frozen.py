@@ -300,8 +300,9 @@ def _judge_flat(evidence: SiteEvidence, unit: int, everywhere: FrozenVerdict | N
         return everywhere or FrozenVerdict.UNDECIDED
     if evidence.is_active[unit]:
         return FrozenVerdict.ALIVE
-    is_dead = evidence.is_flat[unit] and evidence.gradient[unit] == 0
-    return everywhere or (FrozenVerdict.FROZEN if is_dead else FrozenVerdict.UNDECIDED)
+    if evidence.gradient[unit] != 0:  # whatever is said of the activation: a unit with a gradient is not dead
+        return FrozenVerdict.UNDECIDED
+    return everywhere or (FrozenVerdict.FROZEN if evidence.is_flat[unit] else FrozenVerdict.UNDECIDED)
 
 
 def _judge_slope(evidence: SiteEvidence, unit: int, is_known: bool) -> FrozenVerdict:

@@ -16,6 +16,12 @@ from lopjax.tracing.sites import FoundSite
 from lopjax.tracing.types import Typing
 
 _POINTS = np.linspace(-6.0, 6.0, 49)
+_FAR = np.array([6.9, 8.3, 11.7, 19.3, 31.1, 57.7])
+_BETWEEN = np.concatenate([7.0 * np.sin(np.arange(1.0, 60.0)), _FAR, -_FAR])
+"""Points between those, and beyond."""
+
+_FARTHEST, _STEEPEST, _MOST_NUMBERS = 1e4, 20.0, 12
+"""How far out values are compared, and derivatives, where a formula with exponentials may overflow."""
 
 
 def recognised(typing: Typing, site: FoundSite, names: dict[str, str | None]) -> str | Activation:
@@ -32,7 +38,8 @@ def recognised(typing: Typing, site: FoundSite, names: dict[str, str | None]) ->
         return _of_own_derivative(typing, site, own)
     text = _written(typing, site)
     if text not in names:
-        names[text] = _name_of(entrywise(typing, site))
+        function = entrywise(typing, site)
+        names[text] = _name_of(function, function, _numbers(typing, site))
     return names[text] or Activation("unnamed", entrywise(typing, site))
 
 
@@ -51,10 +58,9 @@ def has_own_rule(typing: Typing, site: FoundSite) -> bool:
 def _of_own_derivative(typing: Typing, site: FoundSite, calls: Sequence[Node]) -> str | Activation:
     """The library's activation if values and the rule's derivatives agree with it, else one without facts."""
     values, inside = entrywise(typing, site), {node for call in calls for node in walk(call.blocks[0])}
-    name = _name_of(values)
     if len(calls) == 1 and site.nodes <= inside and len(calls[0].inputs) == 1:
         kept = partial(_bound, calls[0])
-        return name if name is not None and _has_derivative_of(kept, name) else Activation("unnamed", kept)
+        return _name_of(values, kept, _numbers(typing, site)) or Activation("unnamed", kept)
     return Activation("unnamed", values)
 
 
@@ -64,12 +70,33 @@ def _bound(call: Node, z: Any) -> Any:
     return entrywise_call(call, [given])[0].astype(jnp.asarray(z).dtype)
 
 
-def _has_derivative_of(function: Callable[[Any], Any], name: str) -> bool:
-    points, weights = jnp.asarray(_POINTS, jnp.float32), jnp.cos(jnp.arange(len(_POINTS), dtype=jnp.float32))
+def _numbers(typing: Typing, site: FoundSite) -> tuple[float, ...]:
+    """The numbers in a site's nodes, with their products and quotients: where something may happen."""
+    scalars = [typing.program.scalar(value) for node in site.nodes for value in node.inputs]
+    given = {abs(float(each)) for each in scalars if isinstance(each, np.number | int | float)}
+    own = sorted(each for each in given if np.isfinite(each) and each)[:_MOST_NUMBERS]
+    made = {*own, *(a * b for a in own for b in own), *(a / b for a in own for b in own)}
+    return tuple(sorted(each for each in made if each <= _FARTHEST))
+
+
+def _is(function: Callable[[Any], Any], derivative_of: Callable[[Any], Any], name: str, points: np.ndarray) -> bool:
+    """Whether values and derivatives are those of an activation of the library; on its flat pieces, exactly 0."""
+    entry, weights = ACTIVATIONS[name], jnp.ones(points.shape, jnp.float32)
+    smooth = np.abs(points) <= _STEEPEST
+    for kink in entry.kinks or ():
+        smooth &= np.abs(points - kink) > 1e-3
     with jax.enable_x64(False):
-        own, known = (jax.vjp(each, points)[1](weights)[0] for each in (function, ACTIVATIONS[name]))
-    smooth = ~np.isin(_POINTS, ACTIVATIONS[name].kinks or ())
-    return np.allclose(np.asarray(own)[smooth], np.asarray(known)[smooth], rtol=2e-6, atol=2e-6)
+        z = jnp.asarray(points, jnp.float32)
+        values = [np.asarray(each(z)) for each in (function, entry)]
+        slopes = [np.asarray(jax.vjp(each, z)[1](weights)[0]) for each in (derivative_of, entry)]
+    flat = np.zeros(points.shape, bool)
+    for low, high in entry.flat or ():
+        flat |= (points > low) & (points < high)
+    return (
+        np.allclose(*values, rtol=2e-6, atol=2e-6)
+        and np.allclose(*(each[smooth] for each in slopes), rtol=1e-5, atol=1e-5)
+        and not slopes[0][flat & smooth].any()
+    )
 
 
 def _written(typing: Typing, site: FoundSite) -> str:
@@ -83,14 +110,25 @@ def _written(typing: Typing, site: FoundSite) -> str:
     return "; ".join([*lines, places[site.post]])
 
 
-def _name_of(function: Callable[[Any], Any]) -> str | None:
+def _name_of(
+    function: Callable[[Any], Any], derivative_of: Callable[[Any], Any], numbers: Sequence[float]
+) -> str | None:
+    """Name of the library's activation that a function, and the derivative of another, agree with.
+
+    Few points tell most of them apart; the name is given only if it also holds between them, far out, on both sides of
+    every number that the function mentions, and for the derivative: a straight-through estimator has a ReLU's values.
+    """
     try:
         with jax.enable_x64(False):
             values = np.asarray(function(jnp.asarray(_POINTS, jnp.float32)))
     except (TypeError, ValueError, KeyError):
         return None
-    matches = (name for name, known in _known().items() if np.allclose(values, known, rtol=2e-6, atol=2e-6))
-    return next(matches, None)
+    near = np.outer([*numbers, 0.0], [0.99, 1.01]).ravel()
+    points = np.concatenate([_BETWEEN, near, -near])
+    for name, known in _known().items():
+        if np.allclose(values, known, rtol=2e-6, atol=2e-6) and _is(function, derivative_of, name, points):
+            return name
+    return None
 
 
 @cache
