@@ -79,8 +79,8 @@ def _is_closed(flow: Flow, site: FoundSite) -> bool:
     if not site.nodes:
         return True
     post = flow.known_as(site.post)
-    inside = {flow.known_as(value) for node in site.nodes for value in node.outputs} | {flow.known_as(site.pre)}
-    own = {flow.known_as(value) for node in site.nodes for value in node.inputs} & inside | {flow.known_as(site.pre)}
+    # All that its nodes make, not only what they read: a multiple of the pre-activation may be read by others alone.
+    own = {flow.known_as(value) for node in site.nodes for value in node.outputs} | {flow.known_as(site.pre)}
     return all(
         value not in flow.outputs and all(_is_inside(step, site) for step, _ in flow.readers.get(value, ()))
         for value in own - {post}

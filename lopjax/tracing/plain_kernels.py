@@ -401,11 +401,14 @@ def _check_target(kernels: Kernels, value: int, axes: Axes, tap: Sequence[Factor
 
 
 def _is_bias(kernels: Kernels, value: int, label: Label) -> bool:
-    """Whether a value is a vector of the same site, one entry per unit."""
+    """Whether a value is a vector of the same site, one entry per unit, that is added nowhere else."""
+    readers = kernels.flow.readers
     while value not in kernels.whole:
         step = kernels.flow.made.get(value)
-        if step is None or not _is_layout(step):
+        if step is None or not _is_layout(step) or len(readers[value]) != 1:
             return False
         value = step.inputs[0]
+    if len(readers[value]) != 1:
+        return False
     bias = kernels.labels[kernels.whole[value]]
     return bias.site == label.site and len(bias.axes) == 1 and not isinstance(bias.axes[0], In)

@@ -247,3 +247,49 @@ def test_the_closed_form_of_the_blocks_is_that_of_the_labelled_network(name, opt
         assert [each.verdict for each in read.spaces[space].reports] == [
             each.verdict for each in own.spaces[space].reports
         ]
+
+
+# --- Claims that were false --------------------
+
+
+def multiple_read_apart(p, x):
+    z = x @ p["w"]
+    double = 2 * z  # entry by entry from z, and read by the skip alone
+    return jax.nn.relu(z) @ p["head"] + double @ p["skip"]
+
+
+def test_what_is_computed_beside_an_activation_leads_past_its_site():
+    label, _ = label_of(multiple_read_apart, SQUARE, "w")
+    assert label.site is None
+    label, _ = label_of(lambda p, x: jax.nn.relu(x @ p["w"]) @ (p["head"] + 2 * p["skip"]), SQUARE, "w")
+    assert label.site == "w"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_bias_that_is_added_twice_moves_a_unit_twice_as_far(times):
+    def apply(p, x):
+        z = x @ p["w"]
+        for _ in range(times):
+            z = z + p["bias"]
+        return jax.nn.relu(z) @ p["head"]
+
+    label, _ = label_of(apply, SQUARE | dict(bias=of(4)), "w")
+    assert (label.source is None) == (times == 2)
+
+
+@jax.custom_vjp
+def told_apart(h):
+    return h
+
+
+told_apart.defvjp(lambda h: (h, None), lambda _, g: (g * np.array([1.0, 1.0, 3.0, 1.0], np.float32),))
+
+
+def test_a_derivative_rule_that_singles_out_the_third_unit_is_refuted():
+    def apply(p, x):
+        return told_apart(jnp.tanh(x @ p["w"])) @ p["head"]
+
+    with pytest.raises(ValueError, match=r"unit space 'w'.* permuting its units changes the gradient"):
+        trace_model(apply, SQUARE, of(7, 4))
+    free = trace_model(lambda p, x: jnp.tanh(x @ p["w"]) @ p["head"], SQUARE, of(7, 4))
+    assert free.model.wiring.cloneable == ("w",)
