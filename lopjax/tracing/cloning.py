@@ -215,8 +215,11 @@ def _scale_blocks(scaling: Scaling, node: Node) -> None:
 def _turns(
     scaling: Scaling, node: Node, body: Block, consts: list[np.ndarray], carry: list[np.ndarray], xs: list[np.ndarray]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Repeat the body of a loop until the powers of its carry settle; a carry of zeros starts with arbitrary powers."""
-    for _ in range(4):
+    """Repeat the body of a loop until the powers of its carry settle; a carry of zeros starts with arbitrary powers.
+
+    Each turn settles one more at least: a value may be handed on through as many carries as there are.
+    """
+    while True:
         saved = scaling.ledger.copy()
         for value, powers in zip(body.inputs, (*consts, *carry, *xs), strict=True):
             scaling.powers[value] = fit(powers, counts(scaling.typing.of(value)), scaling.same(node))

@@ -277,6 +277,23 @@ def test_a_bias_that_is_added_twice_moves_a_unit_twice_as_far(times):
     assert (label.source is None) == (times == 2)
 
 
+@pytest.mark.parametrize("is_scaled", [True, False])
+@pytest.mark.parametrize("number", [1, 3, 4, 7])
+def test_sums_over_units_that_come_out_of_a_long_row_of_carries_are_seen(number, is_scaled):
+    def apply(p, x):
+        def step(carry, xt):
+            late = carry[0] @ p["head"] if is_scaled else carry[0].sum(-1, keepdims=True)
+            return (*carry[1:], jnp.tanh(xt @ p["w"])), jnp.tanh(late)
+
+        rows = (jnp.zeros((len(x), 4)),) * number
+        carry, made = jax.lax.scan(step, rows, jnp.stack([x] * 9))
+        return carry[0] @ p["skip"] + made.sum(0)
+
+    wiring = trace_model(apply, SQUARE, of(7, 4), check=False).model.wiring
+    assert "w" in wiring.permutable
+    assert ("w" in wiring.cloneable) == is_scaled
+
+
 @jax.custom_vjp
 def told_apart(h):
     return h
