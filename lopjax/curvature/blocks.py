@@ -78,7 +78,7 @@ def block_eigenvalues(
         The spectra. A row whose start vector is zero, or which has no dimensions, has no Ritz values.
 
     Raises:
-        ValueError: a size is not positive, or `matvec` does not keep the shape of the stack.
+        ValueError: a size is not positive, vectors have fewer than 32 bits, or `matvec` does not keep the shape of the stack.
 
     Example:
         >>> scales = jnp.array([[2.0], [0.0]])
@@ -90,6 +90,8 @@ def block_eigenvalues(
     if start is None:
         start = jax.random.normal(key, (num_blocks, dim), jnp.float32 if dtype is None else dtype)
     start = start if dtype is None else start.astype(dtype)
+    if jnp.finfo(start.dtype).bits < 32:
+        raise ValueError(f"start vectors are {start.dtype}: eigenvalues need 32 bits at least, pass dtype=jnp.float32")
     _check_stack(matvec, start, (num_blocks, dim))
     sizes = jnp.full(num_blocks, dim) if block_dimensions is None else block_dimensions
     steps = limit_steps(num_steps, None, dim)

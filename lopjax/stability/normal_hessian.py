@@ -41,7 +41,9 @@ def by_eigenvalues(
     remaining, structural = normal.choose(_is_flat_along(raw, params, normal.gauge, tolerance))
     basis = np.asarray(normal_basis(remaining, max_bytes), np.float64)
     if not len(basis):
-        raise ValueError("the manifold fills the parameter space: it has no normal directions to classify")
+        raise ValueError(
+            "the manifold fills the parameter space: it has no normal directions to classify; give a smaller one"
+        )
     eigenvalues = np.linalg.eigvalsh(basis @ hessian @ basis.T)
     ends = [0.0] if structural else []
     level = default_zero_level(dtype)

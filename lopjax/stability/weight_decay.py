@@ -246,7 +246,7 @@ def _search(model: Model, variables: Variables, batch: Batch, factor: Factor, lo
             "jax.enable_x64(True), with jax.tree.map(lambda leaf: leaf.astype(float), variables)"
         )
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(variables["params"])):
-        raise ValueError("the parameters are not finite: no stationary point can be found from them")
+        raise ValueError("the parameters are not finite: no stationary point can be found from them, give others")
     check_batch(model, variables, batch, loss=loss)
     return _Search(model, batch, factor, loss, decayed_loss(model, variables, batch, factor, loss))
 
@@ -325,5 +325,5 @@ def _threshold(path: Sequence[DecayedClones], crossings: Sequence[tuple[float, f
     if not others:
         return 0.0
     if others[-1] is path[-1]:
-        return np.inf
+        return np.inf if others[-1].verdict is Attraction.REPELS else np.nan
     return sum(crossings[-1]) / 2 if others[-1].verdict is Attraction.REPELS else np.nan

@@ -80,4 +80,6 @@ def test_old_arms_start_from_the_stream_and_the_others_do_not():
     # Only the network with the total budget has met the task before.
     first = {arm: data.column("accuracy", method=arm, phase=SAME, seed=0)[0] for arm in ARMS}
     assert first[SCRATCH] > first[SCRATCH_SHORT]
-    assert len({float(data.column("loss", method=arm, phase=SAME, seed=0)[0]) for arm in ARMS}) == len(ARMS)
+    # What watches for dead units may have had nothing to do by the first record; noise acts at every step.
+    loss = {arm: float(data.column("loss", method=arm, phase=SAME, seed=0)[0]) for arm in ARMS}
+    assert len({loss[arm] for arm in ("untreated", "noise", SCRATCH, SCRATCH_SHORT)}) == 4

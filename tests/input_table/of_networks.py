@@ -213,7 +213,10 @@ JUDGES = {
         lambda m, v, b: named(stability.decayed_clones(m, v, b, 2, 0.5).verdict), is_judge=True, usual=np.float64
     ),
     "stability.weight_decay_threshold": network(
-        lambda m, v, b: stability.weight_decay_threshold(m, v, b, 2, decays=[0.5, 1.0], both_ways=False).threshold,
+        lambda m, v, b: named(
+            stability.weight_decay_threshold(m, v, b, 2, decays=[0.5, 1.0], both_ways=False).upward[-1].verdict
+        ),
+        is_judge=True,
         usual=np.float64,
     ),
     "losses.check_batch": network(lambda m, v, b: losses.check_batch(m, v, b, loss=losses.mean_cross_entropy) or 0),
