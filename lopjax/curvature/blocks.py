@@ -78,7 +78,7 @@ def block_eigenvalues(
         The spectra. A row whose start vector is zero, or which has no dimensions, has no Ritz values.
 
     Raises:
-        ValueError: a size is not positive, vectors have fewer than 32 bits, or `matvec` does not keep the shape of the stack.
+        ValueError: a size is not positive, vectors have fewer than 32 bits, or `matvec` changes the shape of the stack.
 
     Example:
         >>> scales = jnp.array([[2.0], [0.0]])

@@ -43,7 +43,7 @@ DESIGNS = {
         "upgd", 240, (0, 1, 2, 3), {"fresh": {"is_fresh": True}, "plain": {}, "FIRE": {"fire": 1.0}}
     ),
     "mixtures": Design(
-        "mixtures", 10, (0, 1, 2, 3, 4, 5),
+        "mixtures", 10, (0, 1, 2, 3, 4, 5, 6, 7, 8, 9),
         {
             **{"fresh": {"is_fresh": True}, "plain": {}, "L2-init": {"strength": 0.01}, "FIRE": {"fire": 0.7}},
             "reset of the optimizer": {"reset_every": 200},

@@ -214,7 +214,7 @@ JUDGES = {
     ),
     "stability.weight_decay_threshold": network(
         lambda m, v, b: named(
-            stability.weight_decay_threshold(m, v, b, 2, decays=[0.5, 1.0], both_ways=False).upward[-1].verdict
+            stability.weight_decay_threshold(m, v, b, 2, decays=[0.25, 0.5], both_ways=False).upward[-1].verdict
         ),
         is_judge=True,
         usual=np.float64,
