@@ -216,10 +216,12 @@ def entrywise_call(node: Node, given: list[Any]) -> list[Any]:
 
 def _remat(setting: Setting, node: Node, values: dict[int, Any]) -> Recorded:
     block = node.blocks[0]
+    # A site that ends at an input of the block has been passed outside: its shift is in the value that comes in.
+    within = {name: site for name, site in setting.sites.items() if site.post not in block.inputs}
 
     def inside(*given: Any) -> tuple[list[Any], Recorded]:
         own = dict(zip(block.inputs, given, strict=True))
-        recorded = _run(setting, block, own)
+        recorded = _run(setting._replace(sites=within), block, own)
         return [_value(setting, own, each) for each in block.outputs], recorded
 
     policy, prevent = node.params.get("policy"), node.params.get("prevent_cse", True)

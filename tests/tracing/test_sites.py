@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_use import drawn, recurrent_blocks
-from traced_networks import EXAMPLES, of
+from traced_networks import EXAMPLES, layer_norm, of
 
 from lopjax.cloning import clone_variables
 from lopjax.cloning.clone import widen
@@ -94,3 +94,22 @@ def test_one_sample_is_observed_like_several(name, x64):
     for site, tap in one.items():
         np.testing.assert_allclose(tap.pre, every[site].pre[:1], rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(tap.post, every[site].post[:1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_shift_of_a_stream_reaches_checkpointed_blocks_once(x64):
+    """A stream is added to in blocks that are computed anew: what comes in is shifted outside of them, and only there."""
+    network, rng = EXAMPLES["blocks_by_scan"](), np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 2), network.params)
+    x, change = jnp.asarray(rng.normal(size=(7, 4))), jnp.asarray(rng.normal(size=(7, 8)))
+    model = trace_model(network.apply, params, x, check=False).model
+    variables = model.view.split(params)
+    taps, blocks = model.apply(variables, x).taps, params["blocks"]
+    for place, site in enumerate(("blocks/b/0", "blocks/b/0:1", "blocks/b/0:2", "blocks/b/0:3")):
+        stream = x @ params["in"] + (change if place == 0 else 0)
+        for layer in range(3):
+            stream = stream + jax.nn.relu(layer_norm(stream) @ blocks["a"][layer]) @ blocks["b"][layer]
+            stream = stream + (change if place == layer + 1 else 0)
+        shift = Tap(taps[site].space, change, jnp.zeros_like(change), taps[site].activation)
+        found = model.apply(variables, x, perturbations={site: shift}).logits
+        np.testing.assert_allclose(found, stream @ params["head"], atol=1e-12)
+        assert np.abs(found - network.apply(params, x)).max() > 0.1  # the control
