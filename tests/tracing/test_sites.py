@@ -97,7 +97,7 @@ def test_one_sample_is_observed_like_several(name, x64):
 
 
 def test_a_shift_of_a_stream_reaches_checkpointed_blocks_once(x64):
-    """A stream is added to in blocks that are computed anew: what comes in is shifted outside of them, and only there."""
+    """A stream is added to in blocks that are computed anew; what comes in is shifted outside of them, only there."""
     network, rng = EXAMPLES["blocks_by_scan"](), np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 2), network.params)
     x, change = jnp.asarray(rng.normal(size=(7, 4))), jnp.asarray(rng.normal(size=(7, 8)))
