@@ -325,19 +325,24 @@ def _parts(axis: Axis, start: int, length: int) -> Iterator[tuple[int, int, Axis
 def _streams(typing: Typing, nodes: Sequence[Node]) -> list[int]:
     """What a residual stream carries: what it starts with, and each sum with what descends from it by a contraction.
 
-    A start that comes from outside the block is left out: it is the carry of a loop, whose sums are sites.
+    A start that comes from outside the block is left out: it is the carry of a loop, whose sums are sites. A stream is
+    the same before and after a change of type, so that a program has the same sites at every precision.
     """
     ancestors: dict[int, int] = {}
     contracted: dict[int, int] = {}
     found: dict[int, None] = {}
+    uncast, avals = dict[int, int](), typing.program.avals
     made = {value for node in nodes for value in node.outputs}
     for node in nodes:
+        if node.name == "convert_element_type" and jnp.issubdtype(avals[node.inputs[0]].dtype, jnp.floating):
+            (value,), (out,) = node.inputs, node.outputs
+            uncast[out] = uncast.get(value, value)
         before = after = 0
         for value in node.inputs:
             before |= ancestors.get(value, 0) | (1 << value if value in typing.data else 0)
             after |= contracted.get(value, 0)
         if node.name in ("add", "add_any") and all(value in typing.data for value in node.inputs):
-            a, b = node.inputs
+            a, b = (uncast.get(value, value) for value in node.inputs)
             starts = [x for x, y in ((a, b), (b, a)) if contracted.get(y, 0) >> x & 1]
             found |= dict.fromkeys(value for value in (*starts, *node.outputs) if starts and value in made)
         if node.name in ("dot_general", "conv_general_dilated") or node.blocks:

@@ -59,6 +59,19 @@ def test_no_site_is_claimed_inside_a_branch_or_a_loop_of_unknown_length_and_a_no
         assert any(re.match(rf"{primitive} at .*traced_networks.py.*not observed", note) for note in traced.notes)
 
 
+def test_constants_of_the_default_type_leave_the_sites_of_a_stream_as_they_are():
+    def apply(p, x):
+        h = x @ p["into"]
+        scale = jnp.linspace(1.0, 2.0, x.shape[1])[:, None]  # single where traced, double where verified
+        h = h + (scale * jnp.tanh(h @ p["up"])) @ p["down"]
+        return h @ p["head"]
+
+    params = drawn(dict(into=of(4, 6), up=of(6, 5), down=of(5, 6), head=of(6, 2)))
+    traced = trace_model(apply, jax.tree.map(jnp.float32, params), jnp.ones((3, 7, 4), jnp.float32))
+    assert traced.verification.permutation < 1e-6
+    assert [name for name, _ in traced.model.wiring.sites] == ["into", "up", "into:1"]
+
+
 def test_what_is_found_grows_linearly_with_depth():
     """Memory: values, types and equations, of tracing and of running what was traced, with nothing quadratic."""
 
