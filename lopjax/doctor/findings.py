@@ -42,6 +42,13 @@ class Finding(NamedTuple):
         words = ((0.5, "severe"), (0.2, "serious"), (0.05, "mild"), (0.0, "slight"))
         return next(word for least, word in words if self.severity >= least)
 
+    @property
+    def places(self) -> str:
+        """Where it is, with the numbers of the units: "hidden_0 (1, 4)"."""
+        of = {place: [str(unit) for space, unit in self.units if space == place] for place in self.where}
+        some = {place: [*units[:8], *([f"{len(units) - 8} more"] if units[8:] else [])] for place, units in of.items()}
+        return ", ".join(f"{place} ({', '.join(units)})" if units else place for place, units in some.items())
+
 
 class UnitRecord(NamedTuple):
     """What is known of one unit.
@@ -97,7 +104,7 @@ class Diagnosis(NamedTuple):
         for number, one in enumerate(self.findings, start=1):
             lines += [
                 f"{number}. {one.kind} ({one.word}, {100 * one.severity:.0f} %): {one.says}",
-                f"   where:      {', '.join(one.where)}",
+                f"   where:      {one.places}",
                 f"   evidence:   {one.verdict}{_within(one.tolerance)}",
                 f"   by itself:  {one.leaves}{time_in_words(one.time, self.learning_rate)}",
                 f"   mended by:  {one.remedy}",

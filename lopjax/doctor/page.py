@@ -57,7 +57,7 @@ def _finding(one: Finding, learning_rate: float | None) -> str:
     bar = "<svg width=120 height=10><rect width=120 height=10 fill='#eee'/>"
     bar += f"<rect width={120 * min(one.severity, 1):.0f} height=10 fill='#b2182b'/></svg>"
     rows = {
-        "where": ", ".join(one.where),
+        "where": one.places,
         "by itself": one.leaves + time_in_words(one.time, learning_rate),
         "mended by": one.remedy,
     }

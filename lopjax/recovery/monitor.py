@@ -122,7 +122,8 @@ def monitor(
     """Watch a network on a fixed probe, in a loop that need not be ours.
 
     `params` are the parameters as the model has them, or variables with statistics; of NNX
-    `nnx.to_pure_dict(nnx.state(net, nnx.Param))`, where the names are those of the model.
+    `nnx.to_pure_dict(nnx.state(net, nnx.Param))`, where the names are those of the model; of a traced network
+    `traced.split(params)`.
 
         watch = lop.monitor(model, probe)
         seen = watch.init(params)
@@ -158,7 +159,7 @@ def monitor(
 
     def init(params: Params) -> MonitorState:
         variables = _variables(params)
-        model.wiring.labels_of(variables["params"])  # raises where they do not match
+        _check_names(model, variables)
         check_batch(model, variables, batch, loss=loss)
         shapes = jax.eval_shape(lambda v: unit_nearness(model, v, batch, loss=loss), variables)
         status = {space: jnp.zeros(model.wiring.size(space), jnp.int8) for space in shapes}
@@ -171,7 +172,7 @@ def monitor(
         state: MonitorState, params: Params, step: ArrayLike, train_loss: ArrayLike = np.nan
     ) -> tuple[MonitorState, MonitorReport]:
         variables = _variables(params)
-        model.wiring.labels_of(variables["params"])
+        _check_names(model, variables)
         return compiled(state, variables, jnp.asarray(step, jnp.int32), jnp.asarray(train_loss, float))
 
     return Monitor(init, update)
@@ -194,6 +195,17 @@ def _variables(params: Params) -> Variables:
     """Variables, from themselves or from parameters alone."""
     is_whole = isinstance(params, Mapping) and isinstance(params.get("params"), Mapping)
     return params if is_whole else {"params": params}
+
+
+def _check_names(model: Model, variables: Variables) -> None:
+    """Whether the parameters are those of the model, by their names, in dictionaries."""
+    params = variables["params"]
+    model.wiring.labels_of(params)
+    if not isinstance(params, Mapping):
+        raise ValueError(
+            f"params of type {type(params).__name__}: must be nested dictionaries, as the model has them; of a traced "
+            "network pass traced.split(params)"
+        )
 
 
 def _update(

@@ -22,6 +22,8 @@ def test_each_trap_is_found_with_its_certificate_and_its_remedy():
     assert set(found) == {"clones", "near-clones", "dead units"}
     clones, near, dead = found["clones"], found["near-clones"], found["dead units"]
     assert clones.units == (("hidden_0", 0), ("hidden_0", 1))
+    assert clones.places == "hidden_0 (0, 1)"
+    assert "where:      hidden_0 (0, 1)" in str(diagnosis())
     assert clones.verdict == "BLOCK_CONSTANT"
     assert clones.severity == pytest.approx(1 / 8)
     assert clones.word == "mild"

@@ -1,5 +1,7 @@
 """The monitor in loops that are not ours: it sees a unit die and two become one, and changes nothing."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,14 @@ import lopjax as lop
 from lopjax.detection import Status, load_lives, save_lives
 from lopjax.losses import mean_squared_error
 from lopjax.recovery import life_table
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Module:
+    hidden_0: dict
+    classes: dict
+
 
 RANDOM = np.random.default_rng(2)
 PROBE = RANDOM.normal(size=(20, 3)).astype(np.float32), RANDOM.normal(size=(20, 2)).astype(np.float32)
@@ -70,6 +80,8 @@ def test_parameters_of_another_network_and_bad_settings_are_refused(unchecked):
     watch = lop.monitor(MODEL, PROBE, loss=mean_squared_error)
     with pytest.raises(ValueError, match="hidden_1"):
         watch.init({**params_at(0), "hidden_1": {"kernel": np.zeros((5, 5))}})
+    with pytest.raises(ValueError, match=r"params of type Module.*traced\.split\(params\)"):
+        watch.init(Module(**params_at(0)))
     for settings, message in (
         ({"window": 3}, "window=3: must be an integer of at least 4"),
         ({"on": {"dying": 0.1}}, "off < on"),
