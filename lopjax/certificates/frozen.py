@@ -289,7 +289,7 @@ def _judge(wiring: Wiring, site: str, unit: int, evidence: SiteEvidence, depends
     )
 
 
-def _is_dead_up_to(largest: float, entry: Activation) -> bool:
+def _is_dead_up_to(largest: Any, entry: Activation) -> bool:
     """Whether the derivative is 0 at all pre-activations up to this one."""
     return bool(largest < 0 or (largest == 0 and entry.slope_at(0) == 0))
 

@@ -137,9 +137,9 @@ def unit_status(
 
 
 def status_from(
-    slope: Float[Array, " units"],
-    distance: Float[Array, " units"],
-    is_dead: Bool[Array, " units"],
+    slope: Float[Array | np.ndarray, " units"],
+    distance: Float[Array | np.ndarray, " units"],
+    is_dead: Bool[Array | np.ndarray, " units"],
     clone_tolerance: ArrayLike = 0.01,
     slope_threshold: ArrayLike = 1e-4,
 ) -> Int8[Array, " units"]:

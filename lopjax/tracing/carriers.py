@@ -67,7 +67,7 @@ def _entrywise(flow: Flow, step: Step, index: int, place: Place, leaf: Atom | No
     return [place._replace(value=output)] if is_along else None
 
 
-def _onto(place: Place, output: int, axis: int | None) -> list[Place] | None:
+def _onto(place: Place, output: int, axis: Any) -> list[Place] | None:
     return None if axis is None else [place._replace(value=output, axis=axis)]
 
 
@@ -123,7 +123,7 @@ def _slice(flow: Flow, step: Step, index: int, place: Place, leaf: Atom | None) 
     return _cut(place, step.outputs[0], params["start_indices"][axis], params["limit_indices"][axis])
 
 
-def _cut(place: Place, output: int, start: int, stop: int) -> list[Place]:
+def _cut(place: Place, output: int, start: Any, stop: Any) -> list[Place]:
     """The part of a place that a slice of its axis takes."""
     low, high = max(place.start, start), min(place.stop, stop)
     return [Place(output, place.axis, low - start, high - start)] if low < high else []

@@ -91,7 +91,7 @@ def solve(conditions: Sequence[Condition], canonical: Callable[[Unknown], int]) 
     return {unknown: power for unknown, power in exponents.items() if power}
 
 
-def _exact(number: float) -> Fraction:
+def _exact(number: float | int) -> Fraction:
     return Fraction(number).limit_denominator(48)
 
 

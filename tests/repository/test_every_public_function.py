@@ -177,7 +177,7 @@ def test_a_cell_that_is_wrong_is_seen(x64, full_tracebacks):
     ]
 
 
-def test_what_counts_as_a_sentence():
+def test_what_counts_as_a_sentence(unchecked):
     def raised(error):
         try:
             raise error
