@@ -1,7 +1,7 @@
 """Are these units dead, by what margin, and does their death depend on anything that can still change?"""
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np

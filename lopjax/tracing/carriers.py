@@ -1,6 +1,7 @@
 """Where the units of an operand are in what a step makes, if each entry of it depends on them unit by unit."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from lopjax.tracing.atoms import Atom, leaves
 from lopjax.tracing.flow import Flow, Place, Step

@@ -328,15 +328,13 @@ def _streams(typing: Typing, nodes: Sequence[Node]) -> list[int]:
     A start that comes from outside the block is left out: it is the carry of a loop, whose sums are sites. A stream is
     the same before and after a change of type, so that a program has the same sites at every precision.
     """
-    ancestors: dict[int, int] = {}
-    contracted: dict[int, int] = {}
+    ancestors, contracted = dict[int, int](), dict[int, int]()
     found: dict[int, None] = {}
     uncast, avals = dict[int, int](), typing.program.avals
     made = {value for node in nodes for value in node.outputs}
     for node in nodes:
         if node.name == "convert_element_type" and jnp.issubdtype(avals[node.inputs[0]].dtype, jnp.floating):
-            (value,), (out,) = node.inputs, node.outputs
-            uncast[out] = uncast.get(value, value)
+            uncast[node.outputs[0]] = uncast.get(node.inputs[0], node.inputs[0])
         before = after = 0
         for value in node.inputs:
             before |= ancestors.get(value, 0) | (1 << value if value in typing.data else 0)
