@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from experiments.kit.coarse_digits import Batch, loss_of, renamed
-from experiments.nearness.config import NETWORKS, Config, distances_of
+from experiments.nearness.config import NETWORKS, Config, Rule, distances_of
 from experiments.nearness.distances import distance_named
 from experiments.nearness.setup import Setup
 from lopjax.model import Model
@@ -31,10 +31,10 @@ def parts(config: Config, setup: Setup) -> list[Part]:
     ]
 
 
-def optimizer(config: Config, rule: str) -> optax.GradientTransformation:
+def optimizer(config: Config, rule: Rule) -> optax.GradientTransformation:
     """One of the config's rules, at its rate."""
-    make = {"sgd": optax.sgd, "adam": optax.adam}[rule]
-    return make(config.learning_rates[config.rules.index(rule)])  # type: ignore[arg-type]
+    rate = dict(zip(config.rules, config.learning_rates, strict=True))[rule]
+    return optax.sgd(rate) if rule == "sgd" else optax.adam(rate)
 
 
 def life(
@@ -77,7 +77,7 @@ def life(
     return jax.tree.map(lambda one, many: jnp.concatenate([one[None], many]), first, logs)
 
 
-def _train(setup: Setup, name: str, rule: str, nothing: Any) -> tuple[Any, Records]:
+def _train(setup: Setup, name: str, rule: Rule, nothing: Any) -> tuple[Any, Records]:
     del nothing
     config = setup.config
     run = over_lanes(partial(life, setup.models[name], optimizer(config, rule), config, distances_of(name)), 1)
