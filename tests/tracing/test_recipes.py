@@ -135,7 +135,7 @@ def test_the_network_itself_confirms_the_clones_and_refutes_others(make, copies,
     assert np.abs(np.asarray(other) - expected).max() > 1e-2
 
 
-def test_factors_are_refused_in_a_sentence():
+def test_factors_are_refused_in_a_sentence(unchecked):
     network = three_under_one_norm()
     traced = trace_model(network.apply, network.params, network.inputs, check=False)
     params = drawn(network.params)
