@@ -5,33 +5,26 @@ pre-activation of its site, or the output. That is read off the program: nothing
 order lies between. Axes are followed as lists of factors, so that what is claimed holds entry by entry.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
 
-import jax.numpy as jnp
-
 from lopjax.tracing.claims import Followed
+from lopjax.tracing.contractions import Read, convolved, dot
+from lopjax.tracing.factors import (
+    Axes,
+    Factor,
+    NotPlainError,
+    grouped,
+    is_layout,
+    laid_out,
+    only_reader,
+    own_factors,
+    without_ones,
+)
 from lopjax.tracing.flow import Flow, Step
-from lopjax.tracing.jaxprs import words
-from lopjax.tracing.view import runs
 from lopjax.wiring import In, Label, Path, Window, standard_order
-
-
-@dataclass(eq=False)
-class Factor:
-    """A factor of an axis, followed through the program.
-
-    Attributes:
-        size: number of entries.
-    """
-
-    size: int
-
-
-Axes = tuple[tuple[Factor, ...], ...]
-"""The factors of each axis of a value, row-major; axes of length 1 have none."""
 
 
 class Plain(NamedTuple):
@@ -46,19 +39,6 @@ class Plain(NamedTuple):
     source: str
     window: Window | None
     step: Step
-
-
-class _Read(NamedTuple):
-    """What a kernel is contracted with: its source, the axes there, and those of the source in the order of a tap."""
-
-    source: str
-    is_site: bool
-    axes: Axes
-    tap: tuple[Factor, ...]
-
-
-class NotPlainError(Exception):
-    """Why a kernel is not plain."""
 
 
 @dataclass(eq=False)
@@ -132,7 +112,7 @@ def _leads_past(kernels: Kernels, site: str, steps: Sequence[Step]) -> bool:
         for step, _ in flow.readers.get(value, ()):
             if step in steps:
                 continue
-            if not _is_layout(step):
+            if not is_layout(step):
                 return True
             todo += step.outputs
     return False
@@ -143,15 +123,15 @@ def _plain(kernels: Kernels, value: int, label: Label) -> Plain:
     if order is None:
         raise NotPlainError("it does not have one axis that reads and one that writes")
     flow = kernels.flow
-    own = _own_factors(flow, value)
+    own = own_factors(flow, value)
     kernel = tuple(own[index] for index in order)
-    step, place, axes = _to_contraction(flow, value, _grouped(own, flow.shape(value)))
+    step, place, axes = _to_contraction(flow, value, grouped(own, flow.shape(value)))
     read = _source(kernels, step.inputs[1 - place], label.reads()[0])
     given = (read.axes, axes) if place == 1 else (axes, read.axes)
     if step.node.name == "dot_general":
-        window, (made, tap) = None, _dot(step, given, place, kernel, read)
+        window, (made, tap) = None, dot(step, given, place, kernel, read)
     else:
-        window, (made, tap) = _convolved(flow, step, given, place, kernel, read)
+        window, (made, tap) = convolved(flow, step, given, place, kernel, read)
     _check_target(kernels, step.outputs[0], made, tap, label)
     if own := [name for name in (read.source, label.site) if name in kernels.own_rules]:
         raise NotPlainError(f"{own[0]} has a derivative rule of its own")
@@ -173,9 +153,9 @@ def offsets_of(kernels: Kernels, value: int, inputs: frozenset[str]) -> list[int
     num_free = len(label.input_axes) - len(reads)
     if num_free > 1 or len(reads) + num_free < 2:
         return []
-    own = _own_factors(kernels.flow, value)
+    own = own_factors(kernels.flow, value)
     try:
-        step, place, axes = _to_contraction(kernels.flow, value, _grouped(own, kernels.flow.shape(value)))
+        step, place, axes = _to_contraction(kernels.flow, value, grouped(own, kernels.flow.shape(value)))
     except NotPlainError:
         return []
     params = step.node.params
@@ -187,65 +167,12 @@ def offsets_of(kernels: Kernels, value: int, inputs: frozenset[str]) -> list[int
     return [index for index in reads if own[index] not in features] if features else []
 
 
-def _own_factors(flow: Flow, value: int) -> list[Factor]:
-    own = [run for axis in flow.typing.of(value) for run in runs(axis)]
-    if any(isinstance(run, list) for run in own):
-        raise NotPlainError("its units stand beside others on one axis")
-    return [Factor(prod(leaf.size for leaf in run)) for run in own if not isinstance(run, list)]
-
-
-# --- Steps that put entries in another order --------------------
-
-_LAYOUTS = words("transpose broadcast_in_dim squeeze reshape convert_element_type copy")
-
-
-def _is_layout(step: Step) -> bool:
-    return not (step.is_opaque or step.is_slicing or step.is_choice) and step.node.name in _LAYOUTS
-
-
-def _without_ones(factors: Iterable[Factor]) -> list[Factor]:
-    return [factor for factor in factors if factor.size > 1]
-
-
-def _grouped(factors: Iterable[Factor], shape: Sequence[int]) -> Axes:
-    """Factors in the order of entries, as the axes of a shape."""
-    rest, made = _without_ones(factors), []
-    for size in shape:
-        own: list[Factor] = []
-        while prod(factor.size for factor in own) < size and rest:
-            own.append(rest.pop(0))
-        if prod(factor.size for factor in own) != size:
-            raise NotPlainError("a reshape cuts through its axes")
-        made.append(tuple(own))
-    return tuple(made)
-
-
-def _laid_out(flow: Flow, step: Step, axes: Axes) -> Axes:
-    """The axes of what a step makes that only puts entries in another order."""
-    params, shape = step.node.params, flow.shape(step.outputs[0])
-    if step.node.name == "transpose":
-        return tuple(axes[axis] for axis in params["permutation"])
-    if step.node.name == "convert_element_type" and not jnp.issubdtype(params["new_dtype"], jnp.floating):
-        raise NotPlainError(f"it is rounded at {step.node.where}")
-    if prod(shape) != prod(factor.size for axis in axes for factor in axis):
-        raise NotPlainError(f"it is repeated at {step.node.where}")
-    # New axes of a broadcast have length 1 here, so the order of entries stays: dimensions are in ascending order.
-    return _grouped([factor for axis in axes for factor in axis], shape)
-
-
-def _only_reader(flow: Flow, value: int) -> tuple[Step, int]:
-    readers = flow.readers.get(value, [])
-    if len(readers) != 1:
-        raise NotPlainError(f"it, or its product, is used {len(readers)} times")
-    return readers[0]
-
-
 def _to_contraction(flow: Flow, value: int, axes: Axes) -> tuple[Step, int, Axes]:
     """The contraction with data that a kernel goes to, which operand it is there, and its axes."""
     while True:
-        step, place = _only_reader(flow, value)
-        if _is_layout(step):
-            axes, value = _laid_out(flow, step, axes), step.outputs[0]
+        step, place = only_reader(flow, value)
+        if is_layout(step):
+            axes, value = laid_out(flow, step, axes), step.outputs[0]
             continue
         is_product = step.node.name in ("dot_general", "conv_general_dilated")
         if not is_product or step.inputs[1 - place] not in flow.typing.data:
@@ -253,7 +180,7 @@ def _to_contraction(flow: Flow, value: int, axes: Axes) -> tuple[Step, int, Axes
         return step, place, axes
 
 
-def _source(kernels: Kernels, value: int, space: str) -> _Read:
+def _source(kernels: Kernels, value: int, space: str) -> Read:
     """The site or input whose entries, in another order, a value holds."""
     flow, steps = kernels.flow, []
     sites = kernels.followed.sites
@@ -264,7 +191,7 @@ def _source(kernels: Kernels, value: int, space: str) -> _Read:
         if here or value == kernels.network_input:
             break
         step = flow.made.get(value)
-        if step is None or not _is_layout(step):
+        if step is None or not is_layout(step):
             raise NotPlainError(f"what it reads comes from {'an input' if step is None else step.node.where}")
         steps.append(step)
         value = step.inputs[0]
@@ -278,94 +205,10 @@ def _source(kernels: Kernels, value: int, space: str) -> _Read:
     else:
         own = [Factor(size) for size in shape]
         tap = tuple(own)
-    axes = _grouped(own, shape)
+    axes = grouped(own, shape)
     for step in reversed(steps):
-        axes = _laid_out(flow, step, axes)
-    return _Read(here[0] if here else space, bool(here), axes, tap)
-
-
-# --- Contractions --------------------
-
-
-def _dot(
-    step: Step, given: tuple[Axes, Axes], place: int, kernel: tuple[Factor, ...], read: _Read
-) -> tuple[Axes, list[Factor]]:
-    """The axes of a product, and the order that `(batch, ..., units)` has."""
-    contracted, batch = step.node.params["dimension_numbers"]
-    if batch[0]:
-        raise NotPlainError(f"it runs along with what it reads at {step.node.where}")
-    (*others, units_in, units_out), (first, *rest) = kernel, read.tap
-    pairs = [
-        (list(given[1 - place][data]), list(given[place][own]))
-        for data, own in zip(contracted[1 - place], contracted[place], strict=True)
-    ]
-    made = tuple(
-        axis for axes, gone in zip(given, contracted, strict=True) for i, axis in enumerate(axes) if i not in gone
-    )
-    if pairs == [(_without_ones(rest[-1:]), _without_ones([units_in]))] and not _without_ones(others):
-        return made, [first, *rest[:-1], units_out]
-    # A flattened map: all positions, in one order on both sides, and unit by unit if there are units.
-    if read.is_site:
-        pairs, rest = [part for pair in pairs for part in _around(pair, rest[-1], units_in)], rest[:-1]
-    else:
-        others = [*others, units_in]
-    positions, offsets = _without_ones(rest), _without_ones(others)
-    pairs = sorted((pair for pair in pairs if pair[0]), key=lambda pair: _index(positions, pair[0][0]))
-    if [factor for pair in pairs for factor in pair[0]] != positions or [f for p in pairs for f in p[1]] != offsets:
-        raise NotPlainError(f"it reads what is flattened in another order at {step.node.where}")
-    if any(prod(f.size for f in one) != prod(f.size for f in other) for one, other in pairs):
-        raise NotPlainError(f"it reads what is cut otherwise at {step.node.where}")
-    return made, [first, units_out]
-
-
-def _index(factors: Sequence[Factor], factor: Factor) -> int:
-    return factors.index(factor) if factor in factors else -1
-
-
-_Pair = tuple[list[Factor], list[Factor]]
-
-
-def _around(pair: _Pair, read: Factor, own: Factor) -> list[_Pair]:
-    """What lies in front of the units, and behind them, on an axis that is summed over."""
-    data, kernel = pair
-    if read not in data and own not in kernel:
-        return [pair]
-    if read not in data or own not in kernel:
-        raise NotPlainError("units and positions are summed over in another order than it has them")
-    at, place = data.index(read), kernel.index(own)
-    parts = [(data[:at], kernel[:place]), (data[at + 1 :], kernel[place + 1 :])]
-    if any(bool(one) != bool(other) for one, other in parts):
-        raise NotPlainError("units and positions are summed over in another order than it has them")
-    return [part for part in parts if part[0]]
-
-
-def _convolved(
-    flow: Flow, step: Step, given: tuple[Axes, Axes], place: int, kernel: tuple[Factor, ...], read: _Read
-) -> tuple[Window, tuple[Axes, list[Factor]]]:
-    """The window of a convolution, the axes of its result, and the order that `(batch, ..., units)` has."""
-    params = step.node.params
-    numbers, padding = params["dimension_numbers"], tuple((int(a), int(b)) for a, b in params["padding"])
-    is_dilated = any(each != 1 for key in ("lhs_dilation", "rhs_dilation") for each in params[key] or ())
-    if is_dilated or params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
-        raise NotPlainError(f"its convolution has groups or gaps at {step.node.where}")
-    if any(each < 0 for pair in padding for each in pair):
-        raise NotPlainError(f"its convolution cuts the map at {step.node.where}")
-    (first, *positions, units), (*offsets, units_in, units_out) = read.tap, kernel
-    image, weights = given
-    expected = {numbers.lhs_spec[0]: first, numbers.lhs_spec[1]: units} | dict(zip(numbers.lhs_spec[2:], positions))
-    of_kernel = {numbers.rhs_spec[0]: units_out, numbers.rhs_spec[1]: units_in} | dict(
-        zip(numbers.rhs_spec[2:], offsets)
-    )
-    is_plain = place == 1 and len(expected) == len(image) and len(of_kernel) == len(weights)
-    for axes, each in ((image, expected), (weights, of_kernel)):
-        is_plain = is_plain and all(tuple(_without_ones([each[i]])) == axis for i, axis in enumerate(axes) if i in each)
-    if not is_plain:
-        raise NotPlainError(f"its convolution has axes in another order at {step.node.where}")
-    shape = flow.shape(step.outputs[0])
-    out = {axis: Factor(shape[axis]) for axis in numbers.out_spec[2:]}
-    placed = {numbers.out_spec[0]: first, numbers.out_spec[1]: units_out, **out}
-    made = tuple(tuple(_without_ones([placed[axis]])) for axis in range(len(shape)))
-    return Window(tuple(params["window_strides"]), padding), (made, [first, *out.values(), units_out])
+        axes = laid_out(flow, step, axes)
+    return Read(here[0] if here else space, bool(here), axes, tap)
 
 
 # --- What stands between a product and its target --------------------
@@ -376,11 +219,11 @@ def _check_target(kernels: Kernels, value: int, axes: Axes, tap: Sequence[Factor
     flow, site = kernels.flow, kernels.followed.sites.get(str(label.site))
     target = flow.outputs[0] if site is None else flow.known_as(site.pre)
     while value != target:
-        step, place = _only_reader(flow, value)
+        step, place = only_reader(flow, value)
         if step.node.name == "add" and _is_bias(kernels, step.inputs[1 - place], label):
             pass
-        elif _is_layout(step):
-            axes = _laid_out(flow, step, axes)
+        elif is_layout(step):
+            axes = laid_out(flow, step, axes)
         else:
             raise NotPlainError(f"its product is changed at {step.node.where}")
         value = step.outputs[0]
@@ -396,7 +239,7 @@ def _check_target(kernels: Kernels, value: int, axes: Axes, tap: Sequence[Factor
         every = iter(factors)
         split = [next(every) if size > 1 else None for size in sizes]
         order = [factor for factor in (split[index] for index in site.order) if factor is not None]
-    if order != _without_ones(tap):
+    if order != without_ones(tap):
         raise NotPlainError("its product has axes in another order")
 
 
@@ -405,7 +248,7 @@ def _is_bias(kernels: Kernels, value: int, label: Label) -> bool:
     readers = kernels.flow.readers
     while value not in kernels.whole:
         step = kernels.flow.made.get(value)
-        if step is None or not _is_layout(step) or len(readers[value]) != 1:
+        if step is None or not is_layout(step) or len(readers[value]) != 1:
             return False
         value = step.inputs[0]
     if len(readers[value]) != 1:
