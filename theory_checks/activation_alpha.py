@@ -139,15 +139,15 @@ CHECKS: tuple[Check, ...] = (
         "Centred alpha is never negative.",
         "Gaussian Poincaré inequality",
         check_poincare,
-        "As measured by covariance, no activation can bring near-copies closer together: a centred correlation "
-        "that collapses is the work of the weights.",
+        "As measured by covariance, no activation can bring near-copies closer together: a collapse of centred"
+        " correlations is due to the weights.",
     ),
     Check(
         "activation.fixed_points",
         "Depth collapses correlations to 1 where alpha < 0 and away from 1 where alpha > 0.",
         "arXiv 1611.01232; arXiv 2510.00304, section 4",
         check_fixed_points,
-        "A deep network at initialisation forgets the difference between inputs where 1 is the stable "
-        "fixed point (sigmoid, softplus), and keeps or creates it where it is not (tanh, GELU).",
+        "A deep network at initialisation forgets the difference between inputs if 1 is the stable fixed point"
+        " (sigmoid, softplus), and keeps or creates it if not (tanh, GELU).",
     ),
 )

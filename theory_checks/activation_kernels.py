@@ -77,20 +77,20 @@ CHECKS: tuple[Check, ...] = (
         "The kernel map by integration equals its closed form, centred and not.",
         "Cho & Saul 2009; Williams 1998",
         check_closed_forms,
-        "Kernel maps of activations without a closed form can be trusted to the printed digits; use the "
-        "closed form where there is one, it is faster.",
+        "Kernel maps of activations without a closed form can be trusted to the printed digits; where there is a"
+        " closed form, use it, as it is faster.",
     ),
     Check(
         "activation.hermite_series",
         "The kernel map is the power series with the squared Hermite coefficients.",
         "Mehler's formula; arXiv 1606.05340",
         check_hermite_series,
-        "The first Hermite coefficients of an activation say how much of a correlation survives a layer: "
-        "a large linear one keeps it, large higher ones destroy it.",
+        "The first Hermite coefficients of an activation say how much of a correlation survives a layer: a large"
+        " linear coefficient keeps it, and large higher ones destroy it.",
     ),
     Check(
         "activation.expansion",
-        "Close to 1 an activation multiplies the distance of correlations from 1 by 1 + alpha.",
+        "Close to 1, an activation multiplies the distance of a correlation from 1 by 1 + alpha.",
         f"{PAPER}, section 4",
         check_expansion,
         "Alpha is a rate: units that are almost copies move apart by 1 + alpha per layer, or together if "

@@ -143,9 +143,9 @@ CHECKS: tuple[Check, ...] = (
         " polynomial.",
         f"{PAPER}, section 4; Schur's product theorem",
         check_hard_rank,
-        "Numerical rank recovers after one non-linear layer even from very few directions, so it is no "
-        "sign of health: watch the effective rank.",
-        "This page used to leave out opposite units, of which many pairs cost rank: see opposite_units.",
+        "Numerical rank recovers after one non-linear layer even from very few directions, so it is not a sign of"
+        " health: watch the effective rank instead.",
+        "This page used to ignore opposite units, many pairs of which do cost rank: see opposite_units.",
     ),
     Check(
         "activation.opposite_units",
@@ -154,13 +154,14 @@ CHECKS: tuple[Check, ...] = (
         " behind a sigmoid (0), m - d (d + 1)/2 behind ReLU² (2).",
         "Schur's product theorem on even and odd parts; this library",
         check_opposite_units,
-        "ReLU, GELU, SiLU and softplus do not bring back all rank when many units come in opposite pairs. Said before:"
-        " that opposite units cost rank only if f(-z) is proportional to f(z), which holds for a single pair; and then"
-        " that they cost none where f(z) - f(-z) is not linear and f(z) + f(-z) not constant, which ReLU² refutes.",
+        "ReLU, GELU, SiLU and softplus do not restore all rank when many units come in opposite pairs. This page first"
+        " said that opposite units cost rank only if f(-z) is proportional to f(z), which holds for a single pair; and"
+        " then that they cost none where f(z) - f(-z) is not linear and f(z) + f(-z) is not constant, which ReLU²"
+        " refutes.",
     ),
     Check(
         "activation.frozen_limits",
-        "For plateauing and half-vanishing activations a diverging alpha freezes units; not in general.",
+        "For plateauing and half-vanishing activations a diverging alpha freezes units, but not in general.",
         f"{PAPER}, corollary in section 4 (restricted)",
         check_frozen_limits,
         "Growing pre-activations (tanh) or falling biases (ReLU) trade plasticity for separation: when "
@@ -171,7 +172,7 @@ CHECKS: tuple[Check, ...] = (
         "The probe reads 1 where every pairwise |correlation| is 0 or 1.",
         f"{PAPER}, section 5",
         check_correlation_probe,
-        "Record the polarisation of correlations during training: units that become copies or turn "
-        "independent show there before dead units do.",
+        "Record the polarisation of correlations during training: units that become copies or become independent show"
+        " up there before dead units do.",
     ),
 )

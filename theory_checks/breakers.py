@@ -1,7 +1,7 @@
 """What breaks clones, and what they survive.
 
-Optimizers keep clones (see optimizers); other parts of a training loop may not. Tested on one update, at a point of BC
-where clones are hardest to tell apart. A new intervention joins by adding a row to one of two tables.
+Optimizers keep clones (see optimizers); other parts of a training loop may not. They are tested here on one update, at
+a point of BC, where clones are hardest to tell apart. A new intervention joins by adding a row to one of two tables.
 """
 
 from collections.abc import Callable
@@ -146,14 +146,14 @@ def check_breakers(size: Size) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     Check(
         "breakers.single_updates",
-        "Clones survive every change of the data, and gradients taken at another point of their manifold; noise or"
-        " masks on single weights or units break them, also where only the gradient is taken there.",
+        "Clones survive every change of the data, and gradients taken at another point of their manifold. Noise or"
+        " masks on single weights or units break them, even if only the gradient is taken at the noisy point.",
         "arXiv 2510.00304, section 5 (noise and dropout); the others: this library",
         check_breakers,
-        "To get out, act on units or weights: dropout, noise on weights, resets, pulling towards a random start."
-        " Augmentation, label noise and sharpness-aware steps do not help.",
-        "This page used to say that clones survive every change of the point of the gradient. That is so for"
-        " sharpness-aware steps, whose point is on the manifold, and not for a point with noise on each weight.",
+        "To free clones, act on units or weights, by dropout, noise on weights, resets, or pulling towards a random"
+        " start. Augmentation, label noise and sharpness-aware steps do not help.",
+        "This page used to say that clones survive every change of the point at which the gradient is taken. That is"
+        " true of sharpness-aware steps, whose point is on the manifold, but not of a point with noise on each weight.",
     ),
 )
 """One check, a row for each intervention."""

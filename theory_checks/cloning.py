@@ -160,24 +160,25 @@ CHECKS: tuple[Check, ...] = (
         "On RE all units of a cluster have the same activations, on every input.",
         f"{PAPER}, proposition 4.1 and appendix A.2",
         check_forward,
-        "Duplicate units cost memory and time and add no feature; equal *totals* are enough, weights may differ.",
+        "Duplicate units cost memory and time and add no feature. For units to be clones, equal *totals* are enough;"
+        " their weights may differ.",
     ),
     Check(
         "cloning.backward",
         "On V all units of a cluster also receive the same backward signals; RE alone is not enough.",
         f"{PAPER}, proposition 4.1 and appendix A.2",
         check_backward,
-        "To free clones break what they send (outgoing totals), by what the loss can see: then their gradients differ "
-        "at the next step.",
-        "This page used to leave out what the loss can see. A constant over the classes of a softmax, or over a space "
-        "that only layer norms read, breaks the outgoing totals and frees nothing (see symmetry).",
+        "To free clones, change what they send (their outgoing totals) in a way that the loss can see: then their"
+        " gradients differ at the next step.",
+        "This page used to omit that the loss must see the change. A constant over the classes of a softmax, or over a"
+        " space that only layer norms read, breaks the outgoing totals and frees nothing (see symmetry).",
     ),
     Check(
         "cloning.tangency",
         "On V the gradient of every loss on every batch is block-constant: tangent to the leaf W + BC.",
         f"{PAPER}, proposition 4.1; unequal clusters, norms and attention: this library",
         check_tangency,
-        "No data and no labels give clones different gradients: a new task alone does not bring plasticity back.",
+        "Neither data nor labels can give clones different gradients, so a new task alone does not restore plasticity.",
     ),
 )
 """In the order of the proof."""

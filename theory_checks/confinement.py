@@ -2,7 +2,7 @@
 
 A leaf is affine and every gradient on it is tangent to it, so gradient descent cannot leave it, whatever the sequence
 of batches; what it does there is what a smaller network does under other learning rates. In floating point the
-statement has an end: rounding plants a seed off the leaf, and near a saddle every seed grows.
+statement has its limits: rounding leaves a small deviation from the leaf, and near a saddle every deviation grows.
 """
 
 from collections.abc import Callable
@@ -205,14 +205,15 @@ CHECKS: tuple[Check, ...] = (
         "SGD stays on its leaf in convolutions with pooling and flattening, residual streams, norms and attention.",
         f"{PAPER}, corollary of proposition 4.1; this library for other architectures than MLPs",
         check_architectures,
-        "Skip connections, norms, pooling and attention do not free clones. What treats equal units unequally does: "
-        "dropout, or an expert chosen by its place among equals.",
-        "This page used to say so of every architecture in use; a mixture of experts that breaks ties is one that does "
-        "free them.",
+        "Skip connections, norms, pooling and attention do not free clones. Operations that treat equal units"
+        " unequally do: dropout, or an expert chosen by its place among equals.",
+        "This page used to claim this for every architecture in use; but a mixture of experts that breaks ties does"
+        " free clones.",
     ),
     Check(
         "confinement.quotient",
-        "The cloned network's run is the base network's run under known learning rates, array by array.",
+        "The training run of the cloned network is that of the base network under known learning rates, array by"
+        " array.",
         "this library (lopjax.cloning.quotient)",
         check_quotient,
         "The whole loss curve of a cloned network is known before it is trained, from a run at a fraction of its cost.",
@@ -223,8 +224,8 @@ CHECKS: tuple[Check, ...] = (
         " update prevents it.",
         "this library",
         check_rounding,
-        "A run in which Adam or Muon leaves a manifold of clones shows rounding errors, not a flaw of the theorem, and"
-        " not a cure: at which step it happens depends on precision and matrix kernels.",
+        "A run in which Adam or Muon leaves a manifold of clones shows rounding errors, which are neither a flaw of"
+        " the theorem nor a cure: the step at which it happens depends on precision and matrix kernels.",
     ),
 )
 """From the theorem to where floating point ends it."""

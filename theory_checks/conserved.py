@@ -1,8 +1,8 @@
 """Conserved quantities.
 
-Where a rescaling of parameters changes no output, gradient flow conserves a quantity, and so is confined to a curved
-manifold. Gradient descent is not: each step adds exactly the same quadratic form of the gradient, times the squared
-learning rate.
+Where a rescaling of parameters changes no output, gradient flow conserves a quadratic form of the parameters, and so is
+confined to a curved manifold. Gradient descent is not: each step adds exactly the same quadratic form of the gradient,
+times the squared learning rate.
 """
 
 from collections.abc import Mapping
@@ -136,8 +136,8 @@ CHECKS: tuple[Check, ...] = (
         " eta² (|g_in|² - |g_out|²), exactly.",
         "arXiv 1806.00900, theorem 2.1; the exact drift: this library",
         check_homogeneous,
-        "How unevenly a ReLU unit splits its scale between the weights before and behind it is fixed at initialisation"
-        " and drifts only with the square of the learning rate.",
+        "How unevenly a ReLU unit splits its scale between its incoming and outgoing weights is fixed at"
+        " initialisation, and drifts only with the square of the learning rate.",
     ),
     Check(
         "conserved.attention",
@@ -149,10 +149,11 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "conserved.batch_norm",
-        "|w|² of a unit in front of batch norm is conserved only up to the norm's eps: the printed law needs eps = 0.",
+        "|w|² of a unit before batch norm is conserved only up to the norm's eps: the law as usually printed needs eps"
+        " = 0.",
         "folklore (corrected)",
         check_batch_norm,
-        "Weights in front of batch norm grow under steps of finite size; their effective learning rate decays with it.",
+        "Weights before batch norm grow under steps of finite size; their effective learning rate decays with it.",
     ),
 )
 """From units to heads to norms."""

@@ -1,7 +1,7 @@
 """Ways off the manifold of clones, simulated: momentum, overshoot, noise, free kicks; and decay, the way back.
 
-Everywhere the base network is at a critical point, so that linear theory says when clones leave; a simulation of
-gradient descent says when they do.
+In all of these checks the base network is at a critical point, so that linear theory predicts when clones leave; a
+simulation of gradient descent shows when they do.
 """
 
 import jax
@@ -265,18 +265,18 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "escape.rank_ceiling",
-        "A free kick and one gradient step give back at most sum_j min(n_j - 1, rank B_j) dimensions of the "
-        "activations to first order: at a critical point one less than outputs for each unit whose outgoing weights "
-        "are not all 0.",
+        "A free kick and one gradient step restore at most sum_j min(n_j - 1, rank B_j) dimensions of the activations"
+        " to first order; at a critical point, rank B_j is at most the number of outputs minus one for each unit whose"
+        " outgoing weights are not all 0.",
         OURS,
         check_rank_ceiling,
-        "With one output, or at the end of training, a kick of outgoing weights gives no rank back at once; incoming "
-        "weights must be kicked, or the task change.",
+        "With one output, or at the end of training, a kick of outgoing weights restores no rank at once; incoming"
+        " weights must be kicked, or the task must change.",
     ),
     Check(
         "escape.decay_makes_clones",
-        "Weight decay merges the units of a smooth network into fewer and fewer distinct ones, as many as attract by "
-        "their blocks.",
+        "Weight decay merges the units of a smooth network into fewer and fewer distinct ones, to a number at which"
+        " the clones attract by their blocks.",
         OURS,
         check_decay_makes_clones,
         "Loss of plasticity by cloning needs no clones at the start: decay beyond the threshold produces them, from "

@@ -1,8 +1,8 @@
 """Flat directions at clones.
 
-Which changes of the parameters of a cloned network change nothing, and what second derivatives see of the others. The
-normal space of a leaf has three parts: incoming patterns (clones that get different totals), outgoing patterns (clones
-that give different totals) and the gauge (redistributions that change no total).
+This page says which changes of the parameters of a cloned network change nothing, and what second derivatives say about
+the others. The normal space of a leaf has three parts: incoming patterns (clones that get different totals), outgoing
+patterns (clones that give different totals) and the gauge (redistributions that change no total).
 """
 
 from functools import cache, partial
@@ -178,10 +178,11 @@ def _empirical_matrices(size: Size) -> tuple[float, float, float]:
 CHECKS: tuple[Check, ...] = (
     Check(
         "flatness.gauge",
-        "Redistributing weights inside blocks, totals kept, changes no activation; H is zero along it, at all of V.",
+        "Redistributing weights inside blocks with totals kept changes no activation, and H is zero along such"
+        " changes, everywhere on V.",
         "this library",
         check_gauge,
-        "Clones that differ by such a redistribution are the same function: many zero eigenvalues mean nothing.",
+        "Clones that differ by such a redistribution compute the same function, so many zero eigenvalues mean nothing.",
     ),
     Check(
         "flatness.outgoing",
@@ -189,8 +190,8 @@ CHECKS: tuple[Check, ...] = (
         " Hessian has a zero block, so it is never definite.",
         "this library; for one hidden layer Fukumizu & Amari 2000",
         check_outgoing,
-        "Across a manifold of clones there is never a strict minimum. Kick outgoing weights: no function is lost, and"
-        " the next gradient tells the clones apart.",
+        "Across a manifold of clones there is never a strict minimum. Kick the outgoing weights: the function stays,"
+        " and the next gradient tells the clones apart.",
     ),
     Check(
         "flatness.blocks",
@@ -206,7 +207,7 @@ CHECKS: tuple[Check, ...] = (
         "this library",
         check_gauss_newton,
         "Second-order optimizers and flatness measures built on these matrices cannot see the way out; only the full"
-        " Hessian does.",
+        " Hessian can.",
     ),
 )
 """From what nothing sees to what only the Hessian sees."""

@@ -1,8 +1,9 @@
 """Frozen units.
 
 A ReLU unit that is inactive on every sample has no gradient on what makes it inactive: its incoming weights and bias
-stay where they are. How far that goes: which parameters are frozen, how much must change before the unit wakes up, what
-keeps a first-layer unit asleep and lets a deeper one wake up, and which optimizers move frozen parameters after all.
+stay where they are. This page says how far that goes: which parameters are frozen, how much must change before the unit
+wakes up, what keeps a first-layer unit asleep and lets a deeper one wake up, and which optimizers move frozen
+parameters after all.
 """
 
 from collections.abc import Callable, Mapping
@@ -215,12 +216,12 @@ def check_training(size: Size) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     Check(
         "frozen.gradient",
-        "While a ReLU unit sleeps, every parameter whose every path passes it has gradient exactly 0, in every"
-        " architecture.",
+        "While a ReLU unit sleeps, every parameter all of whose paths to the loss pass through it has gradient exactly"
+        " 0, in every architecture.",
         f"{PAPER}, section 4; residual streams and norms: this library",
         check_gradient,
-        "Dead units stay dead as long as the data and the layers below do not change. In a residual stream, and in"
-        " front of layer norm, fewer parameters are frozen than it seems.",
+        "Dead units stay dead as long as the data and the layers below do not change. In a residual stream, and before"
+        " a layer norm, fewer parameters are frozen than one might think.",
     ),
     Check(
         "frozen.hessian",
@@ -229,26 +230,28 @@ CHECKS: tuple[Check, ...] = (
         check_hessian,
         "No force pulls a dead unit back along the frozen parameters: a kick beyond its radius wakes it. Whether it"
         " stays awake is up to training.",
-        "This page used to say that a large enough kick frees a dead unit for good. Neutral directions say nothing of"
-        " what happens beyond the radius: of 200 units woken by kicks of up to 40 radii, 85 were dead again after 3,000"
-        " steps.",
+        "This page used to say that a large enough kick frees a dead unit for good. Neutral directions say nothing"
+        " about what happens beyond the radius: of 200 units woken by kicks of up to 40 radii, 85 were dead again"
+        " after 3,000 steps.",
     ),
     Check(
         "frozen.radius",
-        "A sleeping unit wakes under no change of its incoming parameters smaller than r = min -z / ||(h, 1)||, and"
-        " under some change of every larger size.",
+        "No change of its incoming parameters smaller than r = min -z / ||(h, 1)|| wakes a sleeping unit, and for"
+        " every larger size some change of that size does.",
         "this library (lopjax.certificates)",
         check_radius,
         "The certificate says how much noise on the weights it takes to revive a unit on given data.",
-        "This page used to say that a change of size r wakes it. That brings its pre-activation to 0, on the edge.",
+        "This page used to say that a change of size r wakes it. Such a change only brings its pre-activation to 0,"
+        " the edge.",
     ),
     Check(
         "frozen.training",
-        "A sleeping first-layer unit is trapped on fixed data, and a deeper one if signs keep it asleep whatever it"
-        " reads or if all that it reads is asleep; another deeper one can wake.",
+        "A sleeping first-layer unit is trapped on fixed data. A deeper one is trapped if signs keep it asleep"
+        " whatever it reads, or if everything that it reads is asleep; other deeper units can wake.",
         f"{PAPER}, section 4 (restricted)",
         check_training,
-        "Further training can revive deeper units, and new data first-layer units: count dead units before a reset.",
+        "Further training can revive deeper units, and new data can revive first-layer units, so count dead units"
+        " again before a reset.",
         "This page used to say that signs alone can trap a deeper unit. One that reads only sleeping units is trapped"
         " on the same data as well: its input is constant, and so is its pre-activation.",
     ),

@@ -1,8 +1,8 @@
 """Optimizers and frozen units.
 
 The gradient of a frozen parameter is 0; what an optimizer remembers of it need not be. Here the incoming weights of one
-unit, a column of a matrix, have gradients for a while and then none, and every optimizer says how far it moves them
-after that, in units of its learning rate.
+unit, a column of a matrix, have gradients for a while and then none, and for every optimizer it is measured how far it
+moves them after that, in units of its learning rate.
 """
 
 from collections.abc import Callable
@@ -169,12 +169,12 @@ def _highest_under_decay(name: str) -> float:
 CHECKS: tuple[Check, ...] = (
     Check(
         "frozen_optimizers.zero_moments",
-        "Without weight decay and without memory of an earlier gradient, optimizers leave frozen parameters alone.",
+        "Without weight decay and without memory of an earlier gradient, optimizers do not move frozen parameters.",
         "this library",
         check_zero_moments,
         "A first-layer unit that has been dead from the start stays dead on the same data under all of these.",
-        "This page used to say so of every unit and any optimizer. A deeper one is woken by the layers below (see"
-        " frozen.training), and decay inside Adam wakes one of the first layer (below).",
+        "This page used to claim this for every unit and any optimizer. But a deeper unit can be woken by the layers"
+        " below (see frozen.training), and decay inside Adam can wake one of the first layer (below).",
     ),
     Check(
         "frozen_optimizers.memory",
@@ -183,10 +183,10 @@ CHECKS: tuple[Check, ...] = (
         "this library",
         check_memory,
         "An optimizer's moments can carry a unit past the edge, or back over it: reset the moments with the unit. Adam"
-        " coasts by about 10 learning rates after steady gradients, by 28.6 after a lone spike, which is how units die,"
-        " and never by more than 65.8, which gradients reach that grow by 11 % a step.",
-        "This page used to give about 10 learning rates for Adam in any case; that holds after steady gradients. Then"
-        " it said up to 28.6, which is so after a lone spike, and not after gradients that grow.",
+        " coasts by about 10 learning rates after steady gradients, by 28.6 after a single spike, which is how units"
+        " die, and never by more than 65.8, which is reached by gradients that grow by 11 % per step.",
+        "This page used to give about 10 learning rates for Adam in every case; that holds after steady gradients."
+        " Later it said up to 28.6, which is true after a single spike, but not after growing gradients.",
     ),
     Check(
         "frozen_optimizers.weight_decay",
@@ -195,8 +195,8 @@ CHECKS: tuple[Check, ...] = (
         "this library",
         check_decay,
         "Decay in proportion to the weights brings a dead unit closer to waking without waking it: a first-layer unit"
-        " keeps the sign of all its pre-activations. L2 inside Adam, which takes a learning rate off every entry, does"
-        " not keep them; nor does decay that leaves out the bias.",
+        " keeps the sign of all its pre-activations. L2 inside Adam, which reduces every entry by a learning rate,"
+        " does not keep these signs; nor does decay that leaves out the bias.",
         "This page used to say that no decay wakes a unit; L2 inside Adam does.",
     ),
 )

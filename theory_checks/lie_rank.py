@@ -2,8 +2,8 @@
 
 The directions in which training can move by switching data sets are the brackets of the gradient fields of single
 samples. Their rank bounds, from one computation, how much structure of any shape could trap training on *every* data
-set: conserved quantities, clones, dead units, laws of the loss. The number is an upper bound on the codimension,
-as brackets are finitely many. Where it meets what is known to be there, computed by other means, it is exact.
+set: conserved quantities, clones, dead units, laws of the loss. The number is an upper bound on the codimension, as
+only finitely many brackets are computed. Where it agrees with what is known to be there by other means, it is exact.
 """
 
 import jax
@@ -130,23 +130,23 @@ CHECKS: tuple[Check, ...] = (
         " else that traps gradient flow on every data set; a linear one has the symmetric matrix W'W + bb' - AA'.",
         "Sussmann 1973; laws: arXiv 1806.00900, 2307.00144; the count of all structure: this library",
         check_conserved,
-        "For a small network one rank says whether there may be a hidden trap. ReLU is not analytic: there the"
-        " rank speaks about the linear pieces at this point.",
+        "For a small network a single rank says whether there may be a hidden trap. ReLU is not analytic: there the"
+        " rank concerns only the linear pieces at this point.",
     ),
     Check(
         "lie_rank.generic",
         "At a random point a network of tanh units has no functional manifold of any shape that traps it; its clones"
-        " are trapped in their leaf and in nothing smaller.",
+        " are trapped in their leaf, and in nothing smaller.",
         "this library; the question whether non-linear manifolds exist: arXiv 2510.00304",
         check_generic,
-        "Around such a point some sequence of data moves a network of tanh units in every direction: lost plasticity"
-        " there is slow training, not a trap.",
-        "This page used to say that smooth units without copies can be driven anywhere. Linear units, which are smooth,"
-        " have laws of their own (conserved), and the rank at a point says nothing of far places.",
+        "Around such a point some sequence of data moves a network of tanh units in every direction: there, lost"
+        " plasticity is slow training and not a trap.",
+        "This page used to say that smooth units without copies can be driven anywhere. Linear units, which are"
+        " smooth, have laws of their own (conserved), and the rank at a point says nothing about distant points.",
     ),
     Check(
         "lie_rank.loss",
-        "Under cross-entropy more directions are closed, one for each hidden unit and one for the bias: the sums over"
+        "Under cross-entropy more directions are blocked, one for each hidden unit and one for the bias: the sums over"
         " classes of the head's weights and of its bias.",
         "softmax shift; this library",
         check_loss,

@@ -1,10 +1,11 @@
 """Optimizers and cloned units.
 
-Gradient descent keeps clones because their gradients are equal. Which other updates do? Tested on *one* update, from a
-history of gradients along the leaf: over long runs rounding decides (see confinement). An optimizer is of one of three
-kinds; each row of the table in `theory_checks/optimizer_table.py` says which, and a new optimizer joins by adding a
-row. All are tested on an MLP and on a ViT with cloned stream, heads and MLP (`theory_checks/updates.py`). Shampoo, SOAP
-and K-FAC are not in optax; like Muon they are functions of the gradient as a matrix.
+Gradient descent keeps clones because their gradients are equal. Which other updates do? They are tested on *one*
+update, from a history of gradients along the leaf, because over long runs rounding decides (see confinement). An
+optimizer is of one of three kinds; each row of the table in `theory_checks/optimizer_table.py` says which, and a new
+optimizer joins by adding a row. All are tested on an MLP and on a ViT with cloned stream, heads and MLP
+(`theory_checks/updates.py`). Shampoo, SOAP and K-FAC are not in optax; like Muon they are functions of the gradient as
+a matrix.
 """
 
 from collections.abc import Mapping
@@ -115,12 +116,12 @@ def check_muon(size: Size) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     Check(
         "optimizers.gradient_history",
-        "An update computed from the history of gradients alone, by coordinates, by row and column statistics, by"
-        " norms or as a matrix, keeps every leaf W + BC.",
+        "An update that is computed from the history of gradients alone (by coordinates, by row and column statistics,"
+        " by norms or as a matrix) keeps every leaf W + BC.",
         "this library (the question is open in arXiv 2510.00304)",
         check_history,
         "Changing the optimizer does not free clones, of units or of attention heads: Adam, Lion, Muon and the rest"
-        " keep them as SGD does. What escapes in long runs escapes through rounding, see confinement.rounding.",
+        " keep them as SGD does. Clones that escape in long runs escape through rounding, see confinement.rounding.",
     ),
     Check(
         "optimizers.weight_decay",
@@ -136,19 +137,20 @@ CHECKS: tuple[Check, ...] = (
         " cluster has three units or more, and keep it where none has more than two.",
         "this library",
         check_told_apart,
-        "Adam with L2 in the loss is not AdamW here either: clones with unequal weights drift apart under it. So"
-        " they do under Optax's Muon on a ViT: it leaves kernels of more than two axes to Adam, unless told which are"
-        " rows. Where every unit has one clone they do not: there V is what a single swap of all pairs fixes.",
+        "Adam with L2 in the loss is not AdamW here either: clones with unequal weights drift apart under it. They"
+        " also do so under Optax's Muon on a ViT, as it leaves kernels of more than two axes to Adam unless it is told"
+        " which are rows. Where every unit has one clone they do not, because V is then the set of points that a"
+        " single swap of all pairs fixes.",
         "This page used to say that V is left, whatever the sizes of the clusters.",
     ),
     Check(
         "optimizers.rounding_errors",
-        "Softmax does not see the biases of attention keys, so their gradient is rounding alone; optimizers that"
-        " rescale coordinates turn it into steps, and these tell clones apart.",
+        "Softmax does not depend on the biases of attention keys, so their gradient consists of rounding errors alone;"
+        " optimizers that rescale coordinates turn these into steps, which tell clones apart.",
         "this library",
         check_rounding_errors,
-        "In a ViT, Adam and Lion move the key biases of clones at random. The function does not notice, but a measure"
-        " of parameters does: leave these arrays out, or use keys without bias.",
+        "In a ViT, Adam and Lion move the key biases of clones at random. The function does not change, but measures"
+        " of parameters do: leave these arrays out, or use keys without bias.",
     ),
     Check(
         "optimizers.muon",

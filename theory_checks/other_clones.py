@@ -1,8 +1,8 @@
 """Clones up to a factor.
 
-Linear spaces that gradient descent never leaves, whatever the data, beyond equal units: units that are positive
-multiples of each other under a positive-homogeneous activation, units that differ by a sign under an odd one, and units
-that have vanished under an activation with f(0) = 0.
+There are linear spaces besides those of equal units that gradient descent never leaves, whatever the data: units that
+are positive multiples of each other under a positive-homogeneous activation, units that differ by a sign under an odd
+one, and units that have vanished under an activation with f(0) = 0.
 """
 
 import jax
@@ -115,20 +115,21 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "other_clones.signed",
-        "Units that differ by the sign of all their weights stay so under an odd activation, for SGD, momentum, Adam.",
+        "Under an odd activation, units that differ by the sign of all their weights continue to do so, for SGD,"
+        " momentum and Adam.",
         "this library: affine manifolds that arXiv 2510.00304 does not list",
         check_signed,
         "For tanh networks count a unit and its mirror image as one.",
     ),
     Check(
         "other_clones.vanished",
-        "A unit with w = b = a = 0 stays there if f(0) = 0, at a saddle across this manifold unless its coupling B is"
-        " 0.",
+        "A unit with w = b = a = 0 stays there if f(0) = 0. It is at a saddle across this manifold unless its coupling"
+        " B is 0.",
         "this library; zero initialisation in many texts",
         check_vanished,
         "Units set to zero, by pruning or by decay, do not come back by themselves; a small kick is enough where B is"
-        " not 0. On a fitted task B is 0; of a ReLU, which has a kink there, second derivatives do not tell.",
-        "This page used to leave out the condition on B.",
+        " not 0. On a fitted task B is 0; for a ReLU, which has a kink there, second derivatives do not decide.",
+        "This page used to omit the condition on B.",
     ),
 )
 """From multiples to signs to nothing."""

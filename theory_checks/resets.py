@@ -1,8 +1,8 @@
 """Resets of units, and the manifolds on which clones and dead units are caught.
 
-A reset looks at what a unit does, and clones do the same: it takes all of a cluster or none. New weights are drawn for
-each unit independently, so what it takes is told apart. Which of the clones that are *not* at fault does each method
-free? A new reset joins by adding a row to `METHODS`.
+A reset looks at what a unit does, and clones do the same, so it takes all of a cluster or none. New weights are drawn
+for each unit independently, so the clones that it takes become different. Which live clones does each method free? A
+new reset joins by adding a row to `METHODS`.
 """
 
 from collections.abc import Callable
@@ -200,23 +200,26 @@ def check_dead(size: Size) -> list[Row]:
 CHECKS: tuple[Check, ...] = (
     Check(
         "resets.live_clones",
-        "Resets that go by what units do (ReDo, self-normalised resets, ReGraMa) keep live clones exactly equal where"
-        " no unit that reads them is reset; what they reset is told apart, as each unit is drawn independently.",
+        "Resets that judge units by what they do (ReDo, self-normalised resets, ReGraMa) keep live clones exactly"
+        " equal where no unit that reads them is reset; clones that are themselves reset become different, as each"
+        " unit is drawn independently.",
         "this library; the methods: arXiv 2302.12902, 2410.20098, 2505.24061, 2607.24996",
         check_live,
-        "A method that recycles dead units does nothing against duplicates, except where it draws new weights for a"
-        " unit behind them. CPR frees them, as its draw is noise of each unit's own; resetting a layer does, too.",
-        "This page used to leave out units behind the clones, having looked at one hidden layer: a unit that is reset"
-        " reads the two with weights drawn independently, which parts them.",
+        "A method that recycles dead units does nothing about duplicates, except where it draws new weights for a unit"
+        " that reads them. CPR frees them, as its draw is independent noise for each unit; resetting a layer does so,"
+        " too.",
+        "This page used to ignore units that read the clones, as it looked at one hidden layer only: such a unit, when"
+        " it is reset, reads the two with independently drawn weights, which separates them.",
     ),
     Check(
         "resets.ties",
-        "In one layer continual backprop splits live clones only through a tie: of two equal utilities, one comes"
+        "In one layer, continual backprop splits live clones only by breaking a tie: of two equal utilities, one comes"
         " first.",
         "this library; Dohare et al., Nature 632 (2024)",
         check_ties,
         "Duplicates are freed one at a time, at the rate of replacement, and only when they are the least useful.",
-        "This page used to leave out deeper networks, where replacing a unit behind the clones parts them as well.",
+        "This page used to ignore deeper networks, where replacing a unit that reads the clones separates them as"
+        " well.",
     ),
     Check(
         "resets.dead_units",

@@ -1,8 +1,8 @@
 """Interventions and the manifolds that trap.
 
-What acts on a network from outside may leave the manifold of clones, and may or may not change the function. Here:
-FIRE, which makes kernels isometries; splitting clones, which pushes outgoing weights apart; waking dead units. Measured
-for a single act, on an MLP.
+An intervention from outside may move a network off the manifold of clones, and may or may not change the function. The
+interventions here are FIRE, which makes kernels isometries; splitting clones, which pushes outgoing weights apart; and
+waking dead units. Each is measured on a single action, on an MLP.
 """
 
 from functools import cache, partial
@@ -208,23 +208,23 @@ CHECKS: tuple[Check, ...] = (
         "FIRE, a function of each kernel as a matrix, keeps BC and V; it magnifies a small departure from V.",
         "this library; FIRE: arXiv 2602.08040",
         check_fire,
-        "Orthogonalising weights does not free clones: a singular value of 0 stays 0. Clones that have begun to part"
-        " are parted further.",
+        "Orthogonalising weights does not free clones, as a singular value of 0 stays 0. Clones that have begun to"
+        " separate are separated further.",
     ),
     Check(
         "splitting.clones",
         "Pushing the outgoing weights of clones apart changes no logit, and the next gradient tells them apart.",
         "this library; Fukumizu & Amari, Neural Networks 13 (2000)",
         check_split,
-        "Clones can be freed at no cost in what the network computes.",
+        "Clones can be freed without any change of what the network computes.",
     ),
     Check(
         "splitting.dead",
         "Waking a dead unit changes its incoming weights and no logit on the batch; FIRE changes these weights, too.",
         "this library",
         check_frozen,
-        "Dead units can be given a new start at no cost in what the network computes, as long as no norm averages over"
-        " them.",
+        "Dead units can be given a new start without any change of what the network computes, as long as no norm"
+        " averages over them.",
     ),
 )
 """Two manifolds, three acts."""

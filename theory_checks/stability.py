@@ -229,8 +229,8 @@ def check_noise(size: Size) -> list[Row]:
 CHECKS = (
     Check(
         "stability.closed_form",
-        "At clones in block-constant form the normal Hessian falls apart into one block for each unit of the base "
-        "network, repeated n - 1 times, and zeros along the gauge.",
+        "At clones in block-constant form the normal Hessian decomposes into one block for each unit of the base"
+        " network, repeated n - 1 times, and zeros along the gauge.",
         OURS,
         check_closed_form,
         "The stability of a network of a million parameters is decided by hundreds of small matrices, exactly.",
@@ -250,9 +250,9 @@ CHECKS = (
         check_inertia,
         "Any coupling between a unit's incoming and outgoing weights makes its clones a saddle: some kick "
         "of them grows.",
-        "This page used to say that noise can free clones at a saddle. Whether it does on average is decided by an "
-        "exponent, not by the signs: see noise_that_repels. It also spoke of the eigenvalues of A on the kernel of B'; "
-        "it is their signs that count, values differ.",
+        "This page used to say that noise can free clones at a saddle. Whether it does on average is decided by an"
+        " exponent, not by the signs: see noise_that_repels. It also spoke of the eigenvalues of A on the kernel of"
+        " B'; only their signs carry over, not their values.",
     ),
     Check(
         "stability.fukumizu_amari",
@@ -261,8 +261,8 @@ CHECKS = (
         "Fukumizu and Amari, Neural Networks 13 (2000) 317; here as a special case of the block form",
         check_fukumizu_amari,
         "With one output, clones at a critical point may be a plateau rather than a saddle: A_j decides.",
-        "This page used to leave out the condition on the outgoing weight. A unit without weights (vanished) is at a "
-        "critical point whatever its B_j.",
+        "This page used to omit the condition on the outgoing weight. A unit without weights (vanished) is at a"
+        " critical point whatever its B_j is.",
     ),
     Check(
         "stability.weight_decay",
@@ -284,8 +284,9 @@ CHECKS = (
         "them, by B_j times the change.",
         OURS,
         check_free_kick,
-        "Clones can be freed without disturbing what the network has learnt. The top singular vector of B_j makes the "
-        "next gradient largest; the outgoing part of the lowest mode of M_j takes clones far apart soonest.",
+        "Clones can be freed without disturbing what the network has learnt. A kick along the top singular vector of"
+        " B_j makes the next gradient largest; one along the outgoing part of the lowest mode of M_j takes clones far"
+        " apart soonest.",
     ),
     Check(
         "stability.escape_rate",
@@ -294,8 +295,9 @@ CHECKS = (
         OURS,
         check_escape,
         "How long noise has to act before cloned units specialise can be computed from the curvature.",
-        "This page used to take the most unstable direction alone, checked at n = 2. Every eigenvalue occurs n - 1 "
-        "times among n clones and distances add up, so that this is 5 to 15 per cent late at n = 8, and more at 16.",
+        "This page used to take the most unstable direction alone, checked at n = 2. Every eigenvalue occurs n - 1"
+        " times among n clones and distances add up, so this prediction is 5 to 15 per cent late at n = 8, and later"
+        " still at 16.",
     ),
     Check(
         "stability.noise_that_repels",
@@ -305,7 +307,7 @@ CHECKS = (
         check_noise,
         "Small batches do not always collapse units onto each other: with wide layers their noise drives clones apart. "
         "Noise along one fixed direction does not, however many inputs there are.",
-        "This page used to say that noise attracts if a unit has one input: with three outputs or more it repels then, "
-        "too. Its control was the claim's own number with the bound turned round, and could not fail.",
+        "This page used to say that noise attracts if a unit has one input; with three outputs or more it repels then,"
+        " too. Its control was the claim's own number with the bound reversed, and could not fail.",
     ),
 )

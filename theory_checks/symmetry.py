@@ -2,8 +2,8 @@
 
 If `theta -> U theta + t`, U orthogonal, leaves the loss of every batch unchanged, then its gradient is equivariant, and
 gradient descent with or without momentum never leaves the points that the map fixes. Swapping two units gives clones;
-composed with what a softmax, a layer norm or the inside of an attention head cannot see it gives clones that look
-unequal: outgoing weights that differ by a constant, heads that differ by rotations.
+composed with a change that a softmax, a layer norm or the inside of an attention head cannot see, it gives clones that
+look unequal: units whose outgoing weights differ by a constant, and heads that differ by rotations.
 """
 
 from collections.abc import Callable
@@ -175,12 +175,13 @@ CHECKS: tuple[Check, ...] = (
         " the constants and leaves the rotations, and maps that are not orthogonal are left at once.",
         "this library: equivariance of the gradient under orthogonal symmetries",
         check_heads,
-        "Heads that look different can be one head twice: certify_cloned and find_clones compare them up to rotations.",
+        "Heads that look different can be the same head twice: certify_cloned and find_clones compare them up to"
+        " rotations.",
     ),
     Check(
         "symmetry.softmax",
-        "Two units that differ only by a constant over the classes in their outgoing weights are clones to a"
-        " softmax loss, and stay so under momentum and Adam.",
+        "For a softmax loss, two units whose outgoing weights differ only by a constant over the classes are clones,"
+        " and stay so under momentum and Adam.",
         "this library: equivariance of the gradient under orthogonal symmetries",
         check_softmax,
         "Unequal outgoing weights do not mean that units are free: certify_cloned asks the loss what it sees.",
@@ -189,11 +190,11 @@ CHECKS: tuple[Check, ...] = (
         "symmetry.streams",
         "Two units of a residual stream that are equal in every array stay equal under momentum and Adam, also where"
         " the token embedding both writes and reads the stream, so that its units cannot be cloned by repeating and"
-        " dividing; sinusoidal positions tell the units apart, and equal ones part at once.",
-        "this library: to be trapped takes a symmetry, not clones that keep the function",
+        " dividing; sinusoidal positions tell the units apart, and equal ones separate at once.",
+        "this library: being trapped requires a symmetry, not clones that keep the function",
         check_streams,
-        "A unit space that can only be permuted traps all the same: cloned_manifold and find_clones take it; V, the"
-        " quotient and the unit blocks need one that can be cloned.",
+        "Units of a space that can only be permuted are trapped all the same: cloned_manifold and find_clones accept"
+        " such a space, but V, the quotient and the unit blocks need one that can be cloned.",
     ),
 )
 """From rotations to constants."""
