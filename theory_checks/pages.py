@@ -167,8 +167,8 @@ def _count_proofs(records: Sequence[Record]) -> str:
     kinds = [proof.kind for each in records if (proof := _proof(each))]
     here, source, measured = (kinds.count(kind) for kind in KINDS.values())
     return (
-        f"Each page states the assumptions of its checks; {here} are proved there, of {source} the proof is in the "
-        f"source, and {measured} are measured, without a proof."
+        "Each page states the assumptions of its checks. Number of checks that are proved there: "
+        f"{here}; that are proved in the source they cite: {source}; that are measured without a proof: {measured}."
     )
 
 

@@ -53,8 +53,8 @@ CLAIMS: tuple[Claim, ...] = (
         "section 4, frozen units",
         "Units that are saturated on all data have no gradient, and stay so.",
         "corrected",
-        "True of the first layer on fixed data. A deeper unit can be woken by the layers below; saturated smooth "
-        "units are slow and not frozen.",
+        "This is true of the first layer on fixed data. A deeper unit can be woken by the layers below; saturated"
+        " smooth units are slow, but not frozen.",
         ("frozen.gradient", "frozen.training"),
     ),
     Claim(
@@ -69,7 +69,7 @@ CLAIMS: tuple[Claim, ...] = (
         "section 4, corollary of proposition 4.1",
         "SGD on any sequence of batches stays on the manifold of clones.",
         "reproduced",
-        "In exact arithmetic; rounding leaves it where curvature amplifies it.",
+        "This holds in exact arithmetic; rounding errors leave the manifold where curvature amplifies them.",
         ("confinement.sgd", "confinement.architectures", "confinement.rounding"),
     ),
     Claim(
@@ -92,7 +92,7 @@ CLAIMS: tuple[Claim, ...] = (
         "section 4, open question",
         "Which conditions of architecture and data decide stability?",
         "answered",
-        "The normal Hessian falls apart into one small block for each unit of the base network, in closed form.",
+        "The normal Hessian decomposes into one small block for each unit of the base network, in closed form.",
         ("stability.closed_form", "stability.inertia", "stability.relu_symmetry", "stability.weight_decay"),
         page="stability.md",
     ),
@@ -100,16 +100,16 @@ CLAIMS: tuple[Claim, ...] = (
         "section 4, open question",
         "For which optimizers other than SGD do clones stay clones?",
         "answered",
-        "For all whose update is computed from the history of gradients alone; the checks list what decay, clipping "
-        "and resets keep.",
+        "For all optimizers whose update is computed from the history of gradients alone; the checks list what decay,"
+        " clipping and resets keep.",
         ("optimizers.gradient_history", "optimizers.weight_decay", "optimizers.coupled_decay", "resets.live_clones"),
     ),
     Claim(
         "section 4, open question",
         "Are there other manifolds that trap training, also curved ones?",
         "answered",
-        "For a given network the rank of a Lie algebra tells: level sets of conserved quantities, and affine families "
-        "that the paper does not list (weighted and signed clones, vanished units, rotated heads).",
+        "For a given network the rank of a Lie algebra decides this. There are level sets of conserved quantities, and"
+        " affine families that the paper does not list (weighted and signed clones, vanished units, rotated heads).",
         ("lie_rank.conserved", "lie_rank.generic", "other_clones.weighted", "symmetry.heads"),
     ),
     Claim(
@@ -139,8 +139,8 @@ CLAIMS: tuple[Claim, ...] = (
         "section 4 and appendix A, effective rank (figure A.2)",
         "The effective rank grows by 1 + αε.",
         "refuted",
-        "It lacks the factor ln(n/ε). The appendix's form is the leading logarithm; a corrected one is exact at "
-        "leading order.",
+        "The formula lacks the factor ln(n/ε). The appendix's form is the leading logarithm; a corrected one is exact"
+        " at leading order.",
         ("activation.effective_rank",),
         page="theory/activation.md",
         command="python -m experiments.activation_theory",
@@ -159,8 +159,8 @@ CLAIMS: tuple[Claim, ...] = (
         "section 5, noise and dropout",
         "Noise on weights and dropout break the symmetry of clones.",
         "reproduced",
-        "Noise starts it; curvature times learning rate carries it on. Whether noise repels on average is known "
-        "exactly for isotropic noise.",
+        "Noise starts the escape; curvature times learning rate continues it. Whether noise repels on average is known"
+        " exactly for isotropic noise.",
         ("breakers.single_updates", "stability.noise_that_repels"),
     ),
     Claim(
@@ -187,8 +187,8 @@ CLAIMS: tuple[Claim, ...] = (
         "figures C.5 to C.11, ViT",
         "A ViT leaves the manifold, but not far.",
         "corrected",
-        "So it does where it hardly trains. At a learning rate at which it trains it escapes: R² under noise, under "
-        "dropout.",
+        "This happens where the ViT hardly trains. At a learning rate at which it trains, its clones escape: R² under"
+        " noise, and under dropout.",
         cells=(Cell(CLONING, "ViT", 3), Cell(CLONING, "ViT", 4)),
         page=CLONING,
         command="python -m experiments.cloning --model vit",
@@ -197,8 +197,8 @@ CLAIMS: tuple[Claim, ...] = (
         "section 5, open question",
         "Time scale and success probability of the escape.",
         "answered",
-        "In the linear regime at a critical base: distribution and rate are exact. How far that carries in training "
-        "of real networks is an experiment of its own.",
+        "In the linear regime at a critical base, distribution and rate are exact. How far this carries over to the"
+        " training of real networks is an experiment of its own.",
         ("stability.escape_rate", "escape.momentum", "escape.decaying_noise", "escape.rank_ceiling"),
         page="escape.md",
     ),
@@ -251,9 +251,9 @@ CLAIMS: tuple[Claim, ...] = (
         "discussion",
         "Is the capacity to explore fully restored after an escape?",
         "answered",
-        "On the next task most of it, on the task of the clones not against the total budget (one network on digits, "
-        "ten seeds; against a network drawn anew). To first order a free kick and one step give back a bounded number "
-        "of dimensions.",
+        "On the next task most of it is; on the clones' own task it is not, compared with the total budget (one"
+        " network on digits, ten seeds; compared with a newly drawn network). To first order, a free kick and one step"
+        " restore a bounded number of dimensions.",
         ("escape.rank_ceiling",),
         cells=(Cell(ESCAPE, "clone, noise", 3), Cell(ESCAPE, "clone, noise", 9)),
         page=ESCAPE,
@@ -263,8 +263,8 @@ CLAIMS: tuple[Claim, ...] = (
         "discussion",
         "Is the loss of rank a cause of the loss of plasticity?",
         "answered",
-        "Rank at the start is neither sufficient nor necessary: raised in a trap it does not help, kept as it is and "
-        "freed it does (difference in loss on the next task, tanh, 12-12 units).",
+        "Rank at the start is neither sufficient nor necessary: raising it inside a trap does not help, while freeing"
+        " the units at the same rank does (difference in loss on the next task, tanh, 12-12 units).",
         cells=(Cell(RANK, "woken, moving as clones do (cloned)", 2), Cell(RANK, "clones split (dead units added)", 2)),
         page=RANK,
         command="python -m experiments.rank_causality --preset paper",
@@ -273,8 +273,8 @@ CLAIMS: tuple[Claim, ...] = (
         "discussion",
         "Does all this carry over to other domains?",
         "answered",
-        "A small language model on permuted words loses plasticity (growth of the loss over tasks), PPO under drift "
-        "loses nothing in twelve tasks (return, late less early).",
+        "A small language model on permuted words loses plasticity (growth of the loss over tasks), PPO under drift"
+        " shows no loss in twelve tasks (return, late minus early).",
         cells=(Cell(BEYOND, "Adam", 2), Cell(BEYOND, "plain", 4)),
         page=BEYOND,
         command="python -m experiments.language",
