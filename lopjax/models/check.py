@@ -92,7 +92,9 @@ def check_wiring(model: Model, batch: tuple[Any, Any], variables: Variables | No
             "(build it with compute_dtype='float32': the labels are the same)"
         )
     if not faults:
-        faults = site_claims.forgotten_sites(probe) + _widening_faults(model, probe)
+        # Alternately two and three copies, so that spaces which only have one size in common are told apart.
+        copies = {space: 2 + index % 2 for index, space in enumerate(model.wiring.cloneable)}
+        faults = site_claims.forgotten_sites(probe) + (_widening_faults(model, probe, copies) or [])
     _raise(faults)
 
 
@@ -168,7 +170,8 @@ def _probe(model: Model, description: _Description) -> Probe | None:
         if all(np.isfinite(each).all() for each in (seen.logits, *seen.pre.values(), *seen.post.values())):
             # A float32 constant inside a float64 network does not show in any type: hence the floor.
             eps = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
-            return Probe(model.wiring, run, arrays, seen, inputs, max(eps**0.5, 1e-6))
+            probe = Probe(model.wiring, run, arrays, seen, inputs, max(eps**0.5, 1e-6))
+            return probe._replace(is_cloned_as_labelled=partial(_is_cloned_as_labelled, model, probe))
     return None
 
 
@@ -221,14 +224,17 @@ def _forward(model: Model, variables: Variables, inputs: jax.Array, shifts: Mapp
 _jitted = partial(jax.jit, static_argnums=0)(_forward)
 
 
-def _widening_faults(model: Model, probe: Probe) -> list[str]:
-    """The network with alternately two or three copies of every unit computes the same function."""
+def _is_cloned_as_labelled(model: Model, probe: Probe, space: str) -> bool:
+    return _widening_faults(model, probe, {space: 2}) == []
+
+
+def _widening_faults(model: Model, probe: Probe, copies: Mapping[str, int]) -> list[str] | None:
+    """The network with copies of units computes the same function; None if it cannot be resized."""
     wiring = probe.wiring
-    copies = {space: 2 + index % 2 for index, space in enumerate(wiring.cloneable)}
     try:
         wide = model.resize({space: n * wiring.size(space) for space, n in copies.items()})
     except NotResizableError:
-        return []
+        return None
     except ValueError as error:
         return [f"resize: {error}"]
     arrays = {}

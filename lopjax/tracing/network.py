@@ -2,54 +2,27 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lopjax.tracing.atoms import Atom, find
+from lopjax.tracing.atoms import Atom
 from lopjax.tracing.claims import follow, with_sites
-from lopjax.tracing.cloning import Cloning, infer_cloning
+from lopjax.tracing.cloning import infer_cloning
 from lopjax.tracing.flow import sites_above
 from lopjax.tracing.jaxprs import Program, is_symbolic, read_program
 from lopjax.tracing.plain_kernels import Kernels, offsets_of, with_sources
+from lopjax.tracing.plans import Plan, unconfirmed
 from lopjax.tracing.recognise import has_own_rule
 from lopjax.tracing.sites import FoundSite, find_sites, sites_at_one_sample
 from lopjax.tracing.spaces import AN_INPUT, Diagram, describe
 from lopjax.tracing.stacks import Level, find_cuts, num_free
 from lopjax.tracing.types import Typing, infer_types
-from lopjax.tracing.wide import Sizes
 from lopjax.wiring import Path
 
 _MOST_LEVELS = 3
-
-
-class Plan(NamedTuple):
-    """A program at one shape of inputs, and the findings about it.
-
-    Attributes:
-        program: the nodes.
-        typing: the structure of the axes of every value.
-        cloning: which leaves can be cloned.
-        diagram: the parameters' spaces, layouts and labels.
-        atoms: the space of every free leaf of a parameter.
-        sites: by name, in the order of the forward pass.
-    """
-
-    program: Program
-    typing: Typing
-    cloning: Cloning
-    diagram: Diagram
-    atoms: Mapping[Atom, str]
-    sites: Mapping[str, FoundSite]
-
-    def sizes(self, units: Mapping[str, int]) -> Sizes:
-        """The sizes of the program's axes with other numbers of units."""
-        changed = {
-            atom: units[name] for atom, name in self.atoms.items() if units.get(name, atom.size) != find(atom).size
-        }
-        return Sizes(self.typing, changed, self.cloning.growing)
 
 
 @dataclass(eq=False)
@@ -62,8 +35,7 @@ class Network:
         names: other names for some spaces.
         fixed: spaces that must not be cloned.
         plans: by the shapes and types of what they are for.
-        diagram: diagram of the first plan, with sites and sources.
-        described: the same without them, as that of every other plan must be.
+        diagram: diagram of the first plan, with sites and sources; every other plan must confirm what it claims.
         levels: the stacks that were taken apart; `shapes` are those of their parts.
     """
 
@@ -73,7 +45,6 @@ class Network:
     fixed: Sequence[str]
     plans: dict[Any, Plan] = field(default_factory=dict)
     diagram: Diagram | None = None
-    described: Diagram | None = None
     levels: tuple[Level, ...] = ()
 
     def taken_apart(self, inputs: Any) -> "Network":
@@ -122,18 +93,20 @@ class Network:
         cloning = infer_cloning(typing, number)
         diagram, atoms = describe(typing, cloning, self.paths, self.names, self.fixed)
         sites = _named_sites(typing, atoms, number)
-        if self.diagram is None or self.described is None:
-            self.described = diagram
-            self.diagram = claimed(typing, diagram, sites, {name: atoms[s.leaf] for name, s in sites.items()})
-        elif not self.described.agrees_with(diagram):
+        first = next(iter(self.plans.values()), None)
+        if not sites and first is not None:
+            sites = sites_at_one_sample(typing, first.typing, first.sites, atoms)
+        diagram = claimed(typing, diagram, sites, {name: atoms[site.leaf] for name, site in sites.items()})
+        plan = Plan(program, typing, cloning, diagram, atoms, sites)
+        if self.diagram is None or first is None:
+            self.diagram = diagram
+        elif reason := unconfirmed(first, plan):
+            shapes = [leaf.shape for leaf in jax.tree.leaves(inputs)]
             raise ValueError(
-                "the wiring of this network depends on the shape of its inputs: trace_model was called with others; "
-                "trace a network for each shape"
+                f"the wiring of this network depends on its inputs: for those of shapes {shapes}, {reason}; call "
+                "trace_model with inputs like these"
             )
-        if not sites:
-            first = next(iter(self.plans.values()), None)
-            sites = {} if first is None else sites_at_one_sample(typing, first.typing, first.sites, atoms)
-        return Plan(program, typing, cloning, self.diagram, atoms, sites)
+        return plan._replace(diagram=self.diagram)
 
 
 def _precision() -> bool:

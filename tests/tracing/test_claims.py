@@ -66,8 +66,7 @@ SOUND_AT_ONCE = ("plain", "low_rank", "weight_norm", "squeeze_and_excite", "gru"
     [
         pytest.param(name, marks=() if name in SOUND_AT_ONCE else pytest.mark.slow)
         for name in EXAMPLES
-        # FiLM has two inputs; a softmax over experts divides by itself, so that what reads them is not divided.
-        if name not in ("film", "soft_mixture")
+        if name != "film"  # it has two inputs
     ],
 )
 def test_no_network_contradicts_what_is_said_of_its_sites(name):
