@@ -26,23 +26,22 @@ def carried(flow: Flow, step: Step, index: int, place: Place, leaf: Atom | None)
         Places in the outputs, each entry of which depends on the operand by the entries of its own unit only; or the
         reason why there are none.
     """
-    where = step.node.where
     if step.is_choice:
         return [place._replace(value=step.outputs[0])]
     if step.is_opaque:
-        return f"its units go through {where}, which is not looked into"
+        return f"its units go through {step.node.where}, which is not looked into"
     if step.is_slicing:
         places = [] if place.axis == 0 else [place._replace(value=step.outputs[0], axis=place.axis - 1)]
-        return places or f"{where} runs over its units"
+        return places or f"{step.node.where} runs over its units"
     rule = _CARRIERS.get(step.node.name)
     if rule is None:
-        return f"its units meet at {where}"
+        return f"its units meet at {step.node.where}"
     moved = rule(flow, step, index, place, leaf)
     if moved is None:
-        return f"its units meet at {where}"
+        return f"its units meet at {step.node.where}"
     for each in moved:
         if not _is_one_axis(flow, each, leaf):
-            return f"its units are twice on one axis at {where}"
+            return f"its units are twice on one axis at {step.node.where}"
     return moved
 
 

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own_networks.md").read_text(encoding="utf-8")
@@ -50,6 +52,20 @@ def test_five_libraries_in_six_lines_or_fewer(name):
     run(block, space)
     assert [each.size for each in space["traced"].spaces if each.state == "cloneable"] == [6]
     assert max(space["traced"].verification[:3]) <= space["traced"].verification.tolerance
+
+
+def test_statistics_and_loops():
+    space: dict = {}
+    run(blocks_of("Five libraries")[0], space)
+    run(blocks_of("Five libraries")[1].splitlines()[0], space)  # Flax
+    batch_norm, recurrent = blocks_of("Statistics, loops, and what checking costs")
+    run(batch_norm, space)
+    own, x = space["own"], jax.random.normal(jax.random.key(0), (5, 4))
+    whole = space["Net"](6).apply(space["variables"], x)
+    np.testing.assert_allclose(space["Net"](12).apply(own, x), whole, rtol=1e-5, atol=1e-6)
+    assert space["updated"]["batch_stats"]["BatchNorm_0"]["mean"].shape == (12,)
+    run(recurrent, space)
+    assert [each.size for each in space["traced"].spaces if each.state == "cloneable"] == [6]
 
 
 @pytest.mark.slow
