@@ -139,10 +139,14 @@ def test_a_traced_network_has_the_permutations_of_git_re_basin(name):
     module, shape, published = PUBLISHED[name]
     inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
     params = jax.eval_shape(module.init, jax.random.key(0), inputs)
-    spec = permutation_spec(trace_model(module.apply, params, inputs, check=False).model.wiring)
+    wiring = trace_model(module.apply, params, inputs, check=False).model.wiring
+    spec = permutation_spec(wiring)
     assert groups(spec.axes_to_perm) == groups(published())
     joined = {perm: {*axes} for perm, axes in spec.perm_to_axes.items()}
     assert {frozenset(axes) for axes in joined.values()} == groups(published())[1]
+    # What is pruned together is what is permuted together.
+    pruned = (frozenset(("/".join(m.path[1:]), m.axis) for m in group) for group in pruning_groups(wiring).values())
+    assert set(pruned) == groups(published())[1]
     wrong = published()
     first = next(key for key, perms in wrong.items() if len(set(perms)) == 1 and perms[0])
     assert groups(spec.axes_to_perm) != groups({**wrong, first: (None,)})
@@ -195,6 +199,22 @@ def test_sharded_networks_compute_what_whole_ones_do():
     np.testing.assert_allclose(MODEL.apply(placed, inputs).logits, MODEL.apply(variables, inputs).logits, rtol=1e-5)
 
 
+def test_a_gpt_is_sharded_as_in_megatron_lm():
+    """arXiv 1909.08053, section 3: by columns where hidden units and heads are made, by rows where they are read."""
+    model = ARCHITECTURES["gpt"].make()
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rules = sharding_rules(model.wiring, shapes, {"heads_0": "model", "mlp_0": "model"})["params"]
+    columns, rows = PartitionSpec(None, "model"), PartitionSpec("model", None)
+    expected = jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), shapes["params"])  # others are replicated
+    expected["mlp_0"] = {"kernel": columns, "bias": PartitionSpec("model")}
+    expected["mlp_0_out"]["kernel"] = rows  # its bias is added once, on every device
+    for name in ("query", "key", "value"):
+        expected["heads_0"][name] = {"kernel": PartitionSpec(None, "model", None), "bias": rows}
+    expected["heads_0"]["out"]["kernel"] = PartitionSpec(None, "model", None)  # (width of a head, heads, stream)
+    assert rules == expected
+    assert sharding_rules(model.wiring, shapes, {"heads_0": "model"})["params"] != expected
+
+
 def test_the_page_runs():
     page = (Path(__file__).parents[2] / "docs" / "own_networks.md").read_text(encoding="utf-8")
     code = page.split("## Into other tools")[1].split("```python\n")[1].split("```")[0]
@@ -213,6 +233,26 @@ def test_muon_of_optax_takes_the_dimension_numbers_of_every_model(name):
     optimizer = optax.contrib.muon(0.1, muon_weight_dimension_numbers=numbers)
     updates, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+
+
+def test_muon_of_optax_orthogonalises_the_kernel_of_every_head_by_itself():
+    model = ARCHITECTURES["gpt"].make()
+    params = model.init(jax.random.key(0))["params"]
+    numbers = muon_dimension_numbers(model.wiring, params)
+    gradient = jax.tree.map(lambda leaf: jnp.asarray(RANDOM.normal(size=leaf.shape) + 1, leaf.dtype), params)
+    optimizer = optax.contrib.muon(0.1, ns_steps=12, muon_weight_dimension_numbers=numbers)
+    updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+
+    def spread(matrix):
+        values = np.linalg.svd(np.asarray(matrix), compute_uv=False)
+        return values.max() / values.min()
+
+    for name in ("query", "key", "value", "out"):  # (stream, heads, width of a head), and out of the heads
+        kernel, before = (tree["heads_0"][name]["kernel"] for tree in (updates, gradient))
+        for head in range(2):
+            assert spread(kernel[:, head]) < min(2, spread(before[:, head]))
+        assert spread(kernel.reshape(4, -1) if name != "out" else kernel.reshape(-1, 4)) > 2  # the control: all in one
+    assert spread(updates["mlp_0"]["kernel"]) < 2
 
 
 @pytest.mark.parametrize(
