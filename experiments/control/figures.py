@@ -51,9 +51,9 @@ def _online(axes: "Axes", run: RunData, problem: str, name: str, color: str, lab
         axes.set(ylabel="online return")
     elif name != FRESH:
         away = paired(*(at_ends(run, problem, each, "online") for each in (name, FRESH)))
-        _band(axes, np.arange(1, away.shape[1] + 1), away, color, label)
+        _over_tasks(axes, away, color, label)
         axes.axhline(0, color="0.5", linewidth=1)
-        axes.set(xlabel="task", ylabel="online return − fresh network")
+        axes.set(ylabel="online return − fresh network")
 
 
 def _score(axes: "Axes", run: RunData, problem: str, name: str, color: str, label: str) -> None:
@@ -61,8 +61,14 @@ def _score(axes: "Axes", run: RunData, problem: str, name: str, color: str, labe
     if run.config[problem]["num_tasks"] == 1:
         _over_steps(axes, run, problem, name, "score", color, label)
         return
-    scores = at_ends(run, problem, name, "score")
-    _band(axes, np.arange(1, scores.shape[1] + 1), scores, color, label)
+    _over_tasks(axes, at_ends(run, problem, name, "score"), color, label)
+
+
+def _over_tasks(axes: "Axes", values: np.ndarray, color: str, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    _band(axes, np.arange(1, values.shape[1] + 1), values, color, label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="task")
 
 
