@@ -15,11 +15,13 @@ from experiments.language.clones import apart, clones_of, in_words
 from experiments.language.config import PRESETS
 from experiments.language.report import in_a_word, summarise, table
 from experiments.language.setup import build
-from lopjax.cloning import clone_variables, widen
+from lopjax.certificates import certify_cloned
+from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.data.text import joint_digest, python_text
 from lopjax.model import Model
 from lopjax.models import mlp
 from lopjax.runs import RunData, load
+from lopjax.tracing import trace_model, wiring_agrees
 
 FLAGS = (
     *("--net.width", "4", "--net.depth", "1", "--net.heads", "2", "--net.mlp-ratio", "1", "--length", "4"),
@@ -68,6 +70,29 @@ def test_tasks_are_other_stretches_of_other_sources():
     size = config.length + 1
     assert read == python_text("json").text[12 * size : 20 * size]  # after 8 windows for training and 4 for testing
     assert len({window.tobytes() for task in windows for window in task}) > 24
+
+
+@pytest.mark.parametrize("preset", ["permuted_words", "tied"])
+def test_the_program_of_the_network_says_what_its_labels_say(preset):
+    run = build(PRESETS[preset]).run
+    tokens = jax.ShapeDtypeStruct((2, *run.problem.input_shape), jnp.int32)
+    assert wiring_agrees(run.model, tokens) == ()
+
+
+@pytest.mark.slow
+def test_clones_made_without_labels_keep_the_function_and_are_certified():
+    run = build(PRESETS["permuted_words"]).run
+    model, (inputs, labels) = run.model, (each[:4] for each in run.problem.probe)
+    variables = model.init(jax.random.key(0))
+    traced = trace_model(lambda variables, x: model.apply(variables, x).logits, variables, inputs, check=False)
+    wide, clones = traced.clone(variables, 2)
+    # The stream, two heads, the width of their values, the MLP.
+    assert sorted(wide.wiring.size(space) for space in wide.wiring.cloneable) == [4, 32, 64, 512]
+    np.testing.assert_allclose(wide.apply(clones, inputs).logits, model.apply(variables, inputs).logits, atol=1e-5)
+    partition = uniform_partition(wide.wiring, 2)
+    assert "BLOCK_CONSTANT" in str(certify_cloned(wide, clones, (inputs, labels), partition))
+    others = wide.init(jax.random.key(1))
+    assert "BLOCK_CONSTANT" not in str(certify_cloned(wide, others, (inputs, labels), partition))
 
 
 @pytest.mark.parametrize(
