@@ -1,11 +1,13 @@
 """The figures of a run: the difference to fresh networks, symptoms, and where in the network they are."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.continual.methods import fresh, label_of, lanes_of, method_of
 from experiments.continual.report import accuracy_name, at_ends, less_fresh, over_tasks
+from experiments.kit.intervals import interval
 from lopjax.plotting import PALETTE, band, drawing, new_figure
 from lopjax.runs import RunData
 
@@ -74,6 +76,7 @@ def steps_figure(run: RunData) -> "Figure":
                 band(axes, steps, [np.array(curve, float) for curve in values], color_of(run, name), label_of(name))
         for task in range(1, run.config["num_tasks"] if run.config["num_tasks"] <= MOST_STARTS else 0):
             axes.axvline(task * run.config["steps"], color="0.9", linewidth=0.6, zorder=0)
+        axes.grid(visible=False, axis="x")
         axes.set(xlabel="step", ylabel=f"{SYMPTOMS[symptom]}, fixed probe", ylim=(-0.02, 1.02))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
@@ -100,20 +103,46 @@ def layers_figure(run: RunData, method: str) -> "Figure":
 
 
 def symptoms_figure(run: RunData) -> "Figure":
-    """Rank against the other symptoms, a point per task and layer, light to dark over the tasks (the first method)."""
+    """Rank against the other symptoms, a point per task, layer and seed, light to dark over the tasks (first method).
+
+    Above each panel: the rank correlation over tasks and layers, its mean and 95 % interval over seeds.
+    """
     points = None
     figure, panels = new_figure(3)
-    method, seed = run.config["methods"][0], run.config["seeds"][0]
+    method, seeds = run.config["methods"][0], run.config["seeds"]
     for axes, symptom in zip(panels, list(SYMPTOMS)[1:]):
-        for site in sites_of(run):
-            across = at_ends(run, f"probe/{symptom}/{site}", method, seed)
-            rank = at_ends(run, f"probe/effective_rank/{site}", method, seed)
-            points = axes.scatter(across, rank, c=np.arange(1, len(rank) + 1), s=10, cmap="viridis_r")
+        of_seeds = [
+            [
+                [at_ends(run, f"probe/{name}/{site}", method, seed) for name in (symptom, "effective_rank")]
+                for seed in seeds
+            ]
+            for site in sites_of(run)
+        ]
+        for pairs in of_seeds:
+            for across, rank in pairs:
+                points = axes.scatter(across, rank, c=np.arange(1, len(rank) + 1), s=8, cmap="viridis_r", alpha=0.6)
+        found = interval([correlation(*map(np.concatenate, zip(*pairs))) for pairs in zip(*of_seeds)])
+        axes.set_title("" if np.isnan(found.mean) else f"rank correlation {found}", fontsize=8)
         axes.set(xlabel=f"{SYMPTOMS[symptom]}, a layer", ylabel="effective rank of the layer", xlim=(-0.02, 1.02))
     if points is not None:
         figure.colorbar(points, ax=panels[-1], label="task")
-    figure.suptitle(f"{label_of(method)}, seed {seed}, fixed probe", fontsize=10)
+    num = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    figure.suptitle(f"{label_of(method)}, {num}, fixed probe", fontsize=10)
     return figure
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation; NaN where one of the two does not vary.
+
+    Example:
+        >>> correlation(np.array([1.0, 2.0, 9.0]), np.array([3.0, 2.0, -1.0]))
+        -1.0
+    """
+    from scipy.stats import rankdata
+
+    if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    return round(float(np.corrcoef(rankdata(a), rankdata(b))[0, 1]), 12)
 
 
 def sites_of(run: RunData) -> list[str]:
