@@ -20,11 +20,11 @@ STEPS, WIDTH, INPUTS, STEP_SIZE = 20_000, 5, 20, 0.01
 AIMS = {"one seed": 2.0, "30 seeds": 0.8, "continual backprop / backprop, 30 seeds": 3.0}
 
 
-def fused(method: str, seeds: int) -> Callable[[], Any]:
+def fused_steps(method: str, seeds: int) -> Callable[[], Any]:
     """The fast path: a function that runs a further `STEPS` steps."""
     from experiments.bit_flipping.parts import Life, keys_of
 
-    life, keys_of_streams = _life(method, seeds, Life, keys_of)
+    life, keys_of_streams = _training(method, seeds, Life, keys_of)
     lanes, start = life.start(), 0
 
     def advance() -> Any:
@@ -36,13 +36,13 @@ def fused(method: str, seeds: int) -> Callable[[], Any]:
     return advance
 
 
-def plain(method: str, seeds: int) -> Callable[[], Any]:
+def library_steps(method: str, seeds: int) -> Callable[[], Any]:
     """The library's own step, one lane after the other; a tenth of the steps."""
     from experiments.bit_flipping.lane import plain_step
     from experiments.bit_flipping.parts import Life, keys_of
     from lopjax.training import make_chunk
 
-    life, keys_of_streams = _life(method, seeds, Life, keys_of)
+    life, keys_of_streams = _training(method, seeds, Life, keys_of)
     chunk, lanes, start = make_chunk(plain_step(life.program), life.setup.stream), life.start(), 0
 
     def advance() -> Any:
@@ -54,7 +54,7 @@ def plain(method: str, seeds: int) -> Callable[[], Any]:
     return advance
 
 
-def _life(method: str, seeds: int, life: Any, keys_of: Any) -> tuple[Any, Any]:
+def _training(method: str, seeds: int, life: Any, keys_of: Any) -> tuple[Any, Any]:
     from experiments.bit_flipping.config import Config
     from experiments.bit_flipping.setup import build
 
@@ -107,19 +107,19 @@ def torch_loop() -> Callable[[], Any]:
     return advance
 
 
-def measured(repeats: int) -> dict[str, float]:
+def microseconds_per_step(repeats: int) -> dict[str, float]:
     """Microseconds of processor time per step and seed, medians over turns."""
     import jax
 
     runs: dict[str, tuple[Callable[[], Any], int, int]] = {
-        "one seed": (fused("sgd", 1), STEPS, 1),
-        "30 seeds": (fused("sgd", 30), STEPS, 30),
-        "continual backprop, one seed": (fused("continual_backprop", 1), STEPS, 1),
-        "continual backprop, 30 seeds": (fused("continual_backprop", 30), STEPS, 30),
-        "continual backprop, official, 30 seeds": (fused("continual_backprop_official", 30), STEPS, 30),
-        "Adam, 30 seeds": (fused("adam", 30), STEPS, 30),
-        "library's own step": (plain("sgd", 1), STEPS // 10, 1),
-        "library's own step, continual backprop": (plain("continual_backprop", 1), STEPS // 10, 1),
+        "one seed": (fused_steps("sgd", 1), STEPS, 1),
+        "30 seeds": (fused_steps("sgd", 30), STEPS, 30),
+        "continual backprop, one seed": (fused_steps("continual_backprop", 1), STEPS, 1),
+        "continual backprop, 30 seeds": (fused_steps("continual_backprop", 30), STEPS, 30),
+        "continual backprop, official, 30 seeds": (fused_steps("continual_backprop_official", 30), STEPS, 30),
+        "Adam, 30 seeds": (fused_steps("adam", 30), STEPS, 30),
+        "library's own step": (library_steps("sgd", 1), STEPS // 10, 1),
+        "library's own step, continual backprop": (library_steps("continual_backprop", 1), STEPS // 10, 1),
         "NumPy loop": (numpy_loop(), STEPS // 10, 1),
     }
     if harness.has_torch():
@@ -135,20 +135,20 @@ def measured(repeats: int) -> dict[str, float]:
     return {name: harness.median(values) * 1e6 for name, values in seconds.items()}
 
 
-def table_of(found: dict[str, float]) -> str:
+def table_of(microseconds: dict[str, float]) -> str:
     """Microseconds, aims, and ratios of the loops to the fast path."""
-    rows = [(name, f"{value:.3g}", f"{AIMS[name]:g}" if name in AIMS else "") for name, value in found.items()]
+    rows = [(name, f"{value:.3g}", f"{AIMS[name]:g}" if name in AIMS else "") for name, value in microseconds.items()]
     ratios = {
-        f"continual backprop / backprop, {seeds}": found[f"continual backprop, {seeds}"] / found[seeds]
+        f"continual backprop / backprop, {seeds}": microseconds[f"continual backprop, {seeds}"] / microseconds[seeds]
         for seeds in ("one seed", "30 seeds")
     }
     ratios["official continual backprop / backprop, 30 seeds"] = (
-        found["continual backprop, official, 30 seeds"] / found["30 seeds"]
+        microseconds["continual backprop, official, 30 seeds"] / microseconds["30 seeds"]
     )
     ratios |= {
-        f"{name} / fast path, {seeds}": found[name] / found[seeds]
+        f"{name} / fast path, {seeds}": microseconds[name] / microseconds[seeds]
         for name in ("library's own step", "NumPy loop", "PyTorch loop")
-        if name in found
+        if name in microseconds
         for seeds in ("one seed", "30 seeds")
     }
     rows += [(name, f"{value:.3g} x", f"{AIMS[name]:g} x" if name in AIMS else "") for name, value in ratios.items()]
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7, help="number of turns, of which the median is taken")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
-    machine, found = harness.describe_machine(), measured(arguments.repeats)
+    machine, found = harness.describe_machine(), microseconds_per_step(arguments.repeats)
     print(harness.described(machine))
     print(table_of(found))
     harness.write(arguments.output, {"machine": machine, "microseconds": found})

@@ -136,15 +136,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cores", type=int, default=0, help="cores that each implementation may use (default: all)")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="which (default all)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--road", choices=("lopjax", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--measurement", choices=("lopjax", "torch"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if min(args.steps, args.repeats, args.rounds) < 1 or args.cores < 0:
         parser.error(f"--steps={args.steps} --repeats={args.repeats} --rounds={args.rounds}: must be positive")
     if args.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # before any threads are started
-    if args.road is not None:
-        road = by_lopjax if args.road == "lopjax" else by_torch
-        print(json.dumps(road(args.shapes[0], args.steps, args.repeats) | {"peak_gb": harness.peak_gigabytes()}))
+    if args.measurement is not None:
+        measure = by_lopjax if args.measurement == "lopjax" else by_torch
+        print(json.dumps(measure(args.shapes[0], args.steps, args.repeats) | {"peak_gb": harness.peak_gigabytes()}))
         return
     compare(args)
 
@@ -152,21 +152,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 def compare(args: argparse.Namespace) -> None:
     """Every shape by both implementations; one table."""
     common = [f"--steps={args.steps}", f"--repeats={args.repeats}", f"--cores={args.cores}"]
-    machine = harness.in_own_process("benchmarks.models", "--road", "machine")
+    machine = harness.in_own_process("benchmarks.models", "--measurement", "machine")
     print(harness.described(machine), flush=True)
-    roads = ("lopjax", "torch") if harness.has_torch() else ("lopjax",)
+    frameworks = ("lopjax", "torch") if harness.has_torch() else ("lopjax",)
     rows, table = [], {}
     for name in args.shapes:
-        found: dict[str, list[dict[str, Any]]] = {road: [] for road in roads}
+        found: dict[str, list[dict[str, Any]]] = {framework: [] for framework in frameworks}
         for _ in range(args.rounds):
-            for road in roads:
-                arguments = ("--road", road, "--shapes", name, *common)
-                found[road].append(harness.in_own_process("benchmarks.continual", *arguments))
+            for framework in frameworks:
+                arguments = ("--measurement", framework, "--shapes", name, *common)
+                found[framework].append(harness.in_own_process("benchmarks.continual", *arguments))
         row = {"floor_wall": step_flops(name) / (1e9 * machine["matmul_gflops"])}
-        for road, results in found.items():
+        for framework, results in found.items():
             for kind in ("wall", "cpu"):
-                row[f"{road}_{kind}"] = harness.median([s for result in results for s in result[kind]])
-            row[f"{road}_peak_gb"] = max(result["peak_gb"] for result in results)
+                row[f"{framework}_{kind}"] = harness.median([s for result in results for s in result[kind]])
+            row[f"{framework}_peak_gb"] = max(result["peak_gb"] for result in results)
         table[name] = row
         cells = [name, *(f"{1e3 * row[f'lopjax_{kind}']:.2f}" for kind in ("wall", "cpu"))]
         if "torch" in found:

@@ -20,7 +20,7 @@ ITERATIONS, AIM = 20, 10.0
 LANES = (1, 4, 10)
 
 
-def ours(problem: Any, lanes: int, is_batched: bool = True) -> Callable[[], Any]:
+def lopjax_agents(problem: Any, lanes: int, is_batched: bool = True) -> Callable[[], Any]:
     """A function that runs a further `ITERATIONS` iterations of a number of agents."""
     import jax
     import jax.numpy as jnp
@@ -48,7 +48,7 @@ def ours(problem: Any, lanes: int, is_batched: bool = True) -> Callable[[], Any]
     return advance
 
 
-def theirs(problem: Any) -> Callable[[], Any]:
+def torch_agent(problem: Any) -> Callable[[], Any]:
     """The same in PyTorch, for one agent."""
     import torch
 
@@ -59,7 +59,7 @@ def theirs(problem: Any) -> Callable[[], Any]:
     return lambda: [iteration() for _ in range(ITERATIONS)]
 
 
-def rates(function: Callable[[], Any], steps: int, repeats: int) -> dict[str, list[float]]:
+def steps_per_second(function: Callable[[], Any], steps: int, repeats: int) -> dict[str, list[float]]:
     """Steps per second of wall-clock time and of processor time, for every call after the first."""
     import jax
 
@@ -84,19 +84,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     problem = replace(PRESETS["quick"].cartpole, drift="none", num_tasks=1)
     size = problem.num_envs * problem.num_steps * ITERATIONS
-    roads = {f"lopjax, {lanes} lane{'s' * (lanes > 1)}": (ours(problem, lanes), lanes) for lanes in LANES}
-    roads["lopjax, 10 lanes, one after the other"] = ours(problem, 10, is_batched=False), 10
+    programs = {f"lopjax, {lanes} lane{'s' * (lanes > 1)}": (lopjax_agents(problem, lanes), lanes) for lanes in LANES}
+    programs["lopjax, 10 lanes, one after the other"] = lopjax_agents(problem, 10, is_batched=False), 10
     if harness.has_torch():
-        roads["PyTorch"] = theirs(problem), 1
+        programs["PyTorch"] = torch_agent(problem), 1
     machine = harness.describe_machine()
     print(harness.described(machine), flush=True)
-    measured: dict[str, dict[str, list[float]]] = {name: {"clock": [], "processor": []} for name in roads}
-    for function, lanes in roads.values():
-        rates(function, size * lanes, 1)  # compiles
+    measured: dict[str, dict[str, list[float]]] = {name: {"clock": [], "processor": []} for name in programs}
+    for function, lanes in programs.values():
+        steps_per_second(function, size * lanes, 1)  # compiles
     # The measurements alternate, so that other work on the machine affects all of them alike.
     for _ in range(args.rounds):
-        for name, (function, lanes) in roads.items():
-            for kind, found in rates(function, size * lanes, 1).items():
+        for name, (function, lanes) in programs.items():
+            for kind, found in steps_per_second(function, size * lanes, 1).items():
                 measured[name][kind] += found
     medians = {name: {kind: harness.median(each) for kind, each in kinds.items()} for name, kinds in measured.items()}
     rows = []

@@ -51,20 +51,20 @@ def measure(shape: tuple[int, ...], units: int, steps: int, repetitions: int) ->
     x_key, kernel_key = jax.random.split(jax.random.key(0))
     x = jax.random.normal(x_key, shape)
     kernel = jax.random.normal(kernel_key, (3, 3, shape[-1], units)) * (9 * shape[-1]) ** -0.5
-    roads = {
+    programs = {
         name: jax.jit(partial(descend, conv, steps)).lower(kernel, x).compile()
         for name, conv in (("lopjax", convolve), ("xla", by_xla))
     }
-    times: dict[str, list[float]] = {name: [] for name in roads}
+    times: dict[str, list[float]] = {name: [] for name in programs}
     for repetition in range(repetitions + 1):
-        for name, road in roads.items():
+        for name, program in programs.items():
             begin = time.perf_counter()
-            jax.block_until_ready(road(kernel, x))
+            jax.block_until_ready(program(kernel, x))
             if repetition > 0:  # the first one warms up
                 times[name].append(1e3 * (time.perf_counter() - begin) / steps)
     row = {f"{name}_ms": statistics.median(values) for name, values in times.items()}
-    for name, road in roads.items():
-        memory = road.memory_analysis()
+    for name, program in programs.items():
+        memory = program.memory_analysis()
         row[f"{name}_mib"] = memory.temp_size_in_bytes / 2**20 if memory is not None else float("nan")
     return {**row, "speedup": row["xla_ms"] / row["lopjax_ms"]}
 

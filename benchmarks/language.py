@@ -132,10 +132,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for name in args.sizes:
         found = report["steps"][name] = measure(SIZES[name], args.steps, args.repeats, has_torch)
-        medians = {road: harness.median(times) for road, times in found["milliseconds"].items()}
+        medians = {framework: harness.median(times) for framework, times in found["milliseconds"].items()}
         if has_torch:
             found["ratio"] = medians["PyTorch"] / medians["lopjax"]
-        rows.append((name, *(f"{medians[road]:.2f}" for road in medians), f"{found.get('ratio', float('nan')):.2f}"))
+        rows.append(
+            (name, *(f"{medians[framework]:.2f}" for framework in medians), f"{found.get('ratio', float('nan')):.2f}")
+        )
     report["seconds"] = time.perf_counter() - start
     columns = ("step of", "lopjax, ms", *(["PyTorch, ms"] if has_torch else []), "PyTorch / lopjax")
     print(harness.described(report["machine"]), harness.markdown(columns, rows), sep="\n\n")

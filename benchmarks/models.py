@@ -168,21 +168,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="lopjax's compute type")
     parser.add_argument("--small", action="store_true", help="tiny networks of the same kinds, for a trial")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--road", choices=("lopjax", "torch", "machine"), help=argparse.SUPPRESS)
+    parser.add_argument("--measurement", choices=("lopjax", "torch", "machine"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     for option in ("repeats", "steps"):
         if getattr(args, option) < (option == "repeats"):
             parser.error(f"--{option}={getattr(args, option)}: must be positive")
     if min(args.seeds) < 1 or args.rounds < 1:
         parser.error(f"--seeds={args.seeds} --rounds={args.rounds}: must be positive")
-    if args.road == "machine":
+    if args.measurement == "machine":
         print(json.dumps({**harness.describe_machine(), "matmul_gflops": harness.matmul_rate(args.dtype) / 1e9}))
         return
-    if args.road is not None:
+    if args.measurement is not None:
         (name,), (seeds,) = args.models, args.seeds
         work = step_flops(name, options_of(name, args.small)) * seeds
         steps = args.steps or max(3, min(200, int(1e12 / work)))
-        if args.road == "lopjax":
+        if args.measurement == "lopjax":
             print(json.dumps(by_lopjax(name, steps, args.repeats, seeds, args.dtype, args.small)))
         else:
             print(json.dumps(by_torch(name, steps, args.repeats, args.small)))
@@ -194,15 +194,15 @@ def compare(args: argparse.Namespace) -> None:
     """Every shape by every implementation; one table, each row printed and written when it is measured."""
     common = [f"--repeats={args.repeats}", f"--steps={args.steps}", f"--dtype={args.dtype}"]
     common += ["--small"] if args.small else []
-    machine = harness.in_own_process("benchmarks.models", "--road", "machine", f"--dtype={args.dtype}")
+    machine = harness.in_own_process("benchmarks.models", "--measurement", "machine", f"--dtype={args.dtype}")
     rate, table = machine["matmul_gflops"] * 1e9, {}
     is_beside_torch = machine["platform"] == "cpu" and harness.has_torch()
     columns = ("training step", "parameters", "ms", "of peak", "GB", "PyTorch ms", "PyTorch GB", "speed-up (aim)")
     print(harness.described(machine), harness.heading(columns), sep="\n", flush=True)
     for name, seeds in product(args.models, args.seeds):
-        roads = ("lopjax", "torch") if is_beside_torch and seeds == 1 else ("lopjax",)
+        frameworks = ("lopjax", "torch") if is_beside_torch and seeds == 1 else ("lopjax",)
         arguments = ("--models", name, "--seeds", str(seeds), *common)
-        found = in_turns(roads, args.rounds, arguments)
+        found = in_turns(frameworks, args.rounds, arguments)
         ours, title = found["lopjax"], f"{name}, {seeds} seed{'s' * (seeds > 1)}"
         floor = step_flops(name, options_of(name, args.small)) * seeds / rate
         row = {**ours, "floor_seconds": floor, "fraction_of_peak": floor / ours["seconds"]}
@@ -222,19 +222,19 @@ def compare(args: argparse.Namespace) -> None:
         harness.write(args.output, {"machine": machine, "batch": BATCH, "dtype": args.dtype, "table": table})
 
 
-def in_turns(roads: Sequence[str], rounds: int, arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+def in_turns(frameworks: Sequence[str], rounds: int, arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Medians over rounds in which the implementations alternate, so that both see the same load."""
-    found: dict[str, list[dict[str, Any]]] = {road: [] for road in roads}
+    found: dict[str, list[dict[str, Any]]] = {framework: [] for framework in frameworks}
     for _ in range(rounds):
-        for road in roads:
-            found[road].append(harness.in_own_process("benchmarks.models", "--road", road, *arguments))
+        for framework in frameworks:
+            found[framework].append(harness.in_own_process("benchmarks.models", "--measurement", framework, *arguments))
     return {
-        road: {
+        framework: {
             **results[0],
             "seconds": harness.median([result["seconds"] for result in results]),
             "peak_gb": max(result["peak_gb"] for result in results),
         }
-        for road, results in found.items()
+        for framework, results in found.items()
     }
 
 

@@ -1,8 +1,8 @@
-"""Cost of relative noise: its pieces alone, and a training step with and without it.
+"""Cost of relative noise: its parts alone, and a training step with and without it.
 
     python -m benchmarks.noise --output noise.json   # about a minute on 2 idle cores
 
-The pieces act on the first kernel of the 5x256 MLP for CIFAR-10 (786,432 entries), repeatedly inside one compiled loop.
+The parts act on the first kernel of the 5x256 MLP for CIFAR-10 (786,432 entries), repeatedly inside one compiled loop.
 The steps are those of that MLP (ReLU, batch norm, batch 128, 1,055,000 parameters). All measurements alternate in one
 process, and ratios are medians over the turns. Both wall-clock seconds and processor seconds of all threads are given:
 on a shared machine only the latter show the cost of the work itself.
@@ -21,8 +21,8 @@ BATCH, SHAPE = 128, (3072, 256)
 Repeat = Callable[[], Any]
 
 
-def pieces(num: int) -> dict[str, Repeat]:
-    """Calls that do one piece of the work `num` times, each time on the last result."""
+def noise_parts(num: int) -> dict[str, Repeat]:
+    """Calls that do one part of the work `num` times, each time on the last result."""
     import jax
     import jax.numpy as jnp
 
@@ -95,7 +95,7 @@ def steps_of(model: Any, num: int, batch_size: int = BATCH) -> dict[str, Repeat]
     return calls
 
 
-def race(calls: dict[str, Repeat], num: int, turns: int) -> dict[str, list[tuple[float, float]]]:
+def in_turns(calls: dict[str, Repeat], num: int, turns: int) -> dict[str, list[tuple[float, float]]]:
     """Wall-clock and processor milliseconds of every turn of every call."""
     import jax
 
@@ -110,7 +110,7 @@ def race(calls: dict[str, Repeat], num: int, turns: int) -> dict[str, list[tuple
     return measured
 
 
-def rows(measured: dict[str, list[tuple[float, float]]]) -> list[list[str]]:
+def summary_rows(measured: dict[str, list[tuple[float, float]]]) -> list[list[str]]:
     """Medians, and medians of the ratios to the first call in the same turn."""
     base = next(iter(measured.values()))
     table = []
@@ -132,10 +132,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--width={args.width} --steps={args.steps} --turns={args.turns}: must be positive")
     report: dict[str, Any] = {"machine": harness.describe_machine()}
     print(harness.described(report["machine"]), flush=True)
-    for title, calls in (("pieces", pieces(args.steps)), ("steps", steps(args.width, args.steps))):
-        report[title] = race(calls, args.steps, args.turns)
+    for title, calls in (("parts", noise_parts(args.steps)), ("steps", steps(args.width, args.steps))):
+        report[title] = in_turns(calls, args.steps, args.turns)
         columns = (title, "ms", "processor ms", "ratio", "ratio, processor")
-        print(harness.markdown(columns, rows(report[title])), flush=True)
+        print(harness.markdown(columns, summary_rows(report[title])), flush=True)
     harness.write(args.output, report)
 
 

@@ -21,7 +21,7 @@ from lopjax.training.task_streams import upgd_toy
 
 MODEL = mlp((16,), (60, 30), 1, activation="identity")
 RATE, TASKS, STEPS, SEEDS, ENDS = 0.02, 600, 200, 4, 100
-STUDENT = 3.182
+STUDENT_QUANTILE = 3.182
 """97.5 % quantile of Student's t with three degrees of freedom: of four seeds."""
 
 METHODS: dict[str, Callable[[jax.Array], Any]] = {
@@ -51,7 +51,7 @@ def errors(method: str, key: jax.Array) -> jax.Array:
 
 def interval(numbers: np.ndarray) -> str:
     """Mean and 95 % of Student's t over the seeds."""
-    half = STUDENT * np.std(numbers, ddof=1) / np.sqrt(len(numbers))
+    half = STUDENT_QUANTILE * np.std(numbers, ddof=1) / np.sqrt(len(numbers))
     return f"{np.mean(numbers):+.4f} [{np.mean(numbers) - half:+.4f}, {np.mean(numbers) + half:+.4f}]"
 
 

@@ -151,7 +151,7 @@ def help_seconds(repeats: int) -> float:
     return harness.median(seconds[1:])
 
 
-ROADS = {
+MEASUREMENTS = {
     "epoch 5x128": lambda args: epochs(128, (0.0,), False, args.data_dir, args.images, args.repeats),
     "epoch 5x256": lambda args: epochs(256, (0.0, 0.01), False, args.data_dir, args.images, args.repeats),
     "epoch 5x256, crops and flips": lambda args: epochs(256, (0.0,), True, args.data_dir, args.images, args.repeats),
@@ -168,58 +168,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="repeats per turn; medians are taken (default 3)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every measurement (default 3)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--road", choices=list(ROADS), help=argparse.SUPPRESS)
+    parser.add_argument("--measurement", choices=list(MEASUREMENTS), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.images < BATCH or args.repeats < 1 or args.rounds < 1:
         parser.error(
             f"--images={args.images} --repeats={args.repeats} --rounds={args.rounds}: at least {BATCH} images, 1 and 1"
         )
-    if args.road is not None:
-        print(json.dumps({**ROADS[args.road](args), "peak_gb": harness.peak_gigabytes()}))
+    if args.measurement is not None:
+        print(json.dumps({**MEASUREMENTS[args.measurement](args), "peak_gb": harness.peak_gigabytes()}))
         return
     compare(args)
 
 
 def compare(args: argparse.Namespace) -> None:
     """All measurements, alternating; one table."""
-    machine = harness.in_own_process("benchmarks.models", "--road", "machine")
-    rate = machine["matmul_gflops"] * 1e9
-    common = [f"--images={args.images}", f"--repeats={args.repeats}"]
-    common += [] if args.data_dir is None else [f"--data-dir={args.data_dir}"]
+    machine = harness.in_own_process("benchmarks.models", "--measurement", "machine")
     print(harness.described(machine), flush=True)
-    measured: dict[str, list[dict[str, Any]]] = {}
-    with_torch = harness.has_torch()
-    # The measurements alternate, so that other work on the machine affects all of them alike.
-    for turn in range(args.rounds):
-        for name in ROADS:
-            if with_torch or not name.startswith("PyTorch"):
-                measured.setdefault(name, []).append(
-                    harness.in_own_process("benchmarks.training", "--road", name, *common)
-                )
-        print(f"  round {turn + 1} of {args.rounds}", flush=True)
-
-    def seconds_of(name: str, column: int = 0) -> list[float]:
-        return [second for result in measured[name] for second in result["seconds"][column]]
-
-    seconds = {name: harness.median(seconds_of(name)) for name in measured}
-    plain, noisy = (seconds_of("epoch 5x256", column) for column in range(2))
+    measured = measure_in_turns(args)
+    values = values_of(measured) | {"--help": help_seconds(args.repeats)}
     first = measured["epoch 5x256"][0]
-    steps = first["steps"]
-    values = {name: seconds[name] for name in FIGURES if name in seconds}
-    values["step 5x256"] = 1e3 * harness.median(plain) / steps
-    values["noisy step 5x256"] = 1e3 * harness.median(noisy) / steps
-    values["noisy step / step"] = harness.median([b / a for a, b in zip(plain, noisy)])
-    values["metric probe 5x256, 500 images"] *= 1e3
-    ours = [result for name, results in measured.items() if "PyTorch" not in name for result in results]
-    values["peak memory"] = max(result["peak_gb"] for result in ours)
-    values["--help"] = help_seconds(args.repeats)
-    for width in (128, 256) if with_torch else ():
-        values[f"PyTorch / lopjax, epoch 5x{width}"] = seconds[f"PyTorch epoch 5x{width}"] / seconds[f"epoch 5x{width}"]
-    floors = {
-        f"epoch 5x{width}": steps * step_flops(f"mlp 5x{width}", {"widths": (width,) * 5}) / rate
-        for width in (128, 256)
-    }
-    floors["noisy step 5x256"] = floors["step 5x256"] = 1e3 * floors["epoch 5x256"] / steps
+    floors = floors_of(first["steps"], machine["matmul_gflops"] * 1e9)
     rows, missed = [], []
     for name, (unit, aim, theirs) in FIGURES.items():
         if name not in values:
@@ -232,6 +200,55 @@ def compare(args: argparse.Namespace) -> None:
     print(f"images: {first['images']}; missed: {', '.join(missed) or 'nothing'}")
     report = {"machine": machine, "values": values, "floors": floors, "missed": missed, "measured": measured}
     harness.write(args.output, report)
+
+
+def measure_in_turns(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """What every measurement found in every round, each in a process of its own."""
+    common = [f"--images={args.images}", f"--repeats={args.repeats}"]
+    common += [] if args.data_dir is None else [f"--data-dir={args.data_dir}"]
+    measured: dict[str, list[dict[str, Any]]] = {}
+    with_torch = harness.has_torch()
+    # The measurements alternate, so that other work on the machine affects all of them alike.
+    for turn in range(args.rounds):
+        for name in MEASUREMENTS:
+            if with_torch or not name.startswith("PyTorch"):
+                found = harness.in_own_process("benchmarks.training", "--measurement", name, *common)
+                measured.setdefault(name, []).append(found)
+        print(f"  round {turn + 1} of {args.rounds}", flush=True)
+    return measured
+
+
+def values_of(measured: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """The figures of the table, in their units."""
+
+    def seconds_of(name: str, column: int = 0) -> list[float]:
+        return [second for result in measured[name] for second in result["seconds"][column]]
+
+    seconds = {name: harness.median(seconds_of(name)) for name in measured}
+    plain, noisy = (seconds_of("epoch 5x256", column) for column in range(2))
+    steps = measured["epoch 5x256"][0]["steps"]
+    values = {name: seconds[name] for name in FIGURES if name in seconds}
+    values["step 5x256"] = 1e3 * harness.median(plain) / steps
+    values["noisy step 5x256"] = 1e3 * harness.median(noisy) / steps
+    values["noisy step / step"] = harness.median([b / a for a, b in zip(plain, noisy)])
+    values["metric probe 5x256, 500 images"] *= 1e3
+    ours = [result for name, results in measured.items() if "PyTorch" not in name for result in results]
+    values["peak memory"] = max(result["peak_gb"] for result in ours)
+    for width in (128, 256):
+        if f"PyTorch epoch 5x{width}" in seconds:
+            ratio = seconds[f"PyTorch epoch 5x{width}"] / seconds[f"epoch 5x{width}"]
+            values[f"PyTorch / lopjax, epoch 5x{width}"] = ratio
+    return values
+
+
+def floors_of(steps: int, rate: float) -> dict[str, float]:
+    """Seconds of an epoch, and milliseconds of a step, in matrix products alone at `rate` operations per second."""
+    floors = {
+        f"epoch 5x{width}": steps * step_flops(f"mlp 5x{width}", {"widths": (width,) * 5}) / rate
+        for width in (128, 256)
+    }
+    floors["noisy step 5x256"] = floors["step 5x256"] = 1e3 * floors["epoch 5x256"] / steps
+    return floors
 
 
 if __name__ == "__main__":

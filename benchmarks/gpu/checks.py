@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from benchmarks.gpu.section import Task
 
 
-class Found(NamedTuple):
+class Outcome(NamedTuple):
     """Whether a check holds, and what was measured."""
 
     holds: bool | None
@@ -20,7 +20,7 @@ class Found(NamedTuple):
 
 def run(task: Task) -> None:
     """Every check, the most important first."""
-    checks: dict[str, Callable[[], Found]] = {
+    checks: dict[str, Callable[[], Outcome]] = {
         "a clone is certified, mlp, float64": partial(certificate, "mlp", "float64", None),
         "a clone is certified, mlp, float32, default": partial(certificate, "mlp", "float32", None),
         "a clone is certified, mlp, float32, highest": partial(certificate, "mlp", "float32", "highest"),
@@ -31,7 +31,7 @@ def run(task: Task) -> None:
         "verdict on the clone's stability: float32, highest, against float64": partial(stability, "highest"),
         "same bits twice, mlp": partial(same_bits, "mlp"),
         "same bits twice, cnn": partial(same_bits, "cnn"),
-        "a lane's bits with others beside it, mlp": company,
+        "a lane's bits with others beside it, mlp": bits_beside_others,
         "convolution equals patches, with gradients, float64": convolution,
         "normals are those of a CPU": normals,
         "singular values of a batch equal NumPy's": singular_values,
@@ -83,7 +83,7 @@ def cloned(kind: str) -> tuple[Any, Any, Any, Any]:
     return base, variables, widen(base, 2), clone_variables(variables, base.wiring, 2)
 
 
-def within(dtype: str, precision: str | None) -> Any:
+def precision_context(dtype: str, precision: str | None) -> Any:
     """The context of a check."""
     import contextlib
 
@@ -96,14 +96,14 @@ def within(dtype: str, precision: str | None) -> Any:
     return stack
 
 
-def certificate(kind: str, dtype: str, precision: str | None, is_broken: bool = False) -> Found:
+def certificate(kind: str, dtype: str, precision: str | None, is_broken: bool = False) -> Outcome:
     """The verdict on a clone, whose gradient must stay on its manifold."""
     import jax
 
     from lopjax.certificates import CloneVerdict, certify_cloned
     from lopjax.cloning import uniform_partition
 
-    with within(dtype, precision):
+    with precision_context(dtype, precision):
         _, _, model, variables = cloned(kind)
         if is_broken:
             leaves, structure = jax.tree.flatten(variables)
@@ -113,36 +113,36 @@ def certificate(kind: str, dtype: str, precision: str | None, is_broken: bool = 
     trapped = {CloneVerdict.BLOCK_CONSTANT, CloneVerdict.ON_V}
     tangency = "none" if found.tangency is None else f"{float(found.tangency):.1e}"
     holds = found.verdict is CloneVerdict.NOT_CLONED if is_broken else found.verdict in trapped
-    return Found(holds, f"{found.verdict.name}, tangency {tangency}, tolerance {float(found.signal_tolerance):.1e}")
+    return Outcome(holds, f"{found.verdict.name}, tangency {tangency}, tolerance {float(found.signal_tolerance):.1e}")
 
 
-def same_function(dtype: str, precision: str | None) -> Found:
+def same_function(dtype: str, precision: str | None) -> Outcome:
     """Logits of base and clone."""
     import jax
     import jax.numpy as jnp
 
-    with within(dtype, precision):
+    with precision_context(dtype, precision):
         base, variables, model, wide = cloned("mlp")
         x, _ = data("mlp")
         ours, theirs = (jax.jit(m.apply)(v, x).logits for m, v in ((base, variables), (model, wide)))
         error = float(jnp.max(jnp.abs(ours - theirs)) / jnp.max(jnp.abs(ours)))
-    return Found(error < (1e-12 if dtype == "float64" else 1e-5), f"{error:.1e}, relative")
+    return Outcome(error < (1e-12 if dtype == "float64" else 1e-5), f"{error:.1e}, relative")
 
 
-def stability(precision: str | None) -> Found:
+def stability(precision: str | None) -> Outcome:
     """Signs that float32 claims must be those of float64; it may claim fewer."""
     from lopjax.stability import Stability, unit_blocks
 
     totals = []
     for dtype, one in (("float64", None), ("float32", precision)):
-        with within(dtype, one):
+        with precision_context(dtype, one):
             base, variables, _, _ = cloned("mlp")
             totals.append(unit_blocks(base, variables, data("mlp"), 2).total)
     exact, single = totals
     claims = single.n_plus <= exact.n_plus and single.n_minus <= exact.n_minus
     agrees = single.verdict in (exact.verdict, Stability.UNDECIDED)
     counts = [f"{total.verdict.name} +{total.n_plus} -{total.n_minus} 0:{total.n_zero}" for total in totals]
-    return Found(claims and agrees, f"float64 {counts[0]}; float32 {counts[1]}")
+    return Outcome(claims and agrees, f"float64 {counts[0]}; float32 {counts[1]}")
 
 
 def trained(kind: str, seeds: tuple[int, ...], steps: int = 200) -> Any:
@@ -174,43 +174,45 @@ def difference(a: Any, b: Any) -> float:
     return max(float(np.max(np.abs(x - y)) / max(np.max(np.abs(y)), 1e-30)) for x, y in pairs)
 
 
-def same_bits(kind: str) -> Found:
+def same_bits(kind: str) -> Outcome:
     """Training twice from the same keys, three lanes."""
     error = difference(trained(kind, (0, 1, 2)), trained(kind, (0, 1, 2)))
-    return Found(error == 0, f"{error:.1e} after 200 steps")
+    return Outcome(error == 0, f"{error:.1e} after 200 steps")
 
 
-def company() -> Found:
+def bits_beside_others() -> Outcome:
     """A lane alone and together with two others; a CPU guarantees the same bits, an accelerator does not."""
     import jax
 
     alone, beside = trained("mlp", (0,)), trained("mlp", (0, 1, 2))
     error = difference(alone, jax.tree.map(lambda leaf: leaf[:1], beside))
-    return Found(error == 0, f"{error:.1e} after 200 steps; not promised on accelerators")
+    return Outcome(error == 0, f"{error:.1e} after 200 steps; not promised on accelerators")
 
 
-def convolution() -> Found:
+def convolution() -> Outcome:
     """The convolution used on accelerators against that used on CPUs: value and both gradients."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from lopjax.models import convolution as roads
+    from lopjax.models import convolution as implementations
     from lopjax.wiring import Window
 
     random, window = np.random.default_rng(0), Window((2, 1), ((1, 1), (0, 1)))
     with jax.enable_x64(True):
         x, kernel = jnp.asarray(random.normal(size=(3, 9, 8, 4))), jnp.asarray(random.normal(size=(3, 2, 4, 5)))
 
-        def derivatives(road: Callable[..., Any]) -> Any:
-            return jax.jit(jax.value_and_grad(lambda x, k: jnp.sum(jnp.sin(road(x, k, window))), (0, 1)))(x, kernel)
+        def derivatives(convolve: Callable[..., Any]) -> Any:
+            return jax.jit(jax.value_and_grad(lambda x, k: jnp.sum(jnp.sin(convolve(x, k, window))), (0, 1)))(x, kernel)
 
-        ours, theirs = (jax.device_get(derivatives(road)) for road in (roads._by_xla, roads._by_patches))
+        ours, theirs = (
+            jax.device_get(derivatives(convolve)) for convolve in (implementations._by_xla, implementations._by_patches)
+        )
     error = difference(ours, theirs)
-    return Found(error < 1e-12, f"{error:.1e}, relative")
+    return Outcome(error < 1e-12, f"{error:.1e}, relative")
 
 
-def normals() -> Found:
+def normals() -> Outcome:
     """The same random words from the same key; logarithm and root may round differently."""
     import jax
 
@@ -222,10 +224,10 @@ def normals() -> Found:
     here = draw()
     with jax.default_device(jax.devices("cpu")[0]):
         error = float(abs(here - draw()).max())
-    return Found(error < 1e-5, f"{error:.1e}, absolute")
+    return Outcome(error < 1e-5, f"{error:.1e}, absolute")
 
 
-def singular_values() -> Found:
+def singular_values() -> Outcome:
     """`lopjax.linalg` under `vmap`, in float64."""
     import jax
     import numpy as np
@@ -236,10 +238,10 @@ def singular_values() -> Found:
     with jax.enable_x64(True):
         found = jax.device_get(jax.jit(jax.vmap(linalg.singular_values))(matrices))
     error = float(np.max(np.abs(found - np.linalg.svd(matrices, compute_uv=False))))
-    return Found(error < 1e-12, f"{error:.1e}, absolute")
+    return Outcome(error < 1e-12, f"{error:.1e}, absolute")
 
 
-def symptoms() -> Found:
+def symptoms() -> Outcome:
     """Every symptom at every site of a clone, in float32, on this device and on its host CPU."""
     import jax
     import numpy as np
@@ -263,4 +265,4 @@ def symptoms() -> Found:
     errors = {jax.tree_util.keystr(path): abs(float(a) - float(b)) for a, (path, b) in zip(flat, paths)}
     errors = {name: error for name, error in errors.items() if not np.isnan(error)}
     worst = max(errors, key=lambda name: errors[name])
-    return Found(errors[worst] < 1e-2, f"largest difference {errors[worst]:.1e}, {worst}")
+    return Outcome(errors[worst] < 1e-2, f"largest difference {errors[worst]:.1e}, {worst}")

@@ -9,12 +9,12 @@ from benchmarks.gpu.section import Task
 
 
 def run(task: Task) -> None:
-    """The pieces of `benchmarks.noise` in wall-clock time, then its steps for three networks."""
+    """The parts of `benchmarks.noise` in wall-clock time, then its steps for three networks."""
     from lopjax import models
 
     num, turns = (2, 1) if task.is_small else (200, 9)
-    pieces = noise_on_cpu.pieces(num)
-    _race(task, "786,432 normals: ", pieces, num, turns)
+    parts = noise_on_cpu.noise_parts(num)
+    _timed(task, "786,432 normals: ", parts, num, turns)
     networks: dict[str, Callable[[], Any]] = {
         "5x256": lambda: models.mlp((32, 32, 3), (4, 4) if task.is_small else (256,) * 5, 10, norm="batch"),
         "5x2048": lambda: models.mlp((32, 32, 3), (2048,) * 5, 10, norm="batch"),
@@ -24,11 +24,11 @@ def run(task: Task) -> None:
         if task.left() < 10:
             task.emit(name, note="left out: out of time")
             continue
-        _race(task, f"{name}: ", noise_on_cpu.steps_of(networks[name](), num, 8 if task.is_small else 128), num, turns)
+        _timed(task, f"{name}: ", noise_on_cpu.steps_of(networks[name](), num, 8 if task.is_small else 128), num, turns)
 
 
-def _race(task: Task, title: str, calls: dict[str, Any], num: int, turns: int) -> None:
-    measured = noise_on_cpu.race(calls, num, turns)
+def _timed(task: Task, title: str, calls: dict[str, Any], num: int, turns: int) -> None:
+    measured = noise_on_cpu.in_turns(calls, num, turns)
     base = next(iter(measured.values()))
     for name, found in measured.items():
         clock = [turn[0] for turn in found]

@@ -26,18 +26,18 @@ class Case(NamedTuple):
         dtype: dtype in which the network computes.
         lanes: number of networks trained together.
         precision: precision of products, None for JAX's default.
-        road: implementation of convolutions: "library", or "patches" for one batched product of all patches.
+        convolutions: implementation of convolutions: "library", or "patches" for one batched product of all patches.
     """
 
     dtype: str
     lanes: int = 1
     precision: str | None = None
-    road: str = "library"
+    convolutions: str = "library"
 
     def name(self) -> str:
         """The part of a case that has no column of its own."""
         words = self.dtype if self.precision is None else f"{self.dtype}, {self.precision}"
-        return words if self.road == "library" else f"{words}, by {self.road}"
+        return words if self.convolutions == "library" else f"{words}, by {self.convolutions}"
 
 
 def cases(kind: str, is_small: bool) -> list[list[Case]]:
@@ -48,7 +48,7 @@ def cases(kind: str, is_small: bool) -> list[list[Case]]:
     waves = [[Case(dtype) for dtype in types] + [Case("float32", precision="highest")]]
     waves.append([Case(dtype, many[0]) for dtype in types])
     if kind in ("cnn", "resnet18"):
-        waves.append([Case("bfloat16", many[0], road="patches")])
+        waves.append([Case("bfloat16", many[0], convolutions="patches")])
     waves.append([Case(dtype, lanes) for lanes in many[1:] for dtype in types])
     return waves
 
@@ -107,7 +107,7 @@ def lowered(name: str, case: Case, is_small: bool) -> Any:
             return jax.tree.map(lambda leaf: leaf[None], state)
         return jax.lax.fori_loop(0, steps, lambda _, states: jax.vmap(one)(states, batch), states)
 
-    by = by_patches if case.road == "patches" else convolution._by_xla
+    by = by_patches if case.convolutions == "patches" else convolution._by_xla
     with mock.patch.object(convolution, "_by_xla", by), jax.default_matmul_precision(case.precision):
         return many.lower(states, data, jax.ShapeDtypeStruct((), jnp.int32))
 

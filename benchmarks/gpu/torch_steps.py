@@ -24,15 +24,15 @@ def run(task: Task) -> None:
     types, name = ("bfloat16", "float32"), task.subject
     for dtype in types:
         step = made(task, dtype, None)
-        task.attempt(name, partial(timed, task, dtype, step), type=dtype, road="as it is")
+        task.attempt(name, partial(timed, task, dtype, step), type=dtype, mode="as it is")
         if not torch.cuda.is_available():
             continue
         step = made(task, dtype, "default")
-        task.attempt(name, partial(timed, task, dtype, step), type=dtype, road="compiled")
-        task.attempt(name, partial(timed_graph, task, dtype, step), type=dtype, road="compiled, step as one CUDA graph")
+        task.attempt(name, partial(timed, task, dtype, step), type=dtype, mode="compiled")
+        task.attempt(name, partial(timed_graph, task, dtype, step), type=dtype, mode="compiled, step as one CUDA graph")
     for dtype in types if torch.cuda.is_available() else ():
         step = made(task, dtype, "reduce-overhead")
-        task.attempt(name, partial(timed, task, dtype, step), type=dtype, road="compiled, reduce-overhead")
+        task.attempt(name, partial(timed, task, dtype, step), type=dtype, mode="compiled, reduce-overhead")
 
 
 def made(task: Task, dtype: str, mode: str | None) -> Step:

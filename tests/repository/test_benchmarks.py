@@ -120,10 +120,10 @@ def test_a_continual_step_is_timed_by_clock_and_processor(tmp_path):
 
 
 @pytest.mark.slow
-def test_noise_is_timed_piece_by_piece(tmp_path):
+def test_noise_is_timed_part_by_part(tmp_path):
     found, text = report(tmp_path, "benchmarks.noise", "--width", "8", "--steps", "2", "--turns", "2")
     assert list(found["steps"]) == ["plain step", "noisy step", "noisy step, jax.random.normal"]
-    assert all(len(turns) == 2 for title in ("pieces", "steps") for turns in found[title].values())
+    assert all(len(turns) == 2 for title in ("parts", "steps") for turns in found[title].values())
     assert "with standard_normal" in text
 
 
