@@ -87,11 +87,7 @@ def block_eigenvalues(
     """
     if num_blocks < 1 or dim < 1:
         raise ValueError(f"num_blocks={num_blocks}, dim={dim}: both must be positive integers")
-    if start is None:
-        start = jax.random.normal(key, (num_blocks, dim), jnp.float32 if dtype is None else dtype)
-    start = start if dtype is None else start.astype(dtype)
-    if jnp.finfo(start.dtype).bits < 32:
-        raise ValueError(f"start vectors are {start.dtype}: eigenvalues need 32 bits at least, pass dtype=jnp.float32")
+    start = _start_vectors(start, (num_blocks, dim), key, dtype)
     _check_stack(matvec, start, (num_blocks, dim))
     sizes = jnp.full(num_blocks, dim) if block_dimensions is None else block_dimensions
     steps = limit_steps(num_steps, None, dim)
@@ -123,6 +119,16 @@ def block_eigenvalues(
         )
 
     return jax.vmap(run, axis_name="block")(start, sizes)
+
+
+def _start_vectors(start: Array | None, shape: tuple[int, int], key: Array, dtype: DTypeLike | None) -> Array:
+    """The start vectors that are given, or random ones, in the type of the computation."""
+    if start is None:
+        start = jax.random.normal(key, shape, jnp.float32 if dtype is None else dtype)
+    start = start if dtype is None else start.astype(dtype)
+    if jnp.finfo(start.dtype).bits < 32:
+        raise ValueError(f"start vectors are {start.dtype}: eigenvalues need 32 bits at least, pass dtype=jnp.float32")
+    return start
 
 
 def _check_stack(matvec: Callable, start: Array, shape: tuple[int, int]) -> None:

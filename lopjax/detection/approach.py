@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from lopjax.arguments.integers import as_integer
 from lopjax.detection.forecast import Forecast, trap_forecast
 from lopjax.losses import mean_cross_entropy, of_parameters
-from lopjax.manifolds import cloned_manifold, tree_norm
+from lopjax.manifolds import Manifold, cloned_manifold, tree_norm
 from lopjax.model import Model, Params, Variables
 from lopjax.optim.checks import check
 from lopjax.stability import LyapunovEstimate, split
@@ -85,41 +85,64 @@ def clone_forecast(
     Raises:
         ValueError: a pair that is none, a space that cannot be cloned, a number out of range, fewer than two batches.
     """
-    first, second = (as_integer(unit, 0, f"pair={pair}: must be two different units of {space}") for unit in pair)
     check("learning_rate", learning_rate, minimum=float(np.finfo(np.float32).tiny))
     check("weight_decay", weight_decay, minimum=0.0)
     wiring, params = model.wiring, variables["params"]
-    size = wiring.size(space)
-    if first == second or max(first, second) >= size:
-        raise ValueError(f"pair={pair}: must be two different units of {space}, which has {size}")
+    first, second = _two_units(pair, space, wiring.size(space))
     num_steps = len(jax.tree.leaves(batches)[0])
     if not 0 <= burn_in <= num_steps - 2:
         raise ValueError(f"burn_in={burn_in}: must leave at least two of the {num_steps} batches")
-    ids = tuple(first if unit == second else unit for unit in range(size))
+    units = range(wiring.size(space))
+    ids = tuple(first if unit == second else unit for unit in units)
     leaf = cloned_manifold(jax.tree.map(jnp.zeros_like, params), wiring, {space: ids})
     foot, deviation = split(leaf, params)
-    masks = unit_masks(wiring, params, {space: jnp.isin(jnp.arange(size), jnp.array([first, second]))})
+    masks = unit_masks(wiring, params, {space: jnp.array([unit in (first, second) for unit in units])})
     shared = jax.tree.map(lambda one, a, b: jnp.where(a | b, one, 0), foot, masks.incoming, masks.outgoing)
+    step = _step_beside_the_leaf(model, variables, leaf, learning_rate, weight_decay, loss)
+    first_deviation = _random_deviation(leaf, params, key)
+    run = jax.jit(lambda start, batches: jax.lax.scan(step, start, batches)[1])
+    growth = estimate_of(np.asarray(run((foot, first_deviation), batches))[burn_in:])
+    distance = tree_norm(deviation) / tree_norm(shared)
+    return CloneForecast(trap_forecast(distance, growth.exponent, growth.standard_error, tolerance), distance, growth)
+
+
+def _two_units(pair: tuple[int, int], space: str, size: int) -> tuple[int, int]:
+    """The numbers of two different units of a space."""
+    first, second = (as_integer(unit, 0, f"pair={pair}: must be two different units of {space}") for unit in pair)
+    if first == second or max(first, second) >= size:
+        raise ValueError(f"pair={pair}: must be two different units of {space}, which has {size}")
+    return first, second
+
+
+def _random_deviation(leaf: Manifold, params: Params, key: Key[Array, ""]) -> Params:
+    """A unit vector of standard normal direction across a leaf."""
+    arrays, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(arrays))
+    normals = [jax.random.normal(one, array.shape, array.dtype) for one, array in zip(keys, arrays, strict=True)]
+    drawn = tree.unflatten(normals)
+    return normalised(jax.tree.map(jnp.subtract, drawn, leaf.project(drawn)))[0]
+
+
+def _step_beside_the_leaf(
+    model: Model,
+    variables: Variables,
+    leaf: Manifold,
+    learning_rate: float,
+    weight_decay: float,
+    loss: Callable[[jax.Array, Any], jax.Array],
+) -> Callable[[tuple[Params, Params], tuple[Any, Any]], tuple[tuple[Params, Params], Array]]:
+    """A step of SGD of a point on a leaf, and the linearised step of a unit vector across it, with its growth."""
 
     def descend(point: Params, slope: Params) -> Params:
         return jax.tree.map(lambda p, g: p - learning_rate * (g + weight_decay * p), point, slope)
-
-    def leave(vector: Params) -> Params:
-        return jax.tree.map(jnp.subtract, vector, leaf.project(vector))
 
     def step(both: tuple[Params, Params], batch: tuple[Any, Any]) -> tuple[tuple[Params, Params], Array]:
         point, vector = both
         gradient = jax.grad(of_parameters(model, {**variables, "params": point}, batch, loss=loss))
         slope, product = jax.jvp(gradient, (point,), (vector,))
-        vector, growth = normalised(leave(descend(vector, product)))
+        moved = descend(vector, product)
+        vector, growth = normalised(jax.tree.map(jnp.subtract, moved, leaf.project(moved)))
         # On the leaf by theory; projected against rounding.
         return (leaf.project(descend(point, slope)), vector), growth
 
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(one, leaf.shape, leaf.dtype) for one, leaf in zip(keys, leaves, strict=True)]
-    first_deviation = normalised(leave(tree.unflatten(drawn)))[0]
-    run = jax.jit(lambda start, batches: jax.lax.scan(step, start, batches)[1])
-    growth = estimate_of(np.asarray(run((foot, first_deviation), batches))[burn_in:])
-    distance = tree_norm(deviation) / tree_norm(shared)
-    return CloneForecast(trap_forecast(distance, growth.exponent, growth.standard_error, tolerance), distance, growth)
+    return step
