@@ -15,6 +15,7 @@ from lopjax.models import mlp
 from lopjax.signals import observe
 from lopjax.testing import Property, check_intervention
 from lopjax.training import Task, init_state
+from lopjax.wiring import tree_paths
 
 OPTIONS = {
     "mlp": {"activation": "tanh", "norm": "none"},
@@ -109,24 +110,37 @@ def test_a_batch_norm_is_put_in_without_a_change_of_the_function(x64, name):
     found = jax.jit(new_model.apply)(new, jnp.concatenate([batch, others]))[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * float(jnp.abs(expected).max()))
     assert dict(new_model.constructor.arguments)["norm"] == "batch"
-    site, norm = {
-        "mlp": ("hidden_1", ("hidden_1_norm",)),
-        "cnn": ("conv_1", ("conv_1_norm",)),
-        "resnet": ("stem", ("stem", "norm")),
-        "vit": ("attention_0", ("mlp_0_norm",)),
-    }[name]
-    statistics, params = new["batch_stats"], new["params"]
-    for part in norm:
-        statistics, params = statistics[part], params[part]
-    pre = np.asarray(taps[site].pre)[:7].reshape(-1, taps[site].pre.shape[-1])
-    np.testing.assert_allclose(statistics["var"], pre.var(axis=0, ddof=1), rtol=1e-9)
-    np.testing.assert_allclose(params["offset"], pre.mean(axis=0), rtol=0, atol=1e-12)
+    normed = _normed_sites(new, {site: np.asarray(tap.pre)[: len(batch)] for site, tap in taps.items()})
+    assert normed
+    for norm, pre in normed.items():
+        offset = _part(new["params"], norm)["offset"]
+        np.testing.assert_allclose(offset, pre.mean(axis=0), rtol=0, atol=1e-12)
     fresh = jax.tree.map(lambda leaf: leaf, new)
-    target = fresh["params"]
-    for part in norm:
-        target = target[part]
+    target = _part(fresh["params"], next(iter(normed)))
     target["scale"] = jnp.ones_like(target["scale"])
-    assert np.abs(jax.jit(new_model.apply)(fresh, batch)[0] - expected[:7]).max() > 1e-3
+    assert np.abs(jax.jit(new_model.apply)(fresh, batch)[0] - expected[: len(batch)]).max() > 1e-3
+
+
+def _part(tree, path):
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _normed_sites(variables, pre):
+    """By the path of every norm that acts on the pre-activations of a site: these, `(samples, units)`.
+
+    Found by the variances, which no two arrays share; norms of what is no pre-activation have no site.
+    """
+    paths = [path[1:-1] for path in tree_paths(variables) if path[0] == "batch_stats" and path[-1] == "var"]
+    rows = [values.reshape(-1, values.shape[-1]) for values in pre.values()]
+    return {
+        path: values
+        for path in paths
+        for values in rows
+        for variance in [_part(variables["batch_stats"], path)["var"]]
+        if variance.shape == values.shape[1:] and np.allclose(variance, values.var(axis=0, ddof=1), rtol=1e-9, atol=0)
+    }
 
 
 def test_what_cannot_take_a_norm_is_refused(unchecked):
