@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Num
 
 from lopjax.arguments.numbers import takes_numbers
 from lopjax.optim.checks import check
@@ -73,20 +73,31 @@ def trap_forecast(
 
 
 @takes_numbers(distances=1)
-def measured_rate(distances: Float[Array, " records"], spacing: ArrayLike = 1.0) -> Rate:
-    """Least squares slope of `ln d` over equally spaced measurements, and its standard error.
+def measured_rate(
+    distances: Float[Array, " records"], spacing: ArrayLike = 1.0, *, steps: Num[Array, " records"] | None = None
+) -> Rate:
+    """Least squares slope of `ln d` over measurements, and its standard error.
 
-    The error takes deviations from the line for independent; NaN for fewer than three measurements that are finite.
+    The error takes deviations from the line for independent; NaN for fewer than three measurements that are finite, or
+    all at one step.
 
     Args:
         distances: distances of one pair, positive; NaN or infinite ones are left out.
         spacing: steps between two measurements.
+        steps: steps of the measurements instead, where they are not equally spaced.
     """
     distances = jnp.asarray(distances)
     distances = distances.astype(jnp.promote_types(distances.dtype, jnp.float32))
     is_there = jnp.isfinite(distances) & (distances > 0)
     n = jnp.sum(is_there)
-    x = jnp.arange(distances.shape[0], dtype=distances.dtype)
+    x, unit = jnp.arange(distances.shape[0], dtype=distances.dtype), spacing
+    if steps is not None:
+        given = jnp.asarray(steps)
+        if given.shape != distances.shape:
+            raise ValueError(f"steps of shape {given.shape}: must be one for each of the {len(distances)} distances")
+        x = (given - given[-1]).astype(distances.dtype)  # first the difference, or late steps lose their last digits
+        unit = jnp.max(jnp.abs(jnp.where(is_there, x, 0)))
+        x = x / unit
     y = jnp.where(is_there, jnp.log(jnp.where(is_there, distances, 1)), 0)
     x_mean, y_mean = jnp.sum(jnp.where(is_there, x, 0)) / n, jnp.sum(y) / n
     from_mean = jnp.where(is_there, x - x_mean, 0)
@@ -94,4 +105,4 @@ def measured_rate(distances: Float[Array, " records"], spacing: ArrayLike = 1.0)
     slope = jnp.sum(from_mean * y) / spread
     residuals = jnp.where(is_there, y - y_mean - slope * from_mean, 0)
     error = jnp.sqrt(jnp.sum(jnp.square(residuals)) / (jnp.maximum(n - 2, 1) * spread))
-    return Rate(jnp.where(n >= 3, slope, jnp.nan) / spacing, jnp.where(n >= 3, error, jnp.nan) / spacing)
+    return Rate(jnp.where(n >= 3, slope, jnp.nan) / unit, jnp.where(n >= 3, error, jnp.nan) / unit)

@@ -203,7 +203,9 @@ def _detail(nearness: UnitNearness, unit: int, kind: Status) -> str:
     if kind is Status.NEAR_CLONE:
         near = nearness.activations
         multiple = "" if near.multiple[unit] == 1 else f"{near.multiple[unit]:.3g} x "
-        return f" (= {multiple}unit {near.unit[unit]} to {100 * near.distance[unit]:.2g} %)"
+        gap = near.distance[unit]
+        to = "" if gap == 0 else f" to {100 * gap:.2g} %" if gap >= 1e-5 else " to less than 0.001 %"
+        return f" (= {multiple}unit {near.unit[unit]}{to})"
     if kind is Status.UNKNOWN:
         return ""
     if kind is Status.DEAD:

@@ -1,12 +1,13 @@
 """The doctor: what is wrong with a network, how bad, on what evidence, and what would mend it.
 
-examine.py      the examinations, one for each kind of trap
-diagnosis.py    `diagnose`, all of them
-findings.py     what they say: text and JSON
-page.py         the HTML page (page.html is its frame)
-patients.py     from a run folder or a checkpoint to a network, its variables and a batch
-checkpoints.py  checkpoints that are not ours
-command.py      `python -m lopjax doctor`
+examine.py       examinations for clones, near-clones and low rank
+frozen_units.py  examinations for dead and saturated units
+diagnosis.py     `diagnose`, all of them
+findings.py      what they say: text and JSON
+page.py          the HTML page (page.html is its frame)
+patients.py      from a run folder or a checkpoint to a network, its variables and a batch
+checkpoints.py   checkpoints that are not ours
+command.py       `python -m lopjax doctor`
 """
 
 from lopjax.doctor.checkpoints import MismatchError

@@ -79,8 +79,8 @@ def _flat(tree: Any, above: tuple[str, ...] = ()) -> Flat:
 def matched(arrays: Flat, expected: Any, where: str) -> Any:
     """The arrays as a tree like the expected one.
 
-    A collection above all arrays (`params`) may be missing in the checkpoint, and whatever else it holds (the state of
-    an optimizer) is left aside if it lies beside the collections that are wanted.
+    A collection above all arrays (`params`) may be missing in the checkpoint, or be there where bare parameters are
+    expected, and whatever else it holds (the state of an optimizer) is left aside if it lies beside what is wanted.
 
     Args:
         arrays: result of `read_arrays`.
@@ -94,22 +94,39 @@ def matched(arrays: Flat, expected: Any, where: str) -> Any:
     leaves, structure = jax.tree_util.tree_flatten_with_path(expected)
     by_path = {tuple(_name(key) for key in keys): leaf for keys, leaf in leaves}
     collections = {path[0] for path in by_path}
-    given = arrays
-    if not any(path[0] in collections for path in arrays) and "params" in collections:
-        given = {("params", *path): array for path, array in arrays.items()}
-    given = {path: array for path, array in given.items() if path[0] in collections}
-    lines = [f"missing: {_path(path)} {tuple(leaf.shape)}" for path, leaf in by_path.items() if path not in given]
+    given = _wanted(arrays, collections)
+    lines = {path: f"missing: {_path(path)} {tuple(leaf.shape)}" for path, leaf in by_path.items() if path not in given}
     for path, array in given.items():
         if path not in by_path:
-            lines.append(f"not in the network: {_path(path)} {np.shape(array)}")
-        elif np.shape(array) != tuple(by_path[path].shape):
-            lines.append(f"shape: {_path(path)} is {np.shape(array)}, the network has {tuple(by_path[path].shape)}")
-        elif not jax.numpy.issubdtype(np.asarray(array).dtype, np.number):
-            lines.append(f"type: {_path(path)} is {np.asarray(array).dtype}, no numbers")
+            lines[path] = f"not in the network: {_path(path)} {np.shape(array)}"
+            continue
+        kind, wanted = np.asarray(array).dtype, by_path[path]
+        if np.shape(array) != tuple(wanted.shape):
+            lines[path] = f"shape: {_path(path)} is {np.shape(array)}, the network has {tuple(wanted.shape)}"
+        elif jax.dtypes.issubdtype(wanted.dtype, np.floating) and not jax.dtypes.issubdtype(kind, np.floating):
+            lines[path] = f"type: {_path(path)} is {kind}, the network has {wanted.dtype}"
+        elif not jax.dtypes.issubdtype(kind, np.number):
+            lines[path] = f"type: {_path(path)} is {kind}, no numbers"
     if lines or not given:
-        head = f"{where} does not match the network, {len(lines)} of {len(by_path)} arrays differ"
-        raise MismatchError("\n  ".join([head, *lines, *([] if given else [f"it holds {_names(arrays)}"])]))
+        differ = sum(path in by_path for path in lines)
+        head = (
+            f"{where} does not match the network: {differ} of its {len(by_path)} arrays are not there as they should be"
+        )
+        raise MismatchError("\n  ".join([head, *lines.values(), *([] if given else [f"it holds {_names(arrays)}"])]))
     return structure.unflatten([jax.numpy.asarray(given[path]) for path in by_path])
+
+
+def _wanted(arrays: Flat, collections: set[str]) -> Flat:
+    """Of a checkpoint, the arrays that lie where the network's do."""
+    is_there = any(path[0] in collections for path in arrays)
+    if not is_there and "params" in collections:
+        arrays = {("params", *path): array for path, array in arrays.items()}
+    elif not is_there:  # bare parameters are wanted; a Linen network saves them below one or two `params`
+        below = arrays
+        while below and not any(path[0] in collections for path in below):
+            below = {path[1:]: array for path, array in below.items() if path[0] == "params" and len(path) > 1}
+        arrays = below or arrays
+    return {path: array for path, array in arrays.items() if path[0] in collections}
 
 
 def variables_of(arrays: Flat, model: Model, where: str) -> Variables:

@@ -1,6 +1,6 @@
 """What is wrong with a network, how bad, on what evidence, and what would mend it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,11 +11,12 @@ from lopjax.arguments.batches import as_batch
 from lopjax.cloning.rounding import at_least_float32
 from lopjax.detection.lives import LifeTable
 from lopjax.detection.nearness import Status, describe_units, unit_nearness
-from lopjax.doctor import examine
-from lopjax.doctor.findings import Diagnosis, Finding, UnitRecord
+from lopjax.doctor import examine, frozen_units
+from lopjax.doctor.findings import Diagnosis, Finding, UnitRecord, share_in_words
 from lopjax.losses import check_batch, mean_cross_entropy
 from lopjax.model import Model, Variables
 from lopjax.models.check import check_labels
+from lopjax.wiring import tree_paths
 
 
 def diagnose(
@@ -53,15 +54,17 @@ def diagnose(
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name}={value}: must be positive and finite")
     variables = at_least_float32(variables)
+    _check_numbers(variables)
     batch = as_batch(batch)
     check_batch(model, variables, batch, loss=loss)
     check_labels(model, variables, batch[0])
     if not bool(jnp.any(batch[0] != batch[0][:1])):
-        raise ValueError(f"batch: its {len(batch[0])} inputs are the same; give samples that differ, a few hundred")
+        raise ValueError("batch: all of its inputs are the same; give samples that differ, a few hundred")
     nearness = jax.device_get(jax.jit(lambda v, b: unit_nearness(model, v, b, loss=loss))(variables, batch))
     status = examine.statuses(nearness, clone_tolerance)
     patient = examine.Patient(model, variables, batch, loss, nearness, status, clone_tolerance)
     findings, texts, notes = _examined(patient)
+    notes += _few(len(batch[0]), status)
     logits = model.apply(variables, batch[0], dropout_rate=0.0).logits
     facts = {
         "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(variables["params"])),
@@ -79,13 +82,41 @@ def _examined(patient: examine.Patient) -> tuple[list[Finding], examine.Certific
     exact = texts
     for look in (
         lambda one: examine.near_clones(one, exact),
-        examine.dead_units,
-        examine.saturated_units,
+        frozen_units.dead_units,
+        frozen_units.saturated_units,
         examine.low_rank,
     ):
         more, others, said = look(patient)
         findings, texts, notes = findings + more, {**others, **texts}, notes + said
     return findings, texts, notes
+
+
+def _check_numbers(variables: Variables) -> None:
+    """Refuse parameters that are no floating point numbers, and a network that has diverged.
+
+    Raises:
+        ValueError: names every such array.
+    """
+    named = [
+        ("/".join(path), leaf) for path, leaf in zip(tree_paths(variables), jax.tree.leaves(variables), strict=True)
+    ]
+    is_real = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.floating)  # noqa: E731
+    if kinds := [f"{name} is {leaf.dtype}" for name, leaf in named if name.startswith("params/") and not is_real(leaf)]:
+        raise ValueError(f"{', '.join(kinds)}: parameters must be floating point numbers; convert them first")
+    wrong = {name: np.sum(~np.isfinite(np.asarray(leaf))) for name, leaf in named if is_real(leaf)}
+    if lost := [f"{number} of {name}" for name, number in wrong.items() if number]:
+        raise ValueError(
+            f"numbers that are not finite: {', '.join(lost)}. The network has diverged, and nothing more can be said; "
+            "examine a checkpoint from before"
+        )
+
+
+def _few(samples: int, status: Mapping[str, np.ndarray]) -> list[str]:
+    """A note where the batch is smaller than a layer."""
+    widest = max((len(each) for each in status.values()), default=0)
+    if samples >= widest:
+        return []
+    return [f"{samples} samples for up to {widest} units in a layer: on so few, units are dead or alike by chance"]
 
 
 def _records(patient: examine.Patient, texts: examine.Certificates) -> tuple[UnitRecord, ...]:
@@ -102,4 +133,5 @@ def _records(patient: examine.Patient, texts: examine.Certificates) -> tuple[Uni
 
 def _nearest(near: Any, unit: int, distance: float) -> str:
     multiple = float(near.activations.multiple[unit])
-    return f"unit {int(near.activations.unit[unit])} x {multiple:.3g}, {100 * distance:.2g} %"
+    times = "" if multiple == 1 else f"{multiple:.3g} x "
+    return f"{times}unit {int(near.activations.unit[unit])}, which differs by {share_in_words(distance)}"

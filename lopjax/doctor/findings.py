@@ -11,8 +11,9 @@ class Finding(NamedTuple):
     """One thing that is wrong.
 
     Attributes:
-        kind: "clones", "near-clones", "dead units", "saturated units", "low rank", or the name of a warning.
-        severity: share of the units of the worst unit space that it concerns, in [0, 1]; of a warning its score.
+        kind: "clones", "near-clones", "dead units", "saturated units", or "low rank".
+        severity: share of the units of the worst unit space that it concerns, in [0, 1]; of clones those beyond the
+            first of each kind, of a low rank the share of a fresh network's that is missing.
         where: unit spaces or sites.
         units: those concerned, `(space, unit)`.
         says: one sentence.
@@ -46,7 +47,9 @@ class Finding(NamedTuple):
     def places(self) -> str:
         """Where it is, with the numbers of the units: "hidden_0 (1, 4)"."""
         of = {place: [str(unit) for space, unit in self.units if space == place] for place in self.where}
-        some = {place: [*units[:8], *([f"{len(units) - 8} more"] if units[8:] else [])] for place, units in of.items()}
+        some = {
+            place: [*units[:8], *([f"and {len(units) - 8} more"] if units[8:] else [])] for place, units in of.items()
+        }
         return ", ".join(f"{place} ({', '.join(units)})" if units else place for place, units in some.items())
 
 
@@ -105,7 +108,7 @@ class Diagnosis(NamedTuple):
             lines += [
                 f"{number}. {one.kind} ({one.word}, {100 * one.severity:.0f} %): {one.says}",
                 f"   where:      {one.places}",
-                f"   evidence:   {one.verdict}{_within(one.tolerance)}",
+                f"   evidence:   {evidence_in_words(one)}",
                 f"   by itself:  {one.leaves}{time_in_words(one.time, self.learning_rate)}",
                 f"   mended by:  {one.remedy}",
             ]
@@ -141,8 +144,19 @@ def time_in_words(time: float | None, learning_rate: float | None) -> str:
     return f", in about {time / learning_rate:,.0f} steps"
 
 
-def _within(tolerance: float | None) -> str:
-    return "" if tolerance is None else f" at tolerance {tolerance:.1e}"
+def share_in_words(share: float) -> str:
+    """A relative distance as a percentage that a user can read."""
+    if share == 0:
+        return "nothing"
+    return "less than 0.001 %" if share < 1e-5 else f"{100 * share:.2g} %"
+
+
+def evidence_in_words(one: Finding) -> str:
+    """What a finding rests on: a certificate and what counted as zero, or a measurement."""
+    if one.verdict == "SYMPTOM":
+        within = "" if one.tolerance is None else f" to {100 * one.tolerance:g} %"
+        return f"SYMPTOM, measured on this batch{within}; nothing is proved"
+    return f"certificate {one.verdict}" + ("" if one.tolerance is None else f" at tolerance {one.tolerance:.1e}")
 
 
 def _plain(record: Finding | UnitRecord) -> dict[str, Any]:

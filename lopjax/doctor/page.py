@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lopjax.detection.nearness import Status
-from lopjax.doctor.findings import Diagnosis, Finding, UnitRecord, time_in_words
+from lopjax.doctor.findings import Diagnosis, Finding, UnitRecord, evidence_in_words, time_in_words
 
 COLOURS = {
     Status.ALIVE: "#c8d5de",
@@ -40,6 +40,7 @@ def page(diagnosis: Diagnosis, name: str) -> str:
         .replace("{{summary}}", html.escape(diagnosis.summary))
         .replace("{{facts}}", html.escape(facts))
         .replace("{{findings}}", _findings(diagnosis))
+        .replace("{{told}}", _told(diagnosis))
         .replace("{{legend}}", _legend())
         .replace("{{lives}}", lives_svg(diagnosis))
         .replace("{{notes}}", "".join(f"<p class=note>{html.escape(note)}</p>" for note in diagnosis.notes))
@@ -62,12 +63,20 @@ def _finding(one: Finding, learning_rate: float | None) -> str:
         "mended by": one.remedy,
     }
     body = "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in rows.items())
-    tolerance = "" if one.tolerance is None else f", tolerance {one.tolerance:.1e}"
     return (
-        f"<section><h2>{html.escape(one.kind)} {bar} {one.word}</h2><p>{html.escape(one.says)}</p>"
-        f"<table>{body}</table><details><summary>evidence: {one.verdict}{tolerance}</summary>"
+        f"<section><h2>{html.escape(one.kind)} {bar} {one.word}, {100 * one.severity:.0f} %</h2>"
+        f"<p>{html.escape(one.says)}</p>"
+        f"<table>{body}</table><details><summary>evidence: {html.escape(evidence_in_words(one))}</summary>"
         f"<pre>{html.escape(one.evidence)}</pre></details></section>"
     )
+
+
+def _told(diagnosis: Diagnosis) -> str:
+    """What the lines below show."""
+    if diagnosis.lives is None:
+        return "No record of the past was found: each line is what the unit is now."
+    marks = any(np.any(one) for one in diagnosis.lives.touched.values())
+    return "One line per unit, from left to right over time" + ("; a black mark is an intervention." if marks else ".")
 
 
 def _legend() -> str:
@@ -78,7 +87,8 @@ def _legend() -> str:
 
 
 def _certificate(one: UnitRecord) -> str:
-    numbers = f"death radius {one.death_radius:.3g}, largest slope {one.slope:.3g}, time scale {one.time_scale:.3g}"
+    radius = "death radius not known" if np.isnan(one.death_radius) else f"death radius {one.death_radius:.3g}"
+    numbers = f"{radius}, largest slope {one.slope:.3g}, time scale {one.time_scale:.3g} (steps times learning rate)"
     head = f"{one.space}[{one.unit}]: {one.status.lower().replace('_', '-')}; nearest: {one.nearest}\n{numbers}"
     return head + (f"\n\n{one.certificate}" if one.certificate else "")
 
@@ -97,7 +107,7 @@ def lives_svg(diagnosis: Diagnosis) -> str:
         first, last = diagnosis.lives.steps[[0, -1]]
         axis = f"<text x={MARGIN} y={top + 8}>step {first}</text>"
         axis += f"<text x={MARGIN + WIDTH} y={top + 8} text-anchor=end>step {last}</text>"
-    size = f"width={MARGIN + WIDTH + 10} height={top + 14}"
+    size = f"viewBox='0 0 {MARGIN + WIDTH + 10} {top + 14}' width={MARGIN + WIDTH + 10}"
     return f"<svg id=lives {size} xmlns='http://www.w3.org/2000/svg'>{''.join(parts)}{axis}</svg>"
 
 

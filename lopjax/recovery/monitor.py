@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from lopjax.detection.forecast import Forecast, measured_rate, trap_forecast
 from lopjax.detection.lives import LifeTable, Lives, start_lives, update_lives
@@ -29,6 +31,7 @@ from lopjax.model import Model, Params, Variables
 from lopjax.optim.checks import check
 
 _SOON = 10_000.0
+_TAIL = norm.sf(2)  # twice the standard error
 
 
 class MonitorState(NamedTuple):
@@ -38,6 +41,7 @@ class MonitorState(NamedTuple):
         warnings: warnings of the detectors.
         lives: what units are, and since when.
         distances: by space, of every unit to its nearest clone at the last measurements, `(window, units)`.
+        steps: steps of these measurements, int32, `(window,)`; -1 before the first.
         params: at the last measurement.
         step: step of the last measurement.
     """
@@ -45,6 +49,7 @@ class MonitorState(NamedTuple):
     warnings: WarningState
     lives: Lives
     distances: dict[str, jax.Array]
+    steps: jax.Array
     params: Params
     step: jax.Array
 
@@ -166,7 +171,8 @@ def monitor(
         lives = start_lives(status)
         distances = {space: jnp.full((window, len(one)), jnp.nan) for space, one in status.items()}
         held = jax.tree.map(jnp.asarray, variables["params"])
-        return MonitorState(start_warnings(window), lives, distances, held, jnp.int32(-1))
+        steps = jnp.full(window, -1, jnp.int32)
+        return MonitorState(start_warnings(window), lives, distances, steps, held, jnp.int32(-1))
 
     def update(
         state: MonitorState, params: Params, step: ArrayLike, train_loss: ArrayLike = np.nan
@@ -234,12 +240,18 @@ def _update(
         space: jnp.concatenate([state.distances[space][1:], one.activations.distance[None]])
         for space, one in nearness.items()
     }
-    forecast = {space: _forecast(found, elapsed) for space, found in distances.items()}
-    held = MonitorState(memory, lives, distances, jax.tree.map(jnp.asarray, params), step)
+    steps = jnp.append(state.steps[1:], step)
+    forecast = {space: _forecast(found, steps) for space, found in distances.items()}
+    held = MonitorState(memory, lives, distances, steps, jax.tree.map(jnp.asarray, params), step)
     return held, MonitorReport(step, warnings, events, status, nearness, forecast, value)
 
 
-def _forecast(distances: jax.Array, spacing: jax.Array) -> Forecast:
-    """Of every unit of a space, from its distances at equally spaced measurements."""
-    rates = jax.vmap(lambda one: measured_rate(one, spacing), in_axes=1)(distances)
-    return trap_forecast(distances[-1], rates.exponent, rates.standard_error)
+def _forecast(distances: jax.Array, steps: jax.Array) -> Forecast:
+    """Of every unit of a space, from its distances at the measurements of the window.
+
+    Of three measurements on a line by chance the standard error is small: it is widened as Student's t is.
+    """
+    rates = jax.vmap(lambda one: measured_rate(one, steps=steps), in_axes=1)(distances)
+    counts = jnp.sum(jnp.isfinite(distances) & (distances > 0), axis=0)
+    widened = jnp.asarray(student.isf(_TAIL, np.maximum(np.arange(len(steps) + 1) - 2, 1)) / 2, distances.dtype)[counts]
+    return trap_forecast(distances[-1], rates.exponent, rates.standard_error * widened)

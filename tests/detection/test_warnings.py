@@ -109,6 +109,12 @@ def test_a_forecast_from_the_first_half_of_a_run_is_borne_out_by_the_second(x64)
     first = jnp.asarray(distances[:400:10])
     rate = measured_rate(first, 10.0)
     assert float(rate.exponent) == pytest.approx(np.log(1 - 0.01), rel=0.05)
+    uneven = np.array([0, 10, 20, 30, 90, 200, 210, 390])
+    of_steps = measured_rate(np.array(distances)[uneven], steps=uneven)
+    slope, _ = np.polyfit(uneven, np.log(np.array(distances)[uneven]), 1)
+    assert float(of_steps.exponent) == pytest.approx(slope, rel=1e-9)
+    with pytest.raises(ValueError, match=r"steps of shape \(7,\): must be one for each of the 8 distances"):
+        measured_rate(np.array(distances)[uneven], steps=uneven[:7])
     forecast = trap_forecast(distances[399], rate.exponent, rate.standard_error, tolerance=1e-6)
     crossed = np.argmax(np.array(distances) < 1e-6) - 399
     assert float(forecast.steps) == pytest.approx(crossed, rel=0.05)

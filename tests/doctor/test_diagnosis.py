@@ -6,15 +6,21 @@ import subprocess
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles.browser import FLAGS, browser
 from sick import INPUTS, LABELS, diagnosis, make, variables
 
-from lopjax.certificates import CloneVerdict
+from lopjax.certificates import CloneVerdict, FrozenVerdict
+from lopjax.cloning.rounding import parameter_tolerance
 from lopjax.detection import LifeTable, Status
-from lopjax.doctor import diagnose, examine, write_page
-from lopjax.stability import Stability
+from lopjax.doctor import diagnose, examine, frozen_units, write_page
+from lopjax.doctor import diagnosis as diagnosis_module
+from lopjax.losses import mean_cross_entropy
+from lopjax.models import mlp
+from lopjax.stability import Stability, unit_blocks_of_clones
 
 
 def test_each_trap_is_found_with_its_certificate_and_its_remedy():
@@ -34,24 +40,131 @@ def test_each_trap_is_found_with_its_certificate_and_its_remedy():
     assert dead.units == (("hidden_0", 5),)
     assert dead.verdict == "FROZEN"
     assert dead.time == np.inf  # the first layer on fixed data: nothing that moves can wake it
-    assert dead.says == f"1 unit is the same on all {len(INPUTS)} samples"
-    assert dead.leaves.startswith("no: 1 that nothing which still moves can wake; incoming weights")
+    assert dead.says == f"1 unit has a constant activation on all {len(INPUTS)} samples"
+    assert dead.leaves.startswith("no, as far as these 40 samples show: gradients never wake it; incoming weights")
+    assert near.says == "2 units act almost like another; the closest two differ by 0.067 %"
+    assert clones.says == "only 7 of 8 units in hidden_0 differ"
     assert "wake_dead_units" in dead.remedy
     assert dead.tolerance is not None
     text = str(diagnosis())
     assert text.startswith("4 units within 1 % of a clone, 1 dead, 0 saturated, of 8")
     assert re.search(r"by itself:  no: gradient descent keeps clones exactly; .* in about [\d,]+ steps", text)
+    assert "evidence:   certificate BLOCK_CONSTANT at tolerance" in text
+    assert "evidence:   SYMPTOM, measured on this batch to 1 %; nothing is proved" in text
 
 
 def test_that_clones_never_part_is_said_only_of_what_is_decided(monkeypatch):
     """Blocks at a kink are undecided: the time is not known, where that of neutral ones is infinite."""
-    trap = SimpleNamespace(model=None, variables=None, loss=None, batch=None)
     for verdict, time in ((Stability.UNDECIDED, None), (Stability.NEUTRAL, np.inf)):
         total = SimpleNamespace(verdict=verdict, note="at a kink")
-        monkeypatch.setattr(examine, "unit_blocks_of_clones", lambda *_, t=total, **__: SimpleNamespace(total=t))
-        said, found, *_ = examine._escape(trap, {}, CloneVerdict.BLOCK_CONSTANT)
+        monkeypatch.setattr(examine, "_blocks", lambda *_, t=total: SimpleNamespace(total=t))
+        said, found, *_ = examine._escape(SimpleNamespace(), {}, CloneVerdict.BLOCK_CONSTANT)
         assert found == time
         assert ("not decided: at a kink" in said) == (time is None)
+    for verdict in (CloneVerdict.UNDECIDED, CloneVerdict.NOT_CLONED, CloneVerdict.FORWARD_ONLY):
+        assert examine._escape(SimpleNamespace(), {}, verdict)[0].startswith("not decided")
+
+
+def test_stability_is_judged_in_double_precision_or_in_that_of_the_network(monkeypatch):
+    asked = []
+
+    def judge(model, variables, batch, partition, *, loss, bc_tolerance=None):
+        kinds = {leaf.dtype.name for leaf in jax.tree.leaves(variables)}
+        asked.append((kinds, batch[0].dtype.name, batch[1].dtype.name, bc_tolerance))
+        if "float64" in kinds:
+            raise ValueError("the network rounds to 32 bits inside")
+        return "found"
+
+    monkeypatch.setattr(examine, "unit_blocks_of_clones", judge)
+    batch = INPUTS, LABELS.astype(np.int32)
+    assert examine._blocks(examine.Patient(make(), variables(), batch, None, {}, {}, 0.01), {}) == "found"
+    allowed = parameter_tolerance(variables()["params"])
+    assert asked == [({"float64"}, "float64", "int32", allowed), ({"float32"}, "float32", "int32", None)]
+
+
+@pytest.mark.slow
+def test_an_activation_near_a_kink_in_single_precision_leaves_the_stability_of_clones_decided():
+    """The running mean is what the clones read at the first sample, to the last digit that single precision has."""
+    model = mlp((4,), (8,), 3, norm="batch")
+    tree, hidden = model.init(jax.random.key(0)), variables()["params"]["hidden_0"]
+    tree = jax.tree.map(np.array, {**tree, "params": {**tree["params"], "hidden_0": hidden}})
+    (stats,), classes = tree["batch_stats"].values(), tree["params"]["classes"]["kernel"]
+    classes[1], stats["mean"][:2] = classes[0], (INPUTS[0] @ hidden["kernel"] + hidden["bias"])[0]
+    patient = examine.Patient(model, tree, (INPUTS, LABELS), mean_cross_entropy, {}, {}, 0.01)
+    partition = {"hidden_0": (0, 0, 1, 2, 3, 4, 5, 6)}
+    single = unit_blocks_of_clones(model, tree, (INPUTS, LABELS), partition, loss=mean_cross_entropy).total
+    double = examine._blocks(patient, partition).total
+    assert single.verdict is Stability.UNDECIDED
+    assert "at a kink" in single.note
+    assert double.verdict is Stability.SADDLE
+
+
+def test_a_network_whose_numbers_are_none_is_refused_by_the_names_of_its_arrays(unchecked):
+    lost, whole = variables(), jax.tree.map(lambda leaf: np.round(leaf).astype(np.int32), variables())
+    lost["params"]["hidden_0"]["kernel"][:2, 0] = np.nan, np.inf
+    lost["params"]["hidden_0"]["bias"][1] = -np.inf  # a ReLU hides it, and the loss is finite
+    with pytest.raises(ValueError, match=r"not finite: 1 of params/hidden_0/bias, 2 of params/hidden_0/kernel\. "):
+        diagnose(make(), lost, (INPUTS, LABELS))
+    with pytest.raises(ValueError, match=r"params/classes/bias is int32, .*: parameters must be floating point"):
+        diagnose(make(), whole, (INPUTS, LABELS))
+
+
+def test_what_could_wake_dead_units_is_said_unit_by_unit_and_no_more_than_is_proved():
+    dead, slow, unclear = FrozenVerdict.FROZEN, FrozenVerdict.SLOW, FrozenVerdict.UNDECIDED
+    fates = [frozen_units._Fate(dead, ()), frozen_units._Fate(dead, ("a", "b")), frozen_units._Fate(slow, ("a",))]
+    evidence = [SimpleNamespace(radius=radius) for radius in (None, 2.5, 3.0)]
+    assert frozen_units._waking(fates, 4, evidence, 40) == (
+        "no, as far as these 40 samples show: gradients never wake 1 of them; "
+        "only a change of a, b can wake 1 of them; saturation leaves 1 of them next to no gradient; "
+        "not decided for 1 of them; "
+        "incoming weights would have to change by at least 2.5"
+    )
+    assert frozen_units._waking([frozen_units._Fate(unclear, ())], 1, [], 40) == "not decided"
+    assert frozen_units._waking([], 2, [], 40) == "not decided"  # no certificate of them
+    assert frozen_units._waking(fates[2:], 1, [], 40) == "saturation leaves it next to no gradient"
+    at_the_border = frozen_units._waking(fates[:1], 1, [SimpleNamespace(radius=-0.0)], 40)
+    assert at_the_border.endswith("incoming weights would have to change only a little, as one is at the border")
+
+
+def test_a_unit_of_several_sites_is_counted_once_and_by_its_weakest():
+    wiring = SimpleNamespace(site=lambda name: SimpleNamespace(space=name[:-1]))
+    unit = SimpleNamespace(verdict=FrozenVerdict.FROZEN, unit=3, depends_on=())
+    sites = [
+        SimpleNamespace(**{**vars(unit), "site": "width1"}),
+        SimpleNamespace(**{**vars(unit), "site": "width2", "verdict": FrozenVerdict.ALIVE, "depends_on": ("x",)}),
+    ]
+    found = frozen_units._Frozen({}, [SimpleNamespace(units=sites)], []).by_unit(SimpleNamespace(wiring=wiring))
+    assert found == {("width", 3): frozen_units._Fate(FrozenVerdict.ALIVE, ("x",))}
+
+
+def test_a_norm_over_units_forbids_the_remedy_that_changes_no_output():
+    patient = SimpleNamespace(model=mlp((4,), (6, 5), 3, norm="layer"))
+    assert "hidden_1" in patient.model.wiring.coupled  # as wake_dead_units refuses it
+    assert frozen_units._waker(patient, ("hidden_1",)).startswith("lopjax.interventions.redo, which may change outputs")
+    assert frozen_units._waker(SimpleNamespace(model=make()), ("hidden_0",)).startswith(
+        "lopjax.interventions.wake_dead_units, which changes no output"
+    )
+
+
+def test_a_low_rank_that_a_fresh_network_has_too_is_none():
+    """Six ReLU layers drawn anew: 3 of 64 in the last. A layer of rank one is below that."""
+    model = mlp((4,), (64,) * 6, 3, norm="none")
+    fresh = model.init(jax.random.key(3))
+    patient = examine.Patient(model, fresh, (INPUTS, LABELS), mean_cross_entropy, {}, {}, 0.01)
+    ranks = examine._ranks(patient, fresh)
+    assert ranks["hidden_5"][0] < examine.LOW_RANK * ranks["hidden_5"][1]
+    assert examine.low_rank(patient)[0] == []
+    layer = fresh["params"]["hidden_1"]
+    layer["kernel"] = jnp.outer(jnp.ones(64), jnp.linspace(-1, 1, 64))
+    (found,), *_ = examine.low_rank(patient)
+    assert "hidden_1" in found.where
+    assert found.severity > 0.5
+    assert re.search(r"hidden_1 1\.\d, drawn anew \d+\.\d, at most 40", found.says)
+
+
+def test_a_batch_that_is_smaller_than_a_layer_is_noted():
+    assert diagnosis_module._few(5, {"a": np.zeros(4), "b": np.zeros(6)})[0].startswith("5 samples for up to 6 units")
+    assert diagnosis_module._few(6, {"a": np.zeros(4), "b": np.zeros(6)}) == []
 
 
 def test_a_network_that_is_well_has_no_finding_but_what_it_has():
@@ -151,13 +264,34 @@ def test_a_click_or_a_link_opens_the_certificate_in_node(tmp_path, fragment):
     assert chosen == 1
 
 
-def test_the_page_opens_in_a_browser(tmp_path):
-    chromium = browser()
-    address = f"{page(tmp_path).as_uri()}#hidden_0[5]"
-    flags = [*FLAGS, f"--user-data-dir={tmp_path}", "--virtual-time-budget=2000"]
+def shown(chromium, address, tmp_path, width=1000):
+    flags = [*FLAGS, f"--user-data-dir={tmp_path}", "--virtual-time-budget=2000", f"--window-size={width},900"]
     done = subprocess.run([chromium, *flags, "--dump-dom", address], capture_output=True, text=True, timeout=120)
-    assert '<pre id="certificate">hidden_0[5]: dead' in done.stdout, done.stderr
-    assert done.stdout.count('class="unit') == 8
+    assert done.stdout.count('class="unit') == 8, done.stderr
+    return done.stdout
+
+
+# The topmost element at the middle of a unit's line is what a finger meets.
+CLICK = """<script>
+addEventListener("load", () => {
+  const line = document.querySelector("[data-unit='hidden_0[5]'] rect");
+  line.scrollIntoView({block: "start"});
+  const box = line.getBoundingClientRect();
+  const met = document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2);
+  met.dispatchEvent(new MouseEvent("click", {bubbles: true}));
+  document.title = document.documentElement.scrollWidth <= innerWidth ? "fits" : "too wide";
+});
+</script>"""
+
+
+def test_the_page_opens_in_a_browser_and_a_click_opens_a_certificate(tmp_path):
+    chromium, path = browser(), page(tmp_path)
+    certificate = '<pre id="certificate">hidden_0[5]: dead'
+    assert certificate in shown(chromium, f"{path.as_uri()}#hidden_0[5]", tmp_path)
+    path.write_text(path.read_text().replace("</body>", f"{CLICK}</body>"))
+    clicked = shown(chromium, path.as_uri(), tmp_path, width=400)
+    assert certificate in clicked
+    assert "<title>fits</title>" in clicked
 
 
 @pytest.mark.parametrize(

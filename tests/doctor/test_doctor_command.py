@@ -67,6 +67,18 @@ def test_a_checkpoint_of_any_kind_is_read_as_it_was_written(kind, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, sick.variables())
 
 
+@pytest.mark.parametrize("above", [(), ("params",), ("params", "params")])
+def test_bare_parameters_are_found_where_a_network_of_linen_saves_them(above):
+    """As `(apply, params, inputs)` has them; a `TrainState` puts variables below `params`, beside its optimizer's."""
+    tree = sick.variables()["params"]
+    arrays = {(*above, layer, name): leaf for layer, part in tree.items() for name, leaf in part.items()}
+    if above:
+        arrays |= {("opt_state", "0", "count"): np.array(3), ("step",): np.array(7)}
+    jax.tree.map(np.testing.assert_array_equal, matched(arrays, tree, "net"), tree)
+    with pytest.raises(MismatchError, match=r"(?s)missing: classes/bias.*it holds model/"):
+        matched({("model", *path[len(above) :]): leaf for path, leaf in arrays.items()}, tree, "net")
+
+
 def test_the_command_examines_a_checkpoint_and_writes_beside_it(quick, data, tmp_path, capsys):
     path = saved("npz", tmp_path)
     main(["doctor", str(path), "--data", str(data), "--network", "sick:make", "--learning-rate", "0.1"])
@@ -118,10 +130,10 @@ def test_a_plain_function_is_traced_and_its_traps_are_found(data, tmp_path, caps
     said = capsys.readouterr().out
     for kind in ("clones (mild", "near-clones", "dead units"):
         assert kind in said
-    assert "evidence:   BLOCK_CONSTANT" in said
+    assert "evidence:   certificate BLOCK_CONSTANT" in said
     # The tracer finds the layer in front of the dead unit, and with it the radius and that nothing below it moves.
-    assert "evidence:   FROZEN at tolerance" in said
-    assert "by itself:  no: 1 that nothing which still moves can wake; incoming weights would have to change by" in said
+    assert "evidence:   certificate FROZEN at tolerance" in said
+    assert "gradients never wake it; incoming weights would have to change by" in said
 
 
 def test_a_checkpoint_that_does_not_match_is_refused_array_by_array():
@@ -134,13 +146,16 @@ def test_a_checkpoint_that_does_not_match_is_refused_array_by_array():
     with pytest.raises(MismatchError) as refused:
         matched(arrays, shapes, "net.npz")
     lines = str(refused.value).splitlines()
-    assert lines[0] == "net.npz does not match the network, 4 of 4 arrays differ"
+    assert lines[0] == "net.npz does not match the network: 3 of its 4 arrays are not there as they should be"
     assert sorted(line.strip() for line in lines[1:]) == [
         "missing: params/classes/bias (3,)",
         "missing: params/classes/kernel (8, 3)",
         "not in the network: params/head/kernel (3,)",
         "shape: params/hidden_0/kernel is (4, 7), the network has (4, 8)",
     ]
+    whole = {("hidden_0", "kernel"): np.zeros((4, 8), int), ("hidden_0", "bias"): np.array(["x"] * 8)}
+    with pytest.raises(MismatchError, match=r"(?s)kernel is int64, the network has float32.*bias is <U1, the"):
+        matched(whole, shapes, "net.npz")
     with pytest.raises(MismatchError, match="it holds params/a"):
         matched({("params", "a"): np.zeros(1)}, {"variables": shapes}, "net.npz")
 

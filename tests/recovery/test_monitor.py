@@ -11,6 +11,7 @@ import lopjax as lop
 from lopjax.detection import Status, load_lives, save_lives
 from lopjax.losses import mean_squared_error
 from lopjax.recovery import life_table
+from lopjax.recovery.monitor import _forecast
 
 
 @jax.tree_util.register_dataclass
@@ -55,6 +56,21 @@ def test_a_monitor_sees_deaths_and_forecasts_clones(tmp_path):
     assert "on the manifold of its clone in about" in str(reports[-1])
     table = load_lives(save_lives(life_table(reports), tmp_path / "lives.npz"))
     assert table.status["hidden_0"][:, 4].tolist() == [Status.ALIVE] * 3 + [Status.DEAD] * 19
+
+
+def test_measurements_need_not_be_equally_spaced_and_few_promise_nothing():
+    """d = e^(-0.01 t) at uneven steps; and noise around no trend, which three points often line up along."""
+    steps = jnp.array([-1, 0, 10, 20, 400, 420])
+    falling = jnp.exp(-0.01 * jnp.maximum(steps, 0.0)).at[0].set(jnp.nan)[:, None]
+    found = _forecast(falling, steps)
+    assert float(found.steps[0]) == pytest.approx(np.log(float(falling[-1, 0]) / 1e-3) / 0.01, rel=1e-3)
+    assert bool(found.is_decided[0])
+    random = np.random.default_rng(0)
+    for known in (3, 5, 12):
+        noise = np.exp(random.normal(size=(12, 4000)))
+        noise[:-known] = np.nan
+        share = float(jnp.mean(_forecast(jnp.asarray(noise, jnp.float32), 10 * jnp.arange(12)).is_decided))
+        assert 0.03 < share < 0.06  # beyond two standard errors by chance: 4.6 %
 
 
 def test_a_monitor_reads_the_parameters_of_an_nnx_network():
