@@ -11,7 +11,7 @@ from lopjax.activations import Activation
 from lopjax.tracing.atoms import Atom, find
 from lopjax.tracing.cloning import Cloning
 from lopjax.tracing.jaxprs import Program
-from lopjax.tracing.recognise import recognised
+from lopjax.tracing.recognise import is_double, recognised
 from lopjax.tracing.sites import FoundSite
 from lopjax.tracing.spaces import CLONEABLE, FIXED, PERMUTABLE, Diagram
 from lopjax.tracing.types import Typing
@@ -89,9 +89,10 @@ def _of_sites(first: Plan, second: Plan) -> Iterator[str]:
         return
     texts: dict[str, str | None] = {}
     for name, site in first.sites.items():
-        with jax.ensure_compile_time_eval():  # a wider batch is first seen when `apply` is compiled for it
+        with jax.ensure_compile_time_eval():  # a larger batch is first seen when `apply` is compiled for it
             known, new = (recognised(plan.typing, plan.sites[name], texts) for plan in (first, second))
-            is_same = _are_same(known, new)
+            values = [_values(each, plan, name) for each, plan in ((known, first), (new, second))]
+        is_same = known == new if isinstance(known, str) or isinstance(new, str) else _are_close(*values)
         if first.atoms[site.leaf] != second.atoms[second.sites[name].leaf] or not is_same:
             yield f"site {name!r} has another activation"
     above = dict(first.diagram.above)
@@ -100,18 +101,25 @@ def _of_sites(first: Plan, second: Plan) -> Iterator[str]:
             yield f"site {name!r} depends on {min(strays)!r}"
 
 
-_POINTS = np.linspace(-6.0, 6.0, 49, dtype=np.float32)
+_POINTS = np.linspace(-6.0, 6.0, 49)
 
 
-def _are_same(known: str | Activation, new: str | Activation) -> bool:
-    """Whether two activations have one name, or, where the library has none for them, the same values."""
-    if isinstance(known, str) or isinstance(new, str):
-        return known == new
+def _values(activation: str | Activation, plan: Plan, name: str) -> np.ndarray | None:
+    """Values of an activation without a name, in the site's own precision; None if it has arrays inside."""
+    if isinstance(activation, str):
+        return None
+    double = is_double(plan.typing, plan.sites[name])
     try:
-        values = [np.asarray(each(jnp.asarray(_POINTS))) for each in (known, new)]
-    except (TypeError, ValueError, KeyError):  # it contains arrays: a function that cannot be evaluated is not used
-        return True
-    return np.allclose(*values, rtol=1e-5, atol=1e-6, equal_nan=True)
+        with jax.enable_x64(double):
+            return np.asarray(activation(jnp.asarray(_POINTS, jnp.float64 if double else jnp.float32)))
+    except (TypeError, ValueError, KeyError):
+        return None
+
+
+def _are_close(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.allclose(one, other, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def _of_labels(first: Diagram, second: Diagram) -> Iterator[str]:

@@ -60,8 +60,14 @@ def _of_own_derivative(typing: Typing, site: FoundSite, calls: Sequence[Node]) -
     values, inside = entrywise(typing, site), {node for call in calls for node in walk(call.blocks[0])}
     if len(calls) == 1 and site.nodes <= inside and len(calls[0].inputs) == 1:
         kept = partial(_bound, calls[0])
-        return _name_of(values, kept, _numbers(typing, site)) or Activation("unnamed", kept)
+        name = _name_of(values, kept, _numbers(typing, site), is_double(typing, site))
+        return name or Activation("unnamed", kept)
     return Activation("unnamed", values)
+
+
+def is_double(typing: Typing, site: FoundSite) -> bool:
+    """Whether a site computes in 64 bits: a derivative rule of one's own is written down in the site's type."""
+    return typing.program.avals[site.pre].dtype == np.float64
 
 
 def _bound(call: Node, z: Any) -> Any:
@@ -79,14 +85,17 @@ def _numbers(typing: Typing, site: FoundSite) -> tuple[float, ...]:
     return tuple(sorted(each for each in made if each <= _FARTHEST))
 
 
-def _is(function: Callable[[Any], Any], derivative_of: Callable[[Any], Any], name: str, points: np.ndarray) -> bool:
+def _is(
+    function: Callable[[Any], Any], derivative_of: Callable[[Any], Any], name: str, points: np.ndarray, double: bool
+) -> bool:
     """Whether values and derivatives are those of an activation of the library; on its flat pieces, exactly 0."""
-    entry, weights = ACTIVATIONS[name], jnp.ones(points.shape, jnp.float32)
+    entry = ACTIVATIONS[name]
     smooth = np.abs(points) <= _STEEPEST
     for kink in entry.kinks or ():
         smooth &= np.abs(points - kink) > 1e-3
-    with jax.enable_x64(False):
-        z = jnp.asarray(points, jnp.float32)
+    with jax.enable_x64(double):
+        z = jnp.asarray(points, jnp.float64 if double else jnp.float32)
+        weights = jnp.ones_like(z)
         values = [np.asarray(each(z)) for each in (function, entry)]
         slopes = [np.asarray(jax.vjp(each, z)[1](weights)[0]) for each in (derivative_of, entry)]
     flat = np.zeros(points.shape, bool)
@@ -111,7 +120,7 @@ def _written(typing: Typing, site: FoundSite) -> str:
 
 
 def _name_of(
-    function: Callable[[Any], Any], derivative_of: Callable[[Any], Any], numbers: Sequence[float]
+    function: Callable[[Any], Any], derivative_of: Callable[[Any], Any], numbers: Sequence[float], double: bool = False
 ) -> str | None:
     """Name of the library's activation that a function, and the derivative of another, agree with.
 
@@ -119,14 +128,14 @@ def _name_of(
     every number that the function mentions, and for the derivative: a straight-through estimator has a ReLU's values.
     """
     try:
-        with jax.enable_x64(False):
-            values = np.asarray(function(jnp.asarray(_POINTS, jnp.float32)))
+        with jax.enable_x64(double):
+            values = np.asarray(function(jnp.asarray(_POINTS, jnp.float64 if double else jnp.float32)))
     except (TypeError, ValueError, KeyError):
         return None
     near = np.outer([*numbers, 0.0], [0.99, 1.01]).ravel()
     points = np.concatenate([_BETWEEN, near, -near])
     for name, known in _known().items():
-        if np.allclose(values, known, rtol=2e-6, atol=2e-6) and _is(function, derivative_of, name, points):
+        if np.allclose(values, known, rtol=2e-6, atol=2e-6) and _is(function, derivative_of, name, points, double):
             return name
     return None
 

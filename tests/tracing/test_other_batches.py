@@ -9,6 +9,7 @@ from traced_networks import EXAMPLES, of
 from lopjax.tracing import network as network_module
 from lopjax.tracing import trace_model
 from lopjax.tracing.network import Network
+from lopjax.tracing.recognise import recognised
 
 LARGE = 20
 SHAPES = dict(w=of(4, 6), b=of(6), u=of(6, 5), head=of(5, 2), skip=of(6, 2))
@@ -87,3 +88,33 @@ def test_networks_that_do_not_ask_are_read_alike_at_every_batch(name):
     for batch in (len(example.inputs.shape), 1, 2, 16, 100):
         network.plan(jax.ShapeDtypeStruct((batch, *example.inputs.shape[1:]), example.inputs.dtype))
     assert len(network.plans) > 3
+
+
+@jax.custom_vjp
+def straight_through(z):
+    return jnp.maximum(z, 0.0)
+
+
+straight_through.defvjp(lambda z: (straight_through(z), z), lambda _, g: (g,))
+
+
+@jax.custom_jvp
+def honest(z):
+    return jnp.maximum(z, 0.0)
+
+
+honest.defjvp(lambda z, t: (honest(*z), jnp.where(z[0] > 0, t[0], 0.0)))
+
+
+@pytest.mark.parametrize(("rule", "name"), [(straight_through, "unnamed"), (honest, "relu")])
+def test_a_derivative_rule_of_ones_own_is_confirmed_in_its_own_precision(rule, name):
+    def apply(p, x):
+        return rule(x @ p["w"] + p["b"]) @ p["head"]
+
+    params = {name: SHAPES[name] for name in ("w", "b", "head")} | {"head": of(6, 2)}
+    network = Network(apply, params, {}, ())
+    network.plan(of(3, 4))
+    with jax.enable_x64(True):
+        plan = network.plan(jax.ShapeDtypeStruct((9, 4), jnp.float64), [jnp.float64] * 3)
+    kind = recognised(plan.typing, plan.sites["w"], {})
+    assert getattr(kind, "name", kind) == name

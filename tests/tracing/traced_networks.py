@@ -226,6 +226,15 @@ def norm_of_the_batch():
 
 
 @example
+def bias_in_front_of_a_norm_of_the_batch():
+    def apply(p, x):
+        return jax.nn.relu(layer_norm(x @ p["w"] + p["b"], axis=0)) @ p["head"]
+
+    # The bias has no effect; but where it stands it is added to its unit.
+    return Example(apply, dict(w=of(4, 6), b=of(6), head=of(6, 2)), of(3, 4), [6], [])
+
+
+@example
 def mixer():
     def apply(p, x):
         x = x @ p["embed"]
