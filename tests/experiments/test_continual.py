@@ -12,7 +12,7 @@ from scipy import stats
 
 from experiments.continual.__main__ import main
 from experiments.continual.config import PRESETS, MLPConfig
-from experiments.continual.figures import figures
+from experiments.continual.figures import correlation, figures
 from experiments.continual.lane import head_of, mixed_head, plasticity, with_head
 from experiments.continual.methods import groups_of, lanes_of
 from experiments.continual.parts import parts
@@ -240,6 +240,12 @@ def test_an_incomplete_run_is_drawn(recorded):
     part = recorded._replace(records=recorded.records[:14], summary=None)
     assert set(figures(part)) == {"continual", "dead_and_duplicate", "rank_and_symptoms", "layers"}
     assert len(table(part).rows) == 3
+
+
+def test_symptoms_are_correlated_by_their_ranks():
+    a, b = np.random.default_rng(0).integers(0, 8, (2, 40)) * 1.0  # with ties
+    assert correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert np.isnan(correlation(a, np.zeros(40)))
 
 
 def test_sharpness_is_the_largest_eigenvalue_on_the_examples_of_the_last_task(recorded):
