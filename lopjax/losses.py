@@ -225,6 +225,7 @@ def loss_of(loss: Callable[[Any, Any], jax.Array], logits: jax.Array, labels: An
     Raises:
         ValueError: it does not take them, or returns no single number.
     """
+    check_numbers("outputs", logits)
     given = ", ".join(map(described, jax.tree.leaves(labels)))
     with in_a_sentence(
         f"the loss does not take labels {given} with outputs {list(logits.shape)}",

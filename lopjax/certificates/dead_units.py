@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from lopjax.activations import activation
-from lopjax.arguments.numbers import takes_numbers
+from lopjax.arguments.misfits import described, in_a_sentence
+from lopjax.arguments.numbers import check_numbers, takes_numbers
 from lopjax.arguments.promotion import standard_promotion
 from lopjax.model import Params
 from lopjax.wiring import Label, Wiring, at_path, plain_kernel, standard_layout
@@ -76,7 +78,12 @@ def source_norms(layer: PlainLayer, sources: jax.Array) -> Float[Array, "samples
     `||h_prev||` for a layer without bias.
     """
     ones = jnp.ones((*layer.kernel.shape[:-1], 1), layer.kernel.dtype)
-    return jnp.ravel(jnp.sqrt(float(layer.has_bias) + apply_layer(layer, ones, jnp.square(sources))))
+    sources = jnp.asarray(sources, layer.kernel.dtype)
+    # On the scale of each sample: where squares vanish, without a bias no change would seem to wake the unit.
+    largest = jnp.max(jnp.abs(sources), axis=tuple(range(1, sources.ndim)), keepdims=True)
+    lengths = jnp.sqrt(apply_layer(layer, ones, jnp.square(sources / jnp.where(largest > 0, largest, 1))))
+    lengths = lengths * jnp.reshape(largest, (-1, *[1] * (lengths.ndim - 1)))
+    return jnp.ravel(jnp.hypot(lengths, jnp.asarray(float(layer.has_bias), lengths.dtype)))
 
 
 def rounding_level(layer: PlainLayer, eps: float) -> float:
@@ -217,8 +224,10 @@ def interval_bounds(
         Lower and upper bounds.
 
     Raises:
-        ValueError: a norm, pooling or a residual sum on the path to the site, or an activation that is not monotone.
+        ValueError: a norm, pooling or a residual sum on the path to the site, an activation that is not monotone, or
+            bounds that are no box of inputs.
     """
+    _check_box(*input_box)
     layer = plain_layer(params, wiring, site)
     if layer is None:
         raise ValueError(
@@ -239,7 +248,21 @@ def interval_bounds(
             # Exponentials are accurate to a few units in the last place only, and not always monotone at that level.
             slack = 8 * eps * (1 + jnp.maximum(jnp.abs(lower), jnp.abs(upper)))
             lower, upper = lower - slack, upper + slack
-    return _propagate(layer, lower, upper, 2 * rounding_level(layer, eps) + 2 * eps if tolerance is None else tolerance)
+    widening = 2 * rounding_level(layer, eps) + 2 * eps if tolerance is None else tolerance
+    with in_a_sentence(f"the layer of site {site!r} does not take {described(lower[0])}", "give bounds like one input"):
+        return _propagate(layer, lower, upper, widening)
+
+
+def _check_box(lower: ArrayLike, upper: ArrayLike) -> None:
+    check_numbers("lower bounds", lower)
+    check_numbers("upper bounds", upper)
+    if jnp.shape(lower) != jnp.shape(upper):
+        raise ValueError(
+            f"lower bounds {jnp.shape(lower)}, upper {jnp.shape(upper)}: both must be shaped like one input"
+        )
+    is_traced = any(isinstance(bound, Tracer) for bound in (lower, upper))
+    if not is_traced and np.any(np.asarray(lower, np.float64) > np.asarray(upper, np.float64)):
+        raise ValueError("input_box: a lower bound lies above its upper one: give (lower, upper)")
 
 
 def _propagate(layer: PlainLayer, lower: jax.Array, upper: jax.Array, tolerance: float) -> tuple[jax.Array, jax.Array]:

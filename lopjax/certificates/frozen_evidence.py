@@ -16,7 +16,6 @@ from lopjax.certificates.dead_units import (
     dead_by_sign,
     interval_bounds,
     plain_layer,
-    revival_radius,
     rounding_level,
     source_norms,
     summand_sizes,
@@ -106,9 +105,13 @@ def gather(observations: Observations, site: str) -> SiteEvidence:
         steepness = slopes(entry, pre, observations.slope_threshold)
         active, flat = _flatness(observations, site, layer, entry.flat or ())
     if observations.seen is not None and layer is not None and largest is not None:
-        radius = np.asarray(revival_radius(pre, source_norms(layer, _read(observations, layer))))
+        # What rounding may have hidden comes off: a radius that is too large would promise too much.
+        exact = np.asarray(pre, np.float64)
+        at_most = np.where(exact <= 0, np.minimum(exact + _noise(observations, site, layer, exact), 0), exact)
+        norms = np.asarray(source_norms(layer, _read(observations, layer)), np.float64)[:, None]
+        radius = np.where(norms > 0, -at_most / np.where(norms > 0, norms, 1), np.inf).min(axis=0)
         weights = np.linalg.norm(np.asarray(layer.kernel, np.float64).reshape(-1, len(size)), axis=0)
-        source_radius = np.where(weights > 0, -largest / np.where(weights > 0, weights, 1), np.inf)
+        source_radius = np.where(weights > 0, -at_most.max(axis=0) / np.where(weights > 0, weights, 1), np.inf)
     return SiteEvidence(
         level=_level(observations, site, layer),
         threshold=observations.slope_threshold,

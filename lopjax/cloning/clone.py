@@ -119,7 +119,7 @@ def _counts_of_wide(copies: Copies, wiring: Wiring, space: str, where: str) -> t
         return counts
     base = size / _number(copies, where)
     if base.denominator != 1:
-        raise ValueError(f"factor={copies!r}: does not divide the {size} units of {space!r}")
+        raise ValueError(f"factor={copies!r}: does not divide the {size} units of {space!r}; give one that does")
     return _even_counts(int(base), size)
 
 
@@ -138,7 +138,8 @@ def _listed(copies: Any, where: str) -> tuple[int, ...]:
 
 def _number(copies: Any, where: str) -> Fraction:
     """A clone factor as an exact fraction: the float nearest to 4/3 stands for 4/3."""
-    refusal = f"factor={copies!r}{where}: must be a positive integer, a number of at least 1, or one integer per unit"
+    shown = " ".join(repr(copies).split())
+    refusal = f"factor={shown}{where}: must be a positive integer, a number of at least 1, or one integer per unit"
     if isinstance(copies, bool | np.bool_ | str | bytes):
         raise ValueError(refusal)
     try:

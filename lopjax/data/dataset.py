@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, Num, UInt8
 
 from lopjax.arguments.integers import as_integer
-from lopjax.arguments.numbers import takes_numbers
+from lopjax.arguments.numbers import check_numbers, takes_numbers
 
 
 class Dataset(NamedTuple):
@@ -210,6 +210,7 @@ def _to_uint8(field: str, images: Any, channels_first: bool | None) -> UInt8[np.
         )
     if images.dtype == np.uint8:
         return images
+    check_numbers(field, images)
     low, high = images.min(), images.max()
     if jnp.issubdtype(images.dtype, jnp.floating):  # NumPy does not know bfloat16
         if bad := np.count_nonzero(~np.isfinite(images)):

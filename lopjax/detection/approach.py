@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from lopjax.arguments.batches import check_leaves
 from lopjax.arguments.integers import as_integer
 from lopjax.detection.forecast import Forecast, trap_forecast
 from lopjax.losses import mean_cross_entropy, of_parameters
@@ -89,6 +90,7 @@ def clone_forecast(
     check("weight_decay", weight_decay, minimum=0.0)
     wiring, params = model.wiring, variables["params"]
     first, second = _two_units(pair, space, wiring.size(space))
+    check_leaves(*batches)
     num_steps = len(jax.tree.leaves(batches)[0])
     if not 0 <= burn_in <= num_steps - 2:
         raise ValueError(f"burn_in={burn_in}: must leave at least two of the {num_steps} batches")

@@ -10,9 +10,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lopjax.activations import Activation, activation
 from lopjax.arguments.batches import as_numbers
-from lopjax.arguments.numbers import takes_numbers
+from lopjax.arguments.numbers import check_numbers, takes_numbers
 from lopjax.metrics.scaling import scaled, times_power_of_two
 from lopjax.model import Model, Tap, Variables, outputs_of, samples_by_units
+from lopjax.optim.checks import check
 from lopjax.wiring import Wiring, unit_rows
 
 
@@ -101,8 +102,27 @@ def near_clones(
     Args:
         distances: result of `clone_distances`.
         tolerance: relative distance.
+
+    Raises:
+        ValueError: distances that are not one number per unit, or a number that is no tolerance.
     """
+    for space, distance in distances.items():
+        check_numbers(f"distance in {space}", distance.activations.distance, ranks=1)
+    check("tolerance", tolerance, minimum=0.0)
     return {space: distance.activations.distance <= tolerance for space, distance in distances.items()}
+
+
+def check_per_unit(**arrays: ArrayLike) -> None:
+    """Refuse arrays that do not have one number for each unit of one space.
+
+    Raises:
+        ValueError: another number of axes, different numbers of units, or no numbers.
+    """
+    for name, array in arrays.items():
+        check_numbers(name, array, ranks=1)
+    sizes = {name: jnp.shape(array)[0] for name, array in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"arrays for different numbers of units, {sizes}: they must be of the units of one space")
 
 
 def activation_rows(taps: Sequence[Tap]) -> Float[Array, "units samples"]:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Int
 
+from lopjax.arguments.numbers import check_numbers
+from lopjax.detection.clones import check_per_unit
 from lopjax.detection.nearness import Status
 
 EVENTS = ("died", "revived", "cloned", "freed", "saturated", "reset")
@@ -43,7 +45,12 @@ class Lives(NamedTuple):
 
 
 def start_lives(status: Statuses, step: ArrayLike = 0) -> Lives:
-    """The first measurement; a unit that is dead in it was born dead."""
+    """The first measurement; a unit that is dead in it was born dead.
+
+    Raises:
+        ValueError: statuses that are not integers, one per unit.
+    """
+    _check_statuses(status)
     since = {space: jnp.full(found.shape, step, jnp.int32) for space, found in status.items()}
     return Lives(dict(status), since, {event: jnp.int32(0) for event in EVENTS})
 
@@ -61,7 +68,14 @@ def update_lives(
 
     Returns:
         The lives, and how often each of `EVENTS` happened since the last measurement.
+
+    Raises:
+        ValueError: statuses that are not integers, one per unit; other units than before; units touched that are not
+            there.
     """
+    _check_statuses(status)
+    for space, found in status.items():
+        check_per_unit(before=lives.status[space], now=found, touched=(touched or {}).get(space, found))
     counts, reset = count_events(lives.status, status, touched), touched or {}
     since = {
         space: jnp.where((found != lives.status[space]) | reset.get(space, False), step, lives.since[space])
@@ -97,6 +111,13 @@ def _happened(event: str, before: jax.Array, now: jax.Array) -> jax.Array:
     return was & ~is_now if event in ("revived", "freed") else is_now & ~was
 
 
+def _check_statuses(status: Statuses) -> None:
+    for space, found in status.items():
+        check_numbers(f"status of {space}", found, ranks=1)
+        if not jnp.issubdtype(found.dtype, jnp.integer):
+            raise ValueError(f"status of {space} has dtype {found.dtype}: must be integers, numbers of Status")
+
+
 class LifeTable(NamedTuple):
     """The lives of all units of one run, measurement after measurement.
 
@@ -118,10 +139,15 @@ def lives_as_text(status: ArrayLike, touched: ArrayLike | None = None) -> str:
         status: numbers of `Status`, `(units,)`.
         touched: which units an intervention has changed since the record before; None for none.
 
+    Raises:
+        ValueError: not one status per unit, or others than are touched.
+
     Example:
         >>> lives_as_text([0, 3, 2, -1], [False, True, False, False])
         'aDcu'
     """
+    _check_statuses({"the space": jnp.asarray(status) if isinstance(status, list) else status})
+    check_per_unit(status=status, touched=status if touched is None else touched)
     letters = [LETTERS[Status(int(number))] for number in np.asarray(status)]
     capitals = np.zeros(len(letters), bool) if touched is None else np.asarray(touched)
     return "".join(one.upper() if is_touched else one for one, is_touched in zip(letters, capitals, strict=True))

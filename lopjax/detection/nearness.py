@@ -13,6 +13,7 @@ from lopjax.activations import activation
 from lopjax.detection.clones import (
     Nearest,
     activation_rows,
+    check_per_unit,
     multiples_by_activations,
     multiples_by_parameters,
     nearest_units,
@@ -21,6 +22,7 @@ from lopjax.detection.clones import (
 from lopjax.detection.death import dead_on_batch, death_radius
 from lopjax.losses import mean_cross_entropy, pair
 from lopjax.model import Model, Params, Tap, Variables, samples_by_units
+from lopjax.optim.checks import check
 from lopjax.signals import observe
 from lopjax.wiring import unit_norms
 
@@ -130,7 +132,13 @@ def unit_status(
         nearness: nearness of its space.
         clone_tolerance: relative distance of activations up to which a unit is a near-clone.
         slope_threshold: a unit is saturated if |f'| is at most this on every sample.
+
+    Raises:
+        ValueError: arrays that do not fit one another, or a number that is no tolerance.
     """
+    check_per_unit(slope=nearness.slope, distance=nearness.activations.distance, is_dead=nearness.is_dead)
+    check("clone_tolerance", clone_tolerance, minimum=0.0)
+    check("slope_threshold", slope_threshold, minimum=0.0)
     return status_from(
         nearness.slope, nearness.activations.distance, nearness.is_dead, clone_tolerance, slope_threshold
     )

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopjax.arguments.batches import check_leaves
 from lopjax.arguments.integers import as_integer
-from lopjax.losses import mean_cross_entropy
-from lopjax.model import Model, Variables
+from lopjax.losses import loss_of, mean_cross_entropy
+from lopjax.model import Model, Variables, outputs_of
 
 NUM_GROUPS = 10
 """Groups of samples whose gradients differ: their spread is the noise of minibatches."""
@@ -53,13 +54,15 @@ def gradient_readiness(
         loss: `(logits, labels) -> scalar`, a mean over samples.
 
     Raises:
-        ValueError: fewer than two samples, a batch size that is not positive.
+        ValueError: fewer than two samples, a batch size that is not positive, or inputs and labels that do not fit one
+            another, the network or the loss.
 
     References:
         Optimization readiness (strength times reliability): arXiv 2605.09044.
     """
     size = as_integer(batch_size, 1, f"batch_size={batch_size!r}: must be a positive integer")
-    num = len(batch[0])
+    check_leaves(*batch)
+    num = len(jax.tree.leaves(batch[0])[0])
     if num < 2:
         raise ValueError(f"a batch of {num}: must have at least two samples, or gradients have no spread")
     groups = min(NUM_GROUPS, num)
@@ -70,8 +73,8 @@ def gradient_readiness(
 
     def gradient(group: tuple[Any, Any]) -> Any:
         def value(params: Any) -> jax.Array:
-            output = model.apply({**variables, "params": params}, group[0], dropout_rate=0.0)
-            return loss(output.logits, group[1])
+            output = outputs_of(model, {**variables, "params": params}, group[0], dropout_rate=0.0)
+            return loss_of(loss, output.logits, group[1])
 
         return jax.grad(value)(variables["params"])
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lopjax.arguments.batches import as_numbers
 from lopjax.arguments.integers import as_integer
+from lopjax.arguments.numbers import check_numbers
 from lopjax.detection.nearness import UnitNearness
 from lopjax.detection.trends import trend
 from lopjax.metrics import effective_rank
@@ -150,7 +151,12 @@ def update_warnings(
         symptoms: symptoms of this measurement.
         step: step of this measurement.
         limits: result of `thresholds`; the defaults if None.
+
+    Raises:
+        ValueError: a symptom that is not one number.
     """
+    for name, value in symptoms._asdict().items():
+        check_numbers(name, value, ranks=0)
     limits = thresholds() if limits is None else limits
     history = Symptoms(
         *(

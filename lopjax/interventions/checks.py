@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Int
 
+from lopjax.optim.checks import check_single
 from lopjax.signals import Observed
 from lopjax.training.interventions import Setting
 from lopjax.training.steps import TrainState
@@ -60,6 +61,7 @@ def check_state(setting: Setting, state: TrainState) -> None:
 
 def check_every(every: Any, name: str = "every") -> None:
     """Refuse a number of steps that is not a positive integer; traced values pass."""
+    check_single(name, every)
     if isinstance(every, Tracer):
         return
     number = np.asarray(every)

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from lopjax.arguments.numbers import check_numbers
 from lopjax.model import Params
 from lopjax.wiring import In, Out, Path, Wiring, tree_paths
 
@@ -52,7 +54,21 @@ def move_means_into_biases(
 
     Returns:
         Parameters with changed biases.
+
+    Raises:
+        ValueError: parameters of another network; not one truth value and one mean for every unit of a space.
     """
+    wiring.labels_of(params, partial=True)
+    if missing := [space for space in units if space not in means]:
+        raise ValueError(f"means of {missing} are missing: give them for every space of which units are given")
+    for space in units:
+        for name, given in (("units", units[space]), ("means", means[space])):
+            check_numbers(f"{name}[{space!r}]", given, ranks=1)
+            if jnp.shape(given) != (wiring.size(space),):
+                raise ValueError(
+                    f"{name}[{space!r}] has shape {np.shape(given)}: must have one number for each of the "
+                    f"{wiring.size(space)} units"
+                )
     paths, (leaves, structure) = tree_paths(params), jax.tree.flatten(params)
     place: dict[Path, int] = {("params", *path): index for index, path in enumerate(paths)}
     labels, beside = dict(wiring.labels), biases(wiring)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from lopjax.optim.checks import Params, check, check_real, transformation
+from lopjax.optim.checks import Params, check, check_like, keep_dtypes, transformation, widened
 
 
 class AdamPerWeightState(NamedTuple):
-    """State of `adam_per_weight`: steps since each weight was last reset (int32), and its two moments."""
+    """State of `adam_per_weight`: steps since each weight was last reset, int32, and its moments, at least float32."""
 
     count: Params
     mu: Params
@@ -53,6 +53,8 @@ def adam_per_weight(
     References:
         Kingma & Ba, arXiv 1412.6980; `AdamGnT` of shibhansh/loss-of-plasticity.
     """
+    if not callable(learning_rate):
+        check("learning_rate", learning_rate, 0.0)
     check("b1", b1, 0.0, 1.0, is_open=True)
     check("b2", b2, 0.0, 1.0, is_open=True)
     check("eps", eps, 0.0)
@@ -60,22 +62,29 @@ def adam_per_weight(
         raise ValueError(f"variant={variant!r}: must be 'paper' or 'official'")
 
     def init(params: Params) -> AdamPerWeightState:
-        check_real(params)
         count = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.int32), params)
-        return AdamPerWeightState(count, optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+        zeros = jax.tree.map(jnp.zeros_like, widened(params))
+        return AdamPerWeightState(count, zeros, zeros)
 
     def direction(count: jax.Array, mu: jax.Array, nu: jax.Array) -> jax.Array:
-        # In bfloat16 beta_2 rounds to 1, and the correction would divide by zero.
-        dtype = jnp.promote_types(mu.dtype, jnp.float32)
-        first, second = ((1 - jnp.asarray(b, dtype) ** count).astype(mu.dtype) for b in (b1, b2))
+        first, second = (1 - jnp.asarray(b, mu.dtype) ** count for b in (b1, b2))
+        small = jnp.asarray(eps, mu.dtype)
         if variant == "paper":
-            return ((mu / first) / (jnp.sqrt(nu / second) + eps)).astype(mu.dtype)
-        return (second * mu / (jnp.sqrt(nu) + eps)).astype(mu.dtype)
+            return (mu / first) / (jnp.sqrt(nu / second) + small)
+        return second * mu / (jnp.sqrt(nu) + small)
+
+    def average(b: ArrayLike, old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.asarray(b, old.dtype) * old + jnp.asarray(1 - b, old.dtype) * new
 
     def update(updates: Params, state: AdamPerWeightState, params: Any = None) -> tuple[Params, AdamPerWeightState]:
+        check_like(updates, state.mu)
+        # In 16 bits beta_2 rounds to 1, and the square of a small gradient to 0: not only NaN, but steps too large.
+        wide = widened(updates)
         count = jax.tree.map(lambda steps: steps + 1, state.count)
-        mu = jax.tree.map(lambda m, g: (b1 * m + (1 - b1) * g).astype(m.dtype), state.mu, updates)
-        nu = jax.tree.map(lambda v, g: (b2 * v + (1 - b2) * jnp.square(g)).astype(v.dtype), state.nu, updates)
-        return jax.tree.map(direction, count, mu, nu), AdamPerWeightState(count, mu, nu)
+        mu = jax.tree.map(lambda m, g: average(b1, m, g), state.mu, wide)
+        nu = jax.tree.map(lambda v, g: average(b2, v, jnp.square(g)), state.nu, wide)
+        directions = optax.tree.cast_like(jax.tree.map(direction, count, mu, nu), updates)
+        return directions, AdamPerWeightState(count, mu, nu)
 
-    return optax.chain(transformation(init, update), optax.scale_by_learning_rate(learning_rate))
+    rate = keep_dtypes(optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(transformation(init, update), rate)

@@ -20,6 +20,7 @@ Params = PyTree[Array]
 
 def check(name: str, value: Any, minimum: float, maximum: float = math.inf, *, is_open: bool = False) -> None:
     """Refuse a concrete number out of range, or equal to the maximum if the range is open; traced values pass."""
+    check_single(name, value)
     if isinstance(value, Tracer):
         return
     number = np.asarray(value)
@@ -29,6 +30,12 @@ def check(name: str, value: Any, minimum: float, maximum: float = math.inf, *, i
         end = ")" if is_open else "]"
         allowed = f"finite and at least {minimum:g}" if maximum == math.inf else f"in [{minimum:g}, {maximum:g}{end}"
         raise ValueError(f"{name}={value!r}: must be {allowed}")
+
+
+def check_single(name: str, value: Any) -> None:
+    """Refuse an array with axes where one number is meant: it would be broadcast against the parameters."""
+    if np.ndim(value):
+        raise ValueError(f"{name} has shape {np.shape(value)}: must be one number; vmap over several")
 
 
 def as_key(seed: ArrayLike) -> Key[Array, ""]:
@@ -60,26 +67,73 @@ def check_is_wiring(wiring: Any) -> None:
 def transformation(
     init: Callable[..., Any], update: Callable[..., tuple[Params, Any]]
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation that ignores extra arguments meant for others in its chain."""
-    return optax.with_extra_args_support(optax.GradientTransformation(init, update))
+    """A transformation that refuses what are no gradients, and ignores extra arguments meant for others in its chain.
+
+    Args:
+        init: `params -> state`.
+        update: `(updates, state, params) -> (updates, state)`; `params` may be `None`.
+    """
+
+    def checked_init(params: Params) -> Any:
+        check_real(params)
+        return init(params)
+
+    def checked_update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        check_real(updates, "updates")
+        if params is not None:
+            check_real(params)
+            check_like(updates, params)
+        return update(updates, state, params)
+
+    return optax.with_extra_args_support(optax.GradientTransformation(checked_init, checked_update))
 
 
-def keep_dtypes(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same optimizer with dtypes of updates and state preserved: a traced float32 rate would promote bfloat16."""
+def keep_dtypes(
+    optimizer: optax.GradientTransformation, *, is_widened: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """The same optimizer with dtypes of updates and state preserved: a traced float32 rate would promote bfloat16.
+
+    Args:
+        optimizer: any.
+        is_widened: whether it sees 16-bit arrays in float32, in which its state then is, too. In float16 the square of
+            1e-4 is 0, and so is an epsilon of 1e-8.
+    """
+    seen = widened if is_widened else lambda tree: tree
 
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
-        new, new_state = optimizer.update(updates, state, params)
+        new, new_state = optimizer.update(seen(updates), state, seen(params))
         return optax.tree.cast_like(new, updates), optax.tree.cast_like(new_state, state)
 
-    return transformation(optimizer.init, update)
+    return transformation(lambda params: optimizer.init(seen(params)), update)
 
 
-def check_real(params: Params) -> None:
-    """Refuse integer and complex arrays, naming the array."""
+def widened(tree: Any) -> Any:
+    """The same arrays in float32 at least."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), tree)
+
+
+def check_real(params: Params, name: str = "params") -> None:
+    """Refuse integer and complex arrays, and what is no array of numbers, naming the array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            name = jax.tree_util.keystr(path)
-            raise ValueError(f"params{name} has dtype {jnp.result_type(leaf)}: must be real and floating-point")
+        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(f"{name}{where} has dtype {dtype}: must be real and floating-point")
+
+
+def check_like(updates: Params, params: Params) -> None:
+    """Refuse updates that are not those of the parameters (or of the moments of a state, which are like them)."""
+    trees = [jax.tree_util.tree_leaves_with_path(tree) for tree in (updates, params)]
+    if jax.tree.structure(updates) != jax.tree.structure(params):
+        paths = [{jax.tree_util.keystr(path) for path, _ in tree} for tree in trees]
+        differ = sorted(paths[0] ^ paths[1])[:4]
+        raise ValueError(f"updates must be a tree like the parameters; they differ in {differ or 'the kinds of nodes'}")
+    for (path, update), (_, param) in zip(*trees, strict=True):
+        if np.shape(update) != np.shape(param):
+            raise ValueError(
+                f"updates{jax.tree_util.keystr(path)} has shape {np.shape(update)}: must have that of its parameter, "
+                f"{np.shape(param)}"
+            )
 
 
 def check_params(name: str, params: Params | None) -> None:

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from lopjax.optim.checks import Params, check, check_params, check_real, transformation
+from lopjax.optim.checks import Params, check, check_params, transformation
 
 
 class L2InitState(NamedTuple):
@@ -51,7 +51,6 @@ def l2_init(
     factor = 2 if variant == "paper" else 1
 
     def init(params: Params) -> L2InitState:
-        check_real(params)
         return L2InitState(initial=jax.tree.map(jnp.array, params))
 
     def update(updates: Params, state: L2InitState, params: Params | None = None) -> tuple[Params, Any]:

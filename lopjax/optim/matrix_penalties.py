@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from lopjax.arguments.integers import as_integer
-from lopjax.optim.checks import Params, check, check_is_wiring, check_params, check_real, transformation
+from lopjax.optim.checks import Params, check, check_is_wiring, check_params, transformation
 from lopjax.optim.matrices import MatrixAxes, as_matrices, map_matrices, matrix_axes
 from lopjax.wiring import Wiring
 
@@ -53,7 +53,6 @@ def spectral(
     num_iterations = as_integer(num_iterations, 1, refusal)
 
     def init(params: Params) -> SpectralState:
-        check_real(params)
         return SpectralState(_generic_vectors(wiring, params))
 
     def update(updates: Params, state: SpectralState, params: Params | None = None) -> tuple[Params, Any]:
@@ -105,7 +104,6 @@ def parseval(strength: ArrayLike, wiring: Wiring, scale: ArrayLike = 1.0) -> opt
     check("scale", scale, minimum=0.0)
 
     def init(params: Params) -> optax.EmptyState:
-        check_real(params)
         return optax.EmptyState()
 
     def update(updates: Params, state: optax.EmptyState, params: Params | None = None) -> tuple[Params, Any]:
@@ -152,9 +150,11 @@ def _iterate(
 
 
 def _normalised(rows: Float[Array, "batch n"]) -> tuple[Float[Array, " batch"], Float[Array, "batch n"]]:
-    """Lengths and directions; the direction of 0 is 0."""
+    """Lengths and directions; the direction of 0 is 0. On the scale of the largest entry, whose square may overflow."""
+    largest = jnp.max(jnp.abs(rows), axis=-1, initial=0)
+    rows = rows / jnp.where(largest == 0, 1, largest)[:, None]
     length = jnp.linalg.norm(rows, axis=-1)
-    return length, rows / jnp.where(length > 0, length, 1)[:, None]
+    return largest * length, rows / jnp.where(length == 0, 1, length)[:, None]
 
 
 def _widened(array: Array) -> Array:

@@ -60,7 +60,8 @@ def muon(
 
     The update of a kernel is :math:`-\alpha \sqrt{\max(1, \mathrm{columns}/\mathrm{rows})}\, UV'` with
     :math:`U S V'` the momentum as a matrix, singular values between about 0.7 and 1.2 (five Newton-Schulz steps). A
-    kernel of a convolution is one matrix of `(height * width * inputs) x units`; each head is one.
+    kernel of a convolution is one matrix of `(height * width * inputs) x units`; each head is one. For 16-bit
+    parameters it computes, and keeps its moments, in float32.
 
     Args:
         learning_rate: :math:`\alpha`, a number or a schedule.
@@ -96,4 +97,4 @@ def muon(
         adam_learning_rate=adam_learning_rate,
         muon_weight_dimension_numbers=lambda params: muon_dimension_numbers(wiring, params, by_head, spare_ends),
     )
-    return keep_dtypes(transform)
+    return keep_dtypes(transform, is_widened=True)

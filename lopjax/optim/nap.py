@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from lopjax.optim.checks import Params, check_is_wiring, check_params, check_real, transformation
+from lopjax.optim.checks import Params, check_is_wiring, check_params, transformation
 from lopjax.wiring import Label, Wiring
 
 
@@ -42,7 +42,6 @@ def nap(wiring: Wiring) -> optax.GradientTransformationExtraArgs:
     check_is_wiring(wiring)
 
     def init(params: Params) -> NaPState:
-        check_real(params)
         return NaPState(jax.tree.map(_norm, params))
 
     def update(updates: Params, state: NaPState, params: Params | None = None) -> tuple[Params, Any]:
@@ -53,9 +52,9 @@ def nap(wiring: Wiring) -> optax.GradientTransformationExtraArgs:
                 return update
             moved = jnp.asarray(param, norm.dtype) + jnp.asarray(update, norm.dtype)
             now = _norm(moved)
-            is_projected = (now > 0) & (norm > 0)
-            projected = moved * (norm / jnp.where(is_projected, now, 1)) - jnp.asarray(param, norm.dtype)
-            return jnp.where(is_projected, projected, update).astype(update.dtype)
+            is_zero = (now == 0) | (norm == 0)  # and what is not a number stays none
+            projected = moved * (norm / jnp.where(is_zero, 1, now)) - jnp.asarray(param, norm.dtype)
+            return jnp.where(is_zero, update, projected).astype(update.dtype)
 
         return wiring.map(project, updates, params, state.norms, partial=True), state
 

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
 from lopjax.metrics.scaling import scaled, times_power_of_two
-from lopjax.optim.checks import Params, as_key, check, check_real, keep_dtypes, own_copy, transformation
+from lopjax.optim.checks import Params, as_key, check, keep_dtypes, own_copy, transformation
 from lopjax.random.normals import standard_normals
 
 
@@ -84,7 +84,6 @@ def add_relative_noise(
     key = as_key(seed)
 
     def init(params: Params) -> RelativeNoiseState:
-        check_real(params)
         return RelativeNoiseState(step=jnp.zeros((), jnp.int32), key=own_copy(key))
 
     def update(updates: Params, state: RelativeNoiseState, params: Params | None = None) -> tuple[Params, Any]:

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
 from lopjax.arguments.integers import as_integer
-from lopjax.optim.checks import Params, as_key, check, check_params, check_real, own_copy, transformation
+from lopjax.optim.checks import Params, as_key, check, check_params, own_copy, transformation
 from lopjax.optim.noise import map_with_noise
 
 Law = Literal["kumar", "ash_adams", "dohare", "start"]
@@ -89,7 +89,6 @@ def shrink_and_perturb(
     key, combine = as_key(seed), _combination(law, shrink, noise_std)
 
     def init(params: Params) -> ShrinkAndPerturbState:
-        check_real(params)
         initial = jax.tree.map(jnp.array, params) if law == "start" else ()
         return ShrinkAndPerturbState(jnp.zeros((), jnp.int32), own_copy(key), initial)
 

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
-from lopjax.optim.checks import Params, as_key, check, check_params, check_real, own_copy, transformation
+from lopjax.optim.checks import Params, as_key, check, check_params, own_copy, transformation
 from lopjax.optim.noise import map_with_noise
 
 # Folded into the key, so that the noise is not that of another transformation with the same seed.
@@ -85,7 +85,6 @@ def upgd(
     key = as_key(seed)
 
     def init(params: Params) -> UPGDState:
-        check_real(params)
         return UPGDState(jnp.zeros((), jnp.int32), own_copy(key), jax.tree.map(_zeros, params))
 
     def update(updates: Params, state: UPGDState, params: Params | None = None) -> tuple[Params, Any]:

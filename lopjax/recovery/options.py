@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from lopjax.interventions.checks import check_every
-from lopjax.optim.checks import check
+from lopjax.optim.checks import check, check_single
 from lopjax.recovery.log import Log
 from lopjax.recovery.rungs import RUNGS, SYMPTOMS, Treatments
 
@@ -103,5 +103,7 @@ def check_numbers(every: Any, cool_down: Any, budget_every: Any, **numbers: Any)
     max_jump = numbers.pop("max_jump")
     for name, value in numbers.items():
         check(name, value, minimum=0.0)
-    if not isinstance(max_jump, Tracer) and not np.all(np.asarray(max_jump) >= 0):
+    check_single("max_jump", max_jump)
+    is_number = isinstance(max_jump, Tracer) or np.asarray(max_jump).dtype.kind in "iufV"  # V: bfloat16
+    if not is_number or (not isinstance(max_jump, Tracer) and not max_jump >= 0):
         raise ValueError(f"max_jump={max_jump!r}: must be at least 0; infinity for any")

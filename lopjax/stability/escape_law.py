@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lopjax.arguments.batches import as_batch
+from lopjax.arguments.numbers import check_numbers
 from lopjax.arguments.promotion import standard_promotion
 from lopjax.cloning import Factor, clone_variables, uniform_partition, widen
 from lopjax.cloning.programs import check_programs
@@ -254,11 +255,28 @@ def simulated_departures(
         every: steps between two records.
         num_records: records of each run; the first is at step `every`.
         num_runs: independent runs.
+
+    Raises:
+        ValueError: a law whose arrays do not fit one another.
     """
+    for space, each in law.items():
+        _check_law(space, each)
     patterns = tuple((space, tuple(map(int, each.multiplicity))) for space, each in law.items())
     arrays = {space: each[:3] for space, each in law.items()}
     numbers = jax.tree.map(lambda number: jnp.asarray(float(number)), descent)  # traced: one program for all
     return _departures(arrays, numbers, key, patterns, every, num_records, num_runs)
+
+
+def _check_law(space: str, law: UnitLaw) -> None:
+    """Refuse arrays of other shapes than those of one law: in a product an axis of length 1 fits any other."""
+    for name, ranks in (("hessian", 3), ("form", 3), ("noise", 1), ("multiplicity", 1)):
+        check_numbers(f"{name} of {space}", getattr(law, name), ranks)
+    units, width = len(law.multiplicity), len(law.noise)
+    for name, expected in {"hessian": (units, width, width), "form": (units, width, width)}.items():
+        if (shape := jnp.shape(getattr(law, name))) != expected:
+            raise ValueError(
+                f"{name} of {space} has shape {shape}: must be {expected}, (units, d, d), as of escape_law"
+            )
 
 
 @partial(jax.jit, static_argnames=("patterns", "every", "num_records", "num_runs"))

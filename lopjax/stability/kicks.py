@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from lopjax.arguments.numbers import check_numbers
 from lopjax.cloning import Partition
 from lopjax.cloning.rounding import parameter_tolerance
 from lopjax.curvature import extreme_eigenvalues, hvp
 from lopjax.curvature.products import Loss, Params
 from lopjax.manifolds import check_partition, tree_norm
+from lopjax.optim.checks import widened
 from lopjax.stability.blocks.coordinates import block_constant_residual, clone_counts, make_lift, unit_columns
 from lopjax.wiring import Wiring
 
@@ -67,7 +69,7 @@ def free_kick(
 
     Args:
         loss: `params -> scalar`, a mean over samples.
-        params: parameters of the cloned network, block constant on the clusters.
+        params: parameters of the cloned network, block constant on the clusters; 16-bit ones are taken to float32.
         wiring: its wiring.
         partition: cluster id of every unit, per space.
         space: space of the unit.
@@ -88,6 +90,8 @@ def free_kick(
     """
     if aim not in get_args(Aim):
         raise ValueError(f"aim={aim!r}: must be one of {list(get_args(Aim))}")
+    check_numbers("params", params)
+    params = widened(params)
     clusters = check_partition(wiring, partition)
     _check_unit(clone_counts(clusters), space, unit)
     _check_block_constant(params, wiring, clusters)
@@ -189,6 +193,8 @@ def rank_ceiling(
     """
     if not 0 <= zero_level < 1:
         raise ValueError(f"zero_level={zero_level}: must lie in [0, 1), a share of the largest eigenvalue")
+    check_numbers("params", params)
+    params = widened(params)
     clusters = check_partition(wiring, partition)
     counts = clone_counts(clusters)
     _check_unit(counts, space, int(np.argmax(counts.get(space, np.zeros(1)))))
@@ -225,7 +231,8 @@ def _check_block_constant(params: Params, wiring: Wiring, clusters) -> None:
     if not residual <= allowed:
         raise ValueError(
             f"params are not block constant on these clusters: residual {residual:.3g}, allowed {allowed:.3g}. "
-            "Elsewhere units couple and have no blocks of their own"
+            "Elsewhere units couple and have no blocks of their own: give parameters of exact clones, such as "
+            "clone_variables makes"
         )
 
 

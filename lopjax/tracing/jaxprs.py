@@ -17,6 +17,8 @@ import numpy as np
 from jax._src import source_info_util
 from jax.extend import core
 
+from lopjax.arguments.misfits import described, in_a_sentence
+
 
 def words(text: str) -> frozenset[str]:
     """The words of a text, as names of primitives."""
@@ -128,7 +130,9 @@ def _is_key(known: Any) -> bool:
 
 def read_program(function: Callable[..., Any], *args: Any) -> Program:
     """Trace a function at given shapes, and number its values."""
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    given = ", ".join(map(described, jax.tree.leaves(args[-1:])))
+    with in_a_sentence(f"the function does not take inputs {given}", "pass parameters and inputs as it takes them"):
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     program = Program(Block(()), tree=jax.tree.structure(shapes))
     block = Block(tuple(_new(program, var.aval) for var in closed.jaxpr.invars))
     _read(program, block, closed.jaxpr, closed.consts, block.inputs, None)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.arguments.numbers import check_numbers
 from lopjax.tracing.atoms import Atom
 from lopjax.tracing.claims import follow, with_sites
 from lopjax.tracing.cloning import infer_cloning
@@ -219,6 +220,7 @@ def check_parameters(params: Any, inputs: Any) -> None:
                 f"parameter {'/'.join(path)} is of type {jnp.result_type(leaf)}: parameters must be floating point "
                 "numbers; close over the others (equinox: eqx.partition(module, eqx.is_inexact_array))"
             )
+    check_numbers("inputs", inputs)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]
     if not any(shapes):
         raise ValueError(f"inputs of shapes {shapes}: the first axis must be the batch; pass a batch of inputs")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PyTree
 
+from lopjax.arguments.numbers import check_numbers
 from lopjax.training.lanes import cut_batch, over_lanes
 from lopjax.training.steps import Logs
 from lopjax.training.streams import Drawn, Stream, block_of
@@ -43,6 +44,7 @@ def start_lanes(state: State) -> Lanes:
     Raises:
         ValueError: the leaves do not have one leading axis in common.
     """
+    check_numbers("state", state)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     sizes = {jax.tree_util.keystr(path): jnp.shape(leaf)[:1] for path, leaf in leaves}
     if len(set(sizes.values())) != 1 or () in sizes.values():

@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Int32, PyTree
 
+from lopjax.arguments.numbers import check_numbers
 from lopjax.data import epoch_permutation
 
 
@@ -84,12 +87,45 @@ def epochs(images: ArrayLike, labels: ArrayLike, batch_size: int) -> Stream:
     Raises:
         ValueError: `batch_size` is outside 1..number of examples, or there is not one label for each image.
     """
-    num = jnp.shape(images)[0]
-    if jnp.shape(labels)[:1] != (num,):
-        raise ValueError(f"{num} images, labels of shape {jnp.shape(labels)}: there must be one label for each image")
+    num = num_examples(images, labels)
     if not 1 <= batch_size <= num:
         raise ValueError(f"batch_size={batch_size}: must be between 1 and the {num} training examples")
     return Stream((images, labels), *_epochs(num, batch_size))
+
+
+def num_examples(images: ArrayLike, labels: ArrayLike | None = None) -> int:
+    """Number of stored examples.
+
+    Args:
+        images: with a leading axis of examples.
+        labels: one for each image; None for no labels.
+
+    Raises:
+        ValueError: what is no array of numbers, or has no such axis; labels for more or fewer images.
+    """
+    check_numbers("images", images)
+    check_numbers("labels", labels)
+    if not jnp.ndim(images):
+        raise ValueError("images has no axes: must be an array whose first axis is that of the examples")
+    num = jnp.shape(images)[0]
+    if labels is not None and jnp.shape(labels)[:1] != (num,):
+        raise ValueError(f"{num} images, labels of shape {jnp.shape(labels)}: there must be one label for each image")
+    return num
+
+
+def check_range(name: str, given: ArrayLike, count: int) -> None:
+    """Refuse what are no integers in 0..count-1: an index beyond is taken for the last. Traced values pass.
+
+    Raises:
+        ValueError: they are refused.
+    """
+    array: Any = given if hasattr(given, "dtype") else np.asarray(given)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"{name} has dtype {array.dtype}: must be integers in 0..{count - 1}")
+    if array.size and not isinstance(given, Tracer):
+        smallest, largest = int(array.min()), int(array.max())
+        if smallest < 0 or largest >= count:
+            raise ValueError(f"{name}: values from {smallest} to {largest}; must lie in 0..{count - 1}")
 
 
 @cache
@@ -134,6 +170,7 @@ def windows(tokens: ArrayLike, length: int, batch_size: int) -> Stream:
     Raises:
         ValueError: a number is not positive, or the text is shorter than one window and the token after it.
     """
+    check_numbers("tokens", tokens, ranks=1)
     num = jnp.shape(tokens)[0]
     if length < 1 or batch_size < 1 or num < length + 1:
         raise ValueError(

@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import ArrayLike, PyTree
 
 from lopjax.arguments.integers import as_integer
+from lopjax.arguments.numbers import check_numbers
 from lopjax.data.tasks import check_class_order, check_class_split, class_table
 from lopjax.losses import Masked
+from lopjax.training.streams import check_range, num_examples
 from lopjax.training.task_streams import TaskSequence
 
 
@@ -46,6 +48,7 @@ def class_incremental(
     Raises:
         ValueError: too few classes for the tasks, a class with too few images, or an order that is not a permutation.
     """
+    num_examples(images, labels)
     check_class_split(num_tasks, classes_per_task, num_classes)
     table = class_table(np.asarray(labels), num_classes, images_per_class)
     data = {"images": images, "table": table, "labels": labels}
@@ -80,6 +83,8 @@ def permuted_pixels(images: ArrayLike, labels: ArrayLike) -> TaskSequence:
     Raises:
         ValueError: arrays of other shapes.
     """
+    num = num_examples(images, labels)
+    check_numbers("labels", labels, ranks=1)
     if jnp.ndim(images) != 4:
         raise ValueError(f"images: shape {jnp.shape(images)}; must be (images, height, width, channels)")
     _, height, width, channels = jnp.shape(images)
@@ -92,11 +97,23 @@ def permuted_pixels(images: ArrayLike, labels: ArrayLike) -> TaskSequence:
         pixels = images.reshape(*chosen.shape, height * width, channels)[:, order]
         return pixels.reshape(images.shape), labels
 
-    return TaskSequence((images, labels), prepare, take, _num_examples(images, labels))
+    return TaskSequence((images, labels), prepare, take, num)
 
 
 def permuted_labels(images: ArrayLike, labels: ArrayLike, num_classes: int) -> TaskSequence:
-    """The same images in every task with their classes permuted; the first task has the identity permutation."""
+    """The same images in every task with their classes permuted; the first task has the identity permutation.
+
+    Args:
+        images: `(images, ...)`.
+        labels: `(images,)`, integers in 0..num_classes-1.
+        num_classes: number of classes.
+
+    Raises:
+        ValueError: arrays of other shapes, or a label that is no class.
+    """
+    num = num_examples(images, labels)
+    check_numbers("labels", labels, ranks=1)
+    check_range("labels", labels, num_classes)
 
     def take(data: PyTree, names: jax.Array, chosen: jax.Array) -> tuple[PyTree, PyTree]:
         images, labels = (jnp.asarray(array)[chosen] for array in data)
@@ -105,12 +122,12 @@ def permuted_labels(images: ArrayLike, labels: ArrayLike, num_classes: int) -> T
     def prepare(data: PyTree, key: jax.Array, task: Any) -> PyTree:
         return _permutation(key, task, num_classes)
 
-    return TaskSequence((images, labels), prepare, take, _num_examples(images, labels))
+    return TaskSequence((images, labels), prepare, take, num)
 
 
 def random_labels(images: ArrayLike, num_classes: int) -> TaskSequence:
     """The same images in every task, with labels drawn anew, uniformly, to be memorised (arXiv 2308.11958)."""
-    num = jnp.shape(images)[0]
+    num = num_examples(images)
 
     def prepare(data: PyTree, key: jax.Array, task: Any) -> PyTree:
         return jax.random.randint(jax.random.fold_in(key, task), (num,), 0, num_classes)
@@ -130,7 +147,12 @@ def permuted_words(windows: ArrayLike, vocabulary: int) -> TaskSequence:
         windows: `(examples, length + 1)`, integers in 0..vocabulary-1; inputs are the first `length` tokens of a
             window, labels the last (`lopjax.data.text.text_windows`).
         vocabulary: number of different tokens.
+
+    Raises:
+        ValueError: an array of another shape, or a token that is not in the vocabulary.
     """
+    num = _num_windows(windows, 2)
+    check_range("windows", windows, vocabulary)
 
     def prepare(data: PyTree, key: jax.Array, task: Any) -> PyTree:
         return _permutation(key, task, vocabulary)
@@ -139,7 +161,7 @@ def permuted_words(windows: ArrayLike, vocabulary: int) -> TaskSequence:
         renamed = names[jnp.asarray(data)[chosen]]
         return renamed[..., :-1], renamed[..., 1:]
 
-    return TaskSequence(windows, prepare, take, _num_windows(windows, 2))
+    return TaskSequence(windows, prepare, take, num)
 
 
 def texts(windows: ArrayLike) -> TaskSequence:
@@ -148,13 +170,14 @@ def texts(windows: ArrayLike) -> TaskSequence:
     Args:
         windows: `(tasks, examples, length + 1)`, integers; as in `permuted_words`.
     """
+    num = _num_windows(windows, 3)
     num_tasks = jnp.shape(windows)[0]
 
     def take(data: PyTree, task: Any, chosen: jax.Array) -> tuple[PyTree, PyTree]:
         read = jnp.asarray(data)[task, chosen]
         return read[..., :-1], read[..., 1:]
 
-    return TaskSequence(windows, lambda data, key, task: task % num_tasks, take, _num_windows(windows, 3))
+    return TaskSequence(windows, lambda data, key, task: task % num_tasks, take, num)
 
 
 def gaussian_mixtures(
@@ -208,14 +231,8 @@ def _permutation(key: jax.Array, task: Any, num: int) -> jax.Array:
     return jnp.where(task == 0, jnp.arange(num), drawn)
 
 
-def _num_examples(images: ArrayLike, labels: ArrayLike) -> int:
-    num = jnp.shape(images)[0]
-    if jnp.shape(labels) != (num,):
-        raise ValueError(f"{num} images, labels of shape {jnp.shape(labels)}: there must be one label for each image")
-    return num
-
-
 def _num_windows(windows: ArrayLike, rank: int) -> int:
+    check_numbers("windows", windows)
     shape = jnp.shape(windows)
     if len(shape) != rank or not jnp.issubdtype(jnp.result_type(windows), jnp.integer) or shape[-1] < 2:
         axes = ("tasks", "examples", "length + 1")[-rank:]

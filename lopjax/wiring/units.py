@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
+from lopjax.arguments.numbers import check_numbers
 from lopjax.wiring.diagram import Wiring
 from lopjax.wiring.labels import Label, along, sum_per_unit
 
@@ -98,5 +99,18 @@ def unit_norms(wiring: Wiring, tree: PyTree, space: str) -> tuple[Float[Array, "
 
 
 def where(mask: PyTree, chosen: PyTree, others: PyTree) -> PyTree:
-    """Array by array, entries of `chosen` where the mask is True and of `others` elsewhere; types as in `others`."""
-    return jax.tree.map(lambda m, a, b: jnp.where(m, jnp.asarray(a, jnp.asarray(b).dtype), b), mask, chosen, others)
+    """Array by array, entries of `chosen` where the mask is True and of `others` elsewhere; types as in `others`.
+
+    Raises:
+        ValueError: what are no arrays of numbers, or of shapes that do not fit those of `others`.
+    """
+    for name, tree in {"mask": mask, "chosen": chosen, "others": others}.items():
+        check_numbers(name, tree)
+
+    def one(m: Any, a: Any, b: Any) -> jax.Array:
+        shapes = [jnp.shape(each) for each in (m, a, b)]
+        if any(jnp.ndim(each) and shape != shapes[2] for each, shape in zip((m, a), shapes)):
+            raise ValueError(f"mask, chosen and others have shapes {shapes}: they must be the same, or single numbers")
+        return jnp.where(m, jnp.asarray(a, jnp.asarray(b).dtype), b)
+
+    return jax.tree.map(one, mask, chosen, others)

@@ -9,11 +9,12 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, ndtr
 
 from lopjax.activations import Activation, activation
-from lopjax.certificates import FrozenVerdict, certify_frozen, interval_bounds
+from lopjax.certificates import FrozenVerdict, certify_frozen, interval_bounds, revival_radius
+from lopjax.certificates.dead_units import PlainLayer, source_norms
 from lopjax.certificates.saturation import slopes
 from lopjax.losses import cross_entropy
 from lopjax.models import from_linen, labelled, mlp, tap
-from lopjax.wiring import In, Out
+from lopjax.wiring import In, Label, Out
 
 INPUTS, LABELS = np.random.default_rng(1).normal(size=(32, 4)), np.arange(32) % 3
 
@@ -227,3 +228,35 @@ def test_units_on_any_flat_piece_are_frozen(name, flat, steep):
         assert unit.verdict is (FrozenVerdict.FROZEN if place in flat else FrozenVerdict.ALIVE)
         assert (unit.gradient == 0) == (place in flat)
         assert (unit.radius is None) == (name == "hard_tanh" or place == 14.0)
+
+
+def test_what_rounding_may_have_hidden_comes_off_a_radius(x64):
+    """Against long double: inputs far from zero, so that z is a small difference of large numbers."""
+    model = mlp((5,), (6,), 3)
+    largest = 0.0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x = (rng.normal(size=(7, 5)) + 300).astype(np.float32)
+        variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model.init(jax.random.key(seed)))
+        layer = variables["params"]["hidden_0"]
+        highest = (x @ np.asarray(layer["kernel"])).max(axis=0)
+        layer["bias"] = jnp.asarray(-highest - np.float32(0.01))
+        units = certify_frozen(model, variables, (x, rng.integers(0, 3, 7)), {"hidden_0": range(6)}).units
+        w, b = (np.asarray(layer[name], np.longdouble) for name in ("kernel", "bias"))
+        z, lengths = x.astype(np.longdouble) @ w + b, np.sqrt(1 + np.sum(x.astype(np.longdouble) ** 2, axis=1))
+        exact = (-z / lengths[:, None]).min(axis=0)
+        for unit in units:
+            assert unit.radius <= exact[unit.unit]
+            assert unit.source_radius <= -z[:, unit.unit].max() / np.linalg.norm(w[:, unit.unit].astype(float))
+            largest = max(largest, float(unit.radius / exact[unit.unit]))
+    assert largest > 0.5  # and it still says something
+    # The control: of the numbers as computed some radius is too large.
+    computed = revival_radius(jnp.asarray(x @ np.asarray(layer["kernel"]) + layer["bias"]), jnp.asarray(lengths, "f4"))
+    assert (np.asarray(computed) > exact).any()
+
+
+def test_the_norm_of_small_activations_is_not_zero():
+    layer = PlainLayer(jnp.ones((3, 2)), jnp.zeros(2), Label((In("input"), Out("h"))), has_bias=False)
+    rows = np.array([[1e-25, 0, 2e-25], [0, 0, 0], [3e20, 4e20, 0]], np.float32)
+    np.testing.assert_allclose(source_norms(layer, rows), [np.sqrt(5) * 1e-25, 0, 5e20], rtol=1e-6)
+    assert np.linalg.norm(rows[0]) == 0  # the control: squares vanish

@@ -93,7 +93,8 @@ class Subject:
         elif axis == "wrong rank":
             for name in self.ranked:
                 yield single | {name: np.stack([single[name]] * 2, axis=-1)}
-                yield single | {name: single[name].ravel()[0]}
+                if single[name].ndim:
+                    yield single | {name: single[name].ravel()[0]}
         elif axis == "strings":
             for name in self.numbers:
                 yield single | {name: single[name].astype(str)}
