@@ -1,6 +1,8 @@
 """Read checkpoints of other programs: flat or nested npz, Flax msgpack, orbax; and check that they fit a network."""
 
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,10 +49,24 @@ def read_arrays(path: Path) -> Flat:
 
 
 def _npz(path: Path) -> Flat:
-    with np.load(path, allow_pickle=False) as archive:
-        if checkpoints.HEADER not in archive.files:
-            return {tuple(filter(None, _SEPARATORS.split(name))): archive[name] for name in archive.files}
-    return _flat(checkpoints.read(path)[0])
+    arrays = read_npz(path, str(path))
+    if checkpoints.HEADER in arrays:
+        return _flat(checkpoints.read(path)[0])
+    return {tuple(filter(None, _SEPARATORS.split(name))): array for name, array in arrays.items()}
+
+
+def read_npz(path: Path, where: str) -> dict[str, np.ndarray]:
+    """All arrays of an npz archive.
+
+    Raises:
+        ValueError: another kind of file, a damaged one, or objects in it; the message begins with `where`.
+    """
+    try:
+        # Opened here: of a damaged archive NumPy would leave the file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{where}: not an npz archive of arrays, or damaged ({error})") from error
 
 
 def _orbax(path: Path) -> Any:
@@ -103,9 +119,9 @@ def matched(arrays: Flat, expected: Any, where: str) -> Any:
         kind, wanted = np.asarray(array).dtype, by_path[path]
         if np.shape(array) != tuple(wanted.shape):
             lines[path] = f"shape: {_path(path)} is {np.shape(array)}, the network has {tuple(wanted.shape)}"
-        elif jax.dtypes.issubdtype(wanted.dtype, np.floating) and not jax.dtypes.issubdtype(kind, np.floating):
+        elif jax.numpy.issubdtype(wanted.dtype, np.floating) and not jax.numpy.issubdtype(kind, np.floating):
             lines[path] = f"type: {_path(path)} is {kind}, the network has {wanted.dtype}"
-        elif not jax.dtypes.issubdtype(kind, np.number):
+        elif not jax.numpy.issubdtype(kind, np.number):
             lines[path] = f"type: {_path(path)} is {kind}, no numbers"
     if lines or not given:
         differ = sum(path in by_path for path in lines)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from lopjax.detection.lives import LifeTable, lives_of_records, load_lives
-from lopjax.doctor.checkpoints import matched, read_arrays, variables_of
+from lopjax.doctor.checkpoints import matched, read_arrays, read_npz, variables_of
 from lopjax.model import Model, Variables
 from lopjax.runs import RunData, load
 from lopjax.runs.networks import resolved
@@ -133,11 +133,13 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise FileNotFoundError(f"--data={path}: no such file")
     if path.suffix != ".npz":
         raise ValueError(f"--data={path}: must be an .npz with the arrays inputs and labels")
-    with np.load(path, allow_pickle=False) as archive:
-        missing = [name for name in ("inputs", "labels") if name not in archive.files]
-        if missing:
-            raise ValueError(f"--data={path}: has {archive.files}, not {missing}")
-        inputs, labels = archive["inputs"], archive["labels"]
+    arrays = read_npz(path, f"--data={path}")
+    missing = [name for name in ("inputs", "labels") if name not in arrays]
+    if missing:
+        raise ValueError(f"--data={path}: has {list(arrays)}, not {missing}")
+    inputs, labels = arrays["inputs"], arrays["labels"]
+    if not inputs.ndim or not labels.ndim:
+        raise ValueError(f"--data={path}: inputs and labels must have a leading axis over samples")
     if len(inputs) != len(labels) or not len(inputs):
         raise ValueError(f"--data={path}: {len(inputs)} inputs, {len(labels)} labels; must be as many, at least one")
     return inputs, labels

@@ -31,6 +31,8 @@ from lopjax.model import Model, Params, Variables
 from lopjax.optim.checks import check
 
 _SOON = 10_000.0
+_CLOSE = 0.1
+"""The law of the forecast is for small distances: of a unit that is farther from its nearest no text promises one."""
 _TAIL = norm.sf(2)  # twice the standard error
 
 
@@ -63,7 +65,8 @@ class MonitorReport(NamedTuple):
         events: how often units died, revived, ... since the last measurement.
         status: by space, a number of `lopjax.detection.Status` per unit.
         nearness: by space, everything graded; radii in steps of the mean length since the last measurement.
-        forecast: by space, when each unit will be within 0.1 % of a clone, from the rate in the window.
+        forecast: by space, when each unit will be within 0.1 % of a clone, from the rate in the window; a law for small
+            distances, so the text names only units that are within 10 %.
         loss: on the probe.
     """
 
@@ -92,7 +95,8 @@ class MonitorReport(NamedTuple):
         """The unit of each space that is the first to be a clone, if that can be said and is near."""
         lines = []
         for space, forecast in jax.device_get(self.forecast).items():
-            steps = np.where(forecast.is_decided & (forecast.steps > 0), forecast.steps, np.inf)
+            is_close = np.asarray(self.nearness[space].activations.distance) <= _CLOSE
+            steps = np.where(is_close & forecast.is_decided & (forecast.steps > 0), forecast.steps, np.inf)
             unit = int(np.argmin(steps))
             if steps[unit] < _SOON:
                 lines.append(

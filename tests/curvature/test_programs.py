@@ -66,7 +66,16 @@ def test_derivatives_are_compared_with_differences(unchecked):
     for function in (rounded, signs, lambda z: jax.lax.stop_gradient(z) * z):
         with pytest.raises(ValueError, match="the derivative of it is not that of its value"):
             check_derivative("it", lambda tree, function=function: function(tree["z"]), point)
-    for function in (true_tanh, backward_only, jax.nn.relu, jnp.abs, jnp.sign, lambda z: 1e3 * jnp.sin(20 * z)):
+    near_a_kink = lambda z: 1e3 * jax.nn.relu(z - (point["z"].astype(z.dtype) + 3e-8))  # noqa: E731
+    for function in (
+        near_a_kink,
+        true_tanh,
+        backward_only,
+        jax.nn.relu,
+        jnp.abs,
+        jnp.sign,
+        lambda z: 1e3 * jnp.sin(20 * z),
+    ):
         check_derivative("it", lambda tree, function=function: function(tree["z"]), point)
 
 

@@ -178,6 +178,18 @@ def test_bad_input_is_one_sentence_for_the_user(words, message, data, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"text", b"", None])
+def test_what_is_no_archive_is_refused_by_its_name(content, data, tmp_path, capsys):
+    path = tmp_path / "other.npz"
+    whole = data.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    for words in ([path, "--network", "sick:make", "--data", data], [data, "--network", "sick:make", "--data", path]):
+        with pytest.raises(SystemExit) as ended:
+            main(["doctor", *map(str, words)])
+        assert ended.value.code == 2
+        assert f"{path}: not an npz archive of arrays, or damaged" in capsys.readouterr().err
+
+
 def test_there_is_one_command():
     with pytest.raises(SystemExit) as ended:
         main(["nurse"])

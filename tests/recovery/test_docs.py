@@ -10,12 +10,15 @@ PAGE = (Path(__file__).parents[2] / "docs" / "recovery.md").read_text(encoding="
 
 @pytest.mark.slow
 def test_the_page_does_what_it_says(capsys, unchecked):
+    pytest.importorskip("equinox", reason="equinox is not installed: it is in the extra `dev`")
     blocks, space = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL), {}
     said = []
     for block in blocks:
         exec(compile(block, "docs/recovery.md", "exec"), space)
         said.append(capsys.readouterr().out)
-    nearness, monitored, recovered, diagnosed = said
+    nearness, monitored, of_nnx, of_equinox, recovered, diagnosed = said
+    assert re.match(r"step 30: loss on the probe .*\n.* 0 saturated, of 8\n", of_nnx)
+    assert re.match(r"step 30: loss on the probe .*\n.* 0 saturated, of 16\n", of_equinox)
     assert nearness.splitlines()[0] == "2 units within 1 % of a clone, 1 dead, 0 saturated, of 8"
     assert "near-clone 2 (= 0.5 x unit 3" in nearness
     assert monitored.startswith("step 30: loss on the probe")

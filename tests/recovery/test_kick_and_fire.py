@@ -9,6 +9,7 @@ import pytest
 from lopjax.interventions import Setting, fire, split_clones
 from lopjax.losses import mean_squared_error
 from lopjax.models import mlp
+from lopjax.optim import muon
 from lopjax.signals import observe
 from lopjax.training import init_state
 
@@ -29,7 +30,7 @@ def clones():
 
 @pytest.mark.slow
 def test_fire_keeps_exact_clones_and_magnifies_what_a_free_kick_has_parted(x64):
-    optimizer = optax.sgd(0.1)
+    optimizer, orthogonal = optax.sgd(0.1), muon(0.1, MODEL.wiring)
     setting, batch = Setting(MODEL, optimizer, mean_squared_error), (jnp.asarray(INPUTS), jnp.asarray(TARGETS))
 
     @jax.jit
@@ -43,8 +44,9 @@ def test_fire_keeps_exact_clones_and_magnifies_what_a_free_kick_has_parted(x64):
         burnt = fire(every=1).apply(setting, (), state, seen, jax.random.key(1), 0)[0]
         state = jax.tree.map(lambda a, b: jnp.where(fires, a, b), burnt, state)
         params, logits = state.variables["params"], MODEL.apply(state.variables, batch[0]).logits
-        gradient = observe(MODEL, state.variables, batch, loss=mean_squared_error).gradient["hidden_0"]["kernel"]
-        return params["hidden_1"]["kernel"], logits, gradient
+        gradient = observe(MODEL, state.variables, batch, loss=mean_squared_error).gradient
+        step = orthogonal.update(gradient, orthogonal.init(params), params)[0]["hidden_0"]["kernel"]
+        return params["hidden_1"]["kernel"], logits, gradient["hidden_0"]["kernel"], step
 
     def apart(rows):
         return float(np.linalg.norm(rows[0] - rows[1]) / np.linalg.norm(rows[0] + rows[1]))
@@ -60,6 +62,12 @@ def test_fire_keeps_exact_clones_and_magnifies_what_a_free_kick_has_parted(x64):
     }
     outgoing = {name: apart(one[0]) for name, one in found.items()}
     gradients = {name: apart(one[2].T) for name, one in found.items()}
+    # Muon's step is U V' of the gradient, whose columns are equal for clones, and differ after the kick.
+    steps = {name: apart(one[3].T) for name, one in found.items()}
+    left, _, right = np.linalg.svd(np.asarray(found["kick"][2]), full_matrices=False)
+    assert max(steps["none"], steps["fire"]) < 1e-12
+    assert steps["kick"] == pytest.approx(apart((left @ right).T), rel=0.5)
+    assert min(steps["kick"], steps["both"]) > 0.1
     assert outgoing["fire"] < 1e-14
     assert gradients["fire"] < 1e-13  # trapped still
     np.testing.assert_allclose(found["kick"][1], found["none"][1], rtol=0, atol=1e-13)  # no jump of any output
