@@ -30,6 +30,7 @@ from theory_checks.architectures import random_variables
 from theory_checks.check import Check, Row, Size
 from theory_checks.critical import critical, critical_base, departures, first_outside
 from theory_checks.decay import check_decay_makes_clones
+from theory_checks.degenerate import check_degenerate
 
 OURS = "lopjax; the decomposition into unit blocks answers an open question of arXiv 2510.00304, section 4"
 
@@ -262,6 +263,15 @@ CHECKS: tuple[Check, ...] = (
         check_law_of_r2,
         "How surely clones have escaped by a step can be computed from the curvature, the gradients' norms and the "
         "activations at cloning, in the units in which escape is measured.",
+    ),
+    Check(
+        "escape.degenerate",
+        "At weights of 0 the normal Hessian of clones is 0 where there are three layers of weights; kicks grow all the "
+        "same, in a number of steps that is a power of their size, here 1 over it, and linear theory predicts none.",
+        "arXiv 2605.01288, for small weights in deep networks; its clones: lopjax",
+        check_degenerate,
+        "A verdict NEUTRAL, or an infinite escape time, is no promise that clones stay: they may leave late, and later "
+        "by far for a smaller kick.",
     ),
     Check(
         "escape.rank_ceiling",

@@ -44,7 +44,7 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
     """
     _check_config(config)
     check_lanes(len(config.seeds), resources.mesh)
-    dataset = data.load(config.dataset, resources.data_dir, config.label_noise)
+    dataset = coarse(data.load(config.dataset, resources.data_dir, config.label_noise), config.coarseness)
     num_train = len(dataset.train_labels)
     for name in ("batch_size", "probe_samples"):
         value = getattr(config, name)
@@ -56,6 +56,27 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
     stream = epochs(dataset.train_images, dataset.train_labels, config.batch_size)
     preprocess = Preprocess(dataset.mean, dataset.std)
     return Setup(config, narrow, widen(narrow, config.factor), preprocess, stream, (first, following), resources.mesh)
+
+
+def coarse(dataset: data.Dataset, side: int) -> data.Dataset:
+    """The same set with images averaged over squares of a side, rounded to whole numbers.
+
+    Raises:
+        ValueError: the side does not divide height and width.
+    """
+    if side == 1:
+        return dataset
+    height, width, channels = dataset.image_shape
+    allowed = f"a divisor of {height} and {width}, the images' height and width"
+    _check("coarseness", side, height % side == 0 and width % side == 0, allowed)
+
+    def averaged(images: np.ndarray) -> np.ndarray:
+        squares = images.reshape(len(images), height // side, side, width // side, side, channels)
+        return np.round(squares.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+
+    train = averaged(dataset.train_images)
+    mean, std = data.channel_statistics(train)
+    return dataset._replace(train_images=train, test_images=averaged(dataset.test_images), mean=mean, std=std)
 
 
 def next_classes(num_classes: int) -> np.ndarray:
@@ -74,7 +95,7 @@ def probe(config: Config, setup: Setup) -> tuple[Any, Any]:
 
 def _check_config(config: Config) -> None:
     """What can be checked without the data and the models, which check their own arguments."""
-    for name in ("base_steps", "clone_steps", "next_steps", "chunks", "kick_steps", "split_every"):
+    for name in ("coarseness", "base_steps", "clone_steps", "next_steps", "chunks", "kick_steps", "split_every"):
         _check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
     for name in ("clone_steps", "next_steps"):
         is_multiple = getattr(config, name) % config.chunks == 0

@@ -17,6 +17,12 @@ from lopjax.models import mlp, resnet18, vit
 
 LOSSES = {"cross-entropy": mean_cross_entropy, "squared error": mean_squared_error}
 Batch = tuple[jax.Array, jax.Array]
+STATIONARY = 1e-8
+"""A search that ends with a longer gradient has not found its stationary point."""
+FAR = 30.0
+"""Norm of parameters beyond which a search has run away; those of random networks are near 5."""
+ATTEMPTS = 12
+"""Searches for a stationary point after the first."""
 
 
 class Setup(NamedTuple):
@@ -126,15 +132,46 @@ def _decayed(model: Model, loss: Any, decay: float, factor: int) -> Decayed:
 
 
 def stationary(descent: Decayed, start: Variables, batch: Batch) -> Variables:
-    """The stationary point to which BFGS and Newton steps converge, if they do."""
-    from scipy.optimize import minimize
+    """A stationary point: the first that a search reaches, or where the last one ended if none does.
 
-    point = np.asarray(ravel_pytree(start["params"])[0])
-    point = minimize(descent.value, point, (batch,), "BFGS", descent.gradient, options={"gtol": 1e-6}).x
-    for _ in range(6):
-        slope, curvature = descent.gradient(point, batch), descent.hessian(point, batch)
-        point = point - np.linalg.lstsq(np.asarray(curvature), np.asarray(slope), rcond=1e-10)[0]
+    First BFGS, downhill to a minimum. Where the loss has none that is near, as cross-entropy often has not, BFGS runs
+    away to infinite weights; then Levenberg-Marquardt steps on the gradient, which end at saddles, too, from the start
+    and from points around it. All end with Newton steps.
+    """
+    from scipy.optimize import minimize, root
+
+    def slope(point: np.ndarray) -> np.ndarray:
+        return np.asarray(descent.gradient(point, batch))
+
+    def curvature(point: np.ndarray) -> np.ndarray:
+        return np.asarray(descent.hessian(point, batch))
+
+    first, rng = np.asarray(ravel_pytree(start["params"])[0]), np.random.default_rng(0)
+    lowest = minimize(descent.value, first, (batch,), "BFGS", descent.gradient, options={"gtol": 1e-6}).x
+    point = _newton(slope, curvature, lowest)
+    for attempt in range(ATTEMPTS):
+        if is_reached(slope(point), point):
+            break
+        near = first + 0.5 * rng.normal(size=first.shape) * (attempt > 0)
+        found = root(slope, near, jac=curvature, method="lm", options={"maxiter": 300}).x
+        point = _newton(slope, curvature, found)
     return {**start, "params": descent.unravel(jnp.asarray(point))}
+
+
+def _newton(slope: Any, curvature: Any, point: np.ndarray) -> np.ndarray:
+    """Newton steps for as long as the gradient becomes shorter."""
+    here = slope(point)
+    while True:
+        moved = point - np.linalg.lstsq(curvature(point), here, rcond=1e-10)[0]
+        there = slope(moved)
+        if not np.linalg.norm(there) < np.linalg.norm(here):
+            return point
+        point, here = moved, there
+
+
+def is_reached(gradient: np.ndarray, point: np.ndarray) -> bool:
+    """Whether a point is stationary, and not on its way to infinity, where gradients vanish because units saturate."""
+    return bool(np.linalg.norm(gradient) <= STATIONARY and np.linalg.norm(point) <= FAR)
 
 
 def _samples(setup: Setup, condition: Condition) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from experiments.conditions.config import CONDITIONS, Condition, Config
-from experiments.conditions.networks import LOSSES, Batch, Setup, decayed, place
+from experiments.conditions.networks import LOSSES, Batch, Setup, decayed, is_reached, place
 from experiments.conditions.report import AT_A_KINK, NOT_REACHED
 from lopjax.activations import activation
 from lopjax.cloning import clone_variables, uniform_partition, widen
@@ -19,8 +19,6 @@ from lopjax.runs.schedule import Part
 from lopjax.stability import Attraction, Stability, unit_blocks
 from lopjax.tolerance import CERTAIN_FROM
 
-# A search that ends with a longer gradient has not found its stationary point.
-STATIONARY = 1e-8
 # Rounding of a dense Hessian in float64 is far below this share of its largest eigenvalue.
 CERTAIN = 1e-9
 # A pre-activation this near to a kink is at it.
@@ -48,13 +46,12 @@ def measure(setup: Setup, condition: Condition, seed: int) -> dict[str, Any]:
     record: dict[str, Any] = {"condition": condition.name, "seed": seed}
     if not condition.network.startswith("mlp"):
         return {**record, **_dense(setup, condition, variables, batch)}
-    slope = _slope(setup, condition, variables, batch) if condition.point == "critical" else 0.0
     model, loss = setup.models[condition.name], LOSSES[condition.loss]
     # Under decay the loss itself has a gradient there, which is no error of the blocks.
     is_critical = condition.point == "critical" and not condition.decay
     total = unit_blocks(model, variables, batch, setup.config.factor, loss=loss, near_critical=is_critical).total
     record["extremes"] = [total.min_eigenvalue, total.max_eigenvalue]
-    if not slope <= STATIONARY:
+    if condition.point == "critical" and not _is_there(setup, condition, variables, batch):
         return {**record, "verdict": NOT_REACHED}
     if not condition.decay:
         return {**record, "verdict": total.verdict.name}
@@ -66,10 +63,10 @@ def measure(setup: Setup, condition: Condition, seed: int) -> dict[str, Any]:
     return {**record, "rate": float(rate), "verdict": sign.name}
 
 
-def _slope(setup: Setup, condition: Condition, variables: Variables, batch: Batch) -> float:
-    """Norm of the gradient, decay included, at what should be a stationary point."""
-    vector = ravel_pytree(variables["params"])[0]
-    return float(jnp.linalg.norm(decayed(setup, condition, variables).gradient(vector, batch)))
+def _is_there(setup: Setup, condition: Condition, variables: Variables, batch: Batch) -> bool:
+    """Whether the search for a stationary point, of the loss with decay, has arrived at one."""
+    vector = np.asarray(ravel_pytree(variables["params"])[0])
+    return is_reached(np.asarray(decayed(setup, condition, variables).gradient(vector, batch)), vector)
 
 
 def _is_at_a_kink(model: Model, variables: Variables, batch: Batch) -> bool:

@@ -44,6 +44,7 @@ def escape_time(
     multiplicities: ArrayLike | Sequence[int] | None = None,
     momentum: float = 0.0,
     continuous: bool = False,
+    tolerance: float = 0.0,
 ) -> Float[Array, ""]:
     """Steps that a kick normal to a manifold takes to reach a distance, by linear theory at a critical point.
 
@@ -61,7 +62,8 @@ def escape_time(
     This is a law for eigenvalues that are not 0: the time grows with the logarithm of R over the kick. Where the lowest
     eigenvalue is 0 (a NEUTRAL normal Hessian, as at small weights where there are more than two bottleneck layers)
     a kick can still grow by higher orders, in a time that is a power of its size (arXiv 2605.01288). Linear theory does
-    not see that: an infinite result then means that linear theory predicts no growth, not that there is none.
+    not see that: an infinite result then means that linear theory predicts no growth, not that there is none. An
+    eigenvalue that is 0 but for rounding would make a law of its own; `tolerance` leaves it out.
 
     The component counts, not the length of the kick: an isotropic one of length e in d dimensions has |c_k| near
     e / sqrt(d). With noise in the gradient, see `transverse_lyapunov` and `escape_probability`.
@@ -75,6 +77,7 @@ def escape_time(
             components; 1 by default. Among n_j clones every eigenvalue of the block M_j occurs n_j - 1 times.
         momentum: beta in [0, 1), of heavy-ball momentum as in `optax.sgd`.
         continuous: gradient flow instead of gradient descent, with time divided by eta: `g(t) = exp(-eta lambda t)`.
+        tolerance: eigenvalues of at most this size are rounding and count as 0; see `StabilityReport.tolerance`.
 
     Returns:
         A number of steps, not rounded. 0 if the growing part of the kick has reached the radius; infinite if no
@@ -82,7 +85,7 @@ def escape_time(
 
     Raises:
         ValueError: a radius or learning rate that is not positive; momentum outside [0, 1), or nonzero with gradient
-            flow; arrays of different lengths.
+            flow; a negative tolerance; arrays of different lengths.
 
     Example:
         >>> round(float(escape_time([-1.0, 2.0], [1e-3, 0.5], radius=0.1, learning_rate=0.1)), 1)
@@ -94,6 +97,8 @@ def escape_time(
         raise ValueError(f"radius={radius}, learning_rate={learning_rate}: both must be positive")
     if not 0 <= momentum < 1 or (momentum and continuous):
         raise ValueError(f"momentum={momentum}: must lie in [0, 1), and be 0 with continuous=True")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance={tolerance}: must be at least 0")
     values, sizes = _at_least_single(eigenvalues), jnp.abs(_at_least_single(components))
     times = jnp.ones_like(sizes) if multiplicities is None else jnp.asarray(multiplicities)
     if values.ndim != 1 or not values.shape == sizes.shape == times.shape:
@@ -105,6 +110,7 @@ def escape_time(
         return jnp.asarray(jnp.inf)
     # A failed computation must not be mistaken for a network that never escapes.
     is_unknown = jnp.any(~jnp.isfinite(values) | jnp.isnan(sizes))
+    values = jnp.where(jnp.abs(values) <= tolerance, 0.0, values)
     modes = _growing_modes(values, sizes, times, learning_rate, momentum, continuous)
     return jnp.where(is_unknown, jnp.nan, _first_time(modes, jnp.log(radius)))
 

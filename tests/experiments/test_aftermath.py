@@ -11,8 +11,9 @@ from experiments.aftermath.config import ARMS, BASE, Config
 from experiments.aftermath.figures import figures
 from experiments.aftermath.parts import NEXT, SAME, parts
 from experiments.aftermath.report import summarise, table
-from experiments.aftermath.setup import build, next_classes
+from experiments.aftermath.setup import build, coarse, next_classes
 from experiments.kit.networks import MLP
+from lopjax import data
 from lopjax.runs import RunData
 
 SMALL = Config(
@@ -31,11 +32,23 @@ def test_no_class_keeps_its_name_in_the_next_task():
 @pytest.mark.parametrize(
     "changes",
     [{"factor": 1}, {"clone_steps": 41}, {"noise_scale": 0.0}, {"seeds": (1, 1)}, {"brief_decay": 1.0},
-     {"probe_samples": 0}, {"net": MLP(widths=(3,), norm="batch")}],
+     {"probe_samples": 0}, {"coarseness": 3}, {"coarseness": 0}, {"net": MLP(widths=(3,), norm="batch")}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         build(dataclasses.replace(SMALL, **changes))
+
+
+def test_coarse_images_are_means_over_squares():
+    digits = data.load("digits")
+    averaged = coarse(digits, 4)
+    assert averaged.image_shape == (2, 2, 1)
+    corner = digits.test_images[5, 4:, :4, 0].astype(float).mean()
+    assert abs(averaged.test_images[5, 1, 0, 0] - corner) <= 0.5
+    # What no average changes, and what every one does.
+    assert averaged.mean[0] == pytest.approx(digits.mean[0], abs=1 / 255)
+    assert averaged.std[0] < digits.std[0]
+    assert coarse(digits, 1) is digits
 
 
 def records_of(loss: dict[str, float]) -> RunData:

@@ -45,6 +45,7 @@ LONG = {
     "conserved.homogeneous",
     "escape.decay_makes_clones",
     "escape.decaying_noise",
+    "escape.degenerate",
     "escape.momentum",
     "escape.rank_ceiling",
     "flatness.blocks",

@@ -97,6 +97,18 @@ def test_kicks_that_do_not_grow_and_bad_input(unchecked):
         escape_time([-1.0, 1.0], [1e-3], 0.1, 0.1)
 
 
+def test_an_eigenvalue_that_is_rounding_gives_no_law_of_its_own(unchecked):
+    # A degenerate normal Hessian: what is left of its zeros must not be read as a logarithmic law.
+    rounding = [-1e-17, 3e-18]
+    assert jnp.isfinite(escape_time(rounding, [1e-3, 1e-3], 0.1, 0.1))
+    assert escape_time(rounding, [1e-3, 1e-3], 0.1, 0.1, tolerance=1e-15) == jnp.inf
+    # What is beyond the tolerance counts as before.
+    kept = escape_time([-1.0, *rounding], [1e-3] * 3, 0.1, 0.1, tolerance=1e-15)
+    assert kept == escape_time([-1.0], [1e-3], 0.1, 0.1)
+    with pytest.raises(ValueError, match="tolerance=-1"):
+        escape_time([-1.0], [1e-3], 0.1, 0.1, tolerance=-1.0)
+
+
 def heavy_ball_steps(values, components, radius, eta, beta, times):
     """Steps, interpolated, by iterating the recursion of heavy-ball momentum."""
     values, speed, place = np.asarray(values), np.zeros(len(values)), np.array(components, float)
