@@ -190,8 +190,13 @@ def _drawn(model: Model, shapes: Mapping[Path, tuple[int, ...]], is_positive: bo
 
 def _runner(model: Model, arrays: Arrays, inputs: np.ndarray) -> tuple[Callable[[Arrays, Shifts], Seen], list[Any]]:
     """Forward passes of one compiled program, and the types that they carry."""
-    with jax.enable_x64(True):
-        shapes = jax.eval_shape(partial(_forward, model), tree_from_paths(arrays), jnp.asarray(inputs), None)
+    forward = partial(_forward, model)
+    try:
+        with jax.enable_x64(is_double := True):
+            shapes = jax.eval_shape(forward, tree_from_paths(arrays), jnp.asarray(inputs), None)
+    except TypeError:  # it mixes types unless all are single, as a loop does whose carry starts in single precision
+        with jax.enable_x64(is_double := False):
+            shapes = jax.eval_shape(forward, tree_from_paths(arrays), jnp.asarray(inputs), None)
     zero = {site: np.zeros(tap.pre.shape) for site, tap in shapes[1].items()}
 
     def run(arrays: Arrays, shifts: Shifts) -> Seen:
@@ -200,7 +205,7 @@ def _runner(model: Model, arrays: Arrays, inputs: np.ndarray) -> tuple[Callable[
             pre, post = shifts.get(site, (None, None))
             pre, post = (zero[site] if each is None else each for each in (pre, post))
             taps[site] = Tap(tap.space, pre, post, tap.activation)
-        with jax.enable_x64(True):
+        with jax.enable_x64(is_double):
             logits, seen = _jitted(model, tree_from_paths(arrays), jnp.asarray(inputs), taps)
         pre, post = (
             {site: np.asarray(getattr(tap, kind), np.float64) for site, tap in seen.items()} for kind in ("pre", "post")

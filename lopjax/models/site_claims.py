@@ -189,8 +189,8 @@ def sum_faults(probe: Probe) -> list[str]:
     faults = []
     for site, (space, _) in probe.wiring.sites:
         own = [(path, label) for path, label in probe.wiring.labels if label.site == site and path[0] == "params"]
-        # If units also pass through an earlier site, even an added term acts differently on different inputs.
-        if len(probe.wiring.sites_of(space)) != 1:
+        # If units also pass an earlier site, or this one in the step before, even an added term acts on other inputs.
+        if len(probe.wiring.sites_of(space)) != 1 or any(space in label.reads() for _, label in own):
             continue
         for path in (path for path, label in own if label.scales is False):
             others = {other: 1.7 * probe.arrays[other] for other, label in own if label.reads() and other != path}

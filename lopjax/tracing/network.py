@@ -218,7 +218,8 @@ def check_parameters(params: Any, inputs: Any) -> None:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise ValueError(
                 f"parameter {'/'.join(path)} is of type {jnp.result_type(leaf)}: parameters must be floating point "
-                "numbers; close over the others (equinox: eqx.partition(module, eqx.is_inexact_array))"
+                "numbers; close over the others (equinox: eqx.partition(module, eqx.is_inexact_array); flax.nnx: "
+                "nnx.split(module, (nnx.Param, nnx.BatchStat), ...))"
             )
     check_numbers("inputs", inputs)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]

@@ -131,7 +131,7 @@ def constant(known: Any) -> Type:
     if not isinstance(known, np.ndarray | np.generic | int | float | complex) and not _is_plain(known):
         return tuple(fresh(size, "a constant that is no array of numbers") for size in known.shape)
     array = np.asarray(known)
-    reason = f"a constant array of shape {array.shape} tells its units apart"
+    reason = f"a constant array of shape {array.shape} tells its units apart (if it is a variable, pass it with params)"
     axes = []
     for index, size in enumerate(array.shape):
         rows = np.moveaxis(array, index, 0)

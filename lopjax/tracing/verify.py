@@ -76,34 +76,48 @@ def verify(network: Network, make: Callable[[Mapping[str, int]], Model], params:
     Raises:
         ValueError: a wiring that the network contradicts; the message names the space.
     """
-    with jax.enable_x64(True):
-        x = jax.tree.map(_drawn_input, inputs)
-        eps = _coarsest(network, x)
-        tolerance = max(eps**0.5, 1e-6)
-        asked = _most_alive(network, make({}), params, x, tolerance) if eps <= 1e-5 else None
-        if asked is None:
-            return Verification(np.nan, np.nan, np.nan, np.nan, is_checked=False)
-        return Verification(
-            _permutation(asked, tolerance),
-            _cloning(asked, make, x, tolerance),
-            _tangency(asked, tolerance),
-            tolerance,
-            unreached=asked.unreached,
-        )
+    try:
+        with jax.enable_x64(True):
+            return _verified(network, make, params, inputs, [jnp.float64] * len(network.paths))
+    except TypeError:  # it mixes types unless all are single, as a loop does whose carry starts in single precision
+        return _verified(network, make, params, inputs, [leaf.dtype for leaf in jax.tree.leaves(network.shapes)])
+
+
+def _verified(
+    network: Network, make: Callable[[Mapping[str, int]], Model], params: Any, inputs: Any, dtypes: Sequence[Any]
+) -> Verification:
+    """Test a wiring against its network at parameters of given types."""
+    x = jax.tree.map(_drawn_input, inputs)
+    if any(dtype != jnp.float64 for dtype in dtypes):
+        x = jax.tree.map(lambda drawn, leaf: drawn.astype(jnp.result_type(leaf)), x, inputs)
+    eps = _coarsest(network, x, dtypes)
+    tolerance = max(eps**0.5, 1e-6)
+    asked = _most_alive(network, make({}), params, x, tolerance, dtypes) if eps <= 1e-5 else None
+    if asked is None:
+        return Verification(np.nan, np.nan, np.nan, np.nan, is_checked=False)
+    return Verification(
+        _permutation(asked, tolerance),
+        _cloning(asked, make, x, tolerance),
+        _tangency(asked, tolerance),
+        tolerance,
+        unreached=asked.unreached,
+    )
 
 
 _DRAWS = ((False, 0), (True, 0), (False, 1), (True, 1))
 """Whether all parameters are positive, and the seed: where activations are dead at one draw, another is tried."""
 
 
-def _most_alive(network: Network, model: Model, params: Any, x: Any, tolerance: float) -> _Asked | None:
+def _most_alive(
+    network: Network, model: Model, params: Any, x: Any, tolerance: float, dtypes: Sequence[Any]
+) -> _Asked | None:
     """The network at the draw where its outputs react to most spaces; None if it is finite at no draw."""
     run, best = _asker(network, model, x), None
     assert network.diagram is not None
     by_rule = model.wiring.cloneable
     recipes = {each.name: each.recipe for each in network.diagram.spaces if each.recipe and each.name not in by_rule}
     for is_positive, seed in _DRAWS:
-        arrays = _drawn(network, model.wiring, params, is_positive, seed)
+        arrays = _drawn(network, model.wiring, params, is_positive, seed, dtypes)
         output, gradient = run(arrays)
         if not np.isfinite(output).all():
             continue
@@ -136,8 +150,8 @@ def _largest(arrays: Arrays) -> float:
     return max((float(np.abs(array).max(initial=0.0)) for array in arrays.values()), default=0.0)
 
 
-def _coarsest(network: Network, x: Any) -> float:
-    program = network.plan(x, [jnp.float64] * len(network.paths)).program
+def _coarsest(network: Network, x: Any, dtypes: Sequence[Any]) -> float:
+    program = network.plan(x, dtypes).program
     floats = [aval.dtype for aval in program.avals if jnp.issubdtype(getattr(aval, "dtype", int), jnp.floating)]
     return max(float(jnp.finfo(dtype).eps) for dtype in floats)
 
@@ -153,23 +167,25 @@ def _drawn_input(leaf: Any) -> np.ndarray:
     return array
 
 
-def _drawn(network: Network, wiring: Wiring, params: Any, is_positive: bool, seed: int) -> Arrays:
+def _drawn(
+    network: Network, wiring: Wiring, params: Any, is_positive: bool, seed: int, dtypes: Sequence[Any]
+) -> Arrays:
     rng, arrays, labels = np.random.default_rng(seed), {}, dict(wiring.labels)
     assert network.diagram is not None
-    for given, paths, layout in zip(
-        jax.tree.leaves(network.parts(params)), network.diagram.paths, network.diagram.layouts, strict=True
-    ):
+    parts = jax.tree.leaves(network.parts(params))
+    for given, dtype, paths, layout in zip(parts, dtypes, network.diagram.paths, network.diagram.layouts, strict=True):
         known = None if isinstance(given, jax.ShapeDtypeStruct) else np.asarray(given)
         stays_positive = known is not None and known.size > 0 and bool((known > 0).all())
         for path, shape in zip(paths, layout.shapes(), strict=True):
             fan = labels[path].num_summed(shape) if labels[path].reads() else 4
-            arrays[path] = generic(shape, rng, fan, is_positive or stays_positive or path[0] != "params")
+            drawn = generic(shape, rng, fan, is_positive or stays_positive or path[0] != "params")
+            arrays[path] = drawn.astype(dtype)
     return arrays
 
 
 def _flat(tree: Any) -> jax.Array:
     leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)]
-    return jnp.concatenate([jnp.asarray(leaf, jnp.float64) for leaf in leaves])
+    return jnp.concatenate([jnp.asarray(leaf, jnp.result_type(float)) for leaf in leaves])
 
 
 def _asker(network: Network, model: Model, x: Any) -> Callable[[Arrays], tuple[np.ndarray, Arrays | None]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from traced_networks import EXAMPLES, Example, of
 
+from lopjax.models.check import check_wiring
 from lopjax.tracing import trace_model
 from lopjax.tracing import traced as traced_module
 from lopjax.tracing.degrees import Ledger
@@ -242,6 +243,30 @@ def test_a_network_in_16_bits_is_read_and_not_verified():
     traced = trace_model(apply, dict(w=of(4, 6), head=of(6, 2)), of(3, 4))
     assert not traced.verification.is_checked
     assert "not verified" in traced.report()
+
+
+def single_only(p, x):
+    start = jnp.zeros((len(x), 6), jnp.float32)  # as Flax's recurrent cells start, whatever the type of the inputs
+    h, _ = jax.lax.scan(lambda h, now: (jnp.tanh(now @ p["w"] + h @ p["u"]), None), start, x.swapaxes(0, 1))
+    return h @ p["head"]
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_loop_that_runs_in_single_precision_only_is_verified_in_it(monkeypatch, is_right):
+    from lopjax.wiring import Out
+
+    params = dict(w=of(4, 6), u=of(6, 6), head=of(6, 2))
+    if not is_right:
+        corrupted(monkeypatch, lambda d: relabelled(d, "u", 0, Out("w")))
+        with pytest.raises(ValueError, match=r"unit space 'w'.*cloning its units changes the outputs"):
+            trace_model(single_only, params, of(3, 5, 4))
+        return
+    traced = trace_model(single_only, params, of(3, 5, 4))
+    seen = traced.verification
+    assert seen.is_checked
+    assert 1e-4 < seen.tolerance < 1e-3
+    assert max(seen.permutation, seen.cloning, seen.tangency) < 1e-5
+    check_wiring(traced.model, (np.zeros((3, 5, 4), np.float32), None))
 
 
 def test_equations_are_visited_once_whatever_the_depth(monkeypatch):
