@@ -111,7 +111,7 @@ def _happened(event: str, before: jax.Array, now: jax.Array) -> jax.Array:
     return was & ~is_now if event in ("revived", "freed") else is_now & ~was
 
 
-def _check_statuses(status: Statuses) -> None:
+def _check_statuses(status: Mapping[str, Any]) -> None:
     for space, found in status.items():
         check_numbers(f"status of {space}", found, ranks=1)
         if not jnp.issubdtype(found.dtype, jnp.integer):
