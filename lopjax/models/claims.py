@@ -119,8 +119,16 @@ def _is_symmetric(probe: Probe, spaces: Sequence[str], arrays: Arrays, but: tupl
         sizes = {probe.wiring.size(each) for each in spaces}
         axes = [axis for axis, size in enumerate(expected.shape[:-1]) if axis and size in sizes]
         chosen = chain.from_iterable(combinations(axes, number) for number in range(len(axes) + 1))
-        same = same and any(not probe.differs(seen.pre[site], np.roll(expected, 1, each)) for each in chosen)
+        same = same and (
+            any(not probe.differs(seen.pre[site], np.roll(expected, 1, each)) for each in chosen)
+            or not probe.differs(_in_any_order(seen.pre[site]), _in_any_order(expected))
+        )
     return same
+
+
+def _in_any_order(pre: np.ndarray) -> np.ndarray:
+    """What every unit does at all of its coordinates, sorted: others may index a part of them, beside a padding."""
+    return np.sort(pre.reshape(len(pre), -1, pre.shape[-1]), 1)
 
 
 def _culprit(probe: Probe, space: str) -> str:

@@ -1,6 +1,8 @@
 """Sites and sources of traced networks: against the labels of the built-in models, and against the networks."""
 
 import re
+from contextlib import nullcontext
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -182,6 +184,25 @@ def test_a_derivative_rule_of_ones_own_is_no_activation_of_the_library():
         label, traced = label_of(lambda p, x, rule=rule: rule(x @ p["w"] + p["b"]) @ p["head"], params, "head")
         kind = traced.model.wiring.site("w").activation
         assert (getattr(kind, "name", kind), label.source) == (name, source)
+
+
+def padded_coordinates(p, x):
+    h = jnp.tanh(x @ p["w"]).reshape(len(x), 2, 3)
+    return jnp.tanh(jnp.pad(h, [(0, 0), (0, 0), (0, 1)]) + p["b"]).reshape(len(x), -1) @ p["head"]
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_units_may_index_a_part_of_what_others_do_at_a_site(is_right):
+    params = dict(w=of(4, 6), b=of(4), head=of(8, 2))
+    model = trace_model(padded_coordinates, params, of(7, 4), check=False).model
+    assert sorted(map(model.wiring.size, model.wiring.cloneable)) == [2, 3]
+    if not is_right:  # the control: the bias of the second space is forgotten
+        (path,) = [path for path, _ in model.wiring.labels if path[1] == "b" and "rest" not in path]
+        labels = tuple((each, replace(l, axes=(None,)) if each == path else l) for each, l in model.wiring.labels)
+        model = model._replace(wiring=replace(model.wiring, labels=labels))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+    with nullcontext() if is_right else pytest.raises(ValueError, match="the labels of this network are wrong"):
+        check_wiring(model, (np.zeros((7, 4), np.float32), None), model.view.split(zeros))
 
 
 # --- What stands on it --------------------
