@@ -207,7 +207,7 @@ def check_inputs(model: Model, variables: Variables, inputs: Any) -> None:
     jax.eval_shape(lambda variables, array: outputs_of(model, variables, array).logits, variables, array)
 
 
-def pair(batch: Any) -> Batch:
+def pair(batch: Any) -> tuple[Any, Any]:
     """A batch as inputs and labels, trees of arrays for the same samples. Under a trace, too.
 
     Raises:

@@ -53,7 +53,7 @@ def test_each_trap_is_found_with_its_certificate_and_its_remedy():
     assert "evidence:   SYMPTOM, measured on this batch to 1 %; nothing is proved" in text
 
 
-def test_that_clones_never_part_is_said_only_of_what_is_decided(monkeypatch):
+def test_that_clones_never_part_is_said_only_of_what_is_decided(monkeypatch, unchecked):
     """Blocks at a kink are undecided: the time is not known, where that of neutral ones is infinite."""
     for verdict, time in ((Stability.UNDECIDED, None), (Stability.NEUTRAL, np.inf)):
         total = SimpleNamespace(verdict=verdict, note="at a kink")
@@ -65,7 +65,7 @@ def test_that_clones_never_part_is_said_only_of_what_is_decided(monkeypatch):
         assert examine._escape(SimpleNamespace(), {}, verdict)[0].startswith("not decided")
 
 
-def test_stability_is_judged_in_double_precision_or_in_that_of_the_network(monkeypatch):
+def test_stability_is_judged_in_double_precision_or_in_that_of_the_network(monkeypatch, unchecked):
     asked = []
 
     def judge(model, variables, batch, partition, *, loss, bc_tolerance=None):
@@ -109,7 +109,7 @@ def test_a_network_whose_numbers_are_none_is_refused_by_the_names_of_its_arrays(
         diagnose(make(), whole, (INPUTS, LABELS))
 
 
-def test_what_could_wake_dead_units_is_said_unit_by_unit_and_no_more_than_is_proved():
+def test_what_could_wake_dead_units_is_said_unit_by_unit_and_no_more_than_is_proved(unchecked):
     dead, slow, unclear = FrozenVerdict.FROZEN, FrozenVerdict.SLOW, FrozenVerdict.UNDECIDED
     fates = [frozen_units._Fate(dead, ()), frozen_units._Fate(dead, ("a", "b")), frozen_units._Fate(slow, ("a",))]
     evidence = [SimpleNamespace(radius=radius) for radius in (None, 2.5, 3.0)]
@@ -126,7 +126,7 @@ def test_what_could_wake_dead_units_is_said_unit_by_unit_and_no_more_than_is_pro
     assert at_the_border.endswith("incoming weights would have to change only a little, as one is at the border")
 
 
-def test_a_unit_of_several_sites_is_counted_once_and_by_its_weakest():
+def test_a_unit_of_several_sites_is_counted_once_and_by_its_weakest(unchecked):
     wiring = SimpleNamespace(site=lambda name: SimpleNamespace(space=name[:-1]))
     unit = SimpleNamespace(verdict=FrozenVerdict.FROZEN, unit=3, depends_on=())
     sites = [
@@ -137,7 +137,7 @@ def test_a_unit_of_several_sites_is_counted_once_and_by_its_weakest():
     assert found == {("width", 3): frozen_units._Fate(FrozenVerdict.ALIVE, ("x",))}
 
 
-def test_a_norm_over_units_forbids_the_remedy_that_changes_no_output():
+def test_a_norm_over_units_forbids_the_remedy_that_changes_no_output(unchecked):
     patient = SimpleNamespace(model=mlp((4,), (6, 5), 3, norm="layer"))
     assert "hidden_1" in patient.model.wiring.coupled  # as wake_dead_units refuses it
     assert frozen_units._waker(patient, ("hidden_1",)).startswith("lopjax.interventions.redo, which may change outputs")
