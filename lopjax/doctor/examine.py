@@ -74,13 +74,17 @@ def exact_clones(patient: Patient) -> tuple[list[Finding], Certificates, list[st
     remedy = "lopjax.interventions.split_clones: a push along outgoing weights, which changes no output"
     if not is_free:
         remedy = "lopjax.recovery.kick_clones (see critical_noise), or a reset: no small push is known to free them"
-    counts = [f"only {len(set(ids))} of {len(ids)} units in {space} differ" for space, ids in partition.items()]
+    counts = [f"{len(ids)} units in {space} are of {_kinds(len(set(ids)))}" for space, ids in partition.items()]
     evidence = str(certificate) + ("" if blocks is None else f"\nStability: {blocks.total.verdict.value}")
     finding = Finding(
         "clones", max(redundant.values()), tuple(partition), tuple(units), "; ".join(counts),
         certificate.verdict.name, evidence, certificate.tolerance, leaves, time, remedy,
     )  # fmt: skip
     return [finding], texts, notes
+
+
+def _kinds(number: int) -> str:
+    return "1 kind" if number == 1 else f"{number} kinds"
 
 
 def _repeated(ids: tuple[int, ...]) -> list[int]:

@@ -38,11 +38,10 @@ def _waking(fates: list["_Fate"], number: int, evidence: list[UnitEvidence], sam
     parts = {
         "gradients never wake {}": forever,
         f"only a change of {_some(depends)} can wake {{}}": len(below),
-        "saturation leaves {} next to no gradient": slow,
+        "next to no gradient reaches {}, as saturated": slow,
         "not decided for {}": other,
     }
-    those = "it" if number == 1 else "{} of them"
-    said = "; ".join(text.format(those.format(count)) for text, count in parts.items() if count)
+    said = "; ".join(text.format(_of_them(count, number)) for text, count in parts.items() if count)
     if not forever and not below:
         return said if slow else "not decided"
     radii = [u.radius for u in evidence if u.radius is not None and np.isfinite(u.radius)]
@@ -51,6 +50,12 @@ def _waking(fates: list["_Fate"], number: int, evidence: list[UnitEvidence], sam
         size = f"by at least {min(radii):.2g}" if min(radii) > 0 else "only a little, as one is at the border"
         nearest = f"; incoming weights would have to change {size}"
     return f"no, as far as these {samples} samples show: {said}{nearest}"
+
+
+def _of_them(count: int, number: int) -> str:
+    if count < number:
+        return f"{count} of them"
+    return "it" if number == 1 else "any of them"
 
 
 def _waker(patient: Patient, spaces: tuple[str, ...]) -> str:

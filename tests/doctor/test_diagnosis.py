@@ -43,7 +43,7 @@ def test_each_trap_is_found_with_its_certificate_and_its_remedy():
     assert dead.says == f"1 unit has a constant activation on all {len(INPUTS)} samples"
     assert dead.leaves.startswith("no, as far as these 40 samples show: gradients never wake it; incoming weights")
     assert near.says == "2 units act almost like another; the closest two differ by 0.067 %"
-    assert clones.says == "only 7 of 8 units in hidden_0 differ"
+    assert clones.says == "8 units in hidden_0 are of 7 kinds"
     assert "wake_dead_units" in dead.remedy
     assert dead.tolerance is not None
     text = str(diagnosis())
@@ -115,13 +115,14 @@ def test_what_could_wake_dead_units_is_said_unit_by_unit_and_no_more_than_is_pro
     evidence = [SimpleNamespace(radius=radius) for radius in (None, 2.5, 3.0)]
     assert frozen_units._waking(fates, 4, evidence, 40) == (
         "no, as far as these 40 samples show: gradients never wake 1 of them; "
-        "only a change of a, b can wake 1 of them; saturation leaves 1 of them next to no gradient; "
+        "only a change of a, b can wake 1 of them; next to no gradient reaches 1 of them, as saturated; "
         "not decided for 1 of them; "
         "incoming weights would have to change by at least 2.5"
     )
     assert frozen_units._waking([frozen_units._Fate(unclear, ())], 1, [], 40) == "not decided"
     assert frozen_units._waking([], 2, [], 40) == "not decided"  # no certificate of them
-    assert frozen_units._waking(fates[2:], 1, [], 40) == "saturation leaves it next to no gradient"
+    assert frozen_units._waking(fates[2:], 1, [], 40) == "next to no gradient reaches it, as saturated"
+    assert "gradients never wake any of them" in frozen_units._waking(fates[:1] * 2, 2, [], 40)
     at_the_border = frozen_units._waking(fates[:1], 1, [SimpleNamespace(radius=-0.0)], 40)
     assert at_the_border.endswith("incoming weights would have to change only a little, as one is at the border")
 
