@@ -31,6 +31,7 @@ from theory_checks.check import Check, Row, Size
 from theory_checks.critical import critical, critical_base, departures, first_outside
 from theory_checks.decay import check_decay_makes_clones
 from theory_checks.degenerate import check_degenerate
+from theory_checks.moving import check_moving_base
 
 OURS = "lopjax; the decomposition into unit blocks answers an open question of arXiv 2510.00304, section 4"
 
@@ -263,6 +264,16 @@ CHECKS: tuple[Check, ...] = (
         check_law_of_r2,
         "How surely clones have escaped by a step can be computed from the curvature, the gradients' norms and the "
         "activations at cloning, in the units in which escape is measured.",
+    ),
+    Check(
+        "escape.moving_base",
+        "While a base trains on, with minibatches and momentum, deviations v of its clones obey v <- v - eta m, "
+        "m <- beta m + H_t v, H_t the Hessian of the step's batch at the moving base, up to terms of higher order in "
+        "v.",
+        "the variational equation along a trajectory; for minibatches arXiv 2306.04251",
+        check_moving_base,
+        "Linear theory needs no critical point and no average over batches; curvature frozen at the cloning is not "
+        "enough on a base that trains on.",
     ),
     Check(
         "escape.degenerate",

@@ -6,6 +6,10 @@ set: conserved quantities, clones, dead units, laws of the loss. The number is a
 only finitely many brackets are computed. Where it agrees with what is known to be there by other means, it is exact.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +17,15 @@ from jax.flatten_util import ravel_pytree
 
 from lopjax.cloning import clone_variables, widen
 from lopjax.losses import mean_cross_entropy, mean_squared_error
-from lopjax.manifolds import cloned_manifold, codimension, functional_codimension, homogeneous_conserved
+from lopjax.manifolds import (
+    FunctionalCodimension,
+    cloned_manifold,
+    codimension,
+    functional_codimension,
+    homogeneous_conserved,
+)
 from lopjax.model import Model, Variables
-from lopjax.models import mlp
+from lopjax.models import cnn, mlp, resnet18, vit
 from theory_checks.check import Check, Row, Size
 
 INPUTS, UNITS, OUTPUTS, SAMPLES = 3, 4, 2, 48
@@ -123,6 +133,73 @@ def check_loss(size: Size) -> list[Row]:
     ]
 
 
+class Family(NamedTuple):
+    """A network at a random point.
+
+    Attributes:
+        build: the network.
+        laws: what is known to be conserved, and how many numbers that is; None if nobody has counted.
+        depth: length of the longest brackets.
+        image: whether inputs are images of 4 x 4 pixels, and not vectors.
+        is_small: whether it takes part in the small size.
+    """
+
+    build: Callable[[], Model]
+    laws: tuple[str, int] | None
+    depth: int = 2
+    image: bool = True
+    is_small: bool = False
+
+
+NOTHING = ("nothing known", 0)
+_MLP = partial(mlp, (INPUTS,), (UNITS,), OUTPUTS)
+_CNN = partial(cnn, (4, 4, 1), OUTPUTS, channels=(2,), dense=2)
+_RESNET = partial(resnet18, (4, 4, 1), OUTPUTS, width=2, blocks=(1,))
+_VIT = partial(vit, (4, 4, 1), OUTPUTS, patch=2, width=2, depth=1, heads=1, mlp_ratio=1.0, activation="tanh")
+FAMILIES: dict[str, Family] = {
+    "mlp, silu": Family(partial(_MLP, activation="silu"), NOTHING, image=False),
+    "mlp, sigmoid": Family(partial(_MLP, activation="sigmoid"), NOTHING, image=False),
+    "mlp, tanh, layer norm": Family(
+        partial(_MLP, activation="tanh", norm="layer"), ("sums before the norm", INPUTS + 1), image=False, is_small=True
+    ),
+    "cnn, tanh": Family(partial(_CNN, activation="tanh"), NOTHING),
+    "cnn, gelu": Family(partial(_CNN, activation="gelu"), NOTHING),
+    "cnn, relu": Family(partial(_CNN, activation="relu"), ("a law a unit", 4), is_small=True),
+    "resnet, tanh": Family(partial(_RESNET, activation="tanh", norm="none"), NOTHING),
+    "resnet, tanh, layer norm": Family(partial(_RESNET, activation="tanh", norm="layer"), NOTHING),
+    "vit, tanh": Family(partial(_VIT, norm="none"), None, depth=3),
+}
+
+
+def check_architectures(size: Size) -> list[Row]:
+    """Codimension at a random point of small networks of every kind, against the number of laws that are known."""
+    rows = []
+    for name, family in FAMILIES.items():
+        if size == "full" or family.is_small:
+            found = _at_random(family)
+            text = f"{name}, {found.num_parameters} parameters: codimension"
+            if family.laws is None:
+                rows.append(Row(f"{text}, an upper bound", found.codimension))
+            else:
+                law, number = family.laws
+                rows.append(
+                    Row(f"{text} {found.codimension} minus {law}: {number}", abs(found.codimension - number), 0)
+                )
+    # Without the norm the sums move.
+    bare = _at_random(FAMILIES["mlp, tanh, layer norm"]._replace(build=partial(_MLP, activation="tanh")))
+    gap = abs(bare.codimension - INPUTS - 1)
+    return [*rows, Row(f"mlp, tanh, no norm: codimension minus {INPUTS + 1} sums", gap, 0, control=True)]
+
+
+def _at_random(family: Family) -> FunctionalCodimension:
+    model = family.build()
+    theta, unravel = ravel_pytree(model.init(jax.random.key(0))["params"])
+    variables = {"params": unravel(jax.random.normal(jax.random.key(1), theta.shape))}
+    shape = (4, 4, 1) if family.image else (INPUTS,)
+    batch = jax.random.normal(jax.random.key(2), (SAMPLES, *shape)), jnp.zeros((SAMPLES, OUTPUTS))
+    return functional_codimension(model, variables, batch, loss=mean_squared_error, depth=family.depth)
+
+
 CHECKS: tuple[Check, ...] = (
     Check(
         "lie_rank.conserved",
@@ -143,6 +220,15 @@ CHECKS: tuple[Check, ...] = (
         " plasticity is slow training and not a trap.",
         "This page used to say that smooth units without copies can be driven anywhere. Linear units, which are"
         " smooth, have laws of their own (conserved), and the rank at a point says nothing about distant points.",
+    ),
+    Check(
+        "lie_rank.architectures",
+        "At a random point a small convolutional or residual network of smooth units has no functional manifold that"
+        " traps it either; of ReLU, and before layer norm, the known laws are all there is.",
+        "this library",
+        check_architectures,
+        "What may trap a network on every data set can be counted for its kind, on a small one. Attention has more"
+        " laws than any other kind; the number is an upper bound.",
     ),
     Check(
         "lie_rank.loss",

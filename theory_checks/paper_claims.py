@@ -252,8 +252,9 @@ CLAIMS: tuple[Claim, ...] = (
         "Is the capacity to explore fully restored after an escape?",
         "answered",
         "On the next task most of it is; on the clones' own task it is not, compared with the total budget (one"
-        " network on digits, ten seeds; compared with a newly drawn network). To first order, a free kick and one step"
-        " restore a bounded number of dimensions.",
+        " network on digits, ten seeds; compared with a newly drawn network). On coarse CIFAR-10 all of it is restored"
+        " by noise that dies away, and not by noise that stays. To first order, a free kick and one step restore a"
+        " bounded number of dimensions.",
         ("escape.rank_ceiling",),
         cells=(Cell(ESCAPE, "clone, noise", 3), Cell(ESCAPE, "clone, noise", 9)),
         page=ESCAPE,
