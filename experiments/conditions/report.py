@@ -73,5 +73,5 @@ def figures(data: RunData) -> "dict[str, Figure]":
     axes.invert_yaxis()
     axes.set_xlabel("random networks")
     axes.grid(False)
-    figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
+    figure.legend(loc="outside upper center", ncols=min(len(names), 4), frameon=False)
     return {"conditions": figure}

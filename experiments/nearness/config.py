@@ -37,7 +37,11 @@ class Config:
     """One initial network and one sequence of tasks each."""
 
 
-PRESETS = {"quick": Config(), "long": Config(tasks=40, steps=500, seeds=tuple(range(10)))}
+PRESETS = {
+    "quick": Config(tasks=4, seeds=(0, 1, 2)),
+    "full": Config(),
+    "long": Config(tasks=40, steps=500, seeds=tuple(range(10))),
+}
 """By name; the first is the default."""
 
 
