@@ -56,8 +56,7 @@ class UnitEvidence(NamedTuple):
         verdict: the conclusion for this unit.
         largest: largest pre-activation on the batch.
         radius: smallest change of (w, b), with h_prev fixed, that can wake a ReLU unit: `min -z / ||(h_prev, 1)||`, or
-            `min -z / ||h_prev||` for a layer without bias. What rounding may have hidden in z comes off, here and
-            below.
+            `min -z / ||h_prev||` for a layer without bias. What rounding may have hidden in z comes off.
         source_radius: changes of h_prev, with (w, b) fixed, below this norm leave it dead: `min -z / ||w||`.
         gradient: norm of the loss gradient on the unit's slices of `arrays`.
         time_scale: norm of these slices over `gradient`: time of gradient flow (steps times learning rate) in which

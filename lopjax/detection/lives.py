@@ -146,10 +146,11 @@ def lives_as_text(status: ArrayLike, touched: ArrayLike | None = None) -> str:
         >>> lives_as_text([0, 3, 2, -1], [False, True, False, False])
         'aDcu'
     """
-    _check_statuses({"the space": jnp.asarray(status) if isinstance(status, list) else status})
-    check_per_unit(status=status, touched=status if touched is None else touched)
-    letters = [LETTERS[Status(int(number))] for number in np.asarray(status)]
-    capitals = np.zeros(len(letters), bool) if touched is None else np.asarray(touched)
+    numbers = np.asarray(status)
+    capitals = np.zeros(numbers.shape, bool) if touched is None else np.asarray(touched)
+    _check_statuses({"the space": numbers})
+    check_per_unit(status=numbers, touched=capitals)
+    letters = [LETTERS[Status(int(number))] for number in numbers]
     return "".join(one.upper() if is_touched else one for one, is_touched in zip(letters, capitals, strict=True))
 
 
