@@ -132,6 +132,21 @@ def test_adam_per_weight_is_adam_in_bfloat16():
     assert updates[0]["w"][0] < -0.05
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-4])
+def test_small_gradients_in_float16_move_as_in_float32(size):
+    """There the square of 1e-4 is 0, and so is an epsilon of 1e-8: the control is Adam of Optax."""
+    found = []
+    for rule, dtype in (
+        (adam_per_weight(0.1), "float16"),
+        (adam_per_weight(0.1), "float32"),
+        (optax.adam(0.1), "float16"),
+    ):
+        params = {"w": jnp.full(2, size, dtype)}
+        found.append(np.asarray(rule.update(params, rule.init(params))[0]["w"], float))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-2)
+    assert not np.isfinite(found[2]).all()
+
+
 def test_injected_hyperparameters_are_no_memory():
     """They survive a reset of the optimizer, in a chain too; moments and counts do not."""
     optimizer = optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.adam)(0.1))
