@@ -5,7 +5,7 @@ each unit is from the nearest equal, sign or weighted clone and from vanishing, 
 conserved quantity, and attention heads from one that is equal up to invertible maps of its coordinates. Each number is
 compared with that of shuffled units, which have the same weights and no history:
 
-    python -m experiments.nearness                  # four tasks, three seeds
+    python -m experiments.nearness                  # three tasks, two seeds
     python -m experiments.nearness --preset full    # ten tasks, five seeds: 230 CPU seconds, compilation included
 """
 
