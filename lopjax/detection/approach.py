@@ -19,6 +19,9 @@ from lopjax.stability import LyapunovEstimate, split
 from lopjax.stability.lyapunov import estimate_of, normalised
 from lopjax.wiring import unit_masks
 
+DIRECTIONS = 4
+"""Deviations that are followed side by side: as long as they disagree, none of them has turned into the typical one."""
+
 
 class CloneForecast(NamedTuple):
     """When a pair of units will be on the manifold of its clones.
@@ -27,7 +30,9 @@ class CloneForecast(NamedTuple):
         forecast: steps until the distance has fallen to the tolerance, with its interval.
         distance: distance of the parameters from the nearest point at which both units are equal, relative to the norm
             of their incoming and outgoing parameters there.
-        growth: transverse Lyapunov exponent of training from there, per step: below 0 the manifold attracts.
+        growth: transverse Lyapunov exponent of training from there, per step: below 0 the manifold attracts. The mean
+            over `DIRECTIONS` random deviations; its standard error has the spread between them added in squares, which
+            is 0 once all have turned into the typical direction.
     """
 
     forecast: Forecast
@@ -77,7 +82,7 @@ def clone_forecast(
         space: unit space of the pair.
         pair: numbers of the two units; of equal sign, not mirror twins or multiples.
         learning_rate: eta.
-        key: random key of the first deviation.
+        key: random key of the first deviations.
         weight_decay: lambda, decay of all parameters per step over the learning rate.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         tolerance: relative distance that counts as on the manifold.
@@ -101,9 +106,9 @@ def clone_forecast(
     masks = unit_masks(wiring, params, {space: jnp.array([unit in (first, second) for unit in units])})
     shared = jax.tree.map(lambda one, a, b: jnp.where(a | b, one, 0), foot, masks.incoming, masks.outgoing)
     step = _step_beside_the_leaf(model, variables, leaf, learning_rate, weight_decay, loss)
-    first_deviation = _random_deviation(leaf, params, key)
+    deviations = jax.vmap(lambda one: _random_deviation(leaf, params, one))(jax.random.split(key, DIRECTIONS))
     run = jax.jit(lambda start, batches: jax.lax.scan(step, start, batches)[1])
-    growth = estimate_of(np.asarray(run((foot, first_deviation), batches))[burn_in:])
+    growth = _of_all_directions(np.asarray(run((foot, deviations), batches))[burn_in:])
     distance = tree_norm(deviation) / tree_norm(shared)
     return CloneForecast(trap_forecast(distance, growth.exponent, growth.standard_error, tolerance), distance, growth)
 
@@ -114,6 +119,14 @@ def _two_units(pair: tuple[int, int], space: str, size: int) -> tuple[int, int]:
     if first == second or max(first, second) >= size:
         raise ValueError(f"pair={pair}: must be two different units of {space}, which has {size}")
     return first, second
+
+
+def _of_all_directions(growths: np.ndarray) -> LyapunovEstimate:
+    """The estimate of growths `(steps, directions)`, with the directions' disagreement in its standard error."""
+    mean = estimate_of(growths.mean(axis=1))
+    exponents = growths.mean(axis=0, dtype=np.float64)
+    spread = 0.0 if np.all(exponents == exponents[0]) else np.std(exponents, ddof=1)
+    return mean._replace(standard_error=jnp.hypot(mean.standard_error, spread))
 
 
 def _random_deviation(leaf: Manifold, params: Params, key: Key[Array, ""]) -> Params:
@@ -133,18 +146,22 @@ def _step_beside_the_leaf(
     weight_decay: float,
     loss: Callable[[jax.Array, Any], jax.Array],
 ) -> Callable[[tuple[Params, Params], tuple[Any, Any]], tuple[tuple[Params, Params], Array]]:
-    """A step of SGD of a point on a leaf, and the linearised step of a unit vector across it, with its growth."""
+    """A step of SGD of a point on a leaf, and the linearised step of unit vectors across it, with their growths."""
 
     def descend(point: Params, slope: Params) -> Params:
         return jax.tree.map(lambda p, g: p - learning_rate * (g + weight_decay * p), point, slope)
 
     def step(both: tuple[Params, Params], batch: tuple[Any, Any]) -> tuple[tuple[Params, Params], Array]:
-        point, vector = both
+        point, vectors = both
         gradient = jax.grad(of_parameters(model, {**variables, "params": point}, batch, loss=loss))
-        slope, product = jax.jvp(gradient, (point,), (vector,))
-        moved = descend(vector, product)
-        vector, growth = normalised(jax.tree.map(jnp.subtract, moved, leaf.project(moved)))
+        slope, product = jax.linearize(gradient, point)
+
+        def follow(vector: Params) -> tuple[Params, Array]:
+            moved = descend(vector, product(vector))
+            return normalised(jax.tree.map(jnp.subtract, moved, leaf.project(moved)))
+
+        vectors, growths = jax.vmap(follow)(vectors)
         # On the leaf by theory; projected against rounding.
-        return (leaf.project(descend(point, slope)), vector), growth
+        return (leaf.project(descend(point, slope)), vectors), growths
 
     return step

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lopjax.detection import clone_forecast, gradient_readiness
+from lopjax.detection import approach, clone_forecast, gradient_readiness
 from lopjax.losses import mean_squared_error
 from lopjax.models import mlp
 
@@ -49,7 +49,7 @@ def test_a_pair_is_on_its_manifold_when_the_exponent_says_and_without_decay_it_l
         settled["classes"]["kernel"] += np.outer([1, -1], [0.04])
         forecast = clone_forecast(
             MODEL, {"params": settled}, batches, "hidden_0", (0, 1), RATE, jax.random.key(3),
-            weight_decay=decay, loss=mean_squared_error, burn_in=200,
+            weight_decay=decay, loss=mean_squared_error, burn_in=1000,
         )  # fmt: skip
         distances = np.asarray(train(settled, decay, jax.random.split(jax.random.key(4), 3))[1])
         relative = distances / distances[:, :1] * float(forecast.distance)
@@ -65,6 +65,28 @@ def test_a_pair_is_on_its_manifold_when_the_exponent_says_and_without_decay_it_l
     assert bool(forecast.forecast.is_decided)
     assert (relative[:, -1] > 1.5 * relative[:, 0]).all()
     assert "repels" in str(forecast)
+
+
+@pytest.mark.slow
+def test_the_standard_error_knows_that_a_deviation_has_not_turned_yet(x64, monkeypatch):
+    """Forty full batches, far too few: random starts agree within their errors, and those of one deviation do not."""
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0))["params"]
+    params = jax.tree.map(lambda leaf: np.random.default_rng(7).normal(size=leaf.shape) * 0.5, shapes)
+    batches = np.broadcast_to(INPUTS, (40, 64, 2)), np.broadcast_to(TARGETS, (40, 64, 1))
+
+    def growth(seed):
+        return clone_forecast(
+            MODEL, {"params": params}, batches, "hidden_0", (0, 1), 0.02, jax.random.key(seed),
+            weight_decay=0.03, loss=mean_squared_error, burn_in=20,
+        ).growth  # fmt: skip
+
+    def apart(one, other):
+        return abs(one.exponent - other.exponent) / np.hypot(one.standard_error, other.standard_error)
+
+    several = [growth(seed) for seed in range(3)]
+    assert max(apart(several[0], several[1]), apart(several[0], several[2]), apart(several[1], several[2])) < 2
+    monkeypatch.setattr(approach, "DIRECTIONS", 1)
+    assert apart(growth(0), growth(1)) > 5
 
 
 def test_a_pair_that_is_none_is_refused(unchecked):
