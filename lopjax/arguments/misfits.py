@@ -35,6 +35,11 @@ def in_a_sentence(given: str, advice: str) -> Iterator[None]:
         raise ValueError(f"{given} ({first_line(error)}); {advice}") from error
 
 
+def is_of_types(error: Exception) -> bool:
+    """Whether an error says that types do not go together, itself or as the cause of a sentence."""
+    return isinstance(error, TypeError) or isinstance(error.__cause__, TypeError)
+
+
 def described(array: Any) -> str:
     """Type and shape of an array, "float32[4, 3]"; the type of anything else."""
     if not hasattr(array, "dtype"):

@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from lopjax.arguments.batches import check_leaves
+from lopjax.arguments.misfits import is_of_types
 from lopjax.model import Model, NotResizableError, Tap, Variables, outputs_of
 from lopjax.models import claims, site_claims
 from lopjax.models.claims import Arrays, Probe, Seen, Shifts
@@ -194,7 +195,10 @@ def _runner(model: Model, arrays: Arrays, inputs: np.ndarray) -> tuple[Callable[
     try:
         with jax.enable_x64(is_double := True):
             shapes = jax.eval_shape(forward, tree_from_paths(arrays), jnp.asarray(inputs), None)
-    except TypeError:  # it mixes types unless all are single, as a loop does whose carry starts in single precision
+    except (TypeError, ValueError) as error:
+        if not is_of_types(error):
+            raise
+        # It mixes types unless all are single, as a loop does whose carry starts in single precision.
         with jax.enable_x64(is_double := False):
             shapes = jax.eval_shape(forward, tree_from_paths(arrays), jnp.asarray(inputs), None)
     zero = {site: np.zeros(tap.pre.shape) for site, tap in shapes[1].items()}

@@ -197,9 +197,10 @@ def trace(apply: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Program
                 "the network cannot be traced: Python control flow looks at the value of an array "
                 f"({str(error).splitlines()[0]}); write it with jnp.where or jax.lax.cond"
             ) from error
-        if isinstance(error, TypeError) and "valid JAX type" in str(error):
+        seen = error.__cause__ or error
+        if isinstance(seen, TypeError) and "valid JAX type" in str(seen):
             raise ValueError(
-                f"the network's outputs must be arrays, or trees of arrays: {str(error).splitlines()[0]}; let apply "
+                f"the network's outputs must be arrays, or trees of arrays: {str(seen).splitlines()[0]}; let apply "
                 "return arrays only"
             ) from error
         raise

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopjax.arguments.misfits import is_of_types
 from lopjax.model import Model
 from lopjax.tracing.network import Network, generic
 from lopjax.tracing.recipes import Recipe, cloned
@@ -79,7 +80,10 @@ def verify(network: Network, make: Callable[[Mapping[str, int]], Model], params:
     try:
         with jax.enable_x64(True):
             return _verified(network, make, params, inputs, [jnp.float64] * len(network.paths))
-    except TypeError:  # it mixes types unless all are single, as a loop does whose carry starts in single precision
+    except (TypeError, ValueError) as error:
+        if not is_of_types(error):
+            raise
+        # It mixes types unless all are single, as a loop does whose carry starts in single precision.
         return _verified(network, make, params, inputs, [leaf.dtype for leaf in jax.tree.leaves(network.shapes)])
 
 
