@@ -107,7 +107,7 @@ def _check_numbers(variables: Variables) -> None:
     if lost := [f"{number} of {name}" for name, number in wrong.items() if number]:
         raise ValueError(
             f"numbers that are not finite: {', '.join(lost)}. The network has diverged, and nothing more can be said; "
-            "examine a checkpoint from before"
+            "give a checkpoint from before that"
         )
 
 
