@@ -89,7 +89,7 @@ PRESETS: dict[str, dict[str, Config]] = {
     "mlp": {
         "quick": replace(_MLP, clone_steps=350),
         "full": replace(_MLP, noise_decays=(0.95, 0.99, 1.0), clone_steps=800),
-        "linear": replace(_MLP, linear=True),
+        "linear": replace(_MLP, noise_decays=(0.95, 0.99, 1.0), linear=True),
     },
     "cnn": {"quick": CNNConfig(net=CNN(channels=(4, 8), dense=16), **_SIX)},
     "vit": {
