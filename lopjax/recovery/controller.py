@@ -65,8 +65,10 @@ def recovery_controller(
         every: steps between two looks.
         cool_down: steps between an action and its judgement; nothing is done in between.
         on: by symptom, the score from which it is treated; those left out as in `ON`.
-        off: by symptom, the score below which it has gone.
-        budget_units: units that may be changed in one period, as a share of all.
+        off: by symptom, the score below which it has gone, above 0. A unit is counted once, as dead before near a clone
+            before saturated: clones that an action has killed are gone as clones, and begin to count as dead.
+        budget_units: units that rungs may change in one period, as a share of all; `kick_and_fire` counts every unit of
+            the kernels that it writes, `shrink_and_perturb` none: only `budget_change` bounds it.
         budget_change: sum of the relative changes `|d theta| / |theta|` in one period.
         budget_every: steps of a period, such as the length of a task.
         max_jump: by how much an action may raise the loss of the batch, relative to it; 0 for not at all, infinity for

@@ -79,7 +79,7 @@ def checked_limits(on: Mapping[str, ArrayLike], off: Mapping[str, ArrayLike]) ->
     """Thresholds in the order of `SYMPTOMS`; those that are left out are the defaults, traced ones pass unchecked.
 
     Raises:
-        ValueError: an unknown symptom, a number that is no share, an end that is not below its beginning.
+        ValueError: an unknown symptom, a number that is no share, an end at 0 or not below its beginning.
     """
     for thresholds in (on, off):
         if unknown := sorted(set(thresholds) - set(SYMPTOMS)):
@@ -88,6 +88,8 @@ def checked_limits(on: Mapping[str, ArrayLike], off: Mapping[str, ArrayLike]) ->
     for name in SYMPTOMS:
         for word, each in (("on", begin), ("off", end)):
             check(f"{word}[{name!r}]", each[name], minimum=0.0, maximum=1.0)
+        if not isinstance(end[name], Tracer) and not np.all(np.asarray(end[name]) > 0):
+            raise ValueError(f"off[{name!r}]={end[name]!r}: must be above 0, or no score would ever be below it")
         is_traced = any(isinstance(each[name], Tracer) for each in (begin, end))
         if not is_traced and not np.all(np.asarray(end[name]) < np.asarray(begin[name])):
             raise ValueError(f"{name}: on={begin[name]}, off={end[name]}: must be off < on, or treatment flickers")

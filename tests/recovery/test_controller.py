@@ -158,6 +158,7 @@ def test_the_other_rungs_reset_the_dead_and_part_a_pair_of_clones(x64):
         ({"ladder": ()}, "must be a sequence of names"),
         ({"on": {"dying": 0.1}}, r"dying: on=0.1, off=0.2: must be off < on"),
         ({"on": {"dead": 0.1}}, r"thresholds \['dead'\]: must be of"),
+        ({"off": {"dying": 0.0}}, r"off\['dying'\]=0.0: must be above 0"),
         ({"off": {"dying": 1.5}}, r"off\['dying'\]=1.5: must be in \[0, 1\]"),
         ({"every": 0}, "every=0: must be a positive integer"),
         ({"cool_down": -1}, "cool_down=-1: must be a positive integer"),
