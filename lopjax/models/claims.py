@@ -165,8 +165,9 @@ def cloning_faults(probe: Probe) -> list[str]:
         if any(probe.differs(before.pre[site][..., 0], before.pre[site][..., 1]) for site in sites):
             writers = [name(path) for path, _ in probe.wiring.incoming(space)]
             faults.append(
-                f"unit space {space!r}: units with equal slices of {writers} do not act alike: an axis that writes it "
-                "lacks the label, or is labelled In"
+                _hidden_writer(probe, space, sites, equal)
+                or f"unit space {space!r}: units with equal slices of {writers} do not act alike: an axis that writes "
+                "it lacks the label, or is labelled In"
             )
         elif not _same(probe, probe.run(moved_between(probe, space, equal), {}), before):
             readers = [name(path) for path, _ in probe.wiring.outgoing(space)]
@@ -176,6 +177,15 @@ def cloning_faults(probe: Probe) -> list[str]:
             )
         faults += _roles(probe, space, equal, before)
     return faults
+
+
+def _hidden_writer(probe: Probe, space: str, sites: Sequence[str], equal: Arrays) -> str:
+    """The array that is labelled as reading a space although it writes it; empty if it does not explain the fault."""
+    for path, index in probe.wiring.outgoing(space):
+        seen = probe.run({**equal, path: with_equal_units(equal[path], index)}, {})
+        if not any(probe.differs(seen.pre[site][..., 0], seen.pre[site][..., 1]) for site in sites):
+            return f"{name(path)}: axis {index} is labelled In({space!r}), but it writes the space: Out({space!r})"
+    return ""
 
 
 def _roles(probe: Probe, space: str, equal: Arrays, before: Seen) -> list[str]:
@@ -199,10 +209,15 @@ def copied(probe: Probe, space: str) -> dict[Path, np.ndarray]:
     """The network with its second unit equal to the first, in all arrays that write it."""
     arrays = dict(probe.arrays)
     for path, index in probe.wiring.incoming(space):
-        order = np.arange(arrays[path].shape[index])
-        order[1] = 0
-        arrays[path] = np.take(arrays[path], order, axis=index)
+        arrays[path] = with_equal_units(arrays[path], index)
     return arrays
+
+
+def with_equal_units(array: np.ndarray, axis: int) -> np.ndarray:
+    """An array whose second slice along an axis is the first."""
+    order = np.arange(array.shape[axis])
+    order[1] = 0
+    return np.take(array, order, axis=axis)
 
 
 def moved_between(probe: Probe, space: str, arrays: Arrays) -> dict[Path, np.ndarray]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from lopjax.models.claims import Probe, name, scaled
-from lopjax.wiring import Label, Path, standard_layout, standard_order
+from lopjax.wiring import Label, Out, Path, standard_layout, standard_order
 
 _MOST_STEPS = 64
 
@@ -36,12 +36,32 @@ def source_faults(probe: Probe) -> list[str]:
                 total = total + probe.arrays[path]
         target = probe.seen.pre.get(site, probe.seen.logits)
         if probe.differs(total.reshape(target.shape) if total.size == target.size else total, target):
-            faults += [
+            faults += _biases_elsewhere(probe, site, total, target) or [
                 f"{name(path)}: its product with source {source!r}, with a bias, is not the pre-activation of "
                 f"{site!r}: something stands in between; name no source, or the right one"
                 for path, source in kernels[site]
             ]
     return faults
+
+
+def _biases_elsewhere(probe: Probe, site: str, total: np.ndarray, target: np.ndarray) -> list[str]:
+    """The biases that complete a pre-activation although they do not name its site; none if they do not explain it."""
+    space = dict(probe.wiring.sites)[site].space if site in probe.seen.pre else site
+    biases = [
+        path
+        for path, label in probe.wiring.labels
+        if path[0] == "params" and label.axes == (Out(space),) and label.site != site
+    ]
+    for chosen in [*([path] for path in biases), biases]:
+        whole = total + sum(probe.arrays[path] for path in chosen)
+        if whole.size == target.size and not probe.differs(whole.reshape(target.shape), target):
+            return [
+                f"{name(path)}: it is the bias of the pre-activation of {site!r}, but its label names "
+                f"{'no site' if probe.label(path).site is None else f'the site {probe.label(path).site!r}'}: "
+                f"site={site!r}"
+                for path in chosen
+            ]
+    return []
 
 
 def product(kernel: np.ndarray, label: Label, reads: np.ndarray) -> np.ndarray:

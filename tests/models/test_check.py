@@ -36,18 +36,21 @@ class Net(nn.Module):
         source = None if lie == "forgotten site" else "x"
         kernel = self.array("w_a", (4, a), In("x"), Out("a"), site="a", source=source, scales=False)
         axes = (None,) if lie == "forgotten axis" else (Out("a"),)
-        site = None if lie in ("forgotten axis", "forgotten site") else "a"
+        site = None if lie in ("forgotten axis", "forgotten site", "bias without its site") else "a"
         bias = self.array("b_a", (a,), *axes, init=zeros, site=site, scales=False)
         first = tap(self, "a", "b" if lie == "site on another space" else "a", "relu", x @ kernel + bias[None])
         plain = lie not in ("Out for In", "mean", "coupled", "gain", "gain, told", "site on another space")
         axes = (Out("a") if lie == "Out for In" else In("a"), In("b") if lie == "In for Out" else Out("b"))
-        site = None if lie == "In for Out" else "b"
+        axes = axes if lie != "wrong way round" else (Out("a"), In("b"))
+        site = None if lie in ("In for Out", "wrong way round") else "b"
         kernel = self.array("w_b", (a, b), *axes, site=site, source="a" if plain and site else None, scales=False)
         hidden = first * 2 if lie == "doubled source" else first
         hidden = hidden - hidden.mean(-1, keepdims=True) if lie in ("mean", "coupled") else hidden
         if lie == "coupled":
             couple(self, "a")
         hidden = hidden @ kernel
+        if lie == "wrong way round":  # another array writes the space, so that it is not taken for an input
+            hidden = hidden + self.array("b_b", (b,), Out("b"), init=zeros, site="b")[None]
         if lie in ("gain", "gain, told"):
             gain = self.array("gain", (b,), Out("b"), site="b", scales=lie == "gain, told")
             hidden = hidden * gain[None]
@@ -68,6 +71,8 @@ FOUND = {
     "forgotten axis": r"params/b_a: axis 0 is labelled None, but it indexes the units of 'a'",
     "forgotten site": r"params/b_a: names no site, but all of its effects pass 'a': site='a'",
     "Out for In": r"params/w_b: axis 0 is labelled Out\('a'\), but it reads the space: In\('a'\)",
+    "wrong way round": r"params/w_b: axis 1 is labelled In\('b'\), but it writes the space: Out\('b'\)$",
+    "bias without its site": r"params/b_a: it is the bias of the pre-activation of 'a', .* no site: site='a'$",
     "doubled source": r"params/w_b: its product with source 'a', with a bias, is not the pre-activation of 'b'",
     "mean": r"unit space 'a': a unit that no labelled array reads still acts on the others",
     "gain": r"params/(gain|w_b): .*",
@@ -119,9 +124,9 @@ def test_one_wrong_label_of_the_librarys_own_networks_is_seen(name, monkeypatch)
     assert probe is not None
     assert claims.symmetry_faults(probe) == []
     monkeypatch.setattr(check, "_probe", lambda model, description: probe._replace(wiring=model.wiring))
-    for space in model.wiring.permutable:
-        if not model.wiring.incoming(space):
-            continue
+    spaces = [space for space in model.wiring.permutable if model.wiring.incoming(space)]
+    assert spaces
+    for space in spaces:
         with pytest.raises(ValueError, match=f"the labels of this network are wrong:(.|\n)*{space}"):
             check_wiring(mislabelled(model, space), batch, variables)
 
