@@ -67,7 +67,7 @@ def third_is(is_old: Callable[[Any], bool]) -> Callable[[tuple[Any, ...], Argume
 
 
 def third_is_mapping_or_no_batch(args: tuple[Any, ...], named: Arguments) -> bool:
-    """Units come third, where the batch is today, or the batch, which may be `None` today, is left out."""
+    """Whether units come third, where the batch is today, or no batch is given at all, not even `None`."""
     return isinstance(args[2], Mapping) if len(args) > 2 else "batch" not in named
 
 

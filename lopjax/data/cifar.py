@@ -96,17 +96,17 @@ class Contents(NamedTuple):
 
 
 def prepare_cifar10(data_dir: Path, archive: Path | None = None, expected: Archive = CIFAR10) -> Path:
-    """Writes CIFAR-10 as array_record files under `data_dir`; see `prepare_cifar`."""
+    """Write CIFAR-10 as array_record files under `data_dir`; see `prepare_cifar`."""
     return prepare_cifar("cifar10", data_dir, archive, expected)
 
 
 def prepare_cifar100(data_dir: Path, archive: Path | None = None, expected: Archive = CIFAR100) -> Path:
-    """Writes CIFAR-100 as array_record files under `data_dir`; see `prepare_cifar`."""
+    """Write CIFAR-100 as array_record files under `data_dir`; see `prepare_cifar`."""
     return prepare_cifar("cifar100", data_dir, archive, expected)
 
 
 def prepare_cifar(name: str, data_dir: Path, archive: Path | None, expected: Archive) -> Path:
-    """Writes a set as array_record files under `data_dir`.
+    """Write a set as array_record files under `data_dir`.
 
     Args:
         name: "cifar10" or "cifar100".

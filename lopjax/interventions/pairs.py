@@ -66,9 +66,18 @@ def places_of(wiring: Wiring, tree: PyTree, space: str) -> list[Place]:
 
 
 def merged(wiring: Wiring, tree: PyTree, space: str, pair: Pair) -> PyTree:
-    """The nearest point at which the pair are clones: `(p_j + c p_i) / (1 + c²)` for j, c times that for i.
+    """The nearest point at which the pair are clones: `(p_j + c p_i) / (1 + c²)` for j, and c times that for i.
 
     The sum `c a_i + a_j` of outgoing parameters is kept, so the function changes only as far as the incoming ones do.
+
+    Args:
+        wiring: wiring of the network.
+        tree: its parameters, or a tree like them.
+        space: the unit space of the pair.
+        pair: units i (`first`) and j (`second`), and the multiple c; the tree stays as it is unless `is_near`.
+
+    Returns:
+        A tree with the shapes and dtypes of `tree`.
     """
     leaves, structure = jax.tree.flatten(tree)
     for leaf, axis, _ in places_of(wiring, tree, space):

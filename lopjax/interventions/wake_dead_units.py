@@ -110,7 +110,10 @@ def constant_units(taps: Sequence[Tap], tolerance: ArrayLike = 0.0) -> Constant:
 
     Args:
         taps: pre- and post-activations of all sites of one space.
-        tolerance: largest minus smallest activation.
+        tolerance: a unit whose largest and smallest activation differ by at most this much is constant.
+
+    Returns:
+        Which units these are, and the smallest activation of each unit (at the last site), both `(units,)`.
     """
     is_dead, value = jnp.bool_(True), jnp.zeros(())
     for tap in taps:

@@ -133,6 +133,9 @@ def normalise(
         train: whether batch norm uses the statistics of this batch and updates its running ones.
         name: name of the submodule.
         num_axes: number of trailing axes that layer norm averages over.
+
+    Returns:
+        An array of the shape and dtype of `x`; `x` itself where `norm` is `"none"`.
     """
     if norm == "batch":
         return BatchNorm(space, site, affine, name=name)(x, train)

@@ -67,11 +67,15 @@ def check_is_wiring(wiring: Any) -> None:
 def transformation(
     init: Callable[..., Any], update: Callable[..., tuple[Params, Any]]
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation that refuses what are no gradients, and ignores extra arguments meant for others in its chain.
+    """A transformation that checks what it is given, and ignores extra arguments meant for others in its chain.
 
     Args:
         init: `params -> state`.
         update: `(updates, state, params) -> (updates, state)`; `params` may be `None`.
+
+    Returns:
+        The transformation. Its two functions raise a `ValueError` for parameters or updates that are not arrays of real
+        numbers, and for updates that do not have the structure and shapes of the parameters.
     """
 
     def checked_init(params: Params) -> Any:

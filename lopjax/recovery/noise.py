@@ -34,15 +34,15 @@ def critical_noise(
     One Gaussian kick of deviation sigma on every normal coordinate, then gradient descent: the components grow by
     `1 - eta lambda_k` per step, so the distance is beyond R with probability
     `P(sum_k sigma² (1 - eta lambda_k)^(2T) chi²_(m_k) >= R²)` (`lopjax.stability.escape_probability`), which rises with
-    sigma. Where no eigenvalue is negative the kick must do it alone. Linear theory at a critical point of the base. Of
-    blocks found by products, which know some eigenvalues only, the noise is enough, and less may do.
+    sigma. Where no eigenvalue is negative the kick must do it alone. Linear theory at a critical point of the base. For
+    blocks found by products, which know only some of the eigenvalues, this noise suffices, and less may do.
 
     Args:
         blocks: spectra of the units, of `unit_blocks` or `unit_blocks_of_clones`.
         radius: R, in units of parameters.
         num_steps: T, steps after the kick.
         learning_rate: eta.
-        probability: wanted.
+        probability: the probability with which that distance is wanted, in (0, 1).
 
     Returns:
         Sigma of every space with clones, in units of parameters.

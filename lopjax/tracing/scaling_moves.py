@@ -45,7 +45,7 @@ def slice_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.nd
 
 
 def split_powers(scaling: Scaling, node: Node, powers: np.ndarray) -> list[np.ndarray]:
-    """The pieces of each part."""
+    """The powers of each of the parts into which an array is split, one array `powers` for each."""
     axis, ends = node.params["axis"], np.cumsum([0, *node.params["sizes"]]).tolist()
     entries = [np.arange(*bounds) for bounds in pairwise(ends)]
     return [_segment(scaling, node, powers, index, axis, each) for index, each in enumerate(entries)]

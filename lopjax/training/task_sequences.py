@@ -169,6 +169,9 @@ def texts(windows: ArrayLike) -> TaskSequence:
 
     Args:
         windows: `(tasks, examples, length + 1)`, integers; as in `permuted_words`.
+
+    Raises:
+        ValueError: windows that are not integers of that shape, or that hold fewer than two tokens.
     """
     num = _num_windows(windows, 3)
     num_tasks = jnp.shape(windows)[0]

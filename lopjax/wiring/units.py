@@ -99,10 +99,18 @@ def unit_norms(wiring: Wiring, tree: PyTree, space: str) -> tuple[Float[Array, "
 
 
 def where(mask: PyTree, chosen: PyTree, others: PyTree) -> PyTree:
-    """Array by array, entries of `chosen` where the mask is True and of `others` elsewhere; types as in `others`.
+    """Array by array, entries of `chosen` where the mask is True and of `others` elsewhere.
+
+    Args:
+        mask: tree of boolean arrays, or of single values that hold for a whole array.
+        chosen: a tree of the same structure, with arrays of the shapes of `others` or single numbers.
+        others: tree of arrays.
+
+    Returns:
+        Arrays with the shapes and dtypes of `others`.
 
     Raises:
-        ValueError: what are no arrays of numbers, or of shapes that do not fit those of `others`.
+        ValueError: a leaf that is not an array of numbers, or whose shape does not fit that of `others`.
     """
     for name, tree in {"mask": mask, "chosen": chosen, "others": others}.items():
         check_numbers(name, tree)

@@ -92,7 +92,15 @@ class BlockOptions(NamedTuple):
 
 
 def off_block_constant(blocks: UnitBlocks, residual: float) -> UnitBlocks:
-    """Variables that are only roughly block constant have no exact report: the blocks are those of their means."""
+    """The same blocks with a note: variables that are only roughly block constant have no exact report.
+
+    Args:
+        blocks: blocks of the network of the cluster means.
+        residual: relative distance of the variables from that network.
+
+    Returns:
+        The blocks, with no report called exact.
+    """
     note = (
         f"the variables are block constant up to {residual:.2g} only, which bc_tolerance allows and rounding does not "
         "explain: the verdict is about the network of their cluster means"

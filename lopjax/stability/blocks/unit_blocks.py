@@ -50,8 +50,7 @@ def unit_blocks(
         model: the *base* network.
         variables: its variables.
         batch: inputs and labels of all the data, processed in batches.
-        factor: number of clones of every unit, or
-            `{space: number}`.
+        factor: number of clones of every unit, or `{space: number}`.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         method: "closed form" counts every eigenvalue, and needs plain layers: kernel, bias, activation, with nothing in
             between (convolutions and flatten are plain). "batched hvp" works for any network; it bounds the ends of
