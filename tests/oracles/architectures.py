@@ -203,10 +203,15 @@ def check_clones_are_found(base: Model, shape: tuple[int, ...], factor: int) -> 
     inputs, _ = batch(shape, 8)
     variables = draw(base)
     wide = widen(base, factor)
-    for space, found in find_clones(wide, clone_variables(variables, base.wiring, factor), inputs).items():
+    observed = {space for space in base.wiring.cloneable if base.wiring.sites_of(space)}
+    in_wide = find_clones(wide, clone_variables(variables, base.wiring, factor), inputs)
+    assert set(in_wide) == observed
+    for space, found in in_wide.items():
         expected = tuple(int(i) for i in np.repeat(np.arange(base.wiring.size(space)), factor))
         assert (space, found.activations, found.parameters) == (space, expected, expected)
-    for space, found in find_clones(base, variables, inputs).items():
+    in_base = find_clones(base, variables, inputs)
+    assert set(in_base) == observed
+    for space, found in in_base.items():
         expected = tuple(range(base.wiring.size(space)))
         assert (space, found.activations, found.parameters) == (space, expected, expected)
 

@@ -141,6 +141,7 @@ def test_kernels_of_any_layout_are_plain_and_have_the_radius(x64):
         units.append(certify_frozen(model, variables, batch, {"dense": [0]}, input_box=box).units[0])
     assert units[0].verdict is FrozenVerdict.FROZEN_EVERYWHERE
     for field in ("largest", "radius", "source_radius", "box_upper", "time_scale"):
+        assert getattr(units[0], field) is not None, field
         assert getattr(units[0], field) == pytest.approx(getattr(units[1], field), rel=1e-12)
 
 

@@ -137,8 +137,7 @@ def test_labels_are_true_and_clones_are_trapped(x64, kind):
     gradient = jax.jit(jax.grad(cross_entropy(wide, cloned, batch)))
     assert tangency_residual(leaf, gradient(cloned["params"])) < 1e-13
     assert certify_cloned(wide, cloned, batch, partition).verdict is CloneVerdict.BLOCK_CONSTANT
-    for space, found in find_clones(wide, cloned, batch[0]).items():
-        assert found.parameters == partition[space]
+    assert {s: found.parameters for s, found in find_clones(wide, cloned, batch[0]).items()} == partition
     noise = np.random.default_rng(2)
     apart = jax.tree.map(lambda a: a + 0.3 * noise.normal(size=a.shape), cloned)
     assert tangency_residual(leaf, gradient(apart["params"])) > 1e-3
