@@ -147,8 +147,8 @@ def certify_frozen(
     There are three independent proofs: on a batch (with the radius up to which it holds), over a box of inputs by
     interval bounds, and by signs without any data. A first-layer unit that is dead on fixed data is trapped, and so
     is one dead by signs, or one that reads dead and trapped units only; any other is trapped only while the layers
-    below leave it dead, as `depends_on` says for every unit. The frozen parameters are those named in `arrays`; weight decay and
-    stored momentum still move them.
+    below leave it dead, as `depends_on` says for every unit. The frozen parameters are those named in `arrays`; weight
+    decay and stored momentum still move them.
 
     Args:
         model: the network.
