@@ -164,8 +164,8 @@ def test_no_verdict_about_a_network_with_wrong_labels(verdict):
     own = mlp((4,), (3, 3), 2)
 
     def doubled(variables, x, **options):
-        logits, after, taps = own.apply(variables, x, **options)
-        return logits + taps["hidden_0"].post[:, :1], after, taps
+        output = own.apply(variables, x, **options)
+        return output._replace(logits=output.logits + output.taps["hidden_0"].post[:, :1])
 
     other = own._replace(apply=doubled)
     with pytest.raises(ValueError, match=r"unit space 'hidden_0': exchanging its units"):

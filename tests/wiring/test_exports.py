@@ -235,7 +235,8 @@ def test_muon_of_optax_runs_on_every_model(name):
     updates, _ = jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p))(params, gradient)
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
-        assert np.isfinite(update).all() and np.abs(update).max() > 0, path
+        assert np.isfinite(update).all(), path
+        assert np.abs(update).max() > 0, path
 
 
 def test_muon_of_optax_orthogonalises_the_kernel_of_every_head_by_itself():
