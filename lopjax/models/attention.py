@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lopjax.models.initialisation import INITIALISATIONS, float_type
 from lopjax.models.labels import coordinates, labelled, permutable, tap
-from lopjax.models.layers import Dense, along_units, dropout
+from lopjax.models.layers import Dense, along_units, dropout, product
 from lopjax.wiring import In, Out
 
 QUERIES_MEET_KEYS = "queries meet keys: the products of clones would add up"
@@ -44,7 +44,7 @@ class HeadProjection(nn.Module):
         bias_init = labelled(init.bias, *axes, site=self.site)
         kernel = self.param("kernel", kernel_init, (x.shape[-1], *shape), float_type())
         bias = self.param("bias", bias_init, shape, float_type())
-        return jnp.tensordot(x, kernel.astype(x.dtype), 1) + along_units(bias.astype(x.dtype), x)
+        return product(x, kernel.astype(x.dtype), 1) + along_units(bias.astype(x.dtype), x)
 
 
 class SelfAttention(nn.Module):

@@ -12,7 +12,7 @@ from lopjax.model import Model
 from lopjax.models.constructors import recorded
 from lopjax.models.initialisation import float_type, truncated_normal
 from lopjax.models.labels import labelled, permutable
-from lopjax.models.layers import Dense, add_to_units, to_compute_type
+from lopjax.models.layers import Dense, add_to_units, product, to_compute_type
 from lopjax.models.linen import from_linen
 from lopjax.models.network import common_fields
 from lopjax.models.options import check_options
@@ -53,7 +53,7 @@ class GPT(Transformer):
         permutable(self, "width", TABLE_READS_AND_WRITES)
         bias_init = labelled(zeros, Out("classes"), site="classes", scales=False)
         bias = self.param("bias", bias_init, (vocabulary,), float_type())
-        return add_to_units(jnp.tensordot(stream, table, ((2,), (1,))), bias)
+        return add_to_units(product(stream, table.T, 1), bias)
 
     def _check(self, x: jax.Array) -> None:
         if not jnp.issubdtype(x.dtype, jnp.integer) or x.ndim != 2 or x.shape[1] > self.length:

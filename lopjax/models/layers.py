@@ -54,7 +54,7 @@ class Dense(nn.Module):
         bias_init = labelled(init.bias, Out(self.writes), site=self.site, scales=False)
         kernel = self.param("kernel", kernel_init, (*summed, self.size), float_type())
         bias = self.param("bias", bias_init, (self.size,), float_type())
-        return add_to_units(jnp.tensordot(x, kernel.astype(x.dtype), len(reads)), bias)
+        return add_to_units(product(x, kernel.astype(x.dtype), len(reads)), bias)
 
 
 class Conv(nn.Module):
@@ -103,6 +103,26 @@ class Conv(nn.Module):
             return y
         bias_init = labelled(init.bias, Out(self.writes), site=self.site, scales=False)
         return add_to_units(y, self.param("bias", bias_init, (self.size,), float_type()))
+
+
+def product(x: jax.Array, kernel: jax.Array, summed: int) -> jax.Array:
+    """`jnp.tensordot(x, kernel, summed)`, as a product of two matrices: all samples and positions are rows.
+
+    With the axes of a sequence or a map left apart, XLA transposes the gradient of the output, a copy of every row, to
+    make that of the kernel; of a residual stream it even computes the whole sum again for each such copy.
+
+    Args:
+        x: `(batch, ..., *summed axes)`.
+        kernel: `(*summed axes, ...)`, in the type of `x`.
+        summed: number of axes to sum over.
+
+    Returns:
+        `(batch, ..., ...)`: the axes that are left of `x`, then those of `kernel`.
+    """
+    kept, written = x.shape[: x.ndim - summed], kernel.shape[summed:]
+    size = prod(kernel.shape[:summed])
+    rows = x.reshape(prod(kept), size) @ kernel.reshape(size, prod(written))
+    return rows.reshape(*kept, *written)
 
 
 def add_to_units(x: jax.Array, shift: jax.Array) -> jax.Array:
