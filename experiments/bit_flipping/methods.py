@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from experiments.kit.methods import Group, Lane, Point
+from experiments.kit.methods import Group, Lane, Point, numbers_read
 
 if TYPE_CHECKING:
     import jax
@@ -99,10 +99,7 @@ METHODS: dict[str, Method] = {
     "linear": Method("linear", _sgd, is_linear=True),
     "fresh": Method("fresh network per task", _sgd, act="fresh", needs_boundaries=True),
 }  # fmt: skip
-NUMBERS = (
-    *("l2", "l2_init", "shrink", "perturb", "upgd_noise", "upgd_decay", *_REPLACING),
-    *("percentile", "redo_threshold", "clone_tolerance"),
-)
+NUMBERS = numbers_read(METHODS)
 """Numbers of the config that a grid may vary."""
 
 

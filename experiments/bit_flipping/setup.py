@@ -11,7 +11,7 @@ from experiments.bit_flipping.config import Config
 from experiments.bit_flipping.methods import NUMBERS, Curve, curves_of, groups_of
 from experiments.kit.experiment import NO_RESOURCES, Resources
 from experiments.kit.grid import axes_of
-from experiments.kit.methods import Group
+from experiments.kit.methods import Group, numbers_of
 from lopjax.model import Model, Variables
 from lopjax.models import mlp, recorded
 from lopjax.models.linen import from_linen
@@ -89,5 +89,5 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
     numbers = (config.num_inputs, config.num_slow, config.flip_every, config.target_units, config.beta)
     problem = Problem(*numbers, config.flip, config.threshold)
     curves = curves_of(config.methods, config.activations, config.widths, config.step_sizes, axes_of(config))
-    groups = groups_of(curves, config.seeds, {name: getattr(config, name) for name in NUMBERS})
+    groups = groups_of(curves, config.seeds, numbers_of(config, NUMBERS))
     return Setup(config, problem, bit_flipping(*problem), curves, groups)

@@ -11,9 +11,9 @@ from experiments.cloning.conclusions import certificate_of, stability_of
 from experiments.cloning.config import Config
 from experiments.cloning.lane import Pair, make_program
 from experiments.cloning.measurements import make_measure
-from experiments.cloning.setup import Setup, numbers_of
+from experiments.cloning.setup import Setup
 from experiments.kit.group_lanes import GroupLanes
-from experiments.kit.methods import Lane, groups_of
+from experiments.kit.methods import NUMBERS, Lane, groups_of, numbers_of
 from lopjax.runs.schedule import Part
 from lopjax.training import Lanes, Logs, gathered, make_chunk, over_lanes, place, start_lanes
 
@@ -69,7 +69,7 @@ def parts(config: Config, setup: Setup) -> list[Part]:
     stretches = [Stretch(setup, shared, GroupLanes(group, config.seeds, setup.mesh)) for group in setup.groups]
     if not config.release_at:
         return [part for stretch in stretches for part in stretch.from_base(config.clone_length)]
-    (trapped_group,) = groups_of(("sgd",), config.seeds, numbers_of(config))
+    (trapped_group,) = groups_of(("sgd",), config.seeds, numbers_of(config, NUMBERS))
     trapped = Stretch(setup, shared, GroupLanes(trapped_group, config.seeds, setup.mesh))
     return [*trapped.from_base(config.release_at), *stretches[0].from_release(trapped)]
 

@@ -8,7 +8,7 @@ import jax
 from experiments.cloning.config import Config, GPTConfig, methods_of
 from experiments.kit.experiment import NO_RESOURCES, Resources
 from experiments.kit.grid import axes_of, check_grid
-from experiments.kit.methods import METHODS, NUMBERS, Group, groups_of
+from experiments.kit.methods import METHODS, NUMBERS, Group, groups_of, numbers_of
 from experiments.kit.networks import build_network
 from experiments.kit.own_metrics import own_metrics
 from lopjax import data
@@ -37,7 +37,7 @@ class Setup(NamedTuple):
         config = self.config
         methods = methods_of(config.methods, config.release_at)
         is_fused = config.fused or config.release_at > 0
-        return groups_of(methods, config.seeds, numbers_of(config), axes_of(config), is_fused)
+        return groups_of(methods, config.seeds, numbers_of(config, NUMBERS), axes_of(config), is_fused)
 
 
 class Examples(NamedTuple):
@@ -72,11 +72,6 @@ def _text(config: GPTConfig) -> Examples:
     inputs, labels = windows[:, :-1], windows[:, 1:]
     parts = (inputs[:num], labels[:num]), (inputs[num:], labels[num:])
     return Examples(*parts, AsStored(), (config.length,), len(encoded.vocabulary))
-
-
-def numbers_of(config: Config) -> dict[str, float]:
-    """The numbers that the methods read."""
-    return {name: getattr(config, name) for name in NUMBERS}
 
 
 def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
@@ -140,7 +135,7 @@ def _check_config(config: Config) -> None:
     for axis in config.grid:
         for value in axis.values:
             _check_numbers(replace(config, **{axis.name: value}))
-    groups_of(methods_of(config.methods, config.release_at), config.seeds, numbers_of(config), axes_of(config))
+    groups_of(methods_of(config.methods, config.release_at), config.seeds, numbers_of(config, NUMBERS), axes_of(config))
 
 
 def _check_numbers(config: Config) -> None:

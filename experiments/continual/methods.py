@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.kit.methods import Group, Lane
+from experiments.kit.methods import Group, Lane, numbers_read
 
 if TYPE_CHECKING:
     import jax
@@ -141,11 +141,7 @@ METHODS: dict[str, Method] = {
     "sgd": Method("SGD", _sgd, "sgd", ("learning_rate",)),
 }
 
-NUMBERS = (
-    *("adam_learning_rate", "learning_rate", "l2_init", "weight_decay", "shrink", "perturb"),
-    *("noise_scale", "noise_decay", "dropout", "beta2"),
-    *("replacement_rate", "maturity", "redo_threshold", "reset_every", "cpr_strength", "percentile"),
-)
+NUMBERS = numbers_read(METHODS)
 # The value of a number for methods that do not read it; any other number is the config's.
 OFF: Mapping[str, float] = {
     **dict.fromkeys(("l2_init", "weight_decay", "shrink", "perturb", "noise_scale", "dropout"), 0.0),

@@ -7,7 +7,7 @@ from experiments.continual.config import Config, TasksConfig
 from experiments.continual.methods import METHODS, NUMBERS, groups_of
 from experiments.continual.problem import Problem, make_problem
 from experiments.kit.experiment import NO_RESOURCES, Resources
-from experiments.kit.methods import Group
+from experiments.kit.methods import Group, numbers_of
 from experiments.kit.networks import build_network
 from experiments.kit.own_metrics import own_metrics
 from lopjax.losses import Masked
@@ -37,8 +37,8 @@ class Setup(NamedTuple):
     @property
     def groups(self) -> tuple[Group, ...]:
         """The programs of the run."""
-        numbers = {name: getattr(self.config, name) for name in NUMBERS}
-        return groups_of(self.config.methods, self.config.seeds, numbers, self.config.fresh)
+        config = self.config
+        return groups_of(config.methods, config.seeds, numbers_of(config, NUMBERS), config.fresh)
 
 
 def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:

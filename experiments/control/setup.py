@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from experiments.control.config import Config, ProblemConfig
 from experiments.control.environments import World, make_world
-from experiments.control.methods import groups_of
+from experiments.control.methods import METHODS, groups_of
 from experiments.control.network import actor_critic
 from experiments.control.ppo import (
     Experience,
@@ -20,14 +20,11 @@ from experiments.control.ppo import (
     update_moments,
 )
 from experiments.kit.experiment import NO_RESOURCES, Resources
-from experiments.kit.methods import Group
+from experiments.kit.methods import Group, numbers_of, numbers_read
 from lopjax.model import Model
 from lopjax.training import check_lanes
 
-NUMBERS = (
-    *("max_gradient_norm", "l2_init", "noise_scale", "replacement_rate", "maturity", "redo_threshold"),
-    *("reset_every", "percentile", "look_every"),
-)
+NUMBERS = ("max_gradient_norm", *numbers_read(METHODS))
 
 
 class Bench(NamedTuple):
@@ -89,7 +86,7 @@ def make_bench(name: str, config: Config) -> Bench:
     problem = getattr(config, name)
     _check_problem(name, problem)
     world = make_world(name, problem)
-    numbers = {**{number: getattr(config, number) for number in NUMBERS}, "learning_rate": problem.learning_rate}
+    numbers = {**numbers_of(config, NUMBERS), "learning_rate": problem.learning_rate}
     return Bench(
         name=name,
         problem=problem,

@@ -60,7 +60,14 @@ METHODS: dict[str, Method] = {
 
 # The values of numbers for methods that do not read them; all others are those of the config.
 OFF = {"noise_scale": 0.0, "dropout": 0.0}
-NUMBERS = ("learning_rate", "adam_learning_rate", "noise_scale", "noise_decay", "dropout")
+
+
+def numbers_read(methods: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the numbers that the methods of a table read."""
+    return tuple(dict.fromkeys(name for method in methods.values() for name in method.reads))
+
+
+NUMBERS = numbers_read(METHODS)
 
 Point = tuple[tuple[str, float], ...]
 """A point of a grid: `(("noise_scale", 0.01), ("noise_decay", 0.9))`."""
@@ -101,6 +108,18 @@ class Group(NamedTuple):
     def methods(self) -> tuple[str, ...]:
         """The methods of its lanes."""
         return tuple(dict.fromkeys(lane.method for lane in self.lanes))
+
+
+def numbers_of(config: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The config's value of every number.
+
+    Raises:
+        ValueError: a number that is not a field of the config.
+    """
+    missing = [name for name in names if not hasattr(config, name)]
+    if missing:
+        raise ValueError(f"{type(config).__name__} has no field {missing[0]!r}, which a method reads: give it one")
+    return {name: getattr(config, name) for name in names}
 
 
 def curves(methods: Iterable[str], grid: Iterable[tuple[str, Sequence[float]]]) -> list[tuple[str, Point]]:

@@ -1,21 +1,35 @@
 """Methods as a table, points of a grid as lanes, and the parts that a run is played from."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.cloning.config import Config
-from experiments.cloning.setup import build, numbers_of
+from experiments.cloning.setup import build
+from experiments.kit import methods as methods_of_cloning
 from experiments.kit.grid import Axis, axes_of, check_grid, read_axis
-from experiments.kit.methods import METHODS, NUMBERS, Lane, Method, curves, groups_of, label_of
+from experiments.kit.methods import (
+    METHODS,
+    NUMBERS,
+    OFF,
+    Lane,
+    Method,
+    curves,
+    groups_of,
+    label_of,
+    numbers_of,
+    numbers_read,
+)
 from experiments.kit.networks import MLP
 from lopjax.runs import open_run
 from lopjax.runs.schedule import Part, expected_records, play
 from lopjax.training import Lanes
 
 ALL, SEEDS = ("sgd", "noisy_sgd", "dropout", "adam"), (0, 1)
-NUMBERS_HERE = numbers_of(Config(noise_scale=0.05, dropout=0.3))
+NUMBERS_HERE = numbers_of(Config(noise_scale=0.05, dropout=0.3), NUMBERS)
 
 
 def test_groups_share_a_program_only_where_it_is_the_same():
@@ -42,11 +56,24 @@ def test_a_grid_multiplies_the_lanes_of_the_methods_that_read_it():
     assert label_of("noisy_sgd", group.lanes[0].point) == "noisy SGD, noise scale 0.1, noise decay 0.9"
 
 
-def test_every_number_that_a_method_reads_can_be_on_a_grid():
+def test_a_method_reads_no_number_but_those_that_it_names():
     for method in METHODS.values():
-        assert set(method.reads) <= set(NUMBERS)
-        settings = dict.fromkeys(NUMBERS, 0.1)
+        settings = dict.fromkeys((*method.reads, *OFF), 0.1)
+        if "noise_decay" not in method.reads:
+            settings |= OFF  # an optimizer of several methods, with what the others read switched off
         assert hasattr(method.optimizer(settings, jax.random.key(0)), "update")
+
+
+@pytest.mark.parametrize("name", ["cloning", "continual", "bit_flipping", "control"])
+def test_every_number_that_a_method_reads_is_a_field_of_the_config(name):
+    own = importlib.import_module(f"experiments.{name}.methods") if name != "cloning" else methods_of_cloning
+    config = next(iter(importlib.import_module(f"experiments.{name}").EXPERIMENT.presets.values()))
+    names = numbers_read(own.METHODS)
+    assert {name: getattr(config, name) for name in names} == numbers_of(config, names)
+    assert len(names) >= 5
+    row = next(iter(own.METHODS.values()))._replace(reads=("loudness",))
+    with pytest.raises(ValueError, match="Config has no field 'loudness', which a method reads"):
+        numbers_of(config, numbers_read({**own.METHODS, "loud": row}))
 
 
 def test_a_new_method_is_one_row(monkeypatch):
