@@ -2,8 +2,8 @@
 
 import os
 
+from lopjax.data.built_in import BUILT_IN
 from lopjax.data.dataset import Dataset, check_label_noise, with_label_noise
-from lopjax.data.digits import load_digits
 from lopjax.data.tfds_source import load_tfds
 
 
@@ -20,8 +20,9 @@ def load(
     The test set is the split "test", or "validation" if there is no test split or its labels are hidden.
 
     Args:
-        name: "digits" (embedded in scikit-learn), or an image classification set of TensorFlow Datasets prepared
-            on this machine: `set`, `set/config`, with `:1.2.3` appended for a specific version.
+        name: a set that is ready everywhere, "digits" (embedded in scikit-learn), or an image classification set of
+            TensorFlow Datasets prepared on this machine: `set`, `set/config`, with `:1.2.3` appended for a specific
+            version.
         data_dir: TFDS data directory; by default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
         label_noise: fraction of the training labels to redraw uniformly over all classes, see
             `with_label_noise`.
@@ -39,5 +40,5 @@ def load(
         (1437, 8, 8, 1)
     """
     check_label_noise(label_noise, seed)
-    dataset = load_digits() if name == "digits" else load_tfds(name, data_dir, cache_dir)
+    dataset = BUILT_IN[name]() if name in BUILT_IN else load_tfds(name, data_dir, cache_dir)
     return with_label_noise(dataset, label_noise, seed)

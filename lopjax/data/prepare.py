@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lopjax.data.built_in import BUILT_IN
 from lopjax.data.cifar import prepare_cifar10, prepare_cifar100
 from lopjax.data.tfds_source import find_prepared, import_tfds, resolve_data_dir
 from lopjax.data.tiny_imagenet import prepare_tiny_imagenet
@@ -38,8 +39,8 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None, archive: str |
         ImportError: TFDS, or TensorFlow where the set's own builder uses it, is not installed.
         ConnectionError: a host that the set is downloaded from cannot be reached.
     """
-    if name == "digits":
-        raise ValueError('name="digits": is embedded in scikit-learn and needs no preparation')
+    if name in BUILT_IN:
+        raise ValueError(f"name={name!r}: is ready on every machine and needs no preparation")
     root = resolve_data_dir(data_dir)
     if (folder := find_prepared(name, root)) is not None:
         return folder

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from lopjax.data.built_in import BUILT_IN
 from lopjax.data.cache import Arrays, load_or_build, user_cache_folder
 from lopjax.data.dataset import Dataset, from_arrays
 from lopjax.data.decoding import decode_split
@@ -223,19 +224,20 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _not_found(name: str, data_dir: Path) -> Exception:
-    prepared = ["digits", *prepared_names(data_dir)]
+    there = prepared_names(data_dir)
+    ready = [*BUILT_IN, *there]
     # TFDS knows its sets by name without a network, but not those with a builder in this library.
     known = [*import_tfds().list_builders(with_community_datasets=False), "tiny_imagenet"]
     parts = _NAME.fullmatch(name)
     if parts is None or (parts["set"] not in known and not (data_dir / parts["set"]).is_dir()):
-        close = difflib.get_close_matches(name, {*prepared, *known}, n=3)
+        close = difflib.get_close_matches(name, {*ready, *known}, n=3)
         suggestion = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         return ValueError(
-            f"name={name!r}: unknown data set.{suggestion} Ready on this machine: {', '.join(prepared)}; any other "
+            f"name={name!r}: unknown data set.{suggestion} Ready on this machine: {', '.join(ready)}; any other "
             "image classification set of TensorFlow Datasets can be prepared."
         )
     return FileNotFoundError(
-        f"name={name!r}: not prepared under {data_dir} (there: {', '.join(prepared[1:]) or 'nothing'}). "
+        f"name={name!r}: not prepared under {data_dir} (there: {', '.join(there) or 'nothing'}). "
         f"To download and prepare it, once: {prepare_command(name, data_dir)}\n"
         "If it is prepared elsewhere, pass data_dir or set TFDS_DATA_DIR."
     )

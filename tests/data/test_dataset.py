@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
 from lopjax.data import channel_statistics, from_arrays, load, validate, with_label_noise
+from lopjax.data.built_in import BUILT_IN
+from lopjax.data.prepare import prepare
 
 
 def arrays(**changes):
@@ -209,6 +211,26 @@ def test_bfloat16_images_are_floating():
     levels = np.tile(np.array([0.0, 0.5, 1.0, 0.25], jnp.bfloat16), 12).reshape(12, 2, 2, 1)
     dataset = from_arrays(**arrays(images=levels, test_images=levels[:5]))
     assert dataset.train_images[0].ravel().tolist() == [0, 128, 255, 64]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_set_is_valid_and_the_same_every_time(name):
+    first, again = load(name), load(name)
+    validate(first)
+    assert first.name == name
+    assert min(len(first.train_labels), len(first.test_labels)) >= 100
+    assert set(np.unique(first.train_labels)) == set(range(first.num_classes))
+    for one, other in zip(first[:4], again[:4], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_new_built_in_set_is_one_row(monkeypatch, tmp_path):
+    monkeypatch.setitem(BUILT_IN, "noise", lambda: from_arrays(**arrays(), name="noise"))
+    assert load("noise").num_classes == 3
+    with pytest.raises(ValueError, match="name='noise': is ready on every machine and needs no preparation"):
+        prepare("noise")
+    with pytest.raises(ValueError, match=r"Did you mean 'noise'.* Ready on this machine: digits, noise; any other"):
+        load("noisy", tmp_path)
 
 
 def test_digits_are_all_of_scikit_learns_and_their_levels_recoverable():

@@ -229,7 +229,7 @@ def test_unknown_names_list_what_is_known(tiny, name):
 
 
 def test_prepare_refuses_what_it_cannot_do(tmp_path):
-    with pytest.raises(ValueError, match="embedded in scikit-learn and needs no preparation"):
+    with pytest.raises(ValueError, match="name='digits': is ready on every machine and needs no preparation"):
         prepare("digits")
     with pytest.raises(
         ValueError, match="archive=x: only for 'cifar10', 'cifar100', 'tiny_imagenet', not name='mnist'"

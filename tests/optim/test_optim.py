@@ -1,5 +1,6 @@
 """Transformations held to one table of shared properties, to their laws in numpy, and to the statistics of noise."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -45,9 +46,11 @@ ALL = RANDOM | {
     "parseval": lambda seed: optim.parseval(0.1, WIRING),
     "nap": lambda seed: optim.nap(WIRING),
     "muon": lambda seed: optim.muon(0.1, WIRING),
+    "adam_per_weight": lambda seed: optim.adam_per_weight(0.1, 0.9, 0.99),
 }
 # The same with every number an array, as under a vmap over settings.
 FROM_ARRAYS = {
+    "adam_per_weight": lambda scale, decay, seed: optim.adam_per_weight(scale, decay, decay),
     "add_relative_noise": optim.add_relative_noise,
     "noisy_sgd": partial(optim.noisy_sgd, 0.1),
     "noisy_sgd_momentum": lambda scale, decay, seed: optim.noisy_sgd(scale, scale, decay, seed, momentum=decay),
@@ -91,6 +94,15 @@ def shapes_and_dtypes(tree):
 
 
 # --- Shared properties ----------------------------------------------------------------------
+
+
+def test_every_optimizer_is_in_the_tables():
+    signatures = {name: inspect.signature(getattr(optim, name)) for name in optim.__all__}
+    makers = {name for name, each in signatures.items() if "GradientTransformation" in str(each.return_annotation)}
+    makers -= {"on_own_arrays"}  # of another optimizer
+    assert len(makers) > 10  # or this test has stopped looking
+    assert makers - {*ALL} == set()
+    assert makers - {*FROM_ARRAYS} == {"keep_on_manifold", "nap"}  # which are made of no number
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,11 +1,14 @@
 """Streams against plain NumPy and against their own laws: a batch is a function of data, key and number alone."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from lopjax import training
 from lopjax.losses import mean_squared_error
 from lopjax.models import mlp
 from lopjax.training import (
@@ -45,8 +48,17 @@ STREAMS = {
     "tasks": tasks([epochs(*examples(100 * task), BATCH) for task in range(3)], 7),
     "tasks of unlike streams": tasks([epochs(*examples(100 * task, 10 + task), BATCH) for task in range(3)], 7),
     "tasks of tasks": tasks([tasks([epochs(*examples(10 * t), BATCH) for t in range(2)], 2)] * 2, 5),
-    "none": no_stream(),
+    "no_stream": no_stream(),
 }
+ELSEWHERE = {"task_stream", "upgd_toy", "bit_flipping"}
+"""Streams with a file of tests of their own."""
+
+
+def test_every_stream_is_in_the_table():
+    functions = filter(inspect.isfunction, vars(training).values())
+    streams = {each.__name__ for each in functions if each.__annotations__["return"] is Stream}
+    assert len(streams) > 6  # or this test has stopped looking
+    assert streams - {*STREAMS} == ELSEWHERE
 
 
 @pytest.mark.parametrize("name", STREAMS)

@@ -1,5 +1,6 @@
 """Task streams against plain NumPy and the laws that define them: what is in a task, how often, and when it changes."""
 
+import inspect
 from functools import cache, partial
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lopjax import training
 from lopjax.data.tasks import class_order, class_table
 from lopjax.losses import Masked, masked_accuracy, masked_cross_entropy
 from lopjax.training import (
@@ -31,6 +33,7 @@ IMAGES = np.arange(len(LABELS) * 12, dtype=np.uint8).reshape(len(LABELS), 2, 3, 
 ORDER = np.array([4, 2, 0, 5, 1, 3])
 
 incremental = class_incremental(IMAGES, LABELS, CLASSES, 3, 2, order=ORDER)
+TOKENS = np.arange(2 * 5 * 4, dtype=np.int32).reshape(2, 5, 4) % 7
 SEQUENCES = {
     "class_incremental": incremental,
     "drawn order": class_incremental(IMAGES, LABELS, CLASSES, 3, 2, images_per_class=2, is_masked=False),
@@ -38,6 +41,8 @@ SEQUENCES = {
     "permuted_labels": permuted_labels(IMAGES, LABELS, CLASSES),
     "random_labels": random_labels(IMAGES, CLASSES),
     "gaussian_mixtures": gaussian_mixtures(20, num_centres=5),
+    "permuted_words": permuted_words(TOKENS[0], 7),
+    "texts": texts(TOKENS),
 }
 STREAMS = {name: task_stream(sequence, BATCH, STEPS) for name, sequence in SEQUENCES.items()} | {
     "gradual": task_stream(incremental, BATCH, STEPS, change=5),
@@ -80,6 +85,33 @@ def test_a_batch_is_a_function_of_key_and_step_whichever_way_it_is_drawn():
     # The control: another key, other batches.
     other = collected(name, 0, num, jax.random.key(4, impl="philox4x32"))
     assert (other.batch[0] != alone.batch[0]).any()
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_every_task_has_as_many_examples_and_is_another_one(name):
+    """In the order of the sequence, whichever are taken; drawn again, it is the same."""
+    sequence, places = SEQUENCES[name], jnp.array([3, 0, 3])
+
+    @jax.jit
+    def of_task(task):
+        prepared = sequence.prepare(sequence.data, KEY, task)
+        return tuple(
+            sequence.take(sequence.data, prepared, chosen) for chosen in (jnp.arange(sequence.num_examples), places)
+        )
+
+    first, second, again = jax.device_get([of_task(task) for task in (0, 1, 0)])
+    whole, taken = first
+    assert {len(leaf) for leaf in jax.tree.leaves(whole)} == {sequence.num_examples}
+    jax.tree.map(np.testing.assert_array_equal, taken, jax.tree.map(lambda leaf: leaf[places], whole))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert any((one != other).any() for one, other in zip(*map(jax.tree.leaves, (first, second)), strict=True))
+
+
+def test_every_sequence_is_in_the_table():
+    functions = filter(inspect.isfunction, vars(training).values())
+    sequences = {each.__name__ for each in functions if each.__annotations__["return"] is training.TaskSequence}
+    assert len(sequences) > 5  # or this test has stopped looking
+    assert sequences - {*SEQUENCES} == set()
 
 
 def test_boundaries_are_where_tasks_jump_and_nowhere_where_they_pass_into_each_other():
