@@ -22,6 +22,11 @@ Symptoms = dict[str, dict[str, Float[Array, ""]]]
 """`{metric: {site: value}}`, with the mean over sites under the name `"mean"`."""
 
 NO_METRICS: Mapping[str, SiteMetric] = MappingProxyType({})
+_WANTS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 _R2_OF = {"r2_forward": "post", "r2_backward": "signal"}
 
 
@@ -56,7 +61,7 @@ def symptoms(
 
     Raises:
         ValueError: the partition names an unknown unit space, or not one cluster for each unit of a space; a metric of
-            your own has the name of one of the library's, or does not return one real number.
+            your own has the name of one of the library's, does not return one real number, or cannot be compiled.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -103,7 +108,7 @@ def _site_symptoms(
     measured = {name: metric(site) for name, metric in SITE_METRICS.items()}
     if clusters is not None:
         measured |= {name: partition_r2(getattr(site, field), clusters) for name, field in _R2_OF.items()}
-    return measured | {name: _number(name, metric(site), site.post.dtype) for name, metric in own.items()}
+    return measured | {name: _own_number(name, metric, site) for name, metric in own.items()}
 
 
 def _check_names(own: Mapping[str, SiteMetric]) -> None:
@@ -111,9 +116,16 @@ def _check_names(own: Mapping[str, SiteMetric]) -> None:
         raise ValueError(f"metrics={taken}: metrics of the library have these names; choose others")
 
 
-def _number(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
-    """What a user's metric returns, as a number of the type of the activations; counts and truth values are, too."""
+def _own_number(name: str, metric: SiteMetric, site: SiteActivity) -> Float[Array, ""]:
+    """A user's metric as a number of the type of the activations; counts and truth values are numbers, too."""
+    try:
+        value: Any = metric(site)
+    except _WANTS_VALUES as error:
+        raise ValueError(
+            f"metrics[{name!r}] asks for the value of an array while it is compiled (float, int, bool, `if` or NumPy "
+            "of it): must compute with jax.numpy and return an array"
+        ) from error
     if jnp.shape(value) or jnp.iscomplexobj(value):
         kind = f"shape {jnp.shape(value)} and dtype {jnp.result_type(value)}"
         raise ValueError(f"metrics[{name!r}] returned an array of {kind}: must be one real number per site")
-    return jnp.asarray(value).astype(dtype)
+    return jnp.asarray(value).astype(site.post.dtype)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from lopjax.arguments.batches import check_leaves
-from lopjax.arguments.misfits import is_of_types
+from lopjax.arguments.misfits import described, in_a_sentence, is_of_types
 from lopjax.model import Model, NotResizableError, Tap, Variables, outputs_of
 from lopjax.models import claims, site_claims
 from lopjax.models.claims import Arrays, Probe, Seen, Shifts
@@ -172,8 +172,15 @@ def _probe(model: Model, description: _Description) -> Probe | None:
             # A float32 constant inside a float64 network does not show in any type: hence the floor.
             eps = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
             probe = Probe(model.wiring, run, arrays, seen, inputs, max(eps**0.5, 1e-6))
+            probe = probe._replace(pieces=_pieces(model, arrays))
             return probe._replace(is_cloned_as_labelled=partial(_is_cloned_as_labelled, model, probe))
     return None
+
+
+def _pieces(model: Model, arrays: Arrays) -> frozenset[Path]:
+    """Paths of the arrays that the network's author did not write, but an array of which they are a part."""
+    whole = {*tree_paths(jax.eval_shape(model.view.merge, tree_from_paths(arrays)))}
+    return frozenset(path for path in arrays if path not in whole)
 
 
 def _drawn(model: Model, shapes: Mapping[Path, tuple[int, ...]], is_positive: bool) -> dict[Path, np.ndarray]:
@@ -191,16 +198,15 @@ def _drawn(model: Model, shapes: Mapping[Path, tuple[int, ...]], is_positive: bo
 
 def _runner(model: Model, arrays: Arrays, inputs: np.ndarray) -> tuple[Callable[[Arrays, Shifts], Seen], list[Any]]:
     """Forward passes of one compiled program, and the types that they carry."""
-    forward = partial(_forward, model)
     try:
         with jax.enable_x64(is_double := True):
-            shapes = jax.eval_shape(forward, tree_from_paths(arrays), jnp.asarray(inputs), None)
+            shapes = _shapes(model, arrays, inputs)
     except (TypeError, ValueError) as error:
         if not is_of_types(error):
             raise
         # It mixes types unless all are single, as a loop does whose carry starts in single precision.
         with jax.enable_x64(is_double := False):
-            shapes = jax.eval_shape(forward, tree_from_paths(arrays), jnp.asarray(inputs), None)
+            shapes = _shapes(model, arrays, inputs)
     zero = {site: np.zeros(tap.pre.shape) for site, tap in shapes[1].items()}
 
     def run(arrays: Arrays, shifts: Shifts) -> Seen:
@@ -217,6 +223,15 @@ def _runner(model: Model, arrays: Arrays, inputs: np.ndarray) -> tuple[Callable[
         return Seen(_as_one(logits), pre, post)
 
     return run, [leaf.dtype for leaf in jax.tree.leaves(shapes)]
+
+
+def _shapes(model: Model, arrays: Arrays, inputs: np.ndarray) -> Any:
+    """Shapes of outputs and taps; the network took the user's own batch, whose number of samples is another one."""
+    with in_a_sentence(
+        f"the labels cannot be checked: the network does not take {len(inputs)} samples, inputs {described(inputs)}",
+        "it must take any number of samples, as `x.reshape(len(x), -1)` does",
+    ):
+        return jax.eval_shape(partial(_forward, model), tree_from_paths(arrays), jnp.asarray(inputs), None)
 
 
 def _as_one(logits: Any) -> np.ndarray:

@@ -45,6 +45,7 @@ class Probe(NamedTuple):
         tolerance: relative difference that rounding can cause.
         is_cloned_as_labelled: whether the network with two copies of every unit of a space, made by its labels,
             computes the same; False where there is no wider network.
+        pieces: paths of the pieces of arrays on one of whose axes several spaces lie.
     """
 
     wiring: Wiring
@@ -54,6 +55,7 @@ class Probe(NamedTuple):
     inputs: np.ndarray
     tolerance: float
     is_cloned_as_labelled: Callable[[str], bool] = lambda space: False
+    pieces: frozenset[Path] = frozenset()
 
     def label(self, path: Path) -> Label:
         """The label of an array."""
@@ -68,6 +70,13 @@ class Probe(NamedTuple):
 def name(path: Path) -> str:
     """A path as one string."""
     return "/".join(path)
+
+
+def site_to_name(probe: Probe, path: Path, site: str) -> str:
+    """What an array's label lacks to name a site; for a piece of a fused array, in the label of the whole."""
+    if path not in probe.pieces:
+        return f"site={site!r}"
+    return f"site={{{dict(probe.wiring.sites)[site].space!r}: {site!r}}} for {name(path[:-1])}"
 
 
 def shape_faults(probe: Probe) -> list[str]:

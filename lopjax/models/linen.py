@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lopjax.arguments.integers import as_integer
+from lopjax.arguments.misfits import in_a_sentence
 from lopjax.model import Model, NotResizableError, Output, Tap, Variables
 from lopjax.models.labels import Coordinates, Coupling, Labelled, PermutableOnly, Tapped
 from lopjax.wiring import Path, Site, View, Wiring, build_wiring, make_view, tree_from_paths, tree_paths
@@ -48,7 +49,11 @@ def from_linen(
 def _from_linen(module: nn.Module, input_shape: tuple[int, ...], fixed: tuple[str, ...], is_float: bool) -> Model:
     def init_boxed(key: jax.Array) -> Any:
         inputs = jnp.zeros((1, *input_shape), float if is_float else jnp.int32)
-        return module.init({"params": key}, inputs, train=False, dropout_rate=None)
+        with in_a_sentence(
+            f"the module does not take one input of shape {input_shape}, as an array of shape {inputs.shape}",
+            "input_shape must be that of an input without the batch axis, and the module must take any number of them",
+        ):
+            return module.init({"params": key}, inputs, train=False, dropout_rate=None)
 
     scopes: dict[str, Path] = {}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lopjax.models.claims import Probe, name, scaled
+from lopjax.models.claims import Probe, name, scaled, site_to_name
 from lopjax.wiring import Label, Out, Path, standard_layout, standard_order
 
 _MOST_STEPS = 64
@@ -58,7 +58,7 @@ def _biases_elsewhere(probe: Probe, site: str, total: np.ndarray, target: np.nda
             return [
                 f"{name(path)}: it is the bias of the pre-activation of {site!r}, but its label names "
                 f"{'no site' if probe.label(path).site is None else f'the site {probe.label(path).site!r}'}: "
-                f"site={site!r}"
+                f"{site_to_name(probe, path, site)}"
                 for path in chosen
             ]
     return []
@@ -146,7 +146,8 @@ def forgotten_sites(probe: Probe) -> list[str]:
             ]
             if passed := [site for site in sites if passes(probe, site, [path]) and _others_matter(probe, site)]:
                 faults.append(
-                    f"{name(path)}: names no site, but all of its effects pass {passed[0]!r}: site={passed[0]!r}"
+                    f"{name(path)}: names no site, but all of its effects pass {passed[0]!r}: "
+                    f"{site_to_name(probe, path, passed[0])}"
                 )
     return faults
 

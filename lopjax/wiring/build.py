@@ -53,7 +53,9 @@ def build_wiring(
     rank |= dict.fromkeys(inputs, -1)
     reasons = dict(permutable) | dict.fromkeys(fixed, "fixed by the model's author")
     reasons |= dict.fromkeys(inputs, "a network input: no array writes it")
-    reasons |= dict.fromkeys(outputs, "a network output: no array reads it")
+    # Which of several such spaces are outputs cannot be seen from labels; a network without any has none to output.
+    unread = "no array reads it: a network output, or units that meet in a product, as queries and keys do"
+    reasons |= dict.fromkeys(outputs, unread if len(outputs) > 1 else "a network output: no array reads it")
     return Wiring(
         labels=tuple(known.items()),
         sizes=tuple(sorted(sizes.items(), key=lambda item: rank[item[0]])),

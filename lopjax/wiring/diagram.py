@@ -165,6 +165,12 @@ class Wiring:
                 "tree does not match the wiring: every array lies in a box, as in an nnx.State (its paths end in "
                 f"'value': {'/'.join(unknown[0])}); pass flax.nnx.to_pure_dict(state)"
             )
+        if whole := next((path for path in unknown if any(each[:-1] == path for each in missing)), None):
+            pieces = ["/".join(path) for path in missing if path[:-1] == whole]
+            raise ValueError(
+                f"tree does not match the wiring: {'/'.join(whole)} is one array, of which the wiring has the pieces "
+                f"{pieces}; pass model.view.split(...) of your own arrays"
+            )
         if unknown or missing:
             raise ValueError(
                 "tree does not match the wiring: "

@@ -7,7 +7,9 @@ import pytest
 from oracles.architectures import ARCHITECTURES, batch_of, build, every
 from oracles.metrics import metrics_in_numpy, numpy_samples, r2_in_numpy
 
+from lopjax import probes
 from lopjax.cloning import clone_variables, uniform_partition, widen
+from lopjax.metrics import SiteActivity
 from lopjax.model import Tap
 from lopjax.models import mlp
 from lopjax.probes import symptoms
@@ -174,6 +176,23 @@ def test_seeds_side_by_side_give_what_each_gives_alone():
     assert len(set(np.asarray(together["effective_rank"]["mean"]).tolist())) == 3
 
 
+VALUE = r"metrics\['largest'\] asks for the value of an array while it is compiled .*: must compute with jax.numpy"
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda site: site.post.max() if site.post.max() > 0 else 0.0,
+        lambda site: np.median(site.post),
+        lambda site: range(site.post.argmax())[0],
+    ],
+)
+def test_a_metric_that_cannot_be_compiled_is_told_so(metric):
+    site = SiteActivity(*[jax.ShapeDtypeStruct((5, 4), jnp.float32)] * 3)
+    with pytest.raises(ValueError, match=VALUE):
+        jax.eval_shape(lambda site: probes._own_number("largest", metric, site), site)
+
+
 def test_a_metric_of_ones_own_has_a_name_of_its_own_and_is_one_real_number(unchecked):
     model, batch = case("mlp")
     variables = jax.eval_shape(model.init, jax.random.key(0))
@@ -182,6 +201,7 @@ def test_a_metric_of_ones_own_has_a_name_of_its_own_and_is_one_real_number(unche
         ("r2_forward", lambda site: site.post.max(), r"metrics=\['r2_forward'\]"),
         ("largest", lambda site: site.post.max(axis=0), r"metrics\['largest'\] returned an array of shape \(4,\)"),
         ("largest", lambda site: site.post.max() * 1j, r"dtype complex.*: must be one real number per site"),
+        ("largest", lambda site: float(site.post.max()), VALUE),
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(lambda v, m=metric, n=name: symptoms(model, v, batch, metrics={n: m}), variables)

@@ -131,6 +131,48 @@ def test_one_wrong_label_of_the_librarys_own_networks_is_seen(name, monkeypatch)
             check_wiring(mislabelled(model, space), batch, variables)
 
 
+class Fused(nn.Module):
+    """x -> gate and value in one array, which are multiplied; the value passes a site that only its truth names."""
+
+    is_told: bool
+
+    @nn.compact
+    def __call__(self, x, *, train, dropout_rate=None):
+        label = labelled(normal(0.7), In("x"), Out("g") + Out("v"), site={"v": "v"} if self.is_told else None)
+        gate, value = jnp.split(x @ self.param("both", label, (4, 6)), 2, -1)
+        value = tap(self, "v", "v", "tanh", value)
+        out = lambda name, space: self.param(name, labelled(normal(0.7), In(space), Out("y")), (3, 2))  # noqa: E731
+        return jnp.sin(gate) @ out("of_gate", "g") + value @ out("of_value", "v")
+
+
+def test_the_site_of_a_piece_is_named_in_the_label_of_the_whole():
+    check_wiring(from_linen(Fused(True), (4,)), BATCH)
+    with pytest.raises(ValueError, match=r"both/v: names no site, .* pass 'v': site=\{'v': 'v'\} for params/both$"):
+        check_wiring(from_linen(Fused(False), (4,)), BATCH)
+
+
+class OfSixteen(nn.Module):
+    """A network that takes sixteen samples only, when it is initialised or applied; or any number."""
+
+    is_known_to: str = ""
+
+    @nn.compact
+    def __call__(self, x, *, train, dropout_rate=None):
+        rows = 16 if self.is_known_to == ("init" if self.is_initializing() else "apply") else -1
+        return x.reshape(rows, 4) @ self.param("w", labelled(normal(1.0), In("x"), Out("y")), (4, 2))
+
+
+def test_a_network_of_one_number_of_samples_is_told_so():
+    inputs = jnp.ones((16, 2, 2))
+    check_wiring(from_linen(OfSixteen(), (2, 2)), (inputs, None))
+    message = r"the network does not take 8 samples, inputs float\d+\[8, 2, 2\] \(.*must take any number of samples"
+    with pytest.raises(ValueError, match=message):
+        check_wiring(from_linen(OfSixteen("apply"), (2, 2)), (inputs, None))
+    message = r"does not take one input of shape \(2, 2\), as an array of shape \(1, 2, 2\) \(.*any number of"
+    with pytest.raises(ValueError, match=message):
+        from_linen(OfSixteen("init"), (2, 2))
+
+
 def test_sites_on_another_space_do_not_get_as_far():
     with pytest.raises(ValueError, match=r"site 'a' is on the space 'b', which this array does not write"):
         from_linen(Net("site on another space"), (4,))

@@ -62,8 +62,11 @@ def test_three_states_and_their_reasons():
         "x": "a network input: no array writes it",
         "y": "a network output: no array reads it",
     }
-    # Nobody reads the space: unsaid, it would be an output.
-    assert from_linen(Attention(says_so=False), (3, 4)).wiring.fixed == {"x", "y", "qk"}
+    # Nobody reads the space: unsaid, it would be an output, or what it is.
+    unsaid = from_linen(Attention(says_so=False), (3, 4)).wiring
+    assert unsaid.fixed == {"x", "y", "qk"}
+    reason = "no array reads it: a network output, or units that meet in a product, as queries and keys do"
+    assert dict(unsaid.reasons) == {"qk": reason, "y": reason, "x": "a network input: no array writes it"}
 
 
 def test_what_is_said_of_a_space_must_not_contradict_itself():

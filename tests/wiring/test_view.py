@@ -121,6 +121,21 @@ def test_pieces_have_pure_axes_and_are_what_the_author_wrote(x64, kind):
 EVERY_DAY = {"gated unit", "fused attention"}
 
 
+def test_own_arrays_in_place_of_pieces_are_named_with_the_function_that_cuts_them():
+    model, variables, _ = network("gated unit")
+    own = model.view.merge(variables)
+    partition = {"h": (0, 0, 1)}
+    message = r"params/h_b is one array, of which .* \['params/h_b/h_0', 'params/h_b/h_1'\]; pass model\.view\.split"
+    for call in (
+        lambda tree: clone_variables(tree, model.wiring, {"h": 2}),
+        lambda tree: collapse(tree, model.wiring, partition),
+        lambda tree: collapse(tree["params"], model.wiring, partition),
+    ):
+        call(variables)
+        with pytest.raises(ValueError, match=message):
+            call(own)
+
+
 @pytest.mark.parametrize("kind", [k if k in EVERY_DAY else pytest.param(k, marks=pytest.mark.slow) for k in PIECES])
 def test_labels_are_true_and_clones_are_trapped(x64, kind):
     base, variables, batch = network(kind)
