@@ -1,6 +1,7 @@
 """Spectra of many independent blocks at once, at the cost of one operator product per step."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,9 @@ from lopjax.curvature.lanczos import (
     select_pairs,
     subspace_start,
 )
+
+_BLOCK = "block"
+"""Name of the axis over blocks."""
 
 
 class BlockSpectra(NamedTuple):
@@ -91,34 +95,46 @@ def block_eigenvalues(
     _check_stack(matvec, start, (num_blocks, dim))
     sizes = jnp.full(num_blocks, dim) if block_dimensions is None else block_dimensions
     steps = limit_steps(num_steps, None, dim)
+    run = partial(_spectrum_of_row, matvec, steps, tolerance)
+    return jax.vmap(run, axis_name=_BLOCK)(start, sizes)
+
+
+def _spectrum_of_row(
+    matvec: Callable[[Array], Array], steps: int, tolerance: float | None, start: Array, size: Array
+) -> BlockSpectra:
+    """The spectrum of one block, inside a vmap over all of them whose axis is named `_BLOCK`.
+
+    Args:
+        matvec: as in `block_eigenvalues`, on the stack of all blocks.
+        steps: number of iterations.
+        tolerance: as in `block_eigenvalues`.
+        start: start vector `(dim,)`.
+        size: dimension of the block, at most `dim`.
+    """
     epsilon = float(jnp.finfo(start.dtype).eps)
-    relative_tolerance = epsilon**0.5 if tolerance is None else tolerance
 
-    def run(start_row: Array, size: Array) -> BlockSpectra:
-        def inside(vector: Array) -> Array:
-            return jnp.where(jnp.arange(dim) < size, vector, 0.0)
+    def inside(vector: Array) -> Array:
+        return jnp.where(jnp.arange(len(start)) < size, vector, 0.0)
 
-        def own_row(vector: Array) -> Array:
-            # Gathering along the mapped axis gives every row the same, unmapped stack, so the operator runs once.
-            products = matvec(jax.lax.all_gather(vector, "block"))
-            return inside(products[jax.lax.axis_index("block")])
+    def own_row(vector: Array) -> Array:
+        # Gathering along the mapped axis gives every row the same, unmapped stack, so the operator runs once.
+        products = matvec(jax.lax.all_gather(vector, _BLOCK))
+        return inside(products[jax.lax.axis_index(_BLOCK)])
 
-        begin = subspace_start(inside, start_row, epsilon)
-        ritz = ritz_decomposition(own_row, inside, begin, steps, size, epsilon)
-        vectors, exists = select_pairs(ritz, inside, num_pairs=1)
-        products = jax.lax.map(own_row, vectors)
-        pairs = confirm_pairs(vectors, products, exists, ritz.scale, relative_tolerance)
-        return BlockSpectra(
-            ritz_values=jnp.where(ritz.valid, ritz.values, jnp.nan),
-            valid=ritz.valid,
-            eigenvalues=pairs.values,
-            eigenvectors=pairs.vectors,
-            residuals=pairs.residuals,
-            converged=pairs.converged,
-            num_steps=ritz.num_steps,
-        )
-
-    return jax.vmap(run, axis_name="block")(start, sizes)
+    begin = subspace_start(inside, start, epsilon)
+    ritz = ritz_decomposition(own_row, inside, begin, steps, size, epsilon)
+    vectors, exists = select_pairs(ritz, inside, num_pairs=1)
+    products = jax.lax.map(own_row, vectors)
+    pairs = confirm_pairs(vectors, products, exists, ritz.scale, epsilon**0.5 if tolerance is None else tolerance)
+    return BlockSpectra(
+        ritz_values=jnp.where(ritz.valid, ritz.values, jnp.nan),
+        valid=ritz.valid,
+        eigenvalues=pairs.values,
+        eigenvectors=pairs.vectors,
+        residuals=pairs.residuals,
+        converged=pairs.converged,
+        num_steps=ritz.num_steps,
+    )
 
 
 def _start_vectors(start: Array | None, shape: tuple[int, int], key: Array, dtype: DTypeLike | None) -> Array:

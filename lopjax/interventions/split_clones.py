@@ -1,5 +1,6 @@
 """Splitting clones without changing the function: a small push from which gradient descent drives them apart."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -89,32 +90,54 @@ def split_clones(
     check_every(every)
     num_steps = as_integer(num_steps, 1, f"num_steps={num_steps!r}: must be a positive integer")
 
-    def init(setting: Setting, state: TrainState) -> tuple[()]:
-        for space in spaces_of(setting.model.wiring, spaces):
-            if space not in setting.model.wiring.cloneable:
-                why = setting.model.wiring.why_not_cloneable(space)
-                raise ValueError(f"unit space {space!r}: {why}, so a push would change the function")
-            places_of(setting.model.wiring, state.variables["params"], space)
-        check_state(setting, state)
-        return ()
+    options = _Options(tolerance, every, size, loss_tolerance, num_steps, spaces)
+    return Intervention(partial(_check_spaces, spaces), partial(_apply, options))
 
-    def apply(
-        setting: Setting, own: tuple[()], state: TrainState, observed: Observed, key: jax.Array, step: Any
-    ) -> tuple[TrainState, tuple[()], Report]:
-        chosen = spaces_of(setting.model.wiring, spaces)
 
-        def act(variables: Variables) -> tuple[Variables, dict[str, Array], Array]:
-            pairs = _candidates(setting.model, variables, observed.batch[0], chosen, tolerance)
-            escape = _escape(setting, variables, observed.batch, pairs, num_steps, key)
-            return _parted(setting, variables, observed.batch, pairs, escape, size, loss_tolerance)
+class _Options(NamedTuple):
+    """The arguments of `split_clones`."""
 
-        def rest(variables: Variables) -> tuple[Variables, dict[str, Array], Array]:
-            return variables, no_units(setting, chosen), jnp.int32(NOT_ITS_STEP)
+    tolerance: ArrayLike
+    every: ArrayLike
+    size: ArrayLike
+    loss_tolerance: ArrayLike
+    num_steps: int
+    spaces: Spaces
 
-        variables, touched, reason = jax.lax.cond(is_due(step, every), act, rest, dict(state.variables))
-        return state._replace(variables=variables), own, Report(touched, reason)
 
-    return Intervention(init, apply)
+def _check_spaces(spaces: Spaces, setting: Setting, state: TrainState) -> tuple[()]:
+    """Refuse spaces whose units cannot be split; the intervention has no state of its own."""
+    for space in spaces_of(setting.model.wiring, spaces):
+        if space not in setting.model.wiring.cloneable:
+            why = setting.model.wiring.why_not_cloneable(space)
+            raise ValueError(f"unit space {space!r}: {why}, so a push would change the function")
+        places_of(setting.model.wiring, state.variables["params"], space)
+    check_state(setting, state)
+    return ()
+
+
+def _apply(
+    options: _Options,
+    setting: Setting,
+    own: tuple[()],
+    state: TrainState,
+    observed: Observed,
+    key: jax.Array,
+    step: Any,
+) -> tuple[TrainState, tuple[()], Report]:
+    """Part one pair at the steps at which that is due; see `Intervention.apply`."""
+    chosen = spaces_of(setting.model.wiring, options.spaces)
+
+    def act(variables: Variables) -> tuple[Variables, dict[str, Array], Array]:
+        pairs = _candidates(setting.model, variables, observed.batch[0], chosen, options.tolerance)
+        escape = _escape(setting, variables, observed.batch, pairs, options.num_steps, key)
+        return _parted(setting, variables, observed.batch, pairs, escape, options.size, options.loss_tolerance)
+
+    def rest(variables: Variables) -> tuple[Variables, dict[str, Array], Array]:
+        return variables, no_units(setting, chosen), jnp.int32(NOT_ITS_STEP)
+
+    variables, touched, reason = jax.lax.cond(is_due(step, options.every), act, rest, dict(state.variables))
+    return state._replace(variables=variables), own, Report(touched, reason)
 
 
 def _candidates(
@@ -149,13 +172,13 @@ def _escape(
     def product(rows: Rows) -> Rows:
         return jax.linear_transpose(embed, rows)(hvp(loss, params, embed(rows)))[0]
 
-    found = extreme_eigenvalues(product, zero, num_steps, key)
-    lowest = jax.tree.map(lambda leaf: leaf[0], found.eigenvectors)
+    modes = extreme_eigenvalues(product, zero, num_steps, key)
+    lowest = jax.tree.map(lambda leaf: leaf[0], modes.eigenvectors)
     rows = outgoing_part(wiring, params, lowest)
     sizes = jnp.stack(
         [jnp.where(pairs[s].is_near, jnp.sqrt(sum(jnp.sum(jnp.square(row)) for row in rows[s])), 0.0) for s in pairs]
     )
-    return _Escape(rows, sizes, found.eigenvalues[0] + found.residuals[0] < 0)
+    return _Escape(rows, sizes, modes.eigenvalues[0] + modes.residuals[0] < 0)
 
 
 def _parted(

@@ -1,7 +1,7 @@
 """How long a kick normal to a manifold takes to grow, by linear theory at a critical point."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,13 +99,7 @@ def escape_time(
         raise ValueError(f"momentum={momentum}: must lie in [0, 1), and be 0 with continuous=True")
     if not tolerance >= 0:
         raise ValueError(f"tolerance={tolerance}: must be at least 0")
-    values, sizes = _at_least_single(eigenvalues), jnp.abs(_at_least_single(components))
-    times = jnp.ones_like(sizes) if multiplicities is None else jnp.asarray(multiplicities)
-    if values.ndim != 1 or not values.shape == sizes.shape == times.shape:
-        raise ValueError(
-            f"eigenvalues {values.shape}, components {sizes.shape} and multiplicities {times.shape}: "
-            "give one component per eigenvalue, and one multiplicity"
-        )
+    values, sizes, times = _pairs(eigenvalues, components, multiplicities)
     if not values.size:
         return jnp.asarray(jnp.inf)
     # A failed computation must not be mistaken for a network that never escapes.
@@ -113,6 +107,18 @@ def escape_time(
     values = jnp.where(jnp.abs(values) <= tolerance, 0.0, values)
     modes = _growing_modes(values, sizes, times, learning_rate, momentum, continuous)
     return jnp.where(is_unknown, jnp.nan, _first_time(modes, jnp.log(radius)))
+
+
+def _pairs(eigenvalues: Any, components: Any, multiplicities: Any) -> tuple[Array, Array, Array]:
+    """Eigenvalues, absolute components and multiplicities, one of each for every pair; arguments of `escape_time`."""
+    values, sizes = _at_least_single(eigenvalues), jnp.abs(_at_least_single(components))
+    times = jnp.ones_like(sizes) if multiplicities is None else jnp.asarray(multiplicities)
+    if values.ndim != 1 or not values.shape == sizes.shape == times.shape:
+        raise ValueError(
+            f"eigenvalues {values.shape}, components {sizes.shape} and multiplicities {times.shape}: "
+            "give one component per eigenvalue, and one multiplicity"
+        )
+    return values, sizes, times
 
 
 class _Modes(NamedTuple):

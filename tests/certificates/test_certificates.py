@@ -275,6 +275,14 @@ def test_the_joint_margin_is_sound_and_falls_to_the_radius(x64):
         shift = rng.normal(size=sources.shape)
         shift *= moved / np.linalg.norm(shift, axis=1, keepdims=True)
         assert ((sources + shift) @ (w[:, 0] + d[:4]) - 3.0 + d[4]).max() < -margin + 1e-12
+    # Where the source lies far out along w, the worst changes reach the bound: parameters along it, then it along them.
+    source = 50 * w[:, 0] / np.linalg.norm(w)
+    longest = np.hypot(1, 50)
+    new = np.append(w[:, 0], -40.0) + change * np.append(source, 1) / longest
+    worst = (source + moved * new[:4] / np.linalg.norm(new[:4])) @ new[:4] + new[4]
+    pre = jnp.asarray([[source @ w[:, 0] - 40.0]])
+    bound = -float(joint_margin(pre, jnp.asarray([longest]), size, change, moved)[0])
+    assert bound - 1e-3 < worst <= bound
 
 
 def test_interval_bounds_hold_for_every_input_of_the_box(relu, dying):
