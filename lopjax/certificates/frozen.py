@@ -223,6 +223,16 @@ def _notes(
     units: list[UnitEvidence],
     train: bool,
 ) -> list[str]:
+    """What a reader of a certificate should know about one site.
+
+    Args:
+        observations: what was seen of the network.
+        site: the site.
+        layer: the plain layer that makes its pre-activation; None if something else stands between.
+        evidence: evidence about all units of the site.
+        units: what was judged of the frozen units.
+        train: whether the batch was run in train mode.
+    """
     entry = activation(observations.wiring.site(site).activation)
     missing, notes = [fact for fact in ("flat", "saturates") if getattr(entry, fact) is None], []
     if missing:
@@ -254,6 +264,16 @@ def _notes(
 
 
 def _judge(wiring: Wiring, site: str, unit: int, evidence: SiteEvidence, depends_on: tuple[str, ...]) -> UnitEvidence:
+    """The verdict about one unit, with its numbers.
+
+    Args:
+        wiring: wiring of the network.
+        site: the site.
+        unit: the unit.
+        evidence: evidence about all units of the site.
+        depends_on: the sites whose activations its verdict takes as given, unless it needs none of them.
+    """
+
     def of(values: np.ndarray | None) -> float | None:
         return None if values is None else float(values[unit])
 

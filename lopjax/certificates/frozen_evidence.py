@@ -146,7 +146,14 @@ def incoming_arrays(wiring: Wiring, site: str) -> tuple[tuple[str, ...], tuple[s
 
 
 def slice_norms(tree: Params, wiring: Wiring, site: str, names: tuple[str, ...]) -> np.ndarray:
-    """Norm of every unit's slice of some arrays, `(units,)`, in float64."""
+    """Norm of every unit's slice of some arrays, `(units,)`, in float64.
+
+    Args:
+        tree: parameters, or a gradient.
+        wiring: wiring of the network.
+        site: the site at whose space the units are.
+        names: paths of the arrays, "hidden_0/kernel", each of which writes that space once.
+    """
     space = wiring.site(site).space
     squares = np.zeros(wiring.size(space))
     for path, label, leaf in zip(tree_paths(tree), wiring.labels_of(tree), jax.tree.leaves(tree), strict=True):
@@ -187,6 +194,15 @@ def _flatness(
     """Whether some sample lies outside all of these intervals by more than rounding, and whether all lie inside.
 
     An end point belongs to its interval if JAX's derivative there is that of the flat side.
+
+    Args:
+        observations: what was seen of the network, with a batch.
+        site: the site.
+        layer: the plain layer that makes its pre-activation, or None.
+        intervals: where the activation is flat.
+
+    Returns:
+        Two arrays of bool `(units,)`.
     """
     assert observations.seen is not None
     entry = activation(observations.wiring.site(site).activation)

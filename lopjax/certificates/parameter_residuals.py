@@ -77,7 +77,14 @@ def array_residuals(
 
 
 def _where(label: Label, blocks: np.ndarray, kind: str, clusters: Mapping[str, Clusters]) -> tuple[str, int]:
-    """Space and first unit of the cluster with the worst block."""
+    """Space and first unit of the cluster with the worst block.
+
+    Args:
+        label: label of the array.
+        blocks: sizes of its violations, with one entry for each cluster along every axis of units.
+        kind: "re", "ce" or "bc".
+        clusters: clusters of every space.
+    """
     index = np.unravel_index(np.argmax(blocks), blocks.shape)
     for is_read in {"re": (False,), "ce": (True,), "bc": (False, True)}[kind]:
         for axis, space, _ in label.unit_axes(clusters, is_read=is_read):

@@ -179,7 +179,17 @@ def align(
 
 
 def _maps_of_unit(slices: Sequence[np.ndarray], leader: int, unit: int, width: int) -> list[np.ndarray]:
-    """Per array `(units, rows, coordinates)`, the orthogonal R that makes `slice[unit] R` closest to the leader's."""
+    """Per array, the orthogonal R that makes `slice[unit] R` closest to the leader's.
+
+    Args:
+        slices: per array, the slices of all units, `(units, rows, coordinates)`.
+        leader: first unit of the cluster.
+        unit: the unit that is mapped.
+        width: number of coordinates of a unit; 1 for units that are numbers, of which R is a sign.
+
+    Returns:
+        Per array, R of shape `(width, width)`.
+    """
     if unit == leader or not slices:
         return [np.eye(width)] * len(slices)
     pairs = [(units[leader], units[unit]) for units in slices]
@@ -199,6 +209,14 @@ def _mean_over_outputs(label: Label, array: np.ndarray) -> np.ndarray:
 
 
 def _coordinate_axis(wiring: Wiring, label: Label, shape: tuple[int, ...], width: int) -> int | None:
+    """The axis that holds the coordinates of larger units, such as the width of heads; None if there is none.
+
+    Args:
+        wiring: wiring of the network.
+        label: label of the array.
+        shape: its shape.
+        width: number of coordinates of a unit.
+    """
     axes = [index for index, axis in enumerate(label.axes) if wiring.is_coordinate(axis) and shape[index] == width]
     return axes[0] if width > 1 and len(axes) == 1 else None
 
@@ -212,6 +230,14 @@ def _units_first(array: np.ndarray, axis: int, behind: int | None) -> np.ndarray
 
 
 def _applied(maps: np.ndarray, array: np.ndarray, axis: int, behind: int | None) -> np.ndarray:
+    """An array with every unit's slice mapped.
+
+    Args:
+        maps: `(units, coordinates, coordinates)`.
+        array: the array.
+        axis: its axis of units.
+        behind: its axis of coordinates; None where a unit has only one.
+    """
     if behind is None:
         return array * along(maps[:, 0, 0], axis, array.ndim)
     moved = np.moveaxis(array, (axis, behind), (0, -1))

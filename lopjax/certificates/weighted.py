@@ -183,7 +183,18 @@ def _judge(
     signal_limit: float,
     missing: list[str],
 ) -> tuple[WeightedVerdict, list[str]]:
-    """The verdict; equality needs parameters, facts and batch, inequality needs the batch."""
+    """The verdict; equality needs parameters, facts and batch, inequality needs the batch.
+
+    Args:
+        residuals: by array, the largest incoming and outgoing deviation.
+        limit: residual up to which parameters count as equal.
+        seen: what the batch shows; None without one.
+        signal_limit: the same for what is seen.
+        missing: facts that the law needs and that are unknown or false.
+
+    Returns:
+        The verdict, and notes.
+    """
     worst = max((value if value == value else np.inf for pair in residuals.values() for value in pair), default=0.0)
     leaves = seen is not None and CERTAIN_FROM * signal_limit <= seen.share < np.inf
     stays = seen is None or seen.share < CERTAIN_FROM * signal_limit

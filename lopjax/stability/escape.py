@@ -147,7 +147,16 @@ class _Modes(NamedTuple):
 def _growing_modes(
     values: Array, sizes: Array, times: Array, learning_rate: float, momentum: float, continuous: bool
 ) -> _Modes:
-    """How each mode grows; placeholders for the modes that do not grow."""
+    """How each mode grows; placeholders for the modes that do not grow.
+
+    Args:
+        values: eigenvalues, `(pairs,)`.
+        sizes: |c_k|.
+        times: multiplicities m_k.
+        learning_rate: eta.
+        momentum: beta.
+        continuous: gradient flow instead of gradient descent.
+    """
     excess = _excess(learning_rate * values, momentum, continuous)
     is_growing = (excess > 0) & (sizes > 0) & (times > 0)
     excess = jnp.where(is_growing, excess, 1.0)

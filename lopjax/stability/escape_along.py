@@ -83,7 +83,16 @@ def _leave(manifold: Manifold, vector: Params) -> Params:
 
 
 def _growth(loss, params, manifold, deviation, learning_rate, max_steps) -> Float[Array, "steps"]:
-    """`ln(|v_(t+1)| / |v_t|)` of every step, renormalising the deviation."""
+    """`ln(|v_(t+1)| / |v_t|)` of every step, renormalising the deviation.
+
+    Args:
+        loss: `params -> scalar`.
+        params: start of the point that moves along the manifold.
+        manifold: the manifold.
+        deviation: start of the deviation, normal to it, of length 1.
+        learning_rate: eta.
+        max_steps: number of steps.
+    """
 
     def step(state: tuple[Params, Params], _: None):
         point, vector = state

@@ -125,7 +125,16 @@ def escape_law(
 def _columns(
     model: Model, wide: Variables, batch: Batch, loss: LossOfLogits, clusters: Any, leaders: Mapping[str, np.ndarray]
 ) -> tuple[Params, dict[str, Array], dict[str, Array]]:
-    """The gradient, and M_j and F_j by space."""
+    """The gradient, and M_j and F_j by space, column by column for all units of all spaces at once.
+
+    Args:
+        model: the wide model.
+        wide: its variables, clones of those of the base.
+        batch: inputs and labels.
+        loss: `(logits, labels) -> scalar`.
+        clusters: clusters of every space.
+        leaders: by space, the first unit of every cluster.
+    """
     lift, zero = make_lift(wide["params"], model.wiring, clusters)
     lower = jax.linear_transpose(lift, zero)
 
@@ -289,6 +298,17 @@ def _departures(
     num_records: int,
     num_runs: int,
 ) -> Array:
+    """1 - R² at every record of every run, `(runs, records)`; see `simulated_departures`.
+
+    Args:
+        arrays: by space, M_j, F_j and the noise of every coordinate.
+        descent: numbers of the optimizer, traced.
+        key: random key of the noise.
+        patterns: by space, the number of clones less one of every unit, static.
+        every: steps between two records.
+        num_records: number of records.
+        num_runs: number of runs.
+    """
     eta, scale, gamma, beta, kappa = descent
 
     def step(index: Array, state: dict[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,15 @@ Found = tuple[Array, Array, Array]
 
 
 def _top_singular(product: Callable[[Array], Array], is_incoming: Array, zero: Array, num_steps: int, key) -> Found:
-    """Top right singular vector of B, from `[[0, B], [B', 0]]`."""
+    """Top right singular vector of B, from `[[0, B], [B', 0]]`.
+
+    Args:
+        product: the block times a row `(d,)`.
+        is_incoming: which coordinates are those of incoming weights.
+        zero: a row of zeros.
+        num_steps: number of Lanczos steps.
+        key: random key of the start vector.
+    """
 
     def coupling(row: Array) -> Array:
         incoming, outgoing = jnp.where(is_incoming, row, 0), jnp.where(is_incoming, 0, row)

@@ -88,6 +88,15 @@ def _symmetric(
 
     The bound is the norm of the antisymmetric part; where that is too large for a derivative but no larger than
     cancellation explains, the bound is that of the cancellation, and smaller eigenvalues have no sign.
+
+    Args:
+        hessian: the Hessian as it was computed.
+        epsilon: rounding of the type that it was computed in.
+        floor: smallest scale that a loss of this value has.
+        cancellation: largest asymmetry that cancellation inside the loss explains.
+
+    Raises:
+        ValueError: a Hessian that is not finite, or not symmetric.
     """
     if not np.isfinite(hessian).all():
         raise ValueError("the Hessian of the loss is not finite at these parameters")

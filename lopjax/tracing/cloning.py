@@ -73,6 +73,13 @@ def _other_exponents(
 ) -> tuple[dict[Atom, tuple[tuple[Atom, ...], dict[int, Fraction]]], dict[tuple[Node, int], tuple[Axis, ...]]]:
     """What the linear system says of leaves that the divide rule does not clone: one by one, then together.
 
+    Args:
+        typing: the typed program.
+        num_parameters: number of its inputs that are parameters.
+        failures: why the divide rule fails, by leaf.
+        meetings: leaves that meet in one condition, which may be cloned together.
+        read: unknowns of arrays that are read, whose exponents are -1 where there is a choice.
+
     Returns:
         `others` and further `growing`, as in `Cloning`.
     """
@@ -218,6 +225,17 @@ def _turns(
     """Repeat the body of a loop until the powers of its carry settle; a carry of zeros starts with arbitrary powers.
 
     Each turn settles one more at least: a value may be handed on through as many carries as there are.
+
+    Args:
+        scaling: powers of all values so far; those of the body are added.
+        node: the loop.
+        body: what it repeats.
+        consts: powers of the constants of the loop.
+        carry: powers of what one turn hands to the next, at the start.
+        xs: powers of the slices that a scan reads.
+
+    Returns:
+        The powers of the carry, and of all results of a turn.
     """
     while True:
         saved = scaling.ledger.copy()

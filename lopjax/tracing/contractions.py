@@ -21,7 +21,18 @@ class Read(NamedTuple):
 def dot(
     step: Step, given: tuple[Axes, Axes], place: int, kernel: tuple[Factor, ...], read: Read
 ) -> tuple[Axes, list[Factor]]:
-    """The axes of a product, and the order that `(batch, ..., units)` has."""
+    """The axes of a product, and the order that `(batch, ..., units)` has.
+
+    Args:
+        step: the product.
+        given: axes of its two operands.
+        place: which of them is the kernel, 0 or 1.
+        kernel: factors of the kernel: offsets, units read, units written.
+        read: what the kernel is contracted with.
+
+    Raises:
+        NotPlainError: it is not a plain layer; the message says why.
+    """
     contracted, batch = step.node.params["dimension_numbers"]
     if batch[0]:
         raise NotPlainError(f"it runs along with what it reads at {step.node.where}")
@@ -73,7 +84,19 @@ def _around(pair: _Pair, read: Factor, own: Factor) -> list[_Pair]:
 def convolved(
     flow: Flow, step: Step, given: tuple[Axes, Axes], place: int, kernel: tuple[Factor, ...], read: Read
 ) -> tuple[Window, tuple[Axes, list[Factor]]]:
-    """The window of a convolution, the axes of its result, and the order that `(batch, ..., units)` has."""
+    """The window of a convolution, the axes of its result, and the order that `(batch, ..., units)` has.
+
+    Args:
+        flow: the graph.
+        step: the convolution.
+        given: axes of its two operands.
+        place: which of them is the kernel, 0 or 1.
+        kernel: factors of the kernel: offsets, units read, units written.
+        read: what the kernel is contracted with.
+
+    Raises:
+        NotPlainError: it is not a plain layer; the message says why.
+    """
     params = step.node.params
     numbers, padding = params["dimension_numbers"], tuple((int(a), int(b)) for a, b in params["padding"])
     is_dilated = any(each != 1 for key in ("lhs_dilation", "rhs_dilation") for each in params[key] or ())

@@ -158,7 +158,16 @@ def _new(program: Program, aval: Any, known: Any = None) -> int:
 def _read(
     program: Program, block: Block, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[int], caller: Node | None
 ) -> None:
-    """Fill a block with the equations of a jaxpr whose inputs already have numbers."""
+    """Fill a block with the equations of a jaxpr whose inputs already have numbers.
+
+    Args:
+        program: the program, which numbers all values.
+        block: the block to be filled.
+        jaxpr: the jaxpr.
+        consts: values of its constants.
+        inputs: numbers of its inputs.
+        caller: the node whose inner jaxpr it is; None for the program itself.
+    """
     numbers: dict[Any, int] = dict(zip(jaxpr.invars, inputs, strict=True))
     for var, const in zip(jaxpr.constvars, consts, strict=True):
         numbers[var] = _new(program, var.aval, const)

@@ -101,6 +101,16 @@ class Models:
 
 
 def _forward(network: Network, units: Mapping[str, int], wiring: Wiring, own: Any, x: Any, shifts: Any) -> Any:
+    """Outputs and taps of the traced program at given sizes: `Model.apply`, compiled.
+
+    Args:
+        network: the traced network.
+        units: by space, another number of units than the program's.
+        wiring: its wiring.
+        own: the user's own arrays, of those sizes.
+        x: inputs.
+        shifts: by site, a `Tap` of what is added to pre- and post-activations.
+    """
     flat = jax.tree.leaves(own)
     plan = network.plan(x, [leaf.dtype for leaf in flat])
     sizes = plan.sizes(units)
@@ -205,7 +215,16 @@ def _init(
     init: Callable[[jax.Array], Any] | None,
     key: jax.Array,
 ) -> Variables:
-    """The user's own initialisation; without one, or for a wider network, generic numbers."""
+    """The user's own initialisation; without one, or for a wider network, generic numbers.
+
+    Args:
+        network: the traced network.
+        view: its view.
+        wiring: its wiring.
+        units: by space, another number of units than the program's.
+        init: the user's `key -> parameters`, if there is one.
+        key: random key.
+    """
     if init is not None and not units:
         return view.split(init(key))
     assert network.diagram is not None

@@ -215,7 +215,18 @@ def _source(kernels: Kernels, value: int, space: str) -> Read:
 
 
 def _check_target(kernels: Kernels, value: int, axes: Axes, tap: Sequence[Factor], label: Label) -> None:
-    """Refuse a product that is not, but for biases, the pre-activation of its label's site, or the output."""
+    """Refuse a product that is not, but for biases, the pre-activation of its label's site, or the output.
+
+    Args:
+        kernels: where kernels are looked at.
+        value: number of the product in the graph.
+        axes: its axes.
+        tap: its factors in the order of a tap, units last.
+        label: label of the kernel.
+
+    Raises:
+        NotPlainError: something changes the product, or its axes lie otherwise.
+    """
     flow, site = kernels.flow, kernels.followed.sites.get(str(label.site))
     target = flow.outputs[0] if site is None else flow.known_as(site.pre)
     while value != target:

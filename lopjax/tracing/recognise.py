@@ -88,7 +88,15 @@ def _numbers(typing: Typing, site: FoundSite) -> tuple[float, ...]:
 def _is(
     function: Callable[[Any], Any], derivative_of: Callable[[Any], Any], name: str, points: np.ndarray, double: bool
 ) -> bool:
-    """Whether values and derivatives are those of an activation of the library; on its flat pieces, exactly 0."""
+    """Whether values and derivatives are those of an activation of the library; on its flat pieces, exactly 0.
+
+    Args:
+        function: the function that was found.
+        derivative_of: the function with the derivative that the program has, which may be a rule of its own.
+        name: name of the activation.
+        points: where to look.
+        double: whether the program runs in double precision.
+    """
     entry = ACTIVATIONS[name]
     smooth = np.abs(points) <= _STEEPEST
     for kink in entry.kinks or ():

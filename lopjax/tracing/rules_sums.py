@@ -10,7 +10,15 @@ from lopjax.tracing.primitives import Type
 
 
 def segment(axis: Axis, start: int, stop: int, size: int, reason: str) -> Axis:
-    """The part of an axis between two positions."""
+    """The part of an axis between two positions.
+
+    Args:
+        axis: the axis.
+        start: first position.
+        stop: position after the last one.
+        size: length of the axis.
+        reason: why atoms that are cut here would be fixed.
+    """
     if start == stop:
         return fresh(0, reason)
     if start > 0:

@@ -26,7 +26,16 @@ def transpose_powers(scaling: Scaling, node: Node, given: list[np.ndarray]) -> n
 def _segment(
     scaling: Scaling, node: Node, powers: np.ndarray, result: int, axis: int, entries: np.ndarray
 ) -> np.ndarray:
-    """The pieces of chosen entries of an axis."""
+    """The pieces of chosen entries of an axis.
+
+    Args:
+        scaling: powers of all values so far.
+        node: the operation that chooses.
+        powers: powers of its operand, piece by piece.
+        result: which of its results.
+        axis: the axis along which it chooses.
+        entries: positions of the chosen entries in the operand.
+    """
     program, typing = scaling.typing.program, scaling.typing
     before = piece_of(typing.of(node.inputs[0])[axis], program.shape(node.inputs[0])[axis])
     after = piece_of(typing.of(node.outputs[result])[axis], program.shape(node.outputs[result])[axis])

@@ -82,7 +82,16 @@ def _div(scaling: Scaling, node: Node, given: list[np.ndarray]) -> np.ndarray:
 def _mean(
     scaling: Scaling, node: Node, powers: np.ndarray, operand: int, literal: int, number: float | int | np.number
 ) -> np.ndarray:
-    """A sum divided by the number of its terms is a mean; that number grows with the units."""
+    """A sum divided by the number of its terms is a mean; that number grows with the units.
+
+    Args:
+        scaling: powers of all values so far.
+        node: the division, or the product with the reciprocal.
+        powers: powers of the sum.
+        operand: which input of the node is the sum.
+        literal: which is the number.
+        number: what the sum is divided by.
+    """
     axes = scaling.sums.get(node.inputs[operand])
     axis_leaves = () if axes is None else tuple(leaf for axis in axes for leaf in leaves(axis))
     if axes is None or abs(number - prod(map(size_of, axes))) > 1e-6 * abs(number):

@@ -201,6 +201,14 @@ def _name(spaces: dict[Run, str], path: Path, piece: tuple[Run, ...], roles: lis
 def _name_the_rest(
     spaces: dict[Run, str], paths: Sequence[Path], pieces: Sequence[Sequence[tuple[Run, ...]]], used: Sequence[int]
 ) -> None:
+    """Name the spaces that nothing has named, after the module of the array that uses them first.
+
+    Args:
+        spaces: names so far, by the leaves of the axis; added to.
+        paths: path of every array.
+        pieces: leaves of each axis of each piece of every array.
+        used: when each array is used first.
+    """
     for index in sorted(range(len(paths)), key=lambda index: (used[index], index)):
         for piece in pieces[index]:
             for run in piece:

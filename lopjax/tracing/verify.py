@@ -90,7 +90,15 @@ def verify(network: Network, make: Callable[[Mapping[str, int]], Model], params:
 def _verified(
     network: Network, make: Callable[[Mapping[str, int]], Model], params: Any, inputs: Any, dtypes: Sequence[Any]
 ) -> Verification:
-    """Test a wiring against its network at parameters of given types."""
+    """Test a wiring against its network at parameters of given types.
+
+    Args:
+        network: the traced network.
+        make: the model of given sizes of some spaces.
+        params: the user's parameters, of which the signs are kept where all are positive.
+        inputs: a batch, or shapes of one.
+        dtypes: type of every array.
+    """
     x = jax.tree.map(_drawn_input, inputs)
     if any(dtype != jnp.float64 for dtype in dtypes):
         x = jax.tree.map(lambda drawn, leaf: drawn.astype(jnp.result_type(leaf)), x, inputs)
@@ -115,7 +123,16 @@ _DRAWS = ((False, 0), (True, 0), (False, 1), (True, 1))
 def _most_alive(
     network: Network, model: Model, params: Any, x: Any, tolerance: float, dtypes: Sequence[Any]
 ) -> _Asked | None:
-    """The network at the draw where its outputs react to most spaces; None if it is finite at no draw."""
+    """The network at the draw where its outputs react to most spaces; None if it is finite at no draw.
+
+    Args:
+        network: the traced network.
+        model: its model.
+        params: the user's parameters.
+        x: inputs.
+        tolerance: relative difference that rounding can cause.
+        dtypes: type of every array.
+    """
     run, best = _asker(network, model, x), None
     assert network.diagram is not None
     by_rule = model.wiring.cloneable

@@ -175,6 +175,13 @@ def test_duplicate_fraction_counts_all_but_one_of_a_cluster():
     assert metrics.duplicate_fraction(h, signed=False) == 3 / 8
 
 
+@pytest.mark.parametrize(("angles", "expected"), [((15, -15, 0), 2 / 3), ((0, 15, -15), 1 / 3)])
+def test_a_duplicate_has_its_twin_after_it(angles, expected):
+    """Units 15 degrees apart are duplicates, those 30 degrees apart are not, so the order of three matters."""
+    h = jnp.stack([jnp.cos(jnp.deg2rad(jnp.array(angles))), jnp.sin(jnp.deg2rad(jnp.array(angles)))])
+    np.testing.assert_allclose(metrics.duplicate_fraction(h), expected, rtol=1e-6)
+
+
 def test_dormant_scores_of_the_published_trace():
     """Means (0, 1, 3) over samples of both signs: scores (0, 0.75, 2.25), whatever the scale of the layer."""
     h = np.array([[0.0, 0.5, -5.0], [0.0, -1.5, 1.0]])

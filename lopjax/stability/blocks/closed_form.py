@@ -81,7 +81,15 @@ def _judge_space(
     compute_type: DTypeLike,
     near_critical: bool,
 ) -> SpaceBlocks:
-    """Reports of all the units of a space, each block counted once."""
+    """Reports of all the units of a space, each block counted once.
+
+    Args:
+        plain: the space.
+        matrices: number, A (None if it is 0) and B of every unit.
+        scales: sizes of these matrices and of their errors.
+        compute_type: the coarsest type that the network computes in.
+        near_critical: whether the caller asks about the nearby critical point of the base.
+    """
     has_outgoing = scales.outgoing > 0
     gradient_residual = np.where(has_outgoing, scales.gradient / np.where(has_outgoing, scales.outgoing, 1), 0)
     reports, spectra = [], []
@@ -113,7 +121,18 @@ def _judge_unit(
     compute_type: DTypeLike,
     space: str,
 ) -> StabilityReport:
-    """The report of one block; `off_critical` bounds the part of B that vanishes at a critical point of the base."""
+    """The report of one block.
+
+    Args:
+        scales: sizes of the matrices of its space and of their errors.
+        unit: the unit.
+        curvature: A; None if it is 0.
+        coupling: B.
+        spectrum: eigenvalues of the block, ascending.
+        off_critical: bound on the part of B that vanishes at a critical point of the base.
+        compute_type: the coarsest type that the network computes in.
+        space: name of the space in the report.
+    """
     error = BlockError(float(scales.curvature_error[unit]), float(scales.coupling_error[unit]) + off_critical)
     scale = float(scales.curvature[unit] + scales.coupling[unit] + scales.residual[unit])
     # At the nearby critical point that the caller asks about, the part explained by the gradient is zero.

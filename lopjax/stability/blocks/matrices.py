@@ -82,7 +82,20 @@ def _rows(
 
 @partial(jax.jit, static_argnames=("model", "loss", "space", "size", "group", "has_curvature"))
 def _accumulate_matrices(model, variables, batch, loss, space, counts, size, group, has_curvature, begin):
-    """A and B of `group` units from `begin` on, the unit as middle axis: `(p, group, p)` and `(p, group, q)`."""
+    """A and B of `group` units from `begin` on, the unit as middle axis: `(p, group, p)` and `(p, group, q)`.
+
+    Args:
+        model: the base model.
+        variables: its variables.
+        batch: inputs and labels.
+        loss: `(logits, labels) -> scalar`.
+        space: the plain space.
+        counts: number of clones of every unit, per space.
+        size: samples per batch.
+        group: number of units, static.
+        has_curvature: whether there is an A; None in its place otherwise.
+        begin: first unit, traced, so that all groups share a program.
+    """
 
     def batch_means(part: Batch):
         rows = _rows(model, variables, part, loss, space, counts)

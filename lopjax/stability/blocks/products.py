@@ -146,7 +146,20 @@ def unit_products(
 
 @partial(jax.jit, static_argnames=("product", "partition", "group", "num_steps"))
 def _run_group(product, partition, group, num_steps, variables, batch, key):
-    """Lanczos for the units of some spaces, stacked and padded to a common length."""
+    """Lanczos for the units of some spaces, stacked and padded to a common length.
+
+    Args:
+        product: product with the Hessian of the wide network.
+        partition: its clusters, hashable.
+        group: the spaces, in the order of the stack.
+        num_steps: number of Lanczos steps.
+        variables: variables of the wide network.
+        batch: inputs and labels.
+        key: random key of the start vectors.
+
+    Returns:
+        The spectra of all units of the first space, then of the second, and so on.
+    """
     _, zero = make_lift(variables["params"], product.model.wiring, _thaw(partition))
     sizes = {space: zero[space].shape for space in group}
     width = max(dim for _, dim in sizes.values())

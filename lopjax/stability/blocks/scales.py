@@ -132,7 +132,15 @@ def unit_scales(
 def _collect(
     model: Model, variables: Variables, space: PlainSpace, counts: Counts, parts: list[tuple[float, _Sums]]
 ) -> Scales:
-    """Scales of all the data from those of its batches."""
+    """Scales of all the data from those of its batches.
+
+    Args:
+        model: the base model.
+        variables: its variables.
+        space: the plain space.
+        counts: number of clones of every unit, per space.
+        parts: share of the samples and sums of every batch.
+    """
     means = jax.tree.map(
         lambda *leaves: sum(share * leaf for (share, _), leaf in zip(parts, leaves, strict=True)),
         *[found._replace(radius=None, kinks=None, later_kinks=None, loss_kink=None) for _, found in parts],
@@ -171,7 +179,19 @@ def _outgoing_length(model: Model, variables: Variables, space: PlainSpace, coun
 
 @partial(jax.jit, static_argnames=("model", "loss", "spaces"))
 def _batch_sums(model, variables, batch, loss, spaces, counts, moves, unit, roots) -> dict[str, _Sums]:
-    """Sizes of the terms of A and B and of their errors, the gradient of the base network, and the closest kinks."""
+    """Sizes of the terms of A and B and of their errors, the gradient of the base network, and the closest kinks.
+
+    Args:
+        model: the base model.
+        variables: its variables.
+        batch: inputs and labels of one batch.
+        loss: `(logits, labels) -> scalar`.
+        spaces: the plain spaces.
+        counts: number of clones of every unit, per space.
+        moves: draws of rounding errors, with a leading axis.
+        unit: rounding of one operation of the coarsest type.
+        roots: per space, the square root of the number of terms in a sum.
+    """
     exact, other, gradient = signals_and_gradient(model, variables, batch, loss)
     rows = {space: unit_rows(model, variables, batch, space, counts, exact) for space in spaces}
     kinky = {site: kinks_of(tap.activation) for site, tap in exact.taps.items() if kinks_of(tap.activation)}

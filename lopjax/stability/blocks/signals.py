@@ -205,6 +205,19 @@ def places_at_kinks(
 
 @partial(jax.jit, static_argnames=("model", "loss", "train"))
 def _near_kinks(model, loss, train, variables, batch, move):
+    """Whether some pre-activation at each site, or the loss, is as near to a kink as rounding moves it.
+
+    Args:
+        model: the model.
+        loss: `(logits, labels) -> scalar`.
+        train: whether the model runs in train mode.
+        variables: its variables.
+        batch: inputs and labels.
+        move: one draw of rounding errors of the parameters.
+
+    Returns:
+        By site with kinks, and for `THE_LOSS`, a truth value.
+    """
     moved = _moved_tree(move.noise, variables["params"], CERTAIN_FROM * move.unit)
     here = model.apply(variables, batch[0], train=train, dropout_rate=0.0)
     there = model.apply({**variables, "params": moved}, batch[0], train=train, dropout_rate=0.0).taps

@@ -118,6 +118,18 @@ def _judge_unit(
     dtype: DTypeLike,
     space: str,
 ) -> StabilityReport:
+    """The report of one block, whose ends alone were computed.
+
+    Args:
+        ends: extreme eigenvalues of all blocks of the space.
+        unit: the unit.
+        kinks: places where some pre-activation is at a kink, up to rounding.
+        radius: distance to the nearest kink.
+        tolerance: rounding of an eigenvalue.
+        scale: size of the whole Hessian.
+        dtype: the coarsest type of the computation.
+        space: name of the space in the report.
+    """
     low, high = (float(end) for end in ends.extremes[unit])
     report = witnessed_report(
         (low, high),
