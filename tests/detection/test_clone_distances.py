@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lopjax.detection import clone_distances, near_clones
+from lopjax.detection import activation_rows, clone_distances, multiples_by_parameters, near_clones
+from lopjax.model import Tap
 from lopjax.models import mlp, vit
+from lopjax.wiring import In, Label, Out, Site, build_wiring
 
 INPUTS = np.random.default_rng(0).normal(size=(40, 3))
 
@@ -73,6 +75,18 @@ def test_a_norm_leaves_no_multiples_of_parameters():
     assert list(np.flatnonzero(np.asarray(found) < 1e-6)) == [0, 1]
 
 
+def test_a_gain_leaves_no_multiples_of_parameters():
+    """A multiple of kernel and bias is one of the unit; of kernel, bias and gain it is not."""
+    labels = {"kernel": Label((In("x"), Out("a"))), "bias": Label((Out("a"),)), "head": Label((In("a"), Out("y")))}
+    shapes = {"kernel": (3, 4), "bias": (4,), "gain": (4,), "head": (4, 2)}
+    found = []
+    for gains in ({}, {"gain": Label((Out("a"),))}):
+        own = {("params", name): label for name, label in (labels | gains).items()}
+        wiring = build_wiring(own, {path: shapes[path[1]] for path in own}, {"a": Site("a", "relu")})
+        found.append(multiples_by_parameters(wiring, "a"))
+    assert found == [(True, False), (False, False)]
+
+
 def test_heads_and_streams_are_units_and_layer_norm_knows_no_multiples():
     model = vit((4, 4, 1), 2, patch=2, width=4, depth=1, heads=2, norm="layer")
     random = np.random.default_rng(0)
@@ -88,3 +102,16 @@ def test_heads_and_streams_are_units_and_layer_norm_knows_no_multiples():
     np.testing.assert_allclose(found["heads_0"].parameters.distance, 0, atol=1e-6)
     assert np.all(np.asarray(found["width"].activations.multiple) == 1)
     assert np.min(found["width"].activations.distance) > 0.1
+
+
+def test_a_loud_site_counts_no_more_than_a_quiet_one():
+    """Units that are equal at the loud site and unlike at the quiet one are as far apart as the other way round."""
+    same, other = np.random.default_rng(2).normal(size=(2, 8))
+    alike, unlike = np.stack([same, same], axis=1), np.stack([same, other], axis=1)
+    taps = [[Tap("s", None, jnp.asarray(1e3 * one)), Tap("s", None, jnp.asarray(two))] for one, two in
+            ((alike, unlike), (unlike, alike))]  # fmt: skip
+    rows = [np.asarray(activation_rows(each)) for each in taps]
+    expected = np.concatenate([each.T / np.sqrt(np.mean(each**2)) for each in (alike, unlike)], axis=1)
+    np.testing.assert_allclose(rows[0], expected, rtol=1e-6)
+    far = [np.linalg.norm(each[0] - each[1]) for each in rows]
+    np.testing.assert_allclose(far[0], far[1], rtol=1e-6)

@@ -18,6 +18,7 @@ from lopjax.detection import (
     unit_status,
     update_lives,
 )
+from lopjax.detection.nearness import status_from
 from lopjax.models import mlp
 
 RANDOM = np.random.default_rng(3)
@@ -87,6 +88,15 @@ def test_no_change_shorter_than_the_radius_kills_or_wakes_and_one_as_long_wakes(
     assert text.splitlines()[0] == "2 units within 1 % of a clone, 2 dead, 0 saturated, of 10"
     assert "1 (= 2.5 x unit 0" in text
     assert "dead 2 (wakes beyond" in text
+
+
+@pytest.mark.parametrize("excess", [0.0, 1e-3])
+def test_a_limit_belongs_to_what_it_limits(excess):
+    """Units at the limits, and just beyond them; what a unit is worst at is its status."""
+    slope, distance, is_dead = np.ones(4), np.ones(4), np.zeros(4, bool)
+    slope[[0, 3]], distance[[1, 2, 3]], is_dead[2] = 0.25 + excess, 0.5 + excess, excess == 0
+    expected = [Status.SATURATED, Status.NEAR_CLONE, Status.DEAD, Status.NEAR_CLONE] if excess == 0 else [Status.ALIVE]
+    np.testing.assert_array_equal(status_from(slope, distance, is_dead, 0.5, 0.25), expected * (4 // len(expected)))
 
 
 def test_slopes_and_time_scales_of_a_saturated_unit_are_those_of_differences(x64):

@@ -7,9 +7,13 @@ import pytest
 from scipy.stats import kendalltau
 
 from lopjax.detection import (
+    Multiples,
     Symptoms,
+    UnitNearness,
     describe_warnings,
     measured_rate,
+    nearest_units,
+    pair_r2,
     score_indicator,
     start_warnings,
     thresholds,
@@ -88,6 +92,28 @@ def test_missing_measurements_say_nothing():
     assert found.is_on[19, [1, 3]].all()
     assert found.is_on[20:, [1, 3]].all()
     assert np.isnan(found.scores[20:, [1, 3]]).all()
+
+
+def nearness(rows, is_dead):
+    """What `pair_r2` reads of units that do these things, of any length."""
+    nearest = nearest_units(jnp.asarray(rows), Multiples(positive=True, mirrored=False))
+    nothing = jnp.zeros(len(rows))
+    return UnitNearness(nearest, nearest, jnp.asarray(is_dead), nothing, nothing, nothing, nothing)
+
+
+def test_the_r2_of_pairs_is_the_mean_cosine_of_living_units_and_their_nearest():
+    random = np.random.default_rng(1)
+    spaces, cosines = {}, []
+    for name, size in (("a", 6), ("b", 3)):
+        rows = random.normal(size=(size, 3)).astype(np.float32) * random.uniform(0.5, 2, (size, 1)).astype(np.float32)
+        is_dead = np.arange(size) == 1
+        spaces[name] = nearness(rows, is_dead)
+        directions = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        nearest = np.max(directions @ directions.T - 3 * np.eye(size), axis=1)
+        cosines += list(np.maximum(nearest[~is_dead], 0))
+    assert 0.3 < np.mean(cosines) < 0.95
+    np.testing.assert_allclose(pair_r2(spaces), np.mean(cosines), rtol=1e-5)
+    assert np.isnan(pair_r2({"a": spaces["a"]._replace(is_dead=jnp.ones(6, bool))}))
 
 
 def test_the_trend_test_is_kendalls(x64):
