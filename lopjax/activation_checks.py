@@ -142,8 +142,8 @@ def check_activation(entry: Activation) -> None:
             _check_values(entry, seen)
     for low, high in entry.flat or ():
         if (tilted := (seen.z > low) & (seen.z < high) & (seen.slope != 0)).any():
-            found = f"its slope at {seen.z[tilted][0]:.3g} is {seen.slope[tilted][0]:.3g}"
-            _refuse(entry, f"flat=({low}, {high})", found)
+            seen_slope = f"its slope at {seen.z[tilted][0]:.3g} is {seen.slope[tilted][0]:.3g}"
+            _refuse(entry, f"flat=({low}, {high})", seen_slope)
     for end in entry.saturates or ():
         _check_saturation(entry, end)
     if entry.kinks is not None:

@@ -172,10 +172,10 @@ def _sources(package: str) -> Iterable[str]:
 
 
 def _docstrings() -> Iterable[str]:
-    found = []
+    docstrings = []
     for path in (_library() / f"{name}.py" for name in DOCUMENTED):
         if path.exists():  # a module may become a package
             nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-            found += [ast.get_docstring(node) for node in nodes if isinstance(node, kinds)]
-    return [text for text in found if text]
+            docstrings += [ast.get_docstring(node) for node in nodes if isinstance(node, kinds)]
+    return [text for text in docstrings if text]

@@ -51,7 +51,7 @@ def start_lives(status: Statuses, step: ArrayLike = 0) -> Lives:
         ValueError: statuses that are not integers, one per unit.
     """
     _check_statuses(status)
-    since = {space: jnp.full(found.shape, step, jnp.int32) for space, found in status.items()}
+    since = {space: jnp.full(now.shape, step, jnp.int32) for space, now in status.items()}
     return Lives(dict(status), since, {event: jnp.int32(0) for event in EVENTS})
 
 
@@ -74,12 +74,12 @@ def update_lives(
             there.
     """
     _check_statuses(status)
-    for space, found in status.items():
-        check_per_unit(before=lives.status[space], now=found, touched=(touched or {}).get(space, found))
+    for space, now in status.items():
+        check_per_unit(before=lives.status[space], now=now, touched=(touched or {}).get(space, now))
     counts, reset = count_events(lives.status, status, touched), touched or {}
     since = {
-        space: jnp.where((found != lives.status[space]) | reset.get(space, False), step, lives.since[space])
-        for space, found in status.items()
+        space: jnp.where((now != lives.status[space]) | reset.get(space, False), step, lives.since[space])
+        for space, now in status.items()
     }
     totals = {event: lives.totals[event] + counts[event] for event in EVENTS}
     return Lives(dict(status), {space: when.astype(jnp.int32) for space, when in since.items()}, totals), counts
@@ -112,10 +112,10 @@ def _happened(event: str, before: jax.Array, now: jax.Array) -> jax.Array:
 
 
 def _check_statuses(status: Mapping[str, Any]) -> None:
-    for space, found in status.items():
-        check_numbers(f"status of {space}", found, ranks=1)
-        if not jnp.issubdtype(found.dtype, jnp.integer):
-            raise ValueError(f"status of {space} has dtype {found.dtype}: must be integers, numbers of Status")
+    for space, now in status.items():
+        check_numbers(f"status of {space}", now, ranks=1)
+        if not jnp.issubdtype(now.dtype, jnp.integer):
+            raise ValueError(f"status of {space} has dtype {now.dtype}: must be integers, numbers of Status")
 
 
 class LifeTable(NamedTuple):

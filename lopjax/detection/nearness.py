@@ -180,14 +180,14 @@ def describe_units(
     """
     nearness = jax.device_get(dict(nearness))
     status = {space: np.asarray(unit_status(one, clone_tolerance, slope_threshold)) for space, one in nearness.items()}
-    counts = {kind: sum(int(np.sum(found == kind)) for found in status.values()) for kind in Status}
+    counts = {kind: sum(int(np.sum(own == kind)) for own in status.values()) for kind in Status}
     lines = [
         f"{_units(counts[Status.NEAR_CLONE])} within {100 * clone_tolerance:g} % of a clone, "
         f"{counts[Status.DEAD]} dead, {counts[Status.SATURATED]} saturated, of {sum(counts.values())}"
         + (f", of which {counts[Status.UNKNOWN]} unknown: not finite" if counts[Status.UNKNOWN] else "")
     ]
-    for space, found in status.items():
-        parts = [_named(space, nearness[space], found, kind, most) for kind in list(Status)[:0:-1]]
+    for space, own in status.items():
+        parts = [_named(space, nearness[space], own, kind, most) for kind in list(Status)[:0:-1]]
         if any(parts):
             lines.append(f"  {space}: " + "; ".join(part for part in parts if part))
     return "\n".join(lines)

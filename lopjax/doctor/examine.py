@@ -59,8 +59,8 @@ def statuses(nearness: Mapping[str, UnitNearness], clone_tolerance: float) -> di
 
 def exact_clones(patient: Patient) -> tuple[list[Finding], Certificates, list[str]]:
     """Clones by their parameters: certified, and their stability."""
-    found = find_clones(patient.model, patient.variables, patient.batch[0])
-    partition = {s: one.parameters for s, one in found.items() if len(set(one.parameters)) < len(one.parameters)}
+    clones = find_clones(patient.model, patient.variables, patient.batch[0])
+    partition = {s: one.parameters for s, one in clones.items() if len(set(one.parameters)) < len(one.parameters)}
     if not partition:
         return [], {}, []
     certificate = certify_cloned(

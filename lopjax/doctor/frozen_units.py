@@ -134,11 +134,11 @@ class _Frozen(NamedTuple):
 
     def by_unit(self, model: Model) -> dict[tuple[str, int], _Fate]:
         """What is proved of every unit that was certified: by the weakest of its sites."""
-        found: dict[tuple[str, int], list[UnitEvidence]] = {}
+        evidence: dict[tuple[str, int], list[UnitEvidence]] = {}
         for one in self.units:
-            found.setdefault((model.wiring.site(one.site).space, one.unit), []).append(one)
+            evidence.setdefault((model.wiring.site(one.site).space, one.unit), []).append(one)
         fates = {}
-        for place, sites in found.items():
+        for place, sites in evidence.items():
             weakest = min((one.verdict for one in sites), key=list(FrozenVerdict).index)
             fates[place] = _Fate(weakest, tuple(dict.fromkeys(name for one in sites for name in one.depends_on)))
         return fates
@@ -165,21 +165,21 @@ def _frozen(patient: Patient, kind: Status) -> _Frozen:
             continue
         sites = {site: units for site in patient.model.wiring.sites_of(space)}
         try:
-            found = certify_frozen(
+            certificate = certify_frozen(
                 patient.model, patient.variables, frozen_units=sites, batch=patient.batch, loss=patient.loss
             )
         except ValueError as error:  # a wiring that does not say which parameters belong to a site alone
             frozen.notes.append(f"{space}: no certificate of its {kind.name.lower()} units: {error}")
             frozen.texts.update({(space, unit): f"{space}[{unit}]: no certificate: {error}" for unit in units})
             continue
-        frozen.certificates.append(found)
-        frozen.texts.update({(space, unit): _unit_text(found, unit) for unit in units})
+        frozen.certificates.append(certificate)
+        frozen.texts.update({(space, unit): _unit_text(certificate, unit) for unit in units})
     return frozen
 
 
-def _unit_text(found: FrozenCertificate, unit: int) -> str:
+def _unit_text(certificate: FrozenCertificate, unit: int) -> str:
     """The part of a certificate that is about one unit."""
-    evidence = tuple(one for one in found.units if one.unit == unit)
-    notes = tuple(note for note in found.notes if "[" not in note or f"[{unit}]" in note)
+    evidence = tuple(one for one in certificate.units if one.unit == unit)
+    notes = tuple(note for note in certificate.notes if "[" not in note or f"[{unit}]" in note)
     weakest = min((one.verdict for one in evidence), key=list(FrozenVerdict).index)
-    return str(FrozenCertificate(weakest, evidence, found.tolerance, notes))
+    return str(FrozenCertificate(weakest, evidence, certificate.tolerance, notes))

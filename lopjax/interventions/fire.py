@@ -135,14 +135,14 @@ def _chosen(wiring: Wiring, params: Params, arrays: Sequence[str] | None) -> lis
     has_heads = any(kind is not None and kind.batch for kind in kinds)
     names = QUERIES_AND_KEYS if arrays is None and has_heads else arrays
     paths = tree_paths(params)
-    found = [
+    chosen = [
         kind is not None and (names is None or any(name in path for name in names))
         for kind, path in zip(kinds, paths, strict=True)
     ]
-    if not any(found):
+    if not any(chosen):
         kernels = ["/".join(path) for kind, path in zip(kinds, paths, strict=True) if kind is not None]
         raise ValueError(f"arrays={names!r}: no kernel has one of these names in its path; kernels are {kernels}")
-    return found
+    return chosen
 
 
 def _spaces_of_kernels(wiring: Wiring, params: Params, arrays: Sequence[str] | None) -> tuple[str, ...]:

@@ -142,13 +142,13 @@ def constants_moved(
     new, beside = list(leaves), biases(wiring)
     place = {path: index for index, path in enumerate(tree_paths(dict(variables)))}
     for path, label in wiring.labels:
-        if In(space) not in label.axes or (found := beside.get(path) or _running_mean(wiring, path)) is None:
+        if In(space) not in label.axes or (absorber := beside.get(path) or _running_mean(wiring, path)) is None:
             continue
         kernel = leaves[place[path]]
         fed = jnp.moveaxis(kernel, label.axes.index(In(space)), -1) @ jnp.asarray(constants, kernel.dtype)
-        kept = _kept_axes(labels[found], [axis for axis in label.axes if axis != In(space)])
+        kept = _kept_axes(labels[absorber], [axis for axis in label.axes if axis != In(space)])
         total = jnp.sum(fed, axis=tuple(index for index in range(fed.ndim) if index not in kept))
-        new[place[found]] = new[place[found]] + (total if found[0] == "params" else -total)
+        new[place[absorber]] = new[place[absorber]] + (total if absorber[0] == "params" else -total)
     return jax.tree.unflatten(jax.tree.structure(dict(variables)), new)
 
 
@@ -193,7 +193,7 @@ def _best_attempt(
 def _attempt(
     setting: Setting,
     state: TrainState,
-    found: Mapping[str, Constant],
+    constants: Mapping[str, Constant],
     units: dict[str, Bool[Array, " units"]],
     inputs: Any,
     logits: Array,
@@ -201,7 +201,7 @@ def _attempt(
 ) -> _Attempt:
     variables = state.variables
     for space, chosen in units.items():
-        value = jnp.where(chosen, found[space].value, 0)
+        value = jnp.where(chosen, constants[space].value, 0)
         variables = constants_moved(setting.model.wiring, variables, space, value)
     woken = reset_units(setting, state._replace(variables=variables), units, key)
     after = setting.model.apply(woken.variables, inputs, dropout_rate=0.0)[0]
@@ -212,12 +212,12 @@ def _attempt(
 def _running_mean(wiring: Wiring, kernel: Path) -> Path | None:
     """The running mean of the norm after a kernel without a bias: in a module next to that of the kernel."""
     written, around = dict(wiring.labels)[kernel].writes(), kernel[1:-2]
-    found = [
+    means = [
         path
         for path, label in wiring.labels
         if path[0] != "params" and path[-1] == "mean" and path[1:-2] == around and label.writes() == written
     ]
-    return found[0] if len(found) == 1 else None
+    return means[0] if len(means) == 1 else None
 
 
 def _kept_axes(bias: Label, rest: Sequence[Axis]) -> list[int]:

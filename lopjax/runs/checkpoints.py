@@ -194,10 +194,10 @@ def _read(
         different = [pair for pair in zip(stored["leaves"], wanted) if pair[0] != pair[1]]
         what = f"{different[0][0]} there, {different[0][1]} wanted" if different else "one has more arrays"
         raise CheckpointError(f"{path}: holds {len(arrays)} arrays for {len(wanted)} wanted, of another model ({what})")
-    found = [_encoded(array, one) for array, one in zip(arrays, stored["leaves"])]
+    restored = [_encoded(array, one) for array, one in zip(arrays, stored["leaves"])]
     # Python numbers are restored as such: as arrays they would promote to other types differently.
-    found = [array.item() if _is_python_number(leaf) else array for array, (_, leaf) in zip(found, leaves)]
-    return structure.unflatten(found), header
+    restored = [array.item() if _is_python_number(leaf) else array for array, (_, leaf) in zip(restored, leaves)]
+    return structure.unflatten(restored), header
 
 
 def _archive(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:

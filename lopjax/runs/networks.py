@@ -93,12 +93,12 @@ def resolved(reference: str) -> Any:
     module, separator, name = reference.partition(":")
     if not separator or not module or not name:
         raise ValueError(f"make={reference!r}: must have the form 'package.module:function'")
-    found = importlib.import_module(module)
+    value = importlib.import_module(module)
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(value, part):
             raise ImportError(f"{module} has no {name}")
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def _found(reference: str) -> Any:

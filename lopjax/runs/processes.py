@@ -99,7 +99,7 @@ def flocks_are_shared(path: Path, mounts: str | None = None) -> bool:
 
 def _mount(path: Path, mounts: str) -> tuple[str, set[str]]:
     """Type and options of a path's file system; a later mount at the same place hides an earlier one."""
-    found: tuple[int, str, Sequence[str]] = (-1, "", ())
+    deepest: tuple[int, str, Sequence[str]] = (-1, "", ())
     for line in mounts.splitlines():
         # id parent device root mount-point options [fields] - type source super-options
         before, separator, after = line.partition(" - ")
@@ -107,9 +107,9 @@ def _mount(path: Path, mounts: str) -> tuple[str, set[str]]:
             continue
         fields, (kind, _, *superoptions) = before.split(), after.split()
         point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4]))
-        if path.is_relative_to(point) and len(point.parts) >= found[0]:
-            found = len(point.parts), kind, (fields[5], *superoptions)
-    return found[1], {option for text in found[2] for option in text.split(",")}
+        if path.is_relative_to(point) and len(point.parts) >= deepest[0]:
+            deepest = len(point.parts), kind, (fields[5], *superoptions)
+    return deepest[1], {option for text in deepest[2] for option in text.split(",")}
 
 
 def _text(path: str) -> str:

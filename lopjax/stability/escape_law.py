@@ -103,7 +103,7 @@ def escape_law(
     wide_model, wide = widen(model, factor), clone_variables(variables, model.wiring, factor)
     clusters = check_partition(wide_model.wiring, uniform_partition(wide_model.wiring, factor))
     columns, counts = unit_columns(wide["params"], wide_model.wiring, clusters), clone_counts(clusters)
-    leaders = {space: np.unique(np.asarray(found.ids), return_index=True)[1] for space, found in clusters.items()}
+    leaders = {space: np.unique(np.asarray(own.ids), return_index=True)[1] for space, own in clusters.items()}
     gradient, hessians, forms = _columns(wide_model, wide, batch, loss, clusters, leaders)
     if undefined := [space for space, form in forms.items() if not np.isfinite(form).all()]:
         raise ValueError(
@@ -241,9 +241,9 @@ def departure_probability(law: Law, threshold: float, num_steps: int, descent: H
                 f"num_steps={num_steps}: deviations exceed the largest double by then, and linear theory has long "
                 "ceased to hold; ask for fewer steps"
             )
-        found = np.linalg.eigvalsh(covariance)
-        weights.append(np.maximum(found, 0).ravel())
-        degrees.append(np.repeat(each.multiplicity, found.shape[-1]))
+        eigenvalues = np.linalg.eigvalsh(covariance)
+        weights.append(np.maximum(eigenvalues, 0).ravel())
+        degrees.append(np.repeat(each.multiplicity, eigenvalues.shape[-1]))
     return float(weighted_chi_square_tail(np.concatenate(weights), threshold, np.concatenate(degrees)))
 
 

@@ -223,14 +223,14 @@ def escape_quantiles(
         ValueError: as in `escape_probability`.
     """
     levels = np.asarray(probabilities, np.float64)
-    found = np.full(levels.shape, np.inf)
+    quantiles = np.full(levels.shape, np.inf)
     for first in range(1, max_steps + 1, _BLOCK):
         steps = np.arange(first, min(first + _BLOCK, max_steps + 1))
         reached = escape_probability(eigenvalues, multiplicities, radius, steps, noise) >= levels[..., None]
-        found = np.where(np.isinf(found) & reached.any(axis=-1), steps[reached.argmax(axis=-1)], found)
-        if np.isfinite(found).all():
+        quantiles = np.where(np.isinf(quantiles) & reached.any(axis=-1), steps[reached.argmax(axis=-1)], quantiles)
+        if np.isfinite(quantiles).all():
             break
-    return found
+    return quantiles
 
 
 @takes_numbers(eigenvalues=(0, 1), multiplicities=(0, 1))

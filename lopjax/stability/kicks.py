@@ -221,7 +221,7 @@ def rank_ceiling(
         ends = extreme_eigenvalues(lambda v: hvp(loss, params, v), params, 12, jax.random.key(0)).eigenvalues
         return jnp.linalg.svd(couplings, compute_uv=False), jnp.max(jnp.abs(ends))
 
-    values, size = (np.asarray(found, np.float64) for found in measure())
+    values, size = (np.asarray(each, np.float64) for each in measure())
     threshold = float(zero_level * size)
     # Units without a clone have no pattern and give zero here.
     ranks = np.where(counts[space] > 1, (values > threshold).sum(axis=1), 0)

@@ -188,8 +188,8 @@ def _drawn(act: Act, lanes: tuple[TrainState, Any]) -> tuple[Any, list[Any]]:
     after, report = lanes
     touched = [{space: np.asarray(mask[i]) for space, mask in report.touched.items()} for i in range(LANES)]
     wiring, variables = act.setting.model.wiring, act.before.variables
-    found = [slices_of(wiring, variables, t) if any(m.any() for m in t.values()) else None for t in touched]
-    return jax.device_get(after.variables), found
+    slices = [slices_of(wiring, variables, t) if any(m.any() for m in t.values()) else None for t in touched]
+    return jax.device_get(after.variables), slices
 
 
 def _keys(compiled: Programs, act: Act, start: TrainState, key: jax.Array, lanes: Any) -> Finding:

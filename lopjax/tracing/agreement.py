@@ -47,11 +47,11 @@ def wiring_agrees(model: Model, inputs: Any = None, *, check: bool = False) -> t
 
 
 def _compare(labels: Wiring, traced: Traced) -> tuple[list[str], list[str]]:
-    found = traced.model.wiring
+    traced_wiring = traced.model.wiring
     by_hand: dict[str, str] = {}
     by_program: dict[str, str] = {}
     faults, more = [], []
-    read = dict(found.labels)
+    read = dict(traced_wiring.labels)
     for path, label in labels.labels:
         if path not in read or len(read[path].axes) != len(label.axes):
             faults.append(f"{'/'.join(path)}: {label.axes} by its label, cut into pieces by the program")
@@ -59,23 +59,23 @@ def _compare(labels: Wiring, traced: Traced) -> tuple[list[str], list[str]]:
         for index, (one, other) in enumerate(zip(label.axes, read[path].axes, strict=True)):
             where = f"{'/'.join(path)}, axis {index}"
             is_free = one is not None and one.space not in labels.fixed
-            is_found = other is not None and other.space not in found.fixed
+            is_found = other is not None and other.space not in traced_wiring.fixed
             if not is_free and not is_found:
                 continue
             if one is None or not is_free:
                 more.append(f"{where}: {one} by its label, {other} by the program")
                 continue
             if other is None or not is_found or (_role(one) != _role(other) and one.space in labels.cloneable):
-                reason = "" if other is None else f" ({dict(found.reasons).get(other.space, '')})"
+                reason = "" if other is None else f" ({dict(traced_wiring.reasons).get(other.space, '')})"
                 faults.append(f"{where}: {one} by its label, {other}{reason} by the program")
                 continue
             same = by_hand.setdefault(one.space, other.space) == other.space
             if not same or by_program.setdefault(other.space, one.space) != one.space:
                 faults.append(f"{where}: {one} by its label, {other} by the program, which is another space elsewhere")
     for space, other in by_hand.items():
-        if space in labels.cloneable and other not in found.cloneable:
-            faults.append(f"{space}: cloneable by the labels, {found.why_not_cloneable(other)} by the program")
-        if space not in labels.cloneable and other in found.cloneable:
+        if space in labels.cloneable and other not in traced_wiring.cloneable:
+            faults.append(f"{space}: cloneable by the labels, {traced_wiring.why_not_cloneable(other)} by the program")
+        if space not in labels.cloneable and other in traced_wiring.cloneable:
             more.append(f"{space}: permutable by the labels, cloneable by the program")
     return faults, more
 

@@ -69,35 +69,35 @@ class Kernels:
 
 def with_sources(kernels: Kernels) -> tuple[dict[Path, Label], dict[Path, str]]:
     """Labels of the plain kernels, with source and window; and why other kernels that have a site are not plain."""
-    found: dict[Path, Plain] = {}
+    plain: dict[Path, Plain] = {}
     reasons: dict[Path, str] = {}
     for value, path in kernels.whole.items():
         label = kernels.labels[path]
         if label.site is None or not label.reads():
             continue
         try:
-            found[path] = _plain(kernels, value, label)
+            plain[path] = _plain(kernels, value, label)
         except NotPlainError as why:
             reasons[path] = str(why)
-    for path in _not_alone(kernels, found):
-        reasons[path] = f"what {found[path].source} carries is used without a kernel, too"
-        del found[path]
-    made = {path: replace(kernels.labels[path], source=each.source, window=each.window) for path, each in found.items()}
+    for path in _not_alone(kernels, plain):
+        reasons[path] = f"what {plain[path].source} carries is used without a kernel, too"
+        del plain[path]
+    made = {path: replace(kernels.labels[path], source=each.source, window=each.window) for path, each in plain.items()}
     return made, reasons
 
 
-def _not_alone(kernels: Kernels, found: Mapping[Path, Plain]) -> list[Path]:
+def _not_alone(kernels: Kernels, plain: Mapping[Path, Plain]) -> list[Path]:
     """Plain kernels that seem to be all that reads a source, while its activations are used past them, too.
 
     Each claim is true by itself; all together would say that the function depends on the source through them only.
     """
     refused = []
-    for site in dict.fromkeys(each.source for each in found.values() if each.source in kernels.spaces):
-        own = [path for path, each in found.items() if each.source == site]
+    for site in dict.fromkeys(each.source for each in plain.values() if each.source in kernels.spaces):
+        own = [path for path, each in plain.items() if each.source == site]
         space = kernels.spaces[site]
         readers = {path for path, label in kernels.labels.items() if space in label.reads()}
         is_only = list(kernels.spaces.values()).count(space) == 1
-        if is_only and readers <= set(own) and _leads_past(kernels, site, [found[path].step for path in own]):
+        if is_only and readers <= set(own) and _leads_past(kernels, site, [plain[path].step for path in own]):
             refused += own
     return refused
 

@@ -72,9 +72,9 @@ _FREEDOM = {FIXED: 0, PERMUTABLE: 1, CLONEABLE: 2}
 
 
 def _of_spaces(first: Diagram, second: Diagram) -> Iterator[str]:
-    found = {space.name: space for space in second.spaces}
+    by_name = {space.name: space for space in second.spaces}
     for space in first.spaces:
-        other = found[space.name]
+        other = by_name[space.name]
         if _FREEDOM[other.state] < _FREEDOM[space.state]:
             yield f"unit space {space.name!r} is {other.state} and not {space.state} ({other.reason})"
         elif space.state == CLONEABLE and other.is_coupled and not space.is_coupled:
@@ -123,9 +123,9 @@ def _are_close(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 
 def _of_labels(first: Diagram, second: Diagram) -> Iterator[str]:
-    found = dict(second.labels)
+    theirs = dict(second.labels)
     for path, label in first.labels:
-        other = found[path]
+        other = theirs[path]
         if label.site is not None and other.site != label.site:
             yield f"what {'/'.join(path)} does does not all pass the site {label.site!r}"
         elif label.site is not None and label.scales is not None and other.scales != label.scales:

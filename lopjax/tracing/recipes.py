@@ -81,10 +81,10 @@ def solve(conditions: Sequence[Condition], canonical: Callable[[Unknown], int]) 
     missing: Any = -(matrix @ start + np.array([float(number) for number, _ in rows]))
     costs = np.array([_WHOLE if position < 0 else _OWN for _, position in unknowns])
     both = csr_array(np.hstack([matrix.toarray(), -matrix.toarray()]))
-    found = milp(np.concatenate([costs, costs]), constraints=LinearConstraint(both, missing, missing))
-    if found.x is None:
+    solution = milp(np.concatenate([costs, costs]), constraints=LinearConstraint(both, missing, missing))
+    if solution.x is None:
         return None
-    up, down = np.split(found.x, 2)
+    up, down = np.split(solution.x, 2)
     exponents = {u: _exact(float(power)) for u, power in zip(unknowns, start + up - down, strict=True)}
     if any(number + sum(_exact(c) * exponents[u] for u, c in terms) for number, terms in rows):
         return None

@@ -191,8 +191,8 @@ def _in_block(
             placed += [(position[post], site) for site in sites]
     for value in _streams(typing, nodes):
         if not any(value in (site.pre, site.post) for _, site in placed):
-            found = _sites(typing, value, value, frozenset(), spaces, batch, depth)
-            placed += [(position[value], site) for site in found]
+            sites = _sites(typing, value, value, frozenset(), spaces, batch, depth)
+            placed += [(position[value], site) for site in sites]
     for index, node in enumerate(nodes):
         if node.name == "scan":
             placed += [(index, site) for site in _in_block(typing, node.blocks[0], spaces, batch, depth + 1)]
@@ -329,7 +329,7 @@ def _streams(typing: Typing, nodes: Sequence[Node]) -> list[int]:
     the same before and after a change of type, so that a program has the same sites at every precision.
     """
     ancestors, contracted = dict[int, int](), dict[int, int]()
-    found: dict[int, None] = {}
+    streams: dict[int, None] = {}
     uncast, avals = dict[int, int](), typing.program.avals
     made = {value for node in nodes for value in node.outputs}
     for node in nodes:
@@ -342,9 +342,9 @@ def _streams(typing: Typing, nodes: Sequence[Node]) -> list[int]:
         if node.name in ("add", "add_any") and all(value in typing.data for value in node.inputs):
             a, b = (uncast.get(value, value) for value in node.inputs)
             starts = [x for x, y in ((a, b), (b, a)) if contracted.get(y, 0) >> x & 1]
-            found |= dict.fromkeys(value for value in (*starts, *node.outputs) if starts and value in made)
+            streams |= dict.fromkeys(value for value in (*starts, *node.outputs) if starts and value in made)
         if node.name in ("dot_general", "conv_general_dilated") or node.blocks:
             after = before
         for value in node.outputs:
             ancestors[value], contracted[value] = before, after
-    return list(found)
+    return list(streams)

@@ -260,11 +260,11 @@ def _with_recipes(
     permutable = {atoms[space.name]: space.name for space in spaces if space.state == PERMUTABLE}
     made = []
     for space in spaces:
-        found = cloning.others.get(atoms[space.name]) if space.name in permutable.values() else None
-        if found is None or not permutable.keys() >= set(found[0]):
+        solved = cloning.others.get(atoms[space.name]) if space.name in permutable.values() else None
+        if solved is None or not permutable.keys() >= set(solved[0]):
             made.append(space)
             continue
-        members, exponents = found
+        members, exponents = solved
         names = tuple(permutable[leaf] for leaf in members)
         recipe = Recipe(names, tuple((labelled[piece][0], power) for piece, power in sorted(exponents.items())))
         words = recipe.words(space.name, dict(labelled))

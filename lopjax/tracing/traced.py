@@ -148,12 +148,12 @@ def trace_model(
 
 def _check_names(diagram: Diagram, names: Mapping[str, str], fixed: Sequence[str]) -> None:
     """Refuse names of spaces that the network does not have, and one name for two spaces."""
-    found = [space.name for space in diagram.spaces]
+    names_of_spaces = [space.name for space in diagram.spaces]
     for argument, given in (("names", list(names.values())), ("fixed", fixed)):
-        if strays := [name for name in given if name not in found]:
-            raise ValueError(f"{argument}: no unit space {strays[0]!r}; the spaces are {found}")
-    if len(set(found)) < len(found):
-        raise ValueError(f"names={dict(names)}: two spaces would have one name; the spaces are {found}")
+        if strays := [name for name in given if name not in names_of_spaces]:
+            raise ValueError(f"{argument}: no unit space {strays[0]!r}; the spaces are {names_of_spaces}")
+    if len(set(names_of_spaces)) < len(names_of_spaces):
+        raise ValueError(f"names={dict(names)}: two spaces would have one name; the spaces are {names_of_spaces}")
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:

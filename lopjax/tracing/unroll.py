@@ -139,13 +139,13 @@ class _Run:
     def node(self, node: Node, values: dict[int, Any]) -> None:
         """Run a node."""
         given = [self.value(values, value) for value in node.inputs]
-        found = dict.fromkeys(each.leaf for each in given if isinstance(each, Parts))
-        if found and node.is_call and self.call(node, given, values):
+        parted = dict.fromkeys(each.leaf for each in given if isinstance(each, Parts))
+        if parted and node.is_call and self.call(node, given, values):
             return
         made = None
-        if len(found) == 1 and not node.blocks:
-            made = self.entry_by_entry(node, given, next(iter(found)))
-        elif found and node.name == "scan":
+        if len(parted) == 1 and not node.blocks:
+            made = self.entry_by_entry(node, given, next(iter(parted)))
+        elif parted and node.name == "scan":
             made = self.scan(node, given)
         if made is None:
             made = rebind(node, [self.whole(value, each) for value, each in zip(node.inputs, given, strict=True)])

@@ -248,7 +248,7 @@ def tasks(streams: Sequence[Stream], steps: int) -> Stream:
 def _are_alike(streams: Sequence[Stream]) -> bool:
     """Whether one program works for all streams: same functions, and data of the same shapes and types."""
     shapes = [jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), one.data) for one in streams]
-    return all(one.draw is streams[0].draw and found == shapes[0] for one, found in zip(streams, shapes))
+    return all(one.draw is streams[0].draw and shape == shapes[0] for one, shape in zip(streams, shapes))
 
 
 def no_stream() -> Stream:

@@ -84,15 +84,15 @@ def unit_norms(wiring: Wiring, tree: PyTree, space: str) -> tuple[Float[Array, "
     labels, leaves = wiring.labels_of(tree), jax.tree.leaves(tree)
 
     def norm(is_read: bool) -> jax.Array:
-        found = [
+        slices = [
             (jnp.asarray(array), axis.index)
             for label, array in zip(labels, leaves, strict=True)
             for axis in label.unit_axes((space,), is_read=is_read)
         ]
         # Scaled by the largest entry of all, or the squares of a saturated unit's gradient would underflow.
-        largest = reduce(jnp.maximum, (jnp.max(jnp.abs(array), initial=0) for array, _ in found), jnp.zeros(()))
+        largest = reduce(jnp.maximum, (jnp.max(jnp.abs(array), initial=0) for array, _ in slices), jnp.zeros(()))
         safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-        squares = [sum_per_unit(jnp.square(array / safe.astype(array.dtype)), index) for array, index in found]
+        squares = [sum_per_unit(jnp.square(array / safe.astype(array.dtype)), index) for array, index in slices]
         return safe * jnp.sqrt(sum(squares, start=jnp.zeros(size)))
 
     return norm(is_read=False), norm(is_read=True)

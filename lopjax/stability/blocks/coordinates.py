@@ -86,8 +86,8 @@ def make_lift(
     labels, (leaves, structure) = wiring.labels_of(params), jax.tree.flatten(params)
     columns = unit_columns(params, wiring, clusters)
     counts = clone_counts(clusters)
-    shared = {space: counts[space][found.ids] ** -0.5 for space, found in clusters.items()}
-    patterns = {space: _pattern(found) for space, found in clusters.items()}
+    shared = {space: counts[space][own.ids] ** -0.5 for space, own in clusters.items()}
+    patterns = {space: _pattern(own) for space, own in clusters.items()}
 
     def lift(rows: UnitRows) -> Params:
         totals = [jnp.zeros_like(leaf) for leaf in leaves]
@@ -122,10 +122,10 @@ def block_constant_residual(variables: Variables, wiring: Wiring, clusters: Mapp
             return np.nan
         roles = [(axis, clusters[space]) for axis, space, _ in label.unit_axes(clusters)]
         mean = values
-        for axis, found in roles:
-            mean = mean_over_clusters(mean, axis, found)
-        for axis, found in roles:
-            off, size = (_cluster_lengths(part, axis, found) for part in (values - mean, values))
+        for axis, own in roles:
+            mean = mean_over_clusters(mean, axis, own)
+        for axis, own in roles:
+            off, size = (_cluster_lengths(part, axis, own) for part in (values - mean, values))
             worst = max(worst, float(np.max(off / np.where(size > 0, size, 1))))
         return worst
 
@@ -152,5 +152,5 @@ def _pattern(clusters: Clusters) -> np.ndarray:
 
 
 def _base_size(label: Label, axis: int, size: int, clusters: Mapping[str, Clusters]) -> int:
-    found = [len(clusters[space].leaders) for index, space, _ in label.unit_axes(clusters) if index == axis]
-    return found[0] if found else size
+    sizes = [len(clusters[space].leaders) for index, space, _ in label.unit_axes(clusters) if index == axis]
+    return sizes[0] if sizes else size

@@ -185,7 +185,7 @@ def _run_group(product, partition, group, num_steps, variables, batch, key):
 
 def freeze(clusters: dict[str, Clusters]) -> FrozenPartition:
     """The clusters as a static argument."""
-    return tuple((space, tuple(int(unit) for unit in found.ids)) for space, found in clusters.items())
+    return tuple((space, tuple(int(unit) for unit in own.ids)) for space, own in clusters.items())
 
 
 def _thaw(partition: FrozenPartition) -> dict[str, Clusters]:

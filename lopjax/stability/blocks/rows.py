@@ -40,7 +40,7 @@ def unit_rows(
     batch: Batch,
     space: PlainSpace,
     counts: Counts,
-    found: Signals,
+    observed: Signals,
     move: RoundingDraw | None = None,
 ) -> Rows:
     """The rows of one unit space, from the signals of a batch.
@@ -51,23 +51,23 @@ def unit_rows(
         batch: inputs and labels.
         space: the plain space.
         counts: number of clones of every unit, per space.
-        found: signals of the batch.
+        observed: signals of the batch.
         move: perturbs the derivatives of the space's own activation, too.
     """
     wired = dict(model.wiring.labels)
     writer = wired["params", *space.kernel]
-    pre, error = found.taps[space.site].pre, found.gradients[space.site].post
+    pre, error = observed.taps[space.site].pre, observed.gradients[space.site].post
     slope, curvature = derivatives(space.activation, pre)
     if move is not None and not is_straight(space.activation):
         slope = slope + derivative_error(pre, move, 97)
         curvature = curvature + derivative_error(pre, move, 98)
-    heard = found.taps.get(writer.source or "")
+    heard = observed.taps.get(writer.source or "")
     source = batch[0].astype(pre.dtype) if heard is None else heard.post
     signals = []
     for path in space.readers:
         label = wired["params", *path]
-        reads = label.site is not None and label.site in found.gradients
-        delta = found.gradients[label.site].pre if reads and label.site else found.output
+        reads = label.site is not None and label.site in observed.gradients
+        delta = observed.gradients[label.site].pre if reads and label.site else observed.output
         target_counts = counts_of(model.wiring, counts, label.writes()[0]).astype(pre.dtype)
         shape = kernel_at(model.wiring, variables, path).shape
         signals.append(outgoing_signals(delta, shape, label.window, pre.shape[1:-1], target_counts))

@@ -124,7 +124,7 @@ def unit_scales(
         share = len(part[0]) / len(batch[0])
         parts.append((share, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)))
     return {
-        space.space: _collect(model, variables, space, counts, [(share, found[space.space]) for share, found in parts])
+        space.space: _collect(model, variables, space, counts, [(share, sums[space.space]) for share, sums in parts])
         for space in spaces
     }
 
@@ -143,7 +143,7 @@ def _collect(
     """
     means = jax.tree.map(
         lambda *leaves: sum(share * leaf for (share, _), leaf in zip(parts, leaves, strict=True)),
-        *[found._replace(radius=None, kinks=None, later_kinks=None, loss_kink=None) for _, found in parts],
+        *[sums._replace(radius=None, kinks=None, later_kinks=None, loss_kink=None) for _, sums in parts],
     )
     (read,) = dict(model.wiring.labels)["params", *space.kernel].reads()
     along = np.sqrt(np.asarray(counts_of(model.wiring, counts, read), np.float64))
@@ -158,12 +158,10 @@ def _collect(
         gradient=gradient if bias is None else np.hypot(gradient, bias),
         outgoing=_outgoing_length(model, variables, space, counts),
         slope=means.sizes[2],
-        radius=np.min([found.radius for _, found in parts], axis=0),
-        kinks=np.any([found.kinks for _, found in parts], axis=0),
-        later_kinks=tuple(
-            site for site in parts[0][1].later_kinks if any(found.later_kinks[site] for _, found in parts)
-        ),
-        loss_kink=any(bool(found.loss_kink) for _, found in parts),
+        radius=np.min([sums.radius for _, sums in parts], axis=0),
+        kinks=np.any([sums.kinks for _, sums in parts], axis=0),
+        later_kinks=tuple(site for site in parts[0][1].later_kinks if any(sums.later_kinks[site] for _, sums in parts)),
+        loss_kink=any(bool(sums.loss_kink) for _, sums in parts),
     )
 
 
@@ -197,12 +195,12 @@ def _batch_sums(model, variables, batch, loss, spaces, counts, moves, unit, root
     kinky = {site: kinks_of(tap.activation) for site, tap in exact.taps.items() if kinks_of(tap.activation)}
 
     def moved(move: RoundingDraw) -> tuple[dict[str, _Errors], dict[str, Array]]:
-        found = perturbed_signals(model, variables, batch, loss, exact, move)
+        rounded = perturbed_signals(model, variables, batch, loss, exact, move)
         errors = {
-            space.space: _distance(unit_rows(model, variables, batch, space, counts, found, move), rows[space])
+            space.space: _distance(unit_rows(model, variables, batch, space, counts, rounded, move), rows[space])
             for space in spaces
         }
-        return errors, {site: jnp.abs(found.taps[site].pre - exact.taps[site].pre) for site in kinky}
+        return errors, {site: jnp.abs(rounded.taps[site].pre - exact.taps[site].pre) for site in kinky}
 
     errors, reach = _largest(moved, moves)
     loss_kink = is_at_loss_kink(loss, exact.logits, batch[1], jax.tree.map(lambda leaf: leaf[0], moves))
