@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from oracles.critical_clones import BASE, PARTITION, WIDE, critical_clones, flat_loss, normal_modes
 
+from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.losses import mean_squared_error
 from lopjax.manifolds import Manifold, check_partition, cloned_manifold
 from lopjax.models import mlp
@@ -54,6 +55,30 @@ def test_the_form_is_one_minus_r2_of_perturbed_clones(law):
     assert np.einsum("ja,jab,jb->", v, form, v) == pytest.approx(lost, rel=1e-3)
     # Control: patterns of outgoing weights change no activation.
     assert np.abs(form[:, 3:]).max() == 0 < np.abs(form[:, :3, :3]).min()
+
+
+@pytest.mark.slow
+def test_the_forms_of_two_layers_are_those_of_the_mean_over_their_sites(x64):
+    base, random = mlp((3,), (3, 3), 2, activation="tanh"), np.random.default_rng(2)
+    shapes = jax.eval_shape(base.init, jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape)), shapes)
+    batch = jnp.asarray(random.normal(size=(9, 3))), jnp.asarray(random.normal(size=(9, 2)))
+    found = escape_law(base, variables, batch, 2, loss=mean_squared_error)
+    model, wide = widen(base, 2), clone_variables(variables, base.wiring, 2)
+    lift, zero = make_lift(
+        wide["params"], model.wiring, check_partition(model.wiring, uniform_partition(model.wiring, 2))
+    )
+    assert set(found) == {"hidden_0", "hidden_1"}
+    for space, own in found.items():
+        v = 1e-4 * random.normal(size=zero[space].shape)
+        moved = jax.tree.map(jnp.add, wide["params"], lift({**zero, space: jnp.asarray(v)}))
+        lost = []
+        for tap in model.apply({"params": moved}, batch[0]).taps.values():
+            h = np.asarray(tap.post)
+            pairs = h.reshape(len(h), 3, 2)
+            within = ((pairs - pairs.mean(-1, keepdims=True)) ** 2).sum()
+            lost.append(within / ((h - h.mean(1, keepdims=True)) ** 2).sum())
+        assert np.einsum("ja,jab,jb->", v, own.form, v) == pytest.approx(np.mean(lost), rel=2e-3)
 
 
 def test_the_covariance_is_that_of_the_recursion(law):

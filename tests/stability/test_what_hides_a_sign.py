@@ -152,6 +152,27 @@ def test_an_activation_without_facts_is_never_called_flat(x64):
     assert unit_blocks(known, variables, batch, 2).spaces["hidden_0"].reports[0].exact
 
 
+def test_a_unit_that_rests_where_its_slope_is_zero_is_not_dead(x64):
+    """Its coupling is 0 like that of a dead one, but not its curvature, which is that of NumPy."""
+    square = Activation("square", jnp.square, kinks=(), flat=())
+    model, random = mlp((2,), (2,), 1, activation=square), np.random.default_rng(3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape)), shapes)
+    hidden, outgoing = variables["params"]["hidden_0"], variables["params"]["classes"]
+    hidden["kernel"], hidden["bias"] = hidden["kernel"].at[:, 0].set(0), hidden["bias"].at[0].set(0)
+    x, y = random.normal(size=(9, 2)), random.normal(size=(9, 1))
+    report = unit_blocks(model, variables, (jnp.asarray(x), jnp.asarray(y)), 2, loss=mean_squared_error)
+    report = report.spaces["hidden_0"].reports[0]
+    features = np.concatenate([x, np.ones((9, 1))], axis=1)
+    outputs = np.square(x @ hidden["kernel"] + hidden["bias"]) @ outgoing["kernel"] + outgoing["bias"]
+    halved = float(outgoing["kernel"][0, 0]) / 2  # what each of two clones gives
+    signals = 2 * np.asarray(outputs - y)[:, 0] * halved / 9
+    values = np.linalg.eigvalsh(features.T @ (signals[:, None] * features))
+    assert (report.n_plus, report.n_minus) == (np.sum(values > 0), np.sum(values < 0))
+    assert (report.n_zero, report.structural) == (1, 0)  # of the outgoing weight, by its size alone
+    np.testing.assert_allclose([report.min_eigenvalue, report.max_eigenvalue], [min(*values, 0), max(*values, 0)])
+
+
 def capped(z):
     """Straight up to 60, curved beyond, with one derivative that is continuous there."""
     return jnp.where(z > 60, 60 + jnp.log1p(jnp.maximum(z - 60, 0)), jax.nn.relu(z))
