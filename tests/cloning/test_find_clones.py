@@ -118,7 +118,9 @@ def test_clones_survive_training_in_float32():
 @pytest.mark.parametrize("activation", ["tanh", "gelu"])
 def test_control_a_random_network_has_no_clones(activation, norm):
     model = mlp((6,), (12, 9), 2, activation=activation, norm=norm)
-    for clones in find_clones(model, model.init(jax.random.key(0)), INPUTS).values():
+    found = find_clones(model, model.init(jax.random.key(0)), INPUTS)
+    assert {space: len(clones.activations) for space, clones in found.items()} == {"hidden_0": 12, "hidden_1": 9}
+    for clones in found.values():
         singletons = tuple(range(len(clones.activations)))
         assert clones.activations == clones.parameters == clones.proportional == singletons
         assert clones.agree

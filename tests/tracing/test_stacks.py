@@ -206,6 +206,6 @@ def test_reasons_in_an_unrolled_layer_name_the_users_line():
     network = gpt_by_scan()
     traced = trace_model(network.apply, network.params, network.inputs, check=False)
     line = gpt_by_scan.__code__.co_firstlineno + 5
-    for space in traced.spaces:
-        if space.state == "permutable":
-            assert f"test_stacks.py:{line}" in space.reason
+    reasons = [space.reason for space in traced.spaces if space.state == "permutable"]
+    assert reasons
+    assert all(f"test_stacks.py:{line}" in reason for reason in reasons)
