@@ -64,4 +64,5 @@ def test_paths_that_the_pages_name_exist():
 def test_every_package_of_the_library_is_in_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     packages = [path.parent.name for path in (ROOT / "lopjax").glob("*/__init__.py")]
+    assert len(packages) > 15  # or this test has stopped looking
     assert not [name for name in packages if f"`lopjax/{name}/`" not in readme]
