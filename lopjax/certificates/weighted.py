@@ -100,8 +100,7 @@ def certify_weighted(
     """Certify that the units of each cluster are fixed multiples of one unit, and trapped as such.
 
     Three conditions must hold. The network: the activation is homogeneous if a factor is not 0 or ±1, odd if one is
-    negative, and 0 at 0 if a unit has vanished, and the pre-activation is computed by a kernel and a bias alone.
-    The
+    negative, and 0 at 0 if a unit has vanished, and the pre-activation is computed by a kernel and a bias alone. The
     parameters: incoming totals and outgoing amounts are multiples (`lopjax.manifolds.weighted_manifold`). A batch, if
     there is one: the gradient is tangent. Units are called unequal only if the gradient drives them apart. One
     assumption is not visible in the labels: whatever stands between the activation and the kernels that read it
@@ -150,11 +149,17 @@ def certify_weighted(
     missing = [each for space in clusters if (each := _missing(wiring, space, factors.get(space, (1.0,))))]
     verdict, notes = _judge(residuals, limit, seen, signal_limit, missing)
     tangency = None if seen is None else seen.tangency
+    notes += _assumptions(wiring, factors)
+    return WeightedCertificate(verdict, factors, residuals, tangency, limit, signal_limit, tuple(notes))
+
+
+def _assumptions(wiring: Wiring, factors: Mapping[str, tuple[float, ...]]) -> list[str]:
+    """What the labels cannot show, and which optimizers keep the factors."""
     assumed = [space for space in factors if _is_read_through_something(wiring, space)]
-    notes += [f"assumed: operations between {space} and its readers (pooling) preserve factors" for space in assumed]
+    notes = [f"assumed: operations between {space} and its readers (pooling) preserve factors" for space in assumed]
     if any(abs(c) not in (0, 1) for each in factors.values() for c in each):
         notes += ["factors other than 0, 1 and -1: coordinate-wise updates such as Adam's change them"]
-    return WeightedCertificate(verdict, factors, residuals, tangency, limit, signal_limit, tuple(notes))
+    return notes
 
 
 class _OnBatch(NamedTuple):

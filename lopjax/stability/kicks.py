@@ -116,11 +116,11 @@ def free_kick(
     return run(jax.random.key(0) if key is None else key)
 
 
-Found = tuple[Array, Array, Array]
+BestRow = tuple[Array, Array, Array]
 """Outgoing row of length 1 or 0, residual, rate."""
 
 
-def _top_singular(product: Callable[[Array], Array], is_incoming: Array, zero: Array, num_steps: int, key) -> Found:
+def _top_singular(product: Callable[[Array], Array], is_incoming: Array, zero: Array, num_steps: int, key) -> BestRow:
     """Top right singular vector of B, from `[[0, B], [B', 0]]`.
 
     Args:
@@ -140,7 +140,7 @@ def _top_singular(product: Callable[[Array], Array], is_incoming: Array, zero: A
     return _unit_or_zero(right, pairs.eigenvalues[-1] > 0), pairs.residuals[-1], jnp.asarray(jnp.nan, zero.dtype)
 
 
-def _lowest_mode(product: Callable[[Array], Array], is_incoming: Array, zero: Array, num_steps: int, key) -> Found:
+def _lowest_mode(product: Callable[[Array], Array], is_incoming: Array, zero: Array, num_steps: int, key) -> BestRow:
     """Outgoing part of the lowest eigenvector of the block."""
     pairs = extreme_eigenvalues(product, zero, num_steps, key)
     right = jnp.where(is_incoming, 0, pairs.eigenvectors[0])
