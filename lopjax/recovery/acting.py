@@ -1,7 +1,7 @@
 """One action of a recovery controller: a rung is applied, weighed against the budget, kept or undone, and logged."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,57 @@ import optax
 from jaxtyping import Array, Float
 
 from lopjax.interventions.checks import spaces_of
-from lopjax.interventions.reasons import CHANGED, NO_UNIT_CHOSEN
+from lopjax.interventions.reasons import AS_IT_WAS, CHANGED, NO_UNIT_CHOSEN
 from lopjax.interventions.slices import no_units
-from lopjax.recovery.log import Outcome, write_entry
+from lopjax.recovery.log import Outcome, add_entry
 from lopjax.recovery.options import ControllerState, Options
-from lopjax.recovery.rungs import Treatments
+from lopjax.recovery.rungs import KINDS, RUNGS
 from lopjax.signals import Observed
+from lopjax.tolerance import rounding_unit
 from lopjax.training.interventions import Setting
 from lopjax.training.steps import TrainState
 
 Acted = tuple[TrainState, tuple[Any, ...], dict[str, Array], Array]
 """A network, the states of the interventions, which units were touched, and the code of a reason."""
+Looked = tuple[TrainState, ControllerState, dict[str, Array], Array, dict[str, Array]]
+"""The network, the controller, which units were touched, the code of a reason, and what the action came to."""
+
+# Sums of a budget's parts may exceed it by rounding.
+_SLACK = 1 + 1e-5
+
+
+class Look(NamedTuple):
+    """What a look at the network has found.
+
+    Attributes:
+        scores: one for each of `SYMPTOMS`, `(4,)`; NaN where it cannot be measured.
+        status: a number of `Status` for every unit, all spaces in a row.
+    """
+
+    scores: Float[Array, "4"]
+    status: Array
+
+
+class Tried(NamedTuple):
+    """A rung applied, and what that would cost.
+
+    Attributes:
+        state: network after it.
+        own: states of the interventions after it.
+        touched: by unit space, the units that it has changed.
+        reason: its own reason.
+        is_change: whether any number differs afterwards.
+        cost: units and relative change, `(2,)`.
+        losses: on the batch of the step, before and after, `(2,)`.
+    """
+
+    state: TrainState
+    own: tuple[Any, ...]
+    touched: dict[str, Array]
+    reason: Array
+    is_change: Array
+    cost: Float[Array, "2"]
+    losses: Float[Array, "2"]
 
 
 def act_on(
@@ -32,43 +72,38 @@ def act_on(
     key: Array,
     step: Array,
     symptom: Array,
-    scores: Array,
-) -> tuple[TrainState, ControllerState, dict[str, Array], Array]:
-    """Apply the rung of a symptom, and keep what it did if it is within the budget."""
-    parts = options.parts
-    table = np.array([part + [0] * (len(options.ladder) - len(part)) for part in parts])
+    look: Look,
+) -> Looked:
+    """Apply the rung of a symptom, and keep what it did if it is finite, within the budget and without a jump."""
+    table = np.array([part + [0] * (len(options.ladder) - len(part)) for part in options.parts])
     rung = jnp.asarray(table)[symptom, own.rung[symptom]]
-    new, inner, touched, reason = _apply_rung(options.treatments, setting, state, own.own, observed, key, rung)
-    before, after = (_loss(setting, each, observed) for each in (state, new))
-    old_params, new_params = state.variables["params"], new.variables["params"]
-    length = optax.tree.norm(old_params)
-    change = optax.tree.norm(optax.tree.sub(new_params, old_params)) / jnp.where(length > 0, length, 1)
-    chosen = jnp.concatenate(list(touched.values()))
-    cost = own.spent + jnp.stack([jnp.mean(chosen, dtype=float), change.astype(float)])
-    does = reason == CHANGED
-    within, jumps = jnp.all(cost <= options.budget), ~(after <= before + options.max_jump * jnp.abs(before))
-    jumps = jumps & ~jnp.isinf(jnp.asarray(options.max_jump, float))
-    kept = does & within & ~jumps
-    outcome = jnp.where(within, jnp.where(jumps, Outcome.LOSS_JUMP, Outcome.PENDING), Outcome.OVER_BUDGET)
-    outcome = jnp.where(does, outcome, Outcome.NOTHING_DONE)
-    values = {
-        "step": step, "symptom": symptom, "rung": rung, "outcome": outcome, "reason": reason,
-        "score": scores[symptom], "score_after": jnp.nan, "judged": -1, "units": jnp.sum(chosen), "change": change,
-        "loss": before, "loss_after": after,
-    }  # fmt: skip
-    log = write_entry(own.log, own.actions % options.entries, jnp.bool_(True), **values)
-    climbs = ~does | (does & within & jumps)  # the next look tries the next rung
+    tried = _tried(options, setting, state, own.own, observed, key, rung)
+    limits = options.budget.limits * jnp.array([_num_units(setting), 1])
+    outcome, is_affordable = _outcome(options, tried, own.spent, limits)
+    kept = outcome == Outcome.PENDING
+    log, actions = add_entry(
+        own.log, own.actions, step=step, symptom=symptom, outcome=outcome, reason=tried.reason,
+        rung=jnp.array([list(RUNGS).index(name) for name in options.ladder])[rung], score=look.scores[symptom],
+        units=tried.cost[0], change=tried.cost[1], left=limits - own.spent, loss=tried.losses[0],
+        loss_after=tried.losses[1],
+    )  # fmt: skip
+    own = _after_turn(options, own, symptom, step, kept, waits=(outcome == Outcome.OVER_BUDGET) & is_affordable)
     own = own._replace(
         log=log,
-        actions=own.actions + 1,
-        pending=jnp.where(kept, own.actions, -1),
-        spent=jnp.where(kept, cost, own.spent),
-        rung=jnp.where(climbs, climbed(options, own.rung, symptom), own.rung),
-        rests_until=jnp.where(climbs, own.rests_until, step + options.cool_down).astype(jnp.int32),
-        own=jax.tree.map(lambda a, b: jnp.where(kept, a, b), inner, own.own),
+        actions=actions,
+        pending=jnp.where(kept, actions - 1, -1),
+        named=jnp.where(kept, look.status == jnp.array(KINDS)[symptom], own.named),
+        spent=jnp.where(kept, own.spent + tried.cost, own.spent),
+        own=jax.tree.map(lambda new, old: jnp.where(kept, new, old), tried.own, own.own),
     )
-    state = jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, state)
-    return state, own, {space: kept & mask for space, mask in touched.items()}, reason
+    state = jax.tree.map(lambda new, old: jnp.where(kept, new, old), tried.state, state)
+    reason = jnp.where(kept | (outcome == Outcome.NOTHING_DONE), tried.reason, AS_IT_WAS)
+    return state, own, {s: kept & mask for s, mask in tried.touched.items()}, reason, _done(tried, outcome)
+
+
+def no_action() -> dict[str, Array]:
+    """What no action comes to; see `_done`."""
+    return {"kept": jnp.bool_(False), "undone": jnp.bool_(False), "change": jnp.zeros(()), "rise": jnp.zeros(())}
 
 
 def climbed(options: Options, rung: Array, symptom: Array) -> Array:
@@ -77,8 +112,82 @@ def climbed(options: Options, rung: Array, symptom: Array) -> Array:
     return rung.at[symptom].set((rung[symptom] + 1) % height)
 
 
+def _after_turn(
+    options: Options, own: ControllerState, symptom: Array, step: Array, kept: Array, waits: Array
+) -> ControllerState:
+    """Who is next, and when: the rest after an action, the next rung after a refusal, or the budget's next period.
+
+    What only lacks budget keeps its turn and its rung. A symptom all of whose rungs were refused waits a cool-down.
+    """
+    refused = jnp.where(waits, own.refused[symptom], jnp.where(kept, 0, own.refused[symptom] + 1))
+    is_round = refused >= jnp.maximum(jnp.asarray(options.heights), 1)[symptom]
+    until = jnp.where(is_round, step + options.cool_down, own.waits_until[symptom])
+    until = jnp.where(waits, (own.period + 1) * options.budget.every, until)
+    return own._replace(
+        rung=jnp.where(kept | waits, own.rung, climbed(options, own.rung, symptom)),
+        turn=own.turn.at[symptom].set(jnp.where(waits, own.turn[symptom], step)),
+        refused=own.refused.at[symptom].set(jnp.where(is_round, 0, refused)),
+        waits_until=own.waits_until.at[symptom].set(until.astype(jnp.int32)),
+        rests_until=jnp.where(kept, step + options.cool_down, own.rests_until).astype(jnp.int32),
+    )
+
+
+def _tried(
+    options: Options,
+    setting: Setting,
+    state: TrainState,
+    own: tuple[Any, ...],
+    observed: Observed,
+    key: Array,
+    rung: Array,
+) -> Tried:
+    new, inner, touched, reason = _apply_rung(options, setting, state, own, observed, key, rung)
+    pairs = zip(jax.tree.leaves(new.variables), jax.tree.leaves(state.variables), strict=True)
+    is_change = jnp.any(jnp.stack([jnp.any(a != b) for a, b in pairs]))
+    old_params, new_params = state.variables["params"], new.variables["params"]
+    length = optax.tree.norm(old_params)
+    change = optax.tree.norm(optax.tree.sub(new_params, old_params)) / jnp.where(length > 0, length, 1)
+    moves_all = jnp.array([RUNGS[name].moves_all for name in options.ladder])[rung]
+    chosen = jnp.sum(jnp.concatenate(list(touched.values())))
+    units = jnp.where(moves_all, _num_units(setting), chosen)
+    cost = jnp.where(is_change, jnp.stack([units.astype(float), change.astype(float)]), 0.0)
+    reason = jnp.where(is_change, CHANGED, jnp.where(reason == CHANGED, AS_IT_WAS, reason))
+    losses = jnp.stack([_loss(setting, each, observed) for each in (state, new)])
+    return Tried(new, inner, touched, reason, is_change, cost, losses)
+
+
+def _outcome(
+    options: Options, tried: Tried, spent: Float[Array, "2"], limits: Float[Array, "2"]
+) -> tuple[Array, Array]:
+    """The outcome, and whether a new period's budget would do. PENDING if what was done is kept."""
+    before, after = tried.losses
+    is_finite = jnp.all(jnp.isfinite(tried.cost)) & (jnp.isfinite(after) | ~jnp.isfinite(before))
+    # A rung that keeps the function still rounds.
+    allowed = (options.budget.max_jump + rounding_unit(before.dtype)) * jnp.abs(before)
+    jumps = ~(after <= before + allowed) & ~jnp.isinf(jnp.asarray(options.budget.max_jump, float))
+    outcome = jnp.where(jumps, Outcome.LOSS_JUMP, Outcome.PENDING)
+    outcome = jnp.where(jnp.all(spent + tried.cost <= limits * _SLACK), outcome, Outcome.OVER_BUDGET)
+    outcome = jnp.where(is_finite, outcome, Outcome.NOT_FINITE)
+    outcome = jnp.where(tried.is_change, outcome, Outcome.NOTHING_DONE)
+    return outcome, jnp.all(tried.cost <= limits * _SLACK)
+
+
+def _done(tried: Tried, outcome: Array) -> dict[str, Array]:
+    """What an action of this step came to, 0 without one: to be summed or averaged over steps."""
+    kept = outcome == Outcome.PENDING
+    undone = ~kept & (outcome != Outcome.NOTHING_DONE)
+    change, rise = tried.cost[1], (tried.losses[1] - tried.losses[0]).astype(float)
+    return {"kept": kept, "undone": undone, "change": jnp.where(kept, change, 0), "rise": jnp.where(kept, rise, 0)}
+
+
+def _num_units(setting: Setting) -> int:
+    """All units that rungs may change."""
+    wiring = setting.model.wiring
+    return sum(wiring.size(space) for space in spaces_of(wiring, None))
+
+
 def _apply_rung(
-    treatments: Treatments,
+    options: Options,
     setting: Setting,
     state: TrainState,
     own: tuple[Any, ...],
@@ -91,13 +200,13 @@ def _apply_rung(
     A branch for each intervention and not for each rung: two rungs share the search for a free kick, which takes longer
     to compile than all others together.
     """
-    units = no_units(setting, spaces_of(setting.model.wiring, None))
+    treatments, units = options.treatments, no_units(setting, spaces_of(setting.model.wiring, None))
 
     def branch(place: int) -> Callable[[Acted], Acted]:
         def run(before: Acted) -> Acted:
-            state, own, *_ = before
+            state, own, touched, _ = before
             new, inner, report = treatments.interventions[place].apply(setting, own[place], state, observed, key, 0)
-            touched = {**units, **{space: mask for space, mask in report.touched.items() if space in units}}
+            touched = {space: mask | report.touched.get(space, False) for space, mask in touched.items()}
             return new, (*own[:place], inner, *own[place + 1 :]), touched, jnp.asarray(report.reason, jnp.int32)
 
         return run

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int8
 
 from lopjax.arguments.integers import as_integer
 from lopjax.detection.nearness import Status, unit_nearness, unit_status
@@ -15,17 +15,15 @@ from lopjax.detection.warnings import symptoms_of
 from lopjax.interventions.checks import check_state, is_due, spaces_of
 from lopjax.interventions.reasons import NO_UNIT_CHOSEN, NOT_ITS_STEP
 from lopjax.interventions.slices import no_units
+from lopjax.losses import pair
 from lopjax.model import Variables
-from lopjax.recovery.acting import act_on, climbed
-from lopjax.recovery.log import Outcome, empty_log, write_entry
-from lopjax.recovery.options import OFF, ON, ControllerState, Options, check_numbers, checked_limits
-from lopjax.recovery.rungs import DEFAULT_STRENGTHS, RUNGS, SYMPTOMS, Strengths, check_ladder, make_treatments
+from lopjax.recovery.acting import Look, Looked, act_on, climbed, no_action
+from lopjax.recovery.log import FATES, Outcome, empty_log, write_entry
+from lopjax.recovery.options import OFF, ON, ControllerState, Options, check_numbers, checked_budget, checked_limits
+from lopjax.recovery.rungs import DEFAULT_STRENGTHS, KINDS, RUNGS, SYMPTOMS, Strengths, check_ladder, make_treatments
 from lopjax.signals import Observed
 from lopjax.training.interventions import Intervention, Report, Setting
 from lopjax.training.steps import TrainState
-
-Looked = tuple[TrainState, ControllerState, dict[str, Array], Array]
-"""The network, the controller, which units were touched, and the code of a reason."""
 
 
 def recovery_controller(
@@ -36,7 +34,7 @@ def recovery_controller(
     cool_down: ArrayLike = 200,
     on: Mapping[str, ArrayLike] = ON,
     off: Mapping[str, ArrayLike] = OFF,
-    budget_units: ArrayLike = 1.0,
+    budget_units: ArrayLike = 2.0,
     budget_change: ArrayLike = 1.0,
     budget_every: ArrayLike = 1000,
     max_jump: ArrayLike = np.inf,
@@ -46,17 +44,9 @@ def recovery_controller(
 ) -> Intervention:
     """Watch the symptoms, act when one is there, judge whether it went, and climb the ladder if it has not.
 
-    Every so many steps it measures the shares of units that are near a clone, dead and saturated, and how far the
-    effective rank has fallen below its best. A symptom is treated from `on` until it is below `off`. Of those that are
-    on, the one farthest beyond its threshold is met with the lowest rung of the ladder that treats it. After the
-    cool-down the action is judged: if the symptom went, the next time begins at the lowest rung again, else one rung
-    higher. A rung that finds nothing to do is passed over at once. What would cost more than is left of the budget, or
-    let the loss jump by more than is allowed, is undone.
-
-    It is an intervention like any other: pure, for scan and vmapped lanes; its numbers may be traced. Needs no
-    boundaries. `explain(state.own.log)` says what was done, why, at what cost, and whether it helped. A report's logs
-    hold `actions` so far, symptoms being `treating`, and of this step, 0 if nothing was done: whether an action was
-    `kept` or `undone`, its `change` of the parameters relative to their length, and the `rise` of the batch's loss.
+    An intervention like any other: pure, for scan and vmapped lanes; its numbers may be traced; it needs no boundaries.
+    `explain(state.own.log)` says what was done, why, at what cost, and whether it helped. docs/recovery.md has the
+    rules: whose turn it is, what is undone, what a report's logs hold.
 
     Args:
         ladder: names of `RUNGS`, the gentlest first.
@@ -65,14 +55,12 @@ def recovery_controller(
         every: steps between two looks.
         cool_down: steps between an action and its judgement; nothing is done in between.
         on: by symptom, the score from which it is treated; those left out as in `ON`.
-        off: by symptom, the score below which it has gone, above 0. A unit is counted once, as dead before near a clone
-            before saturated: clones that an action has killed are gone as clones, and begin to count as dead.
-        budget_units: units that rungs may change in one period, as a share of all; `kick_and_fire` counts every unit of
-            the kernels that it writes, `shrink_and_perturb` none: only `budget_change` bounds it.
+        off: by symptom, the score below which it has gone, above 0.
+        budget_units: how many units may be changed in one period, as a share of all; 1 for every unit once.
         budget_change: sum of the relative changes `|d theta| / |theta|` in one period.
         budget_every: steps of a period, such as the length of a task.
-        max_jump: by how much an action may raise the loss of the batch, relative to it; 0 for not at all, infinity for
-            any.
+        max_jump: by how much an action may raise the loss of the batch, relative to it; 0 for not at all but by
+            rounding, infinity for any.
         strengths: numbers of the rungs.
         clone_tolerance: relative distance of activations up to which a unit is near a clone.
         entries: number of entries of the log that are kept.
@@ -84,34 +72,37 @@ def recovery_controller(
         ValueError: an unknown rung or symptom, a number out of range, thresholds in the wrong order; on `init`, a state
             of another optimizer.
     """
-    names = check_ladder(ladder)
-    check_numbers(
-        every, cool_down, budget_every,
-        budget_units=budget_units, budget_change=budget_change, max_jump=max_jump, clone_tolerance=clone_tolerance,
-    )  # fmt: skip
-    options = Options(
-        names,
-        make_treatments(names, strengths, clone_tolerance),
-        *checked_limits(on, off),
-        None if probe is None else jax.tree.map(jnp.asarray, probe),
-        every,
-        cool_down,
-        jnp.stack([jnp.asarray(budget_units, float), jnp.asarray(budget_change, float)]),
-        budget_every,
-        max_jump,
-        clone_tolerance,
-        as_integer(entries, 1, f"entries={entries!r}: must be a positive integer"),
-    )
+    names, limits = check_ladder(ladder), checked_limits(on, off)
+    check_numbers(every, cool_down, clone_tolerance)
+    budget = checked_budget(budget_units, budget_change, budget_every, max_jump)
+    treatments = make_treatments(names, strengths, clone_tolerance)
+    fixed = None if probe is None else jax.tree.map(jnp.asarray, pair(probe))
+    entries = as_integer(entries, 1, f"entries={entries!r}: must be a positive integer")
+    options = Options(names, treatments, *limits, fixed, every, cool_down, budget, clone_tolerance, entries)
     return Intervention(partial(_init, options), partial(_apply, options))
 
 
 def _init(options: Options, setting: Setting, state: TrainState) -> ControllerState:
     check_state(setting, state)
     none, minus = jnp.zeros(len(SYMPTOMS), jnp.int32), jnp.int32(-1)
-    own = tuple(one.init(setting, state) for one in options.treatments.interventions)
-    best, spent = jnp.asarray(-jnp.inf), jnp.zeros(2)
-    log = empty_log(options.entries)
-    return ControllerState(none > 0, none, best, jnp.int32(0), minus, spent, minus, jnp.int32(0), log, own)
+    wiring = setting.model.wiring
+    return ControllerState(
+        is_on=none > 0,
+        rung=none,
+        turn=none - 1,
+        refused=none,
+        waits_until=none,
+        is_known=jnp.bool_(True),
+        best_rank=jnp.asarray(-jnp.inf),
+        rests_until=jnp.int32(0),
+        period=minus,
+        spent=jnp.zeros(2),
+        pending=minus,
+        named=jnp.zeros(sum(wiring.size(space) for space in wiring.cloneable if wiring.sites_of(space)), bool),
+        actions=jnp.int32(0),
+        log=empty_log(options.entries),
+        own=tuple(one.init(setting, state) for one in options.treatments.interventions),
+    )
 
 
 def _apply(
@@ -129,24 +120,26 @@ def _apply(
         return _look(options, setting, state, own, observed, key, jnp.asarray(step, jnp.int32))
 
     def rest(state: TrainState, own: ControllerState) -> Looked:
-        return state, own, units, jnp.int32(NOT_ITS_STEP)
+        return state, own, units, jnp.int32(NOT_ITS_STEP), no_action()
 
     bare = state._replace(own=())  # the state of the controller itself is passed beside it
-    found, own, touched, reason = jax.lax.cond(is_due(step, options.every), look, rest, bare, own)
-    logs = {"actions": own.actions, "treating": jnp.sum(own.is_on), **_done(own, step)}
+    found, own, touched, reason, done = jax.lax.cond(is_due(step, options.every), look, rest, bare, own)
+    logs = {"actions": own.actions, "treating": jnp.sum(own.is_on), **done}
     return found._replace(own=state.own), own, Report(touched, reason, logs)
 
 
 def symptom_scores(
     setting: Setting, variables: Variables, batch: tuple[Any, Any], clone_tolerance: ArrayLike
-) -> tuple[Float[Array, "3"], Float[Array, ""]]:
-    """Shares of units that are near a clone, dead, saturated; and the effective rank. Pure; NaN if not finite."""
+) -> tuple[Float[Array, "3"], Float[Array, ""], Int8[Array, " units"]]:
+    """Shares of units that are near a clone, dead, saturated; the effective rank; the status of every unit. Pure.
+
+    The shares are NaN if any unit is not finite.
+    """
     nearness = unit_nearness(setting.model, variables, batch, loss=setting.loss)
     status = jnp.concatenate([unit_status(one, clone_tolerance) for one in nearness.values()])
-    kinds = (Status.NEAR_CLONE, Status.DEAD, Status.SATURATED)
     rank = symptoms_of(setting.model, variables, nearness, batch[0]).effective_rank
-    shares = jnp.stack([jnp.mean(status == kind, dtype=float) for kind in kinds])
-    return jnp.where(jnp.any(status == Status.UNKNOWN), jnp.nan, shares), jnp.asarray(rank)
+    shares = jnp.stack([jnp.mean(status == kind, dtype=float) for kind in KINDS[:3]])
+    return jnp.where(jnp.any(status == Status.UNKNOWN), jnp.nan, shares), jnp.asarray(rank), status
 
 
 def _look(
@@ -160,46 +153,71 @@ def _look(
 ) -> Looked:
     """One look: measure, judge what is pending, and act if something is to be done."""
     batch = observed.batch if options.probe is None else options.probe
-    shares, rank = symptom_scores(setting, state.variables, batch, options.clone_tolerance)
-    best = jnp.fmax(own.best_rank, rank)
-    scores = jnp.append(shares, jnp.maximum(1 - rank / best, 0))
-    # What is unknown has not gone: a network that an action has blown up is not cured.
-    is_on = (scores >= options.on) | (own.is_on & ~(scores < options.off))
-    own = _judged(options, own._replace(best_rank=best, is_on=is_on), scores, step)
-    period = (step // options.budget_every).astype(jnp.int32)
-    own = own._replace(period=period, spent=jnp.where(period == own.period, own.spent, 0.0))
-    symptom = jnp.argmax(jnp.where(is_on & (options.heights > 0), scores / options.on, -1.0))
-    acts = jnp.any(is_on & (options.heights > 0)) & (step >= own.rests_until)
+    shares, rank, status = symptom_scores(setting, state.variables, batch, options.clone_tolerance)
+    is_known, best = jnp.all(jnp.isfinite(shares)), jnp.fmax(own.best_rank, rank)
+    look = Look(jnp.append(shares, jnp.maximum(1 - rank / best, 0)), status)
+    period = (step // options.budget.every).astype(jnp.int32)
+    own = own._replace(
+        best_rank=best, period=period, spent=jnp.where(period == own.period, own.spent, jnp.zeros_like(own.spent))
+    )
+    own = _judged(options, own, look, is_known, step)
+    own = _noted(own, is_known, step)
+    symptom, acts = _next(options, own, look, step)
     units = no_units(setting, spaces_of(setting.model.wiring, None))
 
-    def act(state: TrainState, own: ControllerState) -> Any:
-        return act_on(options, setting, state, own, observed, key, step, symptom, scores)
+    def act(state: TrainState, own: ControllerState) -> Looked:
+        return act_on(options, setting, state, own, observed, key, step, symptom, look)
 
-    def wait(state: TrainState, own: ControllerState) -> Any:
-        return state, own, units, jnp.int32(NO_UNIT_CHOSEN)
+    def wait(state: TrainState, own: ControllerState) -> Looked:
+        return state, own, units, jnp.int32(NO_UNIT_CHOSEN), no_action()
 
-    return jax.lax.cond(acts, act, wait, state, own)
+    return jax.lax.cond(acts & is_known, act, wait, state, own)
 
 
-def _judged(options: Options, own: ControllerState, scores: Array, step: Array) -> ControllerState:
-    """Whether the symptom of the last action went, once the cool-down is over."""
+def _next(options: Options, own: ControllerState, look: Look, step: Array) -> tuple[Array, Array]:
+    """The symptom whose turn it is, and whether there is one.
+
+    The longest without a turn is first, so that none that cannot be helped keeps the others waiting; of those that have
+    had none, the farthest beyond its threshold.
+    """
+    waiting = own.is_on & (options.heights > 0) & (step >= own.waits_until)
+    turn = jnp.where(waiting, own.turn, jnp.iinfo(jnp.int32).max)
+    is_first = waiting & (turn == jnp.min(turn))
+    symptom = jnp.argmax(jnp.where(is_first, look.scores / options.on, -1.0))
+    return symptom, jnp.any(waiting) & (step >= own.rests_until)
+
+
+def _judged(options: Options, own: ControllerState, look: Look, is_known: Array, step: Array) -> ControllerState:
+    """Which symptoms are on, and whether that of the last action went, once the cool-down is over."""
+    # What is unknown has not gone: a network that an action has blown up is not cured.
+    is_on = (look.scores >= options.on) | (own.is_on & ~(look.scores < options.off))
     place = own.pending % options.entries
-    is_due = (own.pending >= 0) & (step >= own.rests_until)
+    is_due = (own.pending >= 0) & ((step >= own.rests_until) | ~is_known)
     symptom = own.log.symptom[place]
-    is_gone = ~own.is_on[symptom]
-    outcome = jnp.where(is_gone, Outcome.GONE, Outcome.STAYED)
-    log = write_entry(own.log, place, is_due, outcome=outcome, score_after=scores[symptom], judged=step)
-    rung = jnp.where(is_due & ~is_gone, climbed(options, own.rung, symptom), own.rung)
+    fates = jnp.stack([jnp.sum(own.named & (look.status == kind)) for kind in FATES])
+    # Had those that have another symptom now kept the old one, would it still be there?
+    others = jnp.array([(kind != Status.ALIVE) for kind in FATES]) & (jnp.array(FATES) != jnp.array(KINDS)[symptom])
+    still = look.scores[symptom] + jnp.sum(jnp.where(others, fates, 0)) / look.status.size
+    is_turned = ~(still < options.off[symptom])
+    outcome = jnp.where(is_on[symptom], Outcome.STAYED, jnp.where(is_turned, Outcome.TURNED, Outcome.GONE))
+    outcome = jnp.where(is_known, outcome, Outcome.UNKNOWN)
+    log = write_entry(
+        own.log, place, is_due, outcome=outcome, score_after=look.scores[symptom], judged=step, fates=fates
+    )
     # Whatever has gone, treated or by itself, begins at the lowest rung the next time.
-    rung = jnp.where(own.is_on, rung, 0)
-    return own._replace(log=log, rung=rung, pending=jnp.where(is_due, -1, own.pending))
+    rung = jnp.where(own.is_on & ~is_on, 0, own.rung)
+    climbs = is_due & ((outcome == Outcome.STAYED) | (outcome == Outcome.TURNED))
+    rung = jnp.where(climbs, climbed(options, own.rung, symptom), rung)
+    refused, pending = jnp.where(is_on, own.refused, 0), jnp.where(is_due, -1, own.pending)
+    return own._replace(is_on=is_on, log=log, rung=rung, refused=refused, pending=pending)
 
 
-def _done(own: ControllerState, step: Any) -> dict[str, Array]:
-    """What an action of this step came to, 0 without one: to be summed or averaged over steps."""
-    entry = jax.tree.map(lambda field: field[jnp.maximum(own.actions - 1, 0) % len(field)], own.log)
-    kept = (entry.step == step) & (entry.outcome == Outcome.PENDING)
-    undone = (entry.step == step) & ((entry.outcome == Outcome.LOSS_JUMP) | (entry.outcome == Outcome.OVER_BUDGET))
-    zero = jnp.zeros_like(entry.loss)
-    rise = jnp.where(kept, entry.loss_after - entry.loss, zero)
-    return {"kept": kept, "undone": undone, "change": jnp.where(kept, entry.change, zero), "rise": rise}
+def _noted(own: ControllerState, is_known: Array, step: Array) -> ControllerState:
+    """An entry when the network has ceased to be finite, which no rung mends."""
+    place = own.actions % len(own.log.step)
+    is_new = own.is_known & ~is_known
+    empty = jax.tree.map(lambda field: field[0], empty_log(1))
+    values = empty._replace(step=step, outcome=Outcome.UNKNOWN, times=1, last=step)._asdict()
+    return own._replace(
+        log=write_entry(own.log, place, is_new, **values), actions=own.actions + is_new, is_known=is_known
+    )

@@ -100,7 +100,7 @@ def kick_clones(
 
     Args:
         scale: standard deviation in units of parameters, for each space (`critical_noise`) or for all; a space that is
-            left out is not kicked.
+            left out, or of scale 0, is not kicked.
         tolerance: relative distance of activations up to which a unit is near a clone.
         every: steps between two kicks.
         spaces: unit spaces; None for all that can be reset.
@@ -133,10 +133,11 @@ def kick_clones(
             units, params = no_units(setting, spaces_of(wiring, spaces)), variables["params"]
             for number, space in enumerate(chosen):
                 rows = activation_rows([taps[site] for site in wiring.sites_of(space)])
-                near = nearest_units(rows, multiples_by_activations(wiring, space)).distance <= tolerance
                 sigma = scale if scales is None else scales[space]
+                near = nearest_units(rows, multiples_by_activations(wiring, space)).distance <= tolerance
+                # A kick of size 0 changes no unit, and must not be reported as if it did.
+                units[space] = near & (jnp.asarray(sigma) > 0)
                 params = _kicked(setting, params, {space: near}, sigma, jax.random.fold_in(key, number))
-                units[space] = near
             return {**variables, "params": params}, units
 
         due = is_due(step, every)

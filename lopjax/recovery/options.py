@@ -26,26 +26,50 @@ class ControllerState(NamedTuple):
     Attributes:
         is_on: which of `SYMPTOMS` are being treated, `(4,)`.
         rung: place of each in its own part of the ladder, int32.
+        turn: step of each one's last turn, int32; -1 for none.
+        refused: how many of its rungs in a row have been refused or found nothing to do, int32.
+        waits_until: step before which it is not treated, int32.
+        is_known: whether the last look could measure the symptoms.
         best_rank: largest effective rank so far.
-        rests_until: step before which nothing is done, int32.
+        rests_until: step before which no symptom is treated, as the last action is to be judged, int32.
         period: number of the budget's period, int32.
         spent: units and relative change of parameters that it has cost in this period, `(2,)`.
         pending: number of the log's entry that is not judged yet; -1 for none.
-        actions: entries written so far, int32.
+        named: the units that had the symptom before that action, `(units,)`, all spaces in a row.
+        actions: entries of the log written so far, int32.
         log: the last of them.
         own: states of the interventions that the rungs apply.
     """
 
     is_on: jax.Array
     rung: jax.Array
+    turn: jax.Array
+    refused: jax.Array
+    waits_until: jax.Array
+    is_known: jax.Array
     best_rank: jax.Array
     rests_until: jax.Array
     period: jax.Array
     spent: jax.Array
     pending: jax.Array
+    named: jax.Array
     actions: jax.Array
     log: Log
     own: tuple[Any, ...]
+
+
+class Budget(NamedTuple):
+    """What actions may cost.
+
+    Attributes:
+        limits: units, as a share of all, and relative change of the parameters in one period, `(2,)`.
+        every: steps of a period.
+        max_jump: rise of the loss that one action may cause, relative to it.
+    """
+
+    limits: Float[Array, "2"]
+    every: ArrayLike
+    max_jump: ArrayLike
 
 
 class Options(NamedTuple):
@@ -58,9 +82,7 @@ class Options(NamedTuple):
     probe: tuple[Any, Any] | None
     every: ArrayLike
     cool_down: ArrayLike
-    budget: Float[Array, "2"]
-    budget_every: ArrayLike
-    max_jump: ArrayLike
+    budget: Budget
     clone_tolerance: ArrayLike
     entries: int
 
@@ -97,15 +119,24 @@ def checked_limits(on: Mapping[str, ArrayLike], off: Mapping[str, ArrayLike]) ->
     return stacked[0], stacked[1]
 
 
-def check_numbers(every: Any, cool_down: Any, budget_every: Any, **numbers: Any) -> None:
-    """Refuse what is out of range: periods, the budget, the jump, the tolerance."""
+def check_numbers(every: Any, cool_down: Any, clone_tolerance: Any) -> None:
+    """Refuse periods and a tolerance that are out of range."""
     check_every(every)
     check_every(cool_down, "cool_down")
-    check_every(budget_every, "budget_every")
-    max_jump = numbers.pop("max_jump")
-    for name, value in numbers.items():
-        check(name, value, minimum=0.0)
+    check("clone_tolerance", clone_tolerance, minimum=0.0)
+
+
+def checked_budget(units: Any, change: Any, every: Any, max_jump: Any) -> Budget:
+    """The budget; traced numbers pass unchecked.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    check_every(every, "budget_every")
+    check("budget_units", units, minimum=0.0)
+    check("budget_change", change, minimum=0.0)
     check_single("max_jump", max_jump)
     is_number = isinstance(max_jump, Tracer) or np.asarray(max_jump).dtype.kind in "iufV"  # V: bfloat16
     if not is_number or (not isinstance(max_jump, Tracer) and not max_jump >= 0):
         raise ValueError(f"max_jump={max_jump!r}: must be at least 0; infinity for any")
+    return Budget(jnp.stack([jnp.asarray(units, float), jnp.asarray(change, float)]), every, max_jump)

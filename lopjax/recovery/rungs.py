@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import ArrayLike
 
+from lopjax.detection.nearness import Status
 from lopjax.interventions.checks import check_every, check_state, is_due
 from lopjax.interventions.fire import fire
 from lopjax.interventions.reasons import CHANGED, NOT_ITS_STEP
@@ -20,6 +21,9 @@ from lopjax.training.steps import TrainState
 
 SYMPTOMS = ("cloning", "dying", "saturation", "rank_collapse")
 """What a controller watches: share of units near a clone, dead, saturated; how far the effective rank has fallen."""
+_NO_UNIT = -2
+KINDS = (Status.NEAR_CLONE, Status.DEAD, Status.SATURATED, _NO_UNIT)
+"""The status of the units that have each of them; a fallen rank names none."""
 
 
 class Rung(NamedTuple):
@@ -29,11 +33,13 @@ class Rung(NamedTuple):
         treats: symptoms that it is tried against.
         keeps_function: whether the network computes the same after it.
         says: what it does, in the log.
+        moves_all: whether it moves every array, so that all units count as changed; else those of its report.
     """
 
     treats: tuple[str, ...]
     keeps_function: bool
     says: str
+    moves_all: bool = False
 
 
 RUNGS: Mapping[str, Rung] = {
@@ -44,7 +50,7 @@ RUNGS: Mapping[str, Rung] = {
     "kick_and_fire": Rung(
         ("cloning", "rank_collapse"), False, "a free kick to clones, then every kernel made an isometry"
     ),
-    "shrink_and_perturb": Rung(SYMPTOMS, False, "parameters moved towards a fresh draw"),
+    "shrink_and_perturb": Rung(SYMPTOMS, False, "parameters moved towards a fresh draw", moves_all=True),
 }
 """The rungs by name, in the order of the default ladder."""
 

@@ -1,6 +1,7 @@
-"""One program, five lanes: dead units, clones that a kick of 0 cannot free, no symptom, no budget, no jump allowed."""
+"""One program, its lanes: dead units, clones that a kick of 0 cannot free, no symptom, no budget, no jump allowed."""
 
 from functools import cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,52 +13,87 @@ from scipy.special import erfcinv
 from lopjax.interventions import REASONS, Setting, intervene, start_intervention
 from lopjax.losses import mean_squared_error
 from lopjax.models import mlp
-from lopjax.recovery import Outcome, Strengths, critical_noise, explain, recovery_controller
+from lopjax.recovery import RUNGS, Outcome, Strengths, critical_noise, explain, recovery_controller
 from lopjax.stability.blocks import SpaceBlocks, UnitBlocks
 from lopjax.training import init_state, train_step
 
 LADDER = ("noise", "wake_dead_units", "shrink_and_perturb")
-LANES = ("dead", "clones", "healthy", "poor", "careful")
 EVERY, COOL_DOWN, STEPS = 4, 8, 40
 RANDOM = np.random.default_rng(0)
 INPUTS, TARGETS = RANDOM.normal(size=(24, 3)), RANDOM.normal(size=(24, 2))
 MODEL = mlp((3,), (6,), 2, norm="none")
 
 
+class Lane(NamedTuple):
+    """A trap, the settings of its controller, and the bias that units 0 to 4 are given at step 5, if not 0."""
+
+    dead: tuple[int, ...] = ()
+    clones: tuple[int, ...] = ()
+    output_scale: float = 1.0
+    noise: float = 0.0
+    budget_units: float = 1.0
+    budget_change: float = 5.0
+    budget_every: int = 1000
+    max_jump: float = np.inf
+    bias: float = 0.0
+
+
+MOST = (1, 2, 3, 4)
+LANES = {
+    "dead": Lane(MOST),
+    "clones": Lane(clones=MOST),
+    "healthy": Lane(),
+    "poor": Lane(MOST, budget_change=0.0),
+    # Nothing predicts these targets better than 0, so that any draw raises the loss.
+    "careful": Lane(clones=MOST, output_scale=0.01, max_jump=0.0),
+    "both": Lane((3, 4), (1, 2)),
+    "costly": Lane((3, 4), (1, 2), noise=1e-7, budget_units=4 / 6, budget_every=16),
+    "blown up": Lane(clones=MOST, noise=1e300),
+    "killed": Lane(clones=MOST, noise=1e-7, budget_units=2.0, bias=-50.0),
+    "diverged": Lane(clones=MOST, noise=1e-7, bias=np.nan),
+}
+
+
 def start(lane):
-    """Live units without a near-clone, then the trap of the lane."""
+    """Live units without a near-clone, then the trap of the lane: clones are of unit 0."""
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.random.default_rng(7).normal(size=leaf.shape), shapes)["params"]
-    kernel, bias = params["hidden_0"]["kernel"], params["hidden_0"]["bias"]
+    kernel, bias, outgoing = params["hidden_0"]["kernel"], params["hidden_0"]["bias"], params["classes"]["kernel"]
     kernel[:], bias[:] = np.random.default_rng(8).normal(size=(3, 6)), 0.5
-    if lane in ("dead", "poor"):
-        bias[1:5] = -50.0
-    if lane in ("clones", "careful"):
-        kernel[:, 1:5], params["classes"]["kernel"][1:5] = kernel[:, :1], params["classes"]["kernel"][:1]
+    dead, clones = list(lane.dead), list(lane.clones)
+    bias[dead], kernel[:, clones], outgoing[clones] = -50.0, kernel[:, :1], outgoing[:1]
+    outgoing *= lane.output_scale
+    params["classes"]["bias"] *= lane.output_scale
     return {"params": params}
 
 
 @cache
-def played(ladder=LADDER, lanes=LANES):
+def played(ladder=LADDER, names=tuple(LANES)):
     """The last state and the reports of every lane, all lanes in one vmapped scan."""
     optimizer = optax.sgd(0.01)
     setting = Setting(MODEL, optimizer, mean_squared_error)
     batch = jnp.asarray(INPUTS), jnp.asarray(TARGETS)
 
-    def lane(variables, budget, jump, key):
+    def play(variables, numbers, key):
         controller = recovery_controller(
             ladder,
             probe=batch,
             every=EVERY,
             cool_down=COOL_DOWN,
             on={"rank_collapse": 1.0},
-            budget_change=budget,
-            max_jump=jump,
-            strengths=Strengths(noise=0.0, shrink=0.3),
+            strengths=Strengths(noise=numbers["noise"], shrink=0.3),
+            budget_units=numbers["budget_units"],
+            budget_change=numbers["budget_change"],
+            budget_every=numbers["budget_every"],
+            max_jump=numbers["max_jump"],
         )
 
         def step(state, t):
             state, seen = train_step(MODEL, optimizer, state, batch, loss=mean_squared_error)
+            bias = state.variables["params"]["hidden_0"]["bias"]
+            given = (t == 5) & (numbers["bias"] != 0) & (jnp.arange(6) < 5)
+            hidden = {**state.variables["params"]["hidden_0"], "bias": jnp.where(given, numbers["bias"], bias)}
+            state = state._replace(variables={"params": {**state.variables["params"], "hidden_0": hidden}})
             before = mean_squared_error(MODEL.apply(state.variables, batch[0]).logits, batch[1])
             state, report = intervene(controller, setting, state, seen, jax.random.fold_in(key, t), t)
             after = mean_squared_error(MODEL.apply(state.variables, batch[0]).logits, batch[1])
@@ -66,23 +102,26 @@ def played(ladder=LADDER, lanes=LANES):
         state = start_intervention(controller, setting, init_state(variables, optimizer))
         return jax.lax.scan(step, state, jnp.arange(STEPS, dtype=jnp.int32))
 
-    variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(start(name) for name in lanes))
-    budget = jnp.array([0.0 if name == "poor" else 5.0 for name in lanes])
-    jump = jnp.array([0.0 if name == "careful" else np.inf for name in lanes])
-    state, reports = jax.jit(jax.vmap(lane))(variables, budget, jump, jax.random.split(jax.random.key(1), len(lanes)))
-    return jax.device_get((state, reports))
+    lanes = [LANES[name] for name in names]
+    variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(start, lanes))
+    numbers = {name: jnp.array([getattr(lane, name) for lane in lanes]) for name in Lane._fields[3:]}
+    return jax.device_get(jax.jit(jax.vmap(play))(variables, numbers, jax.random.split(jax.random.key(2), len(names))))
 
 
 def lane_of(name):
-    return jax.tree.map(lambda leaf: leaf[LANES.index(name)], played())
+    return jax.tree.map(lambda leaf: leaf[list(LANES).index(name)], played())
 
 
 def entries(name):
-    log = lane_of(name)[0].own.log
+    return entries_of(lane_of(name)[0].own.log)
+
+
+def entries_of(log):
+    """Step, rung and outcome of every entry, oldest first."""
     return [
-        (int(step), LADDER[rung], Outcome(int(outcome)).name)
-        for step, rung, outcome in zip(log.step, log.rung, log.outcome)
-        if step >= 0
+        (int(log.step[place]), list(RUNGS)[log.rung[place]], Outcome(int(log.outcome[place])).name)
+        for place in np.argsort(log.step, kind="stable")
+        if log.step[place] >= 0
     ]
 
 
@@ -95,19 +134,25 @@ def test_dead_units_are_woken_without_a_jump_of_the_loss_and_the_log_says_so(x64
     assert not logs["undone"].any()
     assert np.flatnonzero(logs["change"]).tolist() == [EVERY - 1]
     assert np.max(np.abs(jumps)) < 1e-12
-    (said,) = explain(state.own.log, LADDER)
+    (said,) = explain(state.own.log)
     assert said.startswith("step 3: dying at 0.667 -> wake_dead_units (dead units drawn anew")
-    assert said.endswith(f"the symptom went by step {EVERY - 1 + COOL_DOWN} (0)")
+    judged = EVERY - 1 + COOL_DOWN
+    assert said.endswith(f"the symptom went by step {judged} (0); the units that had it are now: 4 healthy")
 
 
-def test_what_does_not_help_is_followed_by_a_higher_rung(x64):
-    """A kick of 0 leaves clones where they are: judged after the cool-down; the pull to a fresh draw parts them."""
-    first, second = EVERY - 1, EVERY - 1 + COOL_DOWN
-    assert entries("clones") == [(first, "noise", "STAYED"), (second, "shrink_and_perturb", "GONE")]
-    state, (_, _, jumps, _) = lane_of("clones")
+def test_a_rung_that_changes_nothing_spends_nothing_and_the_next_look_tries_the_next(x64):
+    """A kick of 0 leaves clones where they are; the pull to a fresh draw parts them."""
+    first, second = EVERY - 1, 2 * EVERY - 1
+    assert entries("clones") == [(first, "noise", "NOTHING_DONE"), (second, "shrink_and_perturb", "GONE")]
+    state, (touched, _, jumps, logs) = lane_of("clones")
+    assert not touched[first].any()
+    assert np.flatnonzero(logs["kept"]).tolist() == [second]
+    assert state.own.spent[0] == 6  # all units, and the kick none
     assert state.own.rung.tolist() == [0, 0, 0, 0]
     assert abs(jumps[second]) > 1e-3  # this one is no free lunch
-    assert "loss" in explain(state.own.log, LADDER)[1]
+    nothing, pull = explain(state.own.log)
+    assert nothing == "step 3: cloning at 0.833 -> noise: nothing was done, as no unit met its condition"
+    assert "6 units, parameters moved by" in pull
 
 
 def test_a_healthy_network_is_left_alone(x64):
@@ -120,16 +165,71 @@ def test_a_healthy_network_is_left_alone(x64):
 
 
 def test_what_is_over_the_budget_or_lets_the_loss_jump_is_undone(x64):
-    found = entries("poor")
-    assert len(found) == (STEPS - EVERY) // COOL_DOWN + 1  # it rests for the cool-down before it asks again
-    assert {entry[1:] for entry in found} == {("wake_dead_units", "OVER_BUDGET")}
-    careful = entries("careful")
-    assert careful[0][1:] == ("noise", "STAYED")
-    assert careful[1][1:] == ("shrink_and_perturb", "LOSS_JUMP")
+    """Again and again, which is one entry for each rung: two refusals, then a cool-down."""
+    poor = lane_of("poor")[0].own.log
+    assert entries("poor") == [(3, "wake_dead_units", "OVER_BUDGET"), (7, "shrink_and_perturb", "OVER_BUDGET")]
+    assert poor.times[:2].tolist() == [4, 3]  # at steps 3, 15, 27, 39 and 7, 19, 31
+    assert poor.last[:2].tolist() == [39, 31]
+    assert "of the budget (6 units, 0 % of the length); 4 times by step 39" in explain(poor)[0]
+    assert entries("careful") == [(3, "noise", "NOTHING_DONE"), (7, "shrink_and_perturb", "LOSS_JUMP")]
     for name in ("poor", "careful"):
         assert not lane_of(name)[1][2].any()  # no parameter that matters has moved
         assert lane_of(name)[1][3]["undone"].any()
     assert not lane_of("poor")[1][3]["kept"].any()
+
+
+def test_a_symptom_that_cannot_be_helped_keeps_no_other_waiting(x64):
+    """Clones are farther beyond their threshold at every look; the dead have their turn all the same."""
+    found = entries("both")
+    assert found[:2] == [(3, "noise", "NOTHING_DONE"), (7, "wake_dead_units", "GONE")]
+    assert lane_of("both")[0].own.log.score[:2].tolist() == [0.5, pytest.approx(1 / 3)]
+    assert lane_of("both")[1][0][7].tolist() == [False, False, False, True, True, False]
+
+
+def test_what_the_budget_cannot_pay_now_goes_first_in_the_next_period(x64):
+    """A kick of three units leaves one of four: waking two waits for step 16, and then is not overtaken."""
+    found = entries("costly")
+    assert found[0] == (3, "noise", "STAYED")
+    assert found[1] == (11, "wake_dead_units", "OVER_BUDGET")
+    kept = [entry for entry in found if entry[2] not in ("OVER_BUDGET", "NOTHING_DONE")]
+    assert kept[1] == (19, "wake_dead_units", "GONE")
+    assert "over what was left of the budget (1 unit, 500 % of the length)" in explain(lane_of("costly")[0].own.log)[1]
+
+
+def test_what_would_not_be_finite_is_undone_and_said_to_be_so(x64):
+    found = entries("blown up")
+    assert found == [(3, "noise", "NOT_FINITE"), (7, "shrink_and_perturb", "GONE")]
+    state, (_, _, _, logs) = lane_of("blown up")
+    assert logs["undone"][3]
+    assert "undone: parameters or loss would not have been finite" in explain(state.own.log)[0]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables))
+
+
+def test_clones_that_died_have_not_recovered(x64):
+    """The symptom is gone as it is in the lane of clones that were parted; what became of the units is not the same."""
+    killed, freed = lane_of("killed")[0].own.log, lane_of("clones")[0].own.log
+    assert entries("killed")[0] == (3, "noise", "TURNED")
+    assert killed.score_after[0] == 0
+    assert (
+        "went, but its units have another one by step 11 (0); the units that had it are now: 5 dead"
+        in explain(killed)[0]
+    )
+    assert entries("killed")[1] == (11, "wake_dead_units", "GONE")
+    assert killed.fates[0].tolist() == [0, 0, 0, 5]
+    assert freed.fates[1].tolist() == [5, 0, 0, 0]
+
+
+def test_a_network_that_has_left_the_numbers_is_left_alone_and_one_entry_says_so(x64):
+    state, (touched, _, _, _) = lane_of("diverged")
+    first, second = explain(state.own.log)
+    assert first.endswith("whether the symptom went cannot be said: the network was no longer finite")
+    assert second.startswith("step 7: activations are not finite")
+    assert not touched[4:].any()
+
+
+def test_a_log_of_several_networks_is_refused(x64):
+    with pytest.raises(ValueError, match=r"steps of shape \(10, 32\): must be of one network"):
+        explain(played()[0].own.log)
 
 
 def test_the_other_rungs_reset_the_dead_and_part_a_pair_of_clones(x64):
@@ -137,7 +237,7 @@ def test_the_other_rungs_reset_the_dead_and_part_a_pair_of_clones(x64):
     ladder, lanes = ("redo", "kick_and_fire"), ("dead", "clones")
     state, (touched, _, _, logs) = played(ladder, lanes)
     log = state.own.log
-    assert [ladder[rung] for rung in log.rung[:, 0]] == ["redo", "kick_and_fire"]
+    assert [list(RUNGS)[rung] for rung in log.rung[:, 0]] == ["redo", "kick_and_fire"]
     assert [Outcome(int(one)).name for one in log.outcome[:, 0]] == ["GONE", "STAYED"]
     np.testing.assert_array_equal(touched[0, EVERY - 1], [False, True, True, True, True, False])
     incoming, outgoing = (state.variables["params"][name]["kernel"][1] for name in ("hidden_0", "classes"))

@@ -22,6 +22,8 @@ def test_the_page_does_what_it_says(capsys, unchecked):
     assert nearness.splitlines()[0] == "2 units within 1 % of a clone, 1 dead, 0 saturated, of 8"
     assert "near-clone 2 (= 0.5 x unit 3" in nearness
     assert monitored.startswith("step 30: loss on the probe")
-    assert re.match(r"step 4: dying at 0.125 -> wake_dead_units .*: the symptom went by step 14 \(0\)", recovered)
+    assert re.match(
+        r"step 4: dying at 0.125 -> wake_dead_units .*: the symptom went by step 14 \(0\); .* 1 healthy", recovered
+    )
     assert "1. near-clones (serious, 25 %)" in diagnosed
     assert "lopjax.interventions.wake_dead_units" in diagnosed
