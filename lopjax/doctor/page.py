@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def write_page(diagnosis: Diagnosis, path: Path, name: str = "network") -> Path:
 
 def page(diagnosis: Diagnosis, name: str) -> str:
     """The page as one string."""
-    certificates = {f"{one.space}[{one.unit}]": _certificate(one) for one in diagnosis.units}
+    certificates = {f"{one.space}[{one.unit}]": _evidence(_certificate(one)) for one in diagnosis.units}
     data = json.dumps(certificates).replace("<", "\\u003c")  # no tag inside a script
     facts = ", ".join(f"{key} {value}" for key, value in diagnosis.facts.items())
     return (
@@ -67,8 +68,13 @@ def _finding(one: Finding, learning_rate: float | None) -> str:
         f"<section><h2>{html.escape(one.kind)} {bar} {one.word}, {100 * one.severity:.0f} %</h2>"
         f"<p>{html.escape(one.says)}</p>"
         f"<table>{body}</table><details><summary>evidence: {html.escape(evidence_in_words(one))}</summary>"
-        f"<pre>{html.escape(one.evidence)}</pre></details></section>"
+        f"<pre>{_evidence(one.evidence)}</pre></details></section>"
     )
+
+
+def _evidence(text: str) -> str:
+    """A certificate in HTML: sentences may break anywhere, rows of a table nowhere, so that columns stay columns."""
+    return re.sub(r"^.*\S {2,}\S.*$", r'<span class="row">\g<0></span>', html.escape(text), flags=re.MULTILINE)
 
 
 def _told(diagnosis: Diagnosis) -> str:

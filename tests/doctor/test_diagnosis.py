@@ -238,13 +238,13 @@ const made = (name) => ({dataset: {unit: name}, on: {}, classes: new Set(),
   classList: null});
 const units = UNITS.map(made);
 units.forEach((u) => u.classList = {add: (c) => u.classes.add(c), remove: (c) => u.classes.delete(c)});
-const elements = {data: {textContent: DATA}, certificate: {textContent: ""}};
+const elements = {data: {textContent: DATA}, certificate: {innerHTML: ""}};
 global.location = {hash: HASH};
 global.document = {getElementById: (id) => elements[id],
   querySelectorAll: (query) => query.endsWith(".chosen") ? units.filter((u) => u.classes.has("chosen")) : units};
 SCRIPT
 if (!HASH) units[5].on.click();
-console.log(JSON.stringify([elements.certificate.textContent, units.filter((u) => u.classes.has("chosen")).length]));
+console.log(JSON.stringify([elements.certificate.innerHTML, units.filter((u) => u.classes.has("chosen")).length]));
 """
 
 
@@ -280,7 +280,13 @@ addEventListener("load", () => {
   const box = line.getBoundingClientRect();
   const met = document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2);
   met.dispatchEvent(new MouseEvent("click", {bubbles: true}));
-  document.title = document.documentElement.scrollWidth <= innerWidth ? "fits" : "too wide";
+  // A row of a table has one line, however narrow the page; a sentence beside it breaks.
+  const lines = (element) => new Set([...element.getClientRects()].map((one) => one.top)).size;
+  const text = document.createRange();
+  text.selectNodeContents(document.getElementById("certificate").firstChild);
+  const rows = [...document.querySelectorAll("#certificate .row")].map(lines);
+  const fits = document.documentElement.scrollWidth <= innerWidth ? "fits" : "too wide";
+  document.title = `${fits}; rows of ${[...new Set(rows)]} line; sentences ${lines(text) > 3 ? "break" : "do not"}`;
 });
 </script>"""
 
@@ -292,7 +298,7 @@ def test_the_page_opens_in_a_browser_and_a_click_opens_a_certificate(tmp_path):
     path.write_text(path.read_text().replace("</body>", f"{CLICK}</body>"))
     clicked = shown(chromium, path.as_uri(), tmp_path, width=400)
     assert certificate in clicked
-    assert "<title>fits</title>" in clicked
+    assert "<title>fits; rows of 1 line; sentences break</title>" in clicked
 
 
 @pytest.mark.parametrize(
