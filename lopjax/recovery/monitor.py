@@ -42,7 +42,8 @@ class MonitorState(NamedTuple):
     Attributes:
         warnings: warnings of the detectors.
         lives: what units are, and since when.
-        distances: by space, of every unit to its nearest clone at the last measurements, `(window, units)`.
+        distances: by space, of every unit to its nearest unit at the last measurements, `(window, units)`.
+        partners: which unit that was, int32, likewise; `-1 - number` for a mirror twin.
         steps: steps of these measurements, int32, `(window,)`; -1 before the first.
         params: at the last measurement.
         step: step of the last measurement.
@@ -51,6 +52,7 @@ class MonitorState(NamedTuple):
     warnings: WarningState
     lives: Lives
     distances: dict[str, jax.Array]
+    partners: dict[str, jax.Array]
     steps: jax.Array
     params: Params
     step: jax.Array
@@ -65,8 +67,9 @@ class MonitorReport(NamedTuple):
         events: how often units died, revived, ... since the last measurement.
         status: by space, a number of `lopjax.detection.Status` per unit.
         nearness: by space, everything graded; radii in steps of the mean length since the last measurement.
-        forecast: by space, when each unit will be within 0.1 % of a clone, from the rate in the window; a law for small
-            distances, so the text names only units that are within 10 %.
+        forecast: by space, when each unit will be within 0.1 % of the unit that is its nearest now, from the rate in
+            the window since it became the nearest; a law for small distances, so the text names only units that are
+            within 10 %.
         loss: on the probe.
     """
 
@@ -99,8 +102,9 @@ class MonitorReport(NamedTuple):
             steps = np.where(is_close & forecast.is_decided & (forecast.steps > 0), forecast.steps, np.inf)
             unit = int(np.argmin(steps))
             if steps[unit] < _SOON:
+                partner = int(self.nearness[space].activations.unit[unit])
                 lines.append(
-                    f"  {space}[{unit}] on the manifold of its clone in about {steps[unit]:,.0f} steps "
+                    f"  {space}[{unit}] is a clone of unit {partner} in about {steps[unit]:,.0f} steps "
                     f"({forecast.earliest[unit]:,.0f} to {forecast.latest[unit]:,.0f})"
                 )
         return lines
@@ -174,9 +178,10 @@ def monitor(
         status = {space: jnp.zeros(model.wiring.size(space), jnp.int8) for space in shapes}
         lives = start_lives(status)
         distances = {space: jnp.full((window, len(one)), jnp.nan) for space, one in status.items()}
+        partners = {space: jnp.zeros((window, len(one)), jnp.int32) for space, one in status.items()}
         held = jax.tree.map(jnp.asarray, variables["params"])
         steps = jnp.full(window, -1, jnp.int32)
-        return MonitorState(start_warnings(window), lives, distances, steps, held, jnp.int32(-1))
+        return MonitorState(start_warnings(window), lives, distances, partners, steps, held, jnp.int32(-1))
 
     def update(
         state: MonitorState, params: Params, step: ArrayLike, train_loss: ArrayLike = np.nan
@@ -240,21 +245,29 @@ def _update(
     train = jnp.where(jnp.isnan(train_loss), value, train_loss)
     symptoms = symptoms_of(model, variables, nearness, batch[0], train, value)
     memory, warnings = update_warnings(state.warnings, symptoms, step, limits)
-    distances = {
-        space: jnp.concatenate([state.distances[space][1:], one.activations.distance[None]])
-        for space, one in nearness.items()
-    }
+    near = {space: one.activations for space, one in nearness.items()}
+    partner = {space: jnp.where(one.multiple < 0, -1 - one.unit, one.unit) for space, one in near.items()}
+    distances = {space: _pushed(state.distances[space], one.distance) for space, one in near.items()}
+    partners = {space: _pushed(state.partners[space], one.astype(jnp.int32)) for space, one in partner.items()}
     steps = jnp.append(state.steps[1:], step)
-    forecast = {space: _forecast(found, steps) for space, found in distances.items()}
-    held = MonitorState(memory, lives, distances, steps, jax.tree.map(jnp.asarray, params), step)
+    forecast = {space: _forecast(found, partners[space], steps) for space, found in distances.items()}
+    held = MonitorState(memory, lives, distances, partners, steps, jax.tree.map(jnp.asarray, params), step)
     return held, MonitorReport(step, warnings, events, status, nearness, forecast, value)
 
 
-def _forecast(distances: jax.Array, steps: jax.Array) -> Forecast:
+def _pushed(window: jax.Array, row: jax.Array) -> jax.Array:
+    return jnp.concatenate([window[1:], row[None]])
+
+
+def _forecast(distances: jax.Array, partners: jax.Array, steps: jax.Array) -> Forecast:
     """Of every unit of a space, from its distances at the measurements of the window.
 
-    Of three measurements on a line by chance the standard error is small: it is widened as Student's t is.
+    They are of one pair: those since the unit that is the nearest now became so. The smallest of several distances,
+    each by turns, has a slope that none of them has. Of three measurements on a line by chance the standard error is
+    small: it is widened as Student's t is.
     """
+    is_same = jnp.flip(jnp.cumprod(jnp.flip(partners == partners[-1], 0), axis=0), 0) > 0
+    distances = jnp.where(is_same, distances, jnp.nan)
     rates = jax.vmap(lambda one: measured_rate(one, steps=steps), in_axes=1)(distances)
     counts = jnp.sum(jnp.isfinite(distances) & (distances > 0), axis=0)
     widened = jnp.asarray(student.isf(_TAIL, np.maximum(np.arange(len(steps) + 1) - 2, 1)) / 2, distances.dtype)[counts]
