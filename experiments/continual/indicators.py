@@ -62,7 +62,8 @@ def autocorrelation(curve: np.ndarray) -> np.ndarray:
 def _approach(curve: np.ndarray) -> np.ndarray:
     """One over the tasks until a distance to a clone is 0.1 %, at its rate over the last `WINDOW` tasks; 0 for never.
 
-    The trap-aware forecast, from the rate that is measured instead of a Lyapunov exponent; NaN until it is known.
+    The trap-aware forecast, from the rate that is measured instead of a Lyapunov exponent; NaN until it is known. The
+    curve is of the smallest distance of a space, whichever pair has it, so that the rate is of no single pair.
     """
     import jax
     import jax.numpy as jnp
