@@ -15,11 +15,20 @@ from lopjax.detection.warnings import symptoms_of
 from lopjax.interventions.checks import check_state, is_due, spaces_of
 from lopjax.interventions.reasons import NO_UNIT_CHOSEN, NOT_ITS_STEP
 from lopjax.interventions.slices import no_units
-from lopjax.losses import pair
 from lopjax.model import Variables
 from lopjax.recovery.acting import Look, Looked, act_on, climbed, no_action
 from lopjax.recovery.log import FATES, Outcome, empty_log, write_entry
-from lopjax.recovery.options import OFF, ON, ControllerState, Options, check_numbers, checked_budget, checked_limits
+from lopjax.recovery.options import (
+    OFF,
+    ON,
+    ControllerState,
+    Options,
+    check_numbers,
+    check_own,
+    checked_budget,
+    checked_limits,
+    checked_probe,
+)
 from lopjax.recovery.rungs import DEFAULT_STRENGTHS, KINDS, RUNGS, SYMPTOMS, Strengths, check_ladder, make_treatments
 from lopjax.signals import Observed
 from lopjax.training.interventions import Intervention, Report, Setting
@@ -76,7 +85,7 @@ def recovery_controller(
     check_numbers(every, cool_down, clone_tolerance)
     budget = checked_budget(budget_units, budget_change, budget_every, max_jump)
     treatments = make_treatments(names, strengths, clone_tolerance)
-    fixed = None if probe is None else jax.tree.map(jnp.asarray, pair(probe))
+    fixed = checked_probe(probe)
     entries = as_integer(entries, 1, f"entries={entries!r}: must be a positive integer")
     options = Options(names, treatments, *limits, fixed, every, cool_down, budget, clone_tolerance, entries)
     return Intervention(partial(_init, options), partial(_apply, options))
@@ -123,6 +132,7 @@ def _apply(
         return state, own, units, jnp.int32(NOT_ITS_STEP), no_action()
 
     bare = state._replace(own=())  # the state of the controller itself is passed beside it
+    check_own(jax.eval_shape(partial(_init, options, setting), bare), own)
     found, own, touched, reason, done = jax.lax.cond(is_due(step, options.every), look, rest, bare, own)
     logs = {"actions": own.actions, "treating": jnp.sum(own.is_on), **done}
     return found._replace(own=state.own), own, Report(touched, reason, logs)

@@ -112,8 +112,8 @@ def kick_clones(
         ValueError: a number out of range; on `init`, an unknown or fixed space, a state of another optimizer.
     """
     scales = scale if isinstance(scale, Mapping) else None
-    for name, value in (scales or {"scale": scale}).items():
-        check(f"scale of {name}", value, minimum=0.0)
+    for name, value in {"scale": scale}.items() if scales is None else scales.items():
+        check(name if scales is None else f"scale[{name!r}]", value, minimum=0.0)
     check("tolerance", tolerance, minimum=0.0)
     check_every(every)
 

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from lopjax.interventions.checks import check_every
+from lopjax.losses import pair
 from lopjax.optim.checks import check, check_single
 from lopjax.recovery.log import Log
 from lopjax.recovery.rungs import RUNGS, SYMPTOMS, Treatments
@@ -18,6 +19,8 @@ ON: Mapping[str, float] = {"cloning": 0.1, "dying": 0.3, "saturation": 0.3, "ran
 """The score from which on treatment begins, by symptom."""
 OFF: Mapping[str, float] = {"cloning": 0.02, "dying": 0.2, "saturation": 0.2, "rank_collapse": 0.15}
 """The score below which a symptom has gone."""
+_MOST = 4
+"""How many differences of a state are named."""
 
 
 class ControllerState(NamedTuple):
@@ -140,3 +143,38 @@ def checked_budget(units: Any, change: Any, every: Any, max_jump: Any) -> Budget
     if not is_number or (not isinstance(max_jump, Tracer) and not max_jump >= 0):
         raise ValueError(f"max_jump={max_jump!r}: must be at least 0; infinity for any")
     return Budget(jnp.stack([jnp.asarray(units, float), jnp.asarray(change, float)]), every, max_jump)
+
+
+def checked_probe(probe: Any) -> tuple[Any, Any] | None:
+    """The probe as arrays on the device, or None.
+
+    Raises:
+        ValueError: no pair of inputs and labels, of one length.
+    """
+    if probe is None:
+        return None
+    try:
+        return jax.tree.map(jnp.asarray, pair(probe))
+    except ValueError as error:
+        raise ValueError(f"probe: {error}") from None
+
+
+def check_own(expected: ControllerState, own: Any) -> None:
+    """Refuse the state of another controller or for another network, naming what differs.
+
+    Raises:
+        ValueError: another structure, shape or type.
+    """
+    found, wanted = (
+        {jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for path, leaf in leaves}
+        for leaves in (jax.tree.leaves_with_path(tree) for tree in (own, expected))
+    )
+    lines = [f"{path}: {found.get(path, 'missing')}, must be {one}" for path, one in wanted.items()]
+    lines = [line for line, (path, one) in zip(lines, wanted.items(), strict=True) if found.get(path) != one]
+    lines += [f"{path}: not a part of it" for path in found if path not in wanted]
+    if lines:
+        more = f" and {len(lines) - _MOST} more" if len(lines) > _MOST else ""
+        raise ValueError(
+            f"state.own is not a state of this controller for this network: {'; '.join(lines[:_MOST])}{more}. Begin "
+            "with start_intervention(controller, setting, state), of a controller with the same ladder and entries"
+        )

@@ -116,7 +116,13 @@ _APPLIES = {"kick_and_fire": ("split_clones", "fire")}
 
 
 def make_treatments(ladder: Sequence[str], strengths: Strengths, clone_tolerance: ArrayLike) -> Treatments:
-    """The interventions of a ladder."""
+    """The interventions of a ladder.
+
+    Raises:
+        ValueError: strengths of another type, or out of range.
+    """
+    if not isinstance(strengths, Strengths):
+        raise ValueError(f"strengths={strengths!r}: must be lopjax.recovery.Strengths, such as Strengths(noise=0.05)")
     applied = [_APPLIES.get(name, (name,)) for name in ladder]
     names = list(dict.fromkeys(name for each in applied for name in each))
     interventions = tuple(_intervention(name, strengths, clone_tolerance) for name in names)

@@ -264,11 +264,30 @@ def test_the_other_rungs_reset_the_dead_and_part_a_pair_of_clones(x64):
         ({"cool_down": -1}, "cool_down=-1: must be a positive integer"),
         ({"budget_units": -1.0}, "budget_units=-1.0: must be finite and at least 0"),
         ({"max_jump": -0.1}, "max_jump=-0.1: must be at least 0"),
+        ({"strengths": 0.1}, "strengths=0.1: must be lopjax.recovery.Strengths"),
+        (
+            {"strengths": Strengths(noise={"hidden_0": -1.0})},
+            r"scale\['hidden_0'\]=-1.0: must be finite and at least 0",
+        ),
+        ({"probe": INPUTS}, r"probe: .* must be \(inputs, labels\)"),
     ],
 )
 def test_bad_settings_are_refused_where_they_are_given(arguments, message, unchecked):
     with pytest.raises(ValueError, match=message):
         recovery_controller(**arguments)
+
+
+def test_the_state_of_another_controller_is_refused_array_by_array(unchecked):
+    optimizer = optax.sgd(0.1)
+    setting = Setting(MODEL, optimizer, mean_squared_error)
+    given, other = (recovery_controller(("noise",), entries=entries) for entries in (5, 7))
+    state = start_intervention(given, setting, init_state(MODEL.init(jax.random.key(0)), optimizer))
+    shorter = state._replace(own=state.own._replace(named=np.zeros(5, bool)))
+    message = r"state of this controller for this network: \.log\.step: int32\[5\], must be int32\[7\];.* and 12 more"
+    with pytest.raises(ValueError, match=message):
+        intervene(other, setting, state, None, jax.random.key(1), 0)
+    with pytest.raises(ValueError, match=r"\.named: bool\[5\], must be bool\[6\]"):
+        intervene(given, setting, shorter, None, jax.random.key(1), 0)
 
 
 def test_the_critical_noise_of_one_mode_is_its_closed_form():
