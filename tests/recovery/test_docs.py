@@ -16,7 +16,7 @@ def test_the_page_does_what_it_says(capsys, unchecked):
     for block in blocks:
         exec(compile(block, "docs/recovery.md", "exec"), space)
         said.append(capsys.readouterr().out)
-    nearness, monitored, of_nnx, of_equinox, recovered, diagnosed = said
+    nearness, monitored, of_nnx, of_equinox, recovered, own_loop, diagnosed = said
     assert re.match(r"step 30: loss on the probe .*\n.* 0 saturated, of 8\n", of_nnx)
     assert re.match(r"step 30: loss on the probe .*\n.* 0 saturated, of 16\n", of_equinox)
     assert nearness.splitlines()[0] == "2 units within 1 % of a clone, 1 dead, 0 saturated, of 8"
@@ -25,5 +25,6 @@ def test_the_page_does_what_it_says(capsys, unchecked):
     assert re.match(
         r"step 4: dying at 0.125 -> wake_dead_units .*: the symptom went by step 14 \(0\); .* 1 healthy", recovered
     )
+    assert own_loop == recovered
     assert "1. near-clones (serious, 25 %)" in diagnosed
     assert "lopjax.interventions.wake_dead_units" in diagnosed
