@@ -88,6 +88,8 @@ class Config(TasksConfig, ImageConfig):
     """Mean used for normalisation, a number per channel, in units of pixel/255; () for that of the training images."""
     pixel_std: tuple[float, ...] = ()
     """Likewise."""
+    fresh_every: int = 1
+    """Fresh networks at every so many tasks only, a divisor of num_tasks, to save time: 8 for tasks 8, 16, ..."""
     probe: Literal["all", "first"] = "all"
     """The fixed batch: from all tasks, or from the first (which needs a class_order)."""
 

@@ -194,6 +194,12 @@ def _draw(axes: "Axes", curves: list[np.ndarray], color: Any, label: str | None,
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    draw_done(axes, curves, color, label, style)
+
+
+def draw_done(axes: "Axes", curves: list[np.ndarray], color: Any, label: str | None, style: str = "-") -> None:
+    """Mean and band over seeds, as far as all have come, of the tasks at which any curve has a value."""
     num = min(map(len, curves))
-    if num:
-        band(axes, np.arange(1, num + 1), [curve[:num] for curve in curves], color, label, style)
+    done = np.flatnonzero(np.isfinite([curve[:num] for curve in curves]).any(axis=0))
+    if len(done):
+        band(axes, done + 1, [curve[done] for curve in curves], color, label, style)

@@ -152,6 +152,8 @@ def onset(run: RunData, lane: str, seed: int, level: float) -> float:
     """
     if not run.config["fresh"]:
         raise ValueError("the run has no fresh networks (--no-fresh), so nothing says when plasticity was lost")
+    if run.config.get("fresh_every", 1) > 1:
+        raise ValueError("the run has fresh networks at some tasks only (--fresh-every); it needs them at every task")
     if is_fresh(lane):
         return math.inf
     difference = less_fresh(run, "online_accuracy", lane, seed)

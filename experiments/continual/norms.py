@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.continual.figures import SYMPTOMS
-from experiments.continual.report import at_ends, less_fresh, over_tasks
+from experiments.continual.figures import SYMPTOMS, draw_done
+from experiments.continual.methods import fresh, method_of
+from experiments.continual.report import at_ends, late_tasks, less_fresh, over_tasks
 from experiments.kit.intervals import interval
 
 if TYPE_CHECKING:
@@ -34,12 +35,19 @@ def curves_of(run: "RunData", name: str) -> list[np.ndarray]:
     return [curve[:num] for curve in curves] if num else []
 
 
+def late_mean(run: "RunData", name: str, curve: np.ndarray, seed: int) -> float:
+    """Mean of a curve of `curves_of` over the last half of the tasks, of those that it has."""
+    method = run.config["methods"][0]
+    lane = fresh(method_of(method).control) if name == "less_fresh" else method
+    return float(curve[late_tasks(run, lane, seed, len(curve))].mean())
+
+
 def norms_figure(found: "Sequence[RunData]") -> "Figure":
     """Curves above, and below them bars of the mean over the last half of the tasks with 95 % intervals over seeds.
 
     Online accuracy minus that of the fresh networks if all runs have them; else accuracy and training loss themselves.
     """
-    from lopjax.plotting import PALETTE, band, drawing
+    from lopjax.plotting import PALETTE, drawing
 
     if all(run.config["fresh"] for run in found):
         names = {"less_fresh": "online accuracy\nminus fresh network"}
@@ -53,8 +61,8 @@ def norms_figure(found: "Sequence[RunData]") -> "Figure":
                 if not (curves := curves_of(run, name)):
                     continue
                 color = PALETTE[index % len(PALETTE)]
-                band(upper, np.arange(1, len(curves[0]) + 1), curves, color, run.folder.name)
-                bar = interval([curve[len(curve) // 2 :].mean() for curve in curves])
+                draw_done(upper, curves, color, run.folder.name)
+                bar = interval([late_mean(run, name, curve, seed) for curve, seed in zip(curves, run.config["seeds"])])
                 error = bar.half if np.isfinite(bar.half) else None
                 lower.bar(index, bar.mean, yerr=error, color=color, width=0.7, capsize=3)
             upper.set(xlabel="task", ylabel=f"{label}, fixed probe" if name.startswith("probe/") else label)

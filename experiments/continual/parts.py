@@ -14,6 +14,7 @@ from experiments.continual.methods import is_fresh
 from experiments.continual.setup import Setup
 from experiments.kit.ahead import compiled_ahead
 from experiments.kit.group_lanes import GroupLanes
+from experiments.kit.methods import Lane
 from lopjax.detection import lives_as_text
 from lopjax.detection.lives import RECORDED
 from lopjax.runs.schedule import Part
@@ -106,7 +107,8 @@ class Life:
         chunks = []
         for number in numbers:
             name = f"task {number * every // config.steps + 1}/{config.num_tasks}"
-            chunks.append(self.lanes.part(name, every, partial(self.train, number), self.like))
+            part = self.lanes.part(name, every, partial(self.train, number), self.like)
+            chunks.append(part._replace(num_records=self.num_records(number)))
         start = chunks[0].do
         chunks[0] = chunks[0]._replace(is_start=True, do=lambda nothing: start(self.start()))
         chunks[-1] = chunks[-1]._replace(keep=self.kept)
@@ -133,17 +135,40 @@ class Life:
         """Structure of the lanes."""
         return jax.eval_shape(lambda: start_lanes(self.started(0)))
 
+    def first_row(self, task: int) -> int:
+        """The first row that is trained at a task: fresh networks, which come first, may have none at this one."""
+        is_resting = is_fresh(self.lanes.group.lanes[0].method) and (task + 1) % self.setup.fresh_every != 0
+        return int(is_resting)
+
+    def num_records(self, number: int) -> int:
+        """How many lanes are trained, and recorded, in chunk `number`."""
+        first = self.first_row(number * self.setup.record_every // self.setup.config.steps)
+        return len(self.lanes.group.lanes) - first * len(self.lanes.seeds)
+
     def train(self, number: int, lanes: Lanes) -> tuple[Lanes, Records]:
         """Chunk `number`, and the records after it."""
         every, steps = self.setup.record_every, self.setup.config.steps
-        if number * every % steps == 0:
-            lanes = self.begun(number * every // steps, lanes)
-        keys = self.lanes.placed(self.lanes.of_seeds(self.shared.data_keys))
-        lanes, logs = self.chunk(lanes, keys, number * every, every, self.shared.data[0])
-        return self.measured((number + 1) * every, logs, lanes)
+        task, start = number * every // steps, number * every
+        rows = self.lanes.rows()[self.first_row(task) :]
+        if not rows:
+            return lanes, []
+        if start % steps == 0:
+            lanes = self.begun(task, lanes)
+        keys, size = self.lanes.placed(self.lanes.of_seeds(self.shared.data_keys)), len(self.lanes.group.lanes)
+        resting, training = slice(0, rows[0][0].start), slice(rows[0][0].start, size)
+        if resting.stop == 0:
+            lanes, logs = self.chunk(lanes, keys, start, every, self.shared.data[0])
+            return self.measured((number + 1) * every, rows, logs, lanes)
+        trained, keys = self.lanes.row(lanes, training), self.lanes.row(keys, training)
+        trained, logs = self.chunk(trained, keys, start, every, self.shared.data[0])
+        lanes = self.lanes.placed(_joined([self.lanes.row(lanes, resting), trained]))
+        logs = jax.tree.map(lambda log: jnp.pad(log, (resting.stop, 0), constant_values=jnp.nan), logs)
+        return self.measured((number + 1) * every, rows, logs, lanes)
 
-    def measured(self, step: int, logs: Logs, lanes: Lanes) -> tuple[Lanes, Records]:
-        """A record of every lane, and the lanes with what they remember.
+    def measured(
+        self, step: int, rows: list[tuple[slice, tuple[Lane, ...]]], logs: Logs, lanes: Lanes
+    ) -> tuple[Lanes, Records]:
+        """A record of every lane of these rows, the last ones, and the lanes with what they remember.
 
         A row at a time (the seeds of one method), so that all groups share the compiled program.
         """
@@ -156,10 +181,10 @@ class Life:
         # All rows are dispatched before anything is read: reading waits for the steps, which go on while this compiles.
         measurements = [
             self.shared.measure(*self.measured_of(self.lanes.row(state, row)), keys, *where_now, *self.shared.data)
-            for row, _ in self.lanes.rows()
+            for row, _ in rows
         ]
         logs, frozen_at, records = self.lanes.read(logs), self.lanes.read(lanes.frozen_at), []
-        for (row, names), (memory, values) in zip(self.lanes.rows(), measurements, strict=True):
+        for (row, names), (memory, values) in zip(rows, measurements, strict=True):
             values, lives = self.lanes.read(values), self.lanes.read((memory.status, memory.touched))
             for index, lane in enumerate(names):
                 position = row.start + index
@@ -171,7 +196,8 @@ class Life:
                     for space, status in lives[0].items()
                 }
                 records.append({**lane.fields(), **where, **frozen, **numbers, **units})
-        memory = _joined([memory for memory, _ in measurements])
+        before = [self.lanes.row(state.memory, row) for row, _ in self.lanes.rows()[: -len(rows)]]
+        memory = _joined([*before, *(memory for memory, _ in measurements)])
         memory = memory._replace(touched=jax.tree.map(jnp.zeros_like, memory.touched))
         return lanes._replace(state=state._replace(memory=self.lanes.placed(memory))), records
 

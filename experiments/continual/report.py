@@ -18,25 +18,43 @@ _SYMPTOMS = ("effective_rank", "dead_fraction", "duplicate_fraction", "saturated
 
 
 def at_ends(data: RunData, name: str, method: str, seed: int) -> np.ndarray:
-    """A value at the end of every task of a lane, as far as it has come; NaN where it is missing."""
-    records = data.select(method=method, seed=seed, is_end=True)
-    return np.array([_number(record.get(name)) for record in records])
+    """A value at the end of every task of a lane, as far as it has come; NaN where it is missing.
+
+    A fresh network that is trained at every eighth task has NaN at the others.
+    """
+    found = {record["task"]: _number(record.get(name)) for record in data.select(method=method, seed=seed, is_end=True)}
+    return np.array([found.get(task, math.nan) for task in range(max(found, default=-1) + 1)])
 
 
 def over_tasks(data: RunData, name: str, method: str, seed: int) -> np.ndarray:
     """The mean over every whole task of a value that is logged between records (online accuracy, plasticity)."""
     records = data.select(method=method, seed=seed)
-    num_tasks = len(data.select(method=method, seed=seed, is_end=True))
+    num_tasks = max((record["task"] + 1 for record in records if record["is_end"]), default=0)
     of_task = [[_number(record[name]) for record in records if record["task"] == task] for task in range(num_tasks)]
-    return np.array([math.fsum(values) / len(values) for values in of_task])
+    return np.array([math.fsum(values) / len(values) if values else math.nan for values in of_task])
 
 
 def less_fresh(data: RunData, name: str, method: str, seed: int) -> np.ndarray:
-    """A curve over tasks minus that of the fresh networks on the same batches; empty where there are none."""
+    """A curve over tasks minus that of the fresh networks on the same batches; NaN at tasks without one.
+
+    Empty where there are none at all.
+    """
     curve = over_tasks if name in ("online_accuracy", "online_loss", "plasticity") else at_ends
     continual, control = (curve(data, name, lane, seed) for lane in (method, fresh(method_of(method).control)))
     num = min(len(continual), len(control))
     return continual[:num] - control[:num]
+
+
+def late_tasks(data: RunData, name: str, seed: int, num: int) -> list[int]:
+    """Those of the last half of `num` tasks that a lane was trained on: a fresh network may be at some only."""
+    tasks = [record["task"] for record in data.select(method=name, seed=seed, is_end=True)]
+    return [task for task in tasks if num // 2 <= task < num]
+
+
+def late_less_fresh(data: RunData, value: str, name: str, seed: int) -> np.ndarray:
+    """`less_fresh` at every task of the last half that has a fresh network."""
+    difference = less_fresh(data, value, name, seed)
+    return difference[late_tasks(data, fresh(method_of(name).control), seed, len(difference))]
 
 
 def accuracy_name(data: RunData) -> str:
@@ -67,19 +85,20 @@ def _numbers(data: RunData, name: str, seed: int) -> dict[str, Any]:
     records = data.select(method=name, seed=seed, is_end=True)
     marks = [record["frozen_at"] for record in records if "frozen_at" in record]
     online = over_tasks(data, "online_accuracy", name, seed)
-    half = len(online) // 2
-    row: dict[str, Any] = {"tasks": len(online), "frozen_at": marks[0] if marks else None}
-    row["online_accuracy"] = _plain(np.mean(online[half:]))
+    late = late_tasks(data, name, seed, len(online))
+    row: dict[str, Any] = {"tasks": len(records), "frozen_at": marks[0] if marks else None}
+    row["online_accuracy"] = _plain(np.mean(online[late]))
     for value in ("online_accuracy", accuracy_name(data)):
-        difference = less_fresh(data, value, name, seed) if data.config["fresh"] else np.array([])
-        row[f"{value}_less_fresh"] = _plain(np.mean(difference[half:])) if len(difference) > half else None
+        difference = late_less_fresh(data, value, name, seed) if data.config["fresh"] else np.array([])
+        row[f"{value}_less_fresh"] = _plain(np.mean(difference)) if len(difference) else None
     for symptom in _SYMPTOMS:
         values = at_ends(data, f"probe/{symptom}/mean", name, seed)
         row |= {f"{symptom}_first": _plain(values[0]), f"{symptom}_last": _plain(values[-1])}
+    done = [record["task"] for record in records]
     reached = at_ends(data, "steps_to_level", name, seed)
-    censored = np.where(np.isfinite(reached[half:]), reached[half:], np.inf)
-    row |= {"steps_to_level": _plain(np.median(censored)), "level_missed": int(np.isnan(reached).sum())}
-    row["plasticity"] = _plain(np.mean(over_tasks(data, "plasticity", name, seed)[half:]))
+    censored = np.where(np.isfinite(reached[late]), reached[late], np.inf)
+    row |= {"steps_to_level": _plain(np.median(censored)), "level_missed": int(np.isnan(reached[done]).sum())}
+    row["plasticity"] = _plain(np.mean(over_tasks(data, "plasticity", name, seed)[late]))
     row["backward_transfer"] = _plain(backward_transfer(data, name, seed))
     for count in ("died", "revived"):
         row[count] = int(np.nansum(at_ends(data, f"units/{count}", name, seed)))
@@ -101,9 +120,9 @@ def lost(data: RunData, name: str, value: str = "online_accuracy") -> Interval:
     The interval is over seeds, each with its mean over tasks. For a single seed it is over tasks, which share a
     network and so are not independent: it is too narrow, and the table says what it is over.
     """
-    curves = [less_fresh(data, value, name, seed) for seed in data.config["seeds"]]
-    halves = [curve[len(curve) // 2 :] for curve in curves if len(curve) > 1]
-    if not halves:
+    halves = [late_less_fresh(data, value, name, seed) for seed in data.config["seeds"]]
+    halves = [half for half in halves if len(half)]
+    if not halves or len(less_fresh(data, value, name, data.config["seeds"][0])) < 2:
         return NOT_KNOWN
     return interval(halves[0] if len(halves) == 1 else [half.mean() for half in halves])
 
@@ -156,12 +175,14 @@ def _title(data: RunData) -> list[str]:
     seeds = len(config["seeds"])
     num_done = len(data.select(method=config["methods"][-1], seed=config["seeds"][-1], is_end=True))
     over = f"{seeds} seeds" if seeds > 1 else "the tasks of one seed, which share a network: too narrow"
+    every = config.get("fresh_every", 1)
+    where = "every task" if every == 1 else f"every {every}th task"
     lines = [
         f"{config['num_tasks']} tasks ({config['tasks'].replace('_', ' ')}) x {config['steps']:,} steps, {seeds} "
         f"seed{'s' if seeds > 1 else ''}"
         + ("" if num_done == config["num_tasks"] else f"; {num_done} tasks done by all"),
         "online, test - fresh: accuracy before each update, and after a task, minus that of a network drawn anew for",
-        f"every task on the same batches; last half of the tasks, 95 % interval over {over}",
+        f"{where} on the same batches; last half of the tasks, 95 % interval over {over}",
         f"to level: steps until accuracy {config['level']:g}, median. rank, dead, duplicate, saturated: mean over",
         "layers on a fixed probe, after the first and the last task. earlier tasks: change of accuracy on them since",
     ]

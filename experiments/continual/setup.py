@@ -25,6 +25,7 @@ class Setup(NamedTuple):
         stream: batches of one task after the other.
         record_every: steps between two measurements.
         mesh: devices to spread lanes over; None for one.
+        fresh_every: fresh networks are trained at tasks whose number, from 1, is a multiple of this.
     """
 
     config: TasksConfig
@@ -33,6 +34,7 @@ class Setup(NamedTuple):
     stream: Stream
     record_every: int
     mesh: Any = None
+    fresh_every: int = 1
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -53,7 +55,10 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
     check("classes_per_task", config.classes_per_task, config.classes_per_task >= 1, "at least 1")
     check("num_images", config.num_images, config.num_images >= 0, "0 or positive")
     check("class_order", config.class_order, config.class_order >= -1, "-1, or a seed")
-    return setup_of(config, make_problem(config, resources.data_dir), resources.mesh)
+    is_divisor = config.fresh_every >= 1 and config.num_tasks % config.fresh_every == 0
+    check("fresh_every", config.fresh_every, is_divisor, f"a divisor of num_tasks={config.num_tasks}")
+    setup = setup_of(config, make_problem(config, resources.data_dir), resources.mesh)
+    return setup._replace(fresh_every=config.fresh_every)
 
 
 def setup_of(config: TasksConfig, problem: Problem, mesh: Any = None) -> Setup:

@@ -31,7 +31,7 @@ from experiments.kit.intervals import interval
 from experiments.kit.networks import MLP
 from lopjax.losses import mean_cross_entropy
 from lopjax.runs import RunData, load, open_run
-from lopjax.runs.schedule import play
+from lopjax.runs.schedule import expected_records, play
 from lopjax.training import init_state, train_step
 
 TINY = MLPConfig(
@@ -126,6 +126,17 @@ def test_neither_resuming_nor_the_number_of_records_changes_a_bit(recorded, tmp_
         assert run.records == recorded.records
     for method in ("fresh_adam", "l2_init"):
         jax.tree.map(np.testing.assert_array_equal, run.variables(method), recorded.variables(method))
+
+
+def test_fresh_networks_at_some_tasks_only_change_no_bit_and_are_the_same_ones(recorded, tmp_path):
+    run = played(replace(TINY, fresh_every=3), tmp_path / "run")
+    assert [record["task"] for record in run.select(method="fresh_adam", seed=0)] == [2, 2]
+    assert len(run.records) == expected_records(run.folder) == len(recorded.records) - 8
+    assert run.records == [r for r in recorded.records if r["method"] != "fresh_adam" or r["task"] == 2]
+    difference = less_fresh(run, "online_accuracy", "adam", 1)
+    assert np.isnan(difference[:2]).all()
+    assert difference[2] == less_fresh(recorded, "online_accuracy", "adam", 1)[2]
+    assert {"continual", "layers"} <= set(figures(run))
 
 
 # --- Disjoint classes: the mask, the output layer --------------------
@@ -231,8 +242,11 @@ def test_what_is_lost_is_the_difference_in_the_last_half(unchecked):
     assert backward_transfer(run, "adam", 0) == pytest.approx(np.mean([0.4 - 0.9, 0.1 - 0.9, 0.0 - 0.6]))
     (row,) = [row for row in summarise(run) if row["method"] == "adam" and row["seed"] == 0]
     assert (row["steps_to_level"], row["level_missed"], row["died"]) == (None, 4, 4)
+    run = run._replace(records=[r for r in run.records if r["method"] != "fresh_adam" or r["task"] in (1, 3)])
+    np.testing.assert_allclose(less_fresh(run, "online_accuracy", "adam", 1), [np.nan, 0.1, np.nan, -0.2])
+    assert lost(run, "adam").mean == pytest.approx(-0.2)  # task 4 alone
     (_, adam) = table(run).rows
-    assert adam[:3] == ("Adam", "lost", "-0.250 ± 0.000")
+    assert adam[:3] == ("Adam", "lost", "-0.200 ± 0.000")
     assert table(synthetic(fresh_adam=[0.9, 0.8], adam=[])).rows[1][1] == "not started"
 
 
@@ -285,6 +299,7 @@ def test_methods_with_one_optimizer_share_a_program_and_a_fresh_network():
         ({"change": 5}, "fresh=True: must be False where tasks pass into each other"),
         ({"change": 5, "fresh": False}, "zero_head=True: must be False"),
         ({"change": 21, "fresh": False, "zero_head": False}, "change=21: must be in 0..20"),
+        ({"fresh_every": 2}, "fresh_every=2: must be a divisor of num_tasks=3"),
         ({"record_every": 7}, "record_every=7: must be 0, or a divisor of steps=20"),
         ({"probe": "first"}, "probe='first': needs a class_order"),
         ({"probe_samples": 500}, "probe_samples=500: must be at most the 278 of a task"),
