@@ -4,7 +4,7 @@ Every method has the same number of settings, tried on the same tuning seeds; th
 other seeds, beside the plain optimizer and a network drawn anew for every task, all on the same batches.
 
     python -m experiments.remedies                  # one stream, two methods, cut short
-    python -m experiments.remedies --preset full    # four streams, twenty-one methods: two hours; --resume goes on
+    python -m experiments.remedies --preset full    # four streams, twenty-five methods: two hours; --resume goes on
 """
 
 from experiments.kit.experiment import Experiment, late

@@ -8,7 +8,7 @@ from experiments.remedies.methods import METHODS
 if TYPE_CHECKING:
     StreamName = MethodName = str
 else:
-    StreamName = Literal["upgd", "mixtures", "random_labels", "bit_flipping", "permuted_labels"]
+    StreamName = Literal["upgd", "mixtures", "random_labels", "bit_flipping", "permuted_labels", "permuted_pixels"]
     MethodName = Literal[tuple(METHODS)]
 
 
@@ -55,6 +55,8 @@ class Config:
     """Online regression on bits, all slow ones drawn anew at every task: one hidden layer of ReLU units, SGD."""
     permuted_labels: StreamConfig = field(default_factory=lambda: StreamConfig(40, 200, 16, 0.003, (32, 32), 4))
     """Digits whose classes are renamed at every task: a ReLU network, Adam."""
+    permuted_pixels: StreamConfig = field(default_factory=lambda: StreamConfig(40, 300, 16, 0.003, (32, 32), 4))
+    """Digits whose pixels are permuted at every task: a ReLU network, Adam."""
 
 
 _FULL = Config()

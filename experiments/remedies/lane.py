@@ -66,6 +66,7 @@ def keys_of(seed: jax.Array) -> Keys:
 
 def make_program(bench: Bench, remedy: Remedy) -> Program:
     """The functions of a method. The number of a setting is in the lane, so that all settings share one program."""
+    bench = bench.with_network(remedy)
     model, table = bench.model, _columns(remedy.settings[bench.base])
     measure = make_measure(bench)
 
@@ -90,7 +91,9 @@ def make_program(bench: Bench, remedy: Remedy) -> Program:
             net = jax.lax.cond(is_new, lambda: drawn_anew(lane.keys, lane.setting, task.index), lambda: net)
         step_key, own_key = jax.random.split(key)
         batch = bench.inputs(drawn.batch[0]), drawn.batch[1]
-        net, observed = train_step(model, setting.optimizer, net, batch, step_key, loss=bench.loss, task=task)
+        # Only a method with dropout draws its numbers.
+        rate = {"dropout_rate": table["dropout"][lane.setting]} if "dropout" in table else {}
+        net, observed = train_step(model, setting.optimizer, net, batch, step_key, loss=bench.loss, task=task, **rate)
         touched, own = jnp.zeros(()), {}
         if intervention is not None:
             net, report = intervene(intervention, setting, net, observed, own_key, index)

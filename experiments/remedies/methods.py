@@ -26,6 +26,7 @@ class Remedy(NamedTuple):
         intervention: `settings -> lopjax.training.Intervention`, applied after every update; None for none. Beside its
             numbers it is given the `probe` of the stream, which may be None.
         needs_boundaries: whether it looks at where a task starts; tables mark such methods with a star.
+        network: options of the network that differ from those of the stream, such as `norm`.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Remedy(NamedTuple):
     optimizer: "Callable[..., optax.GradientTransformation]" = lambda base, settings, rate, model, key: base(rate)
     intervention: Callable[[Settings], Any] | None = None
     needs_boundaries: bool = False
+    network: Mapping[str, Any] = {}
 
 
 def _both(*settings: Settings) -> dict[str, tuple[Settings, ...]]:
@@ -75,7 +77,7 @@ def _noise(base: Any, settings: Settings, rate: float, model: Any, key: "jax.Arr
 
     from lopjax.optim import add_relative_noise
 
-    return optax.chain(add_relative_noise(settings["scale"], 1.0, key), base(rate))
+    return optax.chain(add_relative_noise(settings["scale"], settings.get("decay", 1.0), key), base(rate))
 
 
 def _upgd(base: Any, settings: Settings, rate: float, model: Any, key: "jax.Array") -> Any:
@@ -172,6 +174,15 @@ METHODS: dict[str, Remedy] = {
         _shrink_and_perturb,
     ),
     "noise": Remedy("noise on the gradient", _both(*_each("scale", 0.001, 0.01, 0.1, 1.0)), _noise),
+    "noise_decay": Remedy(
+        "noise that decays",
+        _both(*({"scale": scale, "decay": decay} for scale in (0.1, 1.0) for decay in (0.999, 0.9999))),
+        _noise,
+    ),
+    # On streams with one example a step there is no batch to normalise over, so there are no settings for SGD.
+    "dropout": Remedy("dropout", {"adam": _each("dropout", 0.05, 0.1, 0.2, 0.4)}),
+    "batch_norm": Remedy("batch norm", {"adam": _RATES["adam"]}, _other_rate, network={"norm": "batch"}),
+    "layer_norm": Remedy("layer norm", {"adam": _RATES["adam"]}, _other_rate, network={"norm": "layer"}),
     "upgd": Remedy(
         "UPGD",
         {

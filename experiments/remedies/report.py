@@ -17,6 +17,7 @@ MARGIN = 0.25
 BASES = {
     **{"upgd": "sgd", "mixtures": "adam", "random_labels": "adam"},
     **{"bit_flipping": "sgd", "permuted_labels": "adam"},
+    "permuted_pixels": "adam",
 }
 COLUMNS = (
     *("method", "setting", "plasticity", "late - fresh", "late - early", "late - plain"),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,7 @@ class Bench(NamedTuple):
         model: the network.
         base: name of the plain optimizer, "sgd" or "adam".
         probe: `(inputs, labels)`, a fixed batch for methods that watch symptoms; None where that of a step will do.
+        make: `options -> Model`: the network with other options; None where it can have no others.
         is_tiny: whether lanes run side by side on a CPU, too, where nothing acts now and then: for a network so small
             that starting its operations is what takes the time.
     """
@@ -55,7 +57,12 @@ class Bench(NamedTuple):
     model: Model
     base: str
     probe: tuple[Any, Any] | None = None
+    make: Callable[..., Model] | None = None
     is_tiny: bool = False
+
+    def with_network(self, remedy: Remedy) -> "Bench":
+        """The bench with the network that a method asks for."""
+        return self if self.make is None or not remedy.network else self._replace(model=self.make(**remedy.network))
 
     def optimizer(self, remedy: Remedy, settings: Any, key: jax.Array) -> optax.GradientTransformation:
         """The optimizer of a method with a setting, whose numbers may be traced."""
@@ -162,6 +169,7 @@ def _classification(name: str, sizes: StreamConfig, resources: Resources) -> Ben
     )
     activation, init = ("tanh", "lecun") if name == "mixtures" else ("relu", "pytorch")
     tested = problem.train if problem.test is None else problem.test
+    make = partial(mlp, problem.input_shape, sizes.widths, problem.num_outputs, activation=activation, init=init)
     return Bench(
         sizes=sizes,
         stream=task_stream(problem.train, sizes.batch_size, sizes.steps),
@@ -171,8 +179,9 @@ def _classification(name: str, sizes: StreamConfig, resources: Resources) -> Ben
         loss=problem.loss,
         score=problem.accuracy,
         is_accuracy=True,
-        model=mlp(problem.input_shape, sizes.widths, problem.num_outputs, activation=activation, init=init),
+        model=make(),
         base="adam",
+        make=make,
     )
 
 

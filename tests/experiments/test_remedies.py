@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.remedies import EXPERIMENT
@@ -19,6 +20,7 @@ from experiments.remedies.report import BASES, summarise, table, texts
 from experiments.remedies.streams import build, make_bench
 from experiments.remedies.together import together
 from lopjax.runs import RunData
+from lopjax.training import train_step
 
 SEEDS, RECORDS = (0, 1, 2, 3, 4), 10
 # By method, online score at the first and at the last record; the fresh network's is 0.9 throughout.
@@ -192,6 +194,48 @@ def test_a_step_keeps_the_structure_of_its_lane(method):
     after, _ = jax.eval_shape(program.step, lane, drawn, keys.lane, jnp.int32(0))
     assert jax.tree.structure(after) == jax.tree.structure(lane)
     assert all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(lane)))
+
+
+def pixels():
+    return make_bench("permuted_pixels", StreamConfig(8, 5, 16, 0.01, (6, 4)))
+
+
+def started(bench, method, number):
+    lane = make_program(bench, remedy_of(method)).start(keys_of(jnp.int32(3)), jnp.int32(number))
+    drawn = bench.stream.draw(bench.stream.data, lane.keys.lane, jnp.int32(0))
+    return lane, drawn
+
+
+@pytest.mark.parametrize(("method", "more"), [("plain", 0), ("dropout", 0), ("batch_norm", 20), ("layer_norm", 20)])
+def test_a_norm_adds_its_scales_and_offsets_to_the_network(method, more):
+    """Two numbers for each of the ten hidden units, by count; and the methods keep their lane's structure."""
+    bench = pixels()
+    lane, drawn = jax.eval_shape(lambda: started(bench, method, 0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(lane.net.variables["params"]))
+    assert size == 64 * 6 + 6 + 6 * 4 + 4 + 4 * 10 + 10 + more
+    step = make_program(bench, remedy_of(method)).step
+    after, _ = jax.eval_shape(step, lane, drawn, lane.keys.lane, jnp.int32(0))
+    assert jax.tree.structure(after) == jax.tree.structure(lane)
+
+
+def test_dropout_trains_with_the_rate_of_its_setting():
+    """By another road: a step of `train_step` itself at this rate; the control is another rate."""
+    bench, number, key = pixels(), 3, jax.random.key(9, impl="philox4x32")
+    (rate,) = METHODS["dropout"].settings["adam"][number].values()
+    lane, drawn = started(bench, "dropout", number)
+    after, _ = jax.jit(make_program(bench, remedy_of("dropout")).step)(lane, drawn, key, jnp.int32(0))
+    batch = bench.inputs(drawn.batch[0]), drawn.batch[1]
+
+    @jax.jit
+    def trained(other):
+        step_key = jax.random.split(key)[0]
+        return train_step(
+            bench.model, optax.adam(0.01), lane.net, batch, step_key, loss=bench.loss, dropout_rate=other
+        )[0]
+
+    for other, is_same in ((rate, True), (rate / 2, False)):
+        pairs = zip(*map(jax.tree.leaves, (trained(other).variables, after.net.variables)))
+        assert all(np.allclose(a, b, atol=1e-6) for a, b in pairs) == is_same
 
 
 def test_the_experiment_is_found_by_its_name():
