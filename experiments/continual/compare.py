@@ -137,15 +137,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.continual.compare", description=str(__doc__).split("\n")[0]
     )
-    parser.add_argument("run", type=Path, help="run folder of experiments.continual")
+    parser.add_argument("run", help="run folder of experiments.continual, or several with commas between, a seed each")
     parser.add_argument("reference", type=Path, help="JSON file of reference curves")
     parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
     arguments = parser.parse_args()
-    from lopjax import runs
+    from experiments.continual.joined import load_joined
 
     reference = json.loads(arguments.reference.read_text(encoding="utf-8"))
     try:
-        table = table_of(rows_of(runs.load(arguments.run), reference))
+        table = table_of(rows_of(load_joined(arguments.run), reference))
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(table)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.continual.compare import main, rows_of, table_of
-from experiments.continual.norms import norms_figure
+from experiments.continual.joined import joined
+from experiments.continual.norms import late_of_seeds, norms_figure
+from experiments.continual.norms import table_of as norms_table
 from lopjax.data.tasks import class_order
 from lopjax.runs import RunData
 
@@ -24,7 +26,7 @@ def run_of(folder, num_tasks: int = 4, shift: float = 0.0) -> RunData:
         for method in ("fresh_adam", "adam") for seed in (0, 1) for task in range(num_tasks)
     ]  # fmt: skip
     config = {"methods": ["adam"], "seeds": [0, 1], "fresh": True, "net": {"norm": "none"}, "steps": 300}
-    config["class_order"] = 3
+    config |= {"class_order": 3, "earlier": [1]}
     return RunData(folder, config, records, None, "continual")
 
 
@@ -89,3 +91,36 @@ def test_without_fresh_networks_accuracy_and_loss_are_drawn_themselves(tmp_path)
     accuracy, loss = figure.axes[:2]
     assert [axes.get_ylabel() for axes in (accuracy, loss)] == ["online accuracy", "training loss\nafter the task"]
     np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [0.5, 0.6, 0.7, 0.8])
+
+
+def seed_of(run: RunData, seed: int, **changes) -> RunData:
+    """One seed of a run, as a run."""
+    config = {**run.config, "seeds": [seed], **changes}
+    return run._replace(config=config, records=run.select(seed=seed))
+
+
+def test_runs_of_one_seed_each_are_one_run(tmp_path):
+    run = run_of(tmp_path)
+    parts = [seed_of(run, 1), seed_of(run, 0, fresh_every=2)]
+    whole = joined(parts)
+    assert whole.config["seeds"] == [1, 0]
+    assert not whole.config["fresh"]  # not at the same tasks
+    assert joined([parts[0], seed_of(run, 0)]).config["fresh"]
+    rank = late_of_seeds(whole, "stream/effective_rank/mean")
+    np.testing.assert_allclose(rank, [51, 50])
+    with pytest.raises(ValueError, match=r"have seeds \[1, 1\]; must be distinct"):
+        joined([parts[0], parts[0]])
+    with pytest.raises(ValueError, match=r"steps=9, and .* has 300; only seeds may differ"):
+        joined([parts[0], seed_of(run, 0, steps=9)])
+
+
+def test_the_table_of_runs_has_means_of_the_last_half_and_differences_paired_by_seed(tmp_path):
+    first, other = run_of(tmp_path), run_of(tmp_path, shift=0.1)
+    for record in other.records:  # by 0.1 in one seed and by 0.3 in the other
+        record["online_accuracy"] += 0.2 * record["seed"]
+    lines = norms_table([first, joined([seed_of(other, 1), seed_of(other, 0)])], ("none", "batch")).splitlines()
+    assert lines[0] == "| last half of the tasks | none | batch | batch − none |"
+    # The mean of 0.7 and 0.8; differences 0.1 and 0.3: mean 0.2, t of one degree of freedom 12.706 times 0.1.
+    assert lines[2] == "| online accuracy | 0.750 ± 0.000 | 0.950 ± 1.271 | +0.200 ± 1.271 |"
+    ranks = next(line for line in lines if line.startswith("| rank, on the task"))
+    assert ranks.endswith("| 50.5 ± 6.4 | 50.5 ± 6.4 | +0.000 ± 0.000 |")
