@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.continual.figures import SYMPTOMS, draw_done
+from experiments.continual.figures import SYMPTOMS, draw_done, layers_figure
 from experiments.continual.methods import fresh, method_of
 from experiments.continual.report import at_ends, late_less_fresh, late_tasks, less_fresh, over_tasks
 from experiments.kit.intervals import interval
@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="run folders of experiments.continual, commas between seeds of one run")
     parser.add_argument("--names", nargs="+", default=(), help="what the runs are called, one name each")
     parser.add_argument("--output", type=Path, default=Path("norms"), help="file to write, without ending")
+    parser.add_argument("--layers", type=Path, help="also draw the first run layer by layer into this file")
     arguments = parser.parse_args()
     from experiments.continual.joined import load_joined
     from lopjax.plotting import save
@@ -155,12 +156,14 @@ def main() -> None:
     try:
         found = [load_joined(folders) for folders in arguments.runs]
         names = arguments.names or [run.folder.name for run in found]
-        figure = norms_figure(found, names)
+        figures = {arguments.output: norms_figure(found, names)}
+        if arguments.layers is not None:
+            figures[arguments.layers] = layers_figure(found[0], found[0].config["methods"][0])
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(table_of(found, names))
-    for path in save(figure, arguments.output):
-        print(path)
+    for file, figure in figures.items():
+        print(*save(figure, file), sep="\n")
 
 
 if __name__ == "__main__":
