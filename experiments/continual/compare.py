@@ -93,8 +93,13 @@ def _has_order(order: list[int], seed: int) -> bool:
 
 def _rows(network: str, quantity: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> list[Row]:
     num, rows = len(ours[0]), []
+    # Fresh networks may have been trained at some tasks only.
+    is_done = np.isfinite(ours).any(axis=0) if network == "fresh" else np.ones(num, bool)
     for first, last in ((0, num // 2), (num // 2, num)):
-        our_curves, their_curves = ([curve[first:last] for curve in curves] for curves in (ours, theirs))
+        tasks = first + np.flatnonzero(is_done[first:last])
+        if not len(tasks):
+            continue
+        our_curves, their_curves = ([curve[tasks] for curve in curves] for curves in (ours, theirs))
         difference = interval(np.mean(our_curves, axis=0) - np.mean(their_curves, axis=0))
         ours_mean, theirs_mean = ([float(curve.mean()) for curve in curves] for curves in (our_curves, their_curves))
         rows.append(Row(network, quantity, f"{first + 1}–{last}", ours_mean, theirs_mean, difference))
@@ -117,7 +122,8 @@ def table_of(rows: list[Row]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        text = f"{row.difference.mean:+.3f} ± {row.difference.half:.3f}"
+        text = f"{row.difference.mean:+.3f}"
+        text += f" ± {row.difference.half:.3f}" if math.isfinite(row.difference.half) else ""
         is_off = math.isfinite(row.difference.half) and abs(row.difference.mean) > row.difference.half
         lines.append(
             f"| {row.network} | {row.quantity} | {row.tasks} | {_spread(row.ours)} | {_spread(row.theirs)} "

@@ -62,6 +62,17 @@ def test_only_tasks_that_both_have_are_compared_half_by_half(tmp_path):
     assert "| 0.210 | +0.040 ± 0.127 |" in text
 
 
+def test_fresh_networks_at_some_tasks_are_compared_at_these(tmp_path):
+    run, other = run_of(tmp_path), reference()
+    other["runs"].append({**other["runs"][-1], "fresh": True})
+    run = run._replace(records=[r for r in run.records if r["method"] == "adam" or r["task"] in (1, 2, 3)])
+    rows = {(row.network, row.quantity, row.tasks): row for row in rows_of(run, other)}
+    dead = [rows["fresh", "dead units, on the task", tasks] for tasks in ("1–2", "3–4")]
+    np.testing.assert_allclose([row.theirs[0] for row in dead], [0.22, 0.21])  # task 2 alone; tasks 3 and 4
+    assert dead[1].difference.mean == pytest.approx(0.04)
+    assert "| +0.030 |" in table_of(list(rows.values()))  # one task has no interval
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys, monkeypatch):
     with pytest.raises(ValueError, match="has no runs with norm='none', 300 steps per task and class_order=3"):
         rows_of(run_of(tmp_path), {"runs": reference()["runs"][:3]})
