@@ -21,7 +21,7 @@ BASES = {
 }
 COLUMNS = (
     *("method", "setting", "plasticity", "late - fresh", "late - early", "late - plain"),
-    *("earlier tasks", "less plain's", "useful", "cost"),
+    *("test - fresh", "earlier tasks", "less plain's", "useful", "cost"),
 )
 
 
@@ -64,9 +64,10 @@ def summarise(data: RunData) -> list[dict[str, Any]]:
 
     `late_less_fresh`: online score (accuracy, or the negative squared error) over the last half of the tasks minus that
     of a network drawn anew for each; `late_less_early`: the same minus what it was over the first fifth;
-    `late_less_plain`: minus that of the plain optimizer at the stream's own rate. `transfer`: score on the tasks one,
-    two and four back minus what it was when each ended; `transfer_less_plain`: paired. `useful`: how many of the
-    settings had a better online score on the tuning seeds than the plain optimizer; null if that was not tuned.
+    `late_less_plain`: minus that of the plain optimizer at the stream's own rate. `test_less_fresh`: as the first, of
+    the score on a task's test examples at its end, in eval mode: dropout takes no part in it. `transfer`: score on the
+    tasks one, two and four back minus what it was when each ended; `transfer_less_plain`: paired. `useful`: how many of
+    the settings had a better online score on the tuning seeds than the plain optimizer; null if that was not tuned.
     """
     by_place = defaultdict(list)
     for record in data.records:
@@ -89,6 +90,7 @@ def _row(data: RunData, stream: str, method: str) -> dict[str, Any]:
         "late_less_fresh": interval(late(paired(score, curves(data, stream, FRESH, "online")))),
         "late_less_early": interval(change(data, stream, method)),
         "late_less_plain": interval(late(paired(score, plain))),
+        "test_less_fresh": interval(late(paired(*(curves(data, stream, name, "end") for name in (method, FRESH))))),
         "transfer": interval(transfer(data, stream, method)),
         "transfer_less_plain": interval(transfer(data, stream, method) - transfer(data, stream, PLAIN)),
     }
@@ -125,9 +127,9 @@ def verdict(method: str, found: Interval, plain: Interval) -> str:
     return "kept" if plain.high < 0 and found.low > MARGIN * plain.mean else "undecided"
 
 
-def transfer(data: RunData, stream: str, method: str) -> np.ndarray:
+def transfer(data: RunData, stream: str, method: str, *phase: str, **where: Any) -> np.ndarray:
     """For each seed, mean over tasks and lags of the score on an earlier task minus what it was when that ended."""
-    totals, counts = (curves(data, stream, method, name) for name in ("transfer", "transfers"))
+    totals, counts = (curves(data, stream, method, name, *phase, **where) for name in ("transfer", "transfers"))
     return totals.sum(axis=1) / counts.sum(axis=1)
 
 
@@ -180,7 +182,30 @@ def texts(data: RunData) -> dict[str, str]:
         lines += ["", f"**{stream}**", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
         lines += [_line(cells(row)) for row in _rows(data) if row["stream"] == stream]
         lines += [sentence for row in _rows(data) if row["stream"] == stream for sentence in _treated(row)]
+        lines += _grid(data, stream)
     return {"table.md": "\n".join([*title(data), *lines]) + "\n"}
+
+
+def _grid(data: RunData, stream: str) -> list[str]:
+    """A table of all settings on the tuning seeds: by which score the best was chosen, and what earlier tasks kept."""
+    lines = [
+        "",
+        f"{stream}, tuning seeds {', '.join(map(str, data.config['tuning_seeds']))}: late score; earlier tasks",
+    ]
+    lines += ["", _line(("method", *["setting"] * NUM_SETTINGS)), _line(["---"] * (1 + NUM_SETTINGS))]
+    for method in data.config["methods"]:
+        cells = []
+        for number in range(NUM_SETTINGS):
+            if not curves(data, stream, method, "online", "tune", setting=number).size:
+                break
+            score = late(curves(data, stream, method, "online", "tune", setting=number)).mean()
+            kept = transfer(data, stream, method, "tune", setting=number).mean()
+            cells.append(
+                f"{_setting({'stream': stream, 'method': method, 'setting': number})}: {score:.3f}; {kept:+.3f}"
+            )
+        if len(cells) == NUM_SETTINGS:
+            lines.append(_line((label_of(method), *cells)))
+    return lines if len(lines) > 5 else []
 
 
 def title(data: RunData) -> list[str]:
@@ -193,7 +218,8 @@ def title(data: RunData) -> list[str]:
         "half of the tasks minus that of a network drawn anew for each; late - early: minus the same over the first",
         "fifth; late - plain: minus that of the plain optimizer at the stream's rate. plasticity: lost or gained where",
         f"late - early lies on one side of 0; kept where it does not and excludes {MARGIN:.0%} of what plain loses.",
-        "earlier tasks: score on tasks 1, 2 and 4 back minus what it was when they ended. useful: how many settings",
+        "test - fresh: as late - fresh, for the score on a task's test examples at its end, in eval mode. earlier",
+        "tasks: score on tasks 1, 2 and 4 back minus what it was when they ended. useful: how many settings",
         "beat the plain optimizer on the tuning seeds. cost: processor time of a step relative to a plain step.",
     ]
     if any(METHODS[name].needs_boundaries for name in config["methods"]):
@@ -212,6 +238,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         "0" if is_fresh else of["late_less_fresh"],
         "0" if is_fresh else of["late_less_early"],
         "0" if is_plain else of["late_less_plain"],
+        "0" if is_fresh else of.get("test_less_fresh", "-"),
         "-" if is_fresh else of["transfer"],
         "-" if is_fresh else "0" if is_plain else of["transfer_less_plain"],
         "-" if row["useful"] is None else f"{row['useful']} of {NUM_SETTINGS}",

@@ -38,6 +38,7 @@ def run_of(noise=0.002, diverged=()):
                 where = {"stream": "mixtures", "method": method, "seed": seed, "phase": "evaluate", "record": number}
                 frozen = {"frozen_at": 40, "online": None} if method in diverged and number > 3 else {"online": online}
                 measured = {"transfer": -0.3 * len(LAGS), "transfers": len(LAGS), "touched": 0.0, "setting": 2}
+                measured |= {"end": 2 * score + hard[seed, number]}
                 records.append({**where, **measured, "task": number + 1, "cpu_ms_per_step": 1.0, **frozen})
     methods = [name for name in SCORES if name not in CONTROLS]
     config = {"streams": ["mixtures"], "methods": methods, "seeds": list(SEEDS), "tuning_seeds": [100]}
@@ -55,6 +56,7 @@ def test_the_report_names_what_was_lost_kept_and_gained():
     assert mean == pytest.approx(late, abs=0.005)
     assert rows["l2_init"]["late_less_plain"][0] == pytest.approx(0.9 - 0.1 - (0.9 + late), abs=0.005)
     assert rows["cpr"]["transfer"][0] == pytest.approx(-0.3)
+    assert rows["plain"]["test_less_fresh"] == pytest.approx([2 * late] * 3)  # without noise: no width
     assert rows["plain"]["setting"] is None
     assert rows["cpr"]["setting"] == 2
 
@@ -83,6 +85,19 @@ def test_noise_makes_it_undecided_and_a_diverged_seed_is_named():
     assert {row["method"]: row["verdict"] for row in summarise(plain_kept)}["l2_init"] != "kept"
     assert len(table(run_of(diverged=("cpr",))).rows) == len(SCORES)
     assert "| CPR | cpr strength 0.15, reset every 50 | lost |" in texts(run_of())["table.md"]
+
+
+def test_all_settings_are_printed_with_what_they_scored_on_the_tuning_seeds():
+    run, scores = run_of(), (0.25, 0.5, 0.75, 0.625)
+    tried = [
+        {**record, "phase": "tune", "seed": 100, "setting": number, "online": score, "transfer": -0.3, "transfers": 1.0}
+        for record in run.select(method="cpr", seed=0)
+        for number, score in enumerate(scores)
+    ]
+    text = texts(run._replace(records=[*run.records, *tried]))["table.md"]
+    assert "| CPR | cpr strength 0.015, reset every 50: 0.250; -0.300 | " in text
+    assert "reset every 200: 0.625; -0.300 |" in text
+    assert "tuning seeds" not in texts(run)["table.md"].split("**mixtures**")[1]
 
 
 def part_of(run, name, methods, cost):
