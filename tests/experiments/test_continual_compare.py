@@ -2,15 +2,22 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.continual.compare import main, rows_of, table_of
+from experiments.continual.config import MLPConfig
 from experiments.continual.joined import joined
 from experiments.continual.norms import late_of_seeds, norms_figure
 from experiments.continual.norms import table_of as norms_table
+from experiments.continual.problem import make_problem
+from experiments.continual.running_averages import averages_table, both_ways
 from lopjax.data.tasks import class_order
+from lopjax.models import mlp
 from lopjax.runs import RunData
+from lopjax.training import task_examples
 
 
 def run_of(folder, num_tasks: int = 4, shift: float = 0.0) -> RunData:
@@ -135,3 +142,30 @@ def test_the_table_of_runs_has_means_of_the_last_half_and_differences_paired_by_
     assert lines[2] == "| online accuracy | 0.750 ± 0.000 | 0.950 ± 1.271 | +0.200 ± 1.271 |"
     ranks = next(line for line in lines if line.startswith("| rank, on the task"))
     assert ranks.endswith("| 50.5 ± 6.4 | 50.5 ± 6.4 | +0.000 ± 0.000 |")
+
+
+def test_a_network_with_batch_norm_is_tested_with_its_running_averages_and_with_those_of_the_test_set():
+    """By another road: one hidden layer written out, with running means and variances that are far from the task's."""
+    problem = make_problem(MLPConfig(tasks="permuted_pixels", dataset="digits", probe_samples=10), None)
+    model, key = mlp((8, 8, 1), (6,), 10, norm="batch"), jax.random.key(5, impl="philox4x32")
+    variables = model.init(jax.random.key(0))
+    averages = [leaf + 0.7 for leaf in jax.tree.leaves(variables["batch_stats"])]
+    variables["batch_stats"] = jax.tree.unflatten(jax.tree.structure(variables["batch_stats"]), averages)
+    stored, labels = task_examples(problem.test, problem.test.data, key, 2)
+    (b0, w0), (b1, w1) = ((p["bias"], p["kernel"]) for p in (variables["params"][n] for n in ("hidden_0", "classes")))
+    z = np.asarray(problem.inputs(stored, None)).reshape(len(labels), -1) @ w0 + b0
+
+    def accuracy(mean, variance):
+        hidden = np.maximum((z - mean) / np.sqrt(variance + 1e-5), 0)
+        return np.mean((hidden @ w1 + b1).argmax(axis=1) == labels)
+
+    expected = accuracy(0.7, 1.7), accuracy(z.mean(axis=0), z.var(axis=0))
+    assert expected[0] != expected[1]
+    np.testing.assert_allclose(both_ways(model, problem, variables, key, jnp.int32(2)), expected, atol=1e-6)
+
+
+def test_only_runs_with_running_averages_have_a_table_of_them(tmp_path):
+    run = run_of(tmp_path)
+    run = run._replace(config={**MLPConfig().__dict__, "net": {"norm": "layer"}})
+    with pytest.raises(ValueError, match="norm='layer'; only batch norm has running averages"):
+        averages_table(run)
