@@ -20,6 +20,8 @@ class ProblemConfig:
     """What changes from task to task; task 0 has the environment's own physics."""
     offset: float = 2.0
     """Of the drift of observations: each number's is uniform up to this, either way."""
+    restart_normaliser: bool = False
+    """Whether every agent's moments of the observations begin anew with every task, of which it is told in this way."""
     num_tasks: int = 1
     """How many tasks."""
     iterations: int = 40

@@ -169,10 +169,11 @@ def make_program(bench: Bench, group: Group) -> Program:
         return Agent(net, *moments, newborn.play, touched, newborn.keys, dict(numbers))
 
     def begin(agent: Agent, new: Agent) -> Agent:
-        """The episodes of the task begin; a fresh agent forgets all that it knew."""
+        """The episodes of the task begin; a fresh agent forgets all that it knew, the others at most their moments."""
         is_fresh = {**group.constants, **agent.numbers}["is_fresh"]
         chosen = jax.tree.map(lambda a, b: jnp.where(is_fresh, a, b), new, agent._replace(keys=new.keys))
-        return chosen._replace(play=new.play)
+        moments = new.moments if problem.restart_normaliser else chosen.moments
+        return chosen._replace(play=new.play, moments=moments)
 
     def step(agent: Agent, drawn: Drawn, key: jax.Array, index: jax.Array) -> tuple[Agent, Logs]:
         share = 1 - index % problem.iterations / problem.iterations if problem.anneal else 1.0

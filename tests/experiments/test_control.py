@@ -150,6 +150,35 @@ def test_a_step_keeps_the_structure_of_every_method(methods):
         assert jax.tree.structure(after) == jax.tree.structure(agent)
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_task_can_begin_with_new_moments_of_observations_and_the_old_network(is_restarted):
+    """Only the moments of the observations are new, and only if asked for; the scale of rewards and the net stay."""
+    problem = dataclasses.replace(SMALL, drift="offset", restart_normaliser=is_restarted)
+    bench = build(dataclasses.replace(CONFIG, cartpole=problem)).benches["cartpole"]
+    program = make_program(bench, bench.groups[0])
+
+    def filled(value, is_fresh):
+        """An agent of which every number is this one."""
+        like = jax.eval_shape(
+            lambda: program.start(make_newborn(bench)(jnp.int32(0), jnp.int32(0)), {"is_fresh": jnp.bool_(False)})
+        )
+        key = jax.random.key(value, impl="philox4x32")
+        is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(like)]
+        leaves = [
+            key if own else jnp.full(leaf.shape, value, leaf.dtype) for own, leaf in zip(is_key, jax.tree.leaves(like))
+        ]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)._replace(numbers={"is_fresh": jnp.bool_(is_fresh)})
+
+    def values(tree):
+        return {float(jnp.max(leaf)) for leaf in jax.tree.leaves(tree)}
+
+    for is_fresh in (False, True):
+        agent = program.begin(filled(1, is_fresh), filled(2, is_fresh))
+        assert values(agent.play) == {2}
+        assert values(agent.net) == values(agent.rewards) == {2 if is_fresh else 1}
+        assert values(agent.moments) == {2 if is_fresh or is_restarted else 1}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
