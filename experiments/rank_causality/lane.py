@@ -134,7 +134,8 @@ def strength_and_reliability(gradients: Params) -> tuple[jax.Array, jax.Array]:
 
     For an L-smooth loss one step of SGD at rate eta gains at least :math:`\eta |g|^2 - \eta^2 L\, E|g_b|^2 / 2` in
     expectation: at the best rate, strength times reliability over 2 L. arXiv 2605.09044 calls a product of strength and
-    reliability *optimization readiness*; whether its normalisation is this one we could not verify.
+    reliability *optimization readiness*. By a public re-implementation (we could not read the paper itself) its
+    strength is this one over the loss, which is the same for all networks that compute one function.
 
     Args:
         gradients: a tree with a leading axis of batches.
