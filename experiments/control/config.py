@@ -113,6 +113,7 @@ _MOUNTAIN_CAR = ProblemConfig(
     num_envs=16, num_steps=128, gae_decay=0.98, scale_rewards=True, learning_rate=3e-3, activation="tanh"
 )
 _FULL = Config()
+_DRIFTING = Config(seeds=tuple(range(10)))
 
 
 def _stationary(problem: ProblemConfig, iterations: int) -> ProblemConfig:
@@ -139,15 +140,15 @@ PRESETS = {
         acrobot=_stationary(_ACROBOT, 80),
         mountain_car=_stationary(_MOUNTAIN_CAR, 240),
     ),
-    "cartpole_gravity": replace(_FULL, cartpole=replace(_CARTPOLE, drift="gravity", num_tasks=12, iterations=60)),
-    "cartpole_offset": replace(_FULL, cartpole=replace(_CARTPOLE, drift="offset", num_tasks=12, iterations=60)),
+    "cartpole_gravity": replace(_DRIFTING, cartpole=replace(_CARTPOLE, drift="gravity", num_tasks=12, iterations=60)),
+    "cartpole_offset": replace(_DRIFTING, cartpole=replace(_CARTPOLE, drift="offset", num_tasks=12, iterations=60)),
     "acrobot_link": replace(
-        _FULL,
+        _DRIFTING,
         problems=("acrobot",),
         acrobot=replace(_ACROBOT, drift="link_length", num_tasks=8, iterations=20),
     ),
     "mountain_car_gravity": replace(
-        _FULL,
+        _DRIFTING,
         problems=("mountain_car",),
         mountain_car=replace(_MOUNTAIN_CAR, drift="gravity", num_tasks=10, iterations=30),
     ),

@@ -36,6 +36,7 @@ _SHARED: dict[str, Any] = {
     "net": _SMALL, "batch_size": 8, "adam_learning_rate": 0.003, "probe_samples": 32, "level": 0.5, "earlier": (1, 2),
     "l2_init": 1e-3, "noise_scale": 0.01, "redo_threshold": 0.025, "reset_every": 200, "replacement_rate": 1e-4,
 }  # fmt: skip
+_METHODS = ("adam", "l2_init", "noise", "continual_backprop", "redo", "self_normalized_resets", "recovery")
 # 33,024 tokens a task, 100 epochs and 500 tasks in arXiv 2410.20098; here 4,224 tokens, 15 epochs and 16 tasks.
 _WORDS = Config(
     tasks="permuted_words",
@@ -43,14 +44,14 @@ _WORDS = Config(
     num_words=256,
     num_tasks=16,
     steps=240,
-    seeds=(0, 1, 2),
-    methods=("adam", "l2_init", "noise", "continual_backprop", "redo", "self_normalized_resets", "recovery"),
+    seeds=(0, 1, 2, 3, 4),
+    methods=_METHODS,
     **_SHARED,
 )
 PRESETS = {
     "quick": Config(num_tasks=6, steps=100, methods=("adam", "l2_init"), **_SHARED),
-    "sources": Config(num_tasks=16, steps=240, methods=("adam", "l2_init"), seeds=(0, 1, 2), **_SHARED),
+    "sources": Config(num_tasks=16, steps=240, methods=_METHODS, seeds=(0, 1, 2, 3, 4), **_SHARED),
     "permuted_words": _WORDS,
-    "tied": replace(_WORDS, methods=("adam", "l2_init"), net=replace(_SMALL, tied=True)),
+    "tied": replace(_WORDS, methods=("adam", "l2_init"), seeds=(0, 1, 2), net=replace(_SMALL, tied=True)),
 }
 """By name; the first is the default."""
