@@ -92,8 +92,10 @@ def make_program(bench: Bench, remedy: Remedy) -> Program:
         step_key, own_key = jax.random.split(key)
         batch = bench.inputs(drawn.batch[0]), drawn.batch[1]
         # Only a method with dropout draws its numbers.
-        rate = {"dropout_rate": table["dropout"][lane.setting]} if "dropout" in table else {}
-        net, observed = train_step(model, setting.optimizer, net, batch, step_key, loss=bench.loss, task=task, **rate)
+        rate = table["dropout"][lane.setting] if "dropout" in table else None
+        net, observed = train_step(
+            model, setting.optimizer, net, batch, step_key, loss=bench.loss, dropout_rate=rate, task=task
+        )
         touched, own = jnp.zeros(()), {}
         if intervention is not None:
             net, report = intervene(intervention, setting, net, observed, own_key, index)
