@@ -94,7 +94,7 @@ def _has_order(order: list[int], seed: int) -> bool:
 def _rows(network: str, quantity: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> list[Row]:
     num, rows = len(ours[0]), []
     # Fresh networks may have been trained at some tasks only.
-    is_done: np.ndarray = np.isfinite(np.stack(ours)).any(axis=0) if network == "fresh" else np.ones(num, bool)
+    is_done = np.asarray(np.isfinite(np.stack(ours)).any(axis=0)) if network == "fresh" else np.ones(num, bool)
     for first, last in ((0, num // 2), (num // 2, num)):
         tasks = first + np.flatnonzero(is_done[first:last])
         if not len(tasks):
