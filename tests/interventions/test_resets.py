@@ -208,6 +208,21 @@ def observed(setting):
     return STEPS[setting.optimizer](setting.model.init(jax.random.key(0)), batch, task)
 
 
+def test_a_unit_of_a_stream_is_dormant_if_it_is_at_every_site():
+    model, batch = case("resnet")
+    setting = Setting(model, SGD, mean_cross_entropy)
+    state = init_state(model.init(jax.random.key(0)), SGD)
+    observed = jax.jit(lambda v: train_step(model, SGD, init_state(v, SGD), batch)[1])(state.variables)
+    space = next(space for space in model.wiring.cloneable if len(model.wiring.sites_of(space)) > 1)
+    sizes = [np.abs(np.asarray(observed.taps[site].post)).mean((0, 1, 2)) for site in model.wiring.sites_of(space)]
+    scores = np.array([size / size.mean() for size in sizes])
+    threshold = float(np.median(scores.max(axis=0)))
+    method = redo(threshold, 1, spaces=[space])
+    touched = jax.jit(lambda s, o: method.apply(setting, (), s, o, jax.random.key(1), 1)[2].touched)(state, observed)
+    np.testing.assert_array_equal(touched[space], scores.max(axis=0) <= threshold)
+    assert (touched[space] != (scores.min(axis=0) <= threshold)).any()  # the control: at some site
+
+
 def test_boundaries():
     """They act where a task starts, but not where training does; `every` needs no boundary."""
     setting = STANDARD._replace(optimizer=ADAM)
