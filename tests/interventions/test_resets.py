@@ -32,6 +32,7 @@ from lopjax.interventions import (
     survival,
     with_lifetimes,
 )
+from lopjax.interventions.moments import is_adam
 from lopjax.losses import mean_cross_entropy
 from lopjax.optim import adam_per_weight, l2_init, muon, nap, parseval, shrink_and_perturb, spectral
 from lopjax.training import Task, epochs, init_state, logs_of, make_chunk, start_lanes, train_step
@@ -85,6 +86,17 @@ def test_every_array_like_a_parameter_is_forgotten_on_the_slices_alone(optimizer
         seen += int(np.sum(mask))
         np.testing.assert_array_equal(new, np.where(mask, first, old))
     assert seen
+
+
+def test_what_is_to_be_forgotten_by_adam_alone_is_kept_by_others():
+    """As in the published code of continual backprop: Lion has a first moment, too, and no second."""
+    optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_lion())
+    state = used(optimizer)
+    adam, lion = forget(optimizer, state, PARAMS, MASK, only=is_adam)
+    np.testing.assert_array_equal(adam.mu["a"]["bias"], [1, 0, 1])
+    np.testing.assert_array_equal(adam.nu["a"]["bias"], [1, 0, 1])
+    jax.tree.map(np.testing.assert_array_equal, lion, state[1])
+    assert forget(optimizer, state, PARAMS, MASK)[1].mu["a"]["bias"].tolist() == [1, 0, 1]  # the control
 
 
 def test_factored_moments_and_anchors():
