@@ -131,6 +131,9 @@ def test_lives_count_what_happens_between_measurements_and_are_read_back(tmp_pat
         seen.append({event: int(number) for event, number in counts.items() if number})
     assert seen == [{"died": 1, "revived": 1, "cloned": 1, "reset": 1}, {"freed": 1}]
     assert lives.since["a"].tolist() == [5, 5, 9, 0]
+    # A unit that is reset begins a life of its own, though it is what it was.
+    again, _ = update_lives(lives, {"a": jnp.asarray(table[2])}, 12, {"a": jnp.asarray([True, False, False, False])})
+    assert again.since["a"].tolist() == [12, 5, 9, 0]
     assert {event: int(number) for event, number in lives.totals.items()}["freed"] == 1
     path = save_lives(LifeTable(np.array([0, 5, 9]), {"a": table}, {"a": table == 9}), tmp_path / "lives.npz")
     np.testing.assert_array_equal(load_lives(path).status["a"], table)
