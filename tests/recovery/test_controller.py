@@ -11,9 +11,12 @@ import pytest
 from scipy.special import erfcinv
 
 from lopjax.interventions import REASONS, Setting, intervene, start_intervention
+from lopjax.interventions.reasons import CHANGED
 from lopjax.losses import mean_squared_error
 from lopjax.models import mlp
 from lopjax.recovery import RUNGS, Outcome, Strengths, critical_noise, explain, recovery_controller
+from lopjax.recovery.acting import Tried, _outcome
+from lopjax.recovery.options import checked_budget
 from lopjax.stability.blocks import SpaceBlocks, UnitBlocks
 from lopjax.training import init_state, train_step
 
@@ -275,6 +278,30 @@ def test_the_other_rungs_reset_the_dead_and_part_a_pair_of_clones(x64):
 def test_bad_settings_are_refused_where_they_are_given(arguments, message, unchecked):
     with pytest.raises(ValueError, match=message):
         recovery_controller(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "loss_after", "max_jump", "is_change", "expected"),
+    [
+        (0.1, 1.0, 0.0, True, Outcome.PENDING),
+        (0.1, 1.0 + 1e-6, 0.0, True, Outcome.PENDING),  # rounding in float32
+        (0.1, 1.0 + 1e-4, 0.0, True, Outcome.LOSS_JUMP),
+        (0.1, 1.2, 0.25, True, Outcome.PENDING),
+        (0.1, 9.0, np.inf, True, Outcome.PENDING),
+        (0.1, np.inf, np.inf, True, Outcome.NOT_FINITE),
+        (np.nan, 1.0, 0.0, True, Outcome.NOT_FINITE),
+        (0.4, 9.0, 0.0, True, Outcome.OVER_BUDGET),
+        (0.0, 1.0, 0.0, False, Outcome.NOTHING_DONE),
+    ],
+)
+def test_the_outcome_says_why_something_was_undone(change, loss_after, max_jump, is_change, expected, unchecked):
+    cost, losses = jnp.array([1.0, change], jnp.float32), jnp.array([1.0, loss_after], jnp.float32)
+    budget = checked_budget(1.0, 1.0, 10, max_jump)
+    tried = Tried(None, (), {}, jnp.int32(CHANGED), jnp.bool_(is_change), cost, losses)
+    options = recovery_controller(("noise",)).apply.args[0]._replace(budget=budget)
+    outcome, is_affordable = _outcome(options, tried, jnp.array([0.0, 0.7]), jnp.array([4.0, 1.0]))
+    assert Outcome(int(outcome)) is expected
+    assert bool(is_affordable) == bool(np.isfinite(change))
 
 
 def test_the_state_of_another_controller_is_refused_array_by_array(unchecked):
