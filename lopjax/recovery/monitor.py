@@ -170,19 +170,6 @@ def monitor(
     measure = partial(_update, model, batch, loss, limits, clone_tolerance)
     compiled = jax.jit(measure)
 
-    def init(params: Params) -> MonitorState:
-        variables = _variables(params)
-        _check_names(model, variables)
-        check_batch(model, variables, batch, loss=loss)
-        shapes = jax.eval_shape(lambda v: unit_nearness(model, v, batch, loss=loss), variables)
-        status = {space: jnp.zeros(model.wiring.size(space), jnp.int8) for space in shapes}
-        lives = start_lives(status)
-        distances = {space: jnp.full((window, len(one)), jnp.nan) for space, one in status.items()}
-        partners = {space: jnp.zeros((window, len(one)), jnp.int32) for space, one in status.items()}
-        held = jax.tree.map(jnp.asarray, variables["params"])
-        steps = jnp.full(window, -1, jnp.int32)
-        return MonitorState(start_warnings(window), lives, distances, partners, steps, held, jnp.int32(-1))
-
     def update(
         state: MonitorState, params: Params, step: ArrayLike, train_loss: ArrayLike = np.nan
     ) -> tuple[MonitorState, MonitorReport]:
@@ -190,7 +177,7 @@ def monitor(
         _check_names(model, variables)
         return compiled(state, variables, jnp.asarray(step, jnp.int32), jnp.asarray(train_loss, float))
 
-    return Monitor(init, update)
+    return Monitor(partial(_init, model, batch, loss, window), update)
 
 
 def life_table(reports: Sequence[MonitorReport]) -> LifeTable:
@@ -221,6 +208,18 @@ def _check_names(model: Model, variables: Variables) -> None:
             f"params of type {type(params).__name__}: must be nested dictionaries, as the model has them; of a traced "
             "network pass traced.split(params)"
         )
+
+
+def _init(model: Model, batch: tuple[Any, Any], loss: Any, window: int, params: Params) -> MonitorState:
+    variables = _variables(params)
+    _check_names(model, variables)
+    check_batch(model, variables, batch, loss=loss)
+    shapes = jax.eval_shape(lambda v: unit_nearness(model, v, batch, loss=loss), variables)
+    status = {space: jnp.zeros(model.wiring.size(space), jnp.int8) for space in shapes}
+    distances = {space: jnp.full((window, len(one)), jnp.nan) for space, one in status.items()}
+    partners = {space: jnp.zeros((window, len(one)), jnp.int32) for space, one in status.items()}
+    held, steps = jax.tree.map(jnp.asarray, variables["params"]), jnp.full(window, -1, jnp.int32)
+    return MonitorState(start_warnings(window), start_lives(status), distances, partners, steps, held, jnp.int32(-1))
 
 
 def _update(
