@@ -147,9 +147,9 @@ def useful(data: RunData, stream: str, method: str) -> int | None:
 def treatment(data: RunData, stream: str, method: str) -> dict[str, float | None] | None:
     """What a recovery controller did to a network, means over seeds; null for other methods.
 
-    `kept`: how many actions were kept; `undone`: how many were undone because the loss would have jumped or the budget
-    have been exceeded; `change`: the sum over actions of |change of the parameters| / |parameters|; `rise`: by how much
-    the batch's loss rose, a mean over the actions kept; null without any.
+    `kept`: how many actions were kept; `undone`: how many were undone because the loss would have jumped, the budget
+    have been exceeded, or a number not have been finite; `change`: the sum over actions of |change of the parameters| /
+    |parameters|; `rise`: by how much the batch's loss rose, a mean over the actions kept; null without any.
     """
     counted = {name: curves(data, stream, method, f"own/{name}") for name in ("kept", "undone", "change", "rise")}
     if not np.isfinite(counted["kept"]).all():
