@@ -1,5 +1,6 @@
 """What the conformance suite does not see: chains of optimizers, means moved into biases, reports, refusals."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -218,6 +219,19 @@ def observed(setting):
     """A state after one step, and what that step saw."""
     batch, task = jax.tree.map(jnp.asarray, case("small").batch), Task(jnp.int32(0), jnp.bool_(True))
     return STEPS[setting.optimizer](setting.model.init(jax.random.key(0)), batch, task)
+
+
+def test_no_mean_is_moved_past_what_stands_between_a_unit_and_its_reader():
+    """Where a kernel does not read the activation itself (its label names no source), the mean is not what it gives."""
+    model, means = models.mlp((3,), (4,), 2, norm="none"), {"hidden_0": jnp.array([2.0, 3.0, 5.0, 7.0])}
+    params = model.init(jax.random.key(0))["params"]
+    chosen = {"hidden_0": jnp.array([True, False, True, False])}
+    kernel, bias = params["classes"]["kernel"], params["classes"]["bias"]
+    moved = move_means_into_biases(model.wiring, params, chosen, means)
+    np.testing.assert_allclose(moved["classes"]["bias"], bias + 2 * kernel[0] + 5 * kernel[2], rtol=1e-12)
+    labels = tuple((path, replace(label, source=None)) for path, label in model.wiring.labels)
+    kept = move_means_into_biases(replace(model.wiring, labels=labels), params, chosen, means)
+    jax.tree.map(np.testing.assert_array_equal, kept, params)
 
 
 def test_a_unit_of_a_stream_is_dormant_if_it_is_at_every_site():
