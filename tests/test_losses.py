@@ -150,7 +150,7 @@ def test_a_batch_without_samples_is_refused_where_signals_and_symptoms_are_taken
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 6])
 def test_a_mean_over_samples_is_one_whatever_is_left_for_the_last_batch(x64, size):
     model = mlp((3,), (2,), 4)
-    variables, batch = model.init(jax.random.key(0)), (RANDOM.normal(size=(6, 3)), LABELS)
+    variables, batch = model.init(jax.random.key(0)), (jnp.asarray(RANDOM.normal(size=(6, 3))), LABELS)
     losses.check_mean_over_samples(model, variables, batch, loss=mean_cross_entropy, size=size)
     total = lambda logits, labels: 6 * mean_cross_entropy(logits, labels) / len(labels)  # noqa: E731
     if size < 6:

@@ -236,6 +236,7 @@ def test_no_mean_is_moved_past_what_stands_between_a_unit_and_its_reader():
 
 def test_a_unit_of_a_stream_is_dormant_if_it_is_at_every_site():
     model, batch = case("resnet")
+    batch = jax.tree.map(jnp.asarray, batch)
     setting = Setting(model, SGD, mean_cross_entropy)
     state = init_state(model.init(jax.random.key(0)), SGD)
     observed = jax.jit(lambda v: train_step(model, SGD, init_state(v, SGD), batch)[1])(state.variables)

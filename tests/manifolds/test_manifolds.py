@@ -280,6 +280,9 @@ def test_normal_basis_is_orthonormal_and_complete(leaf):
 
 def test_dimension_of_a_projector_of_ones_own_is_its_trace(leaf):
     assert dimension(Manifold(leaf.origin, leaf.project)) == leaf.tangent_dimension
+    pieces = {piece.dimension: dimension(Manifold(leaf.origin, piece.project)) for piece in leaf.normals}
+    assert len(pieces) == 3  # no two of one dimension, so that none can stand for another
+    assert all(known == found for known, found in pieces.items())
     with pytest.raises(ValueError, match="max_bytes=100"):
         normal_basis(leaf, max_bytes=100)
     oblique = Manifold(jnp.ones(2), lambda v: jnp.stack([v[0] + v[1], jnp.zeros_like(v[0])]))
