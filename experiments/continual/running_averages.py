@@ -33,8 +33,8 @@ def both_ways(model: "Model", problem: Problem, variables: Any, key: jax.Array, 
     Args:
         model: the network.
         problem: the tasks, which have a test set and the same outputs.
-        variables: of the network.
-        key: key of the stream of a seed, as `make_chunk` splits it.
+        variables: its variables.
+        key: key of a seed's stream, as `make_chunk` splits it.
         task: number of the task, from 0.
 
     Returns:
