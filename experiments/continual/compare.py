@@ -94,9 +94,9 @@ def _has_order(order: list[int], seed: int) -> bool:
 def _rows(network: str, quantity: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> list[Row]:
     num, rows = len(ours[0]), []
     # Fresh networks may have been trained at some tasks only.
-    is_done = np.asarray(np.isfinite(np.stack(ours)).any(axis=0)) if network == "fresh" else np.ones(num, bool)
+    is_done = np.isfinite(np.array(ours)).any(axis=0) if network == "fresh" else np.ones(num, bool)
     for first, last in ((0, num // 2), (num // 2, num)):
-        tasks = first + np.flatnonzero(is_done[first:last])
+        tasks = first + np.flatnonzero(np.asarray(is_done)[first:last])
         if not len(tasks):
             continue
         our_curves, their_curves = ([curve[tasks] for curve in curves] for curves in (ours, theirs))

@@ -128,6 +128,7 @@ def test_neither_resuming_nor_the_number_of_records_changes_a_bit(recorded, tmp_
         jax.tree.map(np.testing.assert_array_equal, run.variables(method), recorded.variables(method))
 
 
+@pytest.mark.slow
 def test_fresh_networks_at_some_tasks_only_change_no_bit_and_are_the_same_ones(recorded, tmp_path):
     run = played(replace(TINY, fresh_every=3), tmp_path / "run")
     assert [record["task"] for record in run.select(method="fresh_adam", seed=0)] == [2, 2]
