@@ -10,7 +10,7 @@ from scipy.special import expit, ndtr
 
 from lopjax.activations import Activation, activation
 from lopjax.certificates import FrozenVerdict, certify_frozen, interval_bounds, revival_radius
-from lopjax.certificates.dead_units import PlainLayer, source_norms
+from lopjax.certificates.dead_units import PlainLayer, dead_by_sign, plain_layer, source_norms
 from lopjax.certificates.saturation import slopes
 from lopjax.losses import cross_entropy
 from lopjax.models import from_linen, labelled, mlp, tap
@@ -260,3 +260,18 @@ def test_the_norm_of_small_activations_is_not_zero():
     rows = np.array([[1e-25, 0, 2e-25], [0, 0, 0], [3e20, 4e20, 0]], np.float32)
     np.testing.assert_allclose(source_norms(layer, rows), [np.sqrt(5) * 1e-25, 0, 5e20], rtol=1e-6)
     assert np.linalg.norm(rows[0]) == 0  # the control: squares vanish
+
+
+def test_weights_below_zero_block_only_what_is_not_negative(x64):
+    """A source that may be negative wakes a unit with negative weights, whether or not its silent units are known."""
+    model = mlp((3,), (2,), 2, activation="relu", norm="none")
+    params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0))["params"])
+    params["hidden_0"] = {"kernel": jnp.array([[-1.0, 0], [-1.0, 0], [0.0, 0]]), "bias": jnp.array([-0.1, -0.1])}
+    layer = plain_layer(params, model.wiring, "hidden_0")
+    boxes = {"any": None, "both signs": (-np.ones(3), np.ones(3)), "positive": (np.zeros(3), np.ones(3))}
+    for silent in (None, np.zeros(3, bool), np.array([True, False, False])):
+        for name, box in boxes.items():
+            expected = [name == "positive", name == "positive" or silent is not None]  # of no weights with them known
+            np.testing.assert_array_equal(dead_by_sign(layer, model.wiring, box, silent), expected)
+    heard_nothing = dead_by_sign(layer, model.wiring, None, np.array([True, True, False]))
+    np.testing.assert_array_equal(heard_nothing, [True, True])
