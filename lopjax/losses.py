@@ -15,8 +15,8 @@ from lopjax.arguments.order import loss_is_first, takes_old_order
 from lopjax.model import Model, Params, Variables, outputs_of
 from lopjax.tolerance import TWO_ORDERS_OF_SUMMATION
 
-Batch = tuple[jax.Array, Any]
-"""Inputs, and what a loss takes besides the logits."""
+Batch = tuple[Any, Any]
+"""Inputs, arrays of JAX or NumPy, and what a loss takes besides the logits."""
 
 
 def mean_cross_entropy(logits: Float[Array, "*samples classes"], labels: Int[Array, "*samples"]) -> Float[Array, ""]:

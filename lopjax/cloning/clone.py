@@ -202,7 +202,8 @@ def clone_variables(variables: Variables, base_wiring: Wiring, factor: Factor) -
     """
     factors = clone_factors(base_wiring, factor)
 
-    def clone(label: Label, array: jax.Array) -> jax.Array:
+    def clone(label: Label, leaf: jax.typing.ArrayLike) -> jax.Array:
+        array = jnp.asarray(leaf)
         array = array / jnp.asarray(multiplicity(label, factors)[0], array.dtype)
         for axis, space, _ in label.unit_axes(factors):
             n = factors[space]

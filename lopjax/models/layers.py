@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lopjax.models.convolution import convolve
 from lopjax.models.initialisation import INITIALISATIONS, float_type
@@ -105,7 +106,7 @@ class Conv(nn.Module):
         return add_to_units(y, self.param("bias", bias_init, (self.size,), float_type()))
 
 
-def product(x: jax.Array, kernel: jax.Array, summed: int) -> jax.Array:
+def product(x: jax.Array | np.ndarray, kernel: jax.Array | np.ndarray, summed: int) -> jax.Array:
     """`jnp.tensordot(x, kernel, summed)`, as a product of two matrices: all samples and positions are rows.
 
     With the axes of a sequence or a map left apart, XLA transposes the gradient of the output, a copy of every row, to
@@ -121,7 +122,7 @@ def product(x: jax.Array, kernel: jax.Array, summed: int) -> jax.Array:
     """
     kept, written = x.shape[: x.ndim - summed], kernel.shape[summed:]
     size = prod(kernel.shape[:summed])
-    rows = x.reshape(prod(kept), size) @ kernel.reshape(size, prod(written))
+    rows = jnp.matmul(x.reshape(prod(kept), size), kernel.reshape(size, prod(written)))
     return rows.reshape(*kept, *written)
 
 

@@ -258,7 +258,7 @@ def test_what_rounding_may_have_hidden_comes_off_a_radius(x64):
 def test_the_norm_of_small_activations_is_not_zero():
     layer = PlainLayer(jnp.ones((3, 2)), jnp.zeros(2), Label((In("input"), Out("h"))), has_bias=False)
     rows = np.array([[1e-25, 0, 2e-25], [0, 0, 0], [3e20, 4e20, 0]], np.float32)
-    np.testing.assert_allclose(source_norms(layer, rows), [np.sqrt(5) * 1e-25, 0, 5e20], rtol=1e-6)
+    np.testing.assert_allclose(source_norms(layer, jnp.asarray(rows)), [np.sqrt(5) * 1e-25, 0, 5e20], rtol=1e-6)
     assert np.linalg.norm(rows[0]) == 0  # the control: squares vanish
 
 
