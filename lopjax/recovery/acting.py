@@ -27,6 +27,8 @@ Looked = tuple[TrainState, ControllerState, dict[str, Array], Array, dict[str, A
 
 # Sums of a budget's parts may exceed it by rounding.
 _SLACK = 1 + 1e-5
+# Before every step, and before the -1 of a symptom that has had no turn.
+_FIRST = -2
 
 
 class Look(NamedTuple):
@@ -117,18 +119,21 @@ def _after_turn(
 ) -> ControllerState:
     """Who is next, and when: the rest after an action, the next rung after a refusal, or the budget's next period.
 
-    What only lacks budget keeps its turn and its rung. A symptom all of whose rungs were refused waits a cool-down.
+    What only lacks budget keeps its rung and is the first to have a turn.
+    A symptom all of whose rungs were refused waits a cool-down.
     """
+    # Not beyond the integers, or the longest of rests would be none.
+    rested = step + jnp.minimum(options.cool_down, jnp.iinfo(jnp.int32).max - step)
     refused = jnp.where(waits, own.refused[symptom], jnp.where(kept, 0, own.refused[symptom] + 1))
     is_round = refused >= jnp.maximum(jnp.asarray(options.heights), 1)[symptom]
-    until = jnp.where(is_round, step + options.cool_down, own.waits_until[symptom])
+    until = jnp.where(is_round, rested, own.waits_until[symptom])
     until = jnp.where(waits, (own.period + 1) * options.budget.every, until)
     return own._replace(
         rung=jnp.where(kept | waits, own.rung, climbed(options, own.rung, symptom)),
-        turn=own.turn.at[symptom].set(jnp.where(waits, own.turn[symptom], step)),
+        turn=own.turn.at[symptom].set(jnp.where(waits, _FIRST, step)),
         refused=own.refused.at[symptom].set(jnp.where(is_round, 0, refused)),
         waits_until=own.waits_until.at[symptom].set(until.astype(jnp.int32)),
-        rests_until=jnp.where(kept, step + options.cool_down, own.rests_until).astype(jnp.int32),
+        rests_until=jnp.where(kept, rested, own.rests_until).astype(jnp.int32),
     )
 
 
@@ -141,19 +146,33 @@ def _tried(
     key: Array,
     rung: Array,
 ) -> Tried:
-    new, inner, touched, reason = _apply_rung(options, setting, state, own, observed, key, rung)
+    seen = _seen(options, setting, state, observed)
+    new, inner, touched, reason = _apply_rung(options, setting, state, own, seen, key, rung)
     pairs = zip(jax.tree.leaves(new.variables), jax.tree.leaves(state.variables), strict=True)
     is_change = jnp.any(jnp.stack([jnp.any(a != b) for a, b in pairs]))
-    old_params, new_params = state.variables["params"], new.variables["params"]
+    # In 16 bits a sum of squares loses digits that the budget counts.
+    old_params, new_params = (
+        jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), each.variables["params"])
+        for each in (state, new)
+    )
     length = optax.tree.norm(old_params)
     change = optax.tree.norm(optax.tree.sub(new_params, old_params)) / jnp.where(length > 0, length, 1)
     moves_all = jnp.array([RUNGS[name].moves_all for name in options.ladder])[rung]
+    touched = {space: mask | (moves_all & is_change) for space, mask in touched.items()}
     chosen = jnp.sum(jnp.concatenate(list(touched.values())))
     units = jnp.where(moves_all, _num_units(setting), chosen)
     cost = jnp.where(is_change, jnp.stack([units.astype(float), change.astype(float)]), 0.0)
     reason = jnp.where(is_change, CHANGED, jnp.where(reason == CHANGED, AS_IT_WAS, reason))
     losses = jnp.stack([_loss(setting, each, observed) for each in (state, new)])
     return Tried(new, inner, touched, reason, is_change, cost, losses)
+
+
+def _seen(options: Options, setting: Setting, state: TrainState, observed: Observed) -> Observed:
+    """What rungs choose units by: the data that show the symptom. On one sample any unit is constant."""
+    if options.probe is None:
+        return observed
+    found = setting.model.apply(state.variables, options.probe[0], dropout_rate=0.0)
+    return observed._replace(batch=options.probe, logits=found.logits, taps=found.taps)
 
 
 def _outcome(

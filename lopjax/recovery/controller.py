@@ -134,7 +134,7 @@ def _apply(
     bare = state._replace(own=())  # the state of the controller itself is passed beside it
     check_own(jax.eval_shape(partial(_init, options, setting), bare), own)
     found, own, touched, reason, done = jax.lax.cond(is_due(step, options.every), look, rest, bare, own)
-    logs = {"actions": own.actions, "treating": jnp.sum(own.is_on), **done}
+    logs = {"actions": own.actions, "treating": jnp.sum(own.is_on & (options.heights > 0)), **done}
     return found._replace(own=state.own), own, Report(touched, reason, logs)
 
 
@@ -164,7 +164,10 @@ def _look(
     """One look: measure, judge what is pending, and act if something is to be done."""
     batch = observed.batch if options.probe is None else options.probe
     shares, rank, status = symptom_scores(setting, state.variables, batch, options.clone_tolerance)
-    is_known, best = jnp.all(jnp.isfinite(shares)), jnp.fmax(own.best_rank, rank)
+    # Activations of units say nothing of the output layer.
+    numbers = [shares, *jax.tree.leaves(state.variables)]
+    is_known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(each)) for each in numbers]))
+    best = jnp.fmax(own.best_rank, rank)
     look = Look(jnp.append(shares, jnp.maximum(1 - rank / best, 0)), status)
     period = (step // options.budget.every).astype(jnp.int32)
     own = own._replace(
@@ -187,8 +190,8 @@ def _look(
 def _next(options: Options, own: ControllerState, look: Look, step: Array) -> tuple[Array, Array]:
     """The symptom whose turn it is, and whether there is one.
 
-    The longest without a turn is first, so that none that cannot be helped keeps the others waiting; of those that have
-    had none, the farthest beyond its threshold.
+    One that has waited for the budget is first; then the longest without a turn, so that none that cannot be helped
+    keeps the others waiting; of those that have had none, the farthest beyond its threshold.
     """
     waiting = own.is_on & (options.heights > 0) & (step >= own.waits_until)
     turn = jnp.where(waiting, own.turn, jnp.iinfo(jnp.int32).max)
@@ -209,13 +212,18 @@ def _judged(options: Options, own: ControllerState, look: Look, is_known: Array,
     others = jnp.array([(kind != Status.ALIVE) for kind in FATES]) & (jnp.array(FATES) != jnp.array(KINDS)[symptom])
     still = look.scores[symptom] + jnp.sum(jnp.where(others, fates, 0)) / look.status.size
     is_turned = ~(still < options.off[symptom])
-    outcome = jnp.where(is_on[symptom], Outcome.STAYED, jnp.where(is_turned, Outcome.TURNED, Outcome.GONE))
+    # It may have gone during the cool-down and be on its way back, without being on again.
+    is_there = is_on[symptom] | ~(look.scores[symptom] < options.off[symptom])
+    outcome = jnp.where(is_there, Outcome.STAYED, jnp.where(is_turned, Outcome.TURNED, Outcome.GONE))
     outcome = jnp.where(is_known, outcome, Outcome.UNKNOWN)
     log = write_entry(
         own.log, place, is_due, outcome=outcome, score_after=look.scores[symptom], judged=step, fates=fates
     )
-    # Whatever has gone, treated or by itself, begins at the lowest rung the next time.
-    rung = jnp.where(own.is_on & ~is_on, 0, own.rung)
+    # Whatever has gone begins at the lowest rung the next time. Of a rung whose result is open the judgement decides:
+    # if its symptom goes and comes back meanwhile, the rung has been tried all the same.
+    is_open = (own.pending >= 0) & (jnp.arange(len(SYMPTOMS)) == symptom)
+    has_gone = jnp.where(is_open, is_due & (outcome == Outcome.GONE), own.is_on & ~is_on)
+    rung = jnp.where(has_gone, 0, own.rung)
     climbs = is_due & ((outcome == Outcome.STAYED) | (outcome == Outcome.TURNED))
     rung = jnp.where(climbs, climbed(options, own.rung, symptom), rung)
     refused, pending = jnp.where(is_on, own.refused, 0), jnp.where(is_due, -1, own.pending)

@@ -43,7 +43,10 @@ _OUTCOMES = {
     Outcome.TURNED: "the symptom went, but its units have another one",
     Outcome.UNKNOWN: "whether the symptom went cannot be said: the network was no longer finite",
 }
-_DIVERGED = "activations are not finite: no symptom can be measured, and no rung mends that; go back to a checkpoint"
+_DIVERGED = (
+    "parameters or activations are not finite: no symptom can be measured, and no rung mends that; go back to a "
+    "checkpoint"
+)
 FATES = (Status.ALIVE, Status.SATURATED, Status.NEAR_CLONE, Status.DEAD)
 _FATES = ("healthy", "saturated", "near a clone", "dead")
 

@@ -29,7 +29,7 @@ class ControllerState(NamedTuple):
     Attributes:
         is_on: which of `SYMPTOMS` are being treated, `(4,)`.
         rung: place of each in its own part of the ladder, int32.
-        turn: step of each one's last turn, int32; -1 for none.
+        turn: step of each one's last turn, int32; -1 for none, -2 where its rung waits for the budget's next period.
         refused: how many of its rungs in a row have been refused or found nothing to do, int32.
         waits_until: step before which it is not treated, int32.
         is_known: whether the last look could measure the symptoms.

@@ -226,7 +226,7 @@ def test_a_network_that_has_left_the_numbers_is_left_alone_and_one_entry_says_so
     state, (touched, _, _, _) = lane_of("diverged")
     first, second = explain(state.own.log)
     assert first.endswith("whether the symptom went cannot be said: the network was no longer finite")
-    assert second.startswith("step 7: activations are not finite")
+    assert second.startswith("step 7: parameters or activations are not finite")
     assert not touched[4:].any()
 
 
