@@ -126,12 +126,12 @@ def product(x: jax.Array | np.ndarray, kernel: jax.Array | np.ndarray, summed: i
     return rows.reshape(*kept, *written)
 
 
-def add_to_units(x: jax.Array, shift: jax.Array) -> jax.Array:
+def add_to_units(x: jax.Array, shift: jax.Array | np.ndarray) -> jax.Array:
     """Add one number to each unit of the last axis, in the type of `x`."""
     return x + along_units(shift.astype(x.dtype), x)
 
 
-def along_units(vector: jax.Array, x: jax.Array) -> jax.Array:
+def along_units(vector: jax.Array | np.ndarray, x: jax.Array) -> jax.Array:
     """One number per unit, `(units,)`, reshaped to the axes of `x` without implicit rank promotion."""
     return jnp.expand_dims(vector, range(x.ndim - 1))
 

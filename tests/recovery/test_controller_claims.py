@@ -19,6 +19,7 @@ MODEL, OPTIMIZER = mlp((3,), (10,), 2, norm="none"), optax.sgd(0.0)
 SETTING = Setting(MODEL, OPTIMIZER, mean_cross_entropy)
 RANDOM = np.random.default_rng(0)
 PROBE = RANDOM.normal(size=(24, 3)).astype(np.float32), RANDOM.integers(2, size=24)
+INPUTS = jnp.asarray(PROBE[0])
 KERNEL = np.random.default_rng(8).normal(size=(3, 10))
 DYING = ("wake_dead_units", "redo", "shrink_and_perturb")
 
@@ -64,7 +65,7 @@ def test_rungs_treat_the_units_that_the_probe_shows(probe):
     one = PROBE[0][:1], PROBE[1][:1]
     _, rows = played(2, {1: network(4)}, batch=one, probe=probe, ladder=("wake_dead_units",))
     before, after, report = rows[1]
-    change = jnp.max(jnp.abs(MODEL.apply(after.variables, PROBE[0])[0] - MODEL.apply(before.variables, PROBE[0])[0]))
+    change = jnp.max(jnp.abs(MODEL.apply(after.variables, INPUTS)[0] - MODEL.apply(before.variables, INPUTS)[0]))
     if probe is None:
         assert report.touched["hidden_0"].sum() == 10
         assert change > 1e-2
