@@ -149,14 +149,25 @@ def checked_probe(probe: Any) -> tuple[Any, Any] | None:
     """The probe as arrays on the device, or None.
 
     Raises:
-        ValueError: no pair of inputs and labels, of one length.
+        ValueError: no pair of inputs and labels, of one length; or samples that are all the same.
     """
     if probe is None:
         return None
     try:
-        return jax.tree.map(jnp.asarray, pair(probe))
+        inputs, labels = pair(probe)
     except ValueError as error:
         raise ValueError(f"probe: {error}") from None
+    leaves = jax.tree.leaves(inputs)
+    if not any(isinstance(leaf, Tracer) for leaf in leaves) and all(_is_same(np.asarray(leaf)) for leaf in leaves):
+        raise ValueError(
+            f"probe: {len(leaves[0])} sample(s), all the same. On them every unit is constant, as a dead one is: pass "
+            "at least two different samples, as many as are needed to tell units apart"
+        )
+    return jax.tree.map(jnp.asarray, (inputs, labels))
+
+
+def _is_same(samples: np.ndarray) -> bool:
+    return bool(np.all(samples == samples[:1]))
 
 
 def check_own(expected: ControllerState, own: Any) -> None:

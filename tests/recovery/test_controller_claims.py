@@ -129,3 +129,10 @@ def test_what_moves_all_units_reports_all_and_what_has_no_rung_is_not_treated():
     assert rows[1][2].touched["hidden_0"].sum() == own.spent[0] == 10
     assert rows[1][2].logs["treating"] == 1
     assert played(2, {1: network(4)}, ladder=("noise",))[1][1][2].logs["treating"] == 0
+
+
+@pytest.mark.parametrize("inputs", [INPUTS[:1], jnp.tile(INPUTS[:1], (5, 1))], ids=["one sample", "five alike"])
+def test_a_probe_that_tells_no_unit_from_a_dead_one_is_refused(inputs):
+    with pytest.raises(ValueError, match=f"probe: {len(inputs)} sample.*all the same.*at least two"):
+        recovery_controller(probe=(inputs, jnp.zeros(len(inputs), int)))
+    recovery_controller(probe=(INPUTS[:2], jnp.zeros(2, int)))  # the control
