@@ -7,7 +7,6 @@ means and variances of the test set itself in their place. Intervals are over se
 task, whose averages they are.
 """
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.continual.command import print_table_of_a_run
 from experiments.continual.problem import Problem, make_problem
 from experiments.continual.report import at_ends
 from experiments.continual.sharpness import config_of
 from experiments.kit.intervals import interval
-from experiments.kit.terminal import Table, print_results
+from experiments.kit.terminal import Table
 from lopjax.training import task_examples
 
 if TYPE_CHECKING:
@@ -78,22 +78,5 @@ def averages_table(run: "RunData", data_dir: Path | None = None) -> Table:
     return Table(title, names, rows)
 
 
-def main() -> None:
-    """Read a complete run and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.continual.running_averages", description=str(__doc__).split("\n")[0]
-    )
-    parser.add_argument("run", type=Path, help="run folder of experiments.continual, complete, with batch norm")
-    parser.add_argument("--data-dir", type=Path, help="folder of prepared data sets")
-    arguments = parser.parse_args()
-    from lopjax.runs import load
-
-    try:
-        table = averages_table(load(arguments.run), arguments.data_dir)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    print_results(table, ())
-
-
 if __name__ == "__main__":
-    main()
+    print_table_of_a_run("experiments.continual.running_averages", __doc__, averages_table, "complete, with batch norm")

@@ -7,7 +7,6 @@ has), and the loss there, medians over seeds; and the logarithm of the ratio to 
 mean with its 95 % interval.
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from experiments.continual.command import print_table_of_a_run
 from experiments.continual.config import PRESETS, Config
 from experiments.continual.methods import fresh, is_fresh, label_of, lanes_of, method_of
 from experiments.continual.problem import Problem, make_problem
 from experiments.kit.intervals import interval
-from experiments.kit.terminal import Table, print_results
+from experiments.kit.terminal import Table
 from lopjax.curvature import extreme_eigenvalues, hvp
 from lopjax.training import task_examples
 
@@ -82,22 +82,5 @@ def sharpness_table(run: "RunData", data_dir: Path | None = None) -> Table:
     return Table(title, ("method", "largest eigenvalue", "loss", "log ratio to fresh"), rows)
 
 
-def main() -> None:
-    """Read a complete run and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.continual.sharpness", description=str(__doc__).split("\n")[0]
-    )
-    parser.add_argument("run", type=Path, help="run folder of experiments.continual, complete")
-    parser.add_argument("--data-dir", type=Path, help="folder of prepared data sets")
-    arguments = parser.parse_args()
-    from lopjax.runs import load
-
-    try:
-        table = sharpness_table(load(arguments.run), arguments.data_dir)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    print_results(table, ())
-
-
 if __name__ == "__main__":
-    main()
+    print_table_of_a_run("experiments.continual.sharpness", __doc__, sharpness_table, "complete")
