@@ -17,7 +17,7 @@ def print_table_of_a_run(
     """Parse a run folder and the folder of data, print the table; exit with 2 and a sentence where there can be none.
 
     Args:
-        name: of the module.
+        name: the module's.
         doc: its docstring, whose first line is the description.
         make: the table of a run and the folder of prepared data sets.
         needs: what the run must be, after "run folder of experiments.continual, ".
