@@ -276,8 +276,8 @@ CLAIMS: tuple[Claim, ...] = (
         "Does all this carry over to other domains?",
         "answered",
         "A small language model on permuted words loses plasticity (growth of the loss over tasks). PPO under"
-        " drifting gravity shows no loss in twelve tasks; under shifted observations it falls behind (return, late"
-        " minus early).",
+        " drifting gravity shows no loss in twelve tasks, nor in thirty; under shifted observations it falls behind"
+        " (return, late minus early).",
         cells=(Cell(BEYOND, "Adam", 2), Cell(BEYOND, "plain", 4), Cell(BEYOND, "plain Adam", 4)),
         page=BEYOND,
         command="python -m experiments.language",
