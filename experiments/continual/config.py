@@ -53,7 +53,11 @@ class TasksConfig(TrainingConfig):
     redo_threshold: float = 0.1
     """ReDo and ReGraMa: largest score of a unit that is reset."""
     reset_every: int = 100
-    """ReDo, ReGraMa and CPR: steps between two resets; recovery controller: between two looks."""
+    """ReDo, ReGraMa and CPR: steps between two resets."""
+    look_every: int = 0
+    """Recovery controller: steps between two looks; 0 for reset_every."""
+    threshold: float = 1.0
+    """Recovery controller: factor on the scores from which a symptom is treated, and below which it has gone."""
     cpr_strength: float = 0.015
     """CPR: how far weights move towards a fresh draw at most."""
     percentile: float = 0.99

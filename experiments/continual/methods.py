@@ -112,10 +112,11 @@ def _recovery(settings: Settings) -> Any:
 
     Without the rungs that take second derivatives: with them a transformer's step compiles for minutes.
     """
-    from lopjax.recovery import recovery_controller
+    from lopjax.recovery import OFF, ON, recovery_controller
 
-    every = settings["reset_every"]
-    return recovery_controller(GENTLE_LADDER, every=every, cool_down=2 * every)
+    every = settings["look_every"] or settings["reset_every"]
+    on, off = ({name: settings["threshold"] * score for name, score in scores.items()} for scores in (ON, OFF))
+    return recovery_controller(GENTLE_LADDER, every=every, cool_down=2 * every, on=on, off=off)
 
 
 METHODS: dict[str, Method] = {
@@ -137,7 +138,13 @@ METHODS: dict[str, Method] = {
     "self_normalized_resets": Method(
         "self-normalized resets", _adam, "adam", ("adam_learning_rate", "percentile"), _self_normalized_resets
     ),
-    "recovery": Method("recovery controller", _adam, "adam", ("adam_learning_rate", "reset_every"), _recovery),
+    "recovery": Method(
+        "recovery controller",
+        _adam,
+        "adam",
+        ("adam_learning_rate", "reset_every", "look_every", "threshold"),
+        _recovery,
+    ),
     "sgd": Method("SGD", _sgd, "sgd", ("learning_rate",)),
 }
 

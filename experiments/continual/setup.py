@@ -108,6 +108,8 @@ def check_tasks(config: TasksConfig) -> None:
     check("earlier", lags, len(set(lags)) == len(lags) and all(lag >= 1 for lag in lags), "distinct and at least 1")
     if needing := [name for name in config.methods if METHODS[name].needs_boundaries and config.change]:
         raise ValueError(f"methods={config.methods}: {needing[0]} needs boundaries; change={config.change} has none")
+    check("look_every", config.look_every, config.look_every >= 0, "0 or positive")
+    check("threshold", config.threshold, 0 < config.threshold <= 3, "in (0, 3], or scores are no shares")
     for name in ("adam_learning_rate", "learning_rate"):
         check(name, getattr(config, name), 0 < getattr(config, name) < math.inf, "positive and finite")
     others = ("replacement_rate", "redo_threshold", "cpr_strength", "maturity")
