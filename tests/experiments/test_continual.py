@@ -310,6 +310,8 @@ def test_methods_with_one_optimizer_share_a_program_and_a_fresh_network():
         ({"seeds": (1, 1)}, "seeds=\\(1, 1\\): must be distinct"),
         ({"tasks": "random_labels", "num_images": 30}, "num_images=30: must be 0, or from probe_samples=40"),
         ({"l2_init": -1.0}, "l2_init=-1.0: must be non-negative"),
+        ({"look_every": -1}, "look_every=-1: must be 0 or positive"),
+        ({"threshold": 4.0}, "threshold=4.0: must be in \\(0, 3\\]"),
         ({"dataset": "tiny_imagenet"}, "prepare tiny_imagenet"),
     ],
 )

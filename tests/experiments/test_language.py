@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.continual.methods import METHODS
 from experiments.continual.report import less_fresh
 from experiments.kit.intervals import Interval, interval
 from experiments.language.__main__ import main
 from experiments.language.clones import apart, clones_of, in_words
-from experiments.language.config import PRESETS
+from experiments.language.config import BEST, GRID, PRESETS, TUNING_SEEDS
 from experiments.language.report import in_a_word, summarise, table
 from experiments.language.setup import build
 from lopjax.certificates import certify_cloned
@@ -20,6 +21,7 @@ from lopjax.cloning import clone_variables, uniform_partition, widen
 from lopjax.data.text import joint_digest, python_text
 from lopjax.model import Model
 from lopjax.models import mlp
+from lopjax.recovery import OFF, ON, SYMPTOMS
 from lopjax.runs import RunData, load
 from lopjax.tracing import trace_model, wiring_agrees
 
@@ -108,6 +110,40 @@ def test_clones_made_without_labels_keep_the_function_and_are_certified():
 def test_what_is_refused(unchecked, field, value, message):
     with pytest.raises(ValueError, match=message):
         build(replace(PRESETS["quick"], **{"sources": ("json",), field: value}))
+
+
+def test_every_method_has_as_many_settings_and_the_best_is_run_on_other_seeds():
+    evaluated, tuning = PRESETS["permuted_words"], [PRESETS[f"tuning_{number}"] for number in (1, 2, 3, 4)]
+    assert not set(TUNING_SEEDS) & set(evaluated.seeds)
+    assert set(GRID) | {"adam"} == set(evaluated.methods)
+    names = [name for settings in GRID.values() for name in settings[0]]
+    assert len(set(names)) == len(names)  # no two methods share a number, so that a preset has a setting of each
+    for method, settings in GRID.items():
+        assert len({tuple(setting.values()) for setting in settings}) == len(tuning) == 4
+        assert set(settings[0]) <= set(METHODS[method].reads)
+        assert {name: getattr(evaluated, name) for name in settings[0]} == settings[BEST[method] - 1]
+        for config, setting in zip(tuning, settings, strict=True):
+            assert {name: getattr(config, name) for name in setting} == setting
+            same = {
+                name: getattr(config, name) for name in ("tasks", "num_tasks", "steps", "net", "adam_learning_rate")
+            }
+            assert same == {name: getattr(evaluated, name) for name in same}
+            assert config.seeds == TUNING_SEEDS
+
+
+def test_the_controller_looks_and_treats_as_it_is_told():
+    make = METHODS["recovery"].intervention
+    assert make is not None
+
+    def options(**settings: float) -> Any:
+        return make({"reset_every": 200, "look_every": 0, "threshold": 1.0, **settings}).apply.args[0]
+
+    usual, early = options(), options(look_every=50, threshold=0.5)
+    assert (usual.every, usual.cool_down, early.every, early.cool_down) == (200, 400, 50, 100)
+    for ours, theirs in ((usual.on, ON), (usual.off, OFF)):
+        np.testing.assert_array_equal(ours, np.float32([theirs[name] for name in SYMPTOMS]))
+    np.testing.assert_allclose(early.on, usual.on / 2)
+    np.testing.assert_allclose(early.off, usual.off / 2)
 
 
 def test_silent_units_are_nobodys_clones():
