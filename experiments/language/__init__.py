@@ -5,8 +5,9 @@ whose words are renamed at every task (arXiv 2410.20098, at a smaller scale). Be
 drawn anew and sees the same batches: the growing difference between the two *is* loss of plasticity. On two CPU cores:
 
     python -m experiments.language                           # sources, bytes, two methods: within a minute
-    python -m experiments.language --preset permuted_words   # eight methods, each with its best setting, five seeds
-    python -m experiments.language --preset tuning_1         # to tuning_4: what was tried, on two other seeds
+    python -m experiments.language --preset permuted_words   # seven methods, one setting each, five seeds
+    python -m experiments.language --preset tuning_1         # to tuning_4: the settings that are tried, on two seeds
+    python -m experiments.language --preset tuned            # eight methods, the best setting of each, five other seeds
     python -m experiments.language --preset tied             # token embeddings that make the logits, too
     python -m experiments.cloning --model gpt                # such a network, cloned
 
