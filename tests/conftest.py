@@ -12,7 +12,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from theory_checks import QUICK_COMPILATION
+from theory_checks.quick import QUICK_COMPILATION, reuse_contexts
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # LAPACK's own threads would fight XLA's and the other xdist workers over the cores.
@@ -36,6 +36,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import jaxtyping
 import pytest
+
+reuse_contexts()
 
 if os.environ.get("LOPJAX_CHECK_TYPES"):
     jaxtyping.install_import_hook("lopjax", "beartype.beartype")

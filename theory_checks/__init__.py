@@ -6,8 +6,6 @@ runner, its figure and `tests/repository/test_theory_checks.py` pick it up from 
 index are written by `python -m theory_checks --only <theorem> --write-docs`.
 """
 
-from importlib.metadata import version
-
 THEOREMS: tuple[str, ...] = (
     "cloning",
     "confinement",
@@ -27,11 +25,3 @@ THEOREMS: tuple[str, ...] = (
     "activation",
 )
 """Modules of this package that hold checks, in the order in which they are printed."""
-
-QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-"""XLA_FLAGS with which small programs that run once compile in half the time; no result depends on them."""
-
-# The newer emitters of fused loops take two to three times as long to compile as the older ones. jaxlib 0.11 has no
-# others, and an unknown flag ends the process.
-if tuple(int(number) for number in version("jaxlib").split(".")[:2]) < (0, 11):
-    QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
