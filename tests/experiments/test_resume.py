@@ -173,7 +173,7 @@ def build_config() -> Config:
     return parse(EXPERIMENT, FLAGS)[0]
 
 
-KILLS = int(os.environ.get("LOPJAX_TEST_KILLS", "8"))
+KILLS = int(os.environ.get("LOPJAX_TEST_KILLS", "4"))
 
 
 @pytest.mark.slow
