@@ -62,7 +62,7 @@ BEST = {
     **{"l2_init": 3, "shrink_and_perturb": 3, "noise": 3, "continual_backprop": 2},
     **{"redo": 1, "self_normalized_resets": 2, "recovery": 1},
 }
-"""By method, which setting, from 1, had the smallest online loss on the tuning seeds, over the last half of the tasks."""
+"""By method, the setting, from 1, with the smallest online loss on the tuning seeds over the last half of the tasks."""
 
 
 def _numbers(chosen: Mapping[str, int]) -> dict[str, Any]:
