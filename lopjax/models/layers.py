@@ -165,5 +165,7 @@ def dropout(module: nn.Module, x: jax.Array, rate: float, override: Any, train: 
         raise ValueError("train=True with dropout needs a random key: pass key=jax.random.key(...) to Model.apply")
     # In bfloat16 a rate of 0.001 would round to 0, and 0.999 to 1.
     keep = 1.0 - jnp.asarray(rate, jnp.promote_types(x.dtype, jnp.float32))
-    kept = jax.random.bernoulli(module.make_rng("dropout"), keep, x.shape)
+    key = module.make_rng("dropout")
+    # A traced rate may be 0 in some lanes: these draw nothing.
+    kept = jax.lax.cond(keep < 1, lambda: jax.random.bernoulli(key, keep, x.shape), lambda: jnp.ones(x.shape, bool))
     return jnp.where(kept, x / keep, 0.0).astype(x.dtype)

@@ -1,7 +1,7 @@
 """Noise proportional to gradients, and how all transformations draw noise."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,17 +22,29 @@ class RelativeNoiseState(NamedTuple):
     key: Key[Array, ""]
 
 
-def _norm(array: Array) -> Array:
-    """Euclidean norm of all entries, finite whenever it is representable.
+def _norms(arrays: Sequence[Array]) -> list[Array]:
+    """Euclidean norm of each array, finite whenever it is representable.
 
     If squares overflow, or underflow enough to affect the sum, entries are scaled by a power of two, which is exact.
-    Otherwise one pass is enough; the others would cost a sixth of the time of the noise or more.
+    Otherwise one pass is enough; the others would cost a sixth of the time of the noise or more. One branch for all
+    arrays: a branch for each is a program of its own to compile for each.
     """
-    if not array.size:
-        return jnp.zeros((), array.dtype)
-    info, norm = jnp.finfo(array.dtype), jnp.linalg.norm(array.ravel())
-    is_safe = jnp.isfinite(norm) & (norm > math.sqrt(array.size * float(info.tiny) / float(info.eps)))
-    return jax.lax.cond(is_safe, lambda _: norm, _scaled_norm, array)
+    norms = [jnp.linalg.norm(array.ravel()) if array.size else jnp.zeros((), array.dtype) for array in arrays]
+    are_safe = [_is_safe(norm, array.size) for norm, array in zip(norms, arrays, strict=True)]
+
+    def scaled_where_unsafe() -> list[Array]:
+        return [
+            jnp.where(is_safe, norm, _scaled_norm(array)) if array.size else norm
+            for is_safe, norm, array in zip(are_safe, norms, arrays, strict=True)
+        ]
+
+    return jax.lax.cond(jnp.all(jnp.array(are_safe)), lambda: norms, scaled_where_unsafe)
+
+
+def _is_safe(norm: Array, size: int) -> Array:
+    """Whether the squares of that many entries neither overflowed nor lost digits."""
+    info = jnp.finfo(norm.dtype)
+    return jnp.isfinite(norm) & (norm > math.sqrt(size * float(info.tiny) / float(info.eps))) | (size == 0)
 
 
 def _scaled_norm(array: Array) -> Array:
@@ -40,11 +52,15 @@ def _scaled_norm(array: Array) -> Array:
     return times_power_of_two(jnp.linalg.norm(times_power_of_two(array, -exponent).ravel()), exponent)
 
 
+def _noise_types(leaves: Sequence[Array]) -> list[Any]:
+    """The type in which each array's noise is drawn and added."""
+    return [jnp.promote_types(jnp.result_type(leaf), jnp.float32) for leaf in leaves]
+
+
 def map_with_noise(function: Callable[..., Array], key: Key[Array, ""], *trees: Params) -> Params:
     """Map `function(noise, *leaves)`, all in the noise's dtype, with independent standard normals per leaf."""
     leaves, structure = jax.tree.flatten(trees[0])
-    dtypes = [jnp.promote_types(jnp.result_type(leaf), jnp.float32) for leaf in leaves]
-    noises = standard_normals(key, [jnp.shape(leaf) for leaf in leaves], dtypes)
+    noises = standard_normals(key, [jnp.shape(leaf) for leaf in leaves], _noise_types(leaves))
 
     def apply(noise: Array, *values: Array) -> Array:
         return function(noise, *(jnp.asarray(value, noise.dtype) for value in values)).astype(values[0].dtype)
@@ -89,12 +105,27 @@ def add_relative_noise(
     def update(updates: Params, state: RelativeNoiseState, params: Params | None = None) -> tuple[Params, Any]:
         del params
 
-        def perturb(noise: Array, gradient: Array) -> Array:
-            decay = jnp.asarray(noise_decay, noise.dtype) ** state.step.astype(noise.dtype)
-            scale = jnp.asarray(noise_scale, noise.dtype) * decay
-            return gradient + scale * _norm(gradient) * noise
+        leaves, structure = jax.tree.flatten(updates)
+        dtypes = _noise_types(leaves)
+        gradients = [jnp.asarray(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
 
-        updates = map_with_noise(perturb, jax.random.fold_in(state.key, state.step), updates)
+        def scale(dtype: Any) -> Array:
+            return jnp.asarray(noise_scale, dtype) * jnp.asarray(noise_decay, dtype) ** state.step.astype(dtype)
+
+        def draw() -> list[Array]:
+            key = jax.random.fold_in(state.key, state.step)
+            return standard_normals(key, [leaf.shape for leaf in gradients], dtypes)
+
+        # Lanes without noise draw none. The branch is also what XLA does not copy into every kernel that adds noise.
+        is_noisy = jnp.any(jnp.array([scale(dtype) != 0 for dtype in set(dtypes)]))
+        noises = jax.lax.cond(is_noisy, draw, lambda: [jnp.zeros_like(leaf) for leaf in gradients])
+        noisy = [
+            (gradient + scale(dtype) * norm * noise).astype(leaf.dtype)
+            for leaf, gradient, dtype, norm, noise in zip(
+                leaves, gradients, dtypes, _norms(gradients), noises, strict=True
+            )
+        ]
+        updates = structure.unflatten(noisy)
         return updates, RelativeNoiseState(jnp.asarray(optax.safe_increment(state.step)), state.key)
 
     return transformation(init, update)

@@ -83,19 +83,20 @@ def standard_normals(
 ) -> list[Array]:
     """Independent standard normals for many arrays: the same bits as `standard_normal(fold_in(key, position), ...)`.
 
-    The keys of all arrays are derived in one go: derived one by one, XLA copies the whole derivation into the kernels
-    of every array, which nearly doubles what there is to compile.
+    The keys of all arrays are derived in one go, and the arrays of one shape are drawn in one go: done one by one, XLA
+    copies the whole derivation into the kernels of every array and compiles those of each array anew.
     """
     if not shapes:
         return []
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(shapes), dtype=jnp.uint32))
-    words = jax.vmap(_words)(keys)
-    return [
-        _normals(words[position], shape)
-        if jnp.dtype(dtype) == jnp.float32
-        else jax.random.normal(keys[position], shape, dtype)
-        for position, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True))
-    ]
+    alike: dict[tuple[tuple[int, ...], np.dtype], list[int]] = {}
+    for position, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
+        alike.setdefault((tuple(shape), np.dtype(dtype)), []).append(position)
+    drawn: dict[int, Array] = {}
+    for (shape, dtype), positions in alike.items():
+        draw = partial(standard_normal, shape=shape, dtype=dtype)
+        drawn |= dict(zip(positions, jax.vmap(draw)(keys[np.array(positions)]), strict=True))
+    return [drawn[position] for position in range(len(shapes))]
 
 
 def _words(key: Key[Array, ""]) -> UInt32[Array, " 2"]:
