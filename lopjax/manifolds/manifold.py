@@ -249,7 +249,8 @@ def _scaling(tree: Params) -> tuple[Float[Array, ""], Callable[[Params], Params]
     """The largest absolute entry, and a function that divides by it: norms then neither overflow nor underflow."""
     leaves = jax.tree.leaves(tree)
     dtype = jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
-    scale = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in leaves]))
+    # The last of the sorted ones, not the maximum: this XLA copies, all leaves included, into the kernel of every leaf.
+    scale = jnp.sort(jnp.stack([jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in leaves]))[-1]
     usable = jnp.where((scale >= jnp.finfo(dtype).tiny) & jnp.isfinite(scale), scale, 1)
     return scale, lambda tree: jax.tree.map(lambda leaf: (leaf.astype(dtype) / usable).astype(leaf.dtype), tree)
 

@@ -112,13 +112,10 @@ def add_relative_noise(
         def scale(dtype: Any) -> Array:
             return jnp.asarray(noise_scale, dtype) * jnp.asarray(noise_decay, dtype) ** state.step.astype(dtype)
 
-        def draw() -> list[Array]:
-            key = jax.random.fold_in(state.key, state.step)
-            return standard_normals(key, [leaf.shape for leaf in gradients], dtypes)
-
-        # Lanes without noise draw none. The branch is also what XLA does not copy into every kernel that adds noise.
+        # Lanes without noise draw none.
         is_noisy = jnp.any(jnp.array([scale(dtype) != 0 for dtype in set(dtypes)]))
-        noises = jax.lax.cond(is_noisy, draw, lambda: [jnp.zeros_like(leaf) for leaf in gradients])
+        key = jax.random.fold_in(state.key, state.step)
+        noises = standard_normals(key, [leaf.shape for leaf in gradients], dtypes, is_noisy)
         noisy = [
             (gradient + scale(dtype) * norm * noise).astype(leaf.dtype)
             for leaf, gradient, dtype, norm, noise in zip(

@@ -7,14 +7,15 @@ the angle once for each of the two, which is why the generator is the cheaper Ph
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Key, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Key, UInt32
 
 MULTIPLIER, KEY_INCREMENT, ROUNDS = 0xD256D193, 0x9E3779B9, 10
 # sin(pi/2 x) = x * polynomial(x²) on [-1, 1], within 7e-9: the minimax coefficients, highest degree first.
@@ -79,24 +80,61 @@ def standard_normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLik
 
 
 def standard_normals(
-    key: Key[Array, ""], shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DTypeLike]
+    key: Key[Array, ""],
+    shapes: Sequence[tuple[int, ...]],
+    dtypes: Sequence[DTypeLike],
+    is_needed: Bool[Array, ""] | bool = True,
 ) -> list[Array]:
     """Independent standard normals for many arrays: the same bits as `standard_normal(fold_in(key, position), ...)`.
 
     The keys of all arrays are derived in one go, and the arrays of one shape are drawn in one go: done one by one, XLA
     copies the whole derivation into the kernels of every array and compiles those of each array anew.
+
+    Args:
+        key: one key of any implementation.
+        shapes: shape of every array.
+        dtypes: its type, as in `standard_normal`.
+        is_needed: if it is traced and false, nothing is drawn and all arrays are zero. The branches that this takes are
+            also what XLA does not copy into other kernels.
+
+    Returns:
+        The arrays.
     """
     if not shapes:
         return []
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(shapes), dtype=jnp.uint32))
+    num = len(shapes)
+
+    def derive() -> tuple[Array, Array]:
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num, dtype=jnp.uint32))
+        return jax.random.key_data(keys), jax.vmap(_words)(keys)
+
+    def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        return jnp.zeros(shape, dtype)
+
+    def unless_needless(make: Callable[[], Any]) -> Any:
+        if isinstance(is_needed, bool):
+            return make() if is_needed else jax.tree.map(lambda x: zeros(x.shape, x.dtype), jax.eval_shape(make))
+        none = jax.eval_shape(make)
+        return jax.lax.cond(is_needed, make, lambda: jax.tree.map(lambda x: zeros(x.shape, x.dtype), none))
+
+    data, words = unless_needless(derive)
     alike: dict[tuple[tuple[int, ...], np.dtype], list[int]] = {}
     for position, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
         alike.setdefault((tuple(shape), np.dtype(dtype)), []).append(position)
-    drawn: dict[int, Array] = {}
-    for (shape, dtype), positions in alike.items():
-        draw = partial(standard_normal, shape=shape, dtype=dtype)
-        drawn |= dict(zip(positions, jax.vmap(draw)(keys[np.array(positions)]), strict=True))
-    return [drawn[position] for position in range(len(shapes))]
+
+    def draw() -> list[Array]:
+        drawn: dict[int, Array] = {}
+        for (shape, dtype), positions in alike.items():
+            rows = np.array(positions)
+            if dtype == np.float32:
+                arrays = jax.vmap(partial(_normals, shape=shape))(words[rows])
+            else:
+                keys = jax.random.wrap_key_data(data[rows], impl=jax.random.key_impl(key))
+                arrays = jax.vmap(lambda one, shape=shape, dtype=dtype: jax.random.normal(one, shape, dtype))(keys)
+            drawn |= dict(zip(positions, arrays, strict=True))
+        return [drawn[position] for position in range(num)]
+
+    return unless_needless(draw)
 
 
 def _words(key: Key[Array, ""]) -> UInt32[Array, " 2"]:

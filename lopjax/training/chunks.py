@@ -6,6 +6,7 @@ depends neither on how the steps are divided into chunks nor on the other lanes.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +53,15 @@ def start_lanes(state: State) -> Lanes:
     return Lanes(jax.tree.map(_copy, state), jnp.full(leaves[0][1].shape[0], -1, jnp.int32))
 
 
+@cache
+def _splitter(mesh: Mesh | None) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """A lane's key as one for the order of its examples and one for its steps.
+
+    A program of its own for all chunks: inside theirs, XLA copies the derivation into each kernel that reads a word.
+    """
+    return over_lanes(lambda key: tuple(jax.random.split(key)), 1, mesh)
+
+
 def _copy(leaf: Any) -> jax.Array:
     return leaf.copy() if isinstance(leaf, jax.Array) else jnp.array(leaf)
 
@@ -84,8 +94,10 @@ def make_chunk(
         raise ValueError(f"stream={stream!r}: must be a Stream, such as epochs(images, labels, batch_size)")
     block = block_of(stream)
 
-    def of_one(lane: Lanes, key: jax.Array, start: Any, num_steps: Any, data: PyTree) -> tuple[Lanes, Logs]:
-        order_key, step_key = jax.random.split(key)
+    def of_one(
+        lane: Lanes, keys: tuple[jax.Array, jax.Array], start: Any, num_steps: Any, data: PyTree
+    ) -> tuple[Lanes, Logs]:
+        order_key, step_key = keys
         drawn = jax.eval_shape(stream.draw, data, order_key, start)
         logged = jax.eval_shape(step, lane.state, drawn, step_key, start)[1]
         dtype = jnp.zeros(()).dtype
@@ -113,12 +125,13 @@ def make_chunk(
         return lane, means
 
     compiled = over_lanes(of_one, 2, mesh, donate=True, is_batched=is_batched)
+    split = _splitter(mesh)
 
     def chunk(lanes: Lanes, keys: jax.Array, start: int, num_steps: int, data: PyTree) -> tuple[Lanes, Logs]:
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps}: must be at least 1")
         if keys.shape[:1] != lanes.frozen_at.shape:
             raise ValueError(f"{lanes.frozen_at.shape[0]} lanes, keys of shape {keys.shape}: must be one key per lane")
-        return compiled(lanes, keys, jnp.int32(start), jnp.int32(num_steps), data)
+        return compiled(lanes, split(keys), jnp.int32(start), jnp.int32(num_steps), data)
 
     return chunk
