@@ -12,8 +12,10 @@ from experiments.cloning.config import Config
 from experiments.cloning.lane import Pair, make_program
 from experiments.cloning.measurements import make_measure
 from experiments.cloning.setup import Setup
+from experiments.kit.ahead import compiled_ahead
 from experiments.kit.group_lanes import GroupLanes
 from experiments.kit.methods import NUMBERS, Lane, groups_of, numbers_of
+from lopjax.cloning import clone_variables
 from lopjax.runs.schedule import Part
 from lopjax.training import Lanes, Logs, gathered, make_chunk, over_lanes, place, start_lanes
 
@@ -27,7 +29,9 @@ class Shared(NamedTuple):
         networks: the initialised base network of every seed.
         noise_keys: keys for what a method draws, one per seed.
         data_keys: keys for the order of the examples and all else that is random in a step, one per seed.
-        measure: `make_measure`, for all seeds of one method; compiling it takes a large part of a short run.
+        measure: `make_measure` for all seeds of one method, before they are cloned.
+        measure_clones: the same once they are. Compiling it takes a large part of a short run, so that this begins at
+            once, on another thread, while the base is compiled and trained.
         train: images and labels.
         probe: the first of them, on which symptoms are measured.
         test: images and labels.
@@ -37,6 +41,7 @@ class Shared(NamedTuple):
     noise_keys: jax.Array
     data_keys: jax.Array
     measure: Any
+    measure_clones: Any
     train: Any
     probe: Any
     test: Any
@@ -56,7 +61,13 @@ def share(setup: Setup) -> Shared:
     train, probe, test = place(on_devices, setup.mesh, is_per_lane=False)
     networks, noise_keys, data_keys = over_lanes(of_seed, 1)(jnp.array(setup.config.seeds))
     measure = over_lanes(make_measure(setup), 2, setup.mesh)
-    return Shared(networks, noise_keys, data_keys, measure, train, probe, test)
+    measure_clones = measure
+    if setup.mesh is None:
+        clones = jax.eval_shape(
+            jax.vmap(lambda base: clone_variables(base, setup.base.wiring, setup.config.factor)), networks
+        )
+        measure_clones = compiled_ahead(measure, networks, clones, probe, test)
+    return Shared(networks, noise_keys, data_keys, measure, measure_clones, train, probe, test)
 
 
 def parts(config: Config, setup: Setup) -> list[Part]:
@@ -161,8 +172,10 @@ class Stretch:
         """What a chunk has logged, and what is measured after it."""
 
         def measure(pair: Pair) -> Logs:
-            clone = None if pair.clone is None else pair.clone.variables
-            return self.shared.measure(pair.base.variables, clone, self.shared.probe, self.shared.test)
+            probe, test = self.shared.probe, self.shared.test
+            if pair.clone is None:
+                return self.shared.measure(pair.base.variables, None, probe, test)
+            return self.shared.measure_clones(pair.base.variables, pair.clone.variables, probe, test)
 
         where = {"phase": phase, "step": step, self.setup.config.unit: step / self.setup.steps_per_unit}
         return self.lanes.records(lanes, logs, where, measure)

@@ -165,3 +165,13 @@ def test_neighbouring_keys_are_independent():
     correlations = np.abs(np.corrcoef(values) - np.eye(5))
     assert correlations.max() < 4.5 / np.sqrt(200_000)
     assert abs(np.corrcoef(values[0], values[1] + 0.02 * values[0])[0, 1]) > 4.5 / np.sqrt(200_000)
+
+
+def test_arrays_that_are_not_needed_are_zero_and_the_others_keep_their_bits():
+    shapes, dtypes = [(3, 4), (5,), (3, 4)], [jnp.float32] * 3
+    drawn = jax.jit(lambda is_needed: normals.standard_normals(PHILOX, shapes, dtypes, is_needed))
+    plain = normals.standard_normals(PHILOX, shapes, dtypes)
+    for one, other, none in zip(drawn(jnp.bool_(True)), plain, drawn(jnp.bool_(False)), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert not none.any()
+        assert other.all()  # control: a draw is not zero
