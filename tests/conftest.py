@@ -12,7 +12,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from theory_checks.quick import QUICK_COMPILATION, reuse_contexts
+from theory_checks.quick import QUICK_COMPILATION
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # LAPACK's own threads would fight XLA's and the other xdist workers over the cores.
@@ -36,6 +36,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import jaxtyping
 import pytest
+from shared_contexts import reuse_contexts
 
 reuse_contexts()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from theory_checks.quick import QUICK_COMPILATION, reuse_contexts
+from theory_checks.quick import QUICK_COMPILATION
 
 if TYPE_CHECKING:
     from theory_checks.check import Size, Verdict
@@ -41,7 +41,6 @@ def main() -> int:
         os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
     import jax
 
-    reuse_contexts()
     jax.config.update("jax_enable_x64", True)
     from theory_checks import pages
     from theory_checks.check import all_checks, select

@@ -5,7 +5,6 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from theory_checks.check import Check, Size, Verdict, judge
-from theory_checks.quick import reuse_contexts
 
 LONGEST_FIRST = ("stability", "activation", "optimizers", "escape", "cloning", "confinement", "frozen", "flatness")
 """Theorems in the order in which they are started; the others follow."""
@@ -41,6 +40,5 @@ def _turn(theorem: str) -> int:
 def _judge_theorem(checks: Sequence[Check], size: Size) -> list[Verdict]:
     import jax
 
-    reuse_contexts()
     jax.config.update("jax_enable_x64", True)
     return [judge(check, size) for check in checks]

@@ -94,8 +94,8 @@ def standard_normals(
         key: one key of any implementation.
         shapes: shape of every array.
         dtypes: its type, as in `standard_normal`.
-        is_needed: if it is traced and false, nothing is drawn and all arrays are zero. The branches that this takes are
-            also what XLA does not copy into other kernels.
+        is_needed: whether to draw; if false, traced or not, all arrays are zero. The branches that this takes are also
+            what XLA does not copy into other kernels.
 
     Returns:
         The arrays.

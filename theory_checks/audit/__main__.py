@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from theory_checks.quick import QUICK_COMPILATION, reuse_contexts
+from theory_checks.quick import QUICK_COMPILATION
 
 if TYPE_CHECKING:
     from theory_checks.audit.tally import Tally
@@ -31,7 +31,6 @@ def main() -> int:
     import tyro
 
     arguments = tyro.cli(Arguments, prog="python -m theory_checks.audit")
-    reuse_contexts()
     jax.config.update("jax_enable_x64", True)
     from theory_checks.audit.everything import run_audit
     from theory_checks.audit.tally import Tally
