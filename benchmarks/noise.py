@@ -86,7 +86,8 @@ def steps_of(model: Any, num: int, batch_size: int = BATCH) -> dict[str, Repeat]
     noisy = noisy_sgd(0.01, 0.01, 0.999, seed=key)
     calls = {"plain step": repeat(optax.sgd(0.01)), "noisy step": repeat(noisy)}
 
-    def drawn_by_jax(key: Any, shapes: Any, dtypes: Any) -> list[Any]:
+    def drawn_by_jax(key: Any, shapes: Any, dtypes: Any, is_needed: Any = True) -> list[Any]:
+        del is_needed  # it always is
         keys = jax.random.split(key, len(shapes))
         return [jax.random.normal(*one) for one in zip(keys, shapes, dtypes, strict=True)]
 
