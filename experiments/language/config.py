@@ -93,7 +93,7 @@ PRESETS = {
     "quick": Config(num_tasks=6, steps=100, methods=("adam", "l2_init"), **_SHARED),
     "sources": Config(num_tasks=16, steps=240, methods=_METHODS, seeds=(0, 1, 2, 3, 4), **_SHARED),
     "permuted_words": _WORDS,
-    "tied": replace(_WORDS, methods=("adam", "l2_init"), seeds=(0, 1, 2), net=replace(_SMALL, tied=True)),
+    "tied": replace(_WORDS, methods=("adam", "l2_init"), net=replace(_SMALL, tied=True)),
     "tuned": replace(_WORDS, methods=("adam", *GRID), **_numbers(BEST)),
     **{f"tuning_{setting}": _tuning(setting) for setting in (1, 2, 3, 4)},
 }
