@@ -36,9 +36,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import jaxtyping
 import pytest
-from shared_contexts import reuse_contexts
-
-reuse_contexts()
 
 if os.environ.get("LOPJAX_CHECK_TYPES"):
     jaxtyping.install_import_hook("lopjax", "beartype.beartype")
