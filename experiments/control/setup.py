@@ -72,6 +72,10 @@ def build(config: Config, resources: Resources = NO_RESOURCES) -> Setup:
         _check(name, getattr(config, name), getattr(config, name) >= 1, "at least 1")
     is_norm = 0 < config.max_gradient_norm < math.inf
     _check("max_gradient_norm", config.max_gradient_norm, is_norm, "positive and finite")
+    for name in ("l2_init", "noise_scale", "replacement_rate", "maturity", "redo_threshold"):
+        value = getattr(config, name)
+        _check(name, value, 0 <= value < math.inf, "non-negative and finite")
+    _check("percentile", config.percentile, 0 <= config.percentile < 1, "in [0, 1)")
     check_lanes(len(config.seeds), resources.mesh)
     return Setup(config, {name: make_bench(name, config) for name in config.problems}, resources.mesh)
 
@@ -136,7 +140,9 @@ def _check_problem(name: str, problem: ProblemConfig) -> None:
     for field in ("discount", "gae_decay"):
         value = getattr(problem, field)
         _check(f"{name}.{field}", value, 0 <= value <= 1, "in [0, 1]")
-    for field in ("learning_rate", "clip", "entropy", "value_weight", "offset"):
+    rate = problem.learning_rate
+    _check(f"{name}.learning_rate", rate, 0 < rate < math.inf, "positive and finite")
+    for field in ("clip", "entropy", "value_weight", "offset"):
         value = getattr(problem, field)
         _check(f"{name}.{field}", value, 0 <= value < math.inf, "finite and at least 0")
     every, size = problem.records_per_task, problem.num_envs * problem.num_steps

@@ -184,6 +184,9 @@ def test_a_task_can_begin_with_new_moments_of_observations_and_the_old_network(i
     [
         ({"seeds": (0, 0)}, "seeds"),
         ({"episodes": 0}, "episodes=0: must be at least 1"),
+        ({"percentile": 2.0}, r"percentile=2\.0: must be in \[0, 1\)"),
+        ({"redo_threshold": -1.0}, r"redo_threshold=-1\.0: must be non-negative and finite"),
+        ({"cartpole": dataclasses.replace(SMALL, learning_rate=0.0)}, r"cartpole\.learning_rate=0\.0: must be"),
         ({"cartpole": dataclasses.replace(SMALL, minibatches=3)}, r"cartpole\.minibatches=3: must be a divisor of 8"),
         ({"cartpole": dataclasses.replace(SMALL, drift="link_length")}, r"cartpole\.drift='link_length': must be one"),
         ({"cartpole": dataclasses.replace(SMALL, discount=1.5)}, r"cartpole\.discount=1\.5: must be in \[0, 1\]"),

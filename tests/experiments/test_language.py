@@ -112,6 +112,14 @@ def test_what_is_refused(unchecked, field, value, message):
         build(replace(PRESETS["quick"], **{"sources": ("json",), field: value}))
 
 
+def test_the_first_digits_of_the_digest_name_the_text():
+    config = replace(PRESETS["quick"], sources=("json",))
+    digest = joint_digest([python_text("json")])
+    assert build(replace(config, digest=digest[:12])).digest == digest
+    with pytest.raises(ValueError, match="at least its first 12 digits"):
+        build(replace(config, digest=digest[:11]))
+
+
 def test_every_method_has_as_many_settings_and_the_best_is_run_on_other_seeds():
     evaluated, tuning = PRESETS["tuned"], [PRESETS[f"tuning_{number}"] for number in (1, 2, 3, 4)]
     assert not set(TUNING_SEEDS) & set(evaluated.seeds)
