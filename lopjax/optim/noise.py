@@ -82,7 +82,7 @@ def add_relative_noise(
     noise.
 
     Args:
-        noise_scale: :math:`\sigma_0`, at least 0.
+        noise_scale: :math:`\sigma_0`, at least 0. At 0 nothing is drawn, so that the derivative in it is 0 there.
         noise_decay: :math:`\gamma` in [0, 1]; 0 gives a single noisy step, 1 noise that does not decay.
         seed: an integer or a `jax.random.key` (one for each lane under vmap).
 
@@ -142,7 +142,7 @@ def noisy_sgd(
 
     Args:
         learning_rate: :math:`\eta`, a number or a schedule.
-        noise_scale: :math:`\sigma_0`, at least 0.
+        noise_scale: :math:`\sigma_0`, at least 0. At 0 nothing is drawn, so that the derivative in it is 0 there.
         noise_decay: :math:`\gamma` in [0, 1], per step.
         seed: an integer or a `jax.random.key` (one for each lane under vmap).
         momentum: :math:`\mu` in [0, 1]. The Python number 0 keeps no momentum array; a traced one always does.
