@@ -192,7 +192,7 @@ def check_batch(
             raise ValueError(f"labels {low}..{high}: must be classes, 0..{logits.shape[-1] - 1}")
     first = [jnp.asarray(leaf[:size]) for leaf in leaves]
     cut = first[0] if leaves[0] is labels else jax.tree.unflatten(jax.tree.structure(labels), first)
-    value = loss_of(loss, logits, cut)
+    value = _loss_value(loss, logits, cut)
     if not bool(jnp.all(jnp.isfinite(value))):
         raise ValueError(f"the loss is {value} on this batch: it must be finite; look at the parameters and the labels")
 
@@ -237,6 +237,10 @@ def loss_of(loss: Callable[[Any, Any], jax.Array], logits: jax.Array, labels: An
             f"the loss returned an array of shape {jnp.shape(value)}: must be one number, a mean over samples"
         )
     return value
+
+
+# Outside jit every operation of a loss is compiled by itself: 24 programs and a second for the cross-entropy.
+_loss_value = jax.jit(loss_of, static_argnums=0)
 
 
 @takes_old_order("loss model variables batch size", loss_is_first)

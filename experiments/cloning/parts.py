@@ -1,5 +1,6 @@
 """The cloning experiment as a list of parts: chunks of training of the base, the cloning, chunks side by side."""
 
+from collections.abc import Callable
 from functools import cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -93,6 +94,7 @@ class Stretch:
         self.setup, self.shared, self.lanes = setup, shared, lanes
         self.program = make_program(setup, lanes.group)
         self.chunk = make_chunk(self.program.step, setup.stream, setup.mesh)
+        self.chunk_of_clones: Callable[..., tuple[Lanes, Logs]] = self.chunk
         self.chunk_steps = setup.config.record_every * setup.steps_per_unit
         self.num_base = setup.config.base_length // setup.config.record_every
 
@@ -137,12 +139,18 @@ class Stretch:
 
     def train(self, phase: str, first: int, number: int, lanes: Lanes) -> tuple[Lanes, Records]:
         """Run such a chunk."""
-        keys = self.lanes.placed(self.lanes.of_seeds(self.shared.data_keys))
-        lanes, logs = self.chunk(lanes, keys, number * self.chunk_steps, self.chunk_steps, self.shared.train)
+        chunk = self.chunk if lanes.state.clone is None else self.chunk_of_clones
+        lanes, logs = chunk(lanes, self.keys(), number * self.chunk_steps, self.chunk_steps, self.shared.train)
         return lanes, self.records(phase, (number + 1 - first) * self.chunk_steps, logs, lanes)
 
+    def keys(self) -> jax.Array:
+        """A key per lane, for the order of the examples and all else that is random in a step."""
+        return self.lanes.placed(self.lanes.of_seeds(self.shared.data_keys))
+
     def start(self) -> Lanes:
-        """Initialised networks."""
+        """Initialised networks. The steps of the clones, the largest program, are compiled while the bases train."""
+        if self.setup.mesh is None:
+            self.chunk_of_clones = compiled_ahead(self.chunk, self.like(True), self.keys(), self.shared.train)
         return self.lanes.placed(start_lanes(over_lanes(self.program.start, 3)(*self.start_arguments())))
 
     def start_arguments(self) -> tuple[Any, jax.Array, dict[str, jax.Array]]:

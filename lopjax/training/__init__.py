@@ -6,7 +6,7 @@ lanes, logs = chunk(lanes, keys, start, num_steps, stream.data)
 """
 
 from lopjax.training.bit_flipping import bit_flipping
-from lopjax.training.chunks import Lanes, make_chunk, start_lanes
+from lopjax.training.chunks import Chunk, Lanes, make_chunk, start_lanes
 from lopjax.training.interventions import Intervention, Report, Setting, intervene, start_intervention
 from lopjax.training.lanes import check_lanes, cut_batch, gathered, lane_mesh, over_lanes, place
 from lopjax.training.preprocess import AsStored, Preprocess, evaluate
@@ -26,6 +26,7 @@ from lopjax.training.task_streams import TaskSequence, task_examples, task_strea
 __all__ = [
     "AsStored",
     "Block",
+    "Chunk",
     "Drawn",
     "Intervention",
     "Lanes",

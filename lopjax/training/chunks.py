@@ -6,6 +6,7 @@ depends neither on how the steps are divided into chunks nor on the other lanes.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ def start_lanes(state: State) -> Lanes:
     sizes = {jax.tree_util.keystr(path): jnp.shape(leaf)[:1] for path, leaf in leaves}
     if len(set(sizes.values())) != 1 or () in sizes.values():
         raise ValueError(f"state: every array needs the same leading lane axis, got {sizes}; stack the states first")
-    return Lanes(jax.tree.map(_copy, state), jnp.full(leaves[0][1].shape[0], -1, jnp.int32))
+    return Lanes(_copied(state), jnp.full(leaves[0][1].shape[0], -1, jnp.int32))
 
 
 @cache
@@ -62,13 +63,50 @@ def _splitter(mesh: Mesh | None) -> Callable[[jax.Array], tuple[jax.Array, jax.A
     return over_lanes(lambda key: tuple(jax.random.split(key)), 1, mesh)
 
 
-def _copy(leaf: Any) -> jax.Array:
-    return leaf.copy() if isinstance(leaf, jax.Array) else jnp.array(leaf)
+_copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
 
-def make_chunk(
-    step: Step, stream: Stream, mesh: Mesh | None = None, is_batched: bool | None = None
-) -> Callable[..., tuple[Lanes, Logs]]:
+@dataclass(frozen=True)
+class Chunk:
+    """Steps for many lanes, from `make_chunk`: a compiled function of lanes, keys and data.
+
+    Attributes:
+        steps: the compiled function; it takes a pair of keys for every lane, and numbers as arrays.
+        split: a lane's key as such a pair.
+    """
+
+    steps: Any
+    split: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+    def __call__(self, lanes: Lanes, keys: jax.Array, start: int, num_steps: int, data: PyTree) -> tuple[Lanes, Logs]:
+        """Take the steps `start, ..., start + num_steps - 1`.
+
+        Args:
+            lanes: state of every lane; its buffers are donated.
+            keys: one per lane.
+            start: number of the first step.
+            num_steps: how many.
+            data: `stream.data` or another tree of the same shapes, shared by all lanes.
+
+        Returns:
+            The lanes after them, and means of the logs over them, one per lane, NaN for a frozen one.
+
+        Raises:
+            ValueError: `num_steps` is not positive, or there is not one key per lane.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps}: must be at least 1")
+        if keys.shape[:1] != lanes.frozen_at.shape:
+            raise ValueError(f"{lanes.frozen_at.shape[0]} lanes, keys of shape {keys.shape}: must be one key per lane")
+        return self.steps(lanes, self.split(keys), jnp.int32(start), jnp.int32(num_steps), data)
+
+    def lower(self, lanes: Lanes, keys: jax.Array, data: PyTree) -> Any:
+        """The program of such calls, as `jax.jit` lowers it; of arrays only shapes and types matter."""
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        return self.steps.lower(lanes, jax.eval_shape(self.split, keys), number, number, data)
+
+
+def make_chunk(step: Step, stream: Stream, mesh: Mesh | None = None, is_batched: bool | None = None) -> Chunk:
     """Compile steps for many lanes; each call takes a given number of steps.
 
     The number of steps is not part of the compiled program, so a run has the same bits however it is divided into
@@ -82,10 +120,7 @@ def make_chunk(
         is_batched: whether lanes run batched (`over_lanes`); by default on all devices but CPUs.
 
     Returns:
-        `chunk(lanes, keys, start, num_steps, data) -> (lanes, logs)`: steps `start, ..., start + num_steps - 1`.
-        `lanes` (whose buffers are donated) and `keys` have a leading lane axis; `data` is `stream.data` or another tree
-        of the same shapes, shared by all lanes; logs are means over the steps, one per lane, NaN for a frozen one.
-        Raises ValueError if `num_steps` is not positive or there is not one key per lane.
+        `chunk(lanes, keys, start, num_steps, data) -> (lanes, logs)`.
 
     Raises:
         ValueError: `stream` is not a stream.
@@ -93,6 +128,8 @@ def make_chunk(
     if not isinstance(stream, Stream):
         raise ValueError(f"stream={stream!r}: must be a Stream, such as epochs(images, labels, batch_size)")
     block = block_of(stream)
+    # Its logs are asked for before its loop is built: so that it is traced once, not twice. The program is the same.
+    step = jax.jit(step, inline=True)
 
     def of_one(
         lane: Lanes, keys: tuple[jax.Array, jax.Array], start: Any, num_steps: Any, data: PyTree
@@ -124,14 +161,4 @@ def make_chunk(
         means = jax.tree.map(lambda log: jnp.where(lane.frozen_at < 0, log / count, jnp.nan), sums)
         return lane, means
 
-    compiled = over_lanes(of_one, 2, mesh, donate=True, is_batched=is_batched)
-    split = _splitter(mesh)
-
-    def chunk(lanes: Lanes, keys: jax.Array, start: int, num_steps: int, data: PyTree) -> tuple[Lanes, Logs]:
-        if num_steps < 1:
-            raise ValueError(f"num_steps={num_steps}: must be at least 1")
-        if keys.shape[:1] != lanes.frozen_at.shape:
-            raise ValueError(f"{lanes.frozen_at.shape[0]} lanes, keys of shape {keys.shape}: must be one key per lane")
-        return compiled(lanes, split(keys), jnp.int32(start), jnp.int32(num_steps), data)
-
-    return chunk
+    return Chunk(over_lanes(of_one, 2, mesh, donate=True, is_batched=is_batched), _splitter(mesh))
