@@ -77,3 +77,17 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def compiled():
+    """What XLA has compiled since the test began."""
+    names: list[str] = []
+
+    def listen(event: str, duration: float, **details: str) -> None:
+        if event.endswith("backend_compile_duration"):
+            names.append(details.get("fun_name", event))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)

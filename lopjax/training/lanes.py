@@ -8,6 +8,7 @@ sharded over devices too.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -148,4 +149,10 @@ def gathered(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """The same arrays replicated on every device, so that every process can read them. All processes must call it."""
     if mesh is None:
         return tree
-    return jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return _gather(mesh)(tree)
+
+
+@cache
+def _gather(mesh: Mesh) -> Callable[[PyTree], PyTree]:
+    """The jitted function of `gathered`: a new one for every call would be compiled anew."""
+    return jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(mesh, PartitionSpec()))

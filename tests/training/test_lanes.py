@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from oracles.training_step import STEP
 
 from lopjax.random.philox import high_word
-from lopjax.training.lanes import check_lanes, cut_batch, gathered, lane_mesh, over_lanes, place
+from lopjax.training.lanes import BATCH, SEED, check_lanes, cut_batch, gathered, lane_mesh, over_lanes, place
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 
@@ -56,6 +57,16 @@ def test_the_upper_word_of_a_product():
     expected = (words[0].astype(np.uint64) * words[1].astype(np.uint64)) >> np.uint64(32)
     np.testing.assert_array_equal(high_word(*map(jnp.asarray, words)), expected)
     np.testing.assert_array_equal(jax.lax.mulhi(*map(jnp.asarray, words)), expected)
+
+
+def test_gathering_compiles_once(compiled):
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), (SEED, BATCH))
+    tree = place({"a": np.arange(13.0)}, mesh, is_per_lane=True)
+    for _ in range(3):
+        np.testing.assert_array_equal(gathered(tree, mesh)["a"], np.arange(13.0))
+    assert len(compiled) == 1
+    gathered({"a": tree["a"], "b": tree["a"]}, mesh)  # the control: another structure is another program
+    assert len(compiled) == 2
 
 
 ON_EIGHT_DEVICES = """
