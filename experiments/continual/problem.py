@@ -54,7 +54,15 @@ def make_problem(config: Config, data_dir: Any) -> Problem:
     """
     if config.tasks == "gaussian_mixtures":
         return _mixtures(config)
-    return image_problem(config, data.load(config.dataset, data_dir))
+    return _on_device(image_problem(config, data.load(config.dataset, data_dir)))
+
+
+def _on_device(problem: Problem) -> Problem:
+    """The problem with its images on the device, so that those in the host's memory, 0.35 GB, are given back."""
+    train, test = (
+        part and part._replace(data=jax.tree.map(jnp.asarray, part.data)) for part in (problem.train, problem.test)
+    )
+    return problem._replace(train=train, test=test)
 
 
 def image_problem(config: Config, dataset: data.Dataset) -> Problem:
@@ -111,6 +119,7 @@ def _class_incremental(config: Config, dataset: data.Dataset, shared: dict[str, 
             (dataset.test_images, dataset.test_labels),
         )
     )
+    prepare = train.prepare  # without the images, which `classes` below would keep in memory
     if config.probe == "first" and order is None:
         raise ValueError("probe='first': needs a class_order, so that all seeds have the same first task")
     classes = np.arange(num) if order is None or config.probe == "all" else order[: config.classes_per_task]
@@ -127,7 +136,7 @@ def _class_incremental(config: Config, dataset: data.Dataset, shared: dict[str, 
         test=test,
         loss=masked_cross_entropy,
         accuracy=masked_accuracy,
-        classes=lambda data, key, task: train.prepare(data, jax.random.split(key)[0], task)[1],
+        classes=lambda data, key, task: prepare(data, jax.random.split(key)[0], task)[1],
         probe=(dataset.train_images[probed], labels),
         **shared,
     )

@@ -1,5 +1,7 @@
 """The continual-learning experiment: fresh networks are fresh, records say what they claim, cuts change nothing."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import jax
@@ -16,6 +18,7 @@ from experiments.continual.figures import correlation, figures
 from experiments.continual.lane import head_of, mixed_head, plasticity, with_head
 from experiments.continual.methods import groups_of, lanes_of
 from experiments.continual.parts import parts
+from experiments.continual.problem import image_problem, make_problem
 from experiments.continual.report import (
     backward_transfer,
     less_fresh,
@@ -29,6 +32,7 @@ from experiments.continual.setup import build
 from experiments.continual.sharpness import config_of, last_task, sharpness
 from experiments.kit.intervals import interval
 from experiments.kit.networks import MLP
+from lopjax import data
 from lopjax.losses import mean_cross_entropy
 from lopjax.runs import RunData, load, open_run
 from lopjax.runs.schedule import expected_records, play
@@ -340,3 +344,27 @@ def test_every_architecture_learns_task_after_task(model, tmp_path):
     assert first > 0.8
     assert second > 0.6
     assert less_fresh(run, "online_loss", "adam", 0)[0] == 0
+
+
+@pytest.mark.parametrize("tasks", ["class_incremental", "permuted_pixels", "permuted_labels", "random_labels"])
+def test_images_are_in_memory_once(tasks, monkeypatch):
+    config = MLPConfig(tasks=tasks, dataset="digits", probe_samples=10, num_tasks=5, classes_per_task=2)
+    loaded = []
+
+    def problem_of(make):
+        dataset = data.load("digits")
+        loaded[:] = [weakref.ref(images) for images in (dataset.train_images, dataset.test_images)]
+        monkeypatch.setattr(data, "load", lambda *_: dataset)
+        made = make(dataset)
+        monkeypatch.undo()
+        return made
+
+    problem = problem_of(lambda dataset: make_problem(config, None))
+    jax.block_until_ready(problem.train.data)
+    gc.collect()
+    assert [images() for images in loaded] == [None, None]
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(problem.train.data))
+    kept = problem_of(lambda dataset: image_problem(config, dataset))  # the control: the loaded arrays are its own
+    gc.collect()
+    assert loaded[0]() is not None
+    del kept
