@@ -130,6 +130,10 @@ def test_runs_of_one_seed_each_are_one_run(tmp_path):
         joined([parts[0], parts[0]])
     with pytest.raises(ValueError, match=r"steps=9, and .* has 300; only seeds may differ"):
         joined([parts[0], seed_of(run, 0, steps=9)])
+    # A run from before a field existed did what the field's default does.
+    assert joined([parts[0], seed_of(run, 0, look_every=0)]).config["seeds"] == [1, 0]
+    with pytest.raises(ValueError, match=r"look_every=5, and .* has 0; only seeds may differ"):
+        joined([parts[0], seed_of(run, 0, look_every=5)])
 
 
 def test_the_table_of_runs_has_means_of_the_last_half_and_differences_paired_by_seed(tmp_path):
