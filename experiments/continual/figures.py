@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.continual.methods import fresh, label_of, lanes_of, method_of
-from experiments.continual.report import accuracy_name, at_ends, less_fresh, over_tasks
+from experiments.continual.report import accuracy_name, at_ends, less_fresh, over_tasks, value_of
 from experiments.kit.intervals import interval
 from lopjax.plotting import PALETTE, band, drawing, new_figure
 from lopjax.runs import RunData
@@ -71,7 +71,7 @@ def steps_figure(run: RunData) -> "Figure":
             curves = [run.select(method=name, seed=seed) for seed in run.config["seeds"]]
             num = min(map(len, curves))
             if num:
-                values = [[record[f"probe/{symptom}/mean"] for record in curve[:num]] for curve in curves]
+                values = [[value_of(record, f"probe/{symptom}/mean") for record in curve[:num]] for curve in curves]
                 steps = np.array([record["step"] for record in curves[0][:num]])
                 band(axes, steps, [np.array(curve, float) for curve in values], color_of(run, name), label_of(name))
         for task in range(1, run.config["num_tasks"] if run.config["num_tasks"] <= MOST_STARTS else 0):

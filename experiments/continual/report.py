@@ -20,9 +20,10 @@ _SYMPTOMS = ("effective_rank", "dead_fraction", "duplicate_fraction", "saturated
 def at_ends(data: RunData, name: str, method: str, seed: int) -> np.ndarray:
     """A value at the end of every task of a lane, as far as it has come; NaN where it is missing.
 
-    A fresh network that is trained at every eighth task has NaN at the others.
+    A fresh network that is trained at every eighth task has NaN at the others. So has a lane whose loss was not finite:
+    what is recorded of it from then on is of the network before that step, which no longer learns.
     """
-    found = {record["task"]: _number(record.get(name)) for record in data.select(method=method, seed=seed, is_end=True)}
+    found = {record["task"]: value_of(record, name) for record in data.select(method=method, seed=seed, is_end=True)}
     return np.array([found.get(task, math.nan) for task in range(max(found, default=-1) + 1)])
 
 
@@ -72,6 +73,7 @@ def summarise(data: RunData) -> list[dict[str, Any]]:
     on the fixed probe, mean over sites, at the end of the first and of the last task. `backward_transfer`: accuracy on
     earlier tasks less what it was at their end, mean over tasks and lags. `steps_to_level`: median over the last half,
     None where the level was not reached in half of the tasks; `level_missed`: in how many of all tasks it was not.
+    `died`, `revived`: sums over all records. A lane whose loss was not finite has None for what is of later tasks.
     """
     rows = []
     for name in lanes_of(tuple(data.config["methods"]), data.config["fresh"]):
@@ -100,8 +102,9 @@ def _numbers(data: RunData, name: str, seed: int) -> dict[str, Any]:
     row |= {"steps_to_level": _plain(np.median(censored)), "level_missed": int(np.isnan(reached[done]).sum())}
     row["plasticity"] = _plain(np.mean(over_tasks(data, "plasticity", name, seed)[late]))
     row["backward_transfer"] = _plain(backward_transfer(data, name, seed))
-    for count in ("died", "revived"):
-        row[count] = int(np.nansum(at_ends(data, f"units/{count}", name, seed)))
+    for count in ("died", "revived"):  # since the previous record, which need not be the end of a task
+        counts = [value_of(record, f"units/{count}") for record in data.select(method=name, seed=seed)]
+        row[count] = int(np.nansum(counts))
     return row
 
 
@@ -162,7 +165,7 @@ def _row(data: RunData, name: str, seeds: list[dict[str, Any]]) -> tuple[str, ..
     reached = [row["steps_to_level"] for row in seeds]
     steps = "never" if None in reached else f"{np.median(reached):,.0f}"
     frozen = [row["frozen_at"] for row in seeds if row["frozen_at"] is not None]
-    word = "reference" if is_control else f"diverged at {min(frozen):,}" if frozen else verdict(online)
+    word = f"diverged at {min(frozen):,}" if frozen else "reference" if is_control else verdict(online)
     transfer = "-" if is_control else _mean(seeds, "backward_transfer", 2, sign=True)
     return (
         label_of(name), word, _with_interval(online), _with_interval(tested), _mean(seeds, "online_accuracy", 3),
@@ -202,6 +205,11 @@ def _mean(rows: Sequence[Mapping[str, Any]], name: str, digits: int, sign: bool 
     if None in values:
         return "-"
     return f"{math.fsum(values) / len(values):{'+' if sign else ''}.{digits}f}"
+
+
+def value_of(record: Mapping[str, Any], name: str) -> float:
+    """A value of a record; NaN where it is missing or the lane has diverged."""
+    return math.nan if "frozen_at" in record else _number(record.get(name))
 
 
 def _number(value: Any) -> float:

@@ -255,6 +255,26 @@ def test_what_is_lost_is_the_difference_in_the_last_half(unchecked):
     assert table(synthetic(fresh_adam=[0.9, 0.8], adam=[])).rows[1][1] == "not started"
 
 
+def test_deaths_are_summed_over_all_records_and_a_diverged_lane_has_no_results(recorded):
+    records = [{**record, "units/died": 1.0} for record in recorded.records]
+    run = recorded._replace(records=records, summary=None)
+    assert {row["died"] for row in summarise(run)} == {6}  # two records in each of three tasks
+    is_lost = lambda record: record["method"] in ("adam", "fresh_adam") and record["seed"] == 1  # noqa: E731
+    marks = {"frozen_at": 25, "online_accuracy": None}
+    diverged = [{**r, **marks} if is_lost(r) and r["step"] > 20 else r for r in records]
+    run = run._replace(records=diverged)
+    rows = {(row["method"], row["seed"]): row for row in summarise(run)}
+    names = ("online_accuracy", "test_accuracy_less_fresh", "effective_rank_last", "backward_transfer")
+    assert [rows["adam", 1][name] for name in names] == [None] * 4
+    assert [rows["l2_init", 1][name] is None for name in names] == [False, True, False, False]  # its control diverged
+    assert None not in [rows["adam", 0][name] for name in names]  # the control
+    assert rows["adam", 1]["died"] == 2
+    shown = {row[0]: row for row in table(run).rows}
+    assert [shown[name][1] for name in ("fresh, Adam", "Adam", "L2-init")] == ["diverged at 25", "diverged at 25", "-"]
+    assert shown["Adam"][2:4] == shown["L2-init"][2:4] == ("-", "-")
+    assert figures(run)
+
+
 def test_an_incomplete_run_is_drawn(recorded):
     part = recorded._replace(records=recorded.records[:14], summary=None)
     assert set(figures(part)) == {"continual", "dead_and_duplicate", "rank_and_symptoms", "layers"}
