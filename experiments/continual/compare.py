@@ -149,8 +149,10 @@ def main() -> None:
     arguments = parser.parse_args()
     from experiments.continual.joined import load_joined
 
-    reference = json.loads(arguments.reference.read_text(encoding="utf-8"))
     try:
+        reference = json.loads(arguments.reference.read_text(encoding="utf-8"))
+        if not isinstance(reference, dict) or "runs" not in reference:
+            raise ValueError(f'{arguments.reference}: must be {{"runs": [...]}}, curves of other code')
         table = table_of(rows_of(load_joined(arguments.run), reference))
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")

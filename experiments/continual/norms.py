@@ -4,7 +4,8 @@
 
 The arrangement of arXiv 2510.00304, figure 3.3. Runs are named by their folders unless there are --names; the method
 is the first of each. Runs of a seed each are joined if written with commas between: runs/none0,runs/none1. Prints a
-Markdown table, too: means over the last half of the tasks, and their differences from the first run, seed by seed.
+Markdown table, too: means over the last half of the tasks, and their differences from the first run, seed by seed. Only
+tasks that all runs have finished are used.
 """
 
 import argparse
@@ -74,6 +75,35 @@ def norms_figure(found: "Sequence[RunData]", names_of_runs: Sequence[str] = ()) 
         handles = panels[0, 0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside upper center", ncols=len(found), frameon=False)
     return figure
+
+
+_SAME = ("tasks", "dataset", "classes_per_task", "class_order", "num_images", "steps", "change", "batch_size")
+"""What a run and another must have in common for a task to be the same in both."""
+
+
+def cut_alike(found: "Sequence[RunData]") -> "list[RunData]":
+    """The runs up to the last task that all their lanes have finished, so that the last half is the same in all.
+
+    Raises:
+        ValueError: their tasks are not the same, or one of them has no task that is finished; names the run.
+    """
+    first = found[0]
+    for run in found[1:]:
+        for name in _SAME:
+            if run.config.get(name) != first.config.get(name):
+                raise ValueError(
+                    f"{run.folder}: {name}={run.config.get(name)}, and {first.folder} has {first.config.get(name)}; "
+                    "runs side by side must have the same tasks"
+                )
+    nums = {
+        (run.folder, seed): len(at_ends(run, "task", run.config["methods"][0], seed))
+        for run in found
+        for seed in run.config["seeds"]
+    }
+    (folder, seed), num = min(nums.items(), key=lambda pair: pair[1])
+    if num == 0:
+        raise ValueError(f"{folder}: no task of seed {seed} is finished; finish the run with --resume")
+    return [run._replace(records=[record for record in run.records if record["task"] < num]) for run in found]
 
 
 TABLE = {
@@ -154,7 +184,7 @@ def main() -> None:
             2, f"error: --names: {len(arguments.names)} names for {len(arguments.runs)} runs; must be as many\n"
         )
     try:
-        found = [load_joined(folders) for folders in arguments.runs]
+        found = cut_alike([load_joined(folders) for folders in arguments.runs])
         names = arguments.names or [run.folder.name for run in found]
         figures = {arguments.output: norms_figure(found, names)}
         if arguments.layers is not None:

@@ -10,7 +10,7 @@ import pytest
 from experiments.continual.compare import main, rows_of, table_of
 from experiments.continual.config import MLPConfig
 from experiments.continual.joined import joined
-from experiments.continual.norms import late_of_seeds, norms_figure
+from experiments.continual.norms import cut_alike, late_of_seeds, norms_figure
 from experiments.continual.norms import table_of as norms_table
 from experiments.continual.problem import make_problem
 from experiments.continual.running_averages import averages_table, both_ways
@@ -91,6 +91,28 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys, monkeypatch):
         main()
     assert stopped.value.code == 2
     assert "not a run folder" in capsys.readouterr().err
+    for content, message in (("[]", 'must be {"runs"'), ("{", "Expecting"), (None, "No such file")):
+        file = tmp_path / "reference.json"
+        file.unlink() if content is None else file.write_text(content)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_runs_side_by_side_are_cut_to_the_tasks_that_all_have(tmp_path):
+    whole, part = run_of(tmp_path / "none"), run_of(tmp_path / "batch", num_tasks=2)
+    lines = norms_table(cut_alike([whole, part]), ("none", "batch")).splitlines()
+    assert lines[2] == "| online accuracy | 0.600 ± 0.000 | 0.600 ± 0.000 | +0.000 ± 0.000 |"  # of task 2, in both
+    uneven = run_of(tmp_path / "uneven")
+    uneven = uneven._replace(records=[r for r in uneven.records if r["seed"] == 0 or r["task"] < 2])
+    assert {record["task"] for record in cut_alike([uneven])[0].records} == {0, 1}
+    assert cut_alike([whole, whole])[1].records == whole.records  # the control
+    other = run_of(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other: steps=9, and .*none has 300; .* must have the same tasks"):
+        cut_alike([whole, other._replace(config={**other.config, "steps": 9})])
+    with pytest.raises(ValueError, match=r"empty: no task of seed 0 is finished"):
+        cut_alike([whole, run_of(tmp_path / "empty", num_tasks=0)])
 
 
 def test_several_runs_are_drawn_as_curves_and_bars(tmp_path):
