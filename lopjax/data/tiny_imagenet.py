@@ -31,6 +31,7 @@ SHAPE = (64, 64, 3)
 LARGEST_BYTES = 1 << 20
 _TRAIN = re.compile(r"(?P<root>[^/]+)/train/(?P<class_id>n\d{8})/images/(?P<file>[\w.-]+\.JPEG)")
 _VALIDATION = re.compile(r"(?P<root>[^/]+)/val/images/(?P<file>[\w.-]+\.JPEG)")
+_PICTURE = re.compile(r"[^/]+/(train|val)/.*\.(jpe?g|png)", re.IGNORECASE)
 
 
 class Contents(NamedTuple):
@@ -101,18 +102,27 @@ def read_contents(file: zipfile.ZipFile) -> Contents:
     """The images and classes of an archive, without extracting or decoding anything.
 
     Raises:
-        ValueError: a member outside the archive's own folder or repeated, a class without training images, or an image
-            or annotation without a class.
+        ValueError: a member outside the archive's own folder or repeated, a class without training images, an image
+            or annotation without a class, an image that is not where images are, or two images or annotations of the
+            same file name.
     """
     names = file.namelist()
     check_members(names)
+    if lost := [
+        name
+        for name in names
+        if _PICTURE.fullmatch(name) and not (_TRAIN.fullmatch(name) or _VALIDATION.fullmatch(name))
+    ]:
+        raise ValueError(f"{lost[0]}: must be train/<WordNet id>/images/<name>.JPEG or val/images/<name>.JPEG")
     root = names[0].split("/")[0] if names else ""
     class_ids = tuple(sorted(_text(file, f"{root}/wnids.txt").split()))
     if len(set(class_ids)) < max(len(class_ids), 2):
         raise ValueError(f"{root}/wnids.txt: {len(class_ids)} classes; must be different ones, at least 2")
     labels = {class_id: label for label, class_id in enumerate(class_ids)}
     words = dict(line.split("\t", 1) for line in _text(file, f"{root}/words.txt").splitlines() if "\t" in line)
-    train = [(match[0], match["class_id"]) for name in names if (match := _TRAIN.fullmatch(name))]
+    found = [match for name in names if (match := _TRAIN.fullmatch(name))]
+    _check_distinct([match["file"] for match in found], f"{root}/train")
+    train = [(match[0], match["class_id"]) for match in found]
     annotated = _annotations(_text(file, f"{root}/val/val_annotations.txt"))
     members = {match["file"]: match[0] for name in names if (match := _VALIDATION.fullmatch(name))}
     if nameless := sorted(set(members) - set(annotated)):
@@ -214,6 +224,11 @@ def _text(file: zipfile.ZipFile, member: str) -> str:
         return file.read(member).decode()
     except KeyError:
         raise ValueError(f"archive={file.filename}: has no file {member}") from None
+    except Exception as error:
+        # A damaged or encrypted member raises BadZipFile, zlib.error, RuntimeError, UnicodeDecodeError and others.
+        raise ValueError(
+            f"archive={file.filename}: {member} cannot be read ({error}); get the archive again"
+        ) from error
 
 
 def _annotations(text: str) -> dict[str, str]:
@@ -221,7 +236,14 @@ def _annotations(text: str) -> dict[str, str]:
     rows = [line.split("\t") for line in text.splitlines() if line.strip()]
     if bad := [row for row in rows if len(row) < 2]:
         raise ValueError(f"val_annotations.txt: line {bad[0]}; must be a file and its class, separated by a tab")
+    _check_distinct([row[0] for row in rows], "val_annotations.txt")
     return {row[0]: row[1] for row in rows}
+
+
+def _check_distinct(files: Sequence[str], where: str) -> None:
+    """The file name is the image's key in the prepared set, and the annotation's."""
+    if twice := [file for file, count in Counter(files).items() if count > 1]:
+        raise ValueError(f"{where}: {twice[0]} is there twice; every image must have a name of its own")
 
 
 def _label(labels: Mapping[str, int], class_id: str, member: str) -> int:

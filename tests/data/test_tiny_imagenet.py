@@ -144,6 +144,11 @@ ANNOTATIONS = members()[f"{ROOT}/val/val_annotations.txt"]
         (having(TRAIN, bytes(2_000_000)), "2,000,000 bytes"),
         (without("wnids"), "has no file tiny-imagenet-200/wnids.txt"),
         (having("wnids.txt", b"n00000001"), "1 classes; must be different ones, at least 2"),
+        (having("words.txt", b"\xff"), "words.txt cannot be read"),
+        (having("val/val_annotations.txt", ANNOTATIONS + b"val_0.JPEG\tn00000002"), "val_0.JPEG is there twice"),
+        (having(f"train/{IDS[0]}/images/{IDS[1]}_1.JPEG", picture(0)), f"train: {IDS[1]}_1.JPEG is there twice"),
+        (having(f"train/{IDS[0]}/images/other.jpeg", picture(0)), "other.jpeg: must be train/<WordNet id>/images"),
+        (having("train/other/images/other.JPEG", picture(0)), "other.JPEG: must be train/<WordNet id>/images"),
         (having("../evil", b""), "member '../evil': must lie in the archive's own folder"),
         (having("train/../../evil", b""), "must lie in the archive's own folder"),
         (having("/etc/evil", b""), "must lie in the archive's own folder"),
@@ -180,6 +185,23 @@ def test_a_member_twice_a_flipped_bit_and_half_an_archive_are_refused(tmp_path, 
         prepare_tiny_imagenet(tmp_path, archive)
     with pytest.raises(FileNotFoundError, match="it is published at http://cs231n"):
         prepare_tiny_imagenet(tmp_path, tmp_path / "none.zip")
+
+
+ENCRYPTED, CHANGED = 8, 1
+
+
+@pytest.mark.parametrize("fault", [ENCRYPTED, CHANGED])
+def test_a_list_of_classes_that_cannot_be_read_is_named(tmp_path, fault):
+    archive = write(tmp_path / "archive.zip", members())
+    content = bytearray(archive.read_bytes())
+    if fault == ENCRYPTED:
+        content[content.index(b"PK\x01\x02") + ENCRYPTED] |= 1  # the flag of the directory's first entry, wnids.txt
+        content[content.index(b"PK\x03\x04") + 6] |= 1
+    else:
+        content[content.index("\n".join(IDS).encode()) + 8] ^= CHANGED  # its checksum no longer fits
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match=r"wnids.txt cannot be read \("):
+        prepare_tiny_imagenet(tmp_path / "tfds", archive, described(archive))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the cut archive is not there (../shared/data)")
