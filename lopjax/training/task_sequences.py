@@ -4,6 +4,7 @@ Stored images are gathered by index, never copied, and shared by all lanes. If n
 is infinite: each task is drawn from the key and its number.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,8 +127,13 @@ def permuted_labels(images: ArrayLike, labels: ArrayLike, num_classes: int) -> T
 
 
 def random_labels(images: ArrayLike, num_classes: int) -> TaskSequence:
-    """The same images in every task, with labels drawn anew, uniformly, to be memorised (arXiv 2308.11958)."""
+    """The same images in every task, with labels drawn anew, uniformly, to be memorised (arXiv 2308.11958).
+
+    Raises:
+        ValueError: no images, or a number of classes that is not a positive integer.
+    """
     num = num_examples(images)
+    num_classes = as_integer(num_classes, 1, f"num_classes={num_classes!r}: must be a positive integer")
 
     def prepare(data: PyTree, key: jax.Array, task: Any) -> PyTree:
         return jax.random.randint(jax.random.fold_in(key, task), (num,), 0, num_classes)
@@ -207,8 +213,12 @@ def gaussian_mixtures(
         is_test: whether to draw test points from the same mixtures.
 
     Raises:
-        ValueError: a number is not positive, or the points cannot be distributed evenly.
+        ValueError: a number is not positive, a deviation negative or not finite, or the points cannot be distributed
+            evenly.
     """
+    for name, value in {"shift": shift, "spread": spread, "noise": noise}.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value!r}: must be a standard deviation, at least 0 and finite")
     numbers = {"num_examples": num_examples, "num_classes": num_classes, "num_centres": num_centres}
     for name, value in numbers.items():
         as_integer(value, 1, f"{name}={value!r}: must be a positive integer")

@@ -52,11 +52,13 @@ def task_stream(sequence: TaskSequence, batch_size: int, steps: int, change: int
         ValueError: a number is out of range.
     """
     num = sequence.num_examples
-    if not 1 <= batch_size <= num:
-        raise ValueError(f"batch_size={batch_size}: must be between 1 and the {num} examples of a task")
+    message = f"batch_size={batch_size}: must be between 1 and the {num} examples of a task"
+    if as_integer(batch_size, 1, message) > num:
+        raise ValueError(message)
     as_integer(steps, 1, f"steps={steps!r}: must be a positive integer")
-    if not 0 <= change <= steps:
-        raise ValueError(f"change={change}: must be in 0..{steps}, the steps of a task")
+    message = f"change={change}: must be in 0..{steps}, the steps of a task"
+    if as_integer(change, 0, message) > steps:
+        raise ValueError(message)
     epoch = num // batch_size
 
     def prepare(data: PyTree, key: jax.Array, index: Any) -> PyTree:

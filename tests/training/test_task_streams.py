@@ -1,6 +1,7 @@
 """Task streams against plain NumPy and the laws that define them: what is in a task, how often, and when it changes."""
 
 import inspect
+import math
 from functools import cache, partial
 
 import jax
@@ -299,6 +300,11 @@ def test_masked_loss_and_accuracy_are_those_of_the_classes_cut_out():
         (lambda: permuted_pixels(IMAGES[..., 0], LABELS), "shape \\(20, 2, 3\\)"),
         (lambda: permuted_labels(IMAGES, LABELS[1:], CLASSES), "20 images, labels of shape \\(19,\\)"),
         (lambda: gaussian_mixtures(25, 2, 5), "num_examples=25: must be a multiple"),
+        (lambda: gaussian_mixtures(noise=-1.0), "noise=-1.0: must be a standard deviation"),
+        (lambda: gaussian_mixtures(spread=math.nan), "spread=nan"),
+        (lambda: random_labels(IMAGES, 0), "num_classes=0: must be a positive integer"),
+        (lambda: task_stream(incremental, 2.5, STEPS), "batch_size=2.5: must be between 1 and the 6 examples"),
+        (lambda: task_stream(incremental, 2, 5, change=1.5), "change=1.5: must be in 0..5"),
         (lambda: task_stream(incremental, 7, STEPS), "batch_size=7: must be between 1 and the 6 examples of a task"),
         (lambda: task_stream(incremental, 2, 0), "steps=0"),
         (lambda: task_stream(incremental, 2, 5, change=6), "change=6: must be in 0..5"),
@@ -307,7 +313,7 @@ def test_masked_loss_and_accuracy_are_those_of_the_classes_cut_out():
         (lambda: upgd_toy(change="input"), "change='input'"),
     ],
 )
-def test_mistakes_are_refused_with_the_numbers(make, message):
+def test_mistakes_are_refused_with_the_numbers(make, message, unchecked):
     with pytest.raises(ValueError, match=message):
         make()
 
