@@ -55,4 +55,10 @@ def load_joined(folders: str) -> "RunData":
     """
     from lopjax.runs import load
 
-    return joined([load(Path(folder)) for folder in folders.split(",")])
+    runs = [load(Path(folder)) for folder in folders.split(",")]
+    for run in runs:
+        if missing := {"methods", "seeds", "fresh", "steps"} - set(run.config):
+            raise ValueError(
+                f"{run.folder}: a run of experiments.{run.experiment}, without {min(missing)}; must be of continual"
+            )
+    return joined(runs)

@@ -212,6 +212,11 @@ def value_of(record: Mapping[str, Any], name: str) -> float:
     return math.nan if "frozen_at" in record else _number(record.get(name))
 
 
+def has_diverged(data: RunData, method: str, seed: int) -> bool:
+    """Whether the loss of a lane was not finite at some step, so that it stopped learning there."""
+    return any("frozen_at" in record for record in data.select(method=method, seed=seed))
+
+
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 

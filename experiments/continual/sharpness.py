@@ -7,6 +7,7 @@ has), and the loss there, medians over seeds; and the logarithm of the ratio to 
 mean with its 95 % interval.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from experiments.continual.command import print_table_of_a_run
 from experiments.continual.config import PRESETS, Config
 from experiments.continual.methods import fresh, is_fresh, label_of, lanes_of, method_of
 from experiments.continual.problem import Problem, make_problem
+from experiments.continual.report import has_diverged
 from experiments.kit.intervals import interval
 from experiments.kit.terminal import Table
 from lopjax.curvature import extreme_eigenvalues, hvp
@@ -32,7 +34,13 @@ STEPS = 40
 
 
 def config_of(run: "RunData") -> Config:
-    """The config of a run as it was."""
+    """The config of a run as it was.
+
+    Raises:
+        ValueError: a run of another experiment.
+    """
+    if run.experiment != "continual":
+        raise ValueError(f"{run.folder}: a run of experiments.{run.experiment}; must be one of experiments.continual")
     recorded = dict(run.config)
     preset = next(iter(PRESETS[recorded["model"]].values()))
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
@@ -60,23 +68,26 @@ def sharpness(model: "Model", problem: Problem, variables: Any, batch: tuple[Any
 
 
 def sharpness_table(run: "RunData", data_dir: Path | None = None) -> Table:
-    """A row per method and fresh network."""
+    """A row per method and fresh network; NaN where the loss of a seed was not finite."""
     config, model = config_of(run), run.model("network")
     problem = make_problem(config, data_dir)
     measure, by_name = jax.jit(lambda *given: sharpness(model, problem, *given)), {}
     for name in lanes_of(config.methods, config.fresh):
         networks = run.variables(name)["network"]
-        by_name[name] = np.array([
-            measure(jax.tree.map(lambda leaf, index=index: leaf[index], networks), last_task(config, problem, seed))
-            for index, seed in enumerate(config.seeds)
-        ])  # fmt: skip
+        values = []
+        for index, seed in enumerate(config.seeds):
+            network = jax.tree.map(lambda leaf, index=index: leaf[index], networks)
+            is_known = not has_diverged(run, name, seed)
+            values.append(measure(network, last_task(config, problem, seed)) if is_known else (math.nan, math.nan))
+        by_name[name] = np.array(values)
     rows = []
     for name, values in by_name.items():
         control = by_name.get(fresh(method_of(name).control))
         text = "-"
         if control is not None and not is_fresh(name):
             ratio = interval(np.log(values[:, 0] / control[:, 0]))
-            text = f"{ratio.mean:+.2f} ± {ratio.half:.2f}"
+            text = "-" if math.isnan(ratio.mean) else f"{ratio.mean:+.2f}"
+            text += "" if math.isnan(ratio.half) else f" ± {ratio.half:.2f}"
         rows.append((label_of(name), *(f"{value:.3g}" for value in np.median(values, axis=0)), text))
     title = f"{run.folder}: after task {config.num_tasks}, on its examples, {len(config.seeds)} seeds"
     return Table(title, ("method", "largest eigenvalue", "loss", "log ratio to fresh"), rows)

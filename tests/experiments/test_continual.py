@@ -29,7 +29,7 @@ from experiments.continual.report import (
     verdict,
 )
 from experiments.continual.setup import build
-from experiments.continual.sharpness import config_of, last_task, sharpness
+from experiments.continual.sharpness import config_of, last_task, sharpness, sharpness_table
 from experiments.kit.intervals import interval
 from experiments.kit.networks import MLP
 from lopjax import data
@@ -304,6 +304,20 @@ def test_sharpness_is_the_largest_eigenvalue_on_the_examples_of_the_last_task(re
     found, value = jax.jit(lambda *given: sharpness(model, setup.problem, *given))(variables, (inputs, labels))
     np.testing.assert_allclose(found, expected, rtol=1e-3)
     np.testing.assert_allclose(value, recorded.column("train_loss", method="adam", seed=1)[-1], rtol=1e-5)
+
+
+def test_sharpness_of_one_seed_has_no_interval_and_of_a_diverged_one_no_value(recorded):
+    one = recorded._replace(config={**recorded.config, "seeds": [0]})
+    rows = {row[0]: row for row in sharpness_table(one).rows}
+    assert float(rows["Adam"][3]) == pytest.approx(
+        np.log(float(rows["Adam"][1]) / float(rows["fresh, Adam"][1])), abs=0.02
+    )
+    marked = [{**r, "frozen_at": 25} if r["method"] == "adam" and r["step"] > 20 else r for r in one.records]
+    rows = {row[0]: row for row in sharpness_table(one._replace(records=marked)).rows}
+    assert rows["Adam"][1:] == ("nan", "nan", "-")
+    assert "nan" not in rows["L2-init"]  # the control
+    with pytest.raises(ValueError, match=r"a run of experiments.cloning; must be one of experiments.continual"):
+        sharpness_table(recorded._replace(experiment="cloning"))
 
 
 def test_methods_with_one_optimizer_share_a_program_and_a_fresh_network():

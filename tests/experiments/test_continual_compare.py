@@ -1,6 +1,7 @@
 """Runs of the continual-learning experiment beside other curves, and beside each other, on made-up records."""
 
 import json
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,22 @@ import pytest
 
 from experiments.continual.compare import main, rows_of, table_of
 from experiments.continual.config import MLPConfig
-from experiments.continual.joined import joined
+from experiments.continual.joined import joined, load_joined
 from experiments.continual.norms import cut_alike, late_of_seeds, norms_figure
 from experiments.continual.norms import table_of as norms_table
 from experiments.continual.problem import make_problem
 from experiments.continual.running_averages import averages_table, both_ways
 from lopjax.data.tasks import class_order
 from lopjax.models import mlp
-from lopjax.runs import RunData
+from lopjax.runs import RunData, open_run
 from lopjax.training import task_examples
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The config of another experiment."""
+
+    seeds: tuple[int, ...] = (0,)
 
 
 def run_of(folder, num_tasks: int = 4, shift: float = 0.0) -> RunData:
@@ -156,6 +164,12 @@ def test_runs_of_one_seed_each_are_one_run(tmp_path):
     assert joined([parts[0], seed_of(run, 0, look_every=0)]).config["seeds"] == [1, 0]
     with pytest.raises(ValueError, match=r"look_every=5, and .* has 0; only seeds may differ"):
         joined([parts[0], seed_of(run, 0, look_every=5)])
+
+
+def test_a_run_of_another_experiment_is_refused(tmp_path):
+    open_run(tmp_path / "run", Pretraining(), experiment="cloning")
+    with pytest.raises(ValueError, match=r"run: a run of experiments.cloning, without [a-z]+; must be of continual"):
+        load_joined(str(tmp_path / "run"))
 
 
 def test_the_table_of_runs_has_means_of_the_last_half_and_differences_paired_by_seed(tmp_path):
