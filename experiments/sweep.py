@@ -5,8 +5,8 @@
 
 A grid over numbers that can be lanes of one program runs faster with the experiment's own --grid. Here each point is a
 separate process: `python -m experiments.<name> --resume` with the flags of the point and those after `--`. Jobs share
-    only the folder runs/<experiment>/<name>, in which each point has a folder; a sweep that is started again continues
-    with the points that are not complete. `python -m experiments.show runs/<experiment>/<name>` prints the grid.
+only the folder runs/<experiment>/<name>, in which each point has a folder; a sweep that is started again continues
+with the points that are not complete. `python -m experiments.show runs/<experiment>/<name>` prints the grid.
 
 Needs submitit: pip install 'lopjax[sweep]'.
 """

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lopjax.arguments.batches import as_batch, as_numbers, check_leaves, label_arrays
 from lopjax.arguments.misfits import described, in_a_sentence
+from lopjax.arguments.networks import check_network
 from lopjax.arguments.numbers import check_numbers
 from lopjax.arguments.order import loss_is_first, takes_old_order
 from lopjax.model import Model, Params, Variables, outputs_of
@@ -143,6 +144,7 @@ def of_parameters(
         ValueError: no inputs and labels for the same samples; from the function: inputs that the network does not take,
             labels that the loss does not.
     """
+    check_network(model, variables)
     inputs, labels = pair(batch)
 
     def loss_of_params(params: Params) -> jax.Array:
@@ -177,6 +179,7 @@ def check_batch(
         ValueError: no inputs and labels of one length; inputs that are not finite; integer labels, one per sample or
             per position of it, outside the classes; a loss that is not finite.
     """
+    check_network(model, variables)
     inputs, labels = as_batch(batch)
     leaves = label_arrays(labels)
     if any(jnp.shape(leaf)[:1] != inputs.shape[:1] for leaf in leaves):

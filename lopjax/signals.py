@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from lopjax.arguments.networks import check_network
 from lopjax.losses import loss_of, mean_cross_entropy, pair
 from lopjax.model import Model, Params, Taps, Variables, outputs_of
 
@@ -72,6 +73,7 @@ def observe(
         ValueError: no inputs and labels for the same samples, at least one; inputs that the network does not take,
             labels that the loss does not.
     """
+    check_network(model, variables)
     inputs, labels = pair(batch)
 
     def forward(params: Params, perturbations: Taps | None) -> tuple[jax.Array, tuple[jax.Array, Variables, Taps]]:

@@ -72,8 +72,8 @@ def third_is_mapping_or_no_batch(args: tuple[Any, ...], named: Arguments) -> boo
 
 
 def loss_is_first(args: tuple[Any, ...], named: Arguments) -> bool:
-    """Whether the loss comes first, where the model is today."""
-    return bool(args) and callable(args[0])
+    """Whether the loss comes first, where the model is today, and not by name."""
+    return bool(args) and callable(args[0]) and "loss" not in named
 
 
 def no_batch(given: Arguments) -> Arguments:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lopjax.arguments.batches import as_batch, check_tolerance
+from lopjax.arguments.networks import check_network
 from lopjax.arguments.order import no_batch, takes_old_order, third_is_mapping_or_no_batch
 from lopjax.arguments.precision import all_digits
 from lopjax.certificates.batch_evidence import Loss, Pass, SignalResiduals, gradient_shares, run, signal_residuals
@@ -100,6 +101,7 @@ def certify_cloned(
         ValueError: a partition without clusters or that does not fit the wiring; an unknown path in `exclude`;
             variables of another network; a batch for a network that computes in 16 bits.
     """
+    check_network(model, variables)
     wiring, variables = model.wiring, at_least_float32(variables)
     clusters = check_partition(wiring, partition)
     if not clusters:

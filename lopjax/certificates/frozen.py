@@ -9,6 +9,7 @@ from jaxtyping import ArrayLike
 
 from lopjax.activations import Activation, activation
 from lopjax.arguments.batches import as_batch, check_tolerance
+from lopjax.arguments.networks import check_network
 from lopjax.arguments.order import no_batch, takes_old_order, third_is_mapping_or_no_batch
 from lopjax.arguments.precision import all_digits
 from lopjax.arguments.promotion import standard_promotion
@@ -166,6 +167,7 @@ def certify_frozen(
     Raises:
         ValueError: units that do not exist; a box that does not fit, or that cannot be propagated to the unit.
     """
+    check_network(model, variables)
     wiring, variables = model.wiring, at_least_float32(variables)
     frozen = resolve_frozen_units(wiring, frozen_units)
     if not frozen:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lopjax.activations import activation
 from lopjax.arguments.batches import as_batch, check_tolerance
+from lopjax.arguments.networks import check_network
 from lopjax.arguments.precision import all_digits
 from lopjax.certificates.batch_evidence import Loss, Pass, run
 from lopjax.certificates.tables import number, table
@@ -121,6 +122,7 @@ def certify_weighted(
     References:
         This library's own; for equal clones see arXiv 2510.00304, section 4.
     """
+    check_network(model, variables)
     wiring, variables = model.wiring, at_least_float32(variables)
     params = variables["params"]
     if multiples is None:

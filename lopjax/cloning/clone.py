@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.arguments.integers import as_integer
+from lopjax.arguments.networks import check_model
 from lopjax.cloning.clusters import Partition, check_partition, mean_over_clusters
 from lopjax.model import Model, Variables
 from lopjax.wiring import Label, Wiring, along, multiplicity
@@ -166,6 +167,7 @@ def widen(model: Model, factor: Factor) -> Model:
     Raises:
         ValueError: as in `clone_factors`; or a user's module without a `sizes` field.
     """
+    check_model(model)
     sizes = {}
     for space, n in clone_factors(model.wiring, factor).items():
         sizes[space] = n * model.wiring.size(space) if isinstance(n, int) else sum(n)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.arguments.batches import as_numbers, check_tolerance
+from lopjax.arguments.networks import check_network
 from lopjax.arguments.numbers import takes_numbers
 from lopjax.arguments.precision import all_digits
 from lopjax.cloning.equality import totals
@@ -74,6 +75,7 @@ def find_clones(
         ValueError: inputs that the network does not take; parameters or activations that are not finite; a network
             that computes in 16 bits; see also `Wiring.labels_of`.
     """
+    check_network(model, variables)
     variables = at_least_float32(variables)
     params, wiring = variables["params"], model.wiring
     inputs = as_numbers("inputs", batch[0] if isinstance(batch, tuple) else batch)

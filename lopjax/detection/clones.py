@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lopjax.activations import Activation, activation
 from lopjax.arguments.batches import as_numbers
+from lopjax.arguments.networks import check_network
 from lopjax.arguments.numbers import check_numbers, takes_numbers
 from lopjax.metrics.scaling import scaled, times_power_of_two
 from lopjax.model import Model, Tap, Variables, outputs_of, samples_by_units
@@ -80,6 +81,7 @@ def clone_distances(model: Model, variables: Variables, batch: Any) -> dict[str,
     Raises:
         ValueError: inputs that the network does not take; none at all, on which all units would be alike.
     """
+    check_network(model, variables)
     inputs = as_numbers("inputs", batch[0] if isinstance(batch, tuple) else batch)
     wiring = model.wiring
     taps = outputs_of(model, variables, inputs, dropout_rate=0.0).taps

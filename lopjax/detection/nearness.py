@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int8
 
 from lopjax.activations import activation
+from lopjax.arguments.networks import check_network
 from lopjax.detection.clones import (
     Nearest,
     activation_rows,
@@ -88,6 +89,7 @@ def unit_nearness(
     Raises:
         ValueError: as from `lopjax.signals.observe`.
     """
+    check_network(model, variables)
     wiring, params, batch = model.wiring, variables["params"], jax.tree.map(jnp.asarray, pair(batch))
     observed = observe(model, variables, batch, loss=loss, dropout_rate=0.0, signals=False)
     nearness = {}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopjax.arguments.batches import as_batch
+from lopjax.arguments.networks import check_network
 from lopjax.cloning.rounding import at_least_float32
 from lopjax.detection.lives import LifeTable
 from lopjax.detection.nearness import Status, describe_units, unit_nearness
@@ -53,6 +54,7 @@ def diagnose(
     for name, value in {"learning_rate": learning_rate, "clone_tolerance": clone_tolerance}.items():
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name}={value}: must be positive and finite")
+    check_network(model, variables)
     variables = at_least_float32(variables)
     _check_numbers(variables)
     batch = as_batch(batch)

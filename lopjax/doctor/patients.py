@@ -91,12 +91,16 @@ def admit_checkpoint(path: Path, data: Path | None, network: str | None) -> Admi
             to be traced.
 
     Raises:
+        FileNotFoundError: nothing is there.
         ValueError: an argument is missing or names nothing; the checkpoint does not match, array by array.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; runs are under runs/<experiment>/<name>")
     if network is None or data is None:
         missing = " and ".join(each for each, given in (("--network", network), ("--data", data)) if given is None)
+        what = "no run folder (it has no config.json), and a checkpoint" if path.is_dir() else "a checkpoint"
         raise ValueError(
-            f"{path}: a checkpoint needs {missing}: --network package.module:make, a function that gives the network, "
+            f"{path}: {what} needs {missing}: --network package.module:make, a function that gives the network, "
             "and --data batch.npz with the arrays inputs and labels"
         )
     try:

@@ -163,9 +163,11 @@ def test_a_checkpoint_that_does_not_match_is_refused_array_by_array():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere.npz"], "a checkpoint needs --network and --data"),
+        (["nowhere"], "nowhere: no such file or folder; runs are under runs/<experiment>/<name>"),
+        (["DATA"], "batch.npz: a checkpoint needs --network and --data"),
+        (["FOLDER"], "no run folder (it has no config.json), and a checkpoint needs --network and --data"),
         (["nowhere.npz", "--network", "sick:make", "--data", "DATA"], "nowhere.npz: no such file or folder"),
-        (["nowhere.npz", "--network", "sick:unmake", "--data", "DATA"], "sick has no unmake"),
+        (["DATA", "--network", "sick:unmake", "--data", "DATA"], "sick has no unmake"),
         (["DATA", "--network", "sick", "--data", "DATA"], "must have the form 'package.module:function'"),
         (["DATA", "--network", "sick:variables", "--data", "DATA"], "must be a Model or (apply, params, inputs)"),
         (["DATA", "--network", "sick:make", "--data", "DATA"], "missing: params/hidden_0/kernel (4, 8)"),
@@ -173,8 +175,9 @@ def test_a_checkpoint_that_does_not_match_is_refused_array_by_array():
     ],
 )
 def test_bad_input_is_one_sentence_for_the_user(words, message, data, capsys):
+    places = {"DATA": str(data), "FOLDER": str(data.parent)}
     with pytest.raises(SystemExit):
-        main(["doctor", *(str(data) if word == "DATA" else word for word in words)])
+        main(["doctor", *(places.get(word, word) for word in words)])
     assert message in capsys.readouterr().err
 
 

@@ -6,6 +6,7 @@ At a point of BC the Hessian on the normal space of the leaf is `sum_j I_(n_j - 
 import numpy as np
 from jaxtyping import Array, Key
 
+from lopjax.arguments.networks import check_network
 from lopjax.arguments.order import renamed, takes_old_order, third_is
 from lopjax.arguments.precision import all_digits
 from lopjax.arguments.promotion import standard_promotion
@@ -80,6 +81,7 @@ def unit_blocks(
     References:
         arXiv 2510.00304, definition 4 and section 4; the decomposition into unit blocks is this library's own.
     """
+    check_network(model, variables)
     wide_model = widen(model, factor)
     clusters = check_partition(wide_model.wiring, uniform_partition(wide_model.wiring, factor))
     wide = clone_variables(variables, model.wiring, factor)
@@ -132,6 +134,7 @@ def unit_blocks_of_clones(
         ValueError: variables that are not block constant: elsewhere on V units couple, and the blocks would be wrong;
             an invalid partition; and as in `unit_blocks`.
     """
+    check_network(model, variables)
     clusters = check_partition(model.wiring, partition, model.wiring.cloneable)
     residual = block_constant_residual(variables, model.wiring, clusters)
     allowed = parameter_tolerance(variables["params"]) if bc_tolerance is None else bc_tolerance
