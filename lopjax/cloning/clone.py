@@ -79,6 +79,8 @@ def _in_every_space(
     wiring: Wiring, factor: Factor, count: Callable[[Copies, Wiring, str, str], tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
     """Number of clones of every base unit of every cloned space, by `count(copies, wiring, space, where)`."""
+    if not isinstance(wiring, Wiring):
+        raise ValueError(f"wiring is a {type(wiring).__name__}: must be the wiring of a model, model.wiring")
     is_one_for_all = not isinstance(factor, Mapping)
     counts = {}
     for space, copies in (dict.fromkeys(wiring.cloned_by_default, factor) if is_one_for_all else factor).items():

@@ -52,8 +52,9 @@ def diagnose(
             inputs that are all the same, on which every unit is constant and a multiple of any other.
     """
     for name, value in {"learning_rate": learning_rate, "clone_tolerance": clone_tolerance}.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{name}={value}: must be positive and finite")
+        is_number = isinstance(value, int | float | np.number) or getattr(value, "ndim", None) == 0
+        if value is not None and not (is_number and 0 < value < float("inf")):
+            raise ValueError(f"{name}={value!r}: must be positive and finite")
     check_network(model, variables)
     variables = at_least_float32(variables)
     _check_numbers(variables)

@@ -155,7 +155,12 @@ def load_all(folder: Path | str) -> tuple[list[RunData], dict[Path, str]]:
     Returns:
         The runs, and for every folder that has a `config.json` and cannot be read the reason. Damage within a run is
         described in its `damage`; there are no warnings.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
     """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: not a run folder (no such folder); runs are under runs/<experiment>/<name>")
     runs: list[RunData] = []
     refused: dict[Path, str] = {}
     for path in sorted(Path(folder).rglob("config.json")):

@@ -124,6 +124,10 @@ def trace_model(
         >>> traced.model.wiring.cloneable
         ('w',)
     """
+    if not callable(apply) or all(hasattr(apply, name) for name in ("init", "apply")):
+        raise ValueError(
+            f"apply is a {type(apply).__name__}: must be a function of parameters and inputs, such as a module's apply"
+        )
     check_parameters(params, inputs)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
     network = Network(apply, shapes, dict(names or {}), tuple(fixed))

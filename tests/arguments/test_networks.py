@@ -63,3 +63,30 @@ def test_a_model_of_another_kind_cannot_be_widened():
     module: Any = nn.Dense(2)
     with pytest.raises(ValueError, match="model is a Dense: must be a lopjax Model"):
         lop.widen(module, 2)
+
+
+def test_a_model_is_no_wiring(network):
+    model, variables = network
+    for call in (
+        lambda given: lop.clone_variables(variables, given, 2),
+        lambda given: lop.widen(model._replace(wiring=given), 2),
+    ):
+        with pytest.raises(ValueError, match=r"wiring is a Model: must be .*model\.wiring"):
+            call(model)
+        call(model.wiring)
+
+
+def test_what_is_no_function_is_not_traced(network):
+    model, variables = network
+    given: Any
+    for given, kind in ((nn.Dense(2), "Dense"), (model, "Model"), (3, "int")):
+        with pytest.raises(ValueError, match=f"apply is a {kind}: must be a function of parameters and inputs"):
+            lop.trace_model(given, variables, BATCH[0])
+
+
+def test_a_learning_rate_is_a_number(network):
+    model, variables = network
+    wrong: Any
+    for wrong in ("0.1", -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"learning_rate=.*: must be positive and finite"):
+            lop.diagnose(model, variables, BATCH, learning_rate=wrong)

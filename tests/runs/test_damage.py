@@ -72,6 +72,8 @@ def test_a_bad_folder_does_not_hide_the_other_runs(tmp_path):
     ]
     assert sorted(folder.name for folder in refused) == ["e", "empty", "foreign", "torn"]
     assert all("not a run folder" in reason for reason in refused.values())
+    with pytest.raises(FileNotFoundError, match="nowhere: not a run folder"):
+        runs.load_all(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("left", [b'{"step": 1, "lo', b"x" * 10_000])
