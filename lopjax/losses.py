@@ -1,6 +1,6 @@
 """Losses: means over samples, of logits and of parameters. Of sequences every position is a sample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -132,7 +132,8 @@ def of_parameters(
 
     Args:
         model: the network.
-        variables: supply everything but the parameters (batch statistics).
+        variables: supply everything but the parameters (batch statistics; `{}` where there are none). Parameters in
+            them are ignored.
         batch: `(inputs, labels)`, held fixed.
         loss: `(logits, labels) -> scalar`, a mean over samples.
         train: in train mode batch norm uses the statistics of this batch (and couples its samples); dropout is off.
@@ -144,7 +145,9 @@ def of_parameters(
         ValueError: no inputs and labels for the same samples; from the function: inputs that the network does not take,
             labels that the loss does not.
     """
-    check_network(model, variables)
+    # Variables may be those besides the parameters alone; of a network without any, {}.
+    is_rest = isinstance(variables, Mapping) and set(variables) <= {"batch_stats"}
+    check_network(model, {"params": {}} if is_rest else variables)
     inputs, labels = pair(batch)
 
     def loss_of_params(params: Params) -> jax.Array:

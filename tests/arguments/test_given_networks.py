@@ -52,6 +52,16 @@ def test_parameters_alone_are_no_variables(call, network):
         call(model, [variables])
 
 
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_a_loss_takes_what_there_is_besides_the_parameters(norm):
+    model = lop.mlp((4,), (3,), 2, norm=norm)
+    variables = model.init(jax.random.key(0))
+    rest = {name: arrays for name, arrays in variables.items() if name != "params"}
+    assert set(rest) == ({"batch_stats"} if norm == "batch" else set())
+    whole, part = (lop.losses.cross_entropy(model, given, BATCH)(variables["params"]) for given in (variables, rest))
+    assert part == whole
+
+
 def test_the_model_in_a_trace_is_taken(network):
     model, variables = network
     traced = lop.trace_model(lambda params, x: model.apply({"params": params}, x).logits, variables["params"], BATCH[0])
