@@ -37,8 +37,8 @@ class Claim(NamedTuple):
 
 CONTINUAL, CLONING, ESCAPE = "continual.md", "cloning.md", "escape.md"
 RANK, BEYOND, FORMATION = "rank_causality.md", "beyond_images.md", "formation.md"
-GAUSSIAN = "python -m experiments.continual --seeds 0 1 2 3 4 --methods adam l2_init --name gaussian5"
-TINY = "python -m experiments.continual --preset reference --fresh-every 8 --data-dir DATA --name none"
+GAUSSIAN = "python -m experiments.continual --seeds 0 1 2 3 4 --l2-init 0.01 --weight-decay 0.1 --name gaussian5"
+TINY = "python -m experiments.continual --preset reference --seeds 0 1 2 3 4 --fresh-every 8 --data-dir DATA"
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -224,7 +224,8 @@ CLAIMS: tuple[Claim, ...] = (
         "section 3, dead units",
         "Dead units grow with the loss of plasticity.",
         "corrected",
-        "With ReLU, where they come first; a tanh network loses without, and with layer norm units die without loss.",
+        "With ReLU, where they come before the loss; a tanh network loses without them, and with layer norm units die "
+        "without loss.",
         cells=tuple(Cell(CONTINUAL, "dead units drive it", column) for column in (1, 2, 3)),
         page=CONTINUAL,
         command=TINY,
@@ -246,7 +247,7 @@ CLAIMS: tuple[Claim, ...] = (
         "either lose online accuracy all the same.",
         cells=tuple(Cell(CONTINUAL, "normalisation prevents it", column) for column in (1, 2, 3)),
         page=CONTINUAL,
-        command="python -m experiments.continual --preset reference --fresh-every 8 --net.norm batch --name batch",
+        command=f"{TINY} --net.norm batch --name batch",
     ),
     Claim(
         "discussion",
